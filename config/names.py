@@ -1,0 +1,84 @@
+"""Every name that crosses a process: task names, queues, Redis keys, the shape of ids. No behaviour, no I/O."""
+
+from __future__ import annotations
+
+import re
+
+# Task names. Explicit: Celery would otherwise take the module path, and a move of a file would break the wire.
+CREATE_PEER = "peerlane.create_peer"
+DELETE_PEER = "peerlane.delete_peer"
+SWEEP = "peerlane.sweep"
+RECONCILE = "peerlane.reconcile"
+
+#: A gateway's name: it becomes part of queue names, Redis keys and task ids, so it holds none of their separators.
+GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+#: The part of a request id after ``GATEWAY.``; a UUID normally, any token of ours in general.
+REQUEST_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+#: Set of all registered gateways' names.
+GATEWAYS_KEY = "peerlane:gateways"
+
+#: Prefix of Celery's result keys; the channel a result is published on has the same name.
+RESULT_PREFIX = "celery-task-meta-"
+
+
+def lane_queue(gateway: str) -> str:
+    """The interactive queue of a gateway's lane."""
+    return f"gateway.{gateway}"
+
+
+def bulk_queue(gateway: str) -> str:
+    """The bulk queue (lists, sweeps) of a gateway's lane; consumed after the interactive one."""
+    return f"gateway.{gateway}.bulk"
+
+
+def request_id(gateway: str, token: str) -> str:
+    """A request's id, which is its Celery task id. The gateway's name in front lets an ACL fence results."""
+    return f"{gateway}.{token}"
+
+
+def is_request_id(gateway: str, value: object) -> bool:
+    """Whether ``value`` is a well-formed request id of this gateway."""
+    if not isinstance(value, str):
+        return False
+    name, _, token = value.partition(".")
+    return name == gateway and REQUEST_TOKEN.fullmatch(token) is not None
+
+
+def result_key(request: str) -> str:
+    """Key (and channel) of a request's result: the commit record."""
+    return RESULT_PREFIX + request
+
+
+# One gateway's keys. The braces keep them in one cluster slot.
+
+
+def peers_key(gateway: str) -> str:
+    """Hash: public key → peer record (JSON)."""
+    return f"peerlane:{{{gateway}}}:peers"
+
+
+def addresses_key(gateway: str) -> str:
+    """Hash: prefix → public key of the peer that holds it."""
+    return f"peerlane:{{{gateway}}}:addresses"
+
+
+def epoch_key(gateway: str) -> str:
+    """Counter: grows with every start of a writer."""
+    return f"peerlane:{{{gateway}}}:epoch"
+
+
+def gateway_key(gateway: str) -> str:
+    """Hash: what the gateway says of itself (public key, endpoint, pools, state, heartbeat, version)."""
+    return f"peerlane:{{{gateway}}}:gateway"
+
+
+def unacked_key(gateway: str, part: str = "") -> str:
+    """Celery's store of messages taken but not acknowledged, one per gateway so that none can read another's."""
+    return f"peerlane:{{{gateway}}}:unacked{part}"
+
+
+def writer_lock(device: str) -> str:
+    """Abstract unix socket that the writer of ``device`` holds; its scope is the network namespace."""
+    return f"\0peerlane/writer/{device}"
