@@ -1,0 +1,73 @@
+# Every target that needs Python first makes .venv from the lock, once. PYTHON picks the interpreter it is made with.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.made-from-the-lock
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Kernel tests need a kernel that has WireGuard. Where one stands beside the repository, they run under it.
+ifeq ($(origin PEERLANE_TEST_KERNEL),undefined)
+ifneq ($(wildcard ../shared/kernel/run),)
+export PEERLANE_TEST_KERNEL := ../shared/kernel/run --
+endif
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format lint types imports lock clean
+
+help:  ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP)  ## the whole of Peerlane on this machine: no root, no Redis, ends by itself
+	@$(BIN)/peerlane demo $(ARGS)
+
+test: $(STAMP)  ## all tests (ARGS go to pytest)
+	@$(BIN)/pytest $(ARGS)
+
+check: lint types imports test  ## what a change must pass: format, lint, types, imports, tests
+
+format: $(STAMP)  ## rewrite the sources the way lint wants them
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+lint: $(STAMP)  ## format and style, changing nothing
+	@$(BIN)/ruff format --quiet --check . || { echo "make format mends that" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+types: $(STAMP)  ## pyright, strict
+	@$(call quietly,$(BIN)/pyright)
+
+imports: $(STAMP)  ## workers -> tasks -> config, and netlink behind its one door
+	@$(call quietly,$(BIN)/lint-imports --no-logo)
+
+lock: $(STAMP)  ## write constraints.txt anew from pyproject.toml (ARGS=--upgrade moves the pins)
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --quiet --output-file constraints.txt $(ARGS)
+
+clean:  ## remove .venv and everything that was built or cached
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find config tasks workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: whatever fails or is interrupted before, the next make begins again.
+$(STAMP): constraints.txt pyproject.toml
+	@rm -f $@
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(make_venv); }
+	@$(call quietly,$(PIP_INSTALL) --require-hashes -r constraints.txt)
+	@$(call quietly,$(PIP_INSTALL) --no-deps --no-build-isolation -e .)
+	@touch $@
+
+define make_venv
+command -v $(PYTHON) >/dev/null || \
+  { echo "There is no $(PYTHON) here. Name a Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "Peerlane needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name one: make PYTHON=python3.12" >&2; exit 1; }; \
+echo "Making $(VENV) from constraints.txt; this takes a minute, once." >&2; \
+$(PYTHON) -m venv --clear $(VENV)
+endef
+
+# Prints what a command says only if it fails.
+define quietly
+said=$$($(1) 2>&1) || { printf '%s\n' "$$said" >&2; exit 1; }
+endef
