@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format lint types imports lock clean
+.PHONY: help demo venv test check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -22,6 +22,8 @@ help:  ## list the targets
 
 demo: $(STAMP)  ## the whole of Peerlane on this machine: no root, no Redis, ends by itself
 	@$(BIN)/peerlane demo $(ARGS)
+
+venv: $(STAMP)  ## make .venv from the lock, nothing else
 
 test: $(STAMP)  ## all tests (ARGS go to pytest)
 	@$(BIN)/pytest $(ARGS)

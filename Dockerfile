@@ -1,0 +1,24 @@
+# The wheels: every one checked against the lock's hashes.
+FROM python:3.13-slim AS wheels
+WORKDIR /src
+COPY constraints.txt .
+RUN pip wheel --no-cache-dir --require-hashes --requirement constraints.txt --wheel-dir /wheels
+COPY pyproject.toml README.md LICENSE ./
+COPY config config
+COPY tasks tasks
+COPY workers workers
+RUN pip install --no-cache-dir --no-index --find-links /wheels hatchling \
+ && pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheels .
+
+# From those wheels, what a gateway, beat and Flower need; the tools of developers stay behind.
+FROM python:3.13-slim
+RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
+    python -m venv /opt/peerlane \
+ && /opt/peerlane/bin/pip install --no-cache-dir --no-index --find-links /wheels "peerlane[gateway,flower]" \
+ && useradd --system --home-dir /var/lib/peerlane peerlane \
+ && install --directory --owner peerlane --mode 0755 /var/lib/peerlane \
+ && install --directory --mode 0700 /etc/peerlane
+ENV PATH=/opt/peerlane/bin:$PATH PYTHONUNBUFFERED=1
+WORKDIR /var/lib/peerlane
+USER peerlane
+CMD ["peerlane", "--help"]
