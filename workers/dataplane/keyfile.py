@@ -1,0 +1,122 @@
+"""The device's private key: one file, made once with mode 0600, refused where others could read it.
+
+Private keys are 32 raw bytes inside the process and never appear in an error, a log or a repr.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from tasks.errors import SettingsError
+
+#: Longest key file that is read at all; a well-formed one has 44 characters and a newline.
+_LIMIT = 256
+
+
+def decode_key(text: str) -> bytes:
+    """32 bytes from base64 in the one spelling WireGuard prints.
+
+    Raises:
+        ValueError: anything else. The sentence never holds the key.
+    """
+    try:
+        raw = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (ValueError, UnicodeError):
+        raise ValueError("a key is 32 bytes in base64") from None
+    if len(raw) != 32 or encode_key(raw) != text:
+        raise ValueError("a key is 32 bytes in base64")
+    return raw
+
+
+def encode_key(raw: bytes) -> str:
+    """Base64 as ``wg`` prints it."""
+    return binascii.b2a_base64(raw, newline=False).decode("ascii")
+
+
+def public_key(private: bytes) -> str:
+    """The public key, base64, of a private key of 32 bytes."""
+    return encode_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
+
+
+def load_or_make(path: Path) -> bytes:
+    """The private key in ``path``; a new one is made there if nothing is. Clamped, as the kernel holds it.
+
+    The file appears with its whole content, mode 0600, or not at all; of two processes making it one wins and both
+    get the winner's key.
+
+    Raises:
+        SettingsError: cannot be read or made, is malformed, or somebody but its owner may read or change it.
+    """
+    try:
+        try:
+            return _load(path)
+        except FileNotFoundError:
+            _make(path)
+            return _load(path)
+    except OSError as error:
+        raise SettingsError(f"private key file {path}: {error.strerror or error}") from error
+
+
+def clamp(private: bytes) -> bytes:
+    """The scalar X25519 computes with (RFC 7748, 5).
+
+    The kernel keeps keys in this form (curve25519_clamp_secret in drivers/net/wireguard/noise.c): comparing
+    anything else with what it answers would see a change at every start, and setting a key expires all sessions.
+    """
+    value = bytearray(private)
+    value[0] &= 248
+    value[31] = value[31] & 127 | 64
+    return bytes(value)
+
+
+def _load(path: Path) -> bytes:
+    # O_NONBLOCK: a FIFO by that name must not hang the start.
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise SettingsError(f"private key file {path}: is not a regular file")
+        if status.st_mode & 0o077:
+            raise SettingsError(
+                f"private key file {path}: others may use it (mode {stat.S_IMODE(status.st_mode):04o}); chmod 600 it,"
+                " or make a new key if somebody may have read it"
+            )
+        if status.st_uid not in (0, os.geteuid()):
+            raise SettingsError(f"private key file {path}: belongs to another user (uid {status.st_uid})")
+        content = file.read(_LIMIT)
+    try:
+        private = decode_key(content.decode("ascii").strip())
+    except ValueError:
+        # Not chained: the decoding error of a binary file quotes its bytes.
+        raise SettingsError(f"private key file {path}: does not hold a WireGuard key, 32 bytes in base64") from None
+    if not any(private):
+        raise SettingsError(f"private key file {path}: the key is all zeros")
+    return clamp(private)
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(encode_key(clamp(secrets.token_bytes(32))).encode("ascii") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            # A link appears whole or not at all and never replaces: O_EXCL without a half-written file after a crash.
+            os.link(draft, path)
+        except FileExistsError:
+            return
+    finally:
+        os.unlink(draft)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,91 @@
+"""Routes to the device, packed by hand: 2 µs each where ``IPRoute.route`` takes about 400.
+
+Two kinds are ours, told apart from everybody else's by their rtm_protocol (include/uapi/linux/rtnetlink.h; the
+numbers are unused in iproute2's etc/iproute2/rt_protos): they show as ``proto 156`` and ``proto 157`` in ``ip route``.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import NamedTuple
+
+from tasks.prefix import Prefix
+from workers.dataplane.netlink import Malformed, Payload, attribute, attributes
+
+RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
+RTM_GETROUTE = 26
+
+#: Protocol of the covering routes, and of the gateway's own addresses (IFA_PROTO).
+COVERING = 0x9C
+#: Protocol of the routes of single peers.
+PER_PEER = 0x9D
+
+_RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
+_TABLE_MAIN = 254
+_SCOPE_LINK = 253
+_UNICAST = 1
+
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+#: family, length of destination and source, tos, table, protocol, scope, type, flags
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_U32 = struct.Struct("=I")
+
+
+class Route(NamedTuple):
+    """A unicast route of the main table that leads to one device."""
+
+    prefix: Prefix
+    protocol: int
+
+
+def encode_route(index: int, route: Route) -> bytes:
+    """Payload of RTM_NEWROUTE and RTM_DELROUTE for a route to the device ``index``.
+
+    With RTM_DELROUTE the kernel compares protocol and device too, and so takes away no one else's route
+    (net/ipv4/fib_trie.c, fib_table_delete; net/ipv6/route.c, ip6_route_del).
+    """
+    prefix = route.prefix
+    scope = _SCOPE_LINK if prefix.version == 4 else 0
+    return (
+        _RTMSG.pack(_FAMILY[prefix.version], prefix.length, 0, 0, _TABLE_MAIN, route.protocol, scope, _UNICAST, 0)
+        + attribute(_RTA_DST, prefix.packed)
+        + attribute(_RTA_OIF, _U32.pack(index))
+    )
+
+
+def encode_get_routes(version: int, index: int) -> bytes:
+    """Payload of RTM_GETROUTE for a dump of one IP version; the kernel filters by table and device where it can."""
+    return _RTMSG.pack(_FAMILY[version], 0, 0, 0, _TABLE_MAIN, 0, 0, _UNICAST, 0) + attribute(
+        _RTA_OIF, _U32.pack(index)
+    )
+
+
+def read_route(payload: Payload, index: int) -> Route | None:
+    """The route in one message of a dump; None for any that is not unicast, of the main table, to that device.
+
+    Raises:
+        Malformed: the message makes no sense.
+    """
+    buffer, at, end = payload
+    if at + _RTMSG.size > end:
+        raise Malformed("a route is cut short")
+    family, length, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(buffer, at)
+    size = {socket.AF_INET: 4, socket.AF_INET6: 16}.get(family)
+    if size is None or kind != _UNICAST:
+        return None
+    destination, device = bytes(size), 0
+    for attr, start, stop in attributes(buffer, at + _RTMSG.size, end):
+        if attr == _RTA_DST:
+            destination = buffer[start:stop]
+        elif attr in (_RTA_OIF, _RTA_TABLE):
+            if stop - start != 4:
+                raise Malformed("a route's device or table is not four bytes")
+            (value,) = _U32.unpack_from(buffer, start)
+            device, table = (value, table) if attr == _RTA_OIF else (device, value)
+    if len(destination) != size or length > size * 8:
+        raise Malformed("a route's destination does not fit its family")
+    if table != _TABLE_MAIN or device != index:
+        return None
+    return Route(Prefix.from_packed(destination, length), protocol)
