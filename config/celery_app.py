@@ -1,0 +1,127 @@
+"""The Celery app and every setting of it, each with its reason. ``app`` here is what API hosts, beat and Flower use.
+
+Figures behind the values: measured on Celery 5.7 and kombu 5.7; see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+from config import names
+from config.settings import Settings, celery_url, current
+
+Role = Literal["client", "writer"]
+
+#: Seconds after which a message that a dead writer had taken is delivered again. Far above the longest request.
+VISIBILITY_TIMEOUT = 30
+
+
+def lane_queues(gateway: str) -> list[Queue]:
+    """A lane's queues in the order they are served: interactive first."""
+    return [
+        Queue(name, Exchange(name, type="direct"), routing_key=name)
+        for name in (names.lane_queue(gateway), names.bulk_queue(gateway))
+    ]
+
+
+def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
+    """Celery's settings for one role."""
+    url = celery_url(settings)
+    broker_options: dict[str, Any] = {
+        "visibility_timeout": VISIBILITY_TIMEOUT,
+        "unacked_restore_interval": 1,  # a dead writer's message is looked for each second, not each 100 s
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 10,  # default 300: a kill during the search would stall recovery
+        "priority_steps": [0],  # one list per queue; the order of queues is the priority
+        "queue_order_strategy": "priority",  # BRPOP serves keys in order: interactive before bulk
+        "socket_timeout": 2,  # above BRPOP's 1 s, so that a frozen Redis is noticed
+        "socket_connect_timeout": 1,
+        "socket_keepalive": not url.startswith("redis+socket"),
+        "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
+        "retry_on_timeout": False,  # would replay LPUSH
+    }
+    found: dict[str, Any] = {
+        "broker_url": url,
+        "result_backend": url,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],  # no pickle, no yaml
+        "result_accept_content": ["json"],
+        "task_routes": ["config.routing.route_task"],
+        "task_default_queue": "peerlane.unrouted",  # nothing consumes it; every task of ours is routed
+        "result_expires": settings.result_ttl,
+        "redis_socket_timeout": 2,  # default 120: one GET would hold get(timeout=1) for two minutes
+        "redis_socket_connect_timeout": 1,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # come back whenever Redis does
+        "task_send_sent_event": False,  # 0.1 ms a publish for nothing that Flower needs
+        "worker_enable_remote_control": False,  # unauthenticated admin for whoever can publish
+        "enable_utc": True,
+        "timezone": "UTC",
+        "broker_transport_options": broker_options,
+    }
+    if role == "client":
+        found |= {
+            # A publish that fails may have happened: one quick retry, then the client cancels and so settles it.
+            "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0.1},
+            "result_backend_always_retry": False,  # True let get(timeout=1) take 15 s while Redis was down
+            "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_max": 0.1}},
+            "redis_socket_timeout": 1,
+            "imports": ["tasks.definitions"],
+        }
+    else:
+        if settings.gateway is None:
+            raise ValueError("a writer needs the setting PEERLANE_GATEWAY")
+        gateway = settings.gateway
+        broker_options |= {
+            # One gateway's taken messages under its own keys: no other gateway can read or forge them.
+            "unacked_key": names.unacked_key(gateway),
+            "unacked_index_key": names.unacked_key(gateway, "_index"),
+            "unacked_mutex_key": names.unacked_key(gateway, "_mutex"),
+        }
+        found |= {
+            "broker_transport": "workers.transport:LaneTransport",
+            "result_backend": f"workers.results:CommitBackend+{url.removeprefix('redis+')}",
+            "task_queues": lane_queues(gateway),
+            "task_create_missing_queues": False,  # a writer serves its own lane and no other
+            "worker_pool": "solo",  # the writer is the worker: one process, no threads (docs/adr/0001)
+            "worker_concurrency": 1,
+            "worker_prefetch_multiplier": 1,  # no duplicates after a reconnect
+            "task_acks_late": True,  # a crash redelivers; the commit record makes that harmless
+            "task_acks_on_failure_or_timeout": True,
+            "worker_consumer": "workers.lane:LaneConsumer",
+            "worker_disable_rate_limits": True,
+            "worker_send_task_events": True,  # Flower
+            "worker_cancel_long_running_tasks_on_connection_loss": False,  # acts on pool children; solo has none
+            "worker_soft_shutdown_timeout": 5.0,
+            "worker_hijack_root_logger": False,
+            "result_backend_always_retry": True,  # False wedged the worker when Redis was away at result time
+            "imports": ["tasks.definitions"],
+        }
+    return found
+
+
+class PeerlaneApp(Celery):
+    """A Celery app that knows its settings; for a writer, one whose worker is the lane's."""
+
+    def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
+        """Without ``settings`` the process' own are read when first used, not now."""
+        super().__init__("peerlane", set_as_current=role == "writer")
+        self._settings = settings
+        self.add_defaults(lambda: celery_settings(self.settings, role))
+        if role == "writer":
+            self.Worker = self.subclass_with_self("workers.lane:LaneWorker")  # type: ignore[method-assign]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings this app was made for."""
+        if self._settings is None:
+            self._settings = current()
+        return self._settings
+
+
+#: The app of API hosts, beat and Flower.
+app = PeerlaneApp()

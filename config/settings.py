@@ -1,0 +1,163 @@
+"""Every setting, read once: defaults, a TOML file, ``PEERLANE_*`` variables. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from config import names
+
+#: Variable that names the TOML file; without it, this path is read if it is there.
+SETTINGS_FILE_VARIABLE = "PEERLANE_SETTINGS"
+DEFAULT_SETTINGS_FILE = "/etc/peerlane/peerlane.toml"
+
+
+class BadSettings(ValueError):
+    """A setting is missing or malformed; the message names it and never shows a secret."""
+
+
+def _split(value: object) -> object:
+    """``"a, b"`` from a variable, a list from TOML."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """All settings. Durations are in seconds. Frozen: what was read at the start holds for the process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PEERLANE_", extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
+    )
+
+    # Redis: broker, results and peers.
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix:///path; may hold a password"
+    )
+    result_ttl: int = Field(600, ge=60, le=86_400, description="how long a result, and so a commit record, is kept")
+    request_deadline: float = Field(
+        60.0, gt=0, le=600, description="deadline of a request whose caller gave neither expires nor timeout"
+    )
+    timeout: float = Field(5.0, gt=0, le=600, description="how long a client waits unless told otherwise")
+
+    # The gateway this process serves (writer, observer).
+    gateway: str | None = Field(None, description="name of the gateway this host serves")
+    interface: str = Field("wg0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$", description="WireGuard device")
+    dataplane: Literal["auto", "kernel", "memory"] = Field("auto", description="kernel, memory (keeps nothing) or auto")
+    private_key_file: Path | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
+    listen_port: int = Field(51820, ge=1, le=65535, description="UDP port of the device")
+    endpoint: str | None = Field(None, description="host:port that clients dial; default: this host's name")
+    pools: Listed = Field(
+        ("10.8.0.0/16", "fd00:8::/64"), description="peers get one address per family, from these; smallest first"
+    )
+    serves: Listed = Field((), description="prefixes beyond the pools that a peer may ask for; each gets a route")
+    dns: Listed = Field((), description="DNS servers written into client configurations")
+    client_allowed_ips: Listed = Field((), description="what clients route into the tunnel; default: the pools")
+    mtu: int | None = Field(None, ge=1280, le=9000, description="MTU of the device; default: the kernel's choice")
+    max_peers: int = Field(100_000, ge=1, le=1_048_576, description="a gateway refuses creates beyond this")
+    lane_cap: int = Field(20_000, ge=1, description="requests waiting in a lane beyond which clients are refused")
+    unknown_peers: Literal["remove", "keep"] = Field(
+        "remove", description="what becomes of peers in the kernel that Redis does not know"
+    )
+
+    @field_validator("gateway")
+    @classmethod
+    def _gateway_name(cls, value: str | None) -> str | None:
+        if value is not None and not names.GATEWAY_NAME.fullmatch(value):
+            raise ValueError("a gateway's name is a-z, 0-9 and -, at most 63 characters, and starts with no -")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr) -> SecretStr:
+        url = urlsplit(value.get_secret_value())
+        if url.scheme not in ("redis", "rediss", "unix") or (url.scheme == "unix" and not url.path.startswith("/")):
+            raise ValueError("expected redis://HOST:PORT/DB, rediss://… or unix:///PATH")
+        return value
+
+    @property
+    def key_file(self) -> Path:
+        """Where the device's private key is."""
+        return self.private_key_file or Path(f"/etc/peerlane/{self.interface}.key")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings  # neither is one of our sources
+        named = os.environ.get(SETTINGS_FILE_VARIABLE)
+        if named and not Path(named).is_file():
+            raise BadSettings(f"{SETTINGS_FILE_VARIABLE} names {named}, which is not a file")
+        path = Path(named or DEFAULT_SETTINGS_FILE)
+        toml = (TomlConfigSettingsSource(settings_cls, path),) if path.is_file() else ()
+        return (init_settings, env_settings, *toml)
+
+
+def read(**overrides: Any) -> Settings:
+    """Read the settings now; ``overrides`` win.
+
+    Raises:
+        BadSettings: names each bad setting and what it should be.
+    """
+    known = {f"PEERLANE_{name.upper()}" for name in Settings.model_fields} | {SETTINGS_FILE_VARIABLE}
+    # Test and kernel variables belong to the test suite and share the prefix.
+    stray = sorted(
+        name
+        for name in os.environ
+        if name.startswith("PEERLANE_") and name not in known and not name.startswith("PEERLANE_TEST_")
+    )
+    if stray:
+        raise BadSettings(f"no such setting: {', '.join(stray)} (misspelled?)")
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        parts = [
+            f"PEERLANE_{'_'.join(str(p) for p in e['loc'][:1]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise BadSettings("; ".join(parts)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadSettings(f"the settings file is not TOML: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def current() -> Settings:
+    """This process's settings, read at the first call and kept."""
+    return read()
+
+
+def celery_url(settings: Settings) -> str:
+    """The Redis URL in the form kombu takes: a socket is ``redis+socket://``."""
+    url = settings.redis_url.get_secret_value()
+    return "redis+socket" + url.removeprefix("unix") if url.startswith("unix://") else url
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """All settings for people, secrets hidden."""
+    found = settings.model_dump(mode="json")
+    url = urlsplit(settings.redis_url.get_secret_value())
+    found["redis_url"] = url._replace(
+        netloc=f"{url.username or ''}:(hidden)@{url.hostname}:{url.port}" if url.password else url.netloc, query=""
+    ).geturl()
+    return found

@@ -1,0 +1,35 @@
+"""Redis' clock, read from afar: one server's time for deadlines and expiry, whatever the hosts' clocks say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+#: Seconds after which the difference is measured anew.
+RESYNC = 30.0
+
+
+class ServerClock:
+    """Milliseconds since 1970 on the Redis server's clock, from its last answer and this host's monotonic clock."""
+
+    def __init__(self, ask: Callable[..., tuple[int, int]]) -> None:
+        """``ask`` is the client's ``time``: (seconds, microseconds)."""
+        self._ask = ask
+        self._offset: float | None = None
+        self._asked_at = 0.0
+
+    def now_ms(self) -> int:
+        """The server's time now; asks the server if it was not asked lately. Raises what ``ask`` raises."""
+        local = time.monotonic()
+        offset = self._offset
+        if offset is None or local - self._asked_at > RESYNC:
+            seconds, micros = self._ask()
+            offset = self.heard(seconds * 1000 + micros // 1000)
+            local = self._asked_at
+        return int(local * 1000 + offset)
+
+    def heard(self, server_ms: int) -> float:
+        """The server said just now that it is ``server_ms``; its lead over this host's monotonic clock in ms."""
+        self._asked_at = time.monotonic()
+        self._offset = server_ms - self._asked_at * 1000
+        return self._offset

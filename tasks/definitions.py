@@ -1,0 +1,187 @@
+"""The Celery tasks: what an API host sends and a gateway's writer runs. Checked before sending and again on arrival."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol, cast
+
+from celery import Task
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from config import names
+from config.celery_app import PeerlaneApp, app
+from tasks.awaiting import LaneResult, settle
+from tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from tasks.lanes import lanes_of
+from tasks.model import CreatePeer, DeletePeer, parse
+
+
+class PeerWriter(Protocol):
+    """What the tasks need of a gateway's writer. Both return the committed result or raise the committed refusal."""
+
+    def create_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def delete_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
+
+
+class LaneTask(Task[..., dict[str, Any]]):
+    """A task of a gateway's lane. Its id is ``GATEWAY.<token>``; its arguments are keywords only."""
+
+    abstract = True
+    typing = False  # arguments are checked by the model, with sentences for people
+    throws = (PeerlaneError,)  # refusals are outcomes, not faults: no traceback in the log
+    ignore_result = False
+    model: ClassVar[type[CreatePeer | DeletePeer]]
+    #: Set on a gateway only (workers.gateway): the writer that carries requests out.
+    writer: PeerWriter | None = None
+
+    def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - keywords only, on purpose
+        self,
+        args: tuple[object, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        task_id: str | None = None,
+        *,
+        expires: float | datetime | None = None,
+        bulk: bool = False,
+        **options: Any,
+    ) -> LaneResult:
+        """Send the request.
+
+        ``expires`` (seconds, or a time) becomes a deadline on Redis' clock: Celery's own compares the clocks of two
+        hosts. ``task_id`` is the request id; the same id twice is the same request. ``bulk`` takes the lane's bulk
+        queue, which yields to interactive requests.
+
+        Raises:
+            Invalid: the arguments do not pass; nothing was sent.
+            Unavailable: no live writer, or a full lane; nothing was sent.
+            Draining: a create for a gateway that is being emptied; nothing was sent.
+            OutcomeUnknown: Redis could not be reached.
+        """
+        if args:
+            raise Invalid(f"{self.name} takes keyword arguments only")
+        if options.pop("countdown", None) or options.pop("eta", None):
+            raise Invalid("a request is carried out now: countdown and eta are not taken")
+        arguments = dict(kwargs or {})
+        wish = parse(self.model, arguments)
+        request_id = task_id or names.request_id(wish.gateway, str(uuid.uuid4()))
+        if not names.is_request_id(wish.gateway, request_id):
+            raise Invalid(f"a request id is {wish.gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
+        application = cast("PeerlaneApp", self.app)
+        lanes = lanes_of(application)
+        try:
+            lanes.check(wish.gateway, bulk=bulk, create=self.model is CreatePeer)
+            if wish.deadline is None:
+                within = application.settings.request_deadline if expires is None else _seconds_until(expires)
+                arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
+        except RedisError as error:
+            raise OutcomeUnknown(
+                f"Redis could not be reached ({type(error).__name__}); nothing was sent", request_id
+            ) from error
+        wire = _wire(arguments)
+        options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
+        try:
+            options |= {"kwargsrepr": _shown(wire), "argsrepr": "()"}
+            sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
+        except (OperationalError, RedisError, OSError, RuntimeError) as error:
+            # The message may have arrived all the same: make sure that the request has one outcome.
+            record = settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 2.0)
+            if record is None:
+                raise OutcomeUnknown(_UNREACHABLE, request_id) from error
+            sent = self.AsyncResult(request_id)
+        result = cast("LaneResult", sent)
+        result.deadline = wire["deadline"]
+        return result
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> LaneResult:  # noqa: N802 - Celery's name
+        """A result whose ``get`` cancels when its timeout passes."""
+        return LaneResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
+
+    def _writer(self) -> PeerWriter:
+        if self.writer is None:
+            raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
+        return self.writer
+
+
+class CreatePeerTask(LaneTask):
+    """Create a peer on a gateway; arguments as in tasks.model.CreatePeer."""
+
+    name = names.CREATE_PEER
+    model = CreatePeer
+
+    def run(self, **arguments: Any) -> dict[str, Any]:
+        """On the gateway: plan, apply, commit."""
+        return self._writer().create_peer(str(self.request.id), arguments)
+
+
+class DeletePeerTask(LaneTask):
+    """Delete a peer from a gateway; arguments as in tasks.model.DeletePeer."""
+
+    name = names.DELETE_PEER
+    model = DeletePeer
+
+    def run(self, **arguments: Any) -> dict[str, Any]:
+        """On the gateway: plan, remove, commit."""
+        return self._writer().delete_peer(str(self.request.id), arguments)
+
+
+def register(application: PeerlaneApp) -> tuple[LaneTask, LaneTask]:
+    """Give an app its own tasks: (create_peer, delete_peer).
+
+    Celery binds a task's class, not its instance, to an app: each app gets classes of its own.
+    """
+    create, delete = (
+        application.register_task(cast("LaneTask", type(title, (kind,), {"__doc__": kind.__doc__})()))
+        for title, kind in (("CreatePeerTask", CreatePeerTask), ("DeletePeerTask", DeletePeerTask))
+    )
+    return create, delete
+
+
+def tasks_of(application: PeerlaneApp) -> tuple[LaneTask, LaneTask]:
+    """The app's (create_peer, delete_peer); registered now if they were not."""
+    if names.CREATE_PEER not in application.tasks:
+        return register(application)
+    return (
+        cast("LaneTask", application.tasks[names.CREATE_PEER]),
+        cast("LaneTask", application.tasks[names.DELETE_PEER]),
+    )
+
+
+create_peer, delete_peer = register(app)
+
+_UNREACHABLE = "Redis could not be reached: whether the request took effect is unknown; ask again with the same id"
+
+
+def _seconds_until(expires: float | datetime) -> float:
+    if isinstance(expires, datetime):
+        moment = expires if expires.tzinfo else expires.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    elif isinstance(expires, (int, float)) and not isinstance(expires, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers of plain Celery are not typed
+        seconds = float(expires)
+    else:
+        raise Invalid("expires is a number of seconds or a datetime")
+    if not 0 < seconds <= 86_400:
+        raise (
+            TimedOut("the request had expired before it was sent")
+            if seconds <= 0
+            else Invalid("expires is at most a day")
+        )
+    return seconds
+
+
+def _wire(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as JSON takes them."""
+    found = {name: value for name, value in arguments.items() if value is not None}
+    if "allowed_ips" in found:
+        found["allowed_ips"] = [str(prefix) for prefix in found["allowed_ips"]]
+    if hasattr(ttl := found.get("ttl"), "total_seconds"):
+        found["ttl"] = int(cast("Any", ttl).total_seconds())
+    return found
+
+
+def _shown(wire: Mapping[str, Any]) -> str:
+    """What logs, events and Flower show of the arguments."""
+    return repr({name: "(hidden)" if name == "preshared_key" else value for name, value in wire.items()})[:1024]

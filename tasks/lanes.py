@@ -1,0 +1,135 @@
+"""What a caller can know of a lane before and after it asks: is its writer alive, is there room; and cancel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from redis import Redis
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks import results
+from tasks.clock import ServerClock
+from tasks.connection import connect
+from tasks.errors import Draining, PeerlaneError, Unavailable
+
+#: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
+LIVE_FOR_MS = 5_000
+#: Seconds for which an answer about a lane is believed.
+BELIEVED_FOR = 1.0
+#: Margin added to a tombstone's life beyond its request's deadline, in seconds.
+TOMBSTONE_MARGIN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway nobody registered."""
+
+    gateway: str
+    facts: Mapping[str, str]
+    #: Milliseconds since the writer's last sign of life; None if it never gave one.
+    silent_for: int | None
+    #: Requests waiting: interactive, bulk.
+    waiting: int
+    waiting_bulk: int
+
+    @property
+    def live(self) -> bool:
+        """Whether a writer serves the lane now."""
+        return self.silent_for is not None and self.silent_for < LIVE_FOR_MS
+
+    @property
+    def state(self) -> str:
+        """``active``, ``draining``, ``recovering`` or ``down``, for people and programs."""
+        if not self.live:
+            return "down"
+        if self.facts.get("phase", "serving") != "serving":
+            return "recovering"
+        return self.facts.get("state", "active")
+
+    def refusal(self, *, bulk: bool, create: bool) -> PeerlaneError | None:
+        """Why a request would be refused now, before it is sent; None if it would not."""
+        if not self.facts:
+            return Unavailable(f"no gateway {self.gateway} is registered; `peerlane gateway list` shows those that are")
+        if not self.live:
+            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
+        if self.state == "recovering":
+            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
+        cap = int(self.facts.get("lane_cap", "20000"))
+        if (self.waiting_bulk if bulk else self.waiting) >= cap:
+            return Unavailable(f"the lane of {self.gateway} is full: {cap} requests wait", 5.0)
+        if create and self.state == "draining":
+            return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
+        return None
+
+
+class Lanes:
+    """One caller's view of all lanes, on a connection pool of its own. Raises redis.RedisError as it comes."""
+
+    def __init__(self, redis: Redis, *, result_ttl: int) -> None:
+        self.redis = redis
+        self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
+        self._result_ttl = result_ttl
+        self._believed: dict[str, tuple[float, LaneState]] = {}
+
+    def look(self, gateway: str) -> LaneState:
+        """Look at a lane now."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.hgetall(names.gateway_key(gateway))
+        pipe.time()
+        pipe.llen(names.lane_queue(gateway))
+        pipe.llen(names.bulk_queue(gateway))
+        raw, (seconds, micros), waiting, bulk = cast(
+            "tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(pipe.execute())
+        )
+        now = seconds * 1000 + micros // 1000
+        self.clock.heard(now)
+        facts = {name.decode(): value.decode(errors="replace") for name, value in raw.items()}
+        beat = facts.get("heartbeat", "")
+        found = LaneState(gateway, facts, max(0, now - int(beat)) if beat.isdigit() else None, waiting, bulk)
+        self._believed[gateway] = (time.monotonic(), found)
+        return found
+
+    def check(self, gateway: str, *, bulk: bool = False, create: bool = True) -> None:
+        """Refuse at once what would only wait in vain. An answer is believed for a second.
+
+        Raises:
+            Unavailable: unknown gateway, no live writer, or a full lane.
+            Draining: a create for a gateway that is being emptied.
+        """
+        at, state = self._believed.get(gateway, (0.0, None))
+        if state is None or time.monotonic() - at > BELIEVED_FOR or state.refusal(bulk=bulk, create=create):
+            state = self.look(gateway)
+        if refusal := state.refusal(bulk=bulk, create=create):
+            raise refusal
+
+    def stored(self, request_id: str) -> str | None:
+        """The request's commit record, if there is one."""
+        found = cast("bytes | None", self.redis.get(names.result_key(request_id)))
+        return None if found is None else found.decode(errors="replace")
+
+    def cancel(self, request_id: str, *, deadline: int = 0) -> str:
+        """Make sure that the request has an outcome: its commit record, or from now on a tombstone. Which it was."""
+        life = max(self._result_ttl, (deadline - self.clock.now_ms()) // 1000 + TOMBSTONE_MARGIN)
+        key, stone = names.result_key(request_id), results.tombstone(request_id)
+        before = cast("bytes | None", self.redis.set(key, stone, nx=True, get=True, ex=life))
+        if before is not None:
+            return before.decode(errors="replace")
+        self.redis.publish(key, stone)  # whoever else waits for this request learns it too
+        return stone
+
+
+_lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()
+
+
+def lanes_of(app: PeerlaneApp) -> Lanes:
+    """The app's view of the lanes, made when first asked for."""
+    found = _lanes.get(app)
+    if found is None:
+        found = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)
+        _lanes[app] = found
+    return found

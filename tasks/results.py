@@ -1,0 +1,67 @@
+"""The commit record: a request's outcome in the form Celery's result backend stores, so plain Celery reads it too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from tasks import errors
+from tasks.errors import PeerlaneError, TimedOut, WriterError
+
+_ERRORS = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PeerlaneError)
+}
+
+
+def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> str:
+    """The commit record of a success (a JSON object) or of an error."""
+    if isinstance(outcome, PeerlaneError):
+        kind = type(outcome)
+        status, result = (
+            "FAILURE",
+            cast("Any", {"exc_type": kind.__name__, "exc_message": list(outcome.args), "exc_module": kind.__module__}),
+        )
+    else:
+        status, result = "SUCCESS", outcome
+    meta: dict[str, Any] = {
+        "status": status,
+        "result": result,
+        "traceback": None,
+        "children": [],
+        "date_done": datetime.now(UTC).isoformat(),
+        "task_id": request_id,
+    }
+    return json.dumps(meta, separators=(",", ":"))
+
+
+def tombstone(request_id: str, message: str = "cancelled: its caller had stopped waiting") -> str:
+    """The commit record of a request that was given up before it committed; it never will."""
+    return encode(request_id, TimedOut(message))
+
+
+def error_from_wire(result: object) -> PeerlaneError:
+    """The error in a FAILURE record; one of ours where it is one, else a WriterError."""
+    fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+    arguments = fields.get("exc_message")
+    kind = _ERRORS.get(str(fields.get("exc_type")))
+    if kind is not None and fields.get("exc_module") == errors.__name__ and isinstance(arguments, list) and arguments:
+        return kind(*cast("list[Any]", arguments))
+    return WriterError(f"the writer failed with {fields.get('exc_type', 'an unknown error')}; its log says more")
+
+
+def decode(stored: str | bytes) -> dict[str, Any]:
+    """The result in a commit record.
+
+    Raises:
+        PeerlaneError: the request ended in this error, or (WriterError) the record is not one.
+    """
+    try:
+        meta = json.loads(stored)
+        status, result = meta["status"], meta["result"]
+    except (ValueError, TypeError, KeyError):
+        raise WriterError("what is stored under the request's id is no result") from None
+    if status == "SUCCESS" and isinstance(result, dict):
+        return cast("dict[str, Any]", result)
+    raise error_from_wire(result)

@@ -1,0 +1,264 @@
+"""How Celery's worker serves a lane: what it takes off the queue, what it refuses there, when it stops."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+from celery import bootsteps
+from celery.apps.worker import Worker
+from celery.exceptions import Reject, WorkerShutdown
+from celery.utils.imports import symbol_by_name
+from celery.worker import request as celery_request
+from celery.worker import state as worker_state
+from celery.worker.consumer import Consumer
+from celery.worker.state import task_reserved
+
+from config import names
+from tasks.errors import Fenced, Invalid, PeerlaneError
+from workers.writer import Stopping, Writer
+
+log = logging.getLogger(__name__)
+
+EXIT_REPLACED = 1
+
+
+class Service(Protocol):
+    """What the worker drives; see workers.gateway."""
+
+    name: str
+
+    def start(self) -> None: ...
+    def tick(self) -> None: ...
+    def stop(self) -> None: ...
+    def refuse(self, request_id: str, error: PeerlaneError) -> None: ...
+
+
+class LaneWriter:
+    """The writer as the tasks see it: what must end the worker ends it."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def create_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See Writer.create_peer."""
+        return self._guard(self._writer.create_peer, request_id, arguments)
+
+    def delete_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See Writer.delete_peer."""
+        return self._guard(self._writer.delete_peer, request_id, arguments)
+
+    def _guard(
+        self,
+        act: Callable[[str, Mapping[str, Any]], dict[str, Any]],
+        request_id: str,
+        arguments: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        try:
+            return act(request_id, arguments)
+        except Fenced as error:
+            # The request goes back to the lane for the writer that has taken over; this worker ends.
+            worker_state.should_stop = EXIT_REPLACED
+            raise Reject(error.message, requeue=True) from None
+        except Stopping:
+            raise WorkerShutdown(0) from None
+
+
+def open_request(message: Any) -> tuple[str, dict[str, Any]]:
+    """The request id and keyword arguments of a message whose envelope is sound.
+
+    Only plain JSON is read, whatever kombu would decode; everything else that Celery's protocol can carry (ETA,
+    callbacks, chords, time limits, other headers) is left behind.
+
+    Raises:
+        Invalid: the message is no request.
+    """
+    if message.content_type != "application/json" or str(message.content_encoding).lower() not in ("utf-8", "utf8"):
+        raise Invalid("a request is JSON in UTF-8 (content type application/json)")
+    try:
+        body = json.loads(message.body)
+    except (ValueError, TypeError, RecursionError):
+        raise Invalid("the request's body is not JSON") from None
+    if not isinstance(body, list) or len(cast("list[Any]", body)) != 3:
+        raise Invalid("a request's body is [args, kwargs, embed], as Celery's protocol 2 has it")
+    args, kwargs, _ = cast("list[Any]", body)
+    if args:
+        raise Invalid("a request takes keyword arguments only")
+    if not isinstance(kwargs, dict):
+        raise Invalid("a request's keyword arguments are a JSON object")
+    return str(message.headers.get("id")), cast("dict[str, Any]", kwargs)
+
+
+def lane_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
+    """Celery's per-task strategy for requests: the stock one without ETA, expiry, revocation and rate limits."""
+    eventer = consumer.event_dispatcher
+    sends_events = bool(eventer and eventer.enabled and task.send_events)
+    request_class = cast("Any", celery_request).create_request_cls(
+        symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, eventer, app=app
+    )
+    handle = consumer.on_task_request
+    gateway = cast("LaneConsumer", consumer).service.name
+
+    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
+        del body
+        request_id = message.headers.get("id")
+        if not names.is_request_id(gateway, request_id):
+            log.warning("a request was refused: its id is not %s.TOKEN", gateway)
+            message.ack_log_error(log, consumer.connection_errors)
+            return
+        try:
+            request_id, arguments = open_request(message)
+        except Invalid as error:
+            consumer.refuse(message, request_id, error)
+            return
+        headers = {
+            "lang": "py",
+            "task": task.name,
+            "id": request_id,
+            "root_id": request_id,
+            "parent_id": None,
+            "argsrepr": "()",
+            "kwargsrepr": shown(arguments),
+            "origin": str(message.headers.get("origin"))[:128],
+            "retries": 0,
+        }
+        request = request_class(
+            message,
+            on_ack=ack,
+            on_reject=reject,
+            app=app,
+            hostname=consumer.hostname,
+            eventer=eventer,
+            task=task,
+            connection_errors=consumer.connection_errors,
+            body=((), arguments, {}),
+            headers=headers,
+            decoded=True,
+            utc=True,
+        )
+        if sends_events:
+            eventer.send(
+                "task-received",
+                uuid=request_id,
+                name=task.name,
+                args="()",
+                kwargs=headers["kwargsrepr"],
+                root_id=request_id,
+                parent_id=None,
+                retries=0,
+                eta=None,
+                expires=None,
+            )
+        task_reserved(request)
+        for callback in callbacks or ():
+            callback(request)
+        handle(request)
+
+    return on_message
+
+
+def shown(arguments: Mapping[str, Any]) -> str:
+    """What logs, events and Flower show of a request: the preshared key never, the rest in at most 512 characters."""
+    safe = {name: "(hidden)" if "key" in name and name != "public_key" else arguments[name] for name in arguments}
+    return repr(safe)[:512]
+
+
+_Consumer: Any = Consumer  # celery-types knows none of its attributes
+
+
+class LaneConsumer(_Consumer):
+    """Refuses what is no request without showing it in a log, and tells the caller where its id is sound."""
+
+    @property
+    def service(self) -> Service:
+        """The gateway's service, which the worker holds."""
+        return cast("LaneWorker", self.controller).service
+
+    def refuse(self, message: Any, request_id: object, error: PeerlaneError) -> None:
+        """Take the message off the queue with ``error`` as its outcome."""
+        log.warning("a message was refused: %s", error)
+        if names.is_request_id(self.service.name, request_id):
+            self.service.refuse(str(request_id), error)
+        message.ack_log_error(log, self.connection_errors)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self.refuse(message, message.headers.get("id"), Invalid("the message names no task"))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Any) -> None:
+        self.refuse(message, message.headers.get("id"), Invalid("no such task in a gateway's lane"))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Any) -> None:
+        self.refuse(message, message.headers.get("id"), Invalid("the message is malformed"))
+
+    def on_decode_error(self, message: Any, exc: Any) -> None:
+        self.refuse(message, message.headers.get("id"), Invalid("the message cannot be decoded"))
+
+
+class ServeStep(bootsteps.StartStopStep):
+    """Before the worker consumes: lock, epoch, device, recovery. After it has stopped consuming: let go."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        try:
+            parent.service.start()
+            parent.app.bind(parent.service)
+        except PeerlaneError as error:
+            log.critical("%s", error)
+            raise SystemExit(error.exit_code) from None
+
+    def stop(self, parent: Any) -> None:
+        parent.service.stop()
+
+    terminate = stop
+
+
+class TickStep(bootsteps.StartStopStep):
+    """While the worker consumes: once a second, between requests, in the writer's own thread."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._timer: Any = None
+
+    def start(self, parent: Any) -> None:
+        # Set anew with each connection: a consumer that loses its connection clears the timer.
+        self._timer = parent.timer.call_repeatedly(1.0, parent.service.tick)
+
+    def stop(self, parent: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class LaneWorker(Worker):
+    """Celery's worker for one gateway: what must not be forgotten on a command line is set here."""
+
+    service: Service
+
+    def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
+        chosen = app or self.app
+        gateway = chosen.settings.gateway
+        self.service = chosen.make_service()
+        options |= {
+            "without_gossip": True,
+            "without_mingle": True,
+            "pool_cls": "solo",
+            "concurrency": 1,
+            "prefetch_multiplier": 1,
+            "queues": None,
+            "exclude_queues": None,
+            "beat": False,
+        }
+        # Flower shows the gateway where the command line named no node.
+        node = f"{gateway}@{socket.gethostname()}" if not hostname or hostname.startswith("celery@") else hostname
+        super().__init__(app=chosen, hostname=node, **options)
+
+    def on_before_init(self, *args: Any, **options: Any) -> None:
+        self.app.steps["worker"].add(ServeStep)
+        self.app.steps["consumer"].add(TickStep)
+        super().on_before_init(*args, **options)

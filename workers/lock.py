@@ -1,0 +1,72 @@
+"""One writer per device: an abstract unix socket, which dies with its process and is scoped like the device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from config import names
+from tasks.errors import LaneHeld
+
+_UCRED = struct.Struct("iII")
+
+
+class WriterLock:
+    """Held from ``acquire`` until ``release`` or the end of the process, however it ends.
+
+    The scope of an abstract socket is the network namespace (unix(7)), as it is the device's: no two writers of one
+    device, while namesakes in other namespaces do not disturb each other.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._socket: socket.socket | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            LaneHeld: says which process holds it.
+        """
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            held.bind(names.writer_lock(self.device))
+            held.listen(8)
+        except OSError:
+            held.close()
+            raise LaneHeld(f"the device {self.device} already has a writer here: {self._holder()}") from None
+        self._socket = held
+
+    def _holder(self) -> str:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            probe.settimeout(1)
+            probe.connect(names.writer_lock(self.device))
+            pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            return f"process {pid}"
+        return "a process that could not be asked"
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+
+def namespace() -> str:
+    """This process' boot and network namespace: where the lock, not the heartbeat, tells who the writer is."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/net').readlink()}"
+    return f"unknown/{os.getpid()}"

@@ -1,0 +1,48 @@
+"""Celery's result backend on a writer: the commit has stored the result already, so there is nothing left to store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from celery.backends.redis import RedisBackend
+
+from config import names
+
+
+def _never(_request_id: str) -> bool:
+    return False
+
+
+class CommitBackend(RedisBackend):
+    """Stores only what no commit has stored, only once, and only for requests of this gateway's lane."""
+
+    #: Whether the commit record of a request is in Redis already; set by workers.gateway.
+    is_settled: Callable[[str], bool] = staticmethod(_never)
+    gateway: str = ""
+
+    @property
+    def _expires(self) -> int:
+        return int(cast("Any", self).expires)
+
+    def store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Store a result that is nobody's commit: a failure before the writer saw the request."""
+        if self.is_settled(task_id) or not names.is_request_id(self.gateway, task_id):
+            return result
+        return super().store_result(task_id, result, state, None, request=request, **kwargs)
+
+    def set(self, key: str | bytes, value: bytes, **retry_policy: Any) -> Any:
+        """Never over a commit record or a tombstone."""
+        return self.ensure(self._set_once, (key, value), **retry_policy)
+
+    def _set_once(self, key: str | bytes, value: bytes) -> None:
+        if self.client.set(key, value, ex=self._expires, nx=True):
+            self.client.publish(key, value)

@@ -1,0 +1,163 @@
+"""The gateway's hashes in Redis: load, commit, settle, heartbeat. The only module that writes them. No decisions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal, cast
+
+from redis import Redis
+
+from config import names
+from tasks import results
+from tasks.clock import ServerClock
+from tasks.errors import StorageError
+from tasks.model import Peer, check_public_key
+from tasks.prefix import Prefix
+from workers.plan import Plan
+
+log = logging.getLogger(__name__)
+
+#: Peers loaded per round trip.
+PAGE = 2_000
+
+Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "late", "open"]
+
+
+def _script(name: str) -> str:
+    return (files("workers") / name).read_text()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a script answered; ``stored`` is the commit record for ``duplicate`` and ``expired``."""
+
+    verdict: Verdict
+    stored: str
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What Redis holds. ``broken`` records do not parse: they stay as they are, and so do their addresses."""
+
+    peers: dict[str, Peer]
+    broken: dict[str, Peer]
+    reasons: dict[str, str]
+
+
+class Store:
+    """One gateway's state. Every method raises redis.RedisError as it comes: waiting is the writer's business."""
+
+    def __init__(self, redis: Redis, gateway: str, *, result_ttl: int) -> None:
+        self.redis = redis
+        self.gateway = gateway
+        self.epoch = 0
+        self._result_ttl = result_ttl
+        self._peers, self._addresses = names.peers_key(gateway), names.addresses_key(gateway)
+        self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
+        self._commit = redis.register_script(_script("commit.lua"))
+        self._check = redis.register_script(_script("check.lua"))
+        self._beat = redis.register_script(_script("heartbeat.lua"))
+        self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
+
+    def open_epoch(self) -> int:
+        """Begin a new epoch: from here on every earlier writer of this gateway is refused."""
+        self.epoch = int(self.redis.incr(self._epoch))
+        return self.epoch
+
+    def commit(self, request_id: str, deadline: int, result: str, plan: Plan | None = None) -> Answer:
+        """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments."""
+        changes = plan is not None and plan.before is not plan.after
+        arguments: list[str | int] = [
+            self.epoch,
+            deadline,
+            result,
+            self._result_ttl,
+            results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
+        ]
+        if plan is not None and changes:
+            old = plan.before.allowed_ips if plan.before else ()
+            new = plan.after.allowed_ips if plan.after else ()
+            gone = [str(prefix) for prefix in old if prefix not in new]
+            arguments += [plan.public_key, int(plan.before is not None), plan.after.record() if plan.after else ""]
+            arguments += [len(gone), *gone, *(str(prefix) for prefix in new if prefix not in old)]
+        else:
+            arguments += ["", 0, "", 0]
+        return self._answer(
+            self._commit(keys=[names.result_key(request_id), self._epoch, self._peers, self._addresses], args=arguments)
+        )
+
+    def check(self, request_id: str, deadline: int) -> Answer:
+        """Whether the request could still commit: ``open``, or why not."""
+        return self._answer(self._check(keys=[names.result_key(request_id), self._epoch], args=[self.epoch, deadline]))
+
+    def _answer(self, raw: object) -> Answer:
+        verdict, stored, now = cast("tuple[bytes, bytes, int]", raw)
+        self.clock.heard(now)
+        return Answer(cast("Verdict", verdict.decode()), stored.decode())
+
+    def peer(self, public_key: str) -> Peer | None:
+        """One peer as stored.
+
+        Raises:
+            StorageError: its record does not parse.
+        """
+        record = cast("bytes | None", self.redis.hget(self._peers, public_key))
+        return None if record is None else Peer.from_record(public_key, record)
+
+    def load(self) -> Loaded:
+        """Everything, page by page. A record that does not parse is set aside, never dropped."""
+        loaded = Loaded({}, {}, {})
+        bad: dict[str, str] = {}
+        for name, record in self._pages(self._peers):
+            try:
+                check_public_key(name)
+                loaded.peers[name] = Peer.from_record(name, record)
+            except (ValueError, StorageError) as error:
+                bad[name] = str(error)
+        if bad:
+            held: dict[str, list[Prefix]] = {}
+            for text, owner in self._pages(self._addresses):
+                if owner in bad:
+                    try:
+                        held.setdefault(owner, []).append(Prefix.parse(text))
+                    except ValueError:
+                        log.warning("gateway %s: the address entry %.64r does not parse", self.gateway, text)
+            for name, reason in bad.items():
+                log.error("gateway %s: %s; left as it is", self.gateway, reason)
+                loaded.broken[name] = Peer.model_construct(
+                    public_key=name, allowed_ips=tuple(sorted(held.get(name, []))), labels={}
+                )
+                loaded.reasons[name] = reason
+        return loaded
+
+    def _pages(self, key: str) -> Iterator[tuple[str, str]]:
+        cursor = 0
+        while True:
+            cursor, page = cast("tuple[int, dict[bytes, bytes]]", self.redis.hscan(key, cursor, count=PAGE))
+            for name, value in page.items():
+                yield name.decode(errors="replace"), value.decode(errors="replace")
+            if cursor == 0:
+                return
+
+    def register(self, facts: Mapping[str, str | int]) -> None:
+        """Tell the fleet that this gateway is there, and what it is."""
+        self.redis.sadd(names.GATEWAYS_KEY, self.gateway)
+        self.redis.hset(self._gateway, mapping=cast("Any", dict(facts)))
+
+    def facts(self) -> dict[str, str]:
+        """What the gateway says of itself."""
+        found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
+        return {name.decode(): value.decode(errors="replace") for name, value in found.items()}
+
+    def heartbeat(self, redis: Redis | None = None, **fields: str | int) -> bool:
+        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client."""
+        pairs = [part for pair in fields.items() for part in pair]
+        return bool(self._beat(keys=[self._gateway, self._epoch], args=[self.epoch, *pairs], client=redis))
+
+    def state(self) -> str:
+        """``active`` or ``draining``."""
+        found = cast("bytes | None", self.redis.hget(self._gateway, "state"))
+        return found.decode() if found else "active"

@@ -1,0 +1,103 @@
+"""The broker connection of a writer: kombu's Redis transport, which must outlive whatever is put on its queue."""
+
+from __future__ import annotations
+
+import json
+import logging
+from queue import Empty
+from typing import Any, cast
+
+from kombu.transport import redis as kombu_redis
+from redis import Redis
+
+log = logging.getLogger(__name__)
+
+#: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
+MAX_MESSAGE = 512 * 1024
+
+
+def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901 - one question after another
+    """Kombu's envelope, if kombu and Celery can take it without raising; else what is wrong with it.
+
+    Both index into the envelope unasked, and an error there would end the worker. The body stays as it is.
+    """
+    if len(raw) > MAX_MESSAGE:
+        return f"larger than {MAX_MESSAGE} bytes"
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if not isinstance(found, dict):
+        return "not a JSON object"
+    envelope = cast("dict[str, Any]", found)
+    properties = envelope.get("properties")
+    if not isinstance(properties, dict):
+        return "without properties"
+    known = cast("dict[str, Any]", properties)
+    if not isinstance(known.get("delivery_tag"), str) or not known["delivery_tag"]:
+        return "without a delivery tag"
+    info = known.get("delivery_info")
+    if not isinstance(info, dict) or not all(
+        isinstance(cast("dict[str, Any]", info).get(name), str) for name in ("exchange", "routing_key")
+    ):
+        return "without delivery information"
+    if known.get("body_encoding") not in (None, "base64"):
+        return "in an unknown body encoding"
+    if not isinstance(envelope.get("body"), str):
+        return "without a body"
+    if not isinstance(envelope.get("headers"), dict):
+        return "without headers"
+    if not all(isinstance(envelope.get(name), str) for name in ("content-type", "content-encoding")):
+        return "without a content type"
+    if known.get("body_encoding") == "base64":
+        try:
+            kombu_redis.Channel.codecs["base64"].decode(envelope["body"])
+        except (ValueError, TypeError):
+            return "with a body that is no base64"
+    return envelope
+
+
+_Channel: Any = kombu_redis.Channel  # kombu carries no types for its channel
+
+
+class LaneChannel(_Channel):
+    """kombu's channel, with two changes: one client is kept instead of built for each call, and reading is guarded."""
+
+    _kept_client: Redis | None = None
+
+    def _create_client(self, asynchronous: bool = False) -> Redis:  # noqa: FBT001, FBT002 - kombu's signature
+        # Building a redis.Redis costs as much as a round trip; the pools are the same for the channel's life.
+        if asynchronous:
+            return cast("Redis", super()._create_client(asynchronous=True))
+        if self._kept_client is None:
+            self._kept_client = cast("Redis", super()._create_client())
+        return self._kept_client
+
+    def _brpop_read(self, **options: Any) -> bool:
+        # As in kombu 5.7, but that a message is looked at before it is delivered.
+        try:
+            connection = self.client.connection
+            try:
+                answer = cast("tuple[bytes, bytes] | None", self.client.parse_response(connection, "BRPOP", **options))
+            except self.connection_errors:
+                connection.disconnect()
+                raise
+            if not answer:
+                raise Empty
+            queue = answer[0].decode().rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            envelope = sound_envelope(answer[1])
+            if isinstance(envelope, str):
+                log.warning("a message of %d bytes on %s was refused: it is %s", len(answer[1]), queue, envelope)
+            else:
+                self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+
+class LaneTransport(kombu_redis.Transport):
+    """Named in config.celery_app for writers."""
+
+    Channel = LaneChannel
