@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import Self, TypeVar
 
 from workers.dataplane.netlink import (
     NLM_F_ACK,
@@ -26,6 +28,9 @@ from workers.dataplane.netlink import (
     refusal,
 )
 
+NETLINK_ROUTE = 0
+NETLINK_GENERIC = 16
+
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
@@ -34,9 +39,31 @@ _NETLINK_GET_STRICT_CHK = 12
 #: The kernel puts at most 32 KiB in one datagram of a dump (net/netlink/af_netlink.c, netlink_recvmsg).
 _RECEIVE = 64 * 1024
 
+#: Whole dumps tried before giving up on one that keeps being interrupted, and the first pause in between.
+_DUMP_TRIES = 6
+_DUMP_PAUSE = 0.01
+
+_T = TypeVar("_T")
+
+
+def uninterrupted(read: Callable[[], _T]) -> _T:
+    """What ``read`` returns, tried again from the start while its dump is interrupted by changes.
+
+    Raises:
+        Interrupted: every time, for about a third of a second.
+    """
+    pause = _DUMP_PAUSE
+    for _ in range(_DUMP_TRIES - 1):
+        try:
+            return read()
+        except Interrupted:
+            time.sleep(pause)
+            pause *= 2
+    return read()
+
 
 class Channel:
-    """A socket of one netlink protocol: ``NETLINK_ROUTE`` (0) or ``NETLINK_GENERIC`` (16).
+    """A socket of one netlink protocol, ``NETLINK_ROUTE`` or ``NETLINK_GENERIC``.
 
     Every method raises KernelRefused for the kernel's own answer, TimeoutError when none came in time, another
     OSError where the socket failed, Malformed where the answer makes no sense.
@@ -48,7 +75,7 @@ class Channel:
         self._open: socket.socket | None = None
         self._sequence = 0
 
-    def __enter__(self) -> Channel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -20,11 +20,19 @@ class PeerCounters(NamedTuple):
 class CounterSource(Protocol):
     """Where counters come from: ``KernelCounters`` for a device, a ``MemoryDataPlane`` for itself."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the last reading to its end missed no peer for sure.
+
+        False where peers were added or removed meanwhile: what was yielded is true, but who did not appear may
+        still be there (drivers/net/wireguard/netlink.c, wg_get_device_dump, ends at a peer removed under it).
+        """
+        ...
+
     def counters(self) -> Iterator[list[PeerCounters]]:
         """All peers' counters in batches of a few hundred, memory flat. Each peer comes once.
 
         Raises:
-            KernelError: the device cannot be asked; or, at the end, peers were removed or changed while it was
-                read, so that some may be missing. What was yielded is true.
+            KernelError: the device cannot be asked.
         """
         ...

@@ -10,12 +10,11 @@ import errno
 import hmac
 import itertools
 import logging
-import socket
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from tasks.errors import KernelError
 from tasks.prefix import Prefix
@@ -28,39 +27,23 @@ from workers.dataplane import (
     RemovePeer,
     RemoveRoute,
     SetPeer,
+    keyfile,
+    routes,
+    wire,
 )
-from workers.dataplane import keyfile, routes, wire
-from workers.dataplane.channel import Channel
-from workers.dataplane.counters import PeerCounters
+from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
 from workers.dataplane.netlink import (
     GENL_ID_CTRL,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Interrupted,
-    KernelRefused,
     Malformed,
     family_id,
     family_request,
 )
-
-if TYPE_CHECKING:
-    from workers.dataplane import DataPlane
+from workers.dataplane.refusals import translated
 
 _log = logging.getLogger(__name__)
 
-_NETLINK_ROUTE = 0
-_NETLINK_GENERIC = 16
 _IFF_UP = 1
-_SCOPE_LINK = 253
 _CAP_NET_ADMIN = 12
-
-#: Route messages sent at once; their answers must fit the socket's buffer even if every one is an error.
-_ROUTES_AT_ONCE = 100
-#: Whole dumps tried before giving up on one that keeps being interrupted, and the first pause in between.
-_DUMP_TRIES = 6
-_DUMP_PAUSE = 0.01
-
-_T = TypeVar("_T")
 
 
 class KernelDataPlane:
@@ -72,8 +55,8 @@ class KernelDataPlane:
 
     def __init__(self, *, timeout: float = 10.0) -> None:
         """``timeout``: seconds to wait for the kernel's answer to one message, then KernelError."""
-        self._generic = Channel(_NETLINK_GENERIC, timeout=timeout)
-        self._routing = Channel(_NETLINK_ROUTE, timeout=timeout)
+        self._generic = Channel(NETLINK_GENERIC, timeout=timeout)
+        self._routes = routes.RouteTable(Channel(NETLINK_ROUTE, timeout=timeout))
         self._interface = ""
         self._index = 0
         self._family = 0
@@ -89,7 +72,7 @@ class KernelDataPlane:
         """
         private = keyfile.load_or_make(spec.private_key_file)
         self._interface, self._index = spec.interface, 0
-        with _translated(f"set up {spec.interface}"), _links() as links:
+        with translated(f"set up {spec.interface}"), _links() as links:
             index, made = _ensure_link(links, spec.interface)
             self._family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
             device = self._device()
@@ -102,7 +85,7 @@ class KernelDataPlane:
                 self._generic.execute(self._family, 0, [payload])
             _configure_link(links, index, spec)
             self._index = index
-            self._cover(spec)
+            self._routes.cover(index, spec.routes)
             _forbid_threads(spec.interface, index)
             return DeviceFacts(keyfile.public_key(private), self._device().listen_port, made)
 
@@ -114,30 +97,31 @@ class KernelDataPlane:
             dump = self._generic.dump(self._family, self._family, wire.encode_get(self._interface))
             return wire.read_peers(dump)
 
-        with _translated(f"read the peers of {self._interface}"):
-            return _uninterrupted(read)
+        with translated(f"read the peers of {self._interface}"):
+            return uninterrupted(read)
 
     def routes(self) -> frozenset[Prefix]:
         """See ``DataPlane.routes``: those with the protocol number ``routes.PER_PEER``."""
         self._require_open()
-        with _translated(f"read the routes to {self._interface}"):
-            return frozenset(route.prefix for route in self._routes() if route.protocol == routes.PER_PEER)
+        with translated(f"read the routes to {self._interface}"):
+            found = self._routes.read(self._index)
+            return frozenset(route.prefix for route in found if route.protocol == routes.PER_PEER)
 
     def apply(self, changes: Sequence[Change]) -> None:
         """See ``DataPlane.apply``."""
         self._require_open()
         for kind, run in itertools.groupby(changes, _kind):
             if kind is AddRoute:
-                with _translated(f"add routes to {self._interface}"):
-                    self._add_routes([route.prefix for route in run if isinstance(route, AddRoute)], routes.PER_PEER)
+                prefixes = [route.prefix for route in run if isinstance(route, AddRoute)]
+                with translated(f"add routes to {self._interface}"):
+                    self._routes.add(self._index, prefixes, routes.PER_PEER)
             elif kind is RemoveRoute:
-                with _translated(f"remove routes to {self._interface}"):
-                    self._remove_routes(
-                        [route.prefix for route in run if isinstance(route, RemoveRoute)], routes.PER_PEER
-                    )
+                prefixes = [route.prefix for route in run if isinstance(route, RemoveRoute)]
+                with translated(f"remove routes to {self._interface}"):
+                    self._routes.remove(self._index, prefixes, routes.PER_PEER)
             else:
-                with _translated(f"change peers of {self._interface}"):
-                    peers = [change for change in run if isinstance(change, (SetPeer, RemovePeer))]
+                peers = [change for change in run if isinstance(change, (SetPeer, RemovePeer))]
+                with translated(f"change peers of {self._interface}"):
                     # One message after the other: after a refusal nothing later has been made.
                     for payload in wire.encode_changes(self._index, peers):
                         self._generic.execute(self._family, 0, [payload])
@@ -145,7 +129,7 @@ class KernelDataPlane:
     def close(self) -> None:
         """See ``DataPlane.close``."""
         self._generic.close()
-        self._routing.close()
+        self._routes.close()
         self._index = 0
 
     def _require_open(self) -> None:
@@ -163,74 +147,7 @@ class KernelDataPlane:
                 raise Malformed("the dump holds no device")
             return found
 
-        return _uninterrupted(read)
-
-    def _routes(self) -> list[routes.Route]:
-        """Every unicast route of the main table to the device, ours or not."""
-
-        def read() -> list[routes.Route]:
-            found: list[routes.Route] = []
-            for version in (4, 6):
-                request = routes.encode_get_routes(version, self._index)
-                try:
-                    for payload in self._routing.dump(routes.RTM_GETROUTE, routes.RTM_NEWROUTE, request):
-                        route = routes.read_route(payload, self._index)
-                        if route is not None:
-                            found.append(route)
-                except KernelRefused as error:
-                    # A fresh network namespace has no main table yet.
-                    if error.errno != errno.ENOENT:
-                        raise
-            return found
-
-        return _uninterrupted(read)
-
-    def _cover(self, spec: DeviceSpec) -> None:
-        """One route per pool, unless the device has one already: an address brings its own (wg-quick skips it too)."""
-        present = self._routes()
-        wanted = set(spec.routes)
-        stale = [route.prefix for route in present if route.protocol == routes.COVERING and route.prefix not in wanted]
-        self._remove_routes(stale, routes.COVERING)
-        self._add_routes(sorted(wanted - {route.prefix for route in present}), routes.COVERING)
-
-    def _add_routes(self, prefixes: Sequence[Prefix], protocol: int) -> None:
-        taken: list[Prefix] = []
-        for some in _slices(prefixes):
-            payloads = [routes.encode_route(self._index, routes.Route(prefix, protocol)) for prefix in some]
-            # EXCL: without it the kernel would replace, or stand beside, somebody else's route for the prefix.
-            refused = self._routing.execute(
-                routes.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, payloads, forgive=frozenset({errno.EEXIST})
-            )
-            taken.extend(some[position] for position in refused)
-        if taken:
-            present = {route.prefix for route in self._routes()}
-            for prefix in taken:
-                if prefix not in present:
-                    raise KernelRefused(errno.EEXIST, f"{prefix} is routed elsewhere already")
-
-    def _remove_routes(self, prefixes: Sequence[Prefix], protocol: int) -> None:
-        for some in _slices(prefixes):
-            payloads = [routes.encode_route(self._index, routes.Route(prefix, protocol)) for prefix in some]
-            self._routing.execute(routes.RTM_DELROUTE, 0, payloads, forgive=frozenset({errno.ESRCH}))
-
-
-class KernelCounters:
-    """Reads counters of a device by name, on a socket of its own: another process than the writer's may."""
-
-    def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
-        self._interface = interface
-        self._generic = Channel(_NETLINK_GENERIC, timeout=timeout)
-
-    def counters(self) -> Iterator[list[PeerCounters]]:
-        """See ``CounterSource.counters``: one batch per datagram."""
-        with _translated(f"read the counters of {self._interface}"):
-            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
-            for payload in self._generic.dump(family, family, wire.encode_get(self._interface)):
-                yield wire.read_counters(payload)
-
-    def close(self) -> None:
-        """Let go of the socket."""
-        self._generic.close()
+        return uninterrupted(read)
 
 
 def kernel_available() -> str | None:
@@ -243,39 +160,21 @@ def kernel_available() -> str | None:
     if not capabilities or not int(capabilities[0], 16) >> _CAP_NET_ADMIN & 1:
         return "this process may not change network devices (it lacks CAP_NET_ADMIN)"
     try:
-        with Channel(_NETLINK_GENERIC, timeout=10.0) as channel:
+        with Channel(NETLINK_GENERIC, timeout=10.0) as channel:
             family_id(channel.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
     except (OSError, Malformed):
         return "the kernel has no WireGuard (Linux 5.6 or later, module wireguard)"
     try:
-        import pyroute2  # noqa: F401, PLC0415 - asked for, not used: the extra "gateway" brings it
+        import pyroute2  # noqa: PLC0415 - see _links
+
+        _ = pyroute2
     except ImportError:
         return "pyroute2 is not installed (pip install 'peerlane[gateway]')"
     return None
 
 
 @contextmanager
-def _translated(operation: str) -> Iterator[None]:
-    """Turns whatever netlink can raise into KernelError: operation and reason in words, the cause chained."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENODEV, errno.ENXIO):
-            reason = f"the device is gone ({reason})"
-        elif error.errno in (errno.EPERM, errno.EACCES):
-            reason = f"{reason}; CAP_NET_ADMIN is needed"
-        elif error.errno == errno.ENOBUFS:
-            reason = f"answers were lost ({reason}); what was done is unknown"
-        raise KernelError(f"cannot {operation}: {reason}") from error
-    except Interrupted as error:
-        raise KernelError(f"cannot {operation}: it kept changing while it was read") from error
-    except ValueError as error:  # Malformed too
-        raise KernelError(f"cannot {operation}: {error}") from error
-
-
-@contextmanager
-def _links() -> Iterator[Any]:
+def _links() -> Generator[Any]:
     """pyroute2's IPRoute, its errors turned into OSError and Malformed."""
     try:
         from pyroute2 import IPRoute  # noqa: PLC0415 - 170 ms, and absent on hosts without a device
@@ -286,7 +185,8 @@ def _links() -> Iterator[Any]:
         with IPRoute() as links:
             yield links
     except NetlinkError as error:
-        raise OSError(error.code, str(error.args[-1])) from error
+        code = int(error.args[0])
+        raise OSError(code, os.strerror(code)) from error
     except NetlinkDecodeError as error:
         raise Malformed("pyroute2 could not read the kernel's answer") from error
 
@@ -320,12 +220,7 @@ def _configure_link(links: Any, index: int, spec: DeviceSpec) -> None:
     for address, length in sorted(wanted - present):
         links.addr("add", index=index, address=address, prefixlen=length, proto=routes.COVERING)
     if not link["flags"] & _IFF_UP:
-        try:
-            links.link("set", index=index, state="up")
-        except Exception as error:
-            if getattr(error, "code", None) == errno.EADDRINUSE:
-                raise OSError(errno.EADDRINUSE, f"UDP port {spec.listen_port} is in use") from error
-            raise
+        links.link("set", index=index, state="up")
 
 
 def _forbid_threads(interface: str, index: int) -> None:
@@ -342,21 +237,5 @@ def _forbid_threads(interface: str, index: int) -> None:
         _log.warning("%s: threaded NAPI is on and cannot be turned off: %s", interface, error.strerror)
 
 
-def _uninterrupted(read: Callable[[], _T]) -> _T:
-    pause = _DUMP_PAUSE
-    for _ in range(_DUMP_TRIES - 1):
-        try:
-            return read()
-        except Interrupted:
-            time.sleep(pause)
-            pause *= 2
-    return read()
-
-
 def _kind(change: Change) -> type:
     return type(change) if isinstance(change, (AddRoute, RemoveRoute)) else SetPeer
-
-
-def _slices(prefixes: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:
-    for start in range(0, len(prefixes), _ROUTES_AT_ONCE):
-        yield prefixes[start : start + _ROUTES_AT_ONCE]

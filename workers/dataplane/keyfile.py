@@ -77,7 +77,7 @@ def clamp(private: bytes) -> bytes:
 
 def _load(path: Path) -> bytes:
     # O_NONBLOCK: a FIFO by that name must not hang the start.
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise SettingsError(f"private key file {path}: is not a regular file")
@@ -104,7 +104,7 @@ def _make(path: Path) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(encode_key(clamp(secrets.token_bytes(32))).encode("ascii") + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -114,7 +114,7 @@ def _make(path: Path) -> None:
         except FileExistsError:
             return
     finally:
-        os.unlink(draft)
+        draft.unlink()
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -21,8 +21,8 @@ from workers.dataplane import (
     RemovePeer,
     RemoveRoute,
     SetPeer,
+    keyfile,
 )
-from workers.dataplane import keyfile
 from workers.dataplane.counters import PeerCounters
 
 #: What a port of 0 becomes: the kernel picks one, and so does this.
@@ -33,6 +33,9 @@ Method = Literal["open", "peers", "routes", "apply"]
 
 class MemoryDataPlane:
     """The device is the object: it outlives ``close`` and can be opened again."""
+
+    #: See ``CounterSource.complete``: nothing changes while this is read.
+    complete = True
 
     def __init__(self) -> None:
         self._facts: DeviceFacts | None = None

@@ -1,4 +1,4 @@
-"""Netlink framing: attributes out, messages in, and the kernel's three ways to say no. Pure; sockets are in ``channel``.
+"""Netlink framing: attributes out, messages in, and the kernel's ways to say no. Pure; sockets are in ``channel``.
 
 Sources: include/uapi/linux/netlink.h, net/netlink/af_netlink.c, Documentation/userspace-api/netlink/intro.rst.
 All integers are in host order unless said otherwise.

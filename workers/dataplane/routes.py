@@ -6,12 +6,23 @@ numbers are unused in iproute2's etc/iproute2/rt_protos): they show as ``proto 1
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from tasks.prefix import Prefix
-from workers.dataplane.netlink import Malformed, Payload, attribute, attributes
+from workers.dataplane.channel import Channel, uninterrupted
+from workers.dataplane.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    KernelRefused,
+    Malformed,
+    Payload,
+    attribute,
+    attributes,
+)
 
 RTM_NEWROUTE = 24
 RTM_DELROUTE = 25
@@ -21,6 +32,9 @@ RTM_GETROUTE = 26
 COVERING = 0x9C
 #: Protocol of the routes of single peers.
 PER_PEER = 0x9D
+
+#: Messages sent at once; their answers must fit the socket's buffer even if every one is an error.
+_AT_ONCE = 100
 
 _RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
 _TABLE_MAIN = 254
@@ -38,6 +52,72 @@ class Route(NamedTuple):
 
     prefix: Prefix
     protocol: int
+
+
+class RouteTable:
+    """The routes of the main table to devices named by index. Raises what ``Channel`` raises."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._channel.close()
+
+    def read(self, index: int) -> list[Route]:
+        """Every unicast route to the device, ours or not."""
+
+        def dump() -> list[Route]:
+            found: list[Route] = []
+            for version in (4, 6):
+                try:
+                    for payload in self._channel.dump(RTM_GETROUTE, RTM_NEWROUTE, encode_get_routes(version, index)):
+                        route = read_route(payload, index)
+                        if route is not None:
+                            found.append(route)
+                except KernelRefused as error:
+                    # A fresh network namespace has no main table yet.
+                    if error.errno != errno.ENOENT:
+                        raise
+            return found
+
+        return uninterrupted(dump)
+
+    def add(self, index: int, prefixes: Sequence[Prefix], protocol: int) -> None:
+        """Make routes to the device. One that leads there already, whoever made it, is fine and stays as it is.
+
+        Raises:
+            KernelRefused: EEXIST where somebody else's route for the prefix leads elsewhere; it stays.
+        """
+        taken: list[Prefix] = []
+        for some in _slices(prefixes):
+            payloads = [encode_route(index, Route(prefix, protocol)) for prefix in some]
+            # EXCL: without it the kernel would replace, or stand beside, somebody else's route.
+            refused = self._channel.execute(
+                RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, payloads, forgive=frozenset({errno.EEXIST})
+            )
+            taken.extend(some[position] for position in refused)
+        if taken:
+            present = {route.prefix for route in self.read(index)}
+            for prefix in taken:
+                if prefix not in present:
+                    raise KernelRefused(errno.EEXIST, f"{prefix} is routed elsewhere already")
+
+    def remove(self, index: int, prefixes: Sequence[Prefix], protocol: int) -> None:
+        """Take away routes of that protocol to the device; one that is not there is no error."""
+        for some in _slices(prefixes):
+            payloads = [encode_route(index, Route(prefix, protocol)) for prefix in some]
+            self._channel.execute(RTM_DELROUTE, 0, payloads, forgive=frozenset({errno.ESRCH}))
+
+    def cover(self, index: int, pools: Collection[Prefix]) -> None:
+        """One covering route per pool, except where the device has one: an address brings its own.
+
+        Covering routes of ours for anything else go away.
+        """
+        present = self.read(index)
+        stale = [route.prefix for route in present if route.protocol == COVERING and route.prefix not in pools]
+        self.remove(index, stale, COVERING)
+        self.add(index, sorted(set(pools) - {route.prefix for route in present}), COVERING)
 
 
 def encode_route(index: int, route: Route) -> bytes:
@@ -89,3 +169,8 @@ def read_route(payload: Payload, index: int) -> Route | None:
     if table != _TABLE_MAIN or device != index:
         return None
     return Route(Prefix.from_packed(destination, length), protocol)
+
+
+def _slices(prefixes: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:
+    for start in range(0, len(prefixes), _AT_ONCE):
+        yield prefixes[start : start + _AT_ONCE]
