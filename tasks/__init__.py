@@ -6,8 +6,9 @@
 Needs neither pyroute2 nor root. Imports config, never workers.
 """
 
+from tasks.aio import AsyncGateway
 from tasks.client import Gateway, GatewayInfo, gateways
 from tasks.definitions import create_peer, delete_peer
 from tasks.model import Peer, PeerResult
 
-__all__ = ["Gateway", "GatewayInfo", "Peer", "PeerResult", "create_peer", "delete_peer", "gateways"]
+__all__ = ["AsyncGateway", "Gateway", "GatewayInfo", "Peer", "PeerResult", "create_peer", "delete_peer", "gateways"]

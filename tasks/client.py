@@ -87,6 +87,28 @@ class GatewayInfo:
         )
 
 
+def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
+    public_key: str,
+    allowed_ips: Sequence[str] | None,
+    preshared_key: str | None,
+    keepalive: int,
+    ttl: float | timedelta | None,
+    labels: Mapping[str, str] | None,
+    pinned: bool,  # noqa: FBT001 - the order is create_peer's own
+) -> dict[str, Any]:
+    """The arguments of a create as the task takes them; what was not asked for is left out."""
+    wish: dict[str, Any] = {
+        "public_key": public_key,
+        "allowed_ips": None if allowed_ips is None else list(allowed_ips),
+        "preshared_key": preshared_key,
+        "keepalive": keepalive or None,
+        "ttl": ttl.total_seconds() if isinstance(ttl, timedelta) else ttl,
+        "labels": None if labels is None else dict(labels),
+        "pinned": pinned or None,
+    }
+    return {name: value for name, value in wish.items() if value is not None}
+
+
 class Gateway:
     """One gateway, seen from an API host. Threads may share it.
 
@@ -127,16 +149,7 @@ class Gateway:
             OutcomeUnknown: Redis could not be reached; ask again with the error's ``request_id``.
             KernelError: the kernel refused; nothing was changed.
         """
-        wish: dict[str, Any] = {
-            "public_key": public_key,
-            "allowed_ips": None if allowed_ips is None else list(allowed_ips),
-            "preshared_key": preshared_key,
-            "keepalive": keepalive or None,
-            "ttl": ttl.total_seconds() if isinstance(ttl, timedelta) else ttl,
-            "labels": None if labels is None else dict(labels),
-            "pinned": pinned or None,
-        }
-        wish = {name: value for name, value in wish.items() if value is not None}
+        wish = create_arguments(public_key, allowed_ips, preshared_key, keepalive, ttl, labels, pinned)
         return self._ask(self._create, wish, timeout, request_id, bulk=bulk)
 
     def delete_peer(
