@@ -214,7 +214,8 @@ class Page:
             with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310, as above
                 return answer.status
         except urllib.error.HTTPError as refusal:
-            return refusal.code
+            with refusal:
+                return refusal.code
         except OSError:
             return 0
 
