@@ -260,7 +260,7 @@ def open_plane(settings: Settings) -> tuple[str, DataPlane]:
 
     missing = kernel_available()
     if missing is None:
-        return "kernel", KernelDataPlane(settings.interface)
+        return "kernel", KernelDataPlane()
     raise KernelError(
         f"this host cannot run a gateway: {missing}; PEERLANE_DATAPLANE=memory keeps no tunnel, for tests"
     )
