@@ -1,0 +1,166 @@
+"""What all tests share: a real Redis server, gateways in processes of their own, clients of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import pytest
+from gateways import GatewayProcess
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from servers import RedisServer
+
+from config.celery_app import PeerlaneApp
+from config.settings import Settings, read
+from tasks import Gateway
+from tasks.lanes import lanes_of
+
+pytest_plugins = ["pytester", "kernel_bridge"]
+
+hypothesis_settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+hypothesis_settings.register_profile("ci", hypothesis_settings.get_profile("default"), derandomize=True, database=None)
+hypothesis_settings.load_profile("ci" if os.environ.get("CI") == "true" else "default")
+
+
+class MakeSettings(Protocol):
+    def __call__(self, **overrides: Any) -> Settings: ...
+
+
+class MakeGateway(Protocol):
+    def __call__(
+        self,
+        name: str | None = None,
+        *,
+        redis: RedisServer | None = None,
+        dataplane: str = "memory",
+        prefix: Sequence[str] = (),
+        start: bool = True,
+        **settings: Any,
+    ) -> GatewayProcess: ...
+
+
+class MakeClient(Protocol):
+    def __call__(
+        self, gateway: GatewayProcess | str, *, redis: RedisServer | None = None, **settings: Any
+    ) -> Gateway: ...
+
+
+def new_name() -> str:
+    """A gateway's name that no other test uses; short enough for a device's."""
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Tests see the defaults, whatever the environment and /etc/peerlane say."""
+    for name in [name for name in os.environ if name.startswith("PEERLANE_") and not name.startswith("PEERLANE_TEST_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("config.settings.DEFAULT_SETTINGS_FILE", "/nonexistent/peerlane.toml")
+
+
+def _serving() -> Iterator[RedisServer]:
+    # Not tmp_path: its name is too long for a socket.
+    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    server = RedisServer(directory)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """The server that all tests share which do it no harm; each uses gateway names of its own."""
+    yield from _serving()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server for one test that restarts it, freezes it or fills it up."""
+    yield from _serving()
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> MakeSettings:
+    """Makes settings; the shared server's unless ``redis_url`` says otherwise."""
+
+    def make(**overrides: Any) -> Settings:
+        if "redis_url" not in overrides:
+            overrides["redis_url"] = request.getfixturevalue("redis_server").url
+        return read(**overrides)
+
+    return make
+
+
+@pytest.fixture
+def gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeGateway]:
+    """Starts gateways; ends them after the test, which fails if one has shown a traceback."""
+    made: list[GatewayProcess] = []
+
+    def make(
+        name: str | None = None,
+        *,
+        redis: RedisServer | None = None,
+        dataplane: str = "memory",
+        prefix: Sequence[str] = (),
+        start: bool = True,
+        **settings: Any,
+    ) -> GatewayProcess:
+        server = redis or cast("RedisServer", request.getfixturevalue("redis_server"))
+        directory = tmp_path / f"gateway-{len(made)}"
+        directory.mkdir()
+        found = GatewayProcess(
+            name or new_name(), server.url, directory, prefix=prefix, dataplane=dataplane, **settings
+        )
+        made.append(found)
+        if start:
+            found.start()
+        return found
+
+    yield make
+    complaints: list[AssertionError] = []
+    for found in made:
+        try:
+            found.finish()
+        except AssertionError as error:
+            complaints.append(error)
+    if complaints:
+        raise complaints[0]
+
+
+@pytest.fixture
+def client(settings: MakeSettings) -> Iterator[MakeClient]:
+    """Makes typed clients, each with an app and connections of its own."""
+    apps: list[PeerlaneApp] = []
+
+    def make(gateway: GatewayProcess | str, *, redis: RedisServer | None = None, **overrides: Any) -> Gateway:
+        if redis is not None:
+            overrides["redis_url"] = redis.url
+        elif isinstance(gateway, GatewayProcess):
+            overrides.setdefault("redis_url", gateway.settings["redis_url"])
+        app = PeerlaneApp(settings(**overrides))
+        apps.append(app)
+        return Gateway(gateway if isinstance(gateway, str) else gateway.name, app=app)
+
+    yield make
+    for app in apps:
+        close(app)
+
+
+def close(app: PeerlaneApp) -> None:
+    """Close an app's connections now: what the garbage collector closes is a warning, and so a failure."""
+    backend = cast("Any", app.backend)
+    backend.result_consumer.stop()
+    backend.client.close()
+    app.close()
+    lanes_of(app).redis.close()

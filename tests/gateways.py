@@ -1,0 +1,149 @@
+"""A gateway as operators start it, ``celery -A workers.gateway worker``, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from redis import Redis
+from waiting import eventually
+
+from config import names
+from tasks.lanes import Lanes, LaneState
+
+ROOT = Path(__file__).parent.parent
+
+
+def clean_environment() -> dict[str, str]:
+    """This process' environment without any setting of Peerlane's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PEERLANE_")}
+
+
+def _as_variable(value: object) -> str:
+    return ",".join(str(part) for part in cast("Sequence[object]", value)) if isinstance(value, tuple) else str(value)
+
+
+class GatewayProcess:
+    """One gateway's writer. The process is started by ``start``, and ended by ``stop`` or ``kill``."""
+
+    def __init__(
+        self, name: str, redis_url: str, directory: Path, *, prefix: Sequence[str] = (), **settings: Any
+    ) -> None:
+        """``settings`` become ``PEERLANE_*`` variables.
+
+        ``prefix`` goes before the command, as in ``["ip", "netns", "exec", "site"]``; it has to replace itself with
+        the command (exec), so that signals reach the worker.
+        """
+        self.name = name
+        self.directory = directory
+        self.prefix = list(prefix)
+        self.settings = {
+            "redis_url": redis_url,
+            "gateway": name,
+            "private_key_file": directory / f"{name}.key",
+            **settings,
+        }
+        #: For a test that makes the writer fail in an unforeseen way.
+        self.may_show_tracebacks = False
+        self._log = directory / f"{name}.log"
+        self._redis = Redis.from_url(redis_url, socket_timeout=10)
+        self._lanes = Lanes(self._redis, result_ttl=600)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The running worker's process."""
+        assert self._process is not None, "the gateway was not started"
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """How the process ended; None while it runs."""
+        assert self._process is not None, "the gateway was not started"
+        return self._process.poll()
+
+    @property
+    def log(self) -> str:
+        """All that this gateway's workers have said."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def look(self) -> LaneState:
+        """The lane as clients see it."""
+        return self._lanes.look(self.name)
+
+    def start(self, *, wait: bool = True, **settings: Any) -> None:
+        """Start the worker and, unless told otherwise, return once its lane is served."""
+        assert self._process is None or self._process.poll() is not None, "the gateway is running already"
+        self.settings |= settings
+        before = int(self._redis.get(names.epoch_key(self.name)) or 0) if wait else 0
+        environment = clean_environment() | {
+            f"PEERLANE_{key.upper()}": _as_variable(value) for key, value in self.settings.items()
+        }
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self.prefix, sys.executable, "-m", "celery", "-A", "workers.gateway", "worker", "-l", "info"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if wait:
+            self.await_serving(since_epoch=before)
+
+    def await_serving(self, *, since_epoch: int = 0, within: float = 30.0) -> None:
+        """Return once a writer that started after ``since_epoch`` serves the lane."""
+
+        def serving() -> bool:
+            assert self.status is None, f"the gateway ended with status {self.status}:\n{self.log[-4000:]}"
+            lane = self.look()
+            return lane.live and lane.facts.get("phase") == "serving" and int(lane.facts.get("epoch", 0)) > since_epoch
+
+        eventually(serving, f"the lane of {self.name} being served", within=within)
+
+    def stop(self, *, within: float = 20.0) -> int:
+        """Ask the worker to end, as systemd would; its exit status."""
+        return self._end(signal.SIGTERM, within)
+
+    def kill(self) -> None:
+        """End the worker without a word."""
+        self._end(signal.SIGKILL, 10.0)
+
+    def pause(self) -> None:
+        """Freeze the worker."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after ``pause``."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def await_end(self, *, within: float = 20.0) -> int:
+        """The exit status, once the worker has ended by itself."""
+        assert self._process is not None, "the gateway was not started"
+        return self._process.wait(within)
+
+    def _end(self, how: signal.Signals, within: float) -> int:
+        assert self._process is not None, "the gateway was not started"
+        if self._process.poll() is None:
+            self._process.send_signal(how)
+            self._process.send_signal(signal.SIGCONT)
+        try:
+            return self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"{self.name} did not end within {within:g} s:\n{self.log[-4000:]}") from None
+
+    def finish(self) -> None:
+        """After the test: end the process if it still runs; AssertionError if it had shown an unexpected traceback."""
+        if self._process is not None and self._process.poll() is None:
+            self._end(signal.SIGKILL, 10.0)
+        self._redis.close()
+        if not self.may_show_tracebacks:
+            assert "Traceback (most recent call last)" not in self.log, self.log[-8000:]

