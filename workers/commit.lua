@@ -1,36 +1,44 @@
 -- The commit: the one place where a request's outcome becomes true. All or nothing; asking twice is harmless.
--- KEYS  1 result key (= channel)  2 epoch  3 peers  4 addresses
+-- KEYS  1 result key (= channel)  2 epoch  3 peers  4 addresses  5 gateway
 -- ARGV  1 epoch of this writer          2 deadline in ms on this server's clock, 0 for none
 --       3 the result                    4 its TTL in seconds     5 the result to store if the deadline has passed
---       6 public key, '' for an outcome that changes nothing
---       7 '1' if the plan was made on a stored record, else '0'  8 the record to store, '' to delete it
---       9 how many prefixes are given up, then these, then those that are taken
--- Returns {verdict, stored or detail}: committed | duplicate | fenced | expired | stale
+--       6 the changes, a JSON list of {key, before, record, gone, taken}:
+--         key     public key
+--         before  whether the plan was made on a stored record
+--         record  the record to store; absent: delete it
+--         gone    prefixes given up; taken: prefixes that are taken
+--       7 '1' if the gateway must not be draining
+-- Returns {verdict, stored or detail, server time in ms}: committed | duplicate | fenced | expired | stale | draining
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local stored = redis.call('GET', KEYS[1])
 if stored then return {'duplicate', stored, now} end
 local epoch = redis.call('GET', KEYS[2])
 if epoch ~= ARGV[1] then return {'fenced', epoch or '', now} end
-local key = ARGV[6]
-local late = tonumber(ARGV[2]) > 0 and now > tonumber(ARGV[2])
-if late then
+if tonumber(ARGV[2]) > 0 and now > tonumber(ARGV[2]) then
   redis.call('SET', KEYS[1], ARGV[5], 'EX', ARGV[4])
   redis.call('PUBLISH', KEYS[1], ARGV[5])
   return {'expired', ARGV[5], now}
 end
-if key ~= '' then
-  if redis.call('HEXISTS', KEYS[3], key) ~= tonumber(ARGV[7]) then return {'stale', 'record', now} end
-  local taken = 10 + tonumber(ARGV[9])
-  for i = taken, #ARGV do
-    local owner = redis.call('HGET', KEYS[4], ARGV[i])
-    if owner and owner ~= key then return {'stale', 'address', now} end
+if ARGV[7] == '1' and redis.call('HGET', KEYS[5], 'state') == 'draining' then return {'draining', '', now} end
+local changes = cjson.decode(ARGV[6])
+for _, change in ipairs(changes) do
+  if (redis.call('HEXISTS', KEYS[3], change.key) == 1) ~= change.before then return {'stale', 'record', now} end
+  for _, prefix in ipairs(change.taken) do
+    local owner = redis.call('HGET', KEYS[4], prefix)
+    if owner and owner ~= change.key then return {'stale', 'address', now} end
   end
-  for i = 10, taken - 1 do
-    if redis.call('HGET', KEYS[4], ARGV[i]) == key then redis.call('HDEL', KEYS[4], ARGV[i]) end
+end
+for _, change in ipairs(changes) do
+  for _, prefix in ipairs(change.gone) do
+    if redis.call('HGET', KEYS[4], prefix) == change.key then redis.call('HDEL', KEYS[4], prefix) end
   end
-  for i = taken, #ARGV do redis.call('HSET', KEYS[4], ARGV[i], key) end
-  if ARGV[8] == '' then redis.call('HDEL', KEYS[3], key) else redis.call('HSET', KEYS[3], key, ARGV[8]) end
+  for _, prefix in ipairs(change.taken) do redis.call('HSET', KEYS[4], prefix, change.key) end
+  if change.record then
+    redis.call('HSET', KEYS[3], change.key, change.record)
+  else
+    redis.call('HDEL', KEYS[3], change.key)
+  end
 end
 redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])
 redis.call('PUBLISH', KEYS[1], ARGV[3])

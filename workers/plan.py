@@ -140,7 +140,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
             )
         return Plan("existing", wish.public_key, held, held)
     if state != "active":
-        raise Draining(f"the gateway {policy.gateway} is being drained and takes no new peers; use another gateway")
+        raise draining(policy)
     if len(table.peers) >= policy.max_peers:
         raise PoolExhausted(f"the gateway {policy.gateway} is full: it holds {len(table.peers)} peers, its limit")
     allowed_ips = _allocate(table) if wish.allowed_ips is None else wish.allowed_ips
@@ -159,6 +159,11 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         created_at=now,
     )
     return Plan("created", peer.public_key, None, peer, device_changes(table, None, peer))
+
+
+def draining(policy: Policy) -> Draining:
+    """The refusal of a gateway that is being emptied."""
+    return Draining(f"the gateway {policy.gateway} is being drained and takes no new peers; use another gateway")
 
 
 def plan_delete(table: PeerTable, wish: DeletePeer) -> Plan:

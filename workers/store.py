@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, cast
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 #: Peers loaded per round trip.
 PAGE = 2_000
 
-Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "late", "open"]
+Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "draining", "late", "open"]
 
 
 def _script(name: str) -> str:
@@ -47,6 +48,20 @@ class Loaded:
     reasons: dict[str, str]
 
 
+def _change(plan: Plan) -> dict[str, Any]:
+    old = plan.before.allowed_ips if plan.before else ()
+    new = plan.after.allowed_ips if plan.after else ()
+    change: dict[str, Any] = {
+        "key": plan.public_key,
+        "before": plan.before is not None,
+        "gone": [str(prefix) for prefix in old if prefix not in new],
+        "taken": [str(prefix) for prefix in new if prefix not in old],
+    }
+    if plan.after is not None:
+        change["record"] = plan.after.record()
+    return change
+
+
 class Store:
     """One gateway's state. Every method raises redis.RedisError as it comes: waiting is the writer's business."""
 
@@ -67,26 +82,28 @@ class Store:
         self.epoch = int(self.redis.incr(self._epoch))
         return self.epoch
 
-    def commit(self, request_id: str, deadline: int, result: str, plan: Plan | None = None) -> Answer:
+    def commit(self, request_id: str, deadline: int, result: str, plans: Sequence[Plan] = ()) -> Answer:
         """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments."""
-        changes = plan is not None and plan.before is not plan.after
-        arguments: list[str | int] = [
-            self.epoch,
-            deadline,
-            result,
-            self._result_ttl,
-            results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
-        ]
-        if plan is not None and changes:
-            old = plan.before.allowed_ips if plan.before else ()
-            new = plan.after.allowed_ips if plan.after else ()
-            gone = [str(prefix) for prefix in old if prefix not in new]
-            arguments += [plan.public_key, int(plan.before is not None), plan.after.record() if plan.after else ""]
-            arguments += [len(gone), *gone, *(str(prefix) for prefix in new if prefix not in old)]
-        else:
-            arguments += ["", 0, "", 0]
+        changing = [plan for plan in plans if plan.before is not plan.after]
         return self._answer(
-            self._commit(keys=[names.result_key(request_id), self._epoch, self._peers, self._addresses], args=arguments)
+            self._commit(
+                keys=[
+                    names.result_key(request_id),
+                    self._epoch,
+                    self._peers,
+                    self._addresses,
+                    self._gateway,
+                ],
+                args=[
+                    self.epoch,
+                    deadline,
+                    result,
+                    self._result_ttl,
+                    results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
+                    json.dumps([_change(plan) for plan in changing], separators=(",", ":")),
+                    int(any(plan.outcome == "created" for plan in plans)),
+                ],
+            )
         )
 
     def check(self, request_id: str, deadline: int) -> Answer:

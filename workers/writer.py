@@ -26,7 +26,7 @@ from tasks import results
 from tasks.errors import Fenced, KernelError, PeerlaneError, Refused, StorageError, TimedOut, WriterError
 from tasks.model import CreatePeer, DeletePeer, Peer, parse
 from workers.dataplane import AddRoute, Change, DataPlane, RemovePeer, RemoveRoute
-from workers.plan import PeerTable, Plan, Policy, as_set_peer, plan_create, plan_delete
+from workers.plan import PeerTable, Plan, Policy, as_set_peer, draining, plan_create, plan_delete
 from workers.recover import Progress, Recovered, recover
 from workers.store import Answer, Store
 
@@ -156,7 +156,7 @@ class Writer:
         outcome = self._result(plan)
         record = results.encode(request_id, outcome)
         try:
-            answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, plan))
+            answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, [plan]))
         except ResponseError as error:
             # Out of memory, read-only, disk full: Redis refuses writes, so nothing is confirmed.
             self._settle(plan)
@@ -179,6 +179,9 @@ class Writer:
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
+        if answer.verdict == "draining":
+            self.state = "draining"
+            raise draining(self.policy)
         if answer.verdict == "stale":
             # Somebody changed Redis behind the writer's back: read everything, then say so; asking again will do.
             self.recovery_needed = "Redis was changed by somebody else"
