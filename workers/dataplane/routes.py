@@ -110,14 +110,14 @@ class RouteTable:
             self._channel.execute(RTM_DELROUTE, 0, payloads, forgive=frozenset({errno.ESRCH}))
 
     def cover(self, index: int, pools: Collection[Prefix]) -> None:
-        """One covering route per pool, except where the device has one: an address brings its own.
+        """A covering route per pool, unless the one that an address brought is in its place already.
 
         Covering routes of ours for anything else go away.
         """
         present = self.read(index)
         stale = [route.prefix for route in present if route.protocol == COVERING and route.prefix not in pools]
         self.remove(index, stale, COVERING)
-        self.add(index, sorted(set(pools) - {route.prefix for route in present}), COVERING)
+        self.add(index, sorted(pools), COVERING)
 
 
 def encode_route(index: int, route: Route) -> bytes:
