@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import pytest
-from gateways import GatewayProcess
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from servers import RedisServer
@@ -19,7 +18,6 @@ from servers import RedisServer
 from config.celery_app import PeerlaneApp
 from config.settings import Settings, read
 from tasks import Gateway
-from tasks.lanes import lanes_of
 
 pytest_plugins = ["pytester", "kernel_bridge"]
 
@@ -28,34 +26,6 @@ hypothesis_settings.register_profile(
 )
 hypothesis_settings.register_profile("ci", hypothesis_settings.get_profile("default"), derandomize=True, database=None)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") == "true" else "default")
-
-
-class MakeSettings(Protocol):
-    def __call__(self, **overrides: Any) -> Settings: ...
-
-
-class MakeGateway(Protocol):
-    def __call__(
-        self,
-        name: str | None = None,
-        *,
-        redis: RedisServer | None = None,
-        dataplane: str = "memory",
-        prefix: Sequence[str] = (),
-        start: bool = True,
-        **settings: Any,
-    ) -> GatewayProcess: ...
-
-
-class MakeClient(Protocol):
-    def __call__(
-        self, gateway: GatewayProcess | str, *, redis: RedisServer | None = None, **settings: Any
-    ) -> Gateway: ...
-
-
-def new_name() -> str:
-    """A gateway's name that no other test uses; short enough for a device's."""
-    return f"t{uuid.uuid4().hex[:10]}"
 
 
 @pytest.fixture(autouse=True)
@@ -155,12 +125,3 @@ def client(settings: MakeSettings) -> Iterator[MakeClient]:
     yield make
     for app in apps:
         close(app)
-
-
-def close(app: PeerlaneApp) -> None:
-    """Close an app's connections now: what the garbage collector closes is a warning, and so a failure."""
-    backend = cast("Any", app.backend)
-    backend.result_consumer.stop()
-    backend.client.close()
-    app.close()
-    lanes_of(app).redis.close()

@@ -1,4 +1,4 @@
-"""A gateway as operators start it, ``celery -A workers.gateway worker``, in a process of its own."""
+"""A gateway as operators start it, ``celery -A workers.gateway worker``, in a process of its own; and its clients."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from redis import Redis
+from servers import RedisServer
 from waiting import eventually
 
 from config import names
-from tasks.lanes import Lanes, LaneState
+from config.celery_app import PeerlaneApp
+from config.settings import Settings
+from tasks import Gateway
+from tasks.lanes import Lanes, LaneState, lanes_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,3 +152,40 @@ class GatewayProcess:
         self._redis.close()
         if not self.may_show_tracebacks:
             assert "Traceback (most recent call last)" not in self.log, self.log[-8000:]
+
+
+class MakeSettings(Protocol):
+    def __call__(self, **overrides: Any) -> Settings: ...
+
+
+class MakeGateway(Protocol):
+    def __call__(
+        self,
+        name: str | None = None,
+        *,
+        redis: RedisServer | None = None,
+        dataplane: str = "memory",
+        prefix: Sequence[str] = (),
+        start: bool = True,
+        **settings: Any,
+    ) -> GatewayProcess: ...
+
+
+class MakeClient(Protocol):
+    def __call__(
+        self, gateway: GatewayProcess | str, *, redis: RedisServer | None = None, **settings: Any
+    ) -> Gateway: ...
+
+
+def new_name() -> str:
+    """A gateway's name that no other test uses; short enough for a device's."""
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+def close(app: PeerlaneApp) -> None:
+    """Close an app's connections now: what the garbage collector closes is a warning, and so a failure."""
+    backend = cast("Any", app.backend)
+    backend.result_consumer.stop()
+    backend.client.close()
+    app.close()
+    lanes_of(app).redis.close()
