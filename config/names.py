@@ -7,8 +7,13 @@ import re
 # Task names. Explicit: Celery would otherwise take the module path, and a move of a file would break the wire.
 CREATE_PEER = "peerlane.create_peer"
 DELETE_PEER = "peerlane.delete_peer"
+# For the observer: look, decide, and have the writer do it.
 SWEEP = "peerlane.sweep"
 RECONCILE = "peerlane.reconcile"
+# For the writer, on the bulk queue: what the observer decided, and what an operator brings along.
+REMOVE_PEERS = "peerlane.remove_peers"
+MEND_PEERS = "peerlane.mend_peers"
+IMPORT_PEERS = "peerlane.import_peers"
 
 #: A gateway's name: it becomes part of queue names, Redis keys and task ids, so it holds none of their separators.
 GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -31,6 +36,11 @@ def lane_queue(gateway: str) -> str:
 def bulk_queue(gateway: str) -> str:
     """The bulk queue (lists, sweeps) of a gateway's lane; consumed after the interactive one."""
     return f"gateway.{gateway}.bulk"
+
+
+def observer_queue(gateway: str) -> str:
+    """What the gateway's observer consumes: sweeps and reconciliations. No part of the lane."""
+    return f"gateway.{gateway}.observer"
 
 
 def request_id(gateway: str, token: str) -> str:
@@ -72,6 +82,26 @@ def epoch_key(gateway: str) -> str:
 def gateway_key(gateway: str) -> str:
     """Hash: what the gateway says of itself (public key, endpoint, pools, state, heartbeat, version)."""
     return f"peerlane:{{{gateway}}}:gateway"
+
+
+def seen_key(gateway: str) -> str:
+    """Hash: public key → what the observer knows of it (last seen, traffic totals)."""
+    return f"peerlane:{{{gateway}}}:seen"
+
+
+def alarms_key(gateway: str) -> str:
+    """Hash: kind of alarm → what is wrong and since when (JSON); operators see and clear them."""
+    return f"peerlane:{{{gateway}}}:alarms"
+
+
+def slot_key(gateway: str, act: str, slot: int) -> str:
+    """Claim of one sweep or reconciliation per time slot: two beats do no harm."""
+    return f"peerlane:{{{gateway}}}:{act}:{slot}"
+
+
+def staged_key(gateway: str, token: str) -> str:
+    """List of records that an import has brought and the writer has not taken yet."""
+    return f"peerlane:{{{gateway}}}:staged:{token}"
 
 
 def unacked_key(gateway: str, part: str = "") -> str:

@@ -72,9 +72,21 @@ class Settings(BaseSettings):
     mtu: int | None = Field(None, ge=1280, le=9000, description="MTU of the device; default: the kernel's choice")
     max_peers: int = Field(100_000, ge=1, le=1_048_576, description="a gateway refuses creates beyond this")
     lane_cap: int = Field(20_000, ge=1, description="requests waiting in a lane beyond which clients are refused")
-    unknown_peers: Literal["remove", "keep"] = Field(
+    unknown_peers: Literal["remove", "keep", "adopt"] = Field(
         "remove", description="what becomes of peers in the kernel that Redis does not know"
     )
+    region: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="for clients that name a region")
+    labels: Listed = Field((), description="key=value, for clients that choose a gateway by labels")
+
+    # What the observer and the sweeps do on this gateway. 0 switches a limit off.
+    observe_every: float = Field(30.0, ge=1, le=3600, description="seconds between two readings of the counters")
+    sweep_every: float = Field(60.0, ge=1, le=86_400, description="seconds between two sweeps (beat, and gateways)")
+    reconcile_every: float = Field(300.0, ge=5, le=86_400, description="seconds between two reconciliations")
+    sweep_never_after: int = Field(86_400, ge=0, description="a peer that never handshaked is stale after this")
+    sweep_idle_after: int = Field(30 * 86_400, ge=0, description="a peer not seen for this long is stale")
+    sweep_start_grace: int = Field(600, ge=0, description="after a start, only expired peers are stale for so long")
+    sweep_share: float = Field(0.5, gt=0, le=1, description="a sweep of a larger share of the peers needs --force")
+    sweep_floor: int = Field(50, ge=0, description="a sweep of at most so many peers never needs --force")
 
     @field_validator("gateway")
     @classmethod

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyroute2 import IPRoute
+
 from tasks.prefix import Prefix
 from workers.dataplane import DataPlane, DeviceSpec
 from workers.dataplane.counters import CounterSource
@@ -71,4 +73,12 @@ def kernel_rig(directory: Path) -> Generator[Rig]:
     finally:
         counters.close()
         plane.close()
-        subprocess.run(["ip", "link", "delete", interface], check=False, capture_output=True)
+        delete(interface)
+
+
+def delete(interface: str) -> None:
+    """Take a device away, if it is there."""
+    # Not ip(8): starting a process takes 0.4 s in a guest.
+    with IPRoute() as links:
+        for index in links.link_lookup(ifname=interface):
+            links.link("del", index=index)

@@ -54,7 +54,7 @@ def recover(
     loaded: Loaded,
     plane: DataPlane,
     *,
-    unknown: Literal["remove", "keep"] = "remove",
+    unknown: Literal["remove", "keep", "adopt"] = "remove",
     progress: Progress | None = None,
 ) -> Recovered:
     """Make the device hold exactly what Redis holds, by the smallest changes; untouched peers keep their sessions.

@@ -60,7 +60,7 @@ class Writer:
         plane: DataPlane,
         describe: Describe,
         *,
-        unknown: Literal["remove", "keep"] = "remove",
+        unknown: Literal["remove", "keep", "adopt"] = "remove",
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.policy = policy
@@ -76,7 +76,7 @@ class Writer:
         self.fenced = False
         #: The request whose commit record is in Redis already, for the result backend.
         self.settled_request: str | None = None
-        self._unknown: Literal["remove", "keep"] = unknown
+        self._unknown: Literal["remove", "keep", "adopt"] = unknown
         self._stopping = stopping
 
     def recover(self, progress: Progress | None = None) -> Recovered:
