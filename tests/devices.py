@@ -80,5 +80,6 @@ def delete(interface: str) -> None:
     """Take a device away, if it is there."""
     # Not ip(8): starting a process takes 0.4 s in a guest.
     with IPRoute() as links:
-        for index in links.link_lookup(ifname=interface):
+        found: list[int] = links.link_lookup(ifname=interface)
+        for index in found:
             links.link("del", index=index)
