@@ -11,7 +11,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from config import names
 from tasks.errors import Invalid, StorageError
@@ -131,11 +131,13 @@ Deadline = Annotated[int, Field(ge=0, le=2**53)]
 Outcome = Literal["created", "existing", "deleted", "absent"]
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
+    """Base of what crosses the queue: frozen, strict, nothing unknown, no input in errors."""
+
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
 
-class CreatePeer(_Wire):
+class CreatePeer(Wire):
     """The wish for a peer."""
 
     gateway: GatewayName
@@ -148,12 +150,18 @@ class CreatePeer(_Wire):
     #: Seconds until the peer expires; None for never.
     ttl: Ttl | None = None
     labels: Labels = Field(default_factory=dict)
-    #: A pinned peer is never removed by a sweep for being idle.
+    #: A pinned peer is never removed by a sweep.
     pinned: bool = False
     deadline: Deadline | None = None
 
+    @model_validator(mode="after")
+    def _pinned_or_expiring(self) -> Self:
+        if self.pinned and self.ttl is not None:
+            raise ValueError("a pinned peer never expires: give ttl or pinned, not both")
+        return self
 
-class DeletePeer(_Wire):
+
+class DeletePeer(Wire):
     """The wish that a peer be gone."""
 
     gateway: GatewayName
@@ -161,7 +169,7 @@ class DeletePeer(_Wire):
     deadline: Deadline | None = None
 
 
-class Peer(_Wire):
+class Peer(Wire):
     """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
 
     public_key: PublicKey
@@ -196,7 +204,9 @@ class Peer(_Wire):
             fields = cast("dict[str, Any]", found)
             version = fields.pop("v", None)
             if version != RECORD_VERSION:
-                raise ValueError(f"version {version!r}, this program knows {RECORD_VERSION}")
+                # Whatever else stands there may be anything, a secret too.
+                shown = f"version {version}" if type(version) is int and 0 <= version < 10**6 else "no version"
+                raise ValueError(f"{shown}, this program knows version {RECORD_VERSION}")
             return cls(public_key=public_key, **fields)
         except ValidationError as error:
             raise StorageError(f"the record of peer {public_key[:44]} does not parse: {_sentence(error)}") from None
