@@ -153,7 +153,8 @@ class AsyncGateway:
         self._app = app or definitions.app
         self._timeout = timeout
         self._sync = Gateway(name, app=self._app, timeout=timeout)
-        self._create, self._delete = definitions.tasks_of(self._app)
+        self._create = definitions.task_of(self._app, names.CREATE_PEER)
+        self._delete = definitions.task_of(self._app, names.DELETE_PEER)
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
         self._listener: ResultListener | None = None
 

@@ -30,6 +30,7 @@ class GatewayInfo:
     state: str
     public_key: str
     endpoint: str
+    listen_port: int
     pools: tuple[str, ...]
     #: What a client configuration routes into the tunnel.
     client_allowed_ips: tuple[str, ...]
@@ -70,6 +71,7 @@ class GatewayInfo:
             state=lane.state,
             public_key=facts.get("public_key", ""),
             endpoint=facts.get("endpoint", ""),
+            listen_port=number("listen_port"),
             pools=listed("pools"),
             client_allowed_ips=listed("client_allowed_ips"),
             dns=listed("dns"),
@@ -120,7 +122,8 @@ class Gateway:
         self.name = name
         self._app = app or definitions.app
         self._timeout = timeout
-        self._create, self._delete = definitions.tasks_of(self._app)
+        self._create = definitions.task_of(self._app, names.CREATE_PEER)
+        self._delete = definitions.task_of(self._app, names.DELETE_PEER)
 
     @property
     def _lanes(self) -> Lanes:

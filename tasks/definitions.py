@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from config import names
 from config.celery_app import PeerlaneApp, app
 from tasks.awaiting import LaneResult, settle
+from tasks.bulk import ImportPeers, MendPeers, RemovePeers
 from tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 from tasks.lanes import lanes_of
 from tasks.model import CreatePeer, DeletePeer, parse
@@ -23,9 +24,7 @@ from tasks.model import CreatePeer, DeletePeer, parse
 class PeerWriter(Protocol):
     """What the tasks need of a gateway's writer. Both return the committed result or raise the committed refusal."""
 
-    def create_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
-
-    def delete_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
+    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 class LaneTask(Task[..., dict[str, Any]]):
@@ -35,7 +34,8 @@ class LaneTask(Task[..., dict[str, Any]]):
     typing = False  # arguments are checked by the model, with sentences for people
     throws = (PeerlaneError,)  # refusals are outcomes, not faults: no traceback in the log
     ignore_result = False
-    model: ClassVar[type[CreatePeer | DeletePeer]]
+    always_bulk: ClassVar[bool] = False
+    model: ClassVar[type[CreatePeer | DeletePeer | RemovePeers | MendPeers | ImportPeers]]
     #: Set on a gateway only (workers.gateway): the writer that carries requests out.
     writer: PeerWriter | None = None
 
@@ -66,6 +66,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         if options.pop("countdown", None) or options.pop("eta", None):
             raise Invalid("a request is carried out now: countdown and eta are not taken")
         arguments = dict(kwargs or {})
+        bulk = bulk or self.always_bulk
         wish = parse(self.model, arguments)
         request_id = task_id or names.request_id(wish.gateway, str(uuid.uuid4()))
         if not names.is_request_id(wish.gateway, request_id):
@@ -100,10 +101,11 @@ class LaneTask(Task[..., dict[str, Any]]):
         """A result whose ``get`` cancels when its timeout passes."""
         return LaneResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
 
-    def _writer(self) -> PeerWriter:
+    def run(self, **arguments: Any) -> dict[str, Any]:
+        """On the gateway: plan, apply, commit."""
         if self.writer is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
-        return self.writer
+        return self.writer.carry_out(self.name, str(self.request.id), arguments)
 
 
 class CreatePeerTask(LaneTask):
@@ -112,10 +114,6 @@ class CreatePeerTask(LaneTask):
     name = names.CREATE_PEER
     model = CreatePeer
 
-    def run(self, **arguments: Any) -> dict[str, Any]:
-        """On the gateway: plan, apply, commit."""
-        return self._writer().create_peer(str(self.request.id), arguments)
-
 
 class DeletePeerTask(LaneTask):
     """Delete a peer from a gateway; arguments as in tasks.model.DeletePeer."""
@@ -123,34 +121,61 @@ class DeletePeerTask(LaneTask):
     name = names.DELETE_PEER
     model = DeletePeer
 
-    def run(self, **arguments: Any) -> dict[str, Any]:
-        """On the gateway: plan, remove, commit."""
-        return self._writer().delete_peer(str(self.request.id), arguments)
+
+class RemovePeersTask(LaneTask):
+    """Remove a slice of what a sweep found stale; arguments as in tasks.bulk.RemovePeers."""
+
+    name = names.REMOVE_PEERS
+    model = RemovePeers
+    always_bulk = True
 
 
-def register(application: PeerlaneApp) -> tuple[LaneTask, LaneTask]:
-    """Give an app its own tasks: (create_peer, delete_peer).
+class MendPeersTask(LaneTask):
+    """Mend a slice of what a reconciliation found; arguments as in tasks.bulk.MendPeers."""
+
+    name = names.MEND_PEERS
+    model = MendPeers
+    always_bulk = True
+
+
+class ImportPeersTask(LaneTask):
+    """Take over staged peers, or the live device's; arguments as in tasks.bulk.ImportPeers."""
+
+    name = names.IMPORT_PEERS
+    model = ImportPeers
+    always_bulk = True
+
+
+#: Every task of a lane, by name.
+TASKS: dict[str, type[LaneTask]] = {
+    names.CREATE_PEER: CreatePeerTask,
+    names.DELETE_PEER: DeletePeerTask,
+    names.REMOVE_PEERS: RemovePeersTask,
+    names.MEND_PEERS: MendPeersTask,
+    names.IMPORT_PEERS: ImportPeersTask,
+}
+
+
+def register(application: PeerlaneApp) -> dict[str, LaneTask]:
+    """Give an app its own tasks, by name.
 
     Celery binds a task's class, not its instance, to an app: each app gets classes of its own.
     """
-    create, delete = (
-        application.register_task(cast("LaneTask", type(title, (kind,), {"__doc__": kind.__doc__})()))
-        for title, kind in (("CreatePeerTask", CreatePeerTask), ("DeletePeerTask", DeletePeerTask))
-    )
-    return create, delete
+    return {
+        name: application.register_task(cast("LaneTask", type(name, (kind,), {})()))
+        for name, kind in TASKS.items()
+    }
 
 
-def tasks_of(application: PeerlaneApp) -> tuple[LaneTask, LaneTask]:
-    """The app's (create_peer, delete_peer); registered now if they were not."""
-    if names.CREATE_PEER not in application.tasks:
-        return register(application)
-    return (
-        cast("LaneTask", application.tasks[names.CREATE_PEER]),
-        cast("LaneTask", application.tasks[names.DELETE_PEER]),
-    )
+def task_of(application: PeerlaneApp, name: str) -> LaneTask:
+    """The app's own task of this name; registered now if it was not."""
+    if name not in application.tasks:
+        register(application)
+    return cast("LaneTask", application.tasks[name])
 
 
-create_peer, delete_peer = register(app)
+_registered = register(app)
+create_peer, delete_peer = _registered[names.CREATE_PEER], _registered[names.DELETE_PEER]
 
 _UNREACHABLE = "Redis could not be reached: whether the request took effect is unknown; ask again with the same id"
 

@@ -32,7 +32,7 @@ from workers.plan import Policy
 from workers.recover import Progress
 from workers.results import CommitBackend
 from workers.store import Store
-from workers.writer import Describe, Writer
+from workers.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,9 @@ class GatewayService:
                 policy,
                 store,
                 self._plane,
-                Describe(facts.public_key, endpoint),
+                {"gateway_public_key": facts.public_key, "endpoint": endpoint},
                 unknown=self.settings.unknown_peers,
+                spec=self.spec,
                 stopping=lambda: worker_state.should_stop is not None or worker_state.should_terminate is not None,
             )
             store.register(
@@ -145,8 +146,6 @@ class GatewayService:
         if writer.recovery_needed is not None:
             log.warning("gateway %s: recovering, because of %s", self.name, writer.recovery_needed)
             try:
-                if self._plane is not None:
-                    self._plane.open(self.spec)
                 mended = writer.recover(self._progress).mended
                 log.warning("gateway %s: recovered, %s", self.name, dict(mended) or "nothing to mend")
             except (PeerlaneError, RedisError) as error:
@@ -341,7 +340,7 @@ class GatewayApp(PeerlaneApp):
         backend = cast("CommitBackend", self.backend)
         backend.gateway = service.name
         backend.is_settled = lambda request_id: request_id == writer.settled_request
-        for task in register(self):
+        for task in register(self).values():
             task.Strategy = "workers.lane:lane_strategy"
             task.writer = LaneWriter(writer)
 

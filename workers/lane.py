@@ -43,22 +43,10 @@ class LaneWriter:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    def create_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """See Writer.create_peer."""
-        return self._guard(self._writer.create_peer, request_id, arguments)
-
-    def delete_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """See Writer.delete_peer."""
-        return self._guard(self._writer.delete_peer, request_id, arguments)
-
-    def _guard(
-        self,
-        act: Callable[[str, Mapping[str, Any]], dict[str, Any]],
-        request_id: str,
-        arguments: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See Writer.carry_out."""
         try:
-            return act(request_id, arguments)
+            return self._writer.carry_out(task, request_id, arguments)
         except Fenced as error:
             # The request goes back to the lane for the writer that has taken over; this worker ends.
             worker_state.should_stop = EXIT_REPLACED

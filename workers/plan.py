@@ -38,6 +38,8 @@ class Plan:
     before: Peer | None
     after: Peer | None
     changes: tuple[Change, ...] = field(default=())
+    #: Whether Redis holds a record of ``before``; a foreign peer has none.
+    stored: bool = True
 
 
 class PeerTable:
@@ -53,6 +55,8 @@ class PeerTable:
         self.peers: dict[str, Peer] = {peer.public_key: peer for peer in peers}
         #: Keys whose records cannot be used, with the reason; ``peers`` has what is known of their addresses.
         self.broken: dict[str, str] = {}
+        #: Keys that the device holds and Redis does not; kept in ``peers`` so that nobody gets their addresses.
+        self.foreign: set[str] = set()
         self.index = PrefixIndex()
         self.index.fill((prefix, peer.public_key) for peer in self.peers.values() for prefix in peer.allowed_ips)
         self._refuse_overlaps()
@@ -85,6 +89,7 @@ class PeerTable:
         if peer is None:
             return
         self.broken.pop(public_key, None)
+        self.foreign.discard(public_key)
         for prefix in peer.allowed_ips:
             self.index.remove(prefix)
             for pool in self.pools:
@@ -127,7 +132,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         StorageError: the stored record of this key does not parse.
     """
     policy = table.policy
-    _check_lane(policy, wish.gateway)
+    check_lane(policy, wish.gateway)
     if wish.public_key == policy.public_key:
         raise Invalid(f"that is the public key of the gateway {policy.gateway} itself; make a key pair for the peer")
     if (reason := table.broken.get(wish.public_key)) is not None:
@@ -172,14 +177,20 @@ def plan_delete(table: PeerTable, wish: DeletePeer) -> Plan:
     Raises:
         Invalid: the wish is for another gateway.
     """
-    _check_lane(table.policy, wish.gateway)
+    check_lane(table.policy, wish.gateway)
     held = table.peers.get(wish.public_key)
     if held is None:
         return Plan("absent", wish.public_key, None, None)
-    return Plan("deleted", wish.public_key, held, None, device_changes(table, held, None))
+    stored = wish.public_key not in table.foreign
+    return Plan("deleted", wish.public_key, held, None, device_changes(table, held, None), stored)
 
 
-def _check_lane(policy: Policy, gateway: str) -> None:
+def check_lane(policy: Policy, gateway: str) -> None:
+    """Refuse what is meant for another gateway.
+
+    Raises:
+        Invalid: names both.
+    """
     if gateway != policy.gateway:
         raise Invalid(f"this lane serves the gateway {policy.gateway}, not {gateway}")
 

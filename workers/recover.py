@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from workers.dataplane import DataPlane
-from workers.plan import PeerTable, Policy
-from workers.reconcile import counted, drifts
+from tasks.errors import PeerlaneError
+from tasks.model import CreatePeer, Peer
+from workers.dataplane import DataPlane, DevicePeer
+from workers.plan import PeerTable, Plan, Policy
+from workers.reconcile import Drift, counted, drifts
+from workers.requests import adoptable, plan_many
 from workers.store import Loaded
 
 log = logging.getLogger(__name__)
 
 #: Changes sent to the device between two reports of progress.
 BATCH = 256
+#: So many unknown peers, and more than half of what the device holds, are never removed without being asked:
+#: it is likelier that Redis has lost its data than that somebody added them by hand.
+MANY_UNKNOWN = 10
 
 #: (done, total) changes.
 Progress = Callable[[int, int], None]
+Unknown = Literal["remove", "keep", "adopt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +33,12 @@ class Recovered:
     """The peer table, and what was found and mended on the way."""
 
     table: PeerTable
-    #: Drift by kind; all of it has been mended.
+    #: Drift by kind; all of it has been mended but for unknown peers that were kept.
     mended: Mapping[str, int] = field(default_factory=dict[str, int])
+    #: Unknown peers that stay on the device, by public key, with the reason.
+    kept: Mapping[str, str] = field(default_factory=dict[str, str])
+    #: Plans for unknown peers to take over; the writer commits them.
+    adopted: Sequence[Plan] = ()
 
 
 def build_table(policy: Policy, loaded: Loaded) -> PeerTable:
@@ -54,22 +65,78 @@ def recover(
     loaded: Loaded,
     plane: DataPlane,
     *,
-    unknown: Literal["remove", "keep", "adopt"] = "remove",
+    unknown: Unknown = "remove",
+    seen: Callable[[], Mapping[str, float]] | None = None,
     progress: Progress | None = None,
 ) -> Recovered:
     """Make the device hold exactly what Redis holds, by the smallest changes; untouched peers keep their sessions.
 
-    ``unknown`` says what becomes of peers that only the device knows.
+    ``unknown`` says what becomes of peers that only the device knows. ``seen`` tells when each peer was last seen:
+    those seen last come back first.
 
     Raises:
         KernelError: the device could not be read or changed.
     """
     table = build_table(policy, loaded)
-    found = drifts(table, plane.peers(), plane.routes(), frozenset(table.broken))
-    if unknown == "keep":
-        found = [drift for drift in found if drift.kind != "unknown"]
-    for start in range(0, len(found), BATCH):
-        plane.apply([drift.change for drift in found[start : start + BATCH]])
+    device = plane.peers()
+    found = drifts(table, device, plane.routes(), frozenset(table.broken))
+    strangers = [drift.subject for drift in found if drift.kind == "unknown"]
+    kept: dict[str, str] = {}
+    adopted: Sequence[Plan] = ()
+    if unknown == "adopt":
+        adopted, kept = _adopted(table, [device[key] for key in strangers])
+    elif unknown == "keep":
+        kept = dict.fromkeys(strangers, "Redis does not know it, and PEERLANE_UNKNOWN_PEERS is keep")
+    elif len(strangers) > MANY_UNKNOWN and len(strangers) * 2 > len(device):
+        kept = dict.fromkeys(strangers, "Redis does not know it, nor most others: has Redis lost its data?")
+    staying = {*kept, *(plan.public_key for plan in adopted)}
+    todo = [drift for drift in found if not (drift.kind == "unknown" and drift.subject in staying)]
+    if seen is not None and sum(drift.kind == "missing" for drift in todo) > BATCH:
+        todo = _last_seen_first(todo, seen())
+    for start in range(0, len(todo), BATCH):
+        plane.apply([drift.change for drift in todo[start : start + BATCH]])
         if progress is not None:
-            progress(min(start + BATCH, len(found)), len(found))
-    return Recovered(table, counted(found))
+            progress(min(start + BATCH, len(todo)), len(todo))
+    for key in kept:
+        _keep(table, device[key], kept[key])
+    return Recovered(table, counted(todo), kept, adopted)
+
+
+def _adopted(table: PeerTable, strangers: Sequence[DevicePeer]) -> tuple[Sequence[Plan], dict[str, str]]:
+    wishes: list[CreatePeer] = []
+    kept: dict[str, str] = {}
+    for held in strangers:
+        try:
+            wishes.append(adoptable(table.policy.gateway, held))
+        except PeerlaneError as error:
+            kept[held.public_key] = str(error)
+    plans, refused = plan_many(table, wishes, now=0, state="active")
+    kept |= {key: str(error) for key, error in refused.items()}
+    planned = {plan.public_key for plan in plans}
+    kept |= {wish.public_key: "not reached" for wish in wishes if wish.public_key not in planned | set(kept)}
+    return plans, kept
+
+
+def _keep(table: PeerTable, held: DevicePeer, reason: str) -> None:
+    """A peer of the device that is no peer of ours: nobody else gets its addresses."""
+    free = [p for p in sorted(held.allowed_ips) if not any(True for _ in table.index.overlapping(p))]
+    table.put(
+        Peer.model_construct(
+            public_key=held.public_key,
+            allowed_ips=tuple(free),
+            preshared_key=held.preshared_key,
+            keepalive=held.keepalive,
+            labels={},
+        )
+    )
+    table.foreign.add(held.public_key)
+    table.broken[held.public_key] = f"the device holds this peer, {reason}"
+
+
+def _last_seen_first(todo: Sequence[Drift], seen: Mapping[str, float]) -> list[Drift]:
+    rest = [drift for drift in todo if drift.kind not in ("missing", "missing_route", "unknown_route")]
+    missing = sorted(
+        (drift for drift in todo if drift.kind == "missing"), key=lambda drift: -seen.get(drift.subject, 0.0)
+    )
+    routes = [drift for drift in todo if drift.kind in ("missing_route", "unknown_route")]
+    return [*rest, *missing, *routes]

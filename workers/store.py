@@ -53,7 +53,7 @@ def _change(plan: Plan) -> dict[str, Any]:
     new = plan.after.allowed_ips if plan.after else ()
     change: dict[str, Any] = {
         "key": plan.public_key,
-        "before": plan.before is not None,
+        "before": plan.before is not None and plan.stored,
         "gone": [str(prefix) for prefix in old if prefix not in new],
         "taken": [str(prefix) for prefix in new if prefix not in old],
     }
@@ -173,6 +173,11 @@ class Store:
         """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client."""
         pairs = [part for pair in fields.items() for part in pair]
         return bool(self._beat(keys=[self._gateway, self._epoch], args=[self.epoch, *pairs], client=redis))
+
+    def staged(self, token: str) -> list[str]:
+        """What an import has brought, in order."""
+        found = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))
+        return [entry.decode(errors="replace") for entry in found]
 
     def state(self) -> str:
         """``active`` or ``draining``."""

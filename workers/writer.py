@@ -14,20 +14,23 @@ from __future__ import annotations
 import logging
 import random
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from config import names
 from tasks import results
-from tasks.errors import Fenced, KernelError, PeerlaneError, Refused, StorageError, TimedOut, WriterError
-from tasks.model import CreatePeer, DeletePeer, Peer, parse
-from workers.dataplane import AddRoute, Change, DataPlane, RemovePeer, RemoveRoute
-from workers.plan import PeerTable, Plan, Policy, as_set_peer, draining, plan_create, plan_delete
-from workers.recover import Progress, Recovered, recover
+from tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
+from tasks.model import Peer
+from workers.dataplane import AddRoute, Change, DataPlane, DeviceSpec, RemovePeer, RemoveRoute
+from workers.plan import PeerTable, Plan, Policy, as_set_peer, draining
+from workers.recover import Progress, Recovered, Unknown, recover
+from workers.requests import PLANNERS, Decision, Ground
 from workers.store import Answer, Store
 
 log = logging.getLogger(__name__)
@@ -35,19 +38,16 @@ log = logging.getLogger(__name__)
 #: Redis is away: ask again. (BusyLoadingError and the like are ConnectionErrors.)
 AWAY = (RedisConnectionError, RedisTimeoutError)
 
+#: Peers stored in one commit when the device's unknown peers are adopted.
+ADOPT_SLICE = 256
+#: Peers of an undone request that are settled one by one; beyond it everything is read anew.
+SETTLED_ONE_BY_ONE = 64
+
 _T = TypeVar("_T")
 
 
 class Stopping(BaseException):
     """The worker is told to stop while the writer waits for Redis. Not an error: nothing may catch and store it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Describe:
-    """What a result says of the gateway itself."""
-
-    public_key: str
-    endpoint: str
 
 
 class Writer:
@@ -58,17 +58,19 @@ class Writer:
         policy: Policy,
         store: Store,
         plane: DataPlane,
-        describe: Describe,
+        facts: Mapping[str, str] | None = None,
         *,
-        unknown: Literal["remove", "keep", "adopt"] = "remove",
+        unknown: Unknown = "remove",
+        spec: DeviceSpec | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``facts`` is what results say of the gateway; ``spec`` lets a lost device be made again."""
         self.policy = policy
         self.store = store
         self.plane = plane
-        self.describe = describe
+        self.facts = facts or {}
         self.table = PeerTable(policy)
-        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``workers.lane``.
+        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``workers.gateway``.
         self.state = "active"
         #: Why the device or the table may differ from Redis; None while they are known to agree.
         self.recovery_needed: str | None = "not started"
@@ -76,59 +78,61 @@ class Writer:
         self.fenced = False
         #: The request whose commit record is in Redis already, for the result backend.
         self.settled_request: str | None = None
-        self._unknown: Literal["remove", "keep", "adopt"] = unknown
+        self._unknown: Unknown = unknown
+        self._spec = spec
         self._stopping = stopping
 
     def recover(self, progress: Progress | None = None) -> Recovered:
-        """Make the device equal to Redis and the table anew.
+        """Make the device equal to Redis and the table anew; makes the device first if it is gone.
 
         Raises:
-            KernelError: the device could not be read or changed; ``recovery_needed`` stays.
+            KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
         """
+        self.recovery_needed = self.recovery_needed or "asked for"
+        if self._spec is not None:
+            self.plane.open(self._spec)
         loaded = self._patiently(self.store.load)
         done = recover(self.policy, loaded, self.plane, unknown=self._unknown, progress=progress)
+        if done.adopted:
+            self._adopt(done)
         self.table = done.table
         self.state = self._patiently(self.store.state)
         self.recovery_needed = None
         return done
 
+    def _adopt(self, done: Recovered) -> None:
+        """Store the peers that only the device knew, slice by slice; each slice is a commit of its own."""
+        for start in range(0, len(done.adopted), ADOPT_SLICE):
+            plans = done.adopted[start : start + ADOPT_SLICE]
+            request_id = names.request_id(self.policy.gateway, f"adopt-{uuid.uuid4()}")
+            record = results.encode(request_id, {"outcome": "adopted", "count": len(plans)})
+            answer = self._patiently(partial(self.store.commit, request_id, 0, record, plans))
+            if answer.verdict == "fenced":
+                self.fenced = True
+                self._refuse_if_fenced()
+            for plan in plans:
+                if plan.after is not None and answer.verdict in ("committed", "duplicate"):
+                    done.table.put(plan.after)
+
     def create_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a peer and commit; the committed result.
-
-        Raises:
-            PeerlaneError: the committed refusal, or Fenced.
-        """
-
-        def plan() -> tuple[Plan, int]:
-            wish = parse(CreatePeer, arguments)
-            now = self._patiently(self.store.clock.now_ms) // 1000
-            return plan_create(self.table, wish, now=now, state=self.state), wish.deadline or 0
-
-        return self._request(request_id, arguments, plan)
+        """``carry_out`` for names.CREATE_PEER."""
+        return self.carry_out(names.CREATE_PEER, request_id, arguments)
 
     def delete_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Delete a peer and commit; the committed result.
+        """``carry_out`` for names.DELETE_PEER."""
+        return self.carry_out(names.DELETE_PEER, request_id, arguments)
+
+    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Carry a request out and commit; the committed result.
 
         Raises:
             PeerlaneError: the committed refusal, or Fenced.
         """
-
-        def plan() -> tuple[Plan, int]:
-            wish = parse(DeletePeer, arguments)
-            return plan_delete(self.table, wish), wish.deadline or 0
-
-        return self._request(request_id, arguments, plan)
-
-    def _request(
-        self, request_id: str, arguments: Mapping[str, Any], make_plan: Callable[[], tuple[Plan, int]]
-    ) -> dict[str, Any]:
         self._refuse_if_fenced()
         try:
             if self.recovery_needed is not None:
                 self.recover()
-            return self._carry_out(request_id, *make_plan())
-        except Refused as refusal:
-            raise self._commit_refusal(request_id, arguments, refusal) from None
+            return self._carry_out(request_id, PLANNERS[task](self._ground(), arguments))
         except (Fenced, Stopping):
             raise
         except PeerlaneError as error:
@@ -140,42 +144,60 @@ class Writer:
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")
             raise self._commit_refusal(request_id, arguments, unforeseen) from None
 
-    def _carry_out(self, request_id: str, plan: Plan, deadline: int) -> dict[str, Any]:
-        if plan.after is None and plan.before is not None:
-            # Undoing a removal would cost the peer its session: ask before the act, not only at the commit.
-            asked = self._patiently(lambda: self.store.check(request_id, deadline))
-            if asked.verdict == "late":
-                raise TimedOut("its deadline had passed before the gateway could commit it")
-            if asked.verdict != "open":
-                return self._not_committed(request_id, asked, plan, applied=False)
+    def _ground(self) -> Ground:
+        return Ground(
+            table=self.table,
+            now=self._patiently(self.store.clock.now_ms) // 1000,
+            state=self.state,
+            facts=self.facts,
+            device=self.plane.peers,
+            staged=lambda token: self._patiently(lambda: self.store.staged(token)),
+        )
+
+    def _carry_out(self, request_id: str, decision: Decision) -> dict[str, Any]:
+        deadline = decision.deadline
+        if decision.removes and (early := self._ask_first(request_id, decision)) is not None:
+            return early
         try:
-            self.plane.apply(plan.changes)
+            self.plane.apply(decision.changes)
         except KernelError:
-            self._settle(plan)
+            self._settle(decision)
             raise
-        outcome = self._result(plan)
-        record = results.encode(request_id, outcome)
+        record = results.encode(request_id, decision.result)
         try:
-            answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, [plan]))
+            answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, decision.plans))
         except ResponseError as error:
             # Out of memory, read-only, disk full: Redis refuses writes, so nothing is confirmed.
-            self._settle(plan)
-            raise StorageError(f"Redis refused to store the peer ({_first_word(error)}); nothing was changed") from None
+            self._settle(decision)
+            raise StorageError(
+                f"Redis refused to store the outcome ({_first_word(error)}); nothing was changed"
+            ) from None
         if answer.verdict == "duplicate" and answer.stored == record:
             log.info("request %s: an earlier try of this commit had reached Redis", request_id)
         elif answer.verdict != "committed":
-            return self._not_committed(request_id, answer, plan, applied=bool(plan.changes))
+            return self._not_committed(request_id, answer, decision, applied=bool(decision.changes))
         self.settled_request = request_id
-        if plan.before is not plan.after:
+        for plan in decision.plans:
+            if plan.before is plan.after:
+                continue
             if plan.after is not None:
                 self.table.put(plan.after)
             else:
                 self.table.drop(plan.public_key)
-        return outcome
+        return dict(decision.result)
 
-    def _not_committed(self, request_id: str, answer: Answer, plan: Plan, *, applied: bool) -> dict[str, Any]:
+    def _ask_first(self, request_id: str, decision: Decision) -> dict[str, Any] | None:
+        """Whether it can still commit: undoing a removal would cost the peer its session. None: go on."""
+        answer = self._patiently(lambda: self.store.check(request_id, decision.deadline))
+        if answer.verdict == "open":
+            return None
+        if answer.verdict == "late":
+            raise TimedOut("its deadline had passed before the gateway could commit it")
+        return self._not_committed(request_id, answer, decision, applied=False)
+
+    def _not_committed(self, request_id: str, answer: Answer, decision: Decision, *, applied: bool) -> dict[str, Any]:
         if applied:
-            self._settle(plan)
+            self._settle(decision)
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
@@ -211,19 +233,25 @@ class Writer:
                 return stored
         return refusal
 
-    def _settle(self, plan: Plan) -> None:
-        """Make device and table equal to Redis for the plan's peer; where that fails, everything is read anew."""
-        try:
-            truth = self._patiently(lambda: self.store.peer(plan.public_key))
-            self.plane.apply(self._towards(plan, truth))
-        except (KernelError, StorageError, RedisError) as error:
-            log.warning("peer %s could not be settled (%s); recovering", plan.public_key, type(error).__name__)
-            self.recovery_needed = "a peer could not be settled"
+    def _settle(self, decision: Decision) -> None:
+        """Make device and table equal to Redis for the decision's peers; where that fails, all is read anew."""
+        if not decision.plans:
             return
-        if truth is None:
-            self.table.drop(plan.public_key)
-        elif self.table.peers.get(plan.public_key) != truth:
-            self.recovery_needed = "Redis was changed by somebody else"
+        if len(decision.plans) > SETTLED_ONE_BY_ONE:
+            self.recovery_needed = "a large request was undone"
+            return
+        for plan in decision.plans:
+            try:
+                truth = self._patiently(partial(self.store.peer, plan.public_key))
+                self.plane.apply(self._towards(plan, truth))
+            except (KernelError, StorageError, RedisError) as error:
+                log.warning("peer %s could not be settled (%s); recovering", plan.public_key, type(error).__name__)
+                self.recovery_needed = "a peer could not be settled"
+                return
+            if truth is None:
+                self.table.drop(plan.public_key)
+            elif self.table.peers.get(plan.public_key) != truth:
+                self.recovery_needed = "Redis was changed by somebody else"
 
     def _towards(self, plan: Plan, truth: Peer | None) -> list[Change]:
         prefixes = {p for peer in (plan.before, plan.after) if peer is not None for p in peer.allowed_ips}
@@ -232,14 +260,6 @@ class Writer:
         changes: list[Change] = [RemoveRoute(prefix) for prefix in sorted(routed - wanted)]
         changes.append(as_set_peer(truth) if truth else RemovePeer(plan.public_key))
         return [*changes, *(AddRoute(prefix) for prefix in sorted(wanted))]
-
-    def _result(self, plan: Plan) -> dict[str, Any]:
-        peer = plan.after or plan.before
-        found: dict[str, Any] = {"outcome": plan.outcome, "gateway": self.policy.gateway}
-        found |= peer.public() if peer is not None else {"public_key": plan.public_key}
-        if plan.after is not None:
-            found |= {"gateway_public_key": self.describe.public_key, "endpoint": self.describe.endpoint}
-        return found
 
     def _refuse_if_fenced(self) -> None:
         if self.fenced:

@@ -1,0 +1,70 @@
+"""What the observer and operators ask of a writer for many peers at once. Checked like single requests."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from tasks.model import Deadline, GatewayName, Prefixes, PublicKey, Wire
+
+#: Peers in one slice: small enough that an interactive request never waits long behind one.
+SLICE = 64
+#: Peers in one import; it is one commit, so this bounds how long Redis and the writer are busy with it.
+MAX_IMPORT = 20_000
+
+Reason = Literal["expired", "never", "idle"]
+
+
+def _tupled(value: object) -> object:
+    """JSON has lists where the model has tuples."""
+    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - checked by the model
+
+
+class Victim(Wire):
+    """One peer that a sweep found stale; ``created_at`` tells this incarnation of the key from a later one."""
+
+    public_key: PublicKey
+    reason: Reason
+    created_at: int
+
+
+def _victims(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    return tuple(Victim(**item) if isinstance(item, dict) else item for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - checked by the model
+
+
+class RemovePeers(Wire):
+    """Remove peers that a sweep found stale, if they still are."""
+
+    gateway: GatewayName
+    victims: Annotated[tuple[Victim, ...], BeforeValidator(_victims), Field(min_length=1, max_length=SLICE)]
+    deadline: Deadline | None = None
+
+
+class MendPeers(Wire):
+    """Make the device hold these peers and routes as the writer knows them."""
+
+    gateway: GatewayName
+    keys: Annotated[tuple[PublicKey, ...], BeforeValidator(_tupled), Field(max_length=SLICE)] = ()
+    routes: Prefixes | None = None
+    deadline: Deadline | None = None
+
+
+class ImportPeers(Wire):
+    """Take staged peers, or with ``live`` those that the device has and Redis does not know."""
+
+    gateway: GatewayName
+    token: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_IMPORT)] | None = None
+    #: SHA-256 of the staged entries, each followed by a newline, in hex.
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    live: bool = False
+    deadline: Deadline | None = None
+
+    def model_post_init(self, context: Any, /) -> None:
+        """An import is either staged or live."""
+        staged = (self.token, self.count, self.digest)
+        if self.live == any(part is not None for part in staged) or (not self.live and None in staged):
+            raise ValueError("an import names token, count and digest of what was staged, or is live")

@@ -1,0 +1,249 @@
+"""From a request's arguments to a decision: what to change on the device and in Redis, and what to answer.
+
+One function per task. They ask the table, and for imports the device and what was staged; they change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from config import names
+from tasks.bulk import ImportPeers, MendPeers, RemovePeers, Victim
+from tasks.errors import Conflict, Invalid, PeerlaneError, PoolExhausted
+from tasks.model import CreatePeer, DeletePeer, Peer, parse
+from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
+from workers.plan import PeerTable, Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
+
+#: Conflicts named in the refusal of an import; the rest is counted.
+NAMED_CONFLICTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What decisions are made on."""
+
+    table: PeerTable
+    #: Seconds since 1970 on Redis' clock.
+    now: int
+    #: ``active`` or ``draining``.
+    state: str
+    #: What results say of the gateway.
+    facts: Mapping[str, str]
+    #: Reads the device's peers.
+    device: Callable[[], Mapping[str, DevicePeer]]
+    #: Reads what was staged under a token.
+    staged: Callable[[str], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a request comes to."""
+
+    plans: tuple[Plan, ...]
+    changes: tuple[Change, ...]
+    result: Mapping[str, Any]
+    #: In ms on Redis' clock; 0 for none.
+    deadline: int = 0
+
+    @property
+    def removes(self) -> bool:
+        """Whether a peer's session would end."""
+        return any(plan.after is None and plan.before is not None for plan in self.plans)
+
+
+def create_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """One peer, wished for."""
+    wish = parse(CreatePeer, arguments)
+    plan = plan_create(ground.table, wish, now=ground.now, state=ground.state)
+    return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
+
+
+def delete_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """One peer, no longer wished for."""
+    wish = parse(DeletePeer, arguments)
+    plan = plan_delete(ground.table, wish)
+    return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
+
+
+def _answer(ground: Ground, plan: Plan) -> dict[str, Any]:
+    peer = plan.after or plan.before
+    found: dict[str, Any] = {"outcome": plan.outcome, "gateway": ground.table.policy.gateway}
+    found |= peer.public() if peer is not None else {"public_key": plan.public_key}
+    return {**found, **ground.facts} if plan.after is not None else found
+
+
+def remove_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """Peers that a sweep found stale; those that are not any more are kept, with the reason."""
+    wish = parse(RemovePeers, arguments)
+    check_lane(ground.table.policy, wish.gateway)
+    plans: list[Plan] = []
+    kept: dict[str, str] = {}
+    for victim in wish.victims:
+        peer = ground.table.peers.get(victim.public_key)
+        if reason := _why_kept(ground, victim, peer):
+            kept[victim.public_key] = reason
+        else:
+            plans.append(Plan("deleted", victim.public_key, peer, None, device_changes(ground.table, peer, None)))
+    result = {
+        "outcome": "removed",
+        "gateway": wish.gateway,
+        "removed": [plan.public_key for plan in plans],
+        "kept": kept,
+    }
+    return Decision(tuple(plans), _changes(plans), result, wish.deadline or 0)
+
+
+def _why_kept(ground: Ground, victim: Victim, peer: Peer | None) -> str | None:
+    if peer is None:
+        return "gone already"
+    if victim.public_key in ground.table.broken:
+        return "its record does not parse"
+    if peer.pinned:
+        return "pinned"
+    if peer.created_at != victim.created_at:
+        return "created anew since"
+    if victim.reason == "expired" and (peer.expires_at is None or peer.expires_at > ground.now):
+        return "not expired"
+    return None
+
+
+def mend_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """Assert again on the device what the table holds of these keys and routes; right ones are not disturbed."""
+    wish = parse(MendPeers, arguments)
+    table = ground.table
+    check_lane(table.policy, wish.gateway)
+    changes: list[Change] = []
+    mended = {"removed": 0, "set": 0, "routes": 0}
+    for key in wish.keys:
+        if key in table.broken or key == table.policy.public_key:
+            continue
+        peer = table.peers.get(key)
+        changes.append(as_set_peer(peer) if peer is not None else RemovePeer(key))
+        mended["set" if peer is not None else "removed"] += 1
+    for prefix in wish.routes or ():
+        wanted = table.index.owner(prefix) is not None and table.needs_route(prefix)
+        changes.append(AddRoute(prefix) if wanted else RemoveRoute(prefix))
+        mended["routes"] += 1
+    changes.sort(key=lambda change: not isinstance(change, (RemovePeer, RemoveRoute)))
+    result = {"outcome": "mended", "gateway": wish.gateway, "mended": mended}
+    return Decision((), tuple(changes), result, wish.deadline or 0)
+
+
+def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """Staged peers, or those of the live device: all of them or none.
+
+    Raises:
+        Conflict: names up to 20 of the peers that cannot be taken, and why.
+        Invalid: what was staged is not there, or not what the request says.
+    """
+    wish = parse(ImportPeers, arguments)
+    table = ground.table
+    check_lane(table.policy, wish.gateway)
+    device = ground.device()
+    wishes = _live(table, device) if wish.live else _staged(ground, wish)
+    plans, refused = plan_many(table, wishes, now=ground.now, state=ground.state)
+    if refused:
+        named = "; ".join(f"{key}: {error}" for key, error in list(refused.items())[:NAMED_CONFLICTS])
+        more = len(refused) - NAMED_CONFLICTS
+        raise Conflict(f"nothing was imported: {named}" + (f"; and {more} more" if more > 0 else ""))
+    result = {
+        "outcome": "imported",
+        "gateway": wish.gateway,
+        "created": sum(plan.outcome == "created" for plan in plans),
+        "existing": sum(plan.outcome == "existing" for plan in plans),
+    }
+    return Decision(tuple(plans), differing(_changes(plans), device), result, wish.deadline or 0)
+
+
+def plan_many(
+    table: PeerTable, wishes: Sequence[CreatePeer], *, now: int, state: str
+) -> tuple[list[Plan], dict[str, PeerlaneError]]:
+    """Plan wishes as if one after the other; the plans, and what was refused by public key."""
+    trial = PeerTable(table.policy, table.peers.values())
+    trial.broken.update(table.broken)
+    trial.foreign.update(table.foreign)
+    plans: list[Plan] = []
+    refused: dict[str, PeerlaneError] = {}
+    for wish in wishes:
+        if wish.public_key in trial.foreign:
+            trial.drop(wish.public_key)  # the device has it already: this is what takes it over
+        try:
+            plan = plan_create(trial, wish, now=now, state=state)
+        except PoolExhausted as error:
+            refused[wish.public_key] = error
+            break
+        except PeerlaneError as error:
+            refused[wish.public_key] = error
+            continue
+        plans.append(plan)
+        if plan.after is not None:
+            trial.put(plan.after)
+    return plans, refused
+
+
+def differing(changes: Sequence[Change], device: Mapping[str, DevicePeer]) -> tuple[Change, ...]:
+    """Without those that set a peer to what the device holds already: its packets are not disturbed."""
+    return tuple(change for change in changes if not (isinstance(change, SetPeer) and _holds(device, change)))
+
+
+def _holds(device: Mapping[str, DevicePeer], wanted: SetPeer) -> bool:
+    held = device.get(wanted.public_key)
+    return held is not None and wanted == SetPeer(held.public_key, held.allowed_ips, held.preshared_key, held.keepalive)
+
+
+def adoptable(gateway: str, held: DevicePeer) -> CreatePeer:
+    """The wish that would have made a peer which the device holds.
+
+    Raises:
+        Invalid: no wish makes such a peer, for example one without allowed IPs.
+    """
+    return parse(
+        CreatePeer,
+        {
+            "gateway": gateway,
+            "public_key": held.public_key,
+            "allowed_ips": tuple(held.allowed_ips),
+            "preshared_key": held.preshared_key,
+            "keepalive": held.keepalive,
+        },
+    )
+
+
+def _live(table: PeerTable, device: Mapping[str, DevicePeer]) -> list[CreatePeer]:
+    unknown = [held for key, held in device.items() if key not in table.peers or key in table.foreign]
+    return [adoptable(table.policy.gateway, held) for held in unknown if held.allowed_ips]
+
+
+def _staged(ground: Ground, wish: ImportPeers) -> list[CreatePeer]:
+    entries = ground.staged(str(wish.token))
+    digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
+    if len(entries) != wish.count or digest != wish.digest:
+        raise Invalid("what was staged for this import is not there any more, or not whole: import again")
+    found: list[CreatePeer] = []
+    for entry in entries:
+        try:
+            fields = json.loads(entry)
+        except ValueError:
+            raise Invalid("a staged entry is not JSON") from None
+        if not isinstance(fields, dict):
+            raise Invalid("a staged entry is not a JSON object")
+        found.append(parse(CreatePeer, {**fields, "gateway": wish.gateway}))
+    return found
+
+
+def _changes(plans: Sequence[Plan]) -> tuple[Change, ...]:
+    return tuple(change for plan in plans for change in plan.changes)
+
+
+#: Task name → the function that decides.
+PLANNERS: Mapping[str, Callable[[Ground, Mapping[str, Any]], Decision]] = {
+    names.CREATE_PEER: create_peer,
+    names.DELETE_PEER: delete_peer,
+    names.REMOVE_PEERS: remove_peers,
+    names.MEND_PEERS: mend_peers,
+    names.IMPORT_PEERS: import_peers,
+}
