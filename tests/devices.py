@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import IPRoute
 
@@ -79,7 +80,7 @@ def kernel_rig(directory: Path) -> Generator[Rig]:
 def delete(interface: str) -> None:
     """Take a device away, if it is there."""
     # Not ip(8): starting a process takes 0.4 s in a guest.
-    with IPRoute() as links:
-        found: list[int] = links.link_lookup(ifname=interface)
-        for index in found:
+    with IPRoute() as opened:
+        links: Any = opened
+        for index in links.link_lookup(ifname=interface):
             links.link("del", index=index)

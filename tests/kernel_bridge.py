@@ -178,6 +178,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Reporter(config, sink))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Kernel tests come last: pytest carries fixtures from each test to the next, and these must not be in between."""
+    items.sort(key=_is_for_the_kernel)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Replay a kernel test's reports instead of running it."""

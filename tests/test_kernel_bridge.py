@@ -95,6 +95,29 @@ def test_only_the_chosen_ones_run(pytester: pytest.Pytester, monkeypatch: pytest
     pytester.runpytest_inprocess("-k", "spaces").assert_outcomes(passed=1, deselected=6)
 
 
+def test_fixtures_of_tests_that_run_here_are_torn_down_whatever_comes_between(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernel_bridge.COMMAND, "env")
+    module = """
+        import pytest
+
+        @pytest.fixture(scope="module", autouse=True)
+        def of_the_module():
+            yield
+            print("torn down")
+
+        def test_here(): pass
+
+        @pytest.mark.kernel
+        def test_there(): pass
+    """
+    pytester.makepyfile(test_a=module, test_b=module, test_c=module)
+    result = pytester.runpytest_inprocess("-s")
+    result.assert_outcomes(passed=6)
+    assert result.stdout.str().count("torn down") == 3
+
+
 def test_one_start_serves_all_of_them(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     count = pytester.path / "starts"
     kernel = _script(pytester.path / "kernel", f'echo started >> {count}; KERNEL_SIDE=1 exec "$@"')

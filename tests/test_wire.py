@@ -19,6 +19,7 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 
 from tasks.prefix import Prefix
 from workers.dataplane import DevicePeer, RemovePeer, SetPeer, wire
+from workers.dataplane.channel import uninterrupted
 from workers.dataplane.counters import PeerCounters
 from workers.dataplane.keyfile import decode_key, encode_key
 from workers.dataplane.netlink import (
@@ -29,6 +30,7 @@ from workers.dataplane.netlink import (
     NLMSG_DONE,
     NLMSG_ERROR,
     DumpReader,
+    Interrupted,
     KernelRefused,
     Malformed,
     Payload,
@@ -320,6 +322,22 @@ def test_answers_to_other_questions_are_passed_over() -> None:
     payloads, reader = read([*late, *dump([peer], 1)])
     assert wire.read_peers(payloads) == {peer.public_key: peer}
     assert reader.done
+
+
+def test_a_dump_that_was_interrupted_is_read_again_but_not_forever() -> None:
+    tries = itertools.count(1)
+
+    def third_time_lucky() -> str:
+        if next(tries) < 3:
+            raise Interrupted
+        return "whole"
+
+    def never() -> str:
+        raise Interrupted
+
+    assert uninterrupted(third_time_lucky) == "whole"
+    with pytest.raises(Interrupted):
+        uninterrupted(never)
 
 
 # Errors
