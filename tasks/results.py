@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from tasks import errors
-from tasks.errors import PeerlaneError, TimedOut, WriterError
+from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 
 _ERRORS = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PeerlaneError)
@@ -44,11 +44,19 @@ def tombstone(request_id: str, message: str = "cancelled: its caller had stopped
 def error_from_wire(result: object) -> PeerlaneError:
     """The error in a FAILURE record; one of ours where it is one, else a WriterError."""
     fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
-    arguments = fields.get("exc_message")
     kind = _ERRORS.get(str(fields.get("exc_type")))
-    if kind is not None and fields.get("exc_module") == errors.__name__ and isinstance(arguments, list) and arguments:
-        return kind(*cast("list[Any]", arguments))
-    return WriterError(f"the writer failed with {fields.get('exc_type', 'an unknown error')}; its log says more")
+    if kind is not None and fields.get("exc_module") == errors.__name__:
+        match fields.get("exc_message"):
+            case [str(message), str(request_id)] if kind is OutcomeUnknown:
+                return OutcomeUnknown(message, request_id)
+            case [str(message), int() | float() as retry_after] if kind is not OutcomeUnknown:
+                return kind(message, retry_after)
+            case [str(message), *_]:
+                return kind(message)
+            case _:
+                pass
+    shown = str(fields.get("exc_type", "an unknown error"))[:64]
+    return WriterError(f"the writer failed with {shown}; its log says more")
 
 
 def decode(stored: str | bytes) -> dict[str, Any]:
@@ -60,7 +68,7 @@ def decode(stored: str | bytes) -> dict[str, Any]:
     try:
         meta = json.loads(stored)
         status, result = meta["status"], meta["result"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise WriterError("what is stored under the request's id is no result") from None
     if status == "SUCCESS" and isinstance(result, dict):
         return cast("dict[str, Any]", result)
