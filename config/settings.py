@@ -99,7 +99,11 @@ class Settings(BaseSettings):
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
         url = urlsplit(value.get_secret_value())
-        if url.scheme not in ("redis", "rediss", "unix") or (url.scheme == "unix" and not url.path.startswith("/")):
+        try:
+            sound = url.scheme in ("redis", "rediss") and url.port != 0
+        except ValueError:  # its text quotes what stands in place of the port: a part of the password, maybe
+            sound = False
+        if not sound and not (url.scheme == "unix" and not url.netloc and url.path.startswith("/")):
             raise ValueError("expected redis://HOST:PORT/DB, rediss://… or unix:///PATH")
         return value
 
@@ -169,7 +173,7 @@ def shown(settings: Settings) -> dict[str, Any]:
     """All settings for people, secrets hidden."""
     found = settings.model_dump(mode="json")
     url = urlsplit(settings.redis_url.get_secret_value())
-    found["redis_url"] = url._replace(
-        netloc=f"{url.username or ''}:(hidden)@{url.hostname}:{url.port}" if url.password else url.netloc, query=""
-    ).geturl()
+    _, _, place = url.netloc.rpartition("@")
+    user = f"{url.username or ''}:(hidden)@" if url.password else f"{url.username}@" if url.username else ""
+    found["redis_url"] = f"{url.scheme}://{user}{place}{url.path}"
     return found
