@@ -1,0 +1,72 @@
+"""``peerlane gateway list | show | export``: the fleet, read from Redis. No gateway is asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from tasks.cli.parameters import GatewayName
+from tasks.cli.program import Group
+from tasks.cli.session import Session, pass_session
+from tasks.cli.tables import facts, gateway_facts, gateway_table
+from tasks.client import gateways
+from tasks.clientconf import write_private
+from tasks.export import render_export
+
+
+@click.group("gateway", cls=Group)
+def gateway() -> None:
+    """Gateways: run one, and see the fleet."""
+
+
+@gateway.command("list")
+@pass_session
+def list_gateways(session: Session) -> None:
+    """Every gateway that ever registered, and its state."""
+    found = gateways(session.app)
+    if session.output.json:
+        session.output.document({"gateways": [asdict(one) for one in found]})
+    elif found:
+        session.output.show(gateway_table(found))
+    else:
+        session.output.note("no gateway is registered; `peerlane gateway run NAME` starts one")
+
+
+@gateway.command()
+@click.argument("name", type=GatewayName())
+@pass_session
+def show(session: Session, name: str) -> None:
+    """One gateway: key, endpoint, pools, state, lane."""
+    info = session.gateway(name).info()
+    if session.output.json:
+        session.output.document(asdict(info))
+    else:
+        session.output.show(info.name)
+        session.output.show(facts(gateway_facts(info)))
+
+
+@gateway.command()
+@click.argument("name", type=GatewayName())
+@click.option("--output", "path", type=click.Path(path_type=Path), help="Write to this file (mode 0600).")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@pass_session
+def export(session: Session, name: str, path: Path | None, *, force: bool) -> None:
+    """A gateway's peers as a file for `wg syncconf` and `wg addconf`.
+
+    It holds the peers' preshared keys, and no private key.
+    """
+    one = session.gateway(name)
+    info = one.info()
+    peers = list(one.peers())
+    text = "\n".join(render_export(info, peers)) + "\n"
+    if path is not None:
+        write_private(path, text, replace=force)
+    if session.output.json:
+        found: dict[str, object] = {"gateway": name, "peers": len(peers)}
+        session.output.document(found | ({"config": text} if path is None else {"file": str(path)}))
+    elif path is None:
+        session.output.lines(text)
+    else:
+        session.output.note(f"{len(peers):,} peers of {name} are in {path}", "green")

@@ -1,0 +1,120 @@
+"""Lists of wishes: CSV or JSON lines. A line that is malformed gets its own error and leaves the others alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from tasks.cli.parameters import parse_duration, parse_label
+from tasks.errors import Invalid
+
+FIELDS = ("public_key", "allowed_ips", "preshared_key", "keepalive", "ttl", "labels", "pinned")
+
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line that asks for a peer."""
+
+    #: As an editor counts them, from 1.
+    number: int
+    #: The arguments of a create, or what is wrong with the line.
+    wish: dict[str, Any] | Invalid
+
+    @property
+    def public_key(self) -> str | None:
+        """The key it names, if it gets as far as that."""
+        found = None if isinstance(self.wish, Invalid) else self.wish.get("public_key")
+        return found if isinstance(found, str) else None
+
+
+def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
+    """Every line that is not blank. What starts with ``{`` is JSON lines, anything else CSV with a first line of names.
+
+    ``defaults`` hold for lines that say nothing else; labels are put together.
+
+    Raises:
+        Invalid: the first line of a CSV does not name fields that there are.
+    """
+    reader = _json_lines(text) if text.lstrip().startswith("{") else _csv_lines(text)
+    return [Line(number, _completed(found, defaults)) for number, found in reader]
+
+
+def _completed(found: dict[str, Any] | Invalid, defaults: Mapping[str, Any]) -> dict[str, Any] | Invalid:
+    if isinstance(found, Invalid):
+        return found
+    if unknown := [name for name in found if name not in FIELDS]:
+        return Invalid(f"{unknown[0][:64]}: no such field; there are {', '.join(FIELDS)}")
+    if not found.get("public_key"):
+        return Invalid("public_key is missing: in a list each line names its own")
+    wish = {**defaults, **{name: value for name, value in found.items() if value is not None}}
+    if isinstance(found.get("labels"), dict):
+        wish["labels"] = {**defaults.get("labels", {}), **found["labels"]}
+    if isinstance(wish.get("ttl"), str):
+        try:
+            wish["ttl"] = parse_duration(wish["ttl"])
+        except ValueError as error:
+            return Invalid(f"ttl: {error}")
+    return wish
+
+
+def _json_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
+    # Not splitlines(): JSON may hold U+2028 as it is.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            yield number, Invalid("not JSON")
+            continue
+        yield number, cast("dict[str, Any]", found) if isinstance(found, dict) else Invalid("not a JSON object")
+
+
+def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
+    rows = csv.reader(text.splitlines(keepends=True), strict=True)
+    header = [name.strip().lower() for name in next(rows, list[str]())]
+    unknown = [name for name in header if name not in FIELDS]
+    if unknown or "public_key" not in header:
+        what = f"{unknown[0][:64]!r} is none" if unknown else "public_key is missing"
+        raise Invalid(f"the first line of a CSV names its fields ({', '.join(FIELDS)}): {what}")
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield rows.line_num, Invalid(f"not CSV: {error}")
+            continue
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) > len(header):
+            yield rows.line_num, Invalid(f"{len(row)} fields where the first line names {len(header)}")
+            continue
+        cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
+        try:
+            yield rows.line_num, {name: _cell(name, cell) for name, cell in cells.items()}
+        except ValueError as error:
+            yield rows.line_num, Invalid(str(error))
+
+
+def _cell(name: str, text: str) -> object:
+    match name:
+        case "allowed_ips":
+            return text.replace(";", " ").split()
+        case "keepalive":
+            if not text.isascii() or not text.isdigit():
+                raise ValueError(f"keepalive: {text[:64]!r} is no number of seconds")
+            return int(text[:12])
+        case "labels":
+            return dict(parse_label(part.strip()) for part in text.split(";") if part.strip())
+        case "pinned":
+            if text.lower() not in _TRUE + _FALSE:
+                raise ValueError(f"pinned: {text[:64]!r} is neither true nor false")
+            return text.lower() in _TRUE
+        case _:
+            return text

@@ -1,0 +1,64 @@
+"""What a command says: one JSON document for programs, tables and sentences for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from tasks.errors import PeerlaneError
+
+#: Columns for output that goes to no terminal: wide enough for any line of ours, so that none is folded.
+UNFOLDED = 4096
+
+
+class Output:
+    """Standard output and standard error of one command. Results go to the first, all else to the second."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+        self.out = _console(stderr=False)
+        self.err = _console(stderr=True)
+
+    def document(self, found: Mapping[str, Any]) -> None:
+        """The one JSON document. Only where ``json`` was asked for, and only once."""
+        text = json.dumps(found, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False)
+        sys.stdout.write(text + "\n")
+
+    def show(self, what: RenderableType) -> None:
+        """A result, for people."""
+        self.out.print(what)
+
+    def lines(self, text: str) -> None:
+        """A result that is a file's content: exactly as it is."""
+        sys.stdout.write(text)
+
+    def note(self, sentence: str, style: str = "") -> None:
+        """A sentence beside the result, for people; programs do not get it."""
+        if not self.json:
+            self.err.print(Text(sentence, style), soft_wrap=True)
+
+    def warn(self, sentence: str) -> None:
+        """A sentence that a person should not miss."""
+        self.note(sentence, "yellow")
+
+    def error(self, error: Mapping[str, Any]) -> None:
+        """The end of a command that failed: a document for programs, one red sentence for people."""
+        if self.json:
+            self.document({"error": dict(error)})
+        else:
+            self.err.print(Text(f"error: {error['message']}", "red"), soft_wrap=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else UNFOLDED)
+
+
+def as_document(error: PeerlaneError, **about: object) -> dict[str, Any]:
+    """An error for programs; ``about`` says of what, where that is known."""
+    return {**error.as_dict(), **{name: value for name, value in about.items() if value not in (None, "")}}

@@ -1,0 +1,136 @@
+"""How every command ends: a status that scripts can act on, one sentence or one document, never a traceback.
+
+0 done · 1 refused or failed · 2 usage or settings · 3 timed out, unavailable or unknown · 130 interrupted
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import click
+
+from config.settings import BadSettings
+from tasks.cli.output import Output, as_document
+from tasks.cli.session import Session
+from tasks.errors import PeerlaneError, SettingsError
+
+INTERRUPTED = 130
+
+
+class Told(Exception):
+    """The command has said all there is to say; only its status is left."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _json_option() -> click.Option:
+    # Read from the arguments before they are parsed: an error in parsing them is a document too.
+    return click.Option(["--json"], is_flag=True, expose_value=False, help="One JSON document on standard output.")
+
+
+class Command(click.Command):
+    """A command that takes ``--json``."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params.append(_json_option())
+
+
+class Group(click.Group):
+    """A group whose commands, like itself, take ``--json``."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params.append(_json_option())
+
+
+class Program(Group):
+    """The root: turns whatever a command raises into a status and a sentence."""
+
+    group_class: ClassVar[type[click.Group]] = Group  # pyright: ignore[reportIncompatibleVariableOverride] - its groups are no programs
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,  # noqa: FBT001, FBT002 - click's signature
+        **extra: Any,
+    ) -> Any:
+        """Run and exit; with ``standalone_mode=False`` return the status instead."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        session = Session(Output(json=asks_for_json(arguments)))
+        try:
+            status = self._run(session, arguments, prog_name or "peerlane", complete_var, extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read the output (head, less) has seen enough; the interpreter's own flush must not complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 1
+        finally:
+            session.close()
+        if standalone_mode:
+            sys.exit(status)
+        return status
+
+    def _run(
+        self, session: Session, arguments: list[str], prog_name: str, complete_var: str | None, extra: dict[str, Any]
+    ) -> int:
+        output = session.output
+        try:
+            status = super().main(arguments, prog_name, complete_var, standalone_mode=False, obj=session, **extra)
+            return status if isinstance(status, int) else 0
+        except Told as end:
+            return end.status
+        except click.ClickException as error:
+            _show_usage_error(output, error)
+            return error.exit_code
+        except BadSettings as error:
+            refusal = SettingsError(str(error))
+            output.error(as_document(refusal))
+            return refusal.exit_code
+        except PeerlaneError as error:
+            output.error(as_document(error))
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            output.error({"code": "interrupted", "message": "interrupted", "retryable": True})
+            return INTERRUPTED
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the last door: people get a sentence, whatever it was
+            what = f"{type(error).__name__}: {str(error)[:300]}" if str(error) else type(error).__name__
+            message = f"peerlane failed in a way that nobody foresaw ({what}); this is a fault worth reporting"
+            output.error({"code": "unforeseen", "message": message, "retryable": False})
+            return 1
+
+
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether ``--json`` stands among the options."""
+    options = arguments[: list(arguments).index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+def _show_usage_error(output: Output, error: click.ClickException) -> None:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not output.json:
+        error.show()
+        return
+    message = error.format_message()
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"`{context.command_path} --help` tells how it is used" if context is not None else ""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        message = "a command is missing"
+    message = message.rstrip(".").replace("\n", " ")
+    if output.json:
+        output.error({"code": "usage", "message": f"{message}; {hint}" if hint else message, "retryable": False})
+    else:
+        output.error({"message": message})
+        if hint:
+            output.note(hint)

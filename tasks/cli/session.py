@@ -1,0 +1,50 @@
+"""What a client-side command works with: output, settings, one Celery app, gateways."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import click
+
+from config.celery_app import PeerlaneApp
+from config.settings import Settings, read
+from tasks.cli.output import Output
+from tasks.client import Gateway
+from tasks.lanes import lanes_of
+
+
+class Session:
+    """One run of the command line. Settings are read, and Redis is asked, when first needed."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        #: What the command line says, over what variables and the settings file say.
+        self.overrides: dict[str, Any] = {}
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings. Raises BadSettings."""
+        return read(**self.overrides)
+
+    @cached_property
+    def app(self) -> PeerlaneApp:
+        """The Celery app that sends this run's requests."""
+        return PeerlaneApp(self.settings)
+
+    def gateway(self, name: str) -> Gateway:
+        """A gateway, as a client sees it."""
+        return Gateway(name, app=self.app)
+
+    def close(self) -> None:
+        """Close every connection that was opened."""
+        app = self.__dict__.pop("app", None)
+        if app is not None:
+            backend = app.backend
+            backend.result_consumer.stop()
+            backend.client.close()
+            lanes_of(app).redis.close()
+            app.close()
+
+
+pass_session = click.make_pass_decorator(Session)

@@ -1,0 +1,194 @@
+"""A client's configuration in wg-quick's form: rendered from checked parts, written once, readable by its owner only.
+
+wg-quick runs ``PostUp`` lines as root: no value that reaches this page from Redis may bring a line of its own. Every
+value is therefore parsed as what it claims to be before it is rendered.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+from tasks.client import GatewayInfo
+from tasks.errors import PeerlaneError, StorageError
+from tasks.model import PeerResult, check_public_key
+from tasks.prefix import Prefix
+
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?")
+
+
+class FileExists(PeerlaneError):
+    """A file of that name is there and was left as it is."""
+
+    code = "file_exists"
+
+
+class NotWritten(PeerlaneError):
+    """A file could not be written."""
+
+    code = "not_written"
+
+
+def parse_endpoint(text: str) -> str:
+    """``host:port`` as WireGuard reads it; an IPv6 address gets its brackets.
+
+    Raises:
+        ValueError: with a sentence for a person.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ValueError("an endpoint is host:port, such as vpn.example.com:51820 or [2001:db8::1]:51820")
+    if host.startswith("[") and host.endswith("]"):
+        address = host[1:-1]
+    elif ":" in host:
+        if _is_ipv6(text):
+            raise ValueError(f"put the address of the endpoint in brackets: [{host}]:{port} or [{text}]:PORT")
+        address = host
+    else:
+        if not _HOST_NAME.fullmatch(host):
+            raise ValueError("an endpoint's host is a name or an address, such as vpn.example.com:51820")
+        return text
+    if not _is_ipv6(address):
+        raise ValueError("what stands in an endpoint's brackets is an IPv6 address")
+    return f"[{address}]:{port}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return isinstance(ip_address(text), IPv6Address)
+    except ValueError:
+        return False
+
+
+def _dns(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        if _HOST_NAME.fullmatch(text):
+            return text
+        raise ValueError("a DNS server is an address, a search domain is a name") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """What one client needs. Made by ``client_config``, which checks every part."""
+
+    #: None where the caller made the key pair: only the caller has it.
+    private_key: str | None = field(repr=False)
+    public_key: str
+    addresses: tuple[str, ...]
+    dns: tuple[str, ...]
+    mtu: int | None
+    gateway_public_key: str
+    preshared_key: str | None = field(repr=False)
+    endpoint: str
+    allowed_ips: tuple[str, ...]
+    keepalive: int
+
+    def render(self) -> str:
+        """The file's text."""
+        lines = ["[Interface]"]
+        if self.private_key is not None:
+            lines.append(f"PrivateKey = {self.private_key}")
+        else:
+            lines.append(f"# PrivateKey = the private key of {self.public_key}")
+        if self.addresses:
+            lines.append(f"Address = {', '.join(self.addresses)}")
+        if self.dns:
+            lines.append(f"DNS = {', '.join(self.dns)}")
+        if self.mtu is not None:
+            lines.append(f"MTU = {self.mtu}")
+        lines += ["", "[Peer]", f"PublicKey = {self.gateway_public_key}"]
+        if self.preshared_key is not None:
+            lines.append(f"PresharedKey = {self.preshared_key}")
+        lines.append(f"Endpoint = {self.endpoint}")
+        if self.allowed_ips:
+            lines.append(f"AllowedIPs = {', '.join(self.allowed_ips)}")
+        if self.keepalive:
+            lines.append(f"PersistentKeepalive = {self.keepalive}")
+        return "\n".join(lines) + "\n"
+
+
+def client_config(
+    result: PeerResult,
+    gateway: GatewayInfo,
+    *,
+    private_key: str | None = None,
+    preshared_key: str | None = None,
+) -> ClientConfig:
+    """The configuration of the client whose peer was created as ``result``.
+
+    Of the peer's prefixes only single addresses become the client's own; networks are what lies behind it.
+
+    Raises:
+        StorageError: what the gateway says of itself does not parse; names the field and never runs as a line.
+    """
+    held = [Prefix.parse(text) for text in result.allowed_ips]
+    field_name = "public key"
+    try:
+        gateway_key = check_public_key(result.gateway_public_key or gateway.public_key)
+        field_name = "endpoint"
+        endpoint = parse_endpoint(result.endpoint or gateway.endpoint)
+        field_name = "client_allowed_ips"
+        routed = tuple(str(Prefix.parse(text)) for text in gateway.client_allowed_ips)
+        field_name = "dns"
+        dns = tuple(_dns(text) for text in gateway.dns)
+    except ValueError as error:
+        raise StorageError(
+            f"the {field_name} that the gateway {gateway.name} tells does not parse: {error}; mend its settings"
+        ) from None
+    return ClientConfig(
+        private_key=private_key,
+        public_key=result.public_key,
+        addresses=tuple(str(prefix) for prefix in held if prefix.length == prefix.bits),
+        dns=dns,
+        mtu=gateway.mtu,
+        gateway_public_key=gateway_key,
+        preshared_key=preshared_key,
+        endpoint=endpoint,
+        allowed_ips=routed,
+        keepalive=result.keepalive,
+    )
+
+
+def refuse_if_there(path: Path) -> None:
+    """Ask before the act: whether ``write_private`` could make this file.
+
+    Raises:
+        FileExists: something of that name is there.
+        NotWritten: its directory is not there.
+    """
+    if path.exists() or path.is_symlink():
+        raise FileExists(f"{path} is there already and was left as it is; --force replaces it")
+    if not path.parent.is_dir():
+        raise NotWritten(f"{path} cannot be written: there is no directory {path.parent}")
+
+
+def write_private(path: Path, text: str, *, replace: bool = False) -> None:
+    """Write a file that holds a secret: mode 0600 from its first byte, whole or not at all.
+
+    Raises:
+        FileExists: it is there, and ``replace`` was not asked for.
+        NotWritten: the system refuses; the sentence says why.
+    """
+    target = path.with_name(f".{path.name}.{secrets.token_hex(4)}") if replace else path
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        raise FileExists(f"{path} is there already and was left as it is; --force replaces it") from None
+    except OSError as error:
+        raise NotWritten(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            target.replace(path)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise NotWritten(f"{path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,124 @@
+"""``peerlane``: the client's commands, and those that run on a gateway. Loads pyroute2 for none of its help."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tasks.cli.gateway import gateway
+from tasks.cli.parameters import GatewayName
+from tasks.cli.peer import peer
+from tasks.cli.program import Program, Told
+from tasks.cli.session import Session, pass_session
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path; see PEERLANE_REDIS_URL."
+)
+@click.version_option(package_name="peerlane", message="%(prog)s %(version)s")
+@pass_session
+def main(session: Session, redis_url: str | None) -> None:
+    """WireGuard peers for a fleet of gateways: one lane and one writer per gateway.
+
+    Settings come from PEERLANE_* variables or /etc/peerlane/peerlane.toml. Exit status: 0 done, 1 refused or failed,
+    2 usage, 3 timed out, unavailable or unknown.
+    """
+    if redis_url is not None:
+        session.overrides["redis_url"] = redis_url
+
+
+main.add_command(gateway)
+main.add_command(peer)
+
+
+@gateway.command()
+@click.argument("name", type=GatewayName())
+@click.option("--interface", metavar="DEVICE", help="WireGuard device, made if it is not there.  [default: wg0]")
+@click.option("--dataplane", type=click.Choice(["auto", "kernel", "memory"]), help="memory keeps no tunnel: for tests.")
+@click.option("--pool", "pools", multiple=True, metavar="PREFIX", help="Peers get addresses from it; repeatable.")
+@click.option("--serves", multiple=True, metavar="PREFIX", help="Peers may ask for prefixes in it; repeatable.")
+@click.option("--endpoint", metavar="HOST:PORT", help="What clients dial.  [default: this host's name]")
+@click.option("--listen-port", type=click.IntRange(1, 65535), help="UDP port of the device.  [default: 51820]")
+@click.option("--private-key-file", type=click.Path(path_type=Path), help="Made with mode 0600 if it is not there.")
+@click.option("--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path.")
+@click.option("--loglevel", type=click.Choice(LEVELS), default="info", show_default=True)
+@pass_session
+def run(session: Session, name: str, loglevel: str, **options: Any) -> None:
+    """Run the writer of a gateway, in the foreground, until SIGTERM or Ctrl-C.
+
+    The same as `celery -A workers.gateway worker` with PEERLANE_GATEWAY=NAME. What is not said here comes from the
+    settings.
+    """
+    session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
+    settings = session.settings
+    from tasks.clientconf import parse_endpoint
+    from tasks.errors import SettingsError
+    from workers.gateway import GatewayApp
+
+    if settings.endpoint is not None:
+        try:
+            parse_endpoint(settings.endpoint)
+        except ValueError as error:
+            raise SettingsError(f"PEERLANE_ENDPOINT: {error}") from None
+    _quiet_noise(loglevel)
+    bar = _RecoveryBar()
+    worker = GatewayApp(settings, progress=bar).Worker(loglevel=loglevel, quiet=True)
+    worker.start()
+    bar.close()
+    raise Told(int(worker.exitcode or 0))
+
+
+def _quiet_noise(loglevel: str) -> None:
+    # A gateway needs CAP_NET_ADMIN, so root is its normal user; and it takes no pickle, which the warning is about.
+    from celery.exceptions import SecurityWarning
+
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    if loglevel != "debug":
+        # One line per request, at thousands a second; refusals are their callers' business.
+        logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+
+
+class _RecoveryBar:
+    """The recovery's progress: a bar on a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        # Not sys.stderr: Celery turns what is written there into log lines.
+        self._console = Console(file=sys.__stderr__)
+        self._progress = Progress(console=self._console, transient=True)
+        self._task: Any = None
+        self._tenth = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._console.is_terminal:
+            if (tenth := done * 10 // max(total, 1)) != self._tenth or done == total:
+                self._tenth = tenth
+                logging.getLogger(__name__).info("recovering: %d of %d changes made", done, total)
+            return
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("recovering", total=total)
+        self._progress.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._task is not None:
+            self._progress.stop()
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+if __name__ == "__main__":
+    main()
