@@ -206,6 +206,9 @@ class TestLimits:
         found = getattr(wish(**arguments), name)
         assert found == (value.total_seconds() if isinstance(value, timedelta) else value)
 
+    def test_a_pinned_peer_does_not_expire(self) -> None:
+        assert "give ttl or pinned, not both" in refusal(ttl=60, pinned=True)
+
     def test_what_is_no_argument_is_named(self) -> None:
         assert refusal(colour="red") == "colour: no such argument"
         with pytest.raises(Invalid, match="ttl: no such argument"):

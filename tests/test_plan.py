@@ -82,7 +82,6 @@ class TestACreate:
             keepalive=25,
             ttl=60,
             labels={"ci": "yes"},
-            pinned=True,
         ).after
         assert peer == Peer(
             public_key=key_number(1),
@@ -92,7 +91,6 @@ class TestACreate:
             ttl=60,
             expires_at=NOW + 60,
             labels={"ci": "yes"},
-            pinned=True,
             created_at=NOW,
         )
 
