@@ -25,6 +25,8 @@ from workers.dataplane.routes import PER_PEER, RTM_DELROUTE, Route, encode_route
 
 pytestmark = pytest.mark.kernel
 
+ALICE = some_key()
+
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Generator[Rig]:
@@ -275,6 +277,17 @@ def test_threads_per_peer_are_turned_off(rig: Rig) -> None:
     assert switch.read_text().strip() == "0"
 
 
+def test_threads_per_peer_are_turned_off_with_the_first_peer_where_that_is_not_possible_before(rig: Rig) -> None:
+    rig.plane.apply([SetPeer(ALICE, frozenset())])
+    switch = Path("/sys/class/net", rig.spec.interface, "threaded")
+    switch.write_text("1")
+    rig.plane.apply([RemovePeer(ALICE)])
+    rig.plane.open(rig.spec)
+    assert switch.read_text().strip() == "1"
+    rig.plane.apply([SetPeer(ALICE, frozenset())])
+    assert switch.read_text().strip() == "0"
+
+
 # Routes
 
 
@@ -308,6 +321,18 @@ def test_a_route_somebody_else_made_to_the_device_is_fine_and_stays_theirs(rig: 
 
 
 # When things go wrong
+
+
+def test_what_pyroute2_cannot_do_is_a_sentence_too(rig: Rig) -> None:
+    with closing(KernelDataPlane()) as plane, pytest.raises(KernelError, match="cannot set up wg/0: ") as caught:
+        plane.open(replace(rig.spec, interface="wg/0"))
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_setting_the_kernel_cannot_hold_is_a_sentence_too(rig: Rig) -> None:
+    for broken in (replace(rig.spec, listen_port=65536), replace(rig.spec, mtu=2**31 - 1)):
+        with pytest.raises(KernelError, match=f"cannot set up {rig.spec.interface}: "):
+            rig.plane.open(broken)
 
 
 def test_a_device_deleted_under_us_is_a_sentence_and_can_be_opened_again(rig: Rig) -> None:

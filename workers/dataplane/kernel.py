@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import hmac
+import importlib.util
 import itertools
 import logging
-import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +60,7 @@ class KernelDataPlane:
         self._interface = ""
         self._index = 0
         self._family = 0
+        self._threads_unsettled = False
 
     def open(self, spec: DeviceSpec) -> DeviceFacts:
         """See ``DataPlane.open``. Opening what is right already changes nothing: sessions live on.
@@ -86,7 +87,7 @@ class KernelDataPlane:
             _configure_link(links, index, spec)
             self._index = index
             self._routes.cover(index, spec.routes)
-            _forbid_threads(spec.interface, index)
+            self._threads_unsettled = not _forbid_threads(spec.interface, index)
             return DeviceFacts(keyfile.public_key(private), self._device().listen_port, made)
 
     def peers(self) -> Mapping[str, DevicePeer]:
@@ -125,6 +126,8 @@ class KernelDataPlane:
                     # One message after the other: after a refusal nothing later has been made.
                     for payload in wire.encode_changes(self._index, peers):
                         self._generic.execute(self._family, 0, [payload])
+                if self._threads_unsettled:
+                    self._threads_unsettled = not _forbid_threads(self._interface, self._index)
 
     def close(self) -> None:
         """See ``DataPlane.close``."""
@@ -164,11 +167,7 @@ def kernel_available() -> str | None:
             family_id(channel.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
     except (OSError, Malformed):
         return "the kernel has no WireGuard (Linux 5.6 or later, module wireguard)"
-    try:
-        import pyroute2  # noqa: PLC0415 - see _links
-
-        _ = pyroute2
-    except ImportError:
+    if importlib.util.find_spec("pyroute2") is None:
         return "pyroute2 is not installed (pip install 'peerlane[gateway]')"
     return None
 
@@ -185,8 +184,8 @@ def _links() -> Generator[Any]:
         with IPRoute() as links:
             yield links
     except NetlinkError as error:
-        code = int(error.args[0])
-        raise OSError(code, os.strerror(code)) from error
+        code, text = error.args
+        raise OSError(int(code), str(text)) from error
     except NetlinkDecodeError as error:
         raise Malformed("pyroute2 could not read the kernel's answer") from error
 
@@ -223,18 +222,21 @@ def _configure_link(links: Any, index: int, spec: DeviceSpec) -> None:
         links.link("set", index=index, state="up")
 
 
-def _forbid_threads(interface: str, index: int) -> None:
-    """Turn threaded NAPI off: with it on, WireGuard runs one kernel thread per peer."""
+def _forbid_threads(interface: str, index: int) -> bool:
+    """Turn threaded NAPI off: with it on, WireGuard runs one kernel thread per peer. False: to be tried again."""
     directory = Path("/sys/class/net", interface)
     try:
         # /sys shows the network namespace it was mounted in; make sure that this is our device.
-        if int((directory / "ifindex").read_text()) != index or (directory / "threaded").read_text().strip() != "1":
-            return
-        (directory / "threaded").write_text("0")
+        if int((directory / "ifindex").read_text()) == index and (directory / "threaded").read_text().strip() == "1":
+            (directory / "threaded").write_text("0")
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            # The kernel has nothing to turn off before the first peer (net/core/net-sysfs.c, modify_napi_threaded).
+            return False
         _log.warning("%s: threaded NAPI is on and cannot be turned off: %s", interface, error.strerror)
+    return True
 
 
 def _kind(change: Change) -> type:

@@ -15,8 +15,8 @@ _MEANING = {
     errno.ENODEV: "the device is gone",
     errno.ENXIO: "the device is gone",
     errno.EPERM: "CAP_NET_ADMIN is needed",
-    errno.EACCES: "CAP_NET_ADMIN is needed",
     errno.EADDRINUSE: "its UDP port is taken",
+    errno.EOPNOTSUPP: "the kernel has no WireGuard",
     errno.ENOBUFS: "answers were lost, what was done is unknown",
 }
 
