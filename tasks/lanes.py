@@ -23,6 +23,8 @@ LIVE_FOR_MS = 5_000
 BELIEVED_FOR = 1.0
 #: Margin added to a tombstone's life beyond its request's deadline, in seconds.
 TOMBSTONE_MARGIN = 60
+#: Seconds that a deadline is ahead at most (tasks.definitions); the tombstone of an unknown one lives as long.
+LONGEST_DEADLINE = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,12 @@ class Lanes:
         return None if found is None else found.decode(errors="replace")
 
     def cancel(self, request_id: str, *, deadline: int = 0) -> str:
-        """Make sure that the request has an outcome: its commit record, or from now on a tombstone. Which it was."""
-        life = max(self._result_ttl, (deadline - self.clock.now_ms()) // 1000 + TOMBSTONE_MARGIN)
+        """Make sure that the request has an outcome: its commit record, or from now on a tombstone. Which it was.
+
+        ``deadline`` is the request's, in ms; 0 where it is not known.
+        """
+        left = (deadline - self.clock.now_ms()) // 1000 if deadline else LONGEST_DEADLINE
+        life = max(self._result_ttl, left + TOMBSTONE_MARGIN)
         key, stone = names.result_key(request_id), results.tombstone(request_id)
         before = cast("bytes | None", self.redis.set(key, stone, nx=True, get=True, ex=life))
         if before is not None:

@@ -1,7 +1,7 @@
 -- The commit: the one place where a request's outcome becomes true. All or nothing; asking twice is harmless.
 -- KEYS  1 result key (= channel)  2 epoch  3 peers  4 addresses  5 gateway
 -- ARGV  1 epoch of this writer          2 deadline in ms on this server's clock, 0 for none
---       3 the result                    4 its TTL in seconds     5 the result to store if the deadline has passed
+--       3 the result                    4 its least TTL in s     5 the result to store if the deadline has passed
 --       6 the changes, a JSON list of {key, before, record, gone, taken}:
 --         key     public key
 --         before  whether the plan was made on a stored record
@@ -40,6 +40,8 @@ for _, change in ipairs(changes) do
     redis.call('HDEL', KEYS[3], change.key)
   end
 end
-redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])
+-- As long as the request may be delivered again, its outcome is known; a deadline is at most a day ahead.
+local left = math.ceil((tonumber(ARGV[2]) - now) / 1000) + 60
+redis.call('SET', KEYS[1], ARGV[3], 'EX', math.max(tonumber(ARGV[4]), math.min(left, 90000)))
 redis.call('PUBLISH', KEYS[1], ARGV[3])
 return {'committed', '', now}
