@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -41,12 +41,29 @@ class Bench:
         return names.request_id(self.name, f"r{self._requests}")
 
     def now(self) -> int:
-        seconds, micros = cast("tuple[int, int]", self.raw.time())
+        seconds, micros = self.raw.time()
         return seconds * 1000 + micros // 1000
 
     def stored(self, request: str) -> str | None:
         found = cast("bytes | None", self.raw.get(names.result_key(request)))
         return None if found is None else found.decode()
+
+    def life(self, request: str) -> int:
+        """Seconds until the request's outcome is forgotten."""
+        return self.raw.ttl(names.result_key(request))
+
+    def listen(self, request: str) -> Callable[[], str]:
+        """Subscribe to a request's outcome; what is returned waits for it."""
+        listening: Any = self.raw.pubsub(ignore_subscribe_messages=True)
+        listening.subscribe(names.result_key(request))
+        listening.get_message(timeout=5)
+
+        def heard() -> str:
+            message = eventually(lambda: listening.get_message(timeout=0.1), "the outcome being published")
+            listening.close()
+            return message["data"].decode()
+
+        return heard
 
     def everything(self) -> dict[str, Any]:
         """All that the gateway's hashes hold."""
@@ -100,17 +117,24 @@ class TestACommit:
     def test_gives_the_result_a_life(self, bench: Bench) -> None:
         request = bench.request()
         bench.create(some_peer("10.8.0.2"), request=request)
-        assert TTL - 5 <= cast("int", bench.raw.ttl(names.result_key(request))) <= TTL + 120
+        assert TTL - 5 <= bench.life(request) <= TTL
+
+    @pytest.mark.parametrize("hours", [1, 24])
+    def test_keeps_the_result_for_as_long_as_the_request_may_be_delivered_again(self, bench: Bench, hours: int) -> None:
+        request = bench.request()
+        bench.create(some_peer("10.8.0.2"), request=request, deadline=bench.now() + hours * 3_600_000)
+        assert bench.life(request) >= hours * 3600
+
+    def test_keeps_no_result_for_ever_whatever_deadline_a_message_names(self, bench: Bench) -> None:
+        request = bench.request()
+        bench.create(some_peer("10.8.0.2"), request=request, deadline=2**53)
+        assert 0 < bench.life(request) <= 90_000
 
     def test_tells_who_waits(self, bench: Bench) -> None:
         request = bench.request()
-        listening = bench.raw.pubsub(ignore_subscribe_messages=True)
-        listening.subscribe(names.result_key(request))
-        listening.get_message(timeout=5)
+        heard = bench.listen(request)
         bench.create(some_peer("10.8.0.2"), request=request)
-        heard = eventually(lambda: listening.get_message(timeout=0.1), "the result being published")
-        assert cast("dict[str, bytes]", heard)["data"].decode() == bench.stored(request)
-        listening.close()
+        assert heard() == bench.stored(request)
 
     def test_of_a_deletion_leaves_nothing_of_the_peer(self, bench: Bench) -> None:
         peer, other = some_peer("10.8.0.2", "fd00:8::2"), some_peer("10.8.0.3")
@@ -196,18 +220,14 @@ class TestARefusedCommitChangesNothingElse:
         assert bench.everything() == before
         with pytest.raises(TimedOut):
             results.decode(bench.stored(request) or "")
-        assert cast("int", bench.raw.ttl(names.result_key(request))) > 0
+        assert bench.life(request) > 0
         assert bench.create(some_peer("10.8.0.2"), deadline=bench.now() + 60_000) == "committed"
 
     def test_expired_is_what_everybody_learns(self, bench: Bench) -> None:
         request = bench.request()
-        listening = bench.raw.pubsub(ignore_subscribe_messages=True)
-        listening.subscribe(names.result_key(request))
-        listening.get_message(timeout=5)
+        heard = bench.listen(request)
         answer = bench.store.commit(request, 1, "x")
-        heard = eventually(lambda: listening.get_message(timeout=0.1), "the tombstone being published")
-        assert cast("dict[str, bytes]", heard)["data"].decode() == answer.stored == bench.stored(request)
-        listening.close()
+        assert heard() == answer.stored == bench.stored(request)
 
     def test_stale_where_the_record_is_there_already(self, bench: Bench) -> None:
         peer = some_peer("10.8.0.2")
@@ -298,7 +318,12 @@ class TestCancelAgainstCommit:
     def test_a_tombstone_outlives_the_deadline_of_its_request(self, bench: Bench, ahead: int) -> None:
         lanes, request = Lanes(bench.raw, result_ttl=TTL), bench.request()
         lanes.cancel(request, deadline=bench.now() + ahead)
-        assert cast("int", bench.raw.ttl(names.result_key(request))) * 1000 > max(ahead, TTL * 1000 - 5000)
+        assert bench.life(request) * 1000 > max(ahead, TTL * 1000 - 5000)
+
+    def test_a_tombstone_of_a_request_of_unknown_deadline_outlives_any(self, bench: Bench) -> None:
+        lanes, request = Lanes(bench.raw, result_ttl=TTL), bench.request()
+        lanes.cancel(request)
+        assert bench.life(request) > 86_400
 
     def test_has_exactly_one_winner_whoever_is_first(self, bench: Bench, redis_server: RedisServer) -> None:
         """Two threads, 300 races; which of the two goes first varies by a few microseconds to both sides."""
