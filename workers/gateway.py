@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -66,7 +67,7 @@ class GatewayService:
             KernelError: the device could not be made, read or changed.
         """
         kind, self._plane = open_plane(self.settings)
-        lock = WriterLock(self.spec.interface if kind == "kernel" else f"memory:{self.name}")
+        lock = WriterLock(self.spec.interface if kind == "kernel" else memory_device(self.settings))
         lock.acquire()
         self._lock = lock
         redis = connect(self.settings)
@@ -244,6 +245,12 @@ def device_spec(settings: Settings) -> tuple[DeviceSpec, tuple[Prefix, ...], tup
         mtu=settings.mtu,
     )
     return spec, pools, serves
+
+
+def memory_device(settings: Settings) -> str:
+    """What the lock calls a device in memory: namesakes of two fleets on one host do not disturb each other."""
+    fleet = hashlib.sha256(settings.redis_url.get_secret_value().encode()).hexdigest()[:8]
+    return f"memory:{settings.gateway}@{fleet}"
 
 
 def open_plane(settings: Settings) -> tuple[str, DataPlane]:
