@@ -1,4 +1,4 @@
-"""A gateway's peers as a file that ``wg syncconf``, ``setconf`` and ``addconf`` read. For people."""
+"""A gateway's peers as a file: ``wg syncconf``, ``setconf`` and ``addconf`` take it, and so does ``gateway import``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from tasks.client import GatewayInfo
 from tasks.model import Peer
-
-#: Labels that become ``# friendly_name``, which exporters for WireGuard show as a peer's name.
-NAMES = ("friendly_name", "name")
+from tasks.wgconf import rendered_peer
 
 
 def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
@@ -21,14 +19,4 @@ def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
         yield f"ListenPort = {gateway.listen_port}"
     for peer in sorted(peers, key=lambda peer: (peer.allowed_ips, peer.public_key)):
         yield ""
-        yield "[Peer]"
-        # A record's labels hold no line breaks: the model refuses them.
-        for label, value in peer.labels.items():
-            yield f"# {'friendly_name' if label in NAMES else label} = {value}"
-        yield f"PublicKey = {peer.public_key}"
-        if peer.preshared_key is not None:
-            yield f"PresharedKey = {peer.preshared_key}"
-        if peer.allowed_ips:
-            yield f"AllowedIPs = {', '.join(str(prefix) for prefix in peer.allowed_ips)}"
-        if peer.keepalive:
-            yield f"PersistentKeepalive = {peer.keepalive}"
+        yield from rendered_peer(peer)

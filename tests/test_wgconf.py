@@ -1,0 +1,296 @@
+"""Files of ``wg`` and wg-quick: what they say is read, what is wrong is told with its line, no secret is repeated."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from confs import peer_lists, rendered
+from hypothesis import given
+from hypothesis import strategies as st
+from keys import key_number, some_key
+
+from tasks.client import GatewayInfo
+from tasks.export import render_export
+from tasks.keys import make_key_pair
+from tasks.lanes import LaneState
+from tasks.model import Peer
+from tasks.wgconf import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
+
+ALICE, BOB = key_number(1), key_number(2)
+SECRET = make_key_pair()
+PRESHARED = some_key()
+
+A_FILE = f"""\
+[Interface]
+PrivateKey = {SECRET.private_key}
+Address = 10.8.0.1/16, fd00:8::1/64
+ListenPort = 51820
+DNS = 10.8.0.1
+PostUp = iptables -A FORWARD -i %i -j ACCEPT  # not for us
+
+[Peer]
+# friendly_name = Alice's phone
+# label.team = ci
+PublicKey = {ALICE}
+PresharedKey = {PRESHARED}
+AllowedIPs = 10.8.0.2, fd00:8::2/128
+AllowedIPs = 192.168.7.0/24
+Endpoint = 203.0.113.7:40000
+PersistentKeepalive = 25
+
+[Peer]
+PublicKey = {BOB}
+AllowedIPs = 10.8.0.3/32
+PersistentKeepalive = off
+"""
+
+
+def read(text: str) -> ParsedConf:
+    return parse_conf(text.encode())
+
+
+def the_problem(text: str) -> tuple[int, str]:
+    found = read(text).problems
+    assert len(found) == 1, found
+    return found[0].line, found[0].sentence
+
+
+def a_peer(*lines: str, key: str = ALICE) -> str:
+    return "\n".join(["[Peer]", f"PublicKey = {key}", *(lines or ["AllowedIPs = 10.8.0.2/32"]), ""])
+
+
+_GATEWAY = GatewayInfo.from_state(LaneState("iad", {"public_key": BOB, "listen_port": "51820"}, 0, 0, 0))
+
+
+class TestAGoodFile:
+    def test_says_all_of_a_peer(self) -> None:
+        found = read(A_FILE)
+        assert not found.problems
+        alice, bob = found.peers
+        assert (alice.line, bob.line) == (8, 18)
+        assert alice.peer.public_key == ALICE
+        assert alice.peer.preshared_key == PRESHARED
+        assert [str(prefix) for prefix in alice.peer.allowed_ips] == ["10.8.0.2/32", "192.168.7.0/24", "fd00:8::2/128"]
+        assert alice.peer.keepalive == 25
+        assert alice.peer.labels == {"name": "Alice's phone", "team": "ci"}
+        assert alice.endpoint == "203.0.113.7:40000"
+        assert (bob.peer.keepalive, bob.peer.preshared_key, bob.peer.labels) == (0, None, {})
+
+    def test_says_which_gateway_it_is_of_without_its_private_key(self) -> None:
+        found = read(A_FILE)
+        assert found.public_key == SECRET.public_key
+        assert (found.listen_port, found.addresses) == (51820, ("10.8.0.1/16", "fd00:8::1/64"))
+        assert SECRET.private_key not in repr(found)
+        assert PRESHARED not in repr(found)
+
+    def test_may_come_from_windows(self) -> None:
+        assert parse_conf(b"\xef\xbb\xbf" + A_FILE.replace("\n", "\r\n").encode()) == read(A_FILE)
+
+    def test_may_have_its_keys_in_any_case_and_its_blanks_anywhere(self) -> None:
+        shouted = "\n".join(
+            f"  {line.partition('=')[0].upper()}={line.partition('=')[2]}\t"
+            if "=" in line and "#" not in line
+            else line
+            for line in A_FILE.splitlines()
+        )
+        assert read(shouted) == read(A_FILE)
+
+    def test_may_have_comments_anywhere(self) -> None:
+        (found,) = read(
+            f"# head\n[Peer] # one\nPublicKey = {ALICE} # his key\nAllowedIPs = 10.8.0.2 #, 10.8.0.3\n"
+        ).peers
+        assert [str(prefix) for prefix in found.peer.allowed_ips] == ["10.8.0.2/32"]
+
+    def test_may_be_empty(self) -> None:
+        assert read("") == ParsedConf(None, None, (), (), ())
+
+    def test_may_end_in_the_middle_of_nothing(self) -> None:
+        assert [one.peer.public_key for one in read(A_FILE.rstrip("\n")).peers] == [ALICE, BOB]
+
+
+class TestAName:
+    @pytest.mark.parametrize(
+        "comment",
+        ["# friendly_name = bob", "#friendly_name=bob", "# Name = bob", "### Client bob", "# BEGIN_PEER bob"],
+    )
+    def test_is_found_in_the_section_and_before_it(self, comment: str) -> None:
+        peer = a_peer()
+        inside = peer.replace("[Peer]\n", f"[Peer]\n{comment}\n")
+        for text in (f"{comment}\n{peer}", f"{comment}\n\n{peer}", inside, peer + comment, f"{peer}{comment}\n\n"):
+            (found,) = read(text).peers
+            assert found.peer.labels == {"name": "bob"}, text
+
+    @pytest.mark.parametrize("gap", ["", "\n"])
+    def test_is_that_of_the_section_it_stands_before(self, gap: str) -> None:
+        text = f"### Client a\n{a_peer()}{gap}### Client b\n{a_peer('AllowedIPs = 10.8.0.3', key=BOB)}"
+        assert [one.peer.labels for one in read(text).peers] == [{"name": "a"}, {"name": "b"}]
+
+    def test_is_not_every_comment(self) -> None:
+        text = "# Client list of Tuesday\n# see https://example.com/?a=b\n# friendly_json = {}\n#\n" + a_peer()
+        (found,) = read(text).peers
+        assert not found.peer.labels
+
+    @pytest.mark.parametrize(
+        "comment", ["# label.BAD KEY = x", "# friendly_name = " + "x" * 257, "# label.a = bell\x07", "# label. = x"]
+    )
+    def test_that_cannot_be_a_label_is_a_problem(self, comment: str) -> None:
+        assert "label" in the_problem(f"{comment}\n{a_peer()}")[1]
+
+    @pytest.mark.parametrize(
+        "comment",
+        ["# peerlane.expires_at = tomorrow", "# peerlane.pinned = perhaps", "# peerlane.ttl = -1", "# peerlane.x = 1"],
+    )
+    def test_of_ours_that_is_malformed_is_a_problem(self, comment: str) -> None:
+        line, sentence = the_problem(f"{comment}\n{a_peer()}")
+        assert line in (1, 2)
+        assert "peerlane." in sentence
+
+
+class TestAProblem:
+    @pytest.mark.parametrize(
+        ("text", "line", "says"),
+        [
+            ("[Interface]\n[Interface]\n", 2, "second [Interface]; the first is at line 1"),
+            ("[Server]\nPublicKey = x\n", 1, "no such section"),
+            ("[Peer\n", 1, "no such section"),
+            ("PublicKey = x\n", 1, "before any section"),
+            ("[Interface]\nJc = 4\n", 2, "no such key in [Interface]"),
+            ("[Interface]\nListenPrt = 4\n", 2, "did you mean ListenPort?"),
+            ("[Interface]\nhello\n", 2, "neither a section nor KEY = VALUE"),
+            ("[Interface]\nListenPort = 65536\n", 2, "a number from 0 to 65535"),
+            ("[Interface]\nListenPort = 1\nListenPort = 2\n", 3, "a second time"),
+            ("[Interface]\nAddress = here\n", 2, "an Address is not an IPv4 or IPv6 prefix"),
+            ("[Interface]\nPrivateKey = x\n", 2, "PrivateKey is no key"),
+            ("[Peer]\nAllowedIPs = 10.8.0.2\n", 1, "no PublicKey"),
+            ("[Peer]\n", 1, "no PublicKey"),
+            (a_peer("PersistentKeepalive = 1"), 1, "no AllowedIPs"),
+            (a_peer("AllowedIPs ="), 1, "no AllowedIPs"),
+            (a_peer("AllowedIPs = 10.8.0.2/16"), 3, "10.8.0.2/16 has host bits set; did you mean 10.8.0.0/16?"),
+            (a_peer("AllowedIPs = 10.8.0.2,"), 3, "an entry is not an IPv4 or IPv6 prefix"),
+            (a_peer("AllowedIPs = 10.8.0.2/255.255.255.255"), 3, "prefix length"),
+            (a_peer("AllowedIPs = 10.8.0.0/24, 10.8.0.9"), 1, "overlap"),
+            (a_peer("AllowedIPs = 10.8.0.2", "PersistentKeepalive = soon"), 4, "off or a number"),
+            (a_peer("AllowedIPs = 10.8.0.2", "PresharedKey = x"), 4, "PresharedKey is no key"),
+            (a_peer("AllowedIPs = 10.8.0.2", "Endpoint = nowhere"), 4, "host:port"),
+            (a_peer("AllowedIPs = 10.8.0.2", f"PublicKey = {BOB}"), 4, "PublicKey stands a second time"),
+            (a_peer("AllowedIPs = 10.8.0.2", "PostUp = reboot"), 4, "no such key in [Peer]"),
+            (a_peer(key="A" * 43 + "="), 2, "nobody's key"),
+            (a_peer(key=ALICE[:-1]), 2, "PublicKey is not a public key"),
+            (a_peer() + a_peer("AllowedIPs = 10.8.0.3"), 4, f"the peer {ALICE} stands at line 1 already"),
+            (a_peer() + a_peer(key=BOB), 4, "10.8.0.2/32 overlaps 10.8.0.2/32 of the peer at line 1"),
+            (a_peer() + a_peer("AllowedIPs = 10.8.0.0/24", key=BOB), 4, "10.8.0.0/24 overlaps 10.8.0.2/32 of the peer"),
+            ("[Interface]\nPublic\0Key = x\n", 2, "NUL"),
+        ],
+    )
+    def test_is_told_with_its_line(self, text: str, line: int, says: str) -> None:
+        found_line, sentence = the_problem(text)
+        assert says in sentence
+        assert found_line == line
+
+    def test_is_a_line_that_is_not_utf8(self) -> None:
+        (found,) = parse_conf(b"[Interface]\n# caf\xe9\n").problems
+        assert (found.line, "UTF-8" in found.sentence) == (2, True)
+
+    def test_is_every_line_of_a_file_in_utf16(self) -> None:
+        assert parse_conf(A_FILE.encode("utf-16")).problems
+
+    def test_is_a_line_of_ten_megabytes(self) -> None:
+        (found,) = parse_conf(b"[Interface]\nPostUp = " + b"x" * 10_000_000 + b"\n").problems
+        assert (found.line, str(MAX_LINE) in found.sentence) == (2, True)
+
+    def test_is_one_of_so_many_at_most(self) -> None:
+        found = parse_conf(b"nonsense\n" * 1_000_000).problems
+        assert len(found) == MAX_PROBLEMS + 1
+        assert "not listed" in found[-1].sentence
+
+    def test_never_quotes_what_may_be_secret(self) -> None:
+        for where in (
+            "PrivateKey",
+            "PresharedKey",
+            "PublicKey",
+            "AllowedIPs",
+            "Endpoint",
+            "ListenPort",
+            "Address",
+            "X",
+        ):
+            for value in (SECRET.private_key, SECRET.private_key[:-3], SECRET.private_key[20:]):
+                for section in ("Interface", "Peer"):
+                    for line in (f"{where} = {value}", f"{where} {value}", value, f"{value} = {where}"):
+                        found = read(f"[{section}]\n{line}\n")
+                        told = " ".join(problem.sentence for problem in found.problems)
+                        assert value.rstrip("=") not in told
+                        assert SECRET.private_key[20:34] not in told
+
+    def test_leaves_the_peer_out(self) -> None:
+        found = read(a_peer("AllowedIPs = nowhere") + a_peer(key=BOB))
+        assert found.problems
+        assert [one.peer.public_key for one in found.peers] == [BOB]
+
+
+class TestWhateverComes:
+    @given(st.binary(max_size=4000))
+    def test_random_bytes_are_read_without_an_error(self, data: bytes) -> None:
+        parse_conf(data)
+
+    @given(
+        st.lists(st.sampled_from([*A_FILE.splitlines(), "[Peer]", "[Interface]", "", "#", "=", "\0", "[", "\ud7ff"]))
+    )
+    def test_lines_in_any_order_are_read_without_an_error(self, lines: list[str]) -> None:
+        read("\n".join(lines))
+
+    @given(st.randoms(use_true_random=False))
+    def test_a_damaged_file_is_read_without_an_error_and_its_secrets_kept(self, chance: random.Random) -> None:
+        data = bytearray(A_FILE.encode())
+        for _ in range(chance.randint(1, 12)):
+            at = chance.randrange(len(data))
+            match chance.randrange(4):
+                case 0:
+                    data[at] = chance.randrange(256)
+                case 1:
+                    del data[at : at + chance.randint(1, 40)]
+                case 2:
+                    data[at:at] = data[chance.randrange(len(data)) :][:60]
+                case _:
+                    data[at:at] = b"\n"
+        told = " ".join(problem.sentence for problem in parse_conf(bytes(data)).problems)
+        for secret in (SECRET.private_key, PRESHARED):
+            assert all(secret[start : start + 12] not in told for start in range(32))
+
+    @given(st.integers(0, len(A_FILE)))
+    def test_a_file_cut_short_is_read_without_an_error(self, end: int) -> None:
+        found = read(A_FILE[:end])
+        assert [one.peer.public_key for one in found.peers] in ([], [ALICE], [ALICE, BOB], [BOB])
+
+    @given(peer_lists())
+    def test_what_was_written_is_read_back_the_same(self, peers: list[Peer]) -> None:
+        found = parse_conf(rendered(peers))
+        assert not found.problems
+        assert [one.peer for one in found.peers] == peers
+
+    @given(peer_lists())
+    def test_an_export_is_read_back_the_same(self, peers: list[Peer]) -> None:
+        found = parse_conf("\n".join(render_export(_GATEWAY, peers)).encode())
+        assert not found.problems
+        assert {one.peer.public_key: one.peer for one in found.peers} == {peer.public_key: peer for peer in peers}
+        assert found.listen_port == 51820
+
+
+@pytest.mark.kernel
+def test_an_export_is_what_wg_takes_and_shows_again(tmp_path: Path) -> None:
+    alice, bob = (one.peer for one in read(A_FILE).peers)
+    file = tmp_path / "export.conf"
+    file.write_text("\n".join(render_export(_GATEWAY, [alice, bob])) + "\n")
+    subprocess.run(["ip", "link", "add", "wgexp", "type", "wireguard"], check=True)
+    try:
+        subprocess.run(["wg", "syncconf", "wgexp", file], check=True)
+        shown = subprocess.run(["wg", "showconf", "wgexp"], check=True, capture_output=True).stdout
+    finally:
+        subprocess.run(["ip", "link", "del", "wgexp"], check=True)
+    found = parse_conf(shown)
+    assert not found.problems
+    shown_peers = sorted((one.peer for one in found.peers), key=lambda peer: peer.public_key)
+    assert shown_peers == [peer.model_copy(update={"labels": {}}) for peer in (alice, bob)]
