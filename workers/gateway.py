@@ -51,6 +51,7 @@ class GatewayService:
         self.settings = settings
         self.name = settings.gateway
         self.spec, self.pools, self.serves = device_spec(settings)
+        self.labels = gateway_labels(settings)
         self.writer: Writer | None = None
         self._progress = progress
         self._plane: DataPlane | None = None
@@ -104,6 +105,9 @@ class GatewayService:
                     "dataplane": kind,
                     "pools": json.dumps([str(p) for p in self.pools]),
                     "serves": json.dumps([str(p) for p in self.serves]),
+                    "addresses": json.dumps([address.address for address in policy.own_addresses]),
+                    "region": self.settings.region or "",
+                    "labels": json.dumps(self.labels),
                     "dns": json.dumps(list(self.settings.dns)),
                     "client_allowed_ips": json.dumps(
                         list(self.settings.client_allowed_ips) or [str(p) for p in (*self.pools, *self.serves)]
@@ -144,6 +148,8 @@ class GatewayService:
         if beating.redis_restarted:
             beating.redis_restarted = False
             writer.recovery_needed = "Redis has restarted"
+        if writer.recovery_needed is None and self._plane is not None and not self._plane.alive():
+            writer.recovery_needed = "the device is gone"
         if writer.recovery_needed is not None:
             log.warning("gateway %s: recovering, because of %s", self.name, writer.recovery_needed)
             try:
@@ -245,6 +251,19 @@ def device_spec(settings: Settings) -> tuple[DeviceSpec, tuple[Prefix, ...], tup
         mtu=settings.mtu,
     )
     return spec, pools, serves
+
+
+def gateway_labels(settings: Settings) -> dict[str, str]:
+    """What clients choose this gateway by.
+
+    Raises:
+        SettingsError: one is no ``key=value``, or a key is given twice.
+    """
+    pairs = [text.partition("=") for text in settings.labels]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    if len(found) < len(pairs) or not all(name.strip() and equals for name, equals, _ in pairs):
+        raise SettingsError("PEERLANE_LABELS: labels are key=value, each key once")
+    return found
 
 
 def memory_device(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""The seam to the device: a Protocol of five methods, in our terms. Netlink lives in ``kernel`` alone.
+"""The seam to the device: a Protocol of six methods, in our terms. Netlink lives in ``kernel`` alone.
 
 Implementations: ``kernel`` (the real device) and ``memory`` (keeps state and shares the kernel's quirks). One contract
 suite, tests/test_dataplane_contract.py, runs on both. A data plane belongs to one thread of one process.
@@ -109,6 +109,10 @@ class DataPlane(Protocol):
         An allowed IP that another peer holds moves silently, the device's own key is ignored silently: like the
         kernel's. Callers keep from asking for either.
         """
+        ...
+
+    def alive(self) -> bool:
+        """Whether the device that was opened is still there. Cheap: asked once a second."""
         ...
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import hmac
 import importlib.util
 import itertools
 import logging
+import socket
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,13 @@ class KernelDataPlane:
                         self._generic.execute(self._family, 0, [payload])
                 if self._threads_unsettled:
                     self._threads_unsettled = not _forbid_threads(self._interface, self._index)
+
+    def alive(self) -> bool:
+        """See ``DataPlane.alive``. A device made anew under the same name has another index."""
+        try:
+            return self._index != 0 and socket.if_nametoindex(self._interface) == self._index
+        except OSError:
+            return False
 
     def close(self) -> None:
         """See ``DataPlane.close``."""

@@ -79,6 +79,10 @@ class MemoryDataPlane:
         if message:
             raise KernelError(message)
 
+    def alive(self) -> bool:
+        """See ``DataPlane.alive``."""
+        return self._open
+
     def close(self) -> None:
         """See ``DataPlane.close``."""
         self._open = False
