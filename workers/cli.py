@@ -76,6 +76,22 @@ def run(session: Session, name: str, loglevel: str, **options: Any) -> None:
     raise Told(int(worker.exitcode or 0))
 
 
+@main.command()
+@click.option("--peers", type=click.IntRange(10, 50_000), default=1000, show_default=True, help="How many to create.")
+@click.option("--gateways", "count", type=click.IntRange(1, 8), default=2, show_default=True, help="How many to start.")
+@click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
+@click.option("--flower/--no-flower", default=True, help="Start Flower too, if it is installed.")
+@pass_session
+def demo(session: Session, peers: int, count: int, *, keep: bool, flower: bool) -> None:
+    """Everything on this machine: a server, gateways, beat, Flower; then it ends by itself.
+
+    Needs no root, no Redis and no WireGuard, and uses the kernel's WireGuard where it may.
+    """
+    from workers.demo import run_demo
+
+    run_demo(session.output, peers=peers, count=count, keep=keep, flower=flower)
+
+
 def _quiet_noise(loglevel: str) -> None:
     # A gateway needs CAP_NET_ADMIN, so root is its normal user; and it takes no pickle, which the warning is about.
     from celery.exceptions import SecurityWarning

@@ -64,7 +64,8 @@ class Fleet:
     def __init__(self, gateways: Sequence[str], dataplane: str, *, flower: bool = True) -> None:
         self.names = tuple(gateways)
         self.dataplane = dataplane
-        self.server = EmbeddedServer()
+        # What the demo stores goes with it: how fast this machine's disk syncs is not what is shown.
+        self.server = EmbeddedServer(appendfsync="everysec")
         self.gateways: dict[str, Child] = {}
         self.flower_url: str | None = None
         self._with_flower = flower and find_spec("flower") is not None
@@ -98,7 +99,7 @@ class Fleet:
     def __enter__(self) -> Self:
         return self
 
-    def start(self, report: Report) -> None:
+    def start(self, report: Report = lambda _: None) -> None:
         """Start everything, and return once all of it is ready.
 
         Raises:
@@ -107,7 +108,7 @@ class Fleet:
         self._directory = Path(tempfile.mkdtemp(prefix="peerlane-demo-"))
         self.server.start()
         report("gateways")
-        environment = self._environment()
+        environment = self.environment
         for number, name in enumerate(self.names):
             self.gateways[name] = Child(name, self._gateway_command(number, name), self.directory, environment)
         report("beat" + (" and Flower" if self._with_flower else ""))
@@ -138,7 +139,8 @@ class Fleet:
         # A namespace of its own, and the socket of the server is a file: it can be reached from there.
         return (["unshare", "--net", "--"] if self.dataplane == "kernel" else []) + command
 
-    def _environment(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
         """This process' own, without settings: neither variables nor the host's file decide about a demo."""
         empty = self.directory / "empty.toml"
         empty.touch()

@@ -1,0 +1,316 @@
+"""``peerlane demo``: the whole of Peerlane on this machine, told as it happens, gone when it ends.
+
+Every peer goes the real way: client, queue, writer, data plane, commit. What is printed was measured just now.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from config import names
+from tasks.awaiting import LaneResult
+from tasks.cli.many import progress_bar
+from tasks.cli.output import Output, as_document
+from tasks.cli.qr import qr_code
+from tasks.cli.tables import facts, gateway_table
+from tasks.client import gateways
+from tasks.clientconf import client_config
+from tasks.definitions import task_of
+from tasks.errors import PeerlaneError, TimedOut
+from tasks.keys import make_key_pair
+from tasks.model import PeerResult
+from tasks.window import in_window
+from workers.fleet import NAMES, Fleet, choose_dataplane
+
+#: Requests outstanding at once when many are created.
+WINDOW = 32
+#: Requests made one at a time first, at most, to see what a caller waits when nobody else asks.
+ALONE = 100
+#: Seconds that a request of the demo may take on a slow machine.
+PATIENCE = 60.0
+
+
+class DemoFailed(PeerlaneError):
+    """Something did not go as it has to."""
+
+    code = "demo_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One peer of the demo."""
+
+    gateway: str
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a caller saw of many requests. Times in seconds."""
+
+    count: int
+    seconds: float
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, waits: Sequence[float], seconds: float) -> Figures:
+        """From each request's wait and the time that all took. ``waits`` is not empty."""
+        ordered = sorted(waits)
+        return cls(
+            len(ordered), seconds, ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+        )
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return self.count / self.seconds
+
+    def as_dict(self) -> dict[str, float]:
+        """For programs."""
+        return {
+            "count": self.count,
+            "seconds": round(self.seconds, 3),
+            "per_second": round(self.rate, 1),
+            "p50_ms": round(self.p50 * 1000, 2),
+            "p99_ms": round(self.p99 * 1000, 2),
+        }
+
+
+class Demo:
+    """The demo's parts, in the order they are told. ``found`` collects what programs get."""
+
+    def __init__(self, fleet: Fleet, output: Output, *, peers: int) -> None:
+        self.fleet = fleet
+        self.output = output
+        self.peers = peers
+        self.found: dict[str, Any] = {}
+        self._there: list[Ask] = []
+
+    def start(self, why: str) -> None:
+        """Start everything, and say what runs."""
+        output, fleet = self.output, self.fleet
+        began = time.monotonic()
+        if output.err.is_terminal:
+            with output.err.status("starting the server") as status:
+                fleet.start(lambda what: status.update(f"starting {what}"))
+        else:
+            fleet.start()
+        seconds = time.monotonic() - began
+        server = fleet.server.program
+        kind = "Valkey" if "valkey" in server.path.name else "Redis"
+        running = {
+            "server": f"{kind} {server.version}, append-only file synced {fleet.server.appendfsync}",
+            "gateways": f"{', '.join(fleet.names)}: one lane and one writer each",
+            "data plane": f"{fleet.dataplane}, {why}",
+            "beside them": "beat" + (f", Flower at {fleet.flower_url}" if fleet.flower_url else ""),
+        }
+        self._say(Text("Peerlane on this machine", "bold"))
+        self._say(facts(running))
+        self._say(Text(f"  ready in {seconds:.1f} s", "dim"))
+        self.found |= {"dataplane": fleet.dataplane, "dataplane_reason": why, "gateways": list(fleet.names)}
+        self.found |= {"server": server.version, "redis_url": fleet.url, "flower_url": fleet.flower_url}
+
+    def create(self) -> None:
+        """Create the peers, some of them one at a time."""
+        self._part(f"{self.peers:,} peers, each installed and stored before its caller hears of it")
+        asks = [Ask(self._name(number), make_key_pair().public_key) for number in range(self.peers)]
+        alone = min(ALONE, len(asks) // 10)
+        first, many = self._measured("creating", names.CREATE_PEER, asks, alone)
+        self._there += asks
+        self._figures("created", first, many)
+        self._say(gateway_table(gateways(self.fleet.app)))
+
+    def show_client(self) -> None:
+        """One client's configuration, as text and as a QR code."""
+        name = self.fleet.names[0]
+        self._part("a client's configuration: peerlane peer create iad --ttl 1h --conf - --qr".replace("iad", name))
+        pair, gateway = make_key_pair(), self.fleet.gateway(name)
+        result = gateway.create_peer(pair.public_key, ttl=3600, labels={"name": "laptop"}, timeout=PATIENCE)
+        self._there.append(Ask(name, pair.public_key))
+        text = client_config(result, gateway.info(), private_key=pair.private_key).render()
+        self._say(Text(text.rstrip("\n"), "cyan"))
+        code, width = qr_code(text)
+        if self.output.json:
+            return
+        if self.output.out.width < width:
+            self._say(Text(f"(its QR code needs {width} columns)", "dim"))
+        else:
+            self._say(Text())
+            self.output.out.print(code, soft_wrap=True)
+        self._say(
+            Text("  The private key was made here and is known to nobody else; this peer goes with the demo.", "dim")
+        )
+
+    def conflict(self) -> None:
+        """A conflict, as somebody at a shell meets it."""
+        ask = self._there[0]
+        self._part("a conflict, at a shell: the key is there with another wish")
+        words = ["peer", "create", ask.gateway, "--keepalive", "25", "--public-key", ask.public_key]
+        ran = subprocess.run(
+            [sys.executable, "-m", "workers.cli", "--redis", self.fleet.url, *words],
+            cwd=self.fleet.directory,
+            env=self.fleet.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        if ran.returncode != 1 or "error: " not in ran.stderr:
+            raise DemoFailed(f"a conflict was answered with status {ran.returncode}: {ran.stderr or ran.stdout}")
+        self._say(Text(f"$ peerlane {' '.join(words[:5])} \\\n      {' '.join(words[5:])}", "bold"))
+        self._say(Text(ran.stderr.strip(), "red"))
+        self._say(Text("$ echo $?\n1", "bold"))
+        self.found["conflict"] = ran.stderr.strip().removeprefix("error: ")
+
+    def time_out(self) -> None:
+        """A timeout, as an API meets it: the caller is told, and it is true."""
+        name = self.fleet.names[-1]
+        self._part(f"a timeout, in an API: the writer of {name} is frozen (SIGSTOP), then goes on")
+        gateway, child, key = self.fleet.gateway(name), self.fleet.gateways[name], make_key_pair().public_key
+        child.pause()
+        try:
+            gateway.create_peer(key, timeout=1)
+        except TimedOut as error:
+            told = error
+        else:
+            raise DemoFailed(f"the gateway {name} was frozen and created a peer")
+        finally:
+            child.resume()
+        # The lane is first in, first out: with this answer the cancelled request has been dealt with.
+        after = gateway.delete_peer(key, timeout=PATIENCE).outcome
+        if after != "absent":
+            raise DemoFailed(f"a request that had timed out took effect on {name}")
+        self._say(Text(f'>>> Gateway("{name}").create_peer(key, timeout=1)', "bold"))
+        self._say(Text(f"TimedOut: {told}", "red"))
+        self._say(Text(f'>>> Gateway("{name}").delete_peer(key).outcome    # {name} goes on', "bold"))
+        self._say(Text(f"'{after}'"))
+        self.found["timeout"] = as_document(told)
+
+    def delete(self) -> None:
+        """Delete every peer, and look that none is left."""
+        self._part("and all of them deleted again")
+        asks, self._there = self._there, []
+        _, many = self._measured("deleting", names.DELETE_PEER, asks, 0)
+        left = sum(1 for name in self.fleet.names for _ in self.fleet.gateway(name).peers())
+        if left:
+            raise DemoFailed(f"{left} peers are left after all were deleted")
+        self._figures("deleted", None, many)
+        self._say(Text("  left: 0 peers", "dim"))
+
+    def keep(self) -> None:
+        """Leave it running until Ctrl-C."""
+        fleet = self.fleet
+        self._part("running until Ctrl-C")
+        addresses = {"Redis": fleet.url, "Flower": fleet.flower_url, "logs": str(fleet.directory)}
+        self._say(facts(addresses))
+        self._say(Text(f"\nexport PEERLANE_REDIS_URL={fleet.url}", "bold"))
+        for words in ("gateway list", f"peer create {fleet.names[0]} --ttl 1h --qr", f"peer list {fleet.names[0]}"):
+            self._say(Text(f"peerlane {words}", "bold"))
+        # Whoever reads this through a pipe has to get it before the wait.
+        sys.stdout.flush()
+        try:
+            while all(child.status() is None for child in fleet.gateways.values()):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return
+        raise DemoFailed("a gateway has ended:\n" + "\n".join(child.tail() for child in fleet.gateways.values()))
+
+    def _name(self, number: int) -> str:
+        return self.fleet.names[number % len(self.fleet.names)]
+
+    def _measured(self, title: str, task_name: str, asks: Sequence[Ask], alone: int) -> tuple[Figures | None, Figures]:
+        task = task_of(self.fleet.app, task_name)
+
+        def send(ask: Ask) -> LaneResult:
+            arguments = {"gateway": ask.gateway, "public_key": ask.public_key}
+            return task.apply_async(kwargs=arguments, expires=PATIENCE)
+
+        with progress_bar(self.output) as bar:
+            row = bar.add_task(title, total=len(asks), rate="")
+            found: list[Figures] = []
+            for part, size in ((asks[:alone], 1), (asks[alone:], WINDOW)):
+                waits: list[float] = []
+                began = time.monotonic()
+                for answer in in_window(send, part, timeout=PATIENCE, size=size):
+                    if not isinstance(answer.outcome, PeerResult):
+                        raise DemoFailed(f"{title} on {answer.wish.gateway}: {answer.outcome}")
+                    waits.append(answer.seconds)
+                    bar.update(row, advance=1, rate=f"{len(waits) / (time.monotonic() - began):,.0f}/s")
+                if waits:
+                    found.append(Figures.of(waits, time.monotonic() - began))
+        return (found[0] if len(found) > 1 else None), found[-1]
+
+    def _figures(self, verb: str, first: Figures | None, many: Figures) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
+        table.add_column("")
+        for title in ("peers", "per second", "p50", "p99"):
+            table.add_column(title, justify="right")
+        for title, one in ((f"{verb}, one at a time", first), (f"{verb}, {WINDOW} at a time", many)):
+            if one is not None:
+                times = (f"{one.p50 * 1000:.1f} ms", f"{one.p99 * 1000:.1f} ms")
+                table.add_row(title, f"{one.count:,}", Text(f"{one.rate:,.0f} peers/s", "bold green"), *times)
+        self._say(table)
+        self.found[verb] = many.as_dict() | ({"alone": first.as_dict()} if first is not None else {})
+
+    def _part(self, title: str) -> None:
+        self._say(Text())
+        on_terminal = self.output.out.is_terminal
+        self._say(Rule(Text(title, "bold"), align="left", style="dim") if on_terminal else Text(f"== {title}"))
+
+    def _say(self, what: Any) -> None:
+        if not self.output.json:
+            self.output.show(what)
+
+
+@contextmanager
+def _ending_well() -> Generator[None]:
+    """SIGTERM and SIGHUP unwind like Ctrl-C does, so that nothing that was started stays behind."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool) -> None:
+    """The demo, from the first process to the last file.
+
+    Raises:
+        PeerlaneError: a part did not come up, or something did not go as it has to; all has been ended.
+    """
+    dataplane, why = choose_dataplane()
+    began = time.monotonic()
+    with _ending_well(), Fleet(NAMES[:count], dataplane, flower=flower) as fleet:
+        demo = Demo(fleet, output, peers=peers)
+        demo.start(why)
+        demo.create()
+        demo.show_client()
+        demo.conflict()
+        demo.time_out()
+        demo.delete()
+        if keep:
+            demo.keep()
+    seconds = time.monotonic() - began
+    if output.json:
+        output.document({**demo.found, "seconds": round(seconds, 1)})
+    else:
+        output.show(Text(f"\nEverything that was started has been stopped. {seconds:.1f} s in all.", "green"))
