@@ -25,13 +25,14 @@ from tasks.cli.many import progress_bar
 from tasks.cli.output import Output, as_document
 from tasks.cli.qr import qr_code
 from tasks.cli.tables import facts, gateway_table
-from tasks.client import gateways
+from tasks.client import GatewayInfo, gateways
 from tasks.clientconf import client_config
 from tasks.definitions import task_of
 from tasks.errors import PeerlaneError, TimedOut
 from tasks.keys import make_key_pair
 from tasks.model import PeerResult
 from tasks.window import in_window
+from workers.children import LOOK
 from workers.fleet import NAMES, Fleet, choose_dataplane
 
 #: Requests outstanding at once when many are created.
@@ -112,7 +113,7 @@ class Demo:
         server = fleet.server.program
         kind = "Valkey" if "valkey" in server.path.name else "Redis"
         running = {
-            "server": f"{kind} {server.version}, append-only file synced {fleet.server.appendfsync}",
+            "server": f"{kind} {server.version}, append-only file, synced each second",
             "gateways": f"{', '.join(fleet.names)}: one lane and one writer each",
             "data plane": f"{fleet.dataplane}, {why}",
             "beside them": "beat" + (f", Flower at {fleet.flower_url}" if fleet.flower_url else ""),
@@ -131,7 +132,16 @@ class Demo:
         first, many = self._measured("creating", names.CREATE_PEER, asks, alone)
         self._there += asks
         self._figures("created", first, many)
-        self._say(gateway_table(gateways(self.fleet.app)))
+        self._say(gateway_table(self._counted()))
+
+    def _counted(self) -> list[GatewayInfo]:
+        """The gateways, once they tell of all peers: with a heartbeat, so within a second or so."""
+        deadline = time.monotonic() + 5
+        while True:
+            found = gateways(self.fleet.app)
+            if sum(one.peers for one in found) >= len(self._there) or time.monotonic() > deadline:
+                return found
+            time.sleep(LOOK)
 
     def show_client(self) -> None:
         """One client's configuration, as text and as a QR code."""
@@ -150,9 +160,7 @@ class Demo:
         else:
             self._say(Text())
             self.output.out.print(code, soft_wrap=True)
-        self._say(
-            Text("  The private key was made here and is known to nobody else; this peer goes with the demo.", "dim")
-        )
+        self._say(Text("  The private key was made here; nobody else has it.", "dim"))
 
     def conflict(self) -> None:
         """A conflict, as somebody at a shell meets it."""

@@ -139,7 +139,7 @@ def delete(session: Session, gateway: str, keys: Sequence[str], timeout: float |
     except PeerlaneError as error:
         raise fail(session.output, error, {}, gateway=gateway, public_key=key, request_id=request_id) from None
     if session.output.json:
-        session.output.document({**found.model_dump(mode="json"), "request_id": request_id})
+        session.output.document({**found.model_dump(mode="json", exclude_none=True), "request_id": request_id})
     else:
         session.output.out.print(f"{found.outcome}  {found.public_key}", style="green")
 
