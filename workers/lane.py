@@ -19,6 +19,7 @@ from celery.worker.state import task_reserved
 
 from config import names
 from tasks.errors import Fenced, Invalid, PeerlaneError
+from workers import failpoints
 from workers.writer import Stopping, Writer
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class LaneWriter:
             raise Reject(error.message, requeue=True) from None
         except Stopping:
             raise WorkerShutdown(0) from None
+        finally:
+            failpoints.reach("before_acknowledge")
 
 
 def open_request(message: Any) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tasks.errors import PeerlaneError
 from tasks.model import CreatePeer, Peer
+from workers import failpoints
 from workers.dataplane import DataPlane, DevicePeer
 from workers.plan import PeerTable, Plan, Policy
 from workers.reconcile import Drift, counted, drifts
@@ -95,6 +96,7 @@ def recover(
         todo = _last_seen_first(todo, seen())
     for start in range(0, len(todo), BATCH):
         plane.apply([drift.change for drift in todo[start : start + BATCH]])
+        failpoints.reach("between_batches")
         if progress is not None:
             progress(min(start + BATCH, len(todo)), len(todo))
     for key in kept:

@@ -27,6 +27,7 @@ from config import names
 from tasks import results
 from tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
 from tasks.model import Peer
+from workers import failpoints
 from workers.dataplane import AddRoute, Change, DataPlane, DeviceSpec, RemovePeer, RemoveRoute
 from workers.plan import PeerTable, Plan, Policy, as_set_peer, draining
 from workers.recover import Progress, Recovered, Unknown, recover
@@ -159,11 +160,14 @@ class Writer:
         if decision.removes and (early := self._ask_first(request_id, decision)) is not None:
             return early
         try:
+            failpoints.reach("before_apply")
             self.plane.apply(decision.changes)
+            failpoints.reach("after_apply")
         except KernelError:
             self._settle(decision)
             raise
         record = results.encode(request_id, decision.result)
+        failpoints.reach("before_commit")
         try:
             answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, decision.plans))
         except ResponseError as error:
@@ -172,6 +176,7 @@ class Writer:
             raise StorageError(
                 f"Redis refused to store the outcome ({_first_word(error)}); nothing was changed"
             ) from None
+        failpoints.reach("after_commit")
         if answer.verdict == "duplicate" and answer.stored == record:
             log.info("request %s: an earlier try of this commit had reached Redis", request_id)
         elif answer.verdict != "committed":

@@ -1,0 +1,102 @@
+"""Named points at which a test makes a gateway's process fail. Off unless ``PEERLANE_TEST_FAILPOINTS`` names a file.
+
+The file says what happens where, one ``POINT:ACTION[:N]`` a line; it is read again whenever it changes, so that a test
+can switch points while the process runs:
+
+    before_commit:kill:3     at the third time from now the process is killed, as by kill -9
+    after_commit:stop        the process stops itself (SIGSTOP) at the next time, until somebody sends SIGCONT
+    after_apply:raise        an error that nobody foresaw
+    before_commit:sleep:0.05 every time, so many seconds
+
+What has happened is struck out of the file first: the process that follows a killed one does not die of the same line,
+and the test sees that it happened. Points: before_apply, after_apply, before_commit, after_commit, before_acknowledge,
+and between_batches of a recovery.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+VARIABLE: Final = "PEERLANE_TEST_FAILPOINTS"
+
+
+class FailpointError(Exception):
+    """What ``raise`` raises: nothing in the product knows it."""
+
+
+@dataclass(slots=True)
+class _Line:
+    text: str
+    point: str
+    action: str
+    argument: float
+
+
+class Failpoints:
+    """What the control file says, and how often each point was passed since it said so."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: tuple[int, int] | None = None
+        self._lines: list[_Line] = []
+        self._passed: dict[str, int] = {}
+
+    def reach(self, point: str) -> None:
+        """Do what the file says of this point."""
+        self._refresh()
+        count = self._passed[point] = self._passed.get(point, 0) + 1
+        for line in self._lines:
+            if line.point != point:
+                continue
+            if line.action == "sleep":
+                time.sleep(line.argument)
+            elif count == int(line.argument):
+                self._strike_out(line)
+                _act(line.action, point)
+
+    def _refresh(self) -> None:
+        try:
+            found = self._path.stat()
+            if (stamp := (found.st_mtime_ns, found.st_ino)) == self._read:
+                return
+            text = self._path.read_text()
+        except FileNotFoundError:
+            stamp, text = None, ""
+        self._read, self._passed = stamp, {}
+        self._lines = [_parse(line) for line in text.split()]
+
+    def _strike_out(self, line: _Line) -> None:
+        self._lines.remove(line)
+        left = self._path.with_suffix(".left")
+        left.write_text("\n".join(other.text for other in self._lines))
+        left.replace(self._path)
+        found = self._path.stat()
+        self._read = (found.st_mtime_ns, found.st_ino)
+
+
+def _parse(text: str) -> _Line:
+    point, action, *rest = text.split(":")
+    if action not in ("kill", "stop", "raise", "sleep") or len(rest) > 1:
+        raise ValueError(f"no such failpoint: {text}")
+    return _Line(text, point, action, float(rest[0]) if rest else 1.0)
+
+
+def _act(action: str, point: str) -> None:
+    if action == "raise":
+        raise FailpointError(point)
+    os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+
+
+_named = os.environ.get(VARIABLE)
+_failpoints = Failpoints(Path(_named)) if _named else None
+
+
+def reach(point: str) -> None:
+    """A point is reached: nothing happens, but in a test that says so."""
+    if _failpoints is not None:
+        _failpoints.reach(point)
