@@ -20,7 +20,15 @@ from tasks.prefix import Prefix
 from workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile, wire
 from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
 from workers.dataplane.kernel import KernelDataPlane, kernel_available
-from workers.dataplane.netlink import GENL_ID_CTRL, NLMSG_NOOP, Interrupted, family_id, family_request
+from workers.dataplane.netlink import (
+    GENL_ID_CTRL,
+    NLM_F_REQUEST,
+    NLMSG_NOOP,
+    Interrupted,
+    family_id,
+    family_request,
+    frame,
+)
 from workers.dataplane.routes import PER_PEER, RTM_DELROUTE, Route, encode_route
 
 pytestmark = pytest.mark.kernel
@@ -188,6 +196,18 @@ def test_a_peer_that_has_spoken_is_as_wg_shows_it(rig: Rig, far: str) -> None:
     assert in_the_words_of_wg({far: peer}) == as_wg_shows_them(rig)
     ((counted,),) = rig.counters.counters()
     assert counted == (far, peer.latest_handshake, peer.rx_bytes, peer.tx_bytes, peer.endpoint)
+
+
+def test_opening_again_lets_sessions_live_on_even_if_the_key_file_is_not_clamped(rig: Rig, tmp_path: Path) -> None:
+    rig.spec.private_key_file.write_text(keyfile.encode_key(b"\xff" + os.urandom(30) + b"\xff"))
+    rig.plane.open(rig.spec)
+    with far_side(rig, tmp_path) as public:
+        before = rig.plane.peers()[public]
+        rig.plane.open(rig.spec)
+        ping(namespace())
+        after = rig.plane.peers()[public]
+    assert after.latest_handshake == before.latest_handshake
+    assert after.rx_bytes > before.rx_bytes
 
 
 def test_opening_again_lets_sessions_live_on(rig: Rig, far: str) -> None:
@@ -377,3 +397,13 @@ def test_a_kernel_that_does_not_answer_is_not_waited_for_forever() -> None:
         with pytest.raises(TimeoutError, match=r"within 0\.05 s"):
             channel.ask(NLMSG_NOOP, b"")
         assert family_id(channel.ask(GENL_ID_CTRL, family_request("wireguard"))) > GENL_ID_CTRL
+
+
+def test_late_answers_and_other_processes_messages_are_passed_over() -> None:
+    question = family_request("wireguard")
+    with Channel(NETLINK_GENERIC, timeout=5) as channel, Channel(NETLINK_GENERIC) as stranger:
+        expected = family_id(channel.ask(GENL_ID_CTRL, question))
+        late = frame(GENL_ID_CTRL, NLM_F_REQUEST, 0, family_request("nlctrl"))
+        channel.socket.send(late)
+        stranger.socket.sendto(frame(GENL_ID_CTRL, 0, 2, b"not the kernel's"), channel.socket.getsockname())
+        assert family_id(channel.ask(GENL_ID_CTRL, question)) == expected

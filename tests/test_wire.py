@@ -127,6 +127,11 @@ def test_messages_stay_within_their_bounds_and_mean_the_same_however_they_are_cu
     assert device == expected
 
 
+def test_no_message_holds_the_kernels_lock_for_more_than_64_peers() -> None:
+    wished = [RemovePeer(key_number(number)) for number in range(1, 201)]
+    assert [len(list(peers_in(payload))) for payload in wire.encode_changes(3, wished)] == [64, 64, 64, 8]
+
+
 def test_a_peer_that_fits_a_message_is_never_cut() -> None:
     wished = [SetPeer(some_key(), prefixes(*(f"10.0.{n}.{m}" for m in range(300)[:250]))) for n in range(20)]
     cut = [len(list(peers_in(payload))) for payload in wire.encode_changes(3, wished)]
