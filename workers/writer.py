@@ -291,6 +291,7 @@ class Writer:
 _REPLACED = "a newer writer has taken this gateway over; this one stops"
 
 
-def _first_word(error: Exception) -> str:
-    """The error's code (OOM, MISCONF, READONLY …); its text may quote what was sent."""
-    return str(error).split(" ", 1)[0][:32]
+def _first_word(error: ResponseError) -> str:
+    """What kind of error it is (OutOfMemoryError, MISCONF …); its text may quote what was sent."""
+    # redis-py takes the code off where it has a class for it.
+    return str(error).split(" ", 1)[0][:32] if type(error) is ResponseError else type(error).__name__
