@@ -10,5 +10,17 @@ from tasks.aio import AsyncGateway
 from tasks.client import Gateway, GatewayInfo, gateways
 from tasks.definitions import create_peer, delete_peer
 from tasks.model import Peer, PeerResult
+from tasks.placement import AsyncFleet, Fleet
 
-__all__ = ["AsyncGateway", "Gateway", "GatewayInfo", "Peer", "PeerResult", "create_peer", "delete_peer", "gateways"]
+__all__ = [
+    "AsyncFleet",
+    "AsyncGateway",
+    "Fleet",
+    "Gateway",
+    "GatewayInfo",
+    "Peer",
+    "PeerResult",
+    "create_peer",
+    "delete_peer",
+    "gateways",
+]

@@ -47,6 +47,7 @@ class ResultListener:
         self._reader: asyncio.Task[None] | None = None
         self._results: dict[str, asyncio.Future[str]] = {}
         self._confirmed: dict[str, asyncio.Future[None]] = {}
+        self._subscribing = asyncio.Lock()
         self._url = url
 
     async def listen(self, request_id: str) -> asyncio.Future[str]:
@@ -60,9 +61,11 @@ class ResultListener:
         found = self._results[key] = loop.create_future()
         confirmed = self._confirmed[key] = loop.create_future()
         try:
-            if self._pubsub is None:
-                self._pubsub = self._connect()
-            await self._pubsub.subscribe(key)
+            # One after the other: each of many first subscriptions would open a connection, and keep it.
+            async with self._subscribing:
+                if self._pubsub is None:
+                    self._pubsub = self._connect()
+                await self._pubsub.subscribe(key)
             if self._reader is None:
                 self._reader = loop.create_task(self._read())
             await asyncio.wait_for(confirmed, 1.0)

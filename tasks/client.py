@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import definitions
+from tasks.draining import Switched, switch
 from tasks.errors import OutcomeUnknown, StorageError, Unavailable
 from tasks.lanes import Lanes, LaneState, lanes_of
 from tasks.model import DeletePeer, Peer, PeerResult, check_public_key, parse
@@ -32,12 +33,21 @@ class GatewayInfo:
     endpoint: str
     listen_port: int
     pools: tuple[str, ...]
+    #: Prefixes beyond the pools that a peer may ask for.
+    serves: tuple[str, ...]
+    #: The gateway's own, inside the tunnel.
+    addresses: tuple[str, ...]
+    #: Where it stands and what it is, for clients that name no gateway.
+    region: str | None
+    labels: Mapping[str, str]
     #: What a client configuration routes into the tunnel.
     client_allowed_ips: tuple[str, ...]
     dns: tuple[str, ...]
     mtu: int | None
     peers: int
     max_peers: int
+    #: How many peers more it takes, as of its last heartbeat; only its writer knows for certain.
+    room: int
     #: Requests waiting: interactive, bulk.
     waiting: int
     waiting_bulk: int
@@ -73,11 +83,16 @@ class GatewayInfo:
             endpoint=facts.get("endpoint", ""),
             listen_port=number("listen_port"),
             pools=listed("pools"),
+            serves=listed("serves"),
+            addresses=listed("addresses"),
+            region=facts.get("region") or None,
+            labels=_labels(facts.get("labels", "{}")),
             client_allowed_ips=listed("client_allowed_ips"),
             dns=listed("dns"),
             mtu=number("mtu") or None,
             peers=number("peers"),
             max_peers=number("max_peers"),
+            room=max(0, number("max_peers") - number("peers")),
             waiting=lane.waiting,
             waiting_bulk=lane.waiting_bulk,
             dataplane=facts.get("dataplane", ""),
@@ -87,6 +102,14 @@ class GatewayInfo:
             holder=f"{facts.get('holder_host', '')}:{facts.get('holder_pid', '')}",
             silent_for=None if lane.silent_for is None else lane.silent_for / 1000,
         )
+
+
+def _labels(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return {str(k): str(v) for k, v in cast("dict[object, object]", found).items()} if isinstance(found, dict) else {}
 
 
 def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
@@ -180,6 +203,19 @@ class Gateway:
             kwargs={"gateway": self.name, **arguments}, task_id=request_id, expires=within, bulk=bulk
         )
         return PeerResult.model_validate(sent.get(timeout=within))
+
+    def drain(self) -> Switched:
+        """Let the gateway take no new peers from now on; deletes and sweeps go on. Doing it twice is no error.
+
+        Raises:
+            Unavailable: no such gateway is registered.
+            OutcomeUnknown: Redis could not be reached; doing it again is harmless.
+        """
+        return switch(self._lanes, self.name, "draining")
+
+    def resume(self) -> Switched:
+        """Let a drained gateway take peers again. Raises as ``drain`` does."""
+        return switch(self._lanes, self.name, "active")
 
     def info(self) -> GatewayInfo:
         """What the gateway says of itself.

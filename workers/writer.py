@@ -149,7 +149,8 @@ class Writer:
         return Ground(
             table=self.table,
             now=self._patiently(self.store.clock.now_ms) // 1000,
-            state=self.state,
+            # What the heartbeat has heard is up to a second old: a gateway that was just resumed takes peers at once.
+            state=self.state if self.state == "active" else self._patiently(self.store.state),
             facts=self.facts,
             device=self.plane.peers,
             staged=lambda token: self._patiently(lambda: self.store.staged(token)),
@@ -160,6 +161,8 @@ class Writer:
         if decision.removes and (early := self._ask_first(request_id, decision)) is not None:
             return early
         try:
+            if decision.reopen and self._spec is not None:
+                self.plane.open(self._spec)
             failpoints.reach("before_apply")
             self.plane.apply(decision.changes)
             failpoints.reach("after_apply")
