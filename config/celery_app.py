@@ -13,7 +13,7 @@ from kombu import Exchange, Queue
 from config import names
 from config.settings import Settings, celery_url, current
 
-Role = Literal["client", "writer"]
+Role = Literal["client", "writer", "observer"]
 
 #: Seconds after which a message that a dead writer had taken is delivered again. Far above the longest request.
 VISIBILITY_TIMEOUT = 30
@@ -21,10 +21,11 @@ VISIBILITY_TIMEOUT = 30
 
 def lane_queues(gateway: str) -> list[Queue]:
     """A lane's queues in the order they are served: interactive first."""
-    return [
-        Queue(name, Exchange(name, type="direct"), routing_key=name)
-        for name in (names.lane_queue(gateway), names.bulk_queue(gateway))
-    ]
+    return [_queue(names.lane_queue(gateway)), _queue(names.bulk_queue(gateway))]
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
 def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
@@ -71,26 +72,29 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_max": 0.1}},
             "redis_socket_timeout": 1,
             "imports": ["tasks.definitions"],
+            "beat_scheduler": "config.schedule:GatewayScheduler",
         }
     else:
         if settings.gateway is None:
-            raise ValueError("a writer needs the setting PEERLANE_GATEWAY")
+            raise ValueError(f"{'an' if role == 'observer' else 'a'} {role} needs the setting PEERLANE_GATEWAY")
         gateway = settings.gateway
+        part = "" if role == "writer" else "_observer"
         broker_options |= {
             # One gateway's taken messages under its own keys: no other gateway can read or forge them.
-            "unacked_key": names.unacked_key(gateway),
-            "unacked_index_key": names.unacked_key(gateway, "_index"),
-            "unacked_mutex_key": names.unacked_key(gateway, "_mutex"),
+            "unacked_key": names.unacked_key(gateway, part),
+            "unacked_index_key": names.unacked_key(gateway, f"{part}_index"),
+            "unacked_mutex_key": names.unacked_key(gateway, f"{part}_mutex"),
         }
         found |= {
             "broker_transport": "workers.transport:LaneTransport",
             "result_backend": f"workers.results:CommitBackend+{url.removeprefix('redis+')}",
-            "task_queues": lane_queues(gateway),
+            "task_queues": lane_queues(gateway) if role == "writer" else [_queue(names.observer_queue(gateway))],
             "task_create_missing_queues": False,  # a writer serves its own lane and no other
             "worker_pool": "solo",  # the writer is the worker: one process, no threads (docs/adr/0001)
             "worker_concurrency": 1,
             "worker_prefetch_multiplier": 1,  # no duplicates after a reconnect
-            "task_acks_late": True,  # a crash redelivers; the commit record makes that harmless
+            # A crash redelivers; the commit record makes that harmless. A sweep is not repeated: the next one comes.
+            "task_acks_late": role == "writer",
             "task_acks_on_failure_or_timeout": True,
             "worker_consumer": "workers.lane:LaneConsumer",
             "worker_disable_rate_limits": True,
@@ -105,14 +109,15 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
 
 
 class PeerlaneApp(Celery):
-    """A Celery app that knows its settings; for a writer, one whose worker is the lane's."""
+    """A Celery app that knows its settings; for a gateway's roles, one whose worker is ``workers.lane``'s."""
 
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
         """Without ``settings`` the process' own are read when first used, not now."""
-        super().__init__("peerlane", set_as_current=role == "writer")
+        super().__init__("peerlane", set_as_current=role != "client")
+        self.role: Role = role
         self._settings = settings
         self.add_defaults(lambda: celery_settings(self.settings, role))
-        if role == "writer":
+        if role != "client":
             self.Worker = self.subclass_with_self("workers.lane:LaneWorker")  # type: ignore[method-assign]
 
     @property

@@ -94,9 +94,19 @@ def alarms_key(gateway: str) -> str:
     return f"peerlane:{{{gateway}}}:alarms"
 
 
+def observer_key(gateway: str) -> str:
+    """Hash: what the observer says of itself (heartbeat, last reading, last sweep, last reconciliation)."""
+    return f"peerlane:{{{gateway}}}:observer"
+
+
 def slot_key(gateway: str, act: str, slot: int) -> str:
     """Claim of one sweep or reconciliation per time slot: two beats do no harm."""
     return f"peerlane:{{{gateway}}}:{act}:{slot}"
+
+
+def slot_id(gateway: str, act: str, slot: int) -> str:
+    """Request id of the scheduled ``act`` (sweep, reconcile) of a time slot: the same from every beat."""
+    return request_id(gateway, f"{act}-{slot}")
 
 
 def staged_key(gateway: str, token: str) -> str:
@@ -112,3 +122,8 @@ def unacked_key(gateway: str, part: str = "") -> str:
 def writer_lock(device: str) -> str:
     """Abstract unix socket that the writer of ``device`` holds; its scope is the network namespace."""
     return f"\0peerlane/writer/{device}"
+
+
+def observer_lock(device: str) -> str:
+    """The same for the observer of ``device``."""
+    return f"\0peerlane/observer/{device}"

@@ -49,6 +49,8 @@ class MendPeers(Wire):
     gateway: GatewayName
     keys: Annotated[tuple[PublicKey, ...], BeforeValidator(_tupled), Field(max_length=SLICE)] = ()
     routes: Prefixes | None = None
+    #: The device itself too: up, its addresses, its covering routes.
+    device: bool = False
     deadline: Deadline | None = None
 
 

@@ -50,6 +50,10 @@ def test_every_make_target_the_documents_name_exists() -> None:
         names.result_key(names.request_id("NAME", "TOKEN")),
         names.lane_queue("NAME"),
         names.bulk_queue("NAME"),
+        names.observer_queue("NAME"),
+        names.seen_key("NAME"),
+        names.alarms_key("NAME"),
+        names.observer_key("NAME"),
     ],
 )
 def test_the_architectures_table_tells_of_every_redis_key(key: str) -> None:

@@ -113,7 +113,7 @@ class Fleet:
             self.gateways[name] = Child(name, self._gateway_command(number, name), self.directory, environment)
         report("beat" + (" and Flower" if self._with_flower else ""))
         celery = [sys.executable, "-m", "celery", "-A", "config.celery_app"]
-        beat = [*celery, "beat", "--schedule", str(self.directory / "beat"), "--pidfile=", "--loglevel=info"]
+        beat = [*celery, "beat", "--pidfile=", "--loglevel=info"]
         self._others.append(Child("beat", beat, self.directory, environment))
         port = free_port() if self._with_flower else 0
         if self._with_flower:
@@ -124,7 +124,8 @@ class Fleet:
             report(f"gateway {name}")
             child.until("its lane was served", lambda name=name: self._active(name), within=START)
         report("beat")
-        self._others[0].until("it had a schedule", lambda: any(self.directory.glob("beat*[!g]")), within=START)
+        began = self._others[0]
+        began.until("it had a schedule", lambda: "gateways are looked after" in began.log.read_text(), within=START)
         if self._with_flower:
             report("Flower")
             url = f"http://127.0.0.1:{port}"

@@ -115,6 +115,8 @@ class GatewayService:
                     "mtu": self.settings.mtu or 0,
                     "max_peers": self.settings.max_peers,
                     "lane_cap": self.settings.lane_cap,
+                    "sweep_every": self.settings.sweep_every,
+                    "reconcile_every": self.settings.reconcile_every,
                     "version": VERSION,
                     "epoch": store.epoch,
                     "phase": "recovering",

@@ -16,6 +16,7 @@ from celery.worker import request as celery_request
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.state import task_reserved
+from redis.exceptions import RedisError
 
 from config import names
 from tasks.errors import Fenced, Invalid, PeerlaneError
@@ -25,6 +26,8 @@ from workers.writer import Stopping, Writer
 log = logging.getLogger(__name__)
 
 EXIT_REPLACED = 1
+#: Redis could not be reached at the start.
+EXIT_AWAY = 3
 
 
 class Service(Protocol):
@@ -199,7 +202,8 @@ class ServeStep(bootsteps.StartStopStep):
             parent.app.bind(parent.service)
         except PeerlaneError as error:
             log.critical("%s", error)
-            raise SystemExit(error.exit_code) from None
+            # Redis being away passes by itself: whoever starts this process may try again (workers.supervise).
+            raise SystemExit(EXIT_AWAY if isinstance(error.__cause__, RedisError) else error.exit_code) from None
 
     def stop(self, parent: Any) -> None:
         parent.service.stop()
@@ -246,7 +250,8 @@ class LaneWorker(Worker):
             "beat": False,
         }
         # Flower shows the gateway where the command line named no node.
-        node = f"{gateway}@{socket.gethostname()}" if not hostname or hostname.startswith("celery@") else hostname
+        named = gateway if chosen.role == "writer" else f"{gateway}-{chosen.role}"
+        node = f"{named}@{socket.gethostname()}" if not hostname or hostname.startswith("celery@") else hostname
         super().__init__(app=chosen, hostname=node, **options)
 
     def on_before_init(self, *args: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""One writer per device: an abstract unix socket, which dies with its process and is scoped like the device."""
+"""One writer, one observer per device: an abstract unix socket, which dies with its process and is scoped like it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import socket
 import struct
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from config import names
 from tasks.errors import LaneHeld
 
 _UCRED = struct.Struct("iII")
+_A = {"writer": "a writer", "observer": "an observer"}
 
 
-class WriterLock:
+class DeviceLock:
     """Held from ``acquire`` until ``release`` or the end of the process, however it ends.
 
     The scope of an abstract socket is the network namespace (unix(7)), as it is the device's: no two writers of one
     device, while namesakes in other namespaces do not disturb each other.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, role: Literal["writer", "observer"]) -> None:
         self.device = device
+        self.role = role
+        self._name = names.writer_lock(device) if role == "writer" else names.observer_lock(device)
         self._socket: socket.socket | None = None
 
     def acquire(self) -> None:
@@ -35,17 +38,17 @@ class WriterLock:
         """
         held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            held.bind(names.writer_lock(self.device))
+            held.bind(self._name)
             held.listen(8)
         except OSError:
             held.close()
-            raise LaneHeld(f"the device {self.device} already has a writer here: {self._holder()}") from None
+            raise LaneHeld(f"the device {self.device} already has {_A[self.role]} here: {self._holder()}") from None
         self._socket = held
 
     def _holder(self) -> str:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             probe.settimeout(1)
-            probe.connect(names.writer_lock(self.device))
+            probe.connect(self._name)
             pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             return f"process {pid}"
         return "a process that could not be asked"
@@ -62,6 +65,20 @@ class WriterLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.release()
+
+
+class WriterLock(DeviceLock):
+    """The writer's."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device, "writer")
+
+
+class ObserverLock(DeviceLock):
+    """The observer's."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device, "observer")
 
 
 def namespace() -> str:

@@ -48,6 +48,8 @@ class Decision:
     result: Mapping[str, Any]
     #: In ms on Redis' clock; 0 for none.
     deadline: int = 0
+    #: Whether the device itself is to be made what it should be, before the changes.
+    reopen: bool = False
 
     @property
     def removes(self) -> bool:
@@ -117,7 +119,7 @@ def mend_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
     table = ground.table
     check_lane(table.policy, wish.gateway)
     changes: list[Change] = []
-    mended = {"removed": 0, "set": 0, "routes": 0}
+    mended = {"removed": 0, "set": 0, "routes": 0} | ({"device": 1} if wish.device else {})
     for key in wish.keys:
         if key in table.broken or key == table.policy.public_key:
             continue
@@ -130,7 +132,7 @@ def mend_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
         mended["routes"] += 1
     changes.sort(key=lambda change: not isinstance(change, (RemovePeer, RemoveRoute)))
     result = {"outcome": "mended", "gateway": wish.gateway, "mended": mended}
-    return Decision((), tuple(changes), result, wish.deadline or 0)
+    return Decision((), tuple(changes), result, wish.deadline or 0, reopen=wish.device)
 
 
 def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:

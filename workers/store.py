@@ -159,7 +159,7 @@ class Store:
             if cursor == 0:
                 return
 
-    def register(self, facts: Mapping[str, str | int]) -> None:
+    def register(self, facts: Mapping[str, str | float]) -> None:
         """Tell the fleet that this gateway is there, and what it is."""
         self.redis.sadd(names.GATEWAYS_KEY, self.gateway)
         self.redis.hset(self._gateway, mapping=cast("Any", dict(facts)))

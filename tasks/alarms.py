@@ -1,0 +1,68 @@
+"""Alarms of a gateway: what a person has to look at. One per kind, from when it began until its cause is gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from redis import Redis
+
+from config import names
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One thing that is wrong. ``since`` is in seconds since 1970 on Redis' clock; ``detail`` is for programs."""
+
+    kind: str
+    message: str
+    since: int
+    detail: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The alarm for programs."""
+        return asdict(self)
+
+
+def raise_alarm(
+    redis: Redis, gateway: str, kind: str, message: str, *, now: int, detail: Mapping[str, Any] | None = None
+) -> None:
+    """Say that something is wrong; where that was said before, since when stays. Raises redis.RedisError."""
+    before = _parsed(kind, cast("bytes | None", redis.hget(names.alarms_key(gateway), kind)))
+    since = before.since if before is not None else now
+    if before is None or before.message != message:
+        log.error("gateway %s: ALARM %s: %s", gateway, kind, message)
+    record = json.dumps({"message": message, "since": since, "detail": dict(detail or {})}, separators=(",", ":"))
+    redis.hset(names.alarms_key(gateway), kind, record)
+
+
+def clear_alarm(redis: Redis, gateway: str, kind: str, why: str = "its cause is gone") -> bool:
+    """Take an alarm back; whether there was one. Raises redis.RedisError."""
+    if not redis.hdel(names.alarms_key(gateway), kind):
+        return False
+    log.warning("gateway %s: the alarm %s is over: %s", gateway, kind, why)
+    return True
+
+
+def read_alarms(redis: Redis, gateway: str) -> list[Alarm]:
+    """Every alarm that stands, the oldest first. Raises redis.RedisError."""
+    found = cast("dict[bytes, bytes]", redis.hgetall(names.alarms_key(gateway)))
+    alarms = [_parsed(kind.decode(errors="replace"), record) for kind, record in found.items()]
+    return sorted((alarm for alarm in alarms if alarm is not None), key=lambda alarm: (alarm.since, alarm.kind))
+
+
+def _parsed(kind: str, record: bytes | None) -> Alarm | None:
+    if record is None:
+        return None
+    try:
+        fields = json.loads(record)
+        detail = cast("dict[str, Any]", fields["detail"])
+        return Alarm(kind, str(fields["message"]), int(fields["since"]), dict(detail))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # Written by another version, or by hand: it is an alarm all the same.
+        return Alarm(kind, record.decode(errors="replace")[:500], 0, {})

@@ -1,0 +1,279 @@
+"""The composition root of a gateway's observer: ``celery -A workers.observer worker`` with PEERLANE_GATEWAY.
+
+It reads the device and never writes to it: what it finds stale or wrong it has the writer remove or mend. One process,
+one thread: counters are read between tasks, on a timer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config import names
+from config.celery_app import PeerlaneApp
+from config.settings import Settings
+from tasks import upkeep
+from tasks.connection import connect
+from tasks.errors import PeerlaneError, SettingsError, StorageError, TimedOut
+from tasks.lanes import lanes_of
+from tasks.model import parse
+from tasks.results import encode
+from tasks.upkeep import ReconcileGateway, SweepGateway
+from workers.dataplane.observe import KernelCounters, KernelView, device_index
+from workers.errands import Errands
+from workers.gateway import device_spec, memory_device
+from workers.lock import ObserverLock
+from workers.plan import Policy
+from workers.reconciling import Reconciler
+from workers.results import CommitBackend
+from workers.store import Store
+from workers.sweep import Limits
+from workers.sweeping import Sweeper
+from workers.watching import Clock, Counted
+
+log = logging.getLogger(__name__)
+
+#: Reading and deciding yields to the writer where both want the processor.
+NICENESS = 10
+#: Seconds between two looks at whether a running sweep is to go on.
+BREATH = 1.0
+
+
+class ObserverService:
+    """One gateway's observer with all it needs: lock, counters, sweeps, reconciliations. Driven by the worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError where the settings cannot make an observer; touches nothing yet."""
+        if settings.gateway is None:
+            raise SettingsError("PEERLANE_GATEWAY is not set: name the gateway this host serves")
+        self.settings = settings
+        self.name = settings.gateway
+        self.spec, self.pools, self.serves = device_spec(settings)
+        self._redis = connect(settings)
+        self._client = PeerlaneApp(settings)
+        self._lock: ObserverLock | None = None
+        self._sources: list[KernelCounters | KernelView] = []
+        self._counted: Counted | None = None
+        self._clock = Clock(self._redis, self.name)
+        self._asks: Asks | None = None
+        #: The writer's epoch that was last seen serving: a new one has just come (back).
+        self._epoch: bytes | None = None
+
+    def start(self) -> None:
+        """Take the lock, learn what was known; afterwards requests may be consumed.
+
+        Raises:
+            LaneHeld: another live observer has this device.
+            StorageError: Redis cannot be used.
+        """
+        memory = self.settings.dataplane == "memory"
+        lock = ObserverLock(memory_device(self.settings) if memory else self.spec.interface)
+        lock.acquire()
+        self._lock = lock
+        with suppress(OSError):
+            os.nice(NICENESS)
+        interface = self.spec.interface
+        view: KernelView | None = None
+        if not memory:
+            counters, view = KernelCounters(interface), KernelView(interface)
+            self._sources = [counters, view]
+            self._counted = Counted(self._redis, self.name, counters, partial(device_index, interface))
+        errands = Errands(self._client, self.name)
+        self._asks = Asks(
+            self._redis,
+            self.settings,
+            Sweeper(
+                redis=self._redis,
+                gateway=self.name,
+                limits=Limits.of(self.settings),
+                clock=self._clock,
+                counted=self._counted,
+                errands=errands,
+            ),
+            Reconciler(
+                store=Store(self._redis, self.name, result_ttl=self.settings.result_ttl),
+                policy=Policy(gateway=self.name, public_key="", pools=self.pools, serves=self.serves),
+                unknown=self.settings.unknown_peers,
+                view=view,
+                clock=self._clock,
+                errands=errands,
+            ),
+        )
+        try:
+            if self._counted is not None:
+                self._counted.load()
+            self._clock.look()
+            facts = {"pid": os.getpid(), "host": socket.gethostname(), "counters": int(not memory)}
+            self._redis.hset(names.observer_key(self.name), mapping=cast("Any", facts))
+            self._beat()
+            self._epoch = None  # a writer that serves already has come back as well, as far as this observer knows
+        except RedisError as error:
+            raise StorageError(f"Redis cannot be used: {type(error).__name__}") from error
+        log.info("gateway %s: observed, %s", self.name, "no counters in memory" if memory else f"device {interface}")
+
+    @property
+    def asks(self) -> Asks:
+        """What carries requests out; there once the service has started."""
+        return cast("Asks", self._asks)
+
+    def tick(self) -> None:
+        """Once a second, between requests: a sign of life; a reading if it is time; a sweep for a writer come back."""
+        try:
+            returned = self._beat()
+            counted = self._counted
+            if counted is not None and time.monotonic() - counted.read_at >= self.settings.observe_every:
+                self._read(counted)
+            if returned:
+                # Peers may have expired while nobody could remove them.
+                self.asks.by_itself(names.SWEEP)
+        except (RedisError, PeerlaneError) as error:
+            log.warning("gateway %s: not observed just now: %s", self.name, _told(error))
+
+    def _read(self, counted: Counted) -> None:
+        before = counted.trouble
+        now = self._clock.look()
+        counted.read(now)
+        counted.write()
+        if counted.trouble is not None and counted.trouble != before:
+            log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
+        shown = len(counted.sight.shown) if counted.sight is not None else 0
+        reading = {"at": now, "peers": shown, "seconds": round(counted.took, 3), "trouble": counted.trouble}
+        self._redis.hset(names.observer_key(self.name), "reading", json.dumps(reading))
+
+    def _beat(self) -> bool:
+        """Say that the observer lives; whether a writer has begun to serve since the last time."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.time()
+        pipe.hmget(names.gateway_key(self.name), "epoch", "phase")
+        (seconds, micros), (epoch, phase) = cast("tuple[tuple[int, int], list[bytes | None]]", tuple(pipe.execute()))
+        self._redis.hset(names.observer_key(self.name), "heartbeat", seconds * 1000 + micros // 1000)
+        if phase != b"serving" or epoch == self._epoch:
+            return False
+        self._epoch = epoch
+        return True
+
+    def refuse(self, request_id: str, error: PeerlaneError) -> None:
+        """Store ``error`` as the outcome of a request that is none."""
+        key, record = names.result_key(request_id), encode(request_id, error)
+        try:
+            if self._redis.set(key, record, nx=True, ex=self.settings.result_ttl):
+                self._redis.publish(key, record)
+        except RedisError as failure:
+            log.warning("request %s: its refusal could not be stored (%s)", request_id, type(failure).__name__)
+
+    def stop(self) -> None:
+        """Let go; operators learn at once that nobody observes."""
+        with suppress(RedisError):
+            self._redis.hset(names.observer_key(self.name), "heartbeat", "0")
+        for source in self._sources:
+            source.close()
+        if self._lock is not None:
+            self._lock.release()
+        lanes_of(self._client).redis.close()
+        self._client.close()
+        self._redis.close()
+
+
+class Asks:
+    """Requests to the observer: checked, claimed once per slot, carried out, told about (``tasks.upkeep.Observes``)."""
+
+    def __init__(self, redis: Redis, settings: Settings, sweeper: Sweeper, reconciler: Reconciler) -> None:
+        self._redis, self._gateway = redis, sweeper.gateway
+        self._every = {names.SWEEP: settings.sweep_every, names.RECONCILE: settings.reconcile_every}
+        self._sweeper, self._reconciler = sweeper, reconciler
+        # Of the request that is being carried out.
+        self._request_id, self._deadline, self._act = "", 0, ""
+        self._breathed = 0.0
+
+    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what the request wishes; its report.
+
+        Raises:
+            PeerlaneError: why nothing was done.
+        """
+        wish = parse(SweepGateway if task == names.SWEEP else ReconcileGateway, arguments)
+        self._act = "sweep" if task == names.SWEEP else "reconcile"
+        self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
+        try:
+            if request_id and not self._wanted():
+                raise TimedOut("its caller had stopped waiting before it began")
+            if wish.slot is not None and (why := self._unclaimable(task, wish.slot)):
+                return {"outcome": "skipped", "gateway": self._gateway, "note": why}
+            report = (
+                self._sweeper.sweep(wish, self._go_on)
+                if isinstance(wish, SweepGateway)
+                else self._reconciler.reconcile(wish, self._go_on)
+            )
+            if not wish.dry_run:
+                self._tell({name: value for name, value in report.items() if name != "gateway"})
+        except RedisError as error:
+            raise StorageError(f"Redis cannot be used: {type(error).__name__}") from error
+        return report
+
+    def by_itself(self, task: str) -> None:
+        """Do it now, asked for by nobody."""
+        report = self.carry_out(task, "", {"gateway": self._gateway})
+        log.info("gateway %s: %s, asked for by nobody: %s", self._gateway, self._act, report)
+
+    def _unclaimable(self, task: str, slot: int) -> str | None:
+        """Why a slot's task is not to be carried out; None if this claims it."""
+        every = self._every[task]
+        seconds, _ = self._redis.time()
+        if abs(seconds / every - slot) > 2:
+            return "its time slot is long over"
+        life = max(60, int(every * 4))
+        claimed = self._redis.set(names.slot_key(self._gateway, self._act, slot), self._request_id, nx=True, ex=life)
+        return None if claimed else "its time slot was taken care of"
+
+    def _go_on(self, state: dict[str, Any]) -> bool:
+        """Hear how far it is: tell it, give a sign of life; whether it is still wanted. Once a second."""
+        if time.monotonic() - self._breathed < BREATH:
+            return True
+        self._breathed = time.monotonic()
+        seconds, micros = self._redis.time()
+        self._redis.hset(names.observer_key(self._gateway), "heartbeat", seconds * 1000 + micros // 1000)
+        self._tell({"outcome": "running", **state})
+        return not self._request_id or self._wanted()
+
+    def _wanted(self) -> bool:
+        seconds, micros = self._redis.time()
+        late = bool(self._deadline) and seconds * 1000 + micros // 1000 > self._deadline
+        return not late and not self._redis.exists(names.result_key(self._request_id))
+
+    def _tell(self, what: Mapping[str, Any]) -> None:
+        seconds, _ = self._redis.time()
+        self._redis.hset(names.observer_key(self._gateway), self._act, json.dumps({"at": seconds, **what}))
+
+
+class ObserverApp(PeerlaneApp):
+    """The Celery app of an observer."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings, "observer")
+
+    def make_service(self) -> ObserverService:
+        """The observer's service; not started yet."""
+        return ObserverService(self.settings)
+
+    def bind(self, service: ObserverService) -> None:
+        """Give this app its tasks and its result backend a started service."""
+        cast("CommitBackend", self.backend).gateway = service.name
+        upkeep.register(self, service.asks)
+
+
+def _told(error: Exception) -> str:
+    """An error for the log; Redis' own may quote what was sent."""
+    return str(error) if isinstance(error, PeerlaneError) else f"Redis is away ({type(error).__name__})"
+
+
+app = ObserverApp()

@@ -1,0 +1,100 @@
+"""What is known of each peer's activity, from successive raw readings of its counters. Pure: no clock, no I/O.
+
+``last_seen`` is on Redis' clock and comes from a *change* of the raw handshake time between two readings, never from
+its value: that is the gateway's wall clock, which jumps. Totals only grow: the device's counters begin again at 0
+whenever a peer or the device is made anew, so the last raw values are kept with the totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from workers.dataplane.counters import PeerCounters
+
+#: Version of the stored form.
+VERSION = "1"
+
+#: What a u64 holds; Redis, and the programs that read these fields, are spared anything beyond.
+_LIMIT = 1 << 64
+
+
+class Seen(NamedTuple):
+    """One peer's activity, and the raw values that it was derived from."""
+
+    #: Seconds since 1970 on Redis' clock; 0 for never.
+    last_seen: int
+    #: Bytes since the key was first seen here; they never fall.
+    rx: int
+    tx: int
+    #: The device's own values at the last reading: handshake in µs since 1970 on the gateway's clock, bytes.
+    raw_handshake: int
+    raw_rx: int
+    raw_tx: int
+    #: ``address:port`` that the peer was last heard from; empty if it never was.
+    endpoint: str = ""
+
+
+def advance(before: Seen | None, raw: PeerCounters, now: int) -> Seen | None:
+    """What is known after a reading at ``now``; ``before`` itself where nothing changed.
+
+    None where there is nothing to know yet: the peer never handshaked and no byte has gone by.
+    """
+    handshake = max(0, round(raw.latest_handshake * 1_000_000))
+    endpoint = endpoint_text(raw.endpoint)
+    if before is None:
+        if handshake == 0 and raw.rx_bytes == 0 and raw.tx_bytes == 0:
+            return None
+        # When it was seen is not known; now is the latest it can have been.
+        seen_at = now if handshake else 0
+        return Seen(seen_at, raw.rx_bytes, raw.tx_bytes, handshake, raw.rx_bytes, raw.tx_bytes, endpoint)
+    if (handshake, raw.rx_bytes, raw.tx_bytes) == before[3:6] and endpoint in ("", before.endpoint):
+        return before
+    moved = handshake not in (0, before.raw_handshake)
+    return Seen(
+        # Redis' clock may have been set back since.
+        last_seen=max(now, before.last_seen) if moved else before.last_seen,
+        rx=_grown(before.rx, before.raw_rx, raw.rx_bytes),
+        tx=_grown(before.tx, before.raw_tx, raw.tx_bytes),
+        raw_handshake=handshake,
+        raw_rx=raw.rx_bytes,
+        raw_tx=raw.tx_bytes,
+        endpoint=endpoint or before.endpoint,
+    )
+
+
+def _grown(total: int, before: int, raw: int) -> int:
+    return min(total + (raw - before if raw >= before else raw), _LIMIT - 1)
+
+
+def endpoint_text(endpoint: tuple[str, int] | None) -> str:
+    """``192.0.2.1:51820``, ``[2001:db8::1]:51820``, or nothing."""
+    if endpoint is None:
+        return ""
+    address, port = endpoint
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def encode(seen: Seen) -> str:
+    """The stored form: version, then the fields in order, separated by blanks; an operator can read it."""
+    return f"{VERSION} {seen[0]} {seen[1]} {seen[2]} {seen[3]} {seen[4]} {seen[5]} {seen.endpoint}".rstrip(" ")
+
+
+def decode(stored: str | bytes) -> Seen | None:
+    """From the stored form; None for what is not one, which then counts as never stored."""
+    try:
+        text = stored if isinstance(stored, str) else stored.decode("ascii")
+        version, *fields = text.split(" ")
+        if version != VERSION or len(fields) not in (6, 7):
+            return None
+        numbers = [int(field) for field in fields[:6]]
+    except ValueError:
+        return None
+    if not all(0 <= number < _LIMIT for number in numbers):
+        return None
+    return Seen(*numbers, endpoint=fields[6] if len(fields) == 7 else "")
+
+
+def last_seen(stored: Mapping[str, str | bytes]) -> dict[str, int]:
+    """When each peer was last seen, from stored forms; those never seen are left out."""
+    return {key: found.last_seen for key, text in stored.items() if (found := decode(text)) and found.last_seen}
