@@ -1,0 +1,187 @@
+"""The judge of the fault runs: it lets sound histories pass, and each invariant can be seen to fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fault_checker import Commit, Evidence, Final, Held, Window, judge
+from fault_history import Call, History, read
+
+ONE, TWO = "10.8.0.2/32", "10.8.0.3/32"
+
+
+def call(number: int, act: str, key: str, began: float, **fields: object) -> Call:
+    found = Call(
+        number=str(number),
+        act="create" if act == "create" else "delete",
+        key=key,
+        request=f"gw.{number}",
+        began=began,
+        timeout=2.0,
+        ended=began + 0.1,
+        end="ok",
+        outcome=f"{act}d",
+        addresses=(ONE,) if act == "create" else (),
+    )
+    return replace(found, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
+
+
+def final(**peers: str) -> Final:
+    held = {key: Held(frozenset({address})) for key, address in peers.items()}
+    return Final(redis=held, owners={address: key for key, address in peers.items()}, kernel=dict(held))
+
+
+def broken(evidence: Evidence) -> set[str]:
+    return {violation.invariant for violation in judge(evidence).violations}
+
+
+SOUND = Evidence(
+    calls=[
+        call(1, "create", "a", 1.0),
+        call(2, "delete", "a", 2.0),
+        call(3, "create", "b", 3.0),
+        call(4, "create", "c", 3.0, end="refused", outcome="timed_out", addresses=(), ended=6.9),
+        call(5, "create", "d", 4.0, end="unknown", outcome="outcome_unknown", addresses=(), ended=5.0),
+        call(6, "create", "d", 7.0, request="gw.5", addresses=(TWO,)),
+    ],
+    final=final(b=ONE, d=TWO, old="10.8.0.9/32"),
+    residents={"old": Held(frozenset({"10.8.0.9/32"}))},
+    commits=[Commit("gw.1", 1, 1, wrote=True, changed=True), Commit("gw.2", 2, 2, wrote=True, changed=True)],
+    away=[Window(3.5, 4.5)],
+    back_after=3.0,
+)
+
+
+def test_a_sound_history_has_no_violation() -> None:
+    assert judge(SOUND).violations == ()
+
+
+class TestWhatWasConfirmed:
+    def test_must_be_in_redis(self) -> None:
+        assert broken(replace(SOUND, final=final(d=TWO, old="10.8.0.9/32"))) == {"I1"}
+
+    def test_must_be_with_the_addresses_that_were_told(self) -> None:
+        assert broken(replace(SOUND, final=final(b="10.8.0.7/32", d=TWO, old="10.8.0.9/32"))) == {"I1"}
+
+    def test_must_be_in_the_kernel(self) -> None:
+        lost = replace(SOUND.final, kernel={key: held for key, held in SOUND.final.kernel.items() if key != "b"})
+        assert broken(replace(SOUND, final=lost)) == {"I2"}
+
+    def test_must_be_gone_once_its_delete_was_confirmed(self) -> None:
+        assert "I1" in broken(replace(SOUND, final=final(a=ONE, d=TWO, old="10.8.0.9/32")))
+
+    def test_includes_what_was_there_before_the_run(self) -> None:
+        assert broken(replace(SOUND, final=final(b=ONE, d=TWO))) == {"I1"}
+
+    def test_is_counted_but_no_violation_where_redis_lost_its_last_second(self) -> None:
+        verdict = judge(replace(SOUND, final=final(d=TWO, old="10.8.0.9/32"), lost_at=3.2))
+        assert verdict.violations == ()
+        assert verdict.lost == 1
+
+    def test_is_a_violation_where_it_was_confirmed_after_redis_came_back(self) -> None:
+        assert broken(replace(SOUND, final=final(b=ONE, old="10.8.0.9/32"), lost_at=3.2)) == {"I1"}
+
+
+class TestKernelAndRedis:
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            Held(frozenset({TWO})),
+            Held(frozenset({ONE}), keepalive=25),
+            Held(frozenset({ONE}), preshared_key="x"),
+        ],
+    )
+    def test_must_agree_in_all_that_a_peer_has(self, odd: Held) -> None:
+        kernel = {**SOUND.final.kernel, "b": odd}
+        assert broken(replace(SOUND, final=replace(SOUND.final, kernel=kernel))) == {"I2"}
+
+    def test_must_agree_on_who_there_is(self) -> None:
+        kernel = {**SOUND.final.kernel, "ghost": Held(frozenset({"10.8.0.77/32"}))}
+        assert broken(replace(SOUND, final=replace(SOUND.final, kernel=kernel))) == {"I2"}
+
+    def test_must_agree_on_routes(self) -> None:
+        assert broken(replace(SOUND, final=replace(SOUND.final, routes=frozenset({"10.77.0.0/24"})))) == {"I2"}
+
+    def test_need_an_address_hash_that_says_the_same(self) -> None:
+        owners = {**SOUND.final.owners, "10.8.0.66/32": "nobody"}
+        assert broken(replace(SOUND, final=replace(SOUND.final, owners=owners))) == {"I2"}
+
+
+def test_what_was_refused_must_leave_nothing() -> None:
+    assert broken(replace(SOUND, final=final(b=ONE, d=TWO, c="10.8.0.4/32", old="10.8.0.9/32"))) == {"I3"}
+
+
+class TestNothingTwice:
+    def test_one_address_may_not_be_told_to_two_keys_at_one_time(self) -> None:
+        calls = [*SOUND.calls, call(7, "create", "e", 5.0), call(8, "delete", "e", 6.0)]
+        assert broken(replace(SOUND, calls=calls)) == {"I4"}
+
+    def test_an_address_may_go_to_another_key_after_its_delete(self) -> None:
+        calls = [call(1, "create", "a", 1.0), call(2, "delete", "a", 2.0), call(3, "create", "b", 2.05)]
+        assert broken(Evidence(calls, final(b=ONE))) == set()
+
+    def test_a_prefix_that_holds_another_keys_address_counts_as_the_same(self) -> None:
+        calls = [*SOUND.calls, call(7, "create", "e", 5.0, addresses=("10.8.0.0/30",)), call(8, "delete", "e", 6.0)]
+        assert broken(replace(SOUND, calls=calls)) == {"I4"}
+
+    def test_one_request_may_not_be_committed_twice(self) -> None:
+        commits = [*SOUND.commits, Commit("gw.1", 2, 2, wrote=True, changed=True)]
+        assert broken(replace(SOUND, commits=commits)) == {"I4"}
+
+    def test_one_request_may_not_be_answered_in_two_ways(self) -> None:
+        calls = [*SOUND.calls, call(9, "create", "d", 8.0, request="gw.5", addresses=("10.8.0.5/32",))]
+        assert "I4" in broken(replace(SOUND, calls=calls))
+
+
+class TestEpochs:
+    def test_may_not_decrease_in_commits(self) -> None:
+        commits = [*SOUND.commits, Commit("gw.3", 1, 1, wrote=True, changed=True)]
+        assert broken(replace(SOUND, commits=commits)) == {"I5"}
+
+    def test_may_not_be_older_than_the_newest_that_redis_has_given(self) -> None:
+        commits = [*SOUND.commits, Commit("gw.3", 2, 3, wrote=False, changed=True)]
+        assert broken(replace(SOUND, commits=commits)) == {"I5"}
+
+    def test_may_be_old_in_a_commit_that_redis_refused(self) -> None:
+        commits = [*SOUND.commits, Commit("gw.3", 1, 2, wrote=False, changed=False)]
+        assert broken(replace(SOUND, commits=commits)) == set()
+
+
+class TestEveryCall:
+    def with_fourth(self, **fields: object) -> Evidence:
+        changed = replace(SOUND.calls[3], **fields)  # pyright: ignore[reportArgumentType]
+        return replace(SOUND, calls=[*SOUND.calls[:3], changed, *SOUND.calls[4:]])
+
+    def test_ends_within_two_seconds_of_its_timeout(self) -> None:
+        assert broken(self.with_fourth(ended=7.2)) == {"I6"}
+
+    def test_may_take_as_much_longer_as_its_caller_was_stopped(self) -> None:
+        assert broken(self.with_fourth(ended=7.2, stalled=0.5)) == set()
+
+    def test_ends_in_an_error_that_is_promised(self) -> None:
+        assert broken(self.with_fourth(end="broken", outcome="ValueError")) == {"I6"}
+
+    def test_is_unknown_only_while_redis_is_away(self) -> None:
+        assert broken(replace(SOUND, away=[Window(8.0, 9.0)])) == {"I6"}
+
+    def test_is_settled_by_asking_again(self) -> None:
+        assert "I6" in broken(replace(SOUND, calls=SOUND.calls[:5], final=final(b=ONE, old="10.8.0.9/32")))
+
+
+class TestTheLane:
+    @pytest.mark.parametrize("after", [None, 35.1])
+    def test_must_be_back_in_time(self, after: float | None) -> None:
+        assert broken(replace(SOUND, back_after=after)) == {"I7"}
+
+
+def test_a_history_is_read_as_it_was_written_even_where_its_writer_was_killed(tmp_path: Path) -> None:
+    history = History(tmp_path / "history", "one")
+    done = history.end(history.begin("create", "a", "gw.1", 2.0, [ONE]), "ok", "created", [ONE], "")
+    history.begin("delete", "a", "gw.2", 1.0)
+    with (tmp_path / "history").open("a") as file:
+        file.write('{"number": "one-3", "act": ')
+    first, second = read([tmp_path / "history"])
+    assert first == done
+    assert (second.request, second.end, second.ended) == ("gw.2", "open", None)
