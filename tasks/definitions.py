@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, cast
 
 from celery import Task
+from celery.local import PromiseProxy
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -174,8 +175,9 @@ def task_of(application: PeerlaneApp, name: str) -> LaneTask:
     return cast("LaneTask", application.tasks[name])
 
 
-_registered = register(app)
-create_peer, delete_peer = _registered[names.CREATE_PEER], _registered[names.DELETE_PEER]
+# Made when first used: registering reads the settings, and an import reads nothing.
+create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEER)))
+delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
 
 _UNREACHABLE = "Redis could not be reached: whether the request took effect is unknown; ask again with the same id"
 
