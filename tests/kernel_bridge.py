@@ -3,7 +3,7 @@
 One other process runs them all, in the first of these places there is:
 
 1. this host, if this process is root and the kernel has WireGuard: in a network namespace of its own;
-2. whatever the command in ``PEERLANE_TEST_KERNEL`` leads to, such as ``../shared/kernel/run --``: a program that runs
+2. whatever the command in ``PEERLANE_TEST_KERNEL`` leads to, such as ``./boot-a-guest --``: a program that runs
    the rest of its arguments as root, on this file system (a relative path counts from the root of the repository);
 3. a virtual machine with this host's kernel, if virtme-ng (``vng``) is installed.
 
