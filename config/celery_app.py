@@ -43,6 +43,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "socket_keepalive": not url.startswith("redis+socket"),
         "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
         "retry_on_timeout": False,  # would replay LPUSH
+        "role": role,  # kombu ignores it, and shares no pool between roles
     }
     found: dict[str, Any] = {
         "broker_url": url,
@@ -86,7 +87,6 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "unacked_mutex_key": names.unacked_key(gateway, f"{part}_mutex"),
         }
         found |= {
-            "broker_transport": "workers.transport:LaneTransport",
             "result_backend": f"workers.results:CommitBackend+{url.removeprefix('redis+')}",
             "task_queues": lane_queues(gateway) if role == "writer" else [_queue(names.observer_queue(gateway))],
             "task_create_missing_queues": False,  # a writer serves its own lane and no other
@@ -111,9 +111,12 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
 class PeerlaneApp(Celery):
     """A Celery app that knows its settings; for a gateway's roles, one whose worker is ``workers.lane``'s."""
 
+    control_cls = "config.control:NoControl"
+
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
         """Without ``settings`` the process' own are read when first used, not now."""
-        super().__init__("peerlane", set_as_current=role != "client")
+        messaging = "config.transport:OwnMessaging" if role == "client" else "workers.transport:LaneMessaging"
+        super().__init__("peerlane", set_as_current=role != "client", amqp=messaging)
         self.role: Role = role
         self._settings = settings
         self.add_defaults(lambda: celery_settings(self.settings, role))

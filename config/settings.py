@@ -103,7 +103,8 @@ class Settings(BaseSettings):
             sound = url.scheme in ("redis", "rediss") and url.port != 0
         except ValueError:  # its text quotes what stands in place of the port: a part of the password, maybe
             sound = False
-        if not sound and not (url.scheme == "unix" and not url.netloc and url.path.startswith("/")):
+        place = url.netloc.rpartition("@")[2]
+        if not sound and not (url.scheme == "unix" and not place and url.path.startswith("/")):
             raise ValueError("expected redis://HOST:PORT/DB, rediss://… or unix:///PATH")
         return value
 

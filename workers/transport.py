@@ -7,8 +7,12 @@ import logging
 from queue import Empty
 from typing import Any, cast
 
+from celery.app.amqp import AMQP
 from kombu.transport import redis as kombu_redis
 from redis import Redis
+
+from config.transport import OwnConnection, UnboundChannel, UnboundTransport
+from workers.redelivery import LaneQoS
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +61,10 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901 - one ques
     return envelope
 
 
-_Channel: Any = kombu_redis.Channel  # kombu carries no types for its channel
+class LaneChannel(UnboundChannel):
+    """One client is kept instead of built for each call, and reading is guarded."""
 
-
-class LaneChannel(_Channel):
-    """kombu's channel, with two changes: one client is kept instead of built for each call, and reading is guarded."""
+    QoS = LaneQoS
 
     _kept_client: Redis | None = None
 
@@ -90,6 +93,8 @@ class LaneChannel(_Channel):
             if isinstance(envelope, str):
                 log.warning("a message of %d bytes on %s was refused: it is %s", len(answer[1]), queue, envelope)
             else:
+                # Where it came from is where it goes back to, whatever its sender has written there.
+                envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
                 self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
             return True
         finally:
@@ -97,7 +102,19 @@ class LaneChannel(_Channel):
             self._flush_brpop_reauth()
 
 
-class LaneTransport(kombu_redis.Transport):
-    """Named in config.celery_app for writers."""
+class LaneTransport(UnboundTransport):
+    """That of those who consume."""
 
     Channel = LaneChannel
+
+
+class LaneConnection(OwnConnection):
+    """Uses it."""
+
+    own_transport = LaneTransport
+
+
+class LaneMessaging(AMQP):
+    """Named in config.celery_app for those who consume."""
+
+    Connection = LaneConnection

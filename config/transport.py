@@ -1,0 +1,70 @@
+"""kombu's Redis transport without its tables of bindings: every queue is bound to the exchange of its own name.
+
+kombu keeps in Redis which queues an exchange leads to, for all who publish to read. Peerlane sends to queues by name
+and needs no such table. Without it nobody can send others' messages astray by writing there, whoever publishes needs
+no right but LPUSH, and Flower, whose queue of events would have its table kept by Lua scripts, needs none to write.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from celery.app.amqp import AMQP
+from kombu import Connection
+from kombu.connection import ConnectionPool
+from kombu.transport import redis as kombu_redis
+
+_Channel: Any = kombu_redis.Channel  # kombu carries no types for its channel
+
+
+class UnboundChannel(_Channel):
+    """Writes no bindings and reads none."""
+
+    def _queue_bind(self, exchange: str, routing_key: str | None, pattern: str | None, queue: str) -> None:
+        # What a fanout exchange (events) needs to know is only for this channel.
+        if self.typeof(exchange).type == "fanout":
+            self._fanout_queues[queue] = (exchange, (routing_key or "").replace("#", "*"))
+
+    def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """The one queue of an exchange: its namesake."""
+        return [(exchange, "", exchange)]
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """There is no table to keep alive."""
+
+    def _delete(self, queue: str, *args: Any, **options: Any) -> None:
+        # Called for queues of events, whose messages were never stored.
+        self.auto_delete_queues.discard(queue)
+
+
+class UnboundTransport(kombu_redis.Transport):
+    """That of all who send."""
+
+    Channel = UnboundChannel
+
+
+class OwnConnection(Connection):
+    """Uses a transport of ours whatever the URL's scheme: kombu takes no class by name in the URL of a socket."""
+
+    own_transport: ClassVar[type[kombu_redis.Transport]] = UnboundTransport
+
+    def get_transport_cls(self) -> type[kombu_redis.Transport]:
+        return self.own_transport
+
+    def Pool(self, limit: int | None = None, **_: Any) -> ConnectionPool:  # noqa: N802 - kombu's name
+        return _OwnPool(self, limit)
+
+
+class _OwnPool(ConnectionPool):
+    """Its connections, which are of kombu's class, use the same transport."""
+
+    def new(self) -> Connection:
+        made = super().new()
+        made.get_transport_cls = self.connection.get_transport_cls
+        return made
+
+
+class OwnMessaging(AMQP):
+    """Named in config.celery_app for all who send."""
+
+    Connection = OwnConnection
