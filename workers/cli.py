@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -49,26 +51,36 @@ main.add_command(peer)
 @click.option("--listen-port", type=click.IntRange(1, 65535), help="UDP port of the device.  [default: 51820]")
 @click.option("--private-key-file", type=click.Path(path_type=Path), help="Made with mode 0600 if it is not there.")
 @click.option("--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path.")
+@click.option("--only", type=click.Choice(["writer", "observer"]), help="One of the two processes, on its own.")
 @click.option("--loglevel", type=click.Choice(LEVELS), default="info", show_default=True)
 @pass_session
-def run(session: Session, name: str, loglevel: str, **options: Any) -> None:
-    """Run the writer of a gateway, in the foreground, until SIGTERM or Ctrl-C.
+def run(session: Session, name: str, only: str | None, loglevel: str, **options: Any) -> None:
+    """Run a gateway's writer and observer, in the foreground, until SIGTERM or Ctrl-C.
 
-    The same as `celery -A workers.gateway worker` with PEERLANE_GATEWAY=NAME. What is not said here comes from the
-    settings.
+    Each is started again if it dies. Alone they are the same as `celery -A workers.gateway worker` and
+    `celery -A workers.observer worker` with PEERLANE_GATEWAY=NAME. What is not said here comes from the settings.
     """
     session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
     settings = session.settings
     from tasks.clientconf import parse_endpoint
     from tasks.errors import SettingsError
-    from workers.gateway import GatewayApp
 
     if settings.endpoint is not None:
         try:
             parse_endpoint(settings.endpoint)
         except ValueError as error:
             raise SettingsError(f"PEERLANE_ENDPOINT: {error}") from None
+    if only is None:
+        raise Told(_run_both(name, session.overrides, loglevel))
     _quiet_noise(loglevel)
+    if only == "observer":
+        from workers.observer import ObserverApp
+
+        worker = ObserverApp(settings).Worker(loglevel=loglevel, quiet=True)
+        worker.start()
+        raise Told(int(worker.exitcode or 0))
+    from workers.gateway import GatewayApp
+
     bar = _RecoveryBar()
     worker = GatewayApp(settings, progress=bar).Worker(loglevel=loglevel, quiet=True)
     worker.start()
@@ -90,6 +102,25 @@ def demo(session: Session, peers: int, count: int, *, keep: bool, flower: bool) 
     from workers.demo import run_demo
 
     run_demo(session.output, peers=peers, count=count, keep=keep, flower=flower)
+
+
+def _run_both(name: str, overrides: Mapping[str, Any], loglevel: str) -> int:
+    """Writer and observer, each a process of its own; what the command line says reaches them as variables."""
+    from workers.supervise import Part, observer_is_final, supervise, writer_is_final
+
+    logging.basicConfig(level=loglevel.upper(), format="[%(asctime)s: %(levelname)s/gateway run] %(message)s")
+    told = {
+        f"PEERLANE_{key.upper()}": ",".join(map(str, cast("tuple[Any, ...]", value)))
+        if isinstance(value, tuple)
+        else str(value)
+        for key, value in overrides.items()
+    }
+    command = [sys.executable, "-m", "workers.cli", "gateway", "run", name, "--loglevel", loglevel, "--only"]
+    parts = [
+        Part("writer", [*command, "writer"], writer_is_final),
+        Part("observer", [*command, "observer"], observer_is_final),
+    ]
+    return supervise(parts, {**os.environ, **told})
 
 
 def _quiet_noise(loglevel: str) -> None:

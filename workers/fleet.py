@@ -135,7 +135,7 @@ class Fleet:
     def _gateway_command(self, number: int, name: str) -> list[str]:
         command = [sys.executable, "-m", "workers.cli", "gateway", "run", name, "--dataplane", self.dataplane]
         command += ["--pool", f"10.{8 + number}.0.0/16", "--pool", f"fd00:{8 + number}::/64", "--interface", "wg0"]
-        command += ["--endpoint", f"{name}.example.net:51820"]
+        command += ["--endpoint", f"{name}.example.net:51820", "--only", "writer"]
         command += ["--private-key-file", str(self.directory / f"{name}.key")]
         # A namespace of its own, and the socket of the server is a file: it can be reached from there.
         return (["unshare", "--net", "--"] if self.dataplane == "kernel" else []) + command

@@ -173,8 +173,9 @@ class ObserverService:
 
     def stop(self) -> None:
         """Let go; operators learn at once that nobody observes."""
-        with suppress(RedisError):
-            self._redis.hset(names.observer_key(self.name), "heartbeat", "0")
+        if self._asks is not None:
+            with suppress(RedisError):
+                self._redis.hset(names.observer_key(self.name), "heartbeat", "0")
         for source in self._sources:
             source.close()
         if self._lock is not None:

@@ -1,0 +1,199 @@
+"""Two processes kept running, tried with real ones: small programs, and a gateway's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from gateways import ROOT, MakeSettings, clean_environment, close, new_name
+from redis import Redis
+from servers import RedisServer
+from waiting import Stopwatch, eventually
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks import upkeep
+from workers.supervise import LONGEST, observer_is_final, pause_after, writer_is_final
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that waits to be buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Supervised:
+    """``workers.supervise`` in a process of its own, over shell scripts; each start of a part is a line in its file."""
+
+    def __init__(self, directory: Path, **scripts: str) -> None:
+        self.directory = directory
+        parts = "".join(
+            f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}],"
+            f" {'writer' if name == 'writer' else 'observer'}_is_final),"
+            for name, script in scripts.items()
+        )
+        program = (
+            "import logging, sys; from workers.supervise import *; logging.basicConfig(level='INFO');"
+            f"sys.exit(supervise([{parts}]))"
+        )
+        self.log = directory / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def pids(self, name: str) -> list[int]:
+        """Every process of this part so far."""
+        file = self.directory / name
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    def nth(self, name: str, count: int) -> int:
+        """The process of the part's start number ``count``, once it is there."""
+        return eventually(lambda: self.pids(name)[count - 1 : count], f"start {count} of {name}", within=20)[0]
+
+    def end(self) -> None:
+        """After the test."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class MakeSupervised(Protocol):
+    def __call__(self, **scripts: str) -> Supervised: ...
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[MakeSupervised]:
+    made: list[Supervised] = []
+
+    def make(**scripts: str) -> Supervised:
+        made.append(Supervised(tmp_path, **scripts))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+STAY = "exec sleep 600"
+
+
+def test_a_part_that_is_killed_is_started_again_and_the_other_is_left_alone(supervised: MakeSupervised) -> None:
+    both = supervised(writer=STAY, observer=STAY)
+    writer, observer = both.nth("writer", 1), both.nth("observer", 1)
+    os.kill(writer, signal.SIGKILL)
+    assert both.nth("writer", 2) != writer
+    assert alive(observer)
+    assert both.pids("observer") == [observer]
+    assert "the writer was killed by SIGKILL" in both.log.read_text()
+
+
+def test_a_part_that_keeps_crashing_is_started_ever_later(supervised: MakeSupervised) -> None:
+    watch = Stopwatch()
+    both = supervised(writer=STAY, observer="exit 7")
+    both.nth("observer", 3)
+    assert watch.seconds >= pause_after(1) + pause_after(2)
+    assert "the observer ended with status 7" in both.log.read_text()
+    assert [pause_after(n) for n in range(1, 8)] == [1, 2, 4, 8, 16, LONGEST, LONGEST]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_ends_all_and_says_0(supervised: MakeSupervised, how: signal.Signals) -> None:
+    both = supervised(writer=STAY, observer=STAY)
+    pids = [both.nth("writer", 1), both.nth("observer", 1)]
+    both.process.send_signal(how)
+    assert both.process.wait(20) == 0
+    assert [pid for pid in pids if alive(pid)] == []
+
+
+def test_nothing_outlives_it_even_if_it_is_killed(supervised: MakeSupervised) -> None:
+    both = supervised(writer=STAY, observer=STAY)
+    pids = [both.nth("writer", 1), both.nth("observer", 1)]
+    both.process.kill()
+    eventually(lambda: not any(map(alive, pids)), "the end of what it had started")
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_writer_that_must_not_run_ends_all_with_its_status(
+    supervised: MakeSupervised, status: int, tmp_path: Path
+) -> None:
+    both = supervised(observer=STAY, writer=f"while [ ! -s {tmp_path}/observer ]; do :; done; exit {status}")
+    assert both.process.wait(20) == status
+    assert not any(alive(pid) for pid in both.pids("observer"))
+
+
+def test_what_is_final_and_what_is_a_crash() -> None:
+    assert writer_is_final(1, 5)
+    assert not writer_is_final(1, 3600)
+    assert not any(writer_is_final(status, 5) for status in (0, 3, -9))
+    assert observer_is_final(2, 0)
+    assert not any(observer_is_final(status, 5) for status in (0, 1, 3, -9))
+
+
+class GatewayRun:
+    """``peerlane gateway run NAME`` on the memory data plane."""
+
+    def __init__(self, name: str, url: str, directory: Path) -> None:
+        self.log = directory / f"{os.urandom(4).hex()}.log"
+        told = {"REDIS_URL": url, "PRIVATE_KEY_FILE": str(directory / "key"), "SWEEP_EVERY": "1"}
+        environment = clean_environment() | {f"PEERLANE_{key}": value for key, value in told.items()}
+        command = ["-m", "workers.cli", "gateway", "run", name, "--dataplane", "memory"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def test_gateway_run_serves_and_observes_and_survives_the_loss_of_either(
+    redis_server: RedisServer, settings: MakeSettings, tmp_path: Path
+) -> None:
+    name = new_name()
+    redis = Redis.from_url(redis_server.url, decode_responses=True)
+    run = GatewayRun(name, redis_server.url, tmp_path)
+
+    def fact(key: str, field: str) -> int:
+        return int(redis.hget(key, field) or 0)
+
+    def serving(since: int = 0) -> int:
+        told = redis.hgetall(names.gateway_key(name))
+        fresh = told.get("phase") == "serving" and int(told.get("holder_pid", 0)) != since
+        return int(told["holder_pid"]) if fresh else 0
+
+    def observing(since: int = 0) -> int:
+        pid = fact(names.observer_key(name), "pid")
+        return pid if pid != since and fact(names.observer_key(name), "heartbeat") else 0
+
+    try:
+        writer = eventually(serving, "a served lane", within=30)
+        observer = eventually(observing, "an observer", within=30)
+        os.kill(writer, signal.SIGKILL)
+        os.kill(observer, signal.SIGKILL)
+        writer = eventually(lambda: serving(writer), "another writer", within=40)
+        observer = eventually(lambda: observing(observer), "another observer", within=30)
+
+        second = GatewayRun(name, redis_server.url, tmp_path)
+        assert second.process.wait(30) == 1
+        assert "already has a writer" in second.log.read_text()
+        assert alive(writer)
+        assert alive(observer)
+
+        app = PeerlaneApp(settings(redis_url=redis_server.url))
+        assert upkeep.sweep(app, name, timeout=10)["outcome"] == "swept"
+        close(app)
+        run.process.terminate()
+        assert run.process.wait(30) == 0
+        assert not alive(writer)
+        assert not alive(observer)
+        assert fact(names.observer_key(name), "heartbeat") == 0
+    finally:
+        run.process.kill()
+        run.process.wait()
+        redis.close()

@@ -1,0 +1,157 @@
+"""``peerlane gateway run``: writer and observer as two processes, started anew when one dies, ended together.
+
+A writer that must not run (its lane is held, its settings are wrong) says so by how it ends, and that is passed on. All
+else that ends a process is a crash: it is started again, at first after a second, later after up to 30.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
+
+#: Seconds before the first start after a crash; doubled each time, up to ``LONGEST``.
+SHORTEST, LONGEST = 1.0, 30.0
+#: Seconds of life after which a process counts as healthy, and the next crash as its first.
+HEALTHY = 60.0
+#: Seconds that processes are given to end before they are killed: a writer finishes what it has begun within five.
+ENDING = 12.0
+
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process to keep running."""
+
+    name: str
+    command: Sequence[str]
+    #: Whether an exit status says that starting it again would not help, given how many seconds it had lived.
+    final: Callable[[int, float], bool]
+
+
+@dataclass(slots=True)
+class _Running:
+    part: Part
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    crashes: int = 0
+    #: When it is to be started, on the monotonic clock.
+    due: float = field(default_factory=time.monotonic)
+
+
+def writer_is_final(status: int, lived: float) -> bool:
+    """2: its settings are wrong. 1 soon after its start: its lane is held, or its device cannot be had."""
+    return status == 2 or (status == 1 and lived < HEALTHY)
+
+
+def observer_is_final(status: int, lived: float) -> bool:
+    """2: its settings are wrong. Nothing else that ends an observer is worth ending the writer for."""
+    del lived
+    return status == 2
+
+
+def pause_after(crashes: int) -> float:
+    """Seconds until the next start, after so many crashes in a row."""
+    return min(SHORTEST * 2 ** min(crashes - 1, 10), LONGEST)
+
+
+def supervise(parts: Sequence[Part], environment: Mapping[str, str] | None = None) -> int:
+    """Run the parts until told to end (SIGTERM, SIGINT, SIGHUP), or until one ends for good; the exit status.
+
+    To be called from the main thread. Nothing of what it has started outlives it, however it ends.
+    """
+    awaited = _SIGNALS | {signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    # Ignored, it would not wake sigtimedwait.
+    handler = signal.signal(signal.SIGCHLD, _woken)
+    running = [_Running(part) for part in parts]
+    try:
+        while True:
+            for one in running:
+                if one.process is None and time.monotonic() >= one.due:
+                    _start(one, environment, before)
+            told = signal.sigtimedwait(awaited, max(0.0, min(_left(running), LONGEST)))
+            if told is not None and told.si_signo in _SIGNALS:
+                log.info("ending, because of %s", signal.Signals(told.si_signo).name)
+                return 0
+            for one in running:
+                if (status := _ended(one)) is not None:
+                    return status
+    finally:
+        _end(running)
+        signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(one: _Running, environment: Mapping[str, str] | None, mask: set[int] | set[signal.Signals]) -> None:
+    parent = os.getpid()
+
+    def in_the_child() -> None:
+        # Between fork and exec, in a process that has one thread.
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    one.began = time.monotonic()
+    one.process = subprocess.Popen(
+        list(one.part.command),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C in a terminal reaches this process, which passes it on once
+        preexec_fn=in_the_child,  # noqa: PLW1509 - see there
+    )
+
+
+def _ended(one: _Running) -> int | None:
+    """The status to end with, if this part has ended for good; where it has crashed, when it is to be started."""
+    if one.process is None or (status := one.process.poll()) is None:
+        return None
+    one.process = None
+    now = time.monotonic()
+    lived = now - one.began
+    if one.part.final(status, lived):
+        log.critical("the %s ended with status %d, which it would again", one.part.name, status)
+        return status
+    one.crashes = 1 if lived >= HEALTHY else one.crashes + 1
+    pause = pause_after(one.crashes)
+    one.due = now + pause
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    log.warning("the %s %s after %.0f s; starting it again in %.0f s", one.part.name, how, lived, pause)
+    return None
+
+
+def _left(running: Sequence[_Running]) -> float:
+    """Seconds until the next start."""
+    return min((one.due - time.monotonic() for one in running if one.process is None), default=LONGEST)
+
+
+def _end(running: Sequence[_Running]) -> None:
+    left = [one for one in running if one.process is not None]
+    for one in left:
+        if one.process is not None:
+            one.process.terminate()
+    until = time.monotonic() + ENDING
+    for one in left:
+        if one.process is None:
+            continue
+        try:
+            one.process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.error("the %s did not end within %.0f s and was killed", one.part.name, ENDING)
+            one.process.kill()
+            one.process.wait()
+
+
+def _woken(_number: int, _frame: object) -> None:
+    """Does nothing: that it is set is what counts."""
