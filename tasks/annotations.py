@@ -50,10 +50,12 @@ def read(comment: str) -> Note | None:
     field, text = key.removeprefix("peerlane."), found[2].strip()
     if field == "pinned" and text in ("true", "false"):
         return Note(None, field, text == "true")
-    if field in _FIELDS and text.isascii() and text.isdigit() and len(text) <= 15:
+    if field in _FIELDS and text.isascii() and text.isdigit() and len(text) <= 15 and int(text):
         return Note(None, field, int(text))
     if field in (*_FIELDS, "pinned"):
-        raise ValueError(f"peerlane.{field} is {'true or false' if field == 'pinned' else 'a whole number of seconds'}")
+        raise ValueError(
+            f"peerlane.{field} is {'true or false' if field == 'pinned' else 'a number of seconds, 1 or more'}"
+        )
     raise ValueError("a comment that begins with peerlane. and is none this program knows; a newer one wrote it?")
 
 

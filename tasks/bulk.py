@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from tasks.model import Deadline, GatewayName, Prefixes, PublicKey, Wire
+from tasks.model import (
+    CreatePeer,
+    Deadline,
+    GatewayName,
+    Keepalive,
+    Labels,
+    Peer,
+    Prefixes,
+    PresharedKey,
+    PublicKey,
+    Ttl,
+    Wire,
+    parse,
+)
 
 #: Peers in one slice: small enough that an interactive request never waits long behind one.
 SLICE = 64
@@ -70,3 +83,34 @@ class ImportPeers(Wire):
         staged = (self.token, self.count, self.digest)
         if self.live == any(part is not None for part in staged) or (not self.live and None in staged):
             raise ValueError("an import names token, count and digest of what was staged, or is live")
+
+
+class StagedPeer(Wire):
+    """One staged entry. None where its source names nothing: then what a peer of that key has is right."""
+
+    public_key: PublicKey
+    allowed_ips: Prefixes
+    preshared_key: PresharedKey | None = Field(default=None, repr=False)
+    keepalive: Keepalive = 0
+    labels: Labels | None = None
+    ttl: Ttl | None = None
+    pinned: bool | None = None
+    expires_at: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    created_at: Annotated[int, Field(ge=1, le=10**15)] | None = None
+
+    @model_validator(mode="after")
+    def _pinned_or_expiring(self) -> Self:
+        if self.pinned and (self.ttl is not None or self.expires_at is not None):
+            raise ValueError("a pinned peer never expires: give ttl or pinned, not both")
+        return self
+
+    def wish(self, gateway: str, held: Peer | None) -> CreatePeer:
+        """The wish this comes to where ``held`` is the peer of its key.
+
+        Raises:
+            Invalid: no peer can be both what is named here and what is held.
+        """
+        fields = self.model_dump(exclude={"expires_at", "created_at"}, exclude_none=True)
+        if held is not None:
+            fields = {"labels": held.labels, "ttl": held.ttl, "pinned": held.pinned} | fields
+        return parse(CreatePeer, {**fields, "allowed_ips": self.allowed_ips, "gateway": gateway})

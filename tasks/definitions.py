@@ -75,7 +75,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         application = cast("PeerlaneApp", self.app)
         lanes = lanes_of(application)
         try:
-            lanes.check(wish.gateway, bulk=bulk, create=self.model is CreatePeer)
+            lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, ImportPeers))
             if wish.deadline is None:
                 within = application.settings.request_deadline if expires is None else _seconds_until(expires)
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
@@ -163,8 +163,7 @@ def register(application: PeerlaneApp) -> dict[str, LaneTask]:
     Celery binds a task's class, not its instance, to an app: each app gets classes of its own.
     """
     return {
-        name: application.register_task(cast("LaneTask", type(name, (kind,), {})()))
-        for name, kind in TASKS.items()
+        name: application.register_task(cast("LaneTask", type(name, (kind,), {})())) for name, kind in TASKS.items()
     }
 
 

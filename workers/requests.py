@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from config import names
-from tasks.bulk import ImportPeers, MendPeers, RemovePeers, Victim
-from tasks.errors import Conflict, Invalid, PeerlaneError, PoolExhausted
+from tasks.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
+from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from tasks.model import CreatePeer, DeletePeer, Peer, parse
 from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from workers.plan import PeerTable, Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
@@ -140,14 +140,22 @@ def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
 
     Raises:
         Conflict: names up to 20 of the peers that cannot be taken, and why.
+        Draining, PoolExhausted: the gateway takes no new peers, or not so many.
         Invalid: what was staged is not there, or not what the request says.
     """
     wish = parse(ImportPeers, arguments)
     table = ground.table
     check_lane(table.policy, wish.gateway)
     device = ground.device()
-    wishes = _live(table, device) if wish.live else _staged(ground, wish)
+    staged = {} if wish.live else _staged(ground, wish)
+    known = {key: None if key in table.foreign else table.peers.get(key) for key in staged}
+    taken = [entry.wish(wish.gateway, known[key]) for key, entry in staged.items()]
+    wishes = _live(table, device) if wish.live else taken
     plans, refused = plan_many(table, wishes, now=ground.now, state=ground.state)
+    plans = [_dated(plan, staged.get(plan.public_key), refused) for plan in plans]
+    for error in refused.values():
+        if isinstance(error, (Draining, PoolExhausted)):
+            raise type(error)(f"nothing was imported: {error}")
     if refused:
         named = "; ".join(f"{key}: {error}" for key, error in list(refused.items())[:NAMED_CONFLICTS])
         more = len(refused) - NAMED_CONFLICTS
@@ -220,20 +228,36 @@ def _live(table: PeerTable, device: Mapping[str, DevicePeer]) -> list[CreatePeer
     return [adoptable(table.policy.gateway, held) for held in unknown if held.allowed_ips]
 
 
-def _staged(ground: Ground, wish: ImportPeers) -> list[CreatePeer]:
+def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError]) -> Plan:
+    """The plan with the times that an import names instead of those it would have by itself."""
+    if entry is None or plan.after is None:
+        return plan
+    named = {"expires_at": entry.expires_at, "created_at": entry.created_at}
+    if plan.outcome == "created":
+        times = {name: value for name, value in named.items() if value is not None}
+        return replace(plan, after=plan.after.model_copy(update=times))
+    if entry.expires_at not in (None, plan.after.expires_at):
+        refused[plan.public_key] = Conflict("the peer is there already with another expires_at")
+    return plan
+
+
+def _staged(ground: Ground, wish: ImportPeers) -> dict[str, StagedPeer]:
     entries = ground.staged(str(wish.token))
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
     if len(entries) != wish.count or digest != wish.digest:
         raise Invalid("what was staged for this import is not there any more, or not whole: import again")
-    found: list[CreatePeer] = []
+    found: dict[str, StagedPeer] = {}
     for entry in entries:
         try:
             fields = json.loads(entry)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Invalid("a staged entry is not JSON") from None
         if not isinstance(fields, dict):
             raise Invalid("a staged entry is not a JSON object")
-        found.append(parse(CreatePeer, {**fields, "gateway": wish.gateway}))
+        peer = parse(StagedPeer, cast("dict[str, Any]", fields))
+        if peer.public_key in found:
+            raise Invalid(f"the peer {peer.public_key} is staged twice")
+        found[peer.public_key] = peer
     return found
 
 

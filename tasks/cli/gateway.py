@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from tasks.cli.draining import drain, resume
+from tasks.cli.importing import import_peers
 from tasks.cli.parameters import GatewayName
 from tasks.cli.program import Group
 from tasks.cli.session import Session, pass_session
@@ -19,6 +21,10 @@ from tasks.export import render_export
 @click.group("gateway", cls=Group)
 def gateway() -> None:
     """Gateways: run one, and see the fleet."""
+
+
+for command in (drain, resume, import_peers):
+    gateway.add_command(command)
 
 
 @gateway.command("list")
@@ -53,7 +59,7 @@ def show(session: Session, name: str) -> None:
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @pass_session
 def export(session: Session, name: str, path: Path | None, *, force: bool) -> None:
-    """A gateway's peers as a file for `wg syncconf` and `wg addconf`.
+    """A gateway's peers as a file for `wg syncconf`, `wg addconf` and `gateway import`.
 
     It holds the peers' preshared keys, and no private key.
     """

@@ -96,13 +96,15 @@ def gateway_table(gateways: Iterable[GatewayInfo]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("gateway", no_wrap=True)
     table.add_column("state", no_wrap=True)
+    table.add_column("region", no_wrap=True)
     table.add_column("peers", justify="right", no_wrap=True)
     table.add_column("waiting", justify="right", no_wrap=True)
     table.add_column("data plane", no_wrap=True)
     table.add_column("endpoint", overflow="fold")
     for one in gateways:
         waiting = str(one.waiting + one.waiting_bulk)
-        table.add_row(one.name, state(one.state), f"{one.peers:,}", waiting, one.dataplane, one.endpoint)
+        region, peers = one.region or "", f"{one.peers:,}"
+        table.add_row(one.name, state(one.state), region, peers, waiting, one.dataplane, one.endpoint)
     return table
 
 
@@ -114,7 +116,10 @@ def gateway_facts(one: GatewayInfo) -> dict[str, object]:
         "state": colour if one.state == "active" else Text.assemble(colour, f", {silent}"),
         "public key": one.public_key,
         "endpoint": one.endpoint,
+        "region": one.region,
+        "labels": ", ".join(f"{name}={value}" for name, value in one.labels.items()) or None,
         "pools": ", ".join(one.pools) or None,
+        "serves": ", ".join(one.serves) or None,
         "clients route": ", ".join(one.client_allowed_ips) or None,
         "DNS": ", ".join(one.dns) or None,
         "MTU": one.mtu,

@@ -1,0 +1,386 @@
+"""Imports: a file's peers come in whole or not at all, every conflict is told, and an export is read back the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from confs import rendered
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, clean_environment, close
+from keys import key_number, some_key
+from servers import RedisServer
+from waiting import eventually
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks import definitions
+from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
+from tasks.export import render_export
+from tasks.imports import (
+    ImportClash,
+    Imported,
+    UnreadableConf,
+    carry_out,
+    check_file,
+    import_file,
+    import_live,
+)
+from tasks.keys import make_key_pair, make_preshared_key
+from tasks.model import Peer
+from tasks.prefix import Prefix
+
+
+@pytest.fixture
+def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    made = PeerlaneApp(settings(timeout=10))
+    yield made
+    close(made)
+
+
+def peers(count: int, *, first: int = 0) -> list[Peer]:
+    """So many that differ in everything."""
+    now = int(time.time())
+    return [
+        Peer(
+            public_key=key_number(first + number + 1),
+            allowed_ips=(Prefix.host(4, (10 << 24) + (8 << 16) + 2 + first + number),),
+            preshared_key=make_preshared_key() if number % 2 else None,
+            keepalive=25 * (number % 3),
+            ttl=3600 if number % 5 == 1 else None,
+            expires_at=now + 1800 + number if number % 5 == 1 else None,
+            labels={"name": f"peer {number}", "team": "ci"} if number % 2 else {},
+            pinned=number % 5 == 2,
+            created_at=now - 86_400 - number,
+        )
+        for number in range(count)
+    ]
+
+
+def a_file(*lines: str) -> bytes:
+    return "\n".join(lines).encode()
+
+
+def peer_lines(key: str, allowed_ips: str, *more: str) -> tuple[str, ...]:
+    return ("[Peer]", f"PublicKey = {key}", f"AllowedIPs = {allowed_ips}", *more)
+
+
+def stored(server: RedisServer, gateway: GatewayProcess) -> dict[str, str]:
+    """Everything of the gateway's peers that Redis holds."""
+    found = server.redis.hgetall(names.peers_key(gateway.name)), server.redis.hgetall(names.addresses_key(gateway.name))
+    return {name: value for part in cast("tuple[dict[str, str], ...]", found) for name, value in part.items()}
+
+
+# What comes in
+
+
+def test_every_property_of_a_peer_comes_in(gateway: MakeGateway, client: MakeClient, app: PeerlaneApp) -> None:
+    iad, wanted = gateway(), peers(40)
+    done = import_file(rendered(wanted), iad.name, app=app)
+    assert done == Imported(outcome="imported", gateway=iad.name, created=40, existing=0)
+    assert {peer.public_key: peer for peer in client(iad).peers()} == {peer.public_key: peer for peer in wanted}
+
+
+def test_an_export_is_read_back_by_another_gateway_to_the_same_state(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, own_redis: RedisServer, settings: MakeSettings
+) -> None:
+    one, other = gateway(), gateway(redis=own_redis)
+    import_file(rendered(peers(40)), one.name, app=app)
+    source = client(one)
+    text = "\n".join(render_export(source.info(), source.peers())).encode()
+    target = client(other, redis=own_redis)
+    elsewhere = PeerlaneApp(settings(redis_url=own_redis.url))
+    assert import_file(text, other.name, app=elsewhere).created == 40
+    close(elsewhere)
+    assert sorted(target.peers(), key=repr) == sorted(source.peers(), key=repr)
+
+
+def test_importing_twice_changes_nothing(gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer) -> None:
+    iad, data = gateway(), rendered(peers(30))
+    import_file(data, iad.name, app=app)
+    before = stored(redis_server, iad)
+    assert import_file(data, iad.name, app=app) == Imported(
+        outcome="imported", gateway=iad.name, created=0, existing=30
+    )
+    assert stored(redis_server, iad) == before
+
+
+def test_what_a_file_does_not_name_is_left_to_redis(gateway: MakeGateway, client: MakeClient, app: PeerlaneApp) -> None:
+    iad = gateway()
+    import_file(rendered(peers(30)), iad.name, app=app)
+    for peer in client(iad).peers():
+        # As `wg showconf` tells it: with its preshared key, without a comment.
+        plain = b"\n".join(line for line in rendered([peer]).split(b"\n") if not line.startswith(b"#"))
+        assert import_file(plain, iad.name, app=app).existing == 1
+
+
+def test_a_plain_peer_gets_the_times_of_its_import(gateway: MakeGateway, client: MakeClient, app: PeerlaneApp) -> None:
+    iad, began = gateway(), int(time.time())
+    ttl = peer_lines(key_number(2), "10.8.0.3", "# peerlane.ttl = 60")
+    import_file(a_file(*peer_lines(key_number(1), "10.8.0.2"), *ttl), iad.name, app=app)
+    plain, mortal = sorted(client(iad).peers(), key=lambda peer: peer.public_key)
+    assert began - 1 <= plain.created_at <= began + 30
+    assert (plain.expires_at, mortal.expires_at) == (None, mortal.created_at + 60)
+
+
+def test_imported_peers_can_be_created_again_and_their_addresses_are_taken(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
+) -> None:
+    iad = gateway()
+    import_file(a_file(*peer_lines(key_number(1), "10.8.0.2")), iad.name, app=app)
+    assert client(iad).create_peer(key_number(1)).outcome == "existing"
+    assert "10.8.0.3/32" in client(iad).create_peer(some_key()).allowed_ips
+
+
+def test_a_dry_run_says_what_would_come_in_and_changes_nothing(
+    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad = gateway()
+    found = import_file(rendered(peers(5)), iad.name, app=app, dry_run=True)
+    assert (found.outcome, found.created, found.existing) == ("would_import", 5, 0)
+    assert not stored(redis_server, iad)
+
+
+def test_nothing_staged_is_left_behind(gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer) -> None:
+    iad = gateway()
+    import_file(rendered(peers(5)), iad.name, app=app)
+    assert not redis_server.redis.keys(names.staged_key("*", "*").replace("{*}", f"{{{iad.name}}}"))
+
+
+# What does not
+
+
+def test_every_conflict_is_listed_and_nothing_comes_in(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad = gateway(serves=("192.0.2.0/24",))
+    redis = client(iad)
+    redis.create_peer(key_number(1), allowed_ips=["10.8.0.2/32"])
+    redis.create_peer(key_number(2), allowed_ips=["10.8.1.0/24"])
+    redis.create_peer(key_number(7), allowed_ips=["10.8.5.5/32"])
+    before = stored(redis_server, iad)
+    data = a_file(
+        *peer_lines(key_number(1), "10.8.0.2", "PersistentKeepalive = 5"),
+        *peer_lines(key_number(3), "10.8.1.7, 10.8.5.0/24"),
+        *peer_lines(key_number(4), "203.0.113.0/24"),
+        *peer_lines(key_number(5), "10.8.0.0/31"),
+        *peer_lines(redis.info().public_key, "10.8.9.9"),
+        *peer_lines(key_number(6), "192.0.2.128/25, 10.8.7.7"),
+    )
+    with pytest.raises(ImportClash) as caught:
+        import_file(data, iad.name, app=app)
+    assert [(one.line, one.kind) for one in caught.value.clashes] == [
+        (1, "another_wish"),
+        (5, "overlap"),
+        (5, "overlap"),
+        (8, "not_served"),
+        (11, "own_address"),
+        (14, "own_key"),
+    ]
+    served = caught.value.clashes[3].sentence
+    assert "203.0.113.0/24 is outside" in served
+    assert "PEERLANE_SERVES" in served
+    assert stored(redis_server, iad) == before
+
+
+def test_a_file_of_another_gateway_is_refused_by_its_key(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
+) -> None:
+    iad, pair = gateway(), make_key_pair()
+    data = a_file("[Interface]", f"PrivateKey = {pair.private_key}", *peer_lines(key_number(1), "10.8.0.2"))
+    with pytest.raises(Conflict) as caught:
+        import_file(data, iad.name, app=app)
+    assert pair.public_key in str(caught.value)
+    assert client(iad).info().public_key in str(caught.value)
+    assert pair.private_key not in str(caught.value)
+
+
+def test_the_gateways_own_file_is_taken(gateway: MakeGateway, app: PeerlaneApp) -> None:
+    iad = gateway()
+    key = Path(iad.settings["private_key_file"]).read_text().strip()
+    data = a_file("[Interface]", f"PrivateKey = {key}", *peer_lines(key_number(1), "10.8.0.2"))
+    assert import_file(data, iad.name, app=app).created == 1
+
+
+def test_a_file_with_problems_is_refused_with_all_of_them(
+    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad = gateway()
+    data = a_file(*peer_lines(key_number(1), "10.8.0.2"), *peer_lines("x", "10.8.0.3"), "[Interface]", "[Interface]")
+    with pytest.raises(UnreadableConf) as caught:
+        import_file(data, iad.name, app=app)
+    assert [problem.line for problem in caught.value.problems] == [5, 8]
+    assert not stored(redis_server, iad)
+
+
+@pytest.mark.parametrize("data", [b"", b"[Interface]\nListenPort = 1\n", b"# nothing\n"])
+def test_a_file_without_peers_is_refused(gateway: MakeGateway, app: PeerlaneApp, data: bytes) -> None:
+    with pytest.raises(Invalid, match="no \\[Peer\\]"):
+        import_file(data, gateway().name, app=app)
+
+
+def test_a_drained_or_full_or_absent_gateway_takes_no_import(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    data = rendered(peers(5))
+    drained, small = gateway(), gateway(max_peers=4)
+    client(drained).drain()
+    with pytest.raises(Draining):
+        import_file(data, drained.name, app=app)
+    with pytest.raises(PoolExhausted, match="nothing was imported"):
+        import_file(data, small.name, app=app)
+    with pytest.raises(Unavailable):
+        import_file(data, "nobody", app=app)
+    assert not stored(redis_server, drained)
+    assert not stored(redis_server, small)
+
+
+def test_the_writer_refuses_what_came_between_looking_and_importing(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad = gateway()
+    checked = check_file(rendered(peers(5)), iad.name, app=app)
+    client(iad).create_peer(some_key(), allowed_ips=["10.8.0.4/32"])
+    before = stored(redis_server, iad)
+    with pytest.raises(Conflict, match=r"overlaps 10\.8\.0\.4/32"):
+        carry_out(checked, app=app, timeout=10)
+    assert stored(redis_server, iad) == before
+
+
+def test_what_was_staged_and_changed_is_refused(
+    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad = gateway()
+    task = definitions.task_of(app, names.IMPORT_PEERS)
+    redis_server.redis.rpush(names.staged_key(iad.name, "t"), "{}")
+    for arguments in (
+        {"token": "t", "count": 1, "digest": "0" * 64},
+        {"token": "other", "count": 1, "digest": "0" * 64},
+        {"token": "t", "count": 1},
+        {"token": "t", "live": True},
+        {},
+    ):
+        with pytest.raises(Invalid):
+            task.apply_async(kwargs={"gateway": iad.name, **arguments}, expires=5).get(timeout=5)
+    assert not stored(redis_server, iad)
+
+
+# Whole or not at all
+
+
+@pytest.mark.parametrize(
+    "point", ["before_apply", "after_apply", "before_commit", "after_commit", "before_acknowledge"]
+)
+def test_a_writer_killed_in_the_middle_leaves_all_or_nothing(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer, tmp_path: Path, point: str
+) -> None:
+    switch = tmp_path / "failpoints"
+    switch.write_text(f"{point}:kill")
+    iad = gateway(test_failpoints=switch)
+    wanted = peers(300)
+    outcome: Imported | Refused
+    try:
+        outcome = import_file(rendered(wanted), iad.name, app=app, timeout=3)
+    except TimedOut as error:
+        outcome = error
+    eventually(lambda: iad.status is not None, "the writer being killed")
+    iad.start()
+    found = {peer.public_key: peer for peer in client(iad).peers()}
+    if isinstance(outcome, Imported):
+        assert point in ("after_commit", "before_acknowledge")
+        assert found == {peer.public_key: peer for peer in wanted}
+    else:
+        assert point in ("before_apply", "after_apply", "before_commit")
+        assert not stored(redis_server, iad)
+        # Not even later: the request was cancelled.
+        assert client(iad).create_peer(wanted[0].public_key).outcome == "created"
+
+
+def test_an_import_that_is_given_up_never_comes_in(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad = gateway()
+    iad.pause()
+    with pytest.raises(TimedOut):
+        import_file(rendered(peers(5)), iad.name, app=app, timeout=1)
+    iad.resume()
+    client(iad).delete_peer(some_key(), timeout=10, bulk=True)  # behind it in the lane
+    assert not stored(redis_server, iad)
+
+
+def test_a_live_import_where_nothing_is_unknown_takes_nothing(gateway: MakeGateway, app: PeerlaneApp) -> None:
+    iad = gateway()
+    import_file(rendered(peers(3)), iad.name, app=app)
+    assert import_live(iad.name, app=app) == Imported(outcome="imported", gateway=iad.name, created=0, existing=0)
+
+
+# From the command line
+
+
+def peerlane(server: RedisServer, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.cli", *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=clean_environment() | {"PEERLANE_REDIS_URL": server.url},
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_the_command_line_imports_and_exports(gateway: MakeGateway, redis_server: RedisServer, tmp_path: Path) -> None:
+    iad, file = gateway(), tmp_path / "wg0.conf"
+    file.write_bytes(rendered(peers(5)))
+    status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, str(file), "--dry-run", "--json")
+    assert (status, json.loads(out)["outcome"]) == (0, "would_import")
+    status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, str(file), "--json")
+    assert (status, json.loads(out)["created"]) == (0, 5)
+    status, out, _ = peerlane(redis_server, "gateway", "export", iad.name)
+    assert status == 0
+    status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, "-", stdin=out.encode())
+    assert (status, "5 were there already" in out) == (0, True)
+
+
+def test_the_command_line_lists_conflicts_for_people_and_programs(
+    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
+) -> None:
+    iad = gateway()
+    client(iad).create_peer(key_number(9), allowed_ips=["10.8.0.2/32"])
+    data = rendered(peers(2))
+    status, out, error = peerlane(redis_server, "gateway", "import", iad.name, "-", stdin=data)
+    assert status == 1
+    assert "10.8.0.2/32 overlaps 10.8.0.2/32" in out
+    assert "nothing was imported: 1 conflicts" in error
+    status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, "-", "--json", stdin=data)
+    (told,) = json.loads(out)["error"]["conflicts"]
+    assert (status, told["kind"], told["public_key"]) == (1, "overlap", key_number(1))
+
+
+def test_the_command_line_lists_problems_without_a_secret(gateway: MakeGateway, redis_server: RedisServer) -> None:
+    iad, secret = gateway(), make_preshared_key()
+    data = a_file("[Peer]", f"PresharedKey {secret}", f"PublicKey = {secret[:-3]}", "AllowedIPs = 10.8.0.2/8")
+    for options in ([], ["--json"]):
+        status, out, error = peerlane(redis_server, "gateway", "import", iad.name, "-", *options, stdin=data)
+        assert status == 1
+        assert "did you mean 10.0.0.0/8?" in out
+        assert secret[:20] not in out + error
+
+
+def test_the_command_line_drains_resumes_and_shows_it(gateway: MakeGateway, redis_server: RedisServer) -> None:
+    iad = gateway()
+    status, out, _ = peerlane(redis_server, "gateway", "drain", iad.name, "--json")
+    assert (status, json.loads(out)) == (0, {"gateway": iad.name, "before": "active", "after": "draining"})
+    status, out, _ = peerlane(redis_server, "gateway", "list", "--json")
+    assert {one["name"]: one["state"] for one in json.loads(out)["gateways"]}[iad.name] == "draining"
+    status, out, _ = peerlane(redis_server, "peer", "create", iad.name, "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (1, "draining")
+    status, out, _ = peerlane(redis_server, "gateway", "resume", iad.name)
+    assert (status, "takes peers again" in out) == (0, True)
+    status, _, error = peerlane(redis_server, "gateway", "drain", "nobody")
+    assert (status, "no gateway nobody" in error) == (3, True)
