@@ -131,19 +131,25 @@ def test_a_key_file_where_none_can_be_is_refused(rig: Rig) -> None:
         rig.plane.open(rig.spec)
 
 
-def test_another_key_is_taken_over_and_the_peers_stay(opened: Rig, tmp_path: Path) -> None:
+def test_a_device_with_a_key_has_it_written_to_a_file_that_is_not_there(opened: Rig, tmp_path: Path) -> None:
     opened.plane.apply([SetPeer(ALICE, prefixes("10.8.0.2"))])
-    before = opened.plane.open(opened.spec)
-    after = opened.plane.open(replace(opened.spec, private_key_file=tmp_path / "deeper" / "other.key"))
-    assert after.public_key != before.public_key
+    before, other = opened.plane.open(opened.spec), tmp_path / "deeper" / "other.key"
+    assert opened.plane.open(replace(opened.spec, private_key_file=other)).public_key == before.public_key
+    assert other.read_text() == opened.spec.private_key_file.read_text()
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
     assert set(opened.plane.peers()) == {ALICE}
 
 
-def test_a_peer_whose_key_becomes_the_devices_own_goes(opened: Rig, tmp_path: Path) -> None:
-    other = tmp_path / "other.key"
-    own = keyfile.public_key(keyfile.load_or_make(other))
-    opened.plane.apply([SetPeer(own, prefixes("10.8.0.2")), SetPeer(ALICE, prefixes("10.8.0.3"))])
-    opened.plane.open(replace(opened.spec, private_key_file=other))
+def test_a_device_with_another_key_than_the_file_is_refused_with_both_public_keys(opened: Rig, tmp_path: Path) -> None:
+    opened.plane.apply([SetPeer(ALICE, prefixes("10.8.0.2"))])
+    held, other = opened.plane.open(opened.spec).public_key, tmp_path / "other.key"
+    private = keyfile.load_or_make(other)
+    with pytest.raises(SettingsError) as caught:
+        opened.plane.open(replace(opened.spec, private_key_file=other))
+    assert held in str(caught.value)
+    assert keyfile.public_key(private) in str(caught.value)
+    assert keyfile.encode_key(private) not in str(caught.value)
+    assert opened.plane.open(opened.spec).public_key == held
     assert set(opened.plane.peers()) == {ALICE}
 
 

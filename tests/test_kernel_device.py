@@ -198,8 +198,17 @@ def test_a_peer_that_has_spoken_is_as_wg_shows_it(rig: Rig, far: str) -> None:
     assert counted == (far, peer.latest_handshake, peer.rx_bytes, peer.tx_bytes, peer.endpoint)
 
 
+def test_a_key_that_somebody_changed_under_the_gateway_is_changed_back(rig: Rig, tmp_path: Path) -> None:
+    facts, other = rig.plane.open(rig.spec), tmp_path / "other.key"
+    keyfile.load_or_make(other)
+    run("wg", "set", rig.spec.interface, "private-key", str(other))
+    assert rig.plane.open(rig.spec) == facts
+    assert run("wg", "show", rig.spec.interface, "public-key").strip() == facts.public_key
+
+
 def test_opening_again_lets_sessions_live_on_even_if_the_key_file_is_not_clamped(rig: Rig, tmp_path: Path) -> None:
     rig.spec.private_key_file.write_text(keyfile.encode_key(b"\xff" + os.urandom(30) + b"\xff"))
+    run("wg", "set", rig.spec.interface, "private-key", str(rig.spec.private_key_file))
     rig.plane.open(rig.spec)
     with far_side(rig, tmp_path) as public:
         before = rig.plane.peers()[public]

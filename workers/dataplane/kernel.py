@@ -61,22 +61,25 @@ class KernelDataPlane:
         self._interface = ""
         self._index = 0
         self._family = 0
+        #: The key this plane has opened the device with.
+        self._own: bytes | None = None
         self._threads_unsettled = False
 
     def open(self, spec: DeviceSpec) -> DeviceFacts:
         """See ``DataPlane.open``. Opening what is right already changes nothing: sessions live on.
 
         Addresses and covering routes of an earlier spec go away where they carry our protocol number; anything
-        else found on the device stays.
+        else found on the device stays. A device that has a key keeps it: it is written to the file if there is none.
+        A key that was changed since this plane first opened the device is changed back.
 
         Raises:
-            SettingsError: the private key file cannot be used.
+            SettingsError: the private key file cannot be used, or holds another key than the device.
         """
-        private = keyfile.load_or_make(spec.private_key_file)
         self._interface, self._index = spec.interface, 0
         with translated(f"set up {spec.interface}"), _links() as links:
-            index, made = _ensure_link(links, spec.interface)
             self._family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            private = self._private_key(links, spec)
+            index, made = _ensure_link(links, spec.interface)
             device = self._device()
             changed_key = device.private_key is None or not hmac.compare_digest(device.private_key, private)
             changed_port = spec.listen_port not in (0, device.listen_port)
@@ -89,7 +92,22 @@ class KernelDataPlane:
             self._index = index
             self._routes.cover(index, spec.routes)
             self._threads_unsettled = not _forbid_threads(spec.interface, index)
+            self._own = private
             return DeviceFacts(keyfile.public_key(private), self._device().listen_port, made)
+
+    def _private_key(self, links: Any, spec: DeviceSpec) -> bytes:
+        """The key to run with: before a device is made, so that a bad file leaves none behind."""
+        held = None
+        if links.link_lookup(ifname=spec.interface):
+            _ensure_link(links, spec.interface)
+            held = self._device().private_key
+        lacking = held is not None and not spec.private_key_file.exists()
+        private = keyfile.load_or_make(spec.private_key_file, held)
+        if lacking:
+            _log.warning("%s: its private key is in %s from now on", spec.interface, spec.private_key_file)
+        if held is not None and private != self._own:
+            keyfile.refuse_other(spec.private_key_file, spec.interface, held, private)
+        return private
 
     def peers(self) -> Mapping[str, DevicePeer]:
         """See ``DataPlane.peers``. A dump interrupted by a change is read again, a few times."""

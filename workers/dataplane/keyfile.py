@@ -6,6 +6,7 @@ Private keys are 32 raw bytes inside the process and never appear in an error, a
 from __future__ import annotations
 
 import binascii
+import hmac
 import os
 import secrets
 import stat
@@ -44,8 +45,8 @@ def public_key(private: bytes) -> str:
     return encode_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
 
 
-def load_or_make(path: Path) -> bytes:
-    """The private key in ``path``; a new one is made there if nothing is. Clamped, as the kernel holds it.
+def load_or_make(path: Path, held: bytes | None = None) -> bytes:
+    """The private key in ``path``, clamped as the kernel holds it; ``held``, or a new one, is put there if none is.
 
     The file appears with its whole content, mode 0600, or not at all; of two processes making it one wins and both
     get the winner's key.
@@ -57,10 +58,24 @@ def load_or_make(path: Path) -> bytes:
         try:
             return _load(path)
         except FileNotFoundError:
-            _make(path)
+            _make(path, held or secrets.token_bytes(32))
             return _load(path)
     except OSError as error:
         raise SettingsError(f"private key file {path}: {error.strerror or error}") from error
+
+
+def refuse_other(path: Path, interface: str, held: bytes, private: bytes) -> None:
+    """Refuse to run a device that has another key than the file: replacing it would end every session.
+
+    Raises:
+        SettingsError: names both public keys, and what can be done.
+    """
+    if not hmac.compare_digest(held, private):
+        raise SettingsError(
+            f"{interface} has the public key {public_key(held)}, the private key file {path} is that of"
+            f" {public_key(private)}; move the file away to go on with the device's key, or run"
+            f" `wg set {interface} private-key {path}` to give it the file's and end every session"
+        )
 
 
 def clamp(private: bytes) -> bytes:
@@ -99,13 +114,13 @@ def _load(path: Path) -> bytes:
     return clamp(private)
 
 
-def _make(path: Path) -> None:
+def _make(path: Path, private: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(encode_key(clamp(secrets.token_bytes(32))).encode("ascii") + b"\n")
+            file.write(encode_key(clamp(private)).encode("ascii") + b"\n")
             file.flush()
             os.fsync(file.fileno())
         try:

@@ -39,6 +39,7 @@ class MemoryDataPlane:
 
     def __init__(self) -> None:
         self._facts: DeviceFacts | None = None
+        self._private: bytes | None = None
         self._open = False
         self._covering: frozenset[Prefix] = frozenset()
         self._peers: dict[str, DevicePeer] = {}
@@ -48,14 +49,16 @@ class MemoryDataPlane:
 
     def open(self, spec: DeviceSpec) -> DeviceFacts:
         """See ``DataPlane.open``."""
-        public = keyfile.public_key(keyfile.load_or_make(spec.private_key_file))
+        private = keyfile.load_or_make(spec.private_key_file, self._private)
+        if self._private is not None:
+            keyfile.refuse_other(spec.private_key_file, spec.interface, self._private, private)
+        public = keyfile.public_key(private)
         self._fail_if_told("open")
+        self._private = private
         port = spec.listen_port or (self._facts.listen_port if self._facts else _PICKED_PORT)
         self._facts = DeviceFacts(public, port, made=self._facts is None)
         self._covering = frozenset(spec.routes) | {pool for _, pool in spec.addresses}
         self._open = True
-        # The kernel drops a peer whose key becomes the device's own.
-        self._remove(public)
         return self._facts
 
     def peers(self) -> Mapping[str, DevicePeer]:
