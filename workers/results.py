@@ -39,8 +39,9 @@ class CommitBackend(RedisBackend):
             return result
         return super().store_result(task_id, result, state, None, request=request, **kwargs)
 
-    def set(self, key: str | bytes, value: bytes, **retry_policy: Any) -> Any:
-        """Never over a commit record or a tombstone."""
+    def set(self, key: str | bytes, value: bytes, expires: float | None = None, **retry_policy: Any) -> Any:
+        """Never over a commit record or a tombstone; for as long as a commit record."""
+        del expires
         return self.ensure(self._set_once, (key, value), **retry_policy)
 
     def _set_once(self, key: str | bytes, value: bytes) -> None:
