@@ -29,7 +29,8 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PEERLANE_")}
 
 
-def _as_variable(value: object) -> str:
+def as_variable(value: object) -> str:
+    """A setting's value as its variable has it."""
     return ",".join(str(part) for part in cast("Sequence[object]", value)) if isinstance(value, tuple) else str(value)
 
 
@@ -87,7 +88,7 @@ class GatewayProcess:
         self.settings |= settings
         before = int(self._redis.get(names.epoch_key(self.name)) or 0) if wait else 0
         environment = clean_environment() | {
-            f"PEERLANE_{key.upper()}": _as_variable(value) for key, value in self.settings.items()
+            f"PEERLANE_{key.upper()}": as_variable(value) for key, value in self.settings.items()
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -23,8 +23,8 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import Settings
 from tasks import upkeep
-from tasks.connection import connect
-from tasks.errors import PeerlaneError, SettingsError, StorageError, TimedOut
+from tasks.connection import connect, reason
+from tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
 from tasks.lanes import lanes_of
 from tasks.model import parse
 from tasks.results import encode
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 #: Reading and deciding yields to the writer where both want the processor.
 NICENESS = 10
+#: Seconds without a tick, and without a request, that show that Redis was away, or this process frozen.
+LAPSE = 5.0
 #: Seconds between two looks at whether a running sweep is to go on.
 BREATH = 1.0
 
@@ -66,8 +68,9 @@ class ObserverService:
         self._counted: Counted | None = None
         self._clock = Clock(self._redis, self.name)
         self._asks: Asks | None = None
-        #: The writer's epoch that was last seen serving: a new one has just come (back).
+        #: The writer's epoch that was last seen serving: any other has just come (back). None: begin anew.
         self._epoch: bytes | None = None
+        self._ticked = time.monotonic()
 
     def start(self) -> None:
         """Take the lock, learn what was known; afterwards requests may be consumed.
@@ -118,7 +121,7 @@ class ObserverService:
             self._beat()
             self._epoch = None  # a writer that serves already has come back as well, as far as this observer knows
         except RedisError as error:
-            raise StorageError(f"Redis cannot be used: {type(error).__name__}") from error
+            raise StorageError(f"Redis cannot be used: {reason(error)}") from error
         log.info("gateway %s: observed, %s", self.name, "no counters in memory" if memory else f"device {interface}")
 
     @property
@@ -128,15 +131,19 @@ class ObserverService:
 
     def tick(self) -> None:
         """Once a second, between requests: a sign of life; a reading if it is time; a sweep for a writer come back."""
+        counted = self._counted
+        if time.monotonic() - max(self._ticked, self.asks.ended) > LAPSE:
+            self._epoch = None
+        self._ticked = time.monotonic()
         try:
             returned = self._beat()
-            counted = self._counted
             if counted is not None and time.monotonic() - counted.read_at >= self.settings.observe_every:
                 self._read(counted)
             if returned:
                 # Peers may have expired while nobody could remove them.
                 self.asks.by_itself(names.SWEEP)
         except (RedisError, PeerlaneError) as error:
+            self._epoch = None
             log.warning("gateway %s: not observed just now: %s", self.name, _told(error))
 
     def _read(self, counted: Counted) -> None:
@@ -195,6 +202,8 @@ class Asks:
         # Of the request that is being carried out.
         self._request_id, self._deadline, self._act = "", 0, ""
         self._breathed = 0.0
+        #: When the last request was through, on the monotonic clock.
+        self.ended = 0.0
 
     def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Do what the request wishes; its report.
@@ -203,6 +212,8 @@ class Asks:
             PeerlaneError: why nothing was done.
         """
         wish = parse(SweepGateway if task == names.SWEEP else ReconcileGateway, arguments)
+        if wish.gateway != self._gateway:
+            raise Invalid(f"this observer looks after the gateway {self._gateway}, not {wish.gateway}")
         self._act = "sweep" if task == names.SWEEP else "reconcile"
         self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
         try:
@@ -218,7 +229,9 @@ class Asks:
             if not wish.dry_run:
                 self._tell({name: value for name, value in report.items() if name != "gateway"})
         except RedisError as error:
-            raise StorageError(f"Redis cannot be used: {type(error).__name__}") from error
+            raise StorageError(f"Redis cannot be used: {reason(error)}") from error
+        finally:
+            self.ended = time.monotonic()
         return report
 
     def by_itself(self, task: str) -> None:
@@ -274,7 +287,7 @@ class ObserverApp(PeerlaneApp):
 
 def _told(error: Exception) -> str:
     """An error for the log; Redis' own may quote what was sent."""
-    return str(error) if isinstance(error, PeerlaneError) else f"Redis is away ({type(error).__name__})"
+    return str(error) if isinstance(error, PeerlaneError) else f"Redis is away ({reason(error)})"
 
 
 app = ObserverApp()
