@@ -19,7 +19,9 @@ from celery.worker.state import task_reserved
 from redis.exceptions import RedisError
 
 from config import names
+from config.routing import LANE_TASKS
 from tasks.errors import Fenced, Invalid, PeerlaneError
+from tasks.model import check_public_key
 from workers import failpoints
 from workers.writer import Stopping, Writer
 
@@ -155,9 +157,15 @@ def lane_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
 
 
 def shown(arguments: Mapping[str, Any]) -> str:
-    """What logs, events and Flower show of a request: the preshared key never, the rest in at most 512 characters."""
-    safe = {name: "(hidden)" if "key" in name and name != "public_key" else arguments[name] for name in arguments}
-    return repr(safe)[:512]
+    """What events and Flower show of a request on its arrival: whose it is. The rest is not checked yet.
+
+    A preshared key may stand in any of it, misnamed or in the wrong place; what was granted, the result shows.
+    """
+    key = arguments.get("public_key")
+    try:
+        return repr({"public_key": check_public_key(key)} if key is not None else {})
+    except ValueError:
+        return "{'public_key': '(malformed)'}"
 
 
 _Consumer: Any = Consumer  # celery-types knows none of its attributes
@@ -170,6 +178,12 @@ class LaneConsumer(_Consumer):
     def service(self) -> Service:
         """The gateway's service, which the worker holds."""
         return cast("LaneWorker", self.controller).service
+
+    def update_strategies(self) -> None:
+        """Requests alone: Celery's own tasks (maps, chords, cleanups) would run here for whoever can publish."""
+        super().update_strategies()
+        for name in self.strategies.keys() - LANE_TASKS:
+            del self.strategies[name]
 
     def refuse(self, message: Any, request_id: object, error: PeerlaneError) -> None:
         """Take the message off the queue with ``error`` as its outcome."""
