@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE = 512 * 1024
 
 
-def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901 - one question after another
+def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 - one question after another
     """Kombu's envelope, if kombu and Celery can take it without raising; else what is wrong with it.
 
     Both index into the envelope unasked, and an error there would end the worker. The body stays as it is.
