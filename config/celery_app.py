@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from config import names
-from config.settings import Settings, celery_url, current
+from config.settings import Settings, celery_url, current, redis_tls
 
 Role = Literal["client", "writer", "observer"]
 
@@ -65,6 +65,8 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "timezone": "UTC",
         "broker_transport_options": broker_options,
     }
+    if tls := redis_tls(settings):
+        found |= {"broker_use_ssl": tls, "redis_backend_use_ssl": tls}
     if role == "client":
         found |= {
             # A publish that fails may have happened: one quick retry, then the client cancels and so settles it.

@@ -22,6 +22,7 @@ from redis.retry import Retry
 
 from config import names
 from config.celery_app import PeerlaneApp
+from config.settings import redis_tls
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
             socket_timeout=2.0,
             socket_connect_timeout=1.0,
             retry=Retry(NoBackoff(), 0),
+            **redis_tls(self._settings),
         )
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import ssl
 import tomllib
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -50,6 +51,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix:///path; may hold a password"
     )
+    redis_ca: Path | None = Field(None, description="CA certificates for rediss:// (PEM); default: the system's")
+    redis_client_cert: Path | None = Field(None, description="certificate that Redis asks clients for (PEM)")
+    redis_client_key: Path | None = Field(None, description="its private key (PEM), if it is in a file of its own")
     result_ttl: int = Field(600, ge=60, le=86_400, description="how long a result, and so a commit record, is kept")
     request_deadline: float = Field(
         60.0, gt=0, le=600, description="deadline of a request whose caller gave neither expires nor timeout"
@@ -110,6 +114,22 @@ class Settings(BaseSettings):
 
     @property
     def key_file(self) -> Path:
+        if any(name.startswith("ssl") for name, _ in parse_qsl(url.query, keep_blank_values=True)):
+            raise ValueError("TLS is set by PEERLANE_REDIS_CA, _CLIENT_CERT and _CLIENT_KEY, not in the URL")
+        return value
+
+    @field_validator("redis_ca", "redis_client_cert", "redis_client_key")
+    @classmethod
+    def _for_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None:
+            return None
+        url = info.data.get("redis_url")
+        if isinstance(url, SecretStr) and not url.get_secret_value().startswith("rediss://"):
+            raise ValueError("it is for TLS, and PEERLANE_REDIS_URL does not begin with rediss://")
+        if not value.is_file():
+            raise ValueError(f"{value} is not a file")
+        if info.field_name == "redis_client_key" and info.data.get("redis_client_cert") is None:
+            raise ValueError("a key without PEERLANE_REDIS_CLIENT_CERT")
         """Where the device's private key is."""
         return self.private_key_file or Path(f"/etc/peerlane/{self.interface}.key")
 
@@ -174,6 +194,23 @@ def shown(settings: Settings) -> dict[str, Any]:
     """All settings for people, secrets hidden."""
     found = settings.model_dump(mode="json")
     url = urlsplit(settings.redis_url.get_secret_value())
+def redis_tls(settings: Settings) -> dict[str, Any]:
+    """What redis-py is told for rediss://; empty for the others. A server without a sound certificate is no server."""
+    if not settings.redis_url.get_secret_value().startswith("rediss://"):
+        return {}
+    files = {
+        "ssl_ca_certs": settings.redis_ca,
+        "ssl_certfile": settings.redis_client_cert,
+        "ssl_keyfile": settings.redis_client_key,
+    }
+    return {
+        "ssl_cert_reqs": ssl.CERT_REQUIRED,
+        "ssl_check_hostname": True,
+        "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+        **{name: str(path) for name, path in files.items() if path is not None},
+    }
+
+
     _, _, place = url.netloc.rpartition("@")
     user = f"{url.username or ''}:(hidden)@" if url.password else f"{url.username}@" if url.username else ""
     found["redis_url"] = f"{url.scheme}://{user}{place}{url.path}"

@@ -22,9 +22,11 @@ from redis.exceptions import RedisError
 
 from config import names
 from config.celery_app import PeerlaneApp
+from config.settings import Settings, redis_tls
 from tasks import definitions, results
 from tasks.awaiting import GRACE
 from tasks.client import Gateway, GatewayInfo, create_arguments
+from tasks.connection import reason
 from tasks.errors import OutcomeUnknown, TimedOut
 from tasks.lanes import TOMBSTONE_MARGIN
 from tasks.model import Peer, PeerResult
@@ -38,9 +40,10 @@ PAGE = 500
 class ResultListener:
     """Waits for many results on one subscription connection. Belongs to one event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, settings: Settings) -> None:
+        url, tls = settings.redis_url.get_secret_value(), redis_tls(settings)
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=1, socket_timeout=1.0, socket_connect_timeout=1.0
+            url, max_connections=CONNECTIONS, timeout=1, socket_timeout=1.0, socket_connect_timeout=1.0, **tls
         )
         self.redis: Redis = Redis(connection_pool=pool)
         self._pubsub: PubSub | None = None
@@ -48,7 +51,7 @@ class ResultListener:
         self._results: dict[str, asyncio.Future[str]] = {}
         self._confirmed: dict[str, asyncio.Future[None]] = {}
         self._subscribing = asyncio.Lock()
-        self._url = url
+        self._url, self._tls = url, tls
 
     async def listen(self, request_id: str) -> asyncio.Future[str]:
         """Subscribe; once this returns, no result of the request can be missed. The future holds its commit record.
@@ -69,9 +72,9 @@ class ResultListener:
             if self._reader is None:
                 self._reader = loop.create_task(self._read())
             await asyncio.wait_for(confirmed, 1.0)
-        except (RedisError, OSError, TimeoutError):
+        except (RedisError, OSError, TimeoutError) as error:
             await self.forget(request_id)
-            raise ConnectionError("Redis did not confirm the subscription") from None
+            raise ConnectionError("Redis did not confirm the subscription") from error
         return found
 
     async def forget(self, request_id: str) -> None:
@@ -85,7 +88,7 @@ class ResultListener:
 
     def _connect(self) -> PubSub:
         # A connection of its own without a read timeout: a quiet subscription is no fault.
-        client: Redis = Redis.from_url(self._url, socket_connect_timeout=1.0)
+        client: Redis = Redis.from_url(self._url, socket_connect_timeout=1.0, **self._tls)
         return client.pubsub()
 
     async def _read(self) -> None:
@@ -238,12 +241,12 @@ class AsyncGateway:
         began = time.monotonic()
         identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
         if self._listener is None:
-            self._listener = ResultListener(self._app.settings.redis_url.get_secret_value())
+            self._listener = ResultListener(self._app.settings)
         listener = self._listener
         try:
             found = await listener.listen(identity)
         except (RedisError, OSError) as error:
-            raise OutcomeUnknown("Redis could not be reached; nothing was sent", identity) from error
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
         try:
             await self._in_thread(
                 lambda: task.apply_async(

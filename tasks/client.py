@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import definitions
+from tasks.connection import reason
 from tasks.draining import Switched, switch
 from tasks.errors import OutcomeUnknown, StorageError, Unavailable
 from tasks.lanes import Lanes, LaneState, lanes_of
@@ -227,7 +228,7 @@ class Gateway:
         try:
             lane = self._lanes.look(self.name)
         except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
         if not lane.facts:
             raise Unavailable(f"no gateway {self.name} is registered; `peerlane gateway list` shows those that are")
         return GatewayInfo.from_state(lane)
@@ -244,7 +245,7 @@ class Gateway:
         try:
             record = cast("bytes | None", self._lanes.redis.hget(names.peers_key(self.name), public_key))
         except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
         return None if record is None else Peer.from_record(public_key, record)
 
     def peers(self) -> Iterator[Peer]:
@@ -261,7 +262,7 @@ class Gateway:
                     self._lanes.redis.hscan(names.peers_key(self.name), cursor, count=PAGE),
                 )
             except RedisError as error:
-                raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
+                raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
             for raw, record in page.items():
                 key = raw.decode(errors="replace")
                 if key in seen:  # a hash that grows while it is scanned shows some twice
@@ -286,4 +287,4 @@ def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
         found = cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY))
         return [GatewayInfo.from_state(lanes.look(name)) for name in sorted(raw.decode() for raw in found)]
     except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
+        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Iterator
+
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
-from config.settings import Settings
+from config.settings import Settings, redis_tls
 
 
 def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
@@ -17,4 +21,40 @@ def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
         socket_connect_timeout=1.0,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        **redis_tls(settings),
     )
+
+
+def reason(error: BaseException) -> str:
+    """Why Redis could not be used, in words for an operator; never what was sent to it, nor where."""
+    for one in _chain(error):
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return f"its TLS certificate is refused: {one.verify_message}"
+        if isinstance(one, ssl.SSLError):
+            return f"no TLS connection came about: {_ALERTS.get(str(one.reason), str(one.reason))}"
+    if isinstance(error, AuthenticationError):
+        return "it knows no such user, or another password"
+    if isinstance(error, NoPermissionError):
+        # FunctionsMissing speaks for itself; Redis' own sentence names the command or says that it was a key.
+        return str(error) if type(error) is not NoPermissionError else "this user may not do that: see `peerlane acl`"
+    if isinstance(error, RedisError) and "closed by server" in str(error):
+        return "it closed the connection at once: if it expects TLS, the URL begins with rediss://"
+    return type(error).__name__
+
+
+_ALERTS = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS on this port",
+    "RECORD_LAYER_FAILURE": "it does not speak TLS on this port",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it asks for a client's certificate: PEERLANE_REDIS_CLIENT_CERT",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not know who signed our certificate",
+}
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came of."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__

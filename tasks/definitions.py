@@ -18,6 +18,7 @@ from config.celery_app import PeerlaneApp, app
 from tasks.awaiting import LaneResult, settle
 from tasks.bulk import ImportPeers, MendPeers, RemovePeers
 from tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from tasks.connection import reason
 from tasks.lanes import lanes_of
 from tasks.model import CreatePeer, DeletePeer, parse
 
@@ -81,7 +82,7 @@ class LaneTask(Task[..., dict[str, Any]]):
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
         except RedisError as error:
             raise OutcomeUnknown(
-                f"Redis could not be reached ({type(error).__name__}); nothing was sent", request_id
+                f"Redis could not be reached ({reason(error)}); nothing was sent", request_id
             ) from error
         wire = _wire(arguments)
         options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from config import names
+from tasks.connection import reason
 from tasks.errors import OutcomeUnknown, Unavailable
 from tasks.lanes import Lanes
 
 State = Literal["active", "draining"]
-
-# Only where a gateway has registered: its name in the set and a hash of nothing but a state would be a ghost.
-_SWITCH = """
-if redis.call('HEXISTS', KEYS[1], 'public_key') == 0 then return false end
-local before = redis.call('HGET', KEYS[1], 'state') or 'active'
-redis.call('HSET', KEYS[1], 'state', ARGV[1])
-return before
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +32,24 @@ def switch(lanes: Lanes, gateway: str, state: State) -> Switched:
         Unavailable: no such gateway is registered.
         OutcomeUnknown: Redis could not be reached; doing it again is harmless.
     """
+    key = names.gateway_key(gateway)
+
+    def flip(pipe: Pipeline) -> Any:
+        # Only where a gateway has registered: its name in the set and a hash of nothing but a state would be a ghost.
+        known, before = cast("list[bytes | None]", pipe.hmget(key, "public_key", "state"))
+        pipe.multi()
+        if known is None:
+            return None
+        pipe.hset(key, "state", state)
+        return "active" if before is None else before.decode(errors="replace")
+
     try:
-        before = cast("bytes | None", lanes.redis.eval(_SWITCH, 1, names.gateway_key(gateway), state))
+        before = cast("str | None", lanes.redis.transaction(flip, key, value_from_callable=True))
         lanes.look(gateway)  # what this process believes of the lane is older
     except RedisError as error:
         raise OutcomeUnknown(
-            f"Redis could not be reached ({type(error).__name__}): whether {gateway} is {state} is unknown; ask again"
+            f"Redis could not be reached ({reason(error)}): whether {gateway} is {state} is unknown; ask again"
         ) from error
     if before is None:
         raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
-    return Switched(gateway, before.decode(errors="replace"), state)
+    return Switched(gateway, before, state)

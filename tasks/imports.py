@@ -23,6 +23,7 @@ from tasks import definitions
 from tasks.bulk import MAX_IMPORT
 from tasks.clashes import Clash, clashes, is_there
 from tasks.client import PAGE, Gateway
+from tasks.connection import reason
 from tasks.errors import Conflict, Invalid, OutcomeUnknown
 from tasks.lanes import Lanes, lanes_of
 from tasks.prefix import Prefix
@@ -204,7 +205,7 @@ def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
             pipe.expire(key, STAGED_FOR)
             pipe.execute()
     except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__}); nothing was imported") from error
+        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was imported") from error
 
 
 def _addresses(lanes: Lanes, gateway: str) -> dict[Prefix, str]:
@@ -216,7 +217,7 @@ def _addresses(lanes: Lanes, gateway: str) -> dict[Prefix, str]:
                 "tuple[int, dict[bytes, bytes]]", lanes.redis.hscan(names.addresses_key(gateway), cursor, count=PAGE)
             )
         except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
         for text, owner in page.items():
             with suppress(ValueError):  # the writer reports those by itself
                 found[Prefix.parse(text.decode(errors="replace"))] = owner.decode(errors="replace")

@@ -17,6 +17,7 @@ from config.celery_app import PeerlaneApp
 from tasks import definitions
 from tasks.aio import AsyncGateway
 from tasks.client import Gateway, GatewayInfo, gateways
+from tasks.connection import reason
 from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, PoolExhausted, TimedOut, Unavailable
 from tasks.lanes import lanes_of
 from tasks.model import DeletePeer, PeerResult, parse
@@ -145,7 +146,7 @@ class Fleet:
                 pipe.hexists(names.peers_key(name), public_key)
             found = cast("list[bool]", pipe.execute())
         except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__}); nothing was sent") from error
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent") from error
         return [name for name, there in zip(among, found, strict=True) if there]
 
 

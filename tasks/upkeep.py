@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks.awaiting import LaneResult
+from tasks.connection import reason
 from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut, Unavailable, WriterError
 from tasks.lanes import lanes_of
 from tasks.model import Deadline, GatewayName, Wire, parse
@@ -119,7 +120,7 @@ def _ask(
         _check(lanes.redis, gateway)
         arguments["deadline"] = lanes.clock.now_ms() + int(timeout * 1000)
     except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__}); nothing was sent") from error
+        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent") from error
     try:
         app.send_task(task, kwargs=arguments, task_id=request_id)
     except (OperationalError, RedisError, OSError, RuntimeError) as error:

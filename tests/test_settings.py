@@ -97,7 +97,7 @@ class TestWhatIsWrongIsNamed:
 
 
 class TestSecretsAreHidden:
-    URL = f"redis://user:{PASSWORD}@db.example:6380/2?ssl_keyfile={PASSWORD}"
+    URL = f"redis://user:{PASSWORD}@db.example:6380/2?client_name={PASSWORD}"
 
     def test_where_settings_are_shown(self) -> None:
         found = read(redis_url=self.URL)

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 import click
 
+from tasks.cli.acl import acl
 from tasks.cli.gateway import gateway
 from tasks.cli.parameters import GatewayName
 from tasks.cli.peer import peer
 from tasks.cli.program import Program, Told
 from tasks.cli.session import Session, pass_session
+from workers.cli_functions import functions
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -37,6 +39,8 @@ def main(session: Session, redis_url: str | None) -> None:
         session.overrides["redis_url"] = redis_url
 
 
+main.add_command(acl)
+main.add_command(functions)
 main.add_command(gateway)
 main.add_command(peer)
 

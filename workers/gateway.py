@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import Settings
-from tasks.connection import connect
+from tasks.connection import connect, reason
 from tasks.definitions import register
 from tasks.errors import KernelError, LaneHeld, PeerlaneError, SettingsError, StorageError
 from tasks.lanes import LIVE_FOR_MS
@@ -127,7 +127,7 @@ class GatewayService:
             self._beating.start()
             done = writer.recover(self._progress)
         except RedisError as error:
-            raise StorageError(f"Redis cannot be used: {type(error).__name__}") from error
+            raise StorageError(f"Redis cannot be used: {reason(error)}") from error
         self._beating.phase = "serving"
         store.heartbeat(phase="serving")
         mended = ", ".join(f"{count} {kind}" for kind, count in sorted(done.mended.items())) or "nothing to mend"

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, Literal, cast
 
 from redis import Redis
@@ -17,6 +16,7 @@ from tasks.clock import ServerClock
 from tasks.errors import StorageError
 from tasks.model import Peer, check_public_key
 from tasks.prefix import Prefix
+from workers.functions import Procedure
 from workers.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,6 @@ log = logging.getLogger(__name__)
 PAGE = 2_000
 
 Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "draining", "late", "open"]
-
-
-def _script(name: str) -> str:
-    return (files("workers") / name).read_text()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +68,8 @@ class Store:
         self._result_ttl = result_ttl
         self._peers, self._addresses = names.peers_key(gateway), names.addresses_key(gateway)
         self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
-        self._commit = redis.register_script(_script("commit.lua"))
-        self._check = redis.register_script(_script("check.lua"))
-        self._beat = redis.register_script(_script("heartbeat.lua"))
+        self._commit, self._release = Procedure(redis, "commit"), Procedure(redis, "release")
+        self._check, self._beat = Procedure(redis, "check"), Procedure(redis, "heartbeat")
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
 
     def open_epoch(self) -> int:
@@ -86,10 +81,11 @@ class Store:
         """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments."""
         changing = [plan for plan in plans if plan.before is not plan.after]
         return self._answer(
-            self._commit(
+            (self._release if removal else self._commit)(
                 keys=[
                     names.result_key(request_id),
                     self._epoch,
+        removal = bool(changing) and all(plan.after is None for plan in changing)
                     self._peers,
                     self._addresses,
                     self._gateway,

@@ -25,6 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config import names
 from tasks import results
+from tasks.connection import reason
 from tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
 from tasks.model import Peer
 from workers import failpoints
@@ -286,7 +287,7 @@ class Writer:
             except AWAY as error:
                 if self._stopping():
                     raise Stopping from None
-                log.warning("Redis is away (%s); asking again", type(error).__name__)
+                log.warning("Redis is away (%s); asking again", reason(error))
                 time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
                 wait = min(wait * 2, 1.0)
 

@@ -1,0 +1,190 @@
+"""Redis users with the least rights that each part of Peerlane works with. Pure: text in, text out.
+
+A user's rights are selectors (Redis 7): each allows some commands on some keys and channels, and nothing else. No user
+but the administrator may send Lua, read or change the server's settings, or see which keys there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from config import names
+
+Role = Literal["writer", "observer", "api", "operator", "beat", "flower", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+Form = Literal["aclfile", "setuser"]
+
+#: Where a password belongs. Redis refuses to load it as it stands.
+PLACEHOLDER = "#CHANGE-ME"
+
+_PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
+
+#: What every connection of redis-py and kombu sends, whoever uses it.
+_CONNECTION = ("hello", "auth", "ping", "select", "client|setinfo", "multi", "exec", "discard", "unwatch", "time")
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """These commands, on these keys and channels only. A key may be ``R:`` or ``W:`` for reading or writing alone."""
+
+    commands: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+    def rules(self) -> str:
+        """As Redis writes them."""
+        keys = (f"%{key[0]}~{key[2:]}" if key[:2] in ("R:", "W:") else f"~{key}" for key in self.keys)
+        channels = (f"&{channel}" for channel in self.channels)
+        return " ".join([*(f"+{command}" for command in self.commands), *keys, *channels])
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One Redis user."""
+
+    name: str
+    role: Role
+    #: The first holds for commands without keys.
+    selectors: tuple[Selector, ...]
+
+    def line(self, form: Form = "aclfile", password: str | None = None) -> str:
+        """The user's line of an aclfile, or the ACL SETUSER command that makes it so whatever it was before.
+
+        Raises:
+            ValueError: a password that is short, or could be taken for more rules.
+        """
+        if password is not None and not _PASSWORD.fullmatch(password):
+            raise ValueError("a password is at least 16 letters, digits, - and _")
+        first, *others = self.selectors
+        rules = [first.rules(), *(f"({selector.rules()})" for selector in others)]
+        start = f"user {self.name}" if form == "aclfile" else f"ACL SETUSER {self.name} reset"
+        return " ".join([start, "on", PLACEHOLDER if password is None else f">{password}", *rules])
+
+
+def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: int = 0) -> list[User]:
+    """The users for ``gateways``: a writer and an observer for each; one API and one operator for all of them.
+
+    Beat, Flower and the administrator are the fleet's. ``database`` is the number in the Redis URL.
+    """
+    events = f"/{database}.celeryev/*"
+    suffix = f"-{gateways[0]}" if len(gateways) == 1 else ""
+    found: list[User] = []
+    for role in roles:
+        match role:
+            case "writer":
+                found += [User(f"writer-{name}", role, _writer(name, events)) for name in gateways]
+            case "observer":
+                found += [User(f"observer-{name}", role, _observer(name, events)) for name in gateways]
+            case "api":
+                found.append(User(f"api{suffix}", role, _api(gateways)))
+            case "operator":
+                found.append(User(f"operator{suffix}", role, _operator(gateways)))
+            case "beat":
+                found.append(User("beat", role, _beat()))
+            case "flower":
+                found.append(User("flower", role, _flower(events)))
+            case "admin":
+                found.append(User("admin", role, (Selector(("@all",), ("*",), ("*",)),)))
+    return found
+
+
+def nobody(form: Form = "aclfile") -> str:
+    """The line without which all others mean nothing: whoever gives no name may do nothing."""
+    return "user default off" if form == "aclfile" else "ACL SETUSER default off"
+
+
+def _consumer(queues: tuple[str, ...], unacked: str) -> tuple[Selector, ...]:
+    """What kombu needs to consume: take, keep until acknowledged, give back."""
+    return (
+        Selector(("brpop", "llen", "lpush", "rpush"), queues),
+        Selector(("zadd", "zrem", "zrange", "hset", "hget", "hdel", "watch"), (unacked, f"{unacked}_index")),
+    )
+
+
+def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
+    results = names.result_key(names.request_id(gateway, "*"))
+    state = f"peerlane:{{{gateway}}}:*"
+    return (
+        Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
+        *_consumer((names.lane_queue(gateway), names.bulk_queue(gateway)), names.unacked_key(gateway)),
+        # The functions touch all of these in one step; each of their commands is checked as well.
+        Selector(("fcall",), (state, results)),
+        Selector(("hset", "hget", "hmget", "hgetall", "hdel", "hexists", "hscan"), (state,)),
+        Selector(("get", "set"), (results,)),
+        Selector(("get", "incrby"), (names.epoch_key(gateway),)),
+        Selector(("lrange",), (f"R:{names.staged_key(gateway, '*')}",)),
+        Selector(("sadd",), (f"W:{names.GATEWAYS_KEY}",)),
+    )
+
+
+def _observer(gateway: str, events: str) -> tuple[Selector, ...]:
+    results = names.result_key(names.request_id(gateway, "*"))
+    own = (names.seen_key(gateway), names.alarms_key(gateway), names.observer_key(gateway))
+    slots = tuple(f"W:peerlane:{{{gateway}}}:{act}:*" for act in ("sweep", "reconcile"))
+    return (
+        Selector((*_CONNECTION, "publish", "subscribe", "unsubscribe"), channels=(results, events)),
+        *_consumer((names.observer_queue(gateway),), names.unacked_key(gateway, "_observer")),
+        Selector(("hset", "hget", "hgetall", "hdel", "hscan"), own),
+        Selector(("hscan",), (f"R:{names.peers_key(gateway)}", f"R:{names.addresses_key(gateway)}")),
+        Selector(("hget", "hmget", "hgetall"), (f"R:{names.gateway_key(gateway)}",)),
+        Selector(("set",), slots),
+        Selector(("get", "set", "exists"), (results,)),
+        # What it asks of the writer.
+        Selector(("lpush", "llen"), (f"W:{names.bulk_queue(gateway)}",)),
+        Selector(("llen",), (names.lane_queue(gateway),)),
+    )
+
+
+def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
+    results = tuple(names.result_key(names.request_id(gateway, "*")) for gateway in gateways)
+    lanes = tuple(f"W:{queue(name)}" for name in gateways for queue in (names.lane_queue, names.bulk_queue))
+    return (
+        Selector((*_CONNECTION, "publish", "subscribe", "unsubscribe"), channels=results),
+        Selector(("lpush", "llen"), lanes),
+        Selector(("get", "mget", "set"), results),  # set: to cancel
+        Selector(("hget", "hexists", "hscan"), tuple(f"R:{names.peers_key(name)}" for name in gateways)),
+        # What any gateway says of itself is no secret, and lists of gateways show all of them.
+        Selector(("hgetall",), (f"R:{names.gateway_key('*')}",)),
+        Selector(("llen",), ("gateway.*",)),
+        Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
+    )
+
+
+def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
+    """A person at the command line: an API, and what drains, sweeps, imports and looks closer."""
+
+    def each(key: str) -> tuple[str, ...]:
+        return tuple(key.replace("NAME", name) for name in gateways)
+
+    first, *others = _api(gateways)
+    return (
+        Selector((*first.commands, "info"), channels=first.channels),
+        *others,
+        Selector(("lpush", "llen"), each(f"W:{names.observer_queue('NAME')}")),
+        Selector(("watch", "hset", "hmget", "exists"), each(names.gateway_key("NAME"))),
+        Selector(("rpush", "expire", "del"), each(f"W:{names.staged_key('NAME', '*')}")),
+        Selector(("hscan",), each(f"R:{names.addresses_key('NAME')}")),
+        Selector(("hget", "hmget", "hgetall", "hscan"), each(f"R:{names.seen_key('NAME')}")),
+        Selector(("hget", "hmget", "hgetall"), each(f"R:{names.observer_key('NAME')}")),
+        Selector(("hgetall", "hdel"), each(names.alarms_key("NAME"))),
+    )
+
+
+def _beat() -> tuple[Selector, ...]:
+    return (
+        Selector(_CONNECTION),
+        Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
+        Selector(("hmget",), (f"R:{names.gateway_key('*')}",)),
+        Selector(("lpush", "llen"), (f"W:{names.observer_queue('*')}",)),
+    )
+
+
+def _flower(events: str) -> tuple[Selector, ...]:
+    return (
+        Selector((*_CONNECTION, "psubscribe", "punsubscribe"), channels=(events,)),
+        # Lengths of queues; those of events are never stored.
+        Selector(("llen",), ("gateway.*", "celeryev.*", "peerlane.unrouted")),
+    )

@@ -1,0 +1,52 @@
+"""``peerlane acl``: the Redis users of a fleet, printed. Redis itself is neither asked nor changed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import cast
+from urllib.parse import urlsplit
+
+import click
+
+from tasks.acl import ROLES, Form, Role, nobody, users
+from tasks.cli.parameters import GatewayName
+from tasks.cli.session import Session, pass_session
+
+
+@click.command("acl")
+@click.argument("gateways", metavar="GATEWAY...", nargs=-1, required=True, type=GatewayName())
+@click.option("--role", "roles", multiple=True, type=click.Choice([*ROLES, "all"]), help="Repeatable.  [default: all]")
+@click.option("--passwords", is_flag=True, help="Make passwords. They are in the output, and nowhere else.")
+@click.option(
+    "--form",
+    type=click.Choice(["aclfile", "setuser"]),
+    default="aclfile",
+    show_default=True,
+    help="Lines of Redis' aclfile, or commands.",
+)
+@pass_session
+def acl(session: Session, gateways: Sequence[str], roles: Sequence[str], *, passwords: bool, form: str) -> None:
+    """Redis users with the least rights for each part.
+
+    Name all gateways of the fleet for one whole aclfile. A gateway's writer and observer get users of their own;
+    the API and the operator get one for all the gateways named.
+
+    Without --passwords each line holds #CHANGE-ME, which Redis refuses to load: put >PASSWORD in its place.
+    """
+    chosen = cast("Sequence[Role]", ROLES if not roles or "all" in roles else tuple(dict.fromkeys(roles)))
+    database = urlsplit(session.settings.redis_url.get_secret_value()).path.strip("/")
+    found = users(tuple(dict.fromkeys(gateways)), chosen, database=int(database) if database.isdigit() else 0)
+    made = {user.name: secrets.token_urlsafe(24) if passwords else None for user in found}
+    lines = {user.name: user.line(cast("Form", form), made[user.name]) for user in found}
+    closed = nobody(cast("Form", form)) if "admin" in chosen else None
+    if session.output.json:
+        described = [
+            {"user": user.name, "role": user.role, "line": lines[user.name]}
+            | ({"password": made[user.name]} if passwords else {})
+            for user in found
+        ]
+        session.output.document({"users": described} | ({"default": closed} if closed else {}))
+        return
+    session.output.lines("\n".join([*lines.values(), *([closed] if closed else [])]) + "\n")
+    session.output.note("the writers' functions are loaded by the administrator: `peerlane functions --load`")
