@@ -217,10 +217,10 @@ class Asks:
         self._act = "sweep" if task == names.SWEEP else "reconcile"
         self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
         try:
-            if request_id and not self._wanted():
-                raise TimedOut("its caller had stopped waiting before it began")
             if wish.slot is not None and (why := self._unclaimable(task, wish.slot)):
                 return {"outcome": "skipped", "gateway": self._gateway, "note": why}
+            if request_id and not self._wanted():
+                raise TimedOut("its caller had stopped waiting before it began")
             report = (
                 self._sweeper.sweep(wish, self._go_on)
                 if isinstance(wish, SweepGateway)
