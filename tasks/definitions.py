@@ -103,7 +103,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         """A result whose ``get`` cancels when its timeout passes."""
         return LaneResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
 
-    def run(self, /, **arguments: Any) -> Any:
+    def run(self, **arguments: Any) -> Any:
         """On the gateway: plan, apply, commit. The result is stored by the commit; this one is for logs and Flower."""
         if self.writer is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")

@@ -85,6 +85,8 @@ def open_request(message: Any) -> tuple[str, dict[str, Any]]:
         raise Invalid("a request takes keyword arguments only")
     if not isinstance(kwargs, dict):
         raise Invalid("a request's keyword arguments are a JSON object")
+    if "self" in kwargs:  # Celery calls the task with it, and would fail before the model could refuse it
+        raise Invalid("self: no such argument")
     return str(message.headers.get("id")), cast("dict[str, Any]", kwargs)
 
 
