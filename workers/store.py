@@ -80,12 +80,12 @@ class Store:
     def commit(self, request_id: str, deadline: int, result: str, plans: Sequence[Plan] = ()) -> Answer:
         """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments."""
         changing = [plan for plan in plans if plan.before is not plan.after]
+        removal = bool(changing) and all(plan.after is None for plan in changing)
         return self._answer(
             (self._release if removal else self._commit)(
                 keys=[
                     names.result_key(request_id),
                     self._epoch,
-        removal = bool(changing) and all(plan.after is None for plan in changing)
                     self._peers,
                     self._addresses,
                     self._gateway,
