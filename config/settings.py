@@ -110,10 +110,6 @@ class Settings(BaseSettings):
         place = url.netloc.rpartition("@")[2]
         if not sound and not (url.scheme == "unix" and not place and url.path.startswith("/")):
             raise ValueError("expected redis://HOST:PORT/DB, rediss://… or unix:///PATH")
-        return value
-
-    @property
-    def key_file(self) -> Path:
         if any(name.startswith("ssl") for name, _ in parse_qsl(url.query, keep_blank_values=True)):
             raise ValueError("TLS is set by PEERLANE_REDIS_CA, _CLIENT_CERT and _CLIENT_KEY, not in the URL")
         return value
@@ -130,6 +126,10 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is not a file")
         if info.field_name == "redis_client_key" and info.data.get("redis_client_cert") is None:
             raise ValueError("a key without PEERLANE_REDIS_CLIENT_CERT")
+        return value
+
+    @property
+    def key_file(self) -> Path:
         """Where the device's private key is."""
         return self.private_key_file or Path(f"/etc/peerlane/{self.interface}.key")
 
@@ -190,10 +190,6 @@ def celery_url(settings: Settings) -> str:
     return "redis+socket" + url.removeprefix("unix") if url.startswith("unix://") else url
 
 
-def shown(settings: Settings) -> dict[str, Any]:
-    """All settings for people, secrets hidden."""
-    found = settings.model_dump(mode="json")
-    url = urlsplit(settings.redis_url.get_secret_value())
 def redis_tls(settings: Settings) -> dict[str, Any]:
     """What redis-py is told for rediss://; empty for the others. A server without a sound certificate is no server."""
     if not settings.redis_url.get_secret_value().startswith("rediss://"):
@@ -211,6 +207,10 @@ def redis_tls(settings: Settings) -> dict[str, Any]:
     }
 
 
+def shown(settings: Settings) -> dict[str, Any]:
+    """All settings for people, secrets hidden."""
+    found = settings.model_dump(mode="json")
+    url = urlsplit(settings.redis_url.get_secret_value())
     _, _, place = url.netloc.rpartition("@")
     user = f"{url.username or ''}:(hidden)@" if url.password else f"{url.username}@" if url.username else ""
     found["redis_url"] = f"{url.scheme}://{user}{place}{url.path}"

@@ -17,8 +17,8 @@ from config import names
 from config.celery_app import PeerlaneApp, app
 from tasks.awaiting import LaneResult, settle
 from tasks.bulk import ImportPeers, MendPeers, RemovePeers
-from tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 from tasks.connection import reason
+from tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 from tasks.lanes import lanes_of
 from tasks.model import CreatePeer, DeletePeer, parse
 
