@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import some_key
 from servers import RedisServer
+from sites import peerlane
 from waiting import eventually
 
 from config import names
@@ -251,6 +253,25 @@ def test_a_malformed_wish_is_refused_without_asking_around(gateway: MakeGateway,
 def test_no_gateway_of_a_region_is_told(fleet: Fleet, region: str) -> None:
     with pytest.raises(Unavailable, match="no gateway"):
         fleet.create_peer(some_key(), region=region)
+
+
+def test_the_command_line_chooses_by_region_and_labels(
+    gateway: MakeGateway, redis_server: RedisServer, region: str, tmp_path: Path
+) -> None:
+    wanted = gateway(region=region, labels=("tier=a",), endpoint="vpn.example.com:51820")
+    gateway(region=region, labels=("tier=b",), max_peers=1_000_000)
+    conf = tmp_path / "client.conf"
+    url = redis_server.url
+    found = peerlane("peer", "create", "--region", region, "--where", "tier=a", "--conf", str(conf), redis_url=url)
+    assert (found["gateway"], found["outcome"]) == (wanted.name, "created")
+    assert "Endpoint = vpn.example.com:51820" in conf.read_text()
+    key = found["public_key"]
+    again = peerlane("peer", "create", "--region", region, "--public-key", key, redis_url=url)
+    assert (again["gateway"], again["outcome"]) == (wanted.name, "existing")
+    told = peerlane("peer", "create", "--region", region, "--where", "tier=c", redis_url=url, expect=3)["error"]
+    assert (told["code"], "its label tier is" in told["message"]) == ("unavailable", True)
+    for arguments in ((), (wanted.name, "--region", region), ("--region", region, "--request-id", "x")):
+        assert peerlane("peer", "create", *arguments, redis_url=url, expect=2)["error"]["code"] == "usage"
 
 
 def test_the_asyncio_fleet_places_many_at_once(gateway: MakeGateway, settings: MakeSettings, region: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tasks.clientconf import ClientConfig, client_config, refuse_if_there, write
 from tasks.errors import Conflict, PeerlaneError
 from tasks.keys import make_key_pair, make_preshared_key
 from tasks.model import PeerResult
+from tasks.placement import ELSEWHERE, Fleet
 
 #: ``--conf -``: standard output.
 STDOUT = Path("-")
@@ -31,7 +33,10 @@ ONCE = "This is the only time the {} is shown: Peerlane does not keep it."
 class Order:
     """What was asked for on the command line."""
 
-    gateway: str
+    #: None: the fleet's best of ``region`` with the labels ``where``.
+    gateway: str | None
+    region: str | None
+    where: Mapping[str, str]
     #: The properties of the peer as ``Gateway.create_peer`` takes them.
     wish: Mapping[str, Any]
     public_key: str | None
@@ -65,31 +70,29 @@ def create_one(session: Session, order: Order) -> None:
     """
     if order.conf is not None and order.conf != STDOUT and not order.replace_conf:
         refuse_if_there(order.conf)
-    gateway = session.gateway(order.gateway)
-    info = gateway.info() if order.conf is not None or order.qr else None
+    wants_configuration = order.conf is not None or order.qr
+    # Before anything is sent where that can be: an unknown gateway is no reason to make a key pair.
+    info = session.gateway(order.gateway).info() if order.gateway and wants_configuration else None
     keys = _keys(order)
-    request_id = new_request_id(order.gateway, order.request_token)
-    about = {"gateway": order.gateway, "public_key": keys.public, "request_id": request_id}
+    about: dict[str, str] = {"public_key": keys.public}
+
+    def create_on(name: str, timeout: float | None) -> PeerResult:
+        request_id = new_request_id(name, order.request_token)
+        about.update(gateway=name, request_id=request_id)
+        create = partial(session.gateway(name).create_peer, keys.public, preshared_key=keys.preshared, **order.wish)
+        return ask(session, request_id, lambda: create(timeout=timeout, request_id=request_id))
+
     began = time.monotonic()
     try:
-        result = ask(
-            session,
-            request_id,
-            lambda: gateway.create_peer(
-                keys.public,
-                preshared_key=keys.preshared,
-                timeout=order.timeout,
-                request_id=request_id,
-                **order.wish,
-            ),
-        )
+        result = create_on(order.gateway, order.timeout) if order.gateway else _placed(session, order, about, create_on)
+        request_id = about["request_id"]
         if result.public_key != keys.public:
             raise Conflict(f"the request id {request_id} was used before, for the peer {result.public_key}")
     except PeerlaneError as error:
         raise fail(session.output, error, keys.secrets(), **about) from None
     made = Made(order, keys, result, request_id, time.monotonic() - began)
-    if info is not None:
-        made.configure(info)
+    if wants_configuration:
+        made.configure(lambda: info or session.gateway(result.gateway).info())
     if session.output.json:
         _tell_program(session, made)
     else:
@@ -113,11 +116,11 @@ class Made:
     #: Why there is no configuration though one was asked for.
     failure: PeerlaneError | None = None
 
-    def configure(self, info: GatewayInfo) -> None:
+    def configure(self, ask: Callable[[], GatewayInfo]) -> None:
         """Render the configuration and write it. The peer is there already: no failure of this is an exception."""
         try:
             self.config = client_config(
-                self.result, info, private_key=self.keys.private, preshared_key=self.keys.preshared
+                self.result, ask(), private_key=self.keys.private, preshared_key=self.keys.preshared
             )
             if self.order.conf == STDOUT:
                 self.went_to = "stdout"
@@ -132,6 +135,19 @@ class Made:
         """The secrets that are to be shown now, because no configuration holds them."""
         kept = self.went_to is not None
         return {} if kept else {name: value for name, value in self.keys.secrets().items() if value is not None}
+
+
+def _placed(
+    session: Session, order: Order, about: dict[str, str], create_on: Callable[[str, float | None], PeerResult]
+) -> PeerResult:
+    turns = Fleet(session.app).turns(about["public_key"], order.region, order.where, order.timeout)
+    for name, left in turns:
+        try:
+            return create_on(name, left)
+        except ELSEWHERE as refusal:
+            turns.refused(name, refusal)
+    about.pop("gateway", None)
+    raise turns.nobody()
 
 
 def _keys(order: Order) -> Keys:

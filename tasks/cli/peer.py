@@ -49,7 +49,11 @@ def peer() -> None:
 
 
 @peer.command()
-@click.argument("gateway", type=GatewayName())
+@click.argument("gateway", type=GatewayName(), required=False)
+@click.option("--region", help="Instead of GATEWAY: the one of this region with most room.")
+@click.option(
+    "--where", multiple=True, callback=labels_from, metavar="NAME=VALUE", help="Likewise, by its labels; repeatable."
+)
 @click.option("--public-key", metavar="KEY", help="The peer's public key; without it a key pair is made here.")
 @click.option("--allowed-ip", "allowed_ips", multiple=True, metavar="PREFIX", help="A prefix to give it; repeatable.")
 @click.option("--ttl", type=Duration(), help="Let it expire: 90, 90s, 15m, 1h, 2d, 1w.")
@@ -65,7 +69,7 @@ def peer() -> None:
 @click.option("--from", "source", type=click.File(encoding="utf-8-sig"), help="Many: a CSV or JSON lines; - is stdin.")
 @window_option
 @pass_session
-def create(session: Session, gateway: str, **options: Any) -> None:
+def create(session: Session, gateway: str | None, **options: Any) -> None:
     """Create a peer, or many with --from.
 
     Without --public-key a key pair is made here, and its private key is shown or written once. Without --allowed-ip
@@ -74,6 +78,7 @@ def create(session: Session, gateway: str, **options: Any) -> None:
     The file of --from is a CSV whose first line names its fields, or JSON lines: public_key, allowed_ips,
     preshared_key, keepalive, ttl, labels, pinned. Options hold for lines that say nothing else.
     """
+    _refuse_two_ways(gateway, options)
     wish = {
         "ttl": options["ttl"],
         "labels": options["labels"] or None,
@@ -82,6 +87,8 @@ def create(session: Session, gateway: str, **options: Any) -> None:
     }
     wish = {name: value for name, value in wish.items() if value is not None}
     if options["source"] is not None:
+        if gateway is None:
+            raise click.UsageError("--from is for one GATEWAY")
         _refuse_beside_a_list(options)
         try:
             text = options["source"].read()
@@ -101,6 +108,8 @@ def create(session: Session, gateway: str, **options: Any) -> None:
         session,
         Order(
             gateway=gateway,
+            region=options["region"],
+            where=options["where"],
             wish=wish | ({"allowed_ips": options["allowed_ips"]} if options["allowed_ips"] else {}),
             public_key=options["public_key"],
             with_preshared_key=options["preshared_key"],
@@ -111,6 +120,14 @@ def create(session: Session, gateway: str, **options: Any) -> None:
             qr=options["qr"],
         ),
     )
+
+
+def _refuse_two_ways(gateway: str | None, options: dict[str, Any]) -> None:
+    by_choice = bool(options["region"] or options["where"])
+    if by_choice == (gateway is not None):
+        raise click.UsageError("name a GATEWAY, or choose one by --region or --where")
+    if by_choice and options["request_id"]:
+        raise click.UsageError("a --request-id is of one GATEWAY; with --region and --where the public key is enough")
 
 
 def _refuse_beside_a_list(options: dict[str, Any]) -> None:
