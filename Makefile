@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test check format lint types imports lock clean
+.PHONY: help demo venv test bench check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -27,6 +27,12 @@ venv: $(STAMP)  ## make .venv from the lock, nothing else
 
 test: $(STAMP)  ## all tests (ARGS go to pytest)
 	@$(BIN)/pytest $(ARGS)
+
+bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep
+	@for bench in $(wildcard tests/bench_lane.py tests/bench_flood.py tests/bench_sweep.py); do $(BIN)/python $$bench || exit; done
+
+faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS='--runs 20 --seed 7')
+	@$(BIN)/python tests/fault_runs.py $(ARGS)
 
 check: lint types imports test  ## what a change must pass: format, lint, types, imports, tests
 

@@ -116,7 +116,7 @@ class History:
 def read(paths: Iterable[Path]) -> list[Call]:
     """All calls of these histories, by the time they began; a call's later line wins over its earlier one."""
     found: dict[str, Call] = {}
-    for path in paths:
+    for path in filter(Path.exists, paths):  # without a single call there is none
         for line in path.read_text().splitlines():
             try:
                 fields = json.loads(line)

@@ -113,8 +113,8 @@ class FaultProxy:
             _, left = await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
             for task in left:
                 task.cancel()
-        except OSError:
-            pass  # the far side is not there: the near side learns it by the reset
+        except (OSError, asyncio.CancelledError):
+            pass  # the far side is not there, or this proxy ends: the near side learns it by the reset
         finally:
             self._links.discard(link)
             link.reset()

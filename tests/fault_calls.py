@@ -1,0 +1,264 @@
+"""The callers of a fault run, in a process of their own that can be stopped and killed.
+
+One JSON order a line comes in, one JSON answer a line goes out. What they ask for follows from the seed alone, when
+they ask does not: that is the machine's business.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from fault_history import Act, Call, End, History, Stalls
+
+from config.celery_app import PeerlaneApp
+from config.settings import read
+from tasks import Gateway
+from tasks.aio import AsyncGateway
+from tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, Refused, StorageError, WriterError
+from tasks.model import PeerResult
+
+#: Errors after which the caller knows that nothing was changed.
+DEFINITE = (Refused, KernelError, StorageError, WriterError)
+
+
+def key_of(text: str) -> str:
+    """A public key that follows from ``text``."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call to make."""
+
+    act: Act
+    key: str
+    request: str
+    timeout: float
+    wish: tuple[str, ...] = ()
+    bulk: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """What a create asks for; secret and keepalive follow from the key, so that asking again is the same wish."""
+        mark = hashlib.sha256(self.key.encode()).digest()
+        return {
+            "allowed_ips": list(self.wish) or None,
+            "preshared_key": key_of(f"secret {self.key}") if mark[0] % 4 == 0 else None,
+            "keepalive": 25 if mark[1] % 4 == 0 else 0,
+        }
+
+
+def ask_from(fields: dict[str, Any]) -> Ask:
+    """From an order's JSON."""
+    made = Ask(fields["act"], fields["key"], fields["request"], fields["timeout"], tuple(fields["wish"]))
+    return replace(made, bulk=fields.get("bulk", False))
+
+
+def answer(fields: dict[str, Any]) -> None:
+    """One line to whoever gives the orders."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+@dataclass
+class Chooser:
+    """What one caller asks next: mostly new peers, some deletes, some repetitions, some that must be refused."""
+
+    gateway: str
+    name: str
+    seed: str
+    timeouts: Sequence[float]
+    contested: Sequence[str]
+    bulk: bool = False
+    mine: list[str] = field(default_factory=list[str])
+    _busy: set[str] = field(default_factory=set[str])
+    _wishes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    _past: list[Ask] = field(default_factory=list["Ask"])
+    _count: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(f"{self.seed} {self.name}")
+
+    def next(self) -> Ask:
+        """One call; ``learn`` is told how it ended."""
+        self._count += 1
+        request = f"{self.gateway}.{self.name}-{self._count}-{hashlib.sha256(self.seed.encode()).hexdigest()[:12]}"
+        timeout, chance = self.rng.choice(self.timeouts), self.rng.random()
+        free = [key for key in self.mine if key not in self._busy]
+        if chance < 0.22 and free:
+            found = Ask("delete", self.rng.choice(free), request, timeout)
+        elif chance < 0.28 and free:
+            key = self.rng.choice(free)  # the same wish again
+            found = Ask("create", key, request, timeout, self._wishes.get(key, ()))
+        elif chance < 0.33 and (past := [old for old in self._past if old.key not in self._busy]):
+            old = self.rng.choice(past)  # the same request again
+            found = Ask(old.act, old.key, old.request, timeout, old.wish)
+        elif chance < 0.37:
+            found = Ask("delete", key_of(f"{self.seed} nobody {self._count}"), request, timeout)
+        else:
+            key = key_of(f"{self.seed} {self.name} {self._count}")
+            wish: tuple[str, ...] = ()
+            if chance < 0.47:
+                wish = (self.rng.choice(self.contested), f"fd77::{self.rng.randrange(1, 4000):x}:0/112")
+            found = Ask("create", key, request, timeout, wish, bulk=self.bulk or chance > 0.9)
+            self._wishes[key] = wish
+        self._busy.add(found.key)
+        return found
+
+    def asks(self, calls: int, until: float) -> Iterator[Ask]:
+        """So many calls, as long as there is time."""
+        for _ in range(calls):
+            if time.monotonic() < until:
+                yield self.next()
+
+    def rest(self, done: Call, pace: float) -> float:
+        """Seconds until the next call; longer after one that was not carried out."""
+        return self.rng.uniform(0, pace) + (0.15 if done.end != "ok" else 0.0)
+
+    def learn(self, ask: Ask, done: Call) -> None:
+        """What is known now; a key whose state is unknown is left alone from here on."""
+        if not done.definite:
+            return
+        self._busy.discard(ask.key)
+        if done.outcome != "unavailable":
+            # Repeated only while nothing else was asked of the key since: a repetition answers of the past.
+            self._past = [old for old in self._past if old.key != ask.key]
+            self._past.append(ask)
+        if done.end == "ok":
+            self.mine = [key for key in self.mine if key != ask.key]
+            if ask.act == "create":
+                self.mine.append(ask.key)
+
+
+class Callers:
+    """All callers of this process: threads with the typed client, and coroutines with the one for asyncio."""
+
+    def __init__(self, redis: str, gateway: str, history: Path, name: str) -> None:
+        self.gateway, self.name = gateway, name
+        self._app = PeerlaneApp(read(redis_url=redis))
+        self._sync = Gateway(gateway, app=self._app)
+        self._history_directory = history
+        self._history: History | None = None
+        self._stalls = Stalls()
+
+    def obey(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Do what one order says; what was done."""
+        if order["do"] == "history":
+            path = self._history_directory / f"{order['name']}.jsonl"
+            self._history = History(path, order["name"], self._stalls)
+            return {}
+        if order["do"] == "ask":
+            with ThreadPoolExecutor(8) as threads:
+                done = list(threads.map(self._call, map(ask_from, order["asks"])))
+            return {"ends": [call.end for call in done], "outcomes": [call.outcome for call in done]}
+        return self._work(order)
+
+    def _work(self, order: dict[str, Any]) -> dict[str, Any]:
+        kinds = [("t", number) for number in range(order["threads"])] + [("a", n) for n in range(order["tasks"])]
+        choices = [
+            Chooser(
+                self.gateway,
+                f"{self.name}{kind}{number}",
+                order["seed"],
+                order["timeouts"],
+                order["contested"],
+                bulk=order.get("bulk", False),
+            )
+            for kind, number in kinds
+        ]
+        limits = (order["calls"], time.monotonic() + order["seconds"], order["pace"])
+        sync, coroutines = choices[: order["threads"]], choices[order["threads"] :]
+        threads = [threading.Thread(target=self._one_thread, args=(choice, *limits)) for choice in sync]
+        if coroutines:
+            threads.append(threading.Thread(target=lambda: asyncio.run(self._coroutines(coroutines, *limits))))
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        return {}
+
+    def _one_thread(self, choice: Chooser, calls: int, until: float, pace: float) -> None:
+        for ask in choice.asks(calls, until):
+            done = self._call(ask)
+            choice.learn(ask, done)
+            time.sleep(choice.rest(done, pace))
+
+    async def _coroutines(self, choices: Sequence[Chooser], calls: int, until: float, pace: float) -> None:
+        async def one(choice: Chooser) -> None:
+            for ask in choice.asks(calls, until):
+                done = await self._call_async(gateway, ask)
+                choice.learn(ask, done)
+                await asyncio.sleep(choice.rest(done, pace))
+
+        async with AsyncGateway(self.gateway, app=self._app) as gateway:
+            await asyncio.gather(*(one(choice) for choice in choices))
+
+    def _call(self, ask: Ask) -> Call:
+        history = cast("History", self._history)
+        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish)
+        try:
+            if ask.act == "create":
+                found = self._sync.create_peer(
+                    ask.key, **ask.arguments(), timeout=ask.timeout, request_id=ask.request, bulk=ask.bulk
+                )
+            else:
+                found = self._sync.delete_peer(ask.key, timeout=ask.timeout, request_id=ask.request)
+        except Exception as error:  # noqa: BLE001 - every end of a call is evidence
+            return history.end(begun, *_failed(error))
+        return history.end(begun, *_succeeded(found))
+
+    async def _call_async(self, gateway: AsyncGateway, ask: Ask) -> Call:
+        history = cast("History", self._history)
+        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish)
+        try:
+            if ask.act == "create":
+                found = await gateway.create_peer(
+                    ask.key, **ask.arguments(), timeout=ask.timeout, request_id=ask.request, bulk=ask.bulk
+                )
+            else:
+                found = await gateway.delete_peer(ask.key, timeout=ask.timeout, request_id=ask.request)
+        except Exception as error:  # noqa: BLE001 - every end of a call is evidence
+            return history.end(begun, *_failed(error))
+        return history.end(begun, *_succeeded(found))
+
+
+def _succeeded(found: PeerResult) -> tuple[End, str, Sequence[str], str]:
+    return "ok", found.outcome, found.allowed_ips, ""
+
+
+def _failed(error: Exception) -> tuple[End, str, Sequence[str], str]:
+    if isinstance(error, OutcomeUnknown):
+        return "unknown", error.code, (), error.message
+    if isinstance(error, DEFINITE):
+        return "refused", error.code, (), error.message
+    how = error.code if isinstance(error, PeerlaneError) else type(error).__name__
+    return "broken", how, (), f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """Take orders until standard input ends."""
+    parser = argparse.ArgumentParser()
+    for name in ("--redis", "--gateway", "--name"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--histories", type=Path, required=True)
+    told = parser.parse_args()
+    callers = Callers(told.redis, told.gateway, told.histories, told.name)
+    answer({"ready": True})
+    for line in sys.stdin:
+        answer(callers.obey(json.loads(line)))
+
+
+if __name__ == "__main__":
+    main()
