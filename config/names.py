@@ -114,6 +114,11 @@ def staged_key(gateway: str, token: str) -> str:
     return f"peerlane:{{{gateway}}}:staged:{token}"
 
 
+def share_key(gateway: str, digest: str) -> str:
+    """Sorted set of the ids of waiting requests that have one value of the fair label; by when each is forgotten."""
+    return f"peerlane:{{{gateway}}}:share:{digest}"
+
+
 def unacked_key(gateway: str, part: str = "") -> str:
     """Celery's store of messages taken but not acknowledged, one per gateway so that none can read another's."""
     return f"peerlane:{{{gateway}}}:unacked{part}"

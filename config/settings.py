@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     mtu: int | None = Field(None, ge=1280, le=9000, description="MTU of the device; default: the kernel's choice")
     max_peers: int = Field(100_000, ge=1, le=1_048_576, description="a gateway refuses creates beyond this")
     lane_cap: int = Field(20_000, ge=1, description="requests waiting in a lane beyond which clients are refused")
+    fair_label: str | None = Field(
+        None, pattern=r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$", description="label whose values share the lane fairly"
+    )
+    fair_share: float = Field(0.5, gt=0, le=1, description="largest part of the lane for one value of fair_label")
     unknown_peers: Literal["remove", "keep", "adopt"] = Field(
         "remove", description="what becomes of peers in the kernel that Redis does not know"
     )

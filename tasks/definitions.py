@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from config import names
 from config.celery_app import PeerlaneApp, app
+from tasks import fairness
 from tasks.awaiting import LaneResult, settle
 from tasks.bulk import ImportPeers, MendPeers, RemovePeers
 from tasks.connection import reason
@@ -76,10 +77,12 @@ class LaneTask(Task[..., dict[str, Any]]):
         application = cast("PeerlaneApp", self.app)
         lanes = lanes_of(application)
         try:
-            lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, ImportPeers))
+            lane = lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, ImportPeers))
             if wish.deadline is None:
                 within = application.settings.request_deadline if expires is None else _seconds_until(expires)
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
+            if isinstance(wish, CreatePeer):
+                fairness.join(lanes, lane, wish.labels, request_id, deadline=arguments["deadline"])
         except RedisError as error:
             raise OutcomeUnknown(
                 f"Redis could not be reached ({reason(error)}); nothing was sent", request_id

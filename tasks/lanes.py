@@ -21,6 +21,10 @@ from tasks.errors import Draining, PeerlaneError, Unavailable
 LIVE_FOR_MS = 5_000
 #: Seconds for which an answer about a lane is believed.
 BELIEVED_FOR = 1.0
+#: Of the room that a look has shown, one process uses so much before it looks again: others use it too.
+BELIEVED_ROOM = 1 / 8
+#: Requests that may wait where a gateway does not say how many.
+DEFAULT_CAP = 20_000
 #: Margin added to a tombstone's life beyond its request's deadline, in seconds.
 TOMBSTONE_MARGIN = 60
 #: Seconds that a deadline is ahead at most (tasks.definitions); the tombstone of an unknown one lives as long.
@@ -53,6 +57,16 @@ class LaneState:
             return "recovering"
         return self.facts.get("state", "active")
 
+    @property
+    def cap(self) -> int:
+        """How many requests may wait in each queue of the lane."""
+        told = self.facts.get("lane_cap", "")
+        return int(told) if told.isdecimal() and len(told) < 10 else DEFAULT_CAP
+
+    def room(self, *, bulk: bool) -> int:
+        """How many more may join the queue."""
+        return self.cap - (self.waiting_bulk if bulk else self.waiting)
+
     def refusal(self, *, bulk: bool, create: bool) -> PeerlaneError | None:
         """Why a request would be refused now, before it is sent; None if it would not."""
         if not self.facts:
@@ -61,9 +75,8 @@ class LaneState:
             return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
         if self.state == "recovering":
             return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
-        cap = int(self.facts.get("lane_cap", "20000"))
-        if (self.waiting_bulk if bulk else self.waiting) >= cap:
-            return Unavailable(f"the lane of {self.gateway} is full: {cap} requests wait", 5.0)
+        if self.room(bulk=bulk) <= 0:
+            return Unavailable(f"the lane of {self.gateway} is full: {self.cap} requests wait", 5.0)
         if create and self.state == "draining":
             return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
         return None
@@ -77,6 +90,8 @@ class Lanes:
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
         self._believed: dict[str, tuple[float, LaneState]] = {}
+        #: Requests that this process has let pass since it looked, by gateway and queue.
+        self._passed: dict[tuple[str, bool], int] = {}
 
     def look(self, gateway: str) -> LaneState:
         """Look at a lane now."""
@@ -94,20 +109,28 @@ class Lanes:
         beat = facts.get("heartbeat", "")
         found = LaneState(gateway, facts, max(0, now - int(beat)) if beat.isdigit() else None, waiting, bulk)
         self._believed[gateway] = (time.monotonic(), found)
+        self._passed[gateway, False] = self._passed[gateway, True] = 0
         return found
 
-    def check(self, gateway: str, *, bulk: bool = False, create: bool = True) -> None:
-        """Refuse at once what would only wait in vain. An answer is believed for a second.
+    def check(self, gateway: str, *, bulk: bool = False, create: bool = True) -> LaneState:
+        """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.
 
         Raises:
             Unavailable: unknown gateway, no live writer, or a full lane.
             Draining: a create for a gateway that is being emptied.
         """
         at, state = self._believed.get(gateway, (0.0, None))
-        if state is None or time.monotonic() - at > BELIEVED_FOR or state.refusal(bulk=bulk, create=create):
+        if (
+            state is None
+            or time.monotonic() - at > BELIEVED_FOR
+            or self._passed.get((gateway, bulk), 0) >= state.room(bulk=bulk) * BELIEVED_ROOM
+            or state.refusal(bulk=bulk, create=create)
+        ):
             state = self.look(gateway)
         if refusal := state.refusal(bulk=bulk, create=create):
             raise refusal
+        self._passed[gateway, bulk] = self._passed.get((gateway, bulk), 0) + 1
+        return state
 
     def stored(self, request_id: str) -> str | None:
         """The request's commit record, if there is one."""

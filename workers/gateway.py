@@ -94,6 +94,7 @@ class GatewayService:
                 {"gateway_public_key": facts.public_key, "endpoint": endpoint},
                 unknown=self.settings.unknown_peers,
                 spec=self.spec,
+                fair_label=self.settings.fair_label,
                 stopping=lambda: worker_state.should_stop is not None or worker_state.should_terminate is not None,
             )
             store.register(
@@ -115,6 +116,8 @@ class GatewayService:
                     "mtu": self.settings.mtu or 0,
                     "max_peers": self.settings.max_peers,
                     "lane_cap": self.settings.lane_cap,
+                    "fair_label": self.settings.fair_label or "",
+                    "fair_share": self.settings.fair_share,
                     "sweep_every": self.settings.sweep_every,
                     "reconcile_every": self.settings.reconcile_every,
                     "version": VERSION,

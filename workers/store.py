@@ -77,8 +77,13 @@ class Store:
         self.epoch = int(self.redis.incr(self._epoch))
         return self.epoch
 
-    def commit(self, request_id: str, deadline: int, result: str, plans: Sequence[Plan] = ()) -> Answer:
-        """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments."""
+    def commit(
+        self, request_id: str, deadline: int, result: str, plans: Sequence[Plan] = (), *, share: str | None = None
+    ) -> Answer:
+        """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments.
+
+        ``share`` is the key under which the request counts in a share of the lane (tasks.fairness); it leaves it.
+        """
         changing = [plan for plan in plans if plan.before is not plan.after]
         removal = bool(changing) and all(plan.after is None for plan in changing)
         return self._answer(
@@ -89,6 +94,7 @@ class Store:
                     self._peers,
                     self._addresses,
                     self._gateway,
+                    *([share] if share else []),
                 ],
                 args=[
                     self.epoch,
@@ -98,6 +104,7 @@ class Store:
                     results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
                     json.dumps([_change(plan) for plan in changing], separators=(",", ":")),
                     int(any(plan.outcome == "created" for plan in plans)),
+                    *([request_id] if share else []),
                 ],
             )
         )

@@ -27,6 +27,7 @@ from config import names
 from tasks import results
 from tasks.connection import reason
 from tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
+from tasks.fairness import share_key
 from tasks.model import Peer
 from workers import failpoints
 from workers.dataplane import AddRoute, Change, DataPlane, DeviceSpec, RemovePeer, RemoveRoute
@@ -64,6 +65,7 @@ class Writer:
         *,
         unknown: Unknown = "remove",
         spec: DeviceSpec | None = None,
+        fair_label: str | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """``facts`` is what results say of the gateway; ``spec`` lets a lost device be made again."""
@@ -82,6 +84,9 @@ class Writer:
         self.settled_request: str | None = None
         self._unknown: Unknown = unknown
         self._spec = spec
+        self._fair_label = fair_label
+        #: Where the request at hand counts in a share of the lane.
+        self._share: str | None = None
         self._stopping = stopping
 
     def recover(self, progress: Progress | None = None) -> Recovered:
@@ -131,6 +136,9 @@ class Writer:
             PeerlaneError: the committed refusal, or Fenced.
         """
         self._refuse_if_fenced()
+        self._share = None
+        if self._fair_label is not None and task == names.CREATE_PEER:
+            self._share = share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
         try:
             if self.recovery_needed is not None:
                 self.recover()
@@ -159,7 +167,9 @@ class Writer:
 
     def _carry_out(self, request_id: str, decision: Decision) -> dict[str, Any]:
         deadline = decision.deadline
-        if decision.removes and (early := self._ask_first(request_id, decision)) is not None:
+        # What comes too late is told so before the device is touched: in a flood that is what waited longest.
+        late = 0 < deadline < self._patiently(self.store.clock.now_ms)
+        if (decision.removes or late) and (early := self._ask_first(request_id, decision)) is not None:
             return early
         try:
             if decision.reopen and self._spec is not None:
@@ -173,7 +183,9 @@ class Writer:
         record = results.encode(request_id, decision.result)
         failpoints.reach("before_commit")
         try:
-            answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, decision.plans))
+            answer = self._patiently(
+                lambda: self.store.commit(request_id, deadline, record, decision.plans, share=self._share)
+            )
         except ResponseError as error:
             # Out of memory, read-only, disk full: Redis refuses writes, so nothing is confirmed.
             self._settle(decision)
@@ -226,7 +238,9 @@ class Writer:
         late_after = deadline if isinstance(deadline, int) and not isinstance(deadline, bool) and deadline > 0 else 0
         record = results.encode(request_id, refusal)
         try:
-            answer = self._patiently(lambda: self.store.commit(request_id, min(late_after, 2**53), record))
+            answer = self._patiently(
+                lambda: self.store.commit(request_id, min(late_after, 2**53), record, share=self._share)
+            )
         except ResponseError as error:
             log.warning("request %s: Redis refused to store its refusal (%s)", request_id, _first_word(error))
             self.settled_request = request_id  # the caller's deadline settles it: nothing was changed
