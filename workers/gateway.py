@@ -19,6 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import Settings
+from tasks.alarms import raise_alarm
 from tasks.connection import connect, reason
 from tasks.definitions import register
 from tasks.errors import KernelError, LaneHeld, PeerlaneError, SettingsError, StorageError
@@ -30,7 +31,7 @@ from workers.dataplane.memory import MemoryDataPlane
 from workers.lane import EXIT_REPLACED, LaneWriter
 from workers.lock import WriterLock, namespace
 from workers.plan import Policy
-from workers.recover import Progress
+from workers.recover import Progress, Recovered
 from workers.results import CommitBackend
 from workers.store import Store
 from workers.writer import Writer
@@ -128,7 +129,8 @@ class GatewayService:
             )
             self._beating = Heartbeat(self.settings, store, writer)
             self._beating.start()
-            done = writer.recover(self._progress)
+            done = writer.recover(self._on_progress)
+            self._tell_of_kept(done)
         except RedisError as error:
             raise StorageError(f"Redis cannot be used: {reason(error)}") from error
         self._beating.phase = "serving"
@@ -158,10 +160,29 @@ class GatewayService:
         if writer.recovery_needed is not None:
             log.warning("gateway %s: recovering, because of %s", self.name, writer.recovery_needed)
             try:
-                mended = writer.recover(self._progress).mended
-                log.warning("gateway %s: recovered, %s", self.name, dict(mended) or "nothing to mend")
+                beating.phase = "recovering"  # callers are refused at once instead of waiting behind this
+                done = writer.recover(self._on_progress)
+                self._tell_of_kept(done)
+                beating.phase = "serving"
+                log.warning("gateway %s: recovered, %s", self.name, dict(done.mended) or "nothing to mend")
             except (PeerlaneError, RedisError) as error:
                 log.error("gateway %s: not recovered yet: %s", self.name, error)
+
+    def _on_progress(self, done: int, total: int) -> None:
+        if self._beating is not None:
+            self._beating.recovered = f"{done}/{total}"
+        if self._progress is not None:
+            self._progress(done, total)
+
+    def _tell_of_kept(self, done: Recovered) -> None:
+        """An alarm for peers that a start has left on the device though Redis does not know them."""
+        if done.kept and self._store is not None:
+            message = (
+                f"{len(done.kept)} peers on the device are unknown to Redis and were kept: import them "
+                f"(peerlane gateway import {self.name} --live), or delete them"
+            )
+            store = self._store
+            raise_alarm(store.redis, self.name, "unknown_peers", message, now=store.clock.now_ms() // 1000)
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
         """Store ``error`` as the outcome of a request that is none."""
@@ -190,6 +211,8 @@ class Heartbeat(threading.Thread):
         self.state = "active"
         self.replaced = False
         self.redis_restarted = False
+        #: How far a recovery has come: changes made / to make.
+        self.recovered = ""
         self._store, self._writer = store, writer
         self._redis = connect(settings)
         self._run_id: str | None = None
@@ -203,7 +226,8 @@ class Heartbeat(threading.Thread):
                 log.debug("no heartbeat: %s", type(error).__name__)
 
     def _beat(self, redis: Redis) -> None:
-        if not self._store.heartbeat(redis, phase=self.phase, peers=len(self._writer.table.peers)):
+        told = {"phase": self.phase, "recovered": self.recovered, "peers": len(self._writer.table.peers)}
+        if not self._store.heartbeat(redis, **told):
             self.replaced = True
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
         self.state = found.decode() if found else "active"

@@ -18,6 +18,7 @@ from tasks.model import Peer, check_public_key
 from tasks.prefix import Prefix
 from workers.functions import Procedure
 from workers.plan import Plan
+from workers.seen import decode
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +182,11 @@ class Store:
         """What an import has brought, in order."""
         found = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))
         return [entry.decode(errors="replace") for entry in found]
+
+    def last_seen(self) -> dict[str, float]:
+        """When the observer last saw each peer; a peer it never saw is not in it."""
+        found = {name: decode(record) for name, record in self._pages(names.seen_key(self.gateway))}
+        return {name: float(seen.last_seen) for name, seen in found.items() if seen is not None}
 
     def state(self) -> str:
         """``active`` or ``draining``."""

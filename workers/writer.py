@@ -99,7 +99,14 @@ class Writer:
         if self._spec is not None:
             self.plane.open(self._spec)
         loaded = self._patiently(self.store.load)
-        done = recover(self.policy, loaded, self.plane, unknown=self._unknown, progress=progress)
+        done = recover(
+            self.policy,
+            loaded,
+            self.plane,
+            unknown=self._unknown,
+            seen=lambda: self._patiently(self.store.last_seen),
+            progress=progress,
+        )
         if done.adopted:
             self._adopt(done)
         self.table = done.table
