@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     redis_ca: Path | None = Field(None, description="CA certificates for rediss:// (PEM); default: the system's")
     redis_client_cert: Path | None = Field(None, description="certificate that Redis asks clients for (PEM)")
     redis_client_key: Path | None = Field(None, description="its private key (PEM), if it is in a file of its own")
+    require_durable: bool = Field(
+        default=False, description="a writer refuses to start on a Redis that could lose what it confirms"
+    )
     result_ttl: int = Field(600, ge=60, le=86_400, description="how long a result, and so a commit record, is kept")
     request_deadline: float = Field(
         60.0, gt=0, le=600, description="deadline of a request whose caller gave neither expires nor timeout"

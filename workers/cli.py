@@ -55,6 +55,11 @@ main.add_command(peer)
 @click.option("--listen-port", type=click.IntRange(1, 65535), help="UDP port of the device.  [default: 51820]")
 @click.option("--private-key-file", type=click.Path(path_type=Path), help="Made with mode 0600 if it is not there.")
 @click.option("--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path.")
+@click.option(
+    "--require-durable/--no-require-durable",
+    default=None,
+    help="Refuse a Redis that could lose what it confirms.  [default: warn]",
+)
 @click.option("--only", type=click.Choice(["writer", "observer"]), help="One of the two processes, on its own.")
 @click.option("--loglevel", type=click.Choice(LEVELS), default="info", show_default=True)
 @pass_session

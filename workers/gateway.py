@@ -14,7 +14,7 @@ from typing import cast
 
 from celery.worker import state as worker_state
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from config import names
 from config.celery_app import PeerlaneApp
@@ -28,6 +28,7 @@ from tasks.prefix import Prefix
 from tasks.results import encode
 from workers.dataplane import DataPlane, DeviceSpec
 from workers.dataplane.memory import MemoryDataPlane
+from workers.durability import check_durability
 from workers.lane import EXIT_REPLACED, LaneWriter
 from workers.lock import WriterLock, namespace
 from workers.plan import Policy
@@ -75,7 +76,7 @@ class GatewayService:
         redis = connect(self.settings)
         store = self._store = Store(redis, self.name, result_ttl=self.settings.result_ttl)
         try:
-            check_durability(redis)
+            check_durability(redis, require=self.settings.require_durable)
             await_predecessor(store)
             store.open_epoch()
             facts = self._plane.open(self.spec)
@@ -318,30 +319,6 @@ def open_plane(settings: Settings) -> tuple[str, DataPlane]:
     raise KernelError(
         f"this host cannot run a gateway: {missing}; PEERLANE_DATAPLANE=memory keeps no tunnel, for tests"
     )
-
-
-def check_durability(redis: Redis) -> None:
-    """Say loudly where Redis is not set up to keep what it confirms.
-
-    Raises:
-        StorageError: it may evict peers.
-    """
-    try:
-        found = cast("dict[str, str]", redis.config_get("appendonly", "appendfsync", "maxmemory", "maxmemory-policy"))
-    except ResponseError as error:
-        log.warning("Redis does not let its settings be read (%s): durability is not checked", type(error).__name__)
-        return
-    if found.get("maxmemory", "0") != "0" and found.get("maxmemory-policy") != "noeviction":
-        raise StorageError(
-            f"Redis may evict peers (maxmemory-policy {found.get('maxmemory-policy')}): set it to noeviction"
-        )
-    if found.get("appendonly") != "yes":
-        log.warning("Redis keeps no append-only file: CONFIRMED PEERS ARE LOST WHEN IT STOPS (set appendonly yes)")
-    elif found.get("appendfsync") != "always":
-        log.warning(
-            "Redis syncs its append-only file %s: a power loss can lose confirmed peers (appendfsync always keeps all)",
-            found.get("appendfsync"),
-        )
 
 
 def own_name() -> str:

@@ -1,0 +1,100 @@
+"""Whether a Redis server can keep what a gateway confirms: asked once, before the writer takes its first request.
+
+What would break a promise whatever anybody does is refused. What may lose confirmed peers when the server stops or the
+power fails is said loudly; with ``PEERLANE_REQUIRE_DURABLE`` it is refused as well. See docs/guarantees.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import ReadOnlyError, ResponseError
+
+from tasks.connection import reason
+from tasks.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+#: The oldest Redis: SET with NX and GET at once, EXPIRE in scripts, selectors of users. Every Valkey has them.
+OLDEST = (7, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something about a server that a gateway's operator has to know."""
+
+    sentence: str
+    #: Refused whatever the settings say.
+    fatal: bool = False
+    #: Fatal now, but it passes by itself: whoever starts the writer may try again.
+    passing: bool = False
+
+
+def judge(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
+    """What is wrong with a server, worst first, by its answer to INFO. No ``appendfsync``: this user may not read it."""
+    return [*_fatal(info), *_lossy(info, appendfsync)]
+
+
+def _fatal(info: Mapping[str, Any]) -> list[Found]:
+    found: list[Found] = []
+    version = str(info.get("redis_version", "0"))
+    if "valkey_version" not in info and _numbers(version) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        found.append(Found(f"Redis {version} is too old: {oldest} or newer is needed, or any Valkey", fatal=True))
+    if str(info.get("cluster_enabled", "0")) == "1" or info.get("redis_mode") == "cluster":
+        told = "Redis runs as a cluster, where queues and peers are on different servers: use one server per fleet"
+        found.append(Found(told, fatal=True))
+    if str(info.get("role", "master")) != "master":
+        told = "Redis is a replica, and takes no writes: name the primary in PEERLANE_REDIS_URL"
+        found.append(Found(told, fatal=True, passing=True))
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if str(info.get("maxmemory", "0")) != "0" and policy != "noeviction":
+        found.append(Found(f"Redis may evict peers (maxmemory-policy {policy}): set it to noeviction", fatal=True))
+    return found
+
+
+def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
+    found: list[Found] = []
+    if str(info.get("aof_enabled", "0")) != "1":
+        found.append(
+            Found("Redis keeps no append-only file: CONFIRMED PEERS ARE LOST WHEN IT STOPS (set appendonly yes)")
+        )
+    elif appendfsync is None:
+        found.append(Found("Redis does not tell this user how often it syncs its append-only file (CONFIG GET)"))
+    elif appendfsync != "always":
+        told = f"Redis syncs its append-only file {appendfsync}: a power loss can lose confirmed peers"
+        found.append(Found(f"{told} (appendfsync always keeps all)"))
+    if str(info.get("aof_last_write_status", "ok")) != "ok":
+        found.append(Found("Redis could not write its append-only file the last time: is its disk full?"))
+    replicas = str(info.get("connected_slaves", "0"))
+    if replicas != "0" and "min_slaves_good_slaves" not in info:
+        told = f"Redis has {replicas} replicas and confirms without them: a failover can lose confirmed peers"
+        found.append(Found(f"{told} (set min-replicas-to-write 1)"))
+    return found
+
+
+def check_durability(redis: Redis, *, require: bool = False) -> None:
+    """Ask, and say or refuse. Raises redis.RedisError.
+
+    Raises:
+        StorageError: the server is not fit to hold a gateway; with ``require``, whatever else could lose a peer too.
+    """
+    info = redis.info()
+    try:
+        answer = cast("dict[str, str]", redis.config_get("appendfsync"))
+    except ResponseError as error:
+        log.debug("appendfsync is not told: %s", reason(error))
+        answer = {}
+    for found in judge(info, answer.get("appendfsync")):
+        if found.fatal or require:
+            demanded = "" if found.fatal else "; PEERLANE_REQUIRE_DURABLE forbids that"
+            raise StorageError(found.sentence + demanded) from (ReadOnlyError() if found.passing else None)
+        log.warning("%s", found.sentence)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdecimal() else 0 for part in version.split(".")[:2])
