@@ -15,7 +15,7 @@ import pytest
 from devices import Rig, delete, kernel_rig, prefix, prefixes, run, wg_dump
 from keys import key_number, some_key
 
-from tasks.errors import KernelError
+from tasks.errors import KernelError, SettingsError
 from tasks.prefix import Prefix
 from workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile, wire
 from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
@@ -196,6 +196,15 @@ def test_a_peer_that_has_spoken_is_as_wg_shows_it(rig: Rig, far: str) -> None:
     assert in_the_words_of_wg({far: peer}) == as_wg_shows_them(rig)
     ((counted,),) = rig.counters.counters()
     assert counted == (far, peer.latest_handshake, peer.rx_bytes, peer.tx_bytes, peer.endpoint)
+
+
+def test_a_device_that_is_taken_over_is_not_moved_to_another_port(rig: Rig, tmp_path: Path) -> None:
+    port = rig.plane.open(rig.spec).listen_port
+    adopting = replace(rig.spec, private_key_file=tmp_path / "new.key", listen_port=port ^ 1)
+    with pytest.raises(SettingsError, match=f"listens on port {port}"):
+        rig.plane.open(adopting)
+    assert not adopting.private_key_file.exists()
+    assert rig.plane.open(replace(adopting, listen_port=port)).listen_port == port
 
 
 def test_a_key_that_somebody_changed_under_the_gateway_is_changed_back(rig: Rig, tmp_path: Path) -> None:

@@ -229,7 +229,10 @@ def _check_served(table: PeerTable, prefix: Prefix) -> None:
     served = (*policy.pools, *policy.serves)
     if not any(area.contains(prefix) for area in served):
         listed = ", ".join(str(area) for area in served) or "nothing"
-        raise Invalid(f"allowed_ips: {prefix} is outside what the gateway {policy.gateway} serves ({listed})")
+        raise Invalid(
+            f"allowed_ips: {prefix} is outside what the gateway {policy.gateway} serves ({listed});"
+            " its PEERLANE_SERVES can add to that"
+        )
     for own in policy.own_addresses:
         if prefix.contains(own):
             raise Conflict(f"allowed_ips: {prefix} holds the gateway's own address {own.address}")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import KernelError
+from tasks.errors import KernelError, SettingsError
 from tasks.prefix import Prefix
 from workers.dataplane import (
     AddRoute,
@@ -97,11 +97,18 @@ class KernelDataPlane:
 
     def _private_key(self, links: Any, spec: DeviceSpec) -> bytes:
         """The key to run with: before a device is made, so that a bad file leaves none behind."""
-        held = None
+        held, port = None, 0
         if links.link_lookup(ifname=spec.interface):
             _ensure_link(links, spec.interface)
-            held = self._device().private_key
+            device = self._device()
+            held, port = device.private_key, device.listen_port
         lacking = held is not None and not spec.private_key_file.exists()
+        if lacking and spec.listen_port not in (0, port):
+            # Somebody else's device: its peers know it by its port.
+            raise SettingsError(
+                f"{spec.interface} listens on port {port}, PEERLANE_LISTEN_PORT is {spec.listen_port}: set that to"
+                f" {port}, or move the device: `wg set {spec.interface} listen-port {spec.listen_port}`"
+            )
         private = keyfile.load_or_make(spec.private_key_file, held)
         if lacking:
             _log.warning("%s: its private key is in %s from now on", spec.interface, spec.private_key_file)
