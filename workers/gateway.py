@@ -77,7 +77,7 @@ class GatewayService:
         store = self._store = Store(redis, self.name, result_ttl=self.settings.result_ttl)
         try:
             check_durability(redis, require=self.settings.require_durable)
-            await_predecessor(store)
+            await_predecessor(store, lock.device)
             store.open_epoch()
             facts = self._plane.open(self.spec)
             endpoint = self.settings.endpoint or f"{own_name()}:{facts.listen_port}"
@@ -125,7 +125,7 @@ class GatewayService:
                     "version": VERSION,
                     "epoch": store.epoch,
                     "phase": "recovering",
-                    **holder(),
+                    **holder(lock.device),
                 }
             )
             self._beating = Heartbeat(self.settings, store, writer)
@@ -327,25 +327,29 @@ def own_name() -> str:
     return full if not full.startswith("localhost") else socket.gethostname()
 
 
-def holder() -> dict[str, str | int]:
-    """Who this writer is, for a second one to name."""
-    return {"holder_host": socket.gethostname(), "holder_pid": os.getpid(), "holder_namespace": namespace()}
+def holder(device: str) -> dict[str, str | int]:
+    """Who this writer is, for a second one to name; ``device`` is what its lock is named after."""
+    return {
+        "holder_host": socket.gethostname(),
+        "holder_pid": os.getpid(),
+        "holder_lock": f"{namespace()}/{device}",
+    }
 
 
-def await_predecessor(store: Store) -> None:
+def await_predecessor(store: Store, device: str) -> None:
     """Go on once no other writer serves this gateway.
 
-    In one network namespace the OS lock has answered already. Elsewhere only the heartbeat tells: one that goes on is
-    a live writer; one that stopped without a word is waited out.
+    Where the last one held the lock that this one holds now, it is gone. Elsewhere (another host, namespace or
+    device) only the heartbeat tells: one that goes on is a live writer; one that stopped without a word is waited out.
 
     Raises:
         LaneHeld: another writer lives; says where.
     """
     facts = store.facts()
     beat = facts.get("heartbeat", "0")
-    same_scope = facts.get("holder_namespace") == namespace() and facts.get("dataplane") != "memory"
+    had_this_lock = facts.get("holder_lock") == f"{namespace()}/{device}"
     deadline = time.monotonic() + LIVE_FOR_MS / 1000 + 1
-    while not same_scope and beat.isdigit() and store.clock.now_ms() - int(beat) < LIVE_FOR_MS:
+    while not had_this_lock and beat.isdigit() and store.clock.now_ms() - int(beat) < LIVE_FOR_MS:
         time.sleep(0.2)
         facts = store.facts()
         if facts.get("heartbeat") != beat or time.monotonic() > deadline:
