@@ -38,6 +38,11 @@ class Process:
             )
 
     @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """All that it has said."""
         return self._log.read_text(errors="replace")
