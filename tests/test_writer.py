@@ -322,7 +322,7 @@ class TestTheSameRequestTwice:
 
     def test_that_was_cancelled_never_takes_effect(self, bench: Bench) -> None:
         key, request = some_key(), bench.request()
-        lanes = Lanes(cast("Redis", Redis.from_url(bench.server.url)), result_ttl=600)
+        lanes = Lanes(Redis.from_url(bench.server.url), result_ttl=600)
         lanes.cancel(request)
         with pytest.raises(TimedOut):
             bench.create(key, request=request)
