@@ -116,6 +116,7 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
         Selector(("get", "set"), (results,)),
         Selector(("get", "incrby"), (names.epoch_key(gateway),)),
         Selector(("lrange",), (f"R:{names.staged_key(gateway, '*')}",)),
+        Selector(("zrem",), (names.share_key(gateway, "*"),)),
         Selector(("sadd",), (f"W:{names.GATEWAYS_KEY}",)),
     )
 
@@ -141,11 +142,13 @@ def _observer(gateway: str, events: str) -> tuple[Selector, ...]:
 def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
     results = tuple(names.result_key(names.request_id(gateway, "*")) for gateway in gateways)
     lanes = tuple(f"W:{queue(name)}" for name in gateways for queue in (names.lane_queue, names.bulk_queue))
+    shares = tuple(names.share_key(gateway, "*") for gateway in gateways)
     return (
         Selector((*_CONNECTION, "publish", "subscribe", "unsubscribe"), channels=results),
         Selector(("lpush", "llen"), lanes),
         Selector(("get", "mget", "set"), results),  # set: to cancel
         Selector(("hget", "hexists", "hscan"), tuple(f"R:{names.peers_key(name)}" for name in gateways)),
+        Selector(("zadd", "zcard", "zrem", "zremrangebyscore", "expire"), shares),
         # What any gateway says of itself is no secret, and lists of gateways show all of them.
         Selector(("hgetall",), (f"R:{names.gateway_key('*')}",)),
         Selector(("llen",), ("gateway.*",)),

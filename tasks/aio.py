@@ -45,7 +45,7 @@ class ResultListener:
         pool = BlockingConnectionPool.from_url(
             url, max_connections=CONNECTIONS, timeout=1, socket_timeout=1.0, socket_connect_timeout=1.0, **tls
         )
-        self.redis: Redis = Redis(connection_pool=pool)
+        self.redis: Redis = Redis.from_pool(pool)  # it closes the pool with itself
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
         self._results: dict[str, asyncio.Future[str]] = {}

@@ -18,15 +18,24 @@ from waiting import eventually
 class RedisServer:
     """One server process in a directory of its own. ``stop`` ends it; its data stays in the directory."""
 
-    def __init__(self, directory: Path) -> None:
-        """``directory`` has a short path: a socket's name holds 107 bytes."""
+    def __init__(self, directory: Path, *, user: str | None = None, password: str | None = None, **told: str) -> None:
+        """``directory`` has a short path: a socket's name holds 107 bytes. ``told`` are further settings of Redis.
+
+        ``user`` is who looks from the test, where Redis lets nobody in without a name.
+        """
         self.directory = directory
+        self._told = told
         self.socket = directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
         #: For looking from the test; every command on it times out after 10 s.
         self.redis = Redis(
-            unix_socket_path=str(self.socket), decode_responses=True, socket_timeout=10, retry=Retry(NoBackoff(), 0)
+            unix_socket_path=str(self.socket),
+            username=user,
+            password=password,
+            decode_responses=True,
+            socket_timeout=10,
+            retry=Retry(NoBackoff(), 0),
         )
 
     @property
@@ -52,6 +61,7 @@ class RedisServer:
             "maxmemory-policy": "noeviction",
             "save": "",
             "enable-debug-command": "yes",
+            **self._told,
         }
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from tasks.cli.program import Command
 from tasks.cli.session import Session, pass_session
 
 
-@click.command("functions")
+@click.command("functions", cls=Command)
 @click.option("--load", is_flag=True, help="Load them into Redis; takes an administrator's PEERLANE_REDIS_URL.")
 @pass_session
 def functions(session: Session, *, load: bool) -> None:

@@ -77,6 +77,7 @@ class GatewayService:
         store = self._store = Store(redis, self.name, result_ttl=self.settings.result_ttl)
         try:
             check_durability(redis, require=self.settings.require_durable)
+            store.prepare()
             await_predecessor(store, lock.device)
             store.open_epoch()
             facts = self._plane.open(self.spec)
@@ -132,10 +133,10 @@ class GatewayService:
             self._beating.start()
             done = writer.recover(self._on_progress)
             self._tell_of_kept(done)
+            store.heartbeat(phase="serving")
         except RedisError as error:
             raise StorageError(f"Redis cannot be used: {reason(error)}") from error
         self._beating.phase = "serving"
-        store.heartbeat(phase="serving")
         mended = ", ".join(f"{count} {kind}" for kind, count in sorted(done.mended.items())) or "nothing to mend"
         log.info(
             "gateway %s: epoch %d, %s data plane, %d peers, %s",

@@ -73,6 +73,13 @@ class Store:
         self._check, self._beat = Procedure(redis, "check"), Procedure(redis, "heartbeat")
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
 
+    def prepare(self) -> None:
+        """Make sure that the procedures can be called, before anybody is made way for.
+
+        Raises redis.RedisError, FunctionsMissing among them.
+        """
+        self.check(names.request_id(self.gateway, "start"), 0)
+
     def open_epoch(self) -> int:
         """Begin a new epoch: from here on every earlier writer of this gateway is refused."""
         self.epoch = int(self.redis.incr(self._epoch))

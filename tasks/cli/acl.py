@@ -11,10 +11,11 @@ import click
 
 from tasks.acl import ROLES, Form, Role, nobody, users
 from tasks.cli.parameters import GatewayName
+from tasks.cli.program import Command
 from tasks.cli.session import Session, pass_session
 
 
-@click.command("acl")
+@click.command("acl", cls=Command)
 @click.argument("gateways", metavar="GATEWAY...", nargs=-1, required=True, type=GatewayName())
 @click.option("--role", "roles", multiple=True, type=click.Choice([*ROLES, "all"]), help="Repeatable.  [default: all]")
 @click.option("--passwords", is_flag=True, help="Make passwords. They are in the output, and nowhere else.")
