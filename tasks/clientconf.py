@@ -162,13 +162,18 @@ def refuse_if_there(path: Path) -> None:
         FileExists: something of that name is there.
         NotWritten: its directory is not there.
     """
-    if path.exists() or path.is_symlink():
-        raise FileExists(f"{path} is there already and was left as it is; --force replaces it")
-    if not path.parent.is_dir():
-        raise NotWritten(f"{path} cannot be written: there is no directory {path.parent}")
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise NotWritten(f"{path} cannot be written: there is no directory {path.parent}") from None
+        return
+    except OSError as error:
+        raise NotWritten(f"{path} cannot be written: {error.strerror}") from None
+    raise FileExists(f"{path} is there already and was left as it is; --force replaces it")
 
 
-def write_private(path: Path, text: str, *, replace: bool = False) -> None:
+def write_private(path: Path, text: str | bytes, *, replace: bool = False) -> None:
     """Write a file that holds a secret: mode 0600 from its first byte, whole or not at all.
 
     Raises:
@@ -183,8 +188,8 @@ def write_private(path: Path, text: str, *, replace: bool = False) -> None:
     except OSError as error:
         raise NotWritten(f"{path} cannot be written: {error.strerror}") from None
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text if isinstance(text, bytes) else text.encode())
             file.flush()
             os.fsync(file.fileno())
         if replace:

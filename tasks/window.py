@@ -7,16 +7,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from tasks.awaiting import LaneResult
-from tasks.errors import PeerlaneError
+from tasks import results
+from tasks.awaiting import LaneResult, settle
+from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from tasks.lanes import lanes_of
 from tasks.model import PeerResult
 
 _Wish = TypeVar("_Wish")
 
-#: Seconds left to a request that was answered while others were waited for; its result is here already.
-_AT_HAND = 0.01
+#: Seconds in which Redis has to tell what became of a request whose time is up.
+_SETTLE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def in_window(
         for _, sent, _ in outstanding:
             if isinstance(sent, LaneResult):
                 with suppress(PeerlaneError):
-                    sent.get(timeout=_AT_HAND)
+                    _settled(sent, 0)
 
 
 def _answer(outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]], timeout: float) -> Answer[_Wish]:
@@ -65,9 +67,25 @@ def _answer(outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]],
         outcome = sent
     else:
         try:
-            left = max(_AT_HAND, began + timeout - time.monotonic())
-            outcome = PeerResult.model_validate(sent.get(timeout=left))
+            left = began + timeout - time.monotonic()
+            # Celery waits in steps of a second: those whose time ran out side by side are not waited for in a row.
+            found = sent.get(timeout=left) if left > 0 else _settled(sent, timeout)
+            outcome = PeerResult.model_validate(found)
         except PeerlaneError as error:
             outcome = error
     outstanding.popleft()
     return Answer(wish, outcome, time.monotonic() - began)
+
+
+def _settled(sent: LaneResult, timeout: float) -> dict[str, Any]:
+    """The outcome as it is in Redis; where there is none yet, the request is cancelled for good."""
+    sent.forget()
+    request_id = str(sent.id)
+    record = settle(lanes_of(cast("Any", sent.app)), request_id, sent.deadline, until=time.monotonic() + _SETTLE)
+    if record is None:
+        raise OutcomeUnknown("Redis could not be reached: whether the request took effect is unknown", request_id)
+    try:
+        return results.decode(record)
+    except TimedOut:
+        message = f"no outcome within {timeout:g} s: the request was cancelled and will never take effect"
+        raise TimedOut(message) from None

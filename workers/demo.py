@@ -5,14 +5,11 @@ Every peer goes the real way: client, queue, writer, data plane, commit. What is
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from rich.rule import Rule
@@ -33,6 +30,7 @@ from tasks.keys import make_key_pair
 from tasks.model import PeerResult
 from tasks.window import in_window
 from workers.children import LOOK
+from workers.ending import Ending
 from workers.fleet import NAMES, Fleet, choose_dataplane
 
 #: Requests outstanding at once when many are created.
@@ -93,9 +91,10 @@ class Figures:
 class Demo:
     """The demo's parts, in the order they are told. ``found`` collects what programs get."""
 
-    def __init__(self, fleet: Fleet, output: Output, *, peers: int) -> None:
+    def __init__(self, fleet: Fleet, output: Output, ending: Ending, *, peers: int) -> None:
         self.fleet = fleet
         self.output = output
+        self.ending = ending
         self.peers = peers
         self.found: dict[str, Any] = {}
         self._there: list[Ask] = []
@@ -232,6 +231,7 @@ class Demo:
         try:
             while all(child.status() is None for child in fleet.gateways.values()):
                 time.sleep(0.5)
+                self.ending.check()
         except KeyboardInterrupt:
             return
         raise DemoFailed("a gateway has ended:\n" + "\n".join(child.tail() for child in fleet.gateways.values()))
@@ -253,6 +253,7 @@ class Demo:
                 waits: list[float] = []
                 began = time.monotonic()
                 for answer in in_window(send, part, timeout=PATIENCE, size=size):
+                    self.ending.check()
                     if not isinstance(answer.outcome, PeerResult):
                         raise DemoFailed(f"{title} on {answer.wish.gateway}: {answer.outcome}")
                     waits.append(answer.seconds)
@@ -283,22 +284,6 @@ class Demo:
             self.output.show(what)
 
 
-@contextmanager
-def _ending_well() -> Generator[None]:
-    """SIGTERM and SIGHUP unwind like Ctrl-C does, so that nothing that was started stays behind."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del frame
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool) -> None:
     """The demo, from the first process to the last file.
 
@@ -307,8 +292,8 @@ def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool
     """
     dataplane, why = choose_dataplane()
     began = time.monotonic()
-    with _ending_well(), Fleet(NAMES[:count], dataplane, flower=flower) as fleet:
-        demo = Demo(fleet, output, peers=peers)
+    with Ending() as ending, Fleet(NAMES[:count], dataplane, flower=flower, check=ending.check) as fleet:
+        demo = Demo(fleet, output, ending, peers=peers)
         demo.start(why)
         demo.create()
         demo.show_client()

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from tasks.client import Gateway
 from tasks.lanes import lanes_of
 from workers.children import Child
 from workers.embedded import EmbeddedServer
+from workers.ending import Undisturbed
 
 NAMES = ("iad", "fra", "sin", "gru", "syd", "nrt", "jnb", "lhr")
 
@@ -61,13 +60,22 @@ def free_port() -> int:
 class Fleet:
     """A context manager: inside it everything runs, afterwards nothing does and nothing is left."""
 
-    def __init__(self, gateways: Sequence[str], dataplane: str, *, flower: bool = True) -> None:
+    def __init__(
+        self,
+        gateways: Sequence[str],
+        dataplane: str,
+        *,
+        flower: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``check`` is called while the start waits for something; what it raises ends the start."""
         self.names = tuple(gateways)
         self.dataplane = dataplane
         # What the demo stores goes with it: how fast this machine's disk syncs is not what is shown.
         self.server = EmbeddedServer(appendfsync="everysec")
         self.gateways: dict[str, Child] = {}
         self.flower_url: str | None = None
+        self._check = check
         self._with_flower = flower and find_spec("flower") is not None
         self._others: list[Child] = []
         self._directory: Path | None = None
@@ -162,6 +170,7 @@ class Fleet:
         }
 
     def _active(self, name: str) -> bool:
+        self._check()
         return lanes_of(self.app).look(name).state == "active"
 
     def __exit__(
@@ -171,7 +180,7 @@ class Fleet:
 
     def stop(self) -> None:
         """End everything, the server last, and remove every file. Not to be interrupted: it is over in seconds."""
-        with _undisturbed():
+        with Undisturbed():
             if self._app is not None:
                 app, self._app = self._app, None
                 backend: Any = app.backend
@@ -197,20 +206,3 @@ def _healthy(url: str) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-class _undisturbed:  # noqa: N801 - read as a word: with _undisturbed()
-    """No signal that ends a process gets through meanwhile; in a thread that cannot say so, nothing is changed."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, signal.SIG_IGN) for number in self.SIGNALS}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -51,7 +51,10 @@ def _completed(found: dict[str, Any] | Invalid, defaults: Mapping[str, Any]) -> 
         return Invalid(f"{unknown[0][:64]}: no such field; there are {', '.join(FIELDS)}")
     if not found.get("public_key"):
         return Invalid("public_key is missing: in a list each line names its own")
-    wish = {**defaults, **{name: value for name, value in found.items() if value is not None}}
+    said = {name: value for name, value in found.items() if value is not None}
+    # A pinned peer never expires: a line that says the one is not given the other.
+    never = {"pinned" if said.get("ttl") else "ttl" if said.get("pinned") else ""}
+    wish = {**{name: value for name, value in defaults.items() if name not in never}, **said}
     if isinstance(found.get("labels"), dict):
         wish["labels"] = {**defaults.get("labels", {}), **found["labels"]}
     if isinstance(wish.get("ttl"), str):

@@ -1,0 +1,58 @@
+"""Being told to end: SIGINT, SIGTERM and SIGHUP unwind the program, so that whatever it started is ended too."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Ending:
+    """A context in which those signals raise: KeyboardInterrupt for SIGINT, SystemExit for the others.
+
+    Python drops an exception that a handler raises inside a destructor: loops that wait call ``check``, which raises
+    it again.
+    """
+
+    def __init__(self) -> None:
+        self._told: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def check(self) -> None:
+        """Raise what the signal meant, if one has come."""
+        if self._told == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._told is not None:
+            raise SystemExit(128 + self._told)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._told = number
+        self.check()
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Undisturbed:
+    """A context for cleaning up, which takes seconds at most: none of those signals gets through meanwhile."""
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        # Another thread than the main one gets no signals.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
