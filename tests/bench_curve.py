@@ -1,0 +1,153 @@
+"""The headline: one create and one delete at the caller, however many peers the gateway holds.
+
+    make bench-kernel      or, on a kernel with WireGuard, as root: python tests/bench_curve.py [--peers 0,20000,…]
+
+Real queue, real server (AOF, fsync always), real worker process, real device. Beside it, on the same kernel with the
+same peers, what gateways did before: one changed line in a rendered wg.conf and ``wg syncconf``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gateways import GatewayProcess, close
+from keys import some_key
+from rich.console import Console
+from rich.table import Table
+from servers import RedisServer
+
+from config import names
+from config.celery_app import PeerlaneApp
+from config.settings import read
+from tasks import Gateway
+from tasks.model import Peer
+from tasks.prefix import Prefix
+
+POOL = Prefix.parse("10.8.0.0/13")
+INTERFACE, BASELINE = "plbench0", "plbench1"
+
+
+def many_peers(count: int) -> list[Peer]:
+    """Peers with one address each, the pool's first ones left free."""
+    return [
+        Peer(public_key=some_key(), allowed_ips=(Prefix.host(4, POOL.network + 100_000 + number),), created_at=1)
+        for number in range(count)
+    ]
+
+
+def store(server: RedisServer, gateway: str, peers: list[Peer]) -> None:
+    """Put them where a writer finds them at its start."""
+    for start in range(0, len(peers), 5_000):
+        pipe = server.redis.pipeline(transaction=False)
+        for peer in peers[start : start + 5_000]:
+            pipe.hset(names.peers_key(gateway), peer.public_key, peer.record())
+            pipe.hset(names.addresses_key(gateway), str(peer.allowed_ips[0]), peer.public_key)
+        pipe.execute()
+
+
+def timed(act: Callable[[], Any]) -> float:
+    """Milliseconds."""
+    began = time.perf_counter()
+    act()
+    return (time.perf_counter() - began) * 1000
+
+
+def middle(values: list[float], share: float = 0.5) -> float:
+    """A quantile."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def syncconf(peers: list[Peer], directory: Path, rounds: int = 3) -> float:
+    """Milliseconds for one more peer by rendering the whole file and ``wg syncconf``, on a device of its own."""
+    subprocess.run(["ip", "link", "add", BASELINE, "type", "wireguard"], check=True)
+    path = directory / "wg.conf"
+    try:
+        sections = [f"[Peer]\nPublicKey = {p.public_key}\nAllowedIPs = {p.allowed_ips[0]}\n" for p in peers]
+
+        def write(extra: int) -> None:
+            more = f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.7.0.{extra}/32\n"
+            path.write_text("\n".join([*sections, more]))
+            subprocess.run(["wg", "syncconf", BASELINE, str(path)], check=True)
+
+        write(1)
+        return middle([timed(lambda number=number: write(number)) for number in range(2, 2 + rounds)])
+    finally:
+        subprocess.run(["ip", "link", "del", BASELINE], check=True)
+
+
+def measure(count: int, requests: int) -> dict[str, float]:
+    """One line of the table."""
+    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
+    server = RedisServer(directory)
+    server.start()
+    gateway = GatewayProcess(
+        *("bench", server.url, directory),
+        dataplane="kernel",
+        interface=INTERFACE,
+        pools=(str(POOL),),
+        max_peers=1_000_000,
+        listen_port=51899,
+    )
+    app = PeerlaneApp(read(redis_url=server.url))
+    try:
+        peers = many_peers(count)
+        store(server, "bench", peers)
+        recovery = timed(gateway.start) / 1000
+        api = Gateway("bench", app=app, timeout=30)
+        for _ in range(20):
+            api.delete_peer(api.create_peer(some_key()).public_key)
+        keys = [some_key() for _ in range(requests)]
+        creates = [timed(lambda key=key: api.create_peer(key)) for key in keys]
+        deletes = [timed(lambda key=key: api.delete_peer(key)) for key in keys]
+        close(app)
+        return {
+            "peers": count,
+            "recovery_s": recovery,
+            "create_p50_ms": middle(creates),
+            "create_p99_ms": middle(creates, 0.99),
+            "delete_p50_ms": middle(deletes),
+            "delete_p99_ms": middle(deletes, 0.99),
+            "syncconf_ms": syncconf(peers, directory),
+        }
+    finally:
+        gateway.finish()
+        subprocess.run(["ip", "link", "del", INTERFACE], check=False, capture_output=True)
+        server.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default="0,10000,50000,100000")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    lines = [measure(int(count), chosen.requests) for count in chosen.peers.split(",")]
+    if chosen.json:
+        Console().print_json(json.dumps(lines))
+        return
+    table = Table(title="one request at its caller, and one change through wg syncconf (ms)")
+    for column in ("peers", "start, s", "create p50", "p99", "delete p50", "p99", "syncconf", "times create p50"):
+        table.add_column(column, justify="right")
+    for line in lines:
+        table.add_row(
+            f"{line['peers']:,.0f}",
+            f"{line['recovery_s']:.1f}",
+            *(f"{line[name]:.1f}" for name in ("create_p50_ms", "create_p99_ms", "delete_p50_ms", "delete_p99_ms")),
+            f"{line['syncconf_ms']:.0f}",
+            f"{line['syncconf_ms'] / line['create_p50_ms']:.0f}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
