@@ -61,9 +61,8 @@ class TestCounters:
 
         def known(since: Seen, what: str) -> Seen:
             """Once more has gone by than ``since``."""
-            return eventually(
-                lambda: (found := activity(redis_server, site.name, key)).rx > since.rx and found, what, within=30
-            )
+            eventually(lambda: activity(redis_server, site.name, key).rx > since.rx, what, within=30)
+            return activity(redis_server, site.name, key)
 
         observer = Observer(site)
         with ending(observer), hosts.tunnel(conf):

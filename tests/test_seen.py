@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keys import key_number
 
 from workers.dataplane.counters import PeerCounters
-from workers.seen import Seen, advance, decode, encode, endpoint_text, last_seen
+from workers.seen import Seen, advance, decode, encode, endpoint_text
 
 KEY = key_number(1)
 U64 = (1 << 64) - 1
@@ -140,8 +140,3 @@ def test_a_total_is_the_sum_of_what_each_life_of_the_counter_brought(steps: list
         known = advance(known, raw(rx=value), number + 2)
     assert known is not None
     assert known.rx == sum(steps)
-
-
-def test_recovery_learns_who_was_seen_when() -> None:
-    stored = {"a": encode(Seen(7, 0, 0, 0, 0, 0)), "b": encode(Seen(0, 0, 9, 0, 0, 9)), "c": b"rubbish"}
-    assert last_seen(stored) == {"a": 7}

@@ -85,7 +85,7 @@ class Reconciler:
             report["drifts"] = [{"kind": drift.kind, "subject": drift.subject} for drift in look.found[:LISTED]]
             report["unlisted"] = max(0, len(look.found) - LISTED)
         else:
-            self._alarms(held_back)
+            self._alarms(look, held_back)
             report |= self._mend(look, held_back, go_on)
         if found:
             log.warning("gateway %s: device and Redis differed: %s", self.policy.gateway, found)
@@ -115,10 +115,10 @@ class Reconciler:
             )
         return None
 
-    def _alarms(self, held_back: str | None) -> None:
+    def _alarms(self, look: Look, held_back: str | None) -> None:
         if held_back is not None and self.unknown == "remove":
             raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, held_back, now=self.clock.look())
-        else:
+        elif not any(drift.kind == "unknown" for drift in look.found):
             clear_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM)
 
     def _mend(self, look: Look, held_back: str | None, go_on: GoOn) -> dict[str, Any]:

@@ -7,7 +7,6 @@ whenever a peer or the device is made anew, so the last raw values are kept with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from workers.dataplane.counters import PeerCounters
@@ -93,8 +92,3 @@ def decode(stored: str | bytes) -> Seen | None:
     if not all(0 <= number < _LIMIT for number in numbers):
         return None
     return Seen(*numbers, endpoint=fields[6] if len(fields) == 7 else "")
-
-
-def last_seen(stored: Mapping[str, str | bytes]) -> dict[str, int]:
-    """When each peer was last seen, from stored forms; those never seen are left out."""
-    return {key: found.last_seen for key, text in stored.items() if (found := decode(text)) and found.last_seen}

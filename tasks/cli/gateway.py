@@ -7,14 +7,17 @@ from pathlib import Path
 
 import click
 
+from tasks.cli.backup import backup, restore
 from tasks.cli.draining import drain, resume
 from tasks.cli.importing import import_peers
 from tasks.cli.parameters import GatewayName
 from tasks.cli.program import Group
 from tasks.cli.session import Session, pass_session
 from tasks.cli.tables import facts, gateway_facts, gateway_table
+from tasks.cli.upkeep import condition_facts, reconcile, sweep
 from tasks.client import gateways
 from tasks.clientconf import write_private
+from tasks.condition import read_condition
 from tasks.export import render_export
 
 
@@ -23,7 +26,9 @@ def gateway() -> None:
     """Gateways: run one, and see the fleet."""
 
 
-for command in (drain, resume, import_peers):
+for command in (drain, resume, import_peers, sweep, reconcile):
+    gateway.add_command(command)
+for command in (backup, restore):
     gateway.add_command(command)
 
 
@@ -32,10 +37,15 @@ for command in (drain, resume, import_peers):
 def list_gateways(session: Session) -> None:
     """Every gateway that ever registered, and its state."""
     found = gateways(session.app)
+    alarms = {one.name: read_condition(session.app, one.name).alarms for one in found}
     if session.output.json:
-        session.output.document({"gateways": [asdict(one) for one in found]})
+        listed = [asdict(one) | {"alarms": [alarm.as_dict() for alarm in alarms[one.name]]} for one in found]
+        session.output.document({"gateways": listed})
     elif found:
         session.output.show(gateway_table(found))
+        for name, standing in alarms.items():
+            for alarm in standing:
+                session.output.warn(f"ALARM {name} {alarm.kind}: {alarm.message}")
     else:
         session.output.note("no gateway is registered; `peerlane gateway run NAME` starts one")
 
@@ -44,13 +54,14 @@ def list_gateways(session: Session) -> None:
 @click.argument("name", type=GatewayName())
 @pass_session
 def show(session: Session, name: str) -> None:
-    """One gateway: key, endpoint, pools, state, lane."""
+    """One gateway: key, endpoint, pools, state, lane, observer, alarms."""
     info = session.gateway(name).info()
+    condition = read_condition(session.app, name)
     if session.output.json:
-        session.output.document(asdict(info))
+        session.output.document(asdict(info) | condition.as_dict())
     else:
         session.output.show(info.name)
-        session.output.show(facts(gateway_facts(info)))
+        session.output.show(facts(gateway_facts(info) | condition_facts(condition)))
 
 
 @gateway.command()
