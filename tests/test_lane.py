@@ -1,4 +1,4 @@
-"""A lane end to end: a real client, a real queue, a real Redis server and a gateway's writer in a process of its own."""
+"""A lane end to end: a real client, queue and Redis server, and a gateway's writer in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, new_name
 from keys import some_key
-from redis import Redis
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
@@ -198,7 +197,7 @@ class TestNobodyServes:
     def test_an_unknown_gateway_is_unavailable_at_once(self, client: MakeClient) -> None:
         nowhere = client(new_name())
         watch = Stopwatch()
-        with pytest.raises(Unavailable, match="no gateway .* is registered"):
+        with pytest.raises(Unavailable, match=r"no gateway .* is registered"):
             nowhere.create_peer(some_key(), timeout=30)
         with pytest.raises(Unavailable, match="is registered"):
             nowhere.info()
@@ -416,7 +415,7 @@ class TestAGateway:
         iad, psk, request = client(served), some_key(), new_request(served)
         iad.create_peer(some_key(), preshared_key=psk, request_id=request)
         private = (served.directory / f"{served.name}.key").read_text().strip()
-        redis = cast("Redis", redis_server.redis)
+        redis = redis_server.redis
         stored = cast("str", redis.get(names.result_key(request)))
         served.stop()
         for text in (served.log, stored, str(redis.hgetall(names.gateway_key(served.name)))):
@@ -446,7 +445,8 @@ class TestAGateway:
     def test_that_is_set_up_wrongly_says_what_is_wrong(
         self, gateway: MakeGateway, settings: dict[str, str], says: str
     ) -> None:
-        wrong = gateway(start=False, **settings)
+        wrong = gateway(start=False)
+        wrong.settings |= settings
         wrong.may_show_tracebacks = True  # Celery shows one where the app cannot be made
         wrong.start(wait=False)
         assert wrong.await_end() != 0
