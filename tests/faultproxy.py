@@ -33,7 +33,7 @@ class FaultProxy:
         self.accepted = 0
         self._refusing = False
         self._swallowing = False
-        self._reset_replies_after: int | None = None
+        self._doomed_request: tuple[bytes, int] | None = None
         self._links: set[_Link] = set()
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
@@ -68,16 +68,16 @@ class FaultProxy:
         """Swallow whatever comes, both ways. What was connected meanwhile stays dead after ``mend``."""
         self._swallowing = True
 
-    def reset_mid_reply(self, after: int = 0) -> None:
-        """Reset the connection on which the next reply comes, once ``after`` bytes of it have passed."""
-        self._reset_replies_after = after
+    def reset_mid_reply(self, after: int = 0, *, to: bytes = b"") -> None:
+        """Reset the next request's connection (one that holds ``to``) once ``after`` bytes of its reply have passed."""
+        self._doomed_request = (to, after)
 
     def mend(self) -> None:
         """All knobs back; connections that were swallowed from are reset only by those who hold them."""
         self.latency = self.jitter = 0.0
         self.bandwidth = 0
         self._refusing = self._swallowing = False
-        self._reset_replies_after = None
+        self._doomed_request = None
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, self.host, self.port)
@@ -131,11 +131,13 @@ class FaultProxy:
                     await asyncio.sleep(self.latency + random.uniform(0, self.jitter))
                 if self.bandwidth:
                     await asyncio.sleep(len(piece) / self.bandwidth)
-                if replies and self._reset_replies_after is not None:
-                    after, self._reset_replies_after = self._reset_replies_after, None
-                    sink.write(piece[:after])
+                if replies and link.reset_after is not None:
+                    sink.write(piece[: link.reset_after])
                     link.reset()
                     return
+                if not replies and self._doomed_request is not None and self._doomed_request[0] in piece:
+                    link.reset_after = self._doomed_request[1]
+                    self._doomed_request = None
                 sink.write(piece)
                 await sink.drain()
             if link.dead:  # its end is swallowed like all else
@@ -148,6 +150,8 @@ class _Link:
     def __init__(self, ends: list[asyncio.StreamWriter]) -> None:
         self.ends = ends
         self.dead = False
+        #: Bytes of the next reply after which the connection is reset.
+        self.reset_after: int | None = None
 
     def reset(self) -> None:
         """Close both ends with a reset; what was still to be sent is not."""
