@@ -6,26 +6,22 @@ problem's sentence quotes a value that could be a secret.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from tasks import annotations
+from tasks.confvalues import VALUES
 from tasks.errors import Invalid
-from tasks.model import Peer, check_public_key, parse
+from tasks.model import Peer, parse
 from tasks.overlaps import overlaps
-from tasks.prefix import Prefix
 
 #: Problems told of one file; the rest of a hopeless file is only mentioned.
 MAX_PROBLEMS = 100
 #: Bytes of a line; 1,024 IPv6 prefixes fit.
 MAX_LINE = 64 * 1024
 
-_NO_KEY = "A" * 43 + "="
 #: wg-quick's, of which nothing is for the gateway.
 _IGNORED = ("FwMark", "DNS", "MTU", "Table", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig")
 _INTERFACE_KEYS = ("PrivateKey", "ListenPort", "Address", *_IGNORED)
@@ -93,7 +89,6 @@ class _Section:
     kind: str
     line: int
     keys: set[str] = field(default_factory=set[str])
-    allowed_ips: list[tuple[Prefix, int]] = field(default_factory=list[tuple[Prefix, int]])
     labels: dict[str, str] = field(default_factory=dict[str, str])
     found: dict[str, Any] = field(default_factory=dict[str, Any])
     sound: bool = True
@@ -112,16 +107,6 @@ class _Reader:
         self._near: list[tuple[int, str]] = []
         self._far: list[tuple[int, str]] = []
         self._gap = False
-        self._takers: dict[str, Callable[[int, _Section, str], None]] = {
-            "PrivateKey": self._private_key,
-            "ListenPort": self._listen_port,
-            "Address": self._address,
-            "PublicKey": self._public_key,
-            "PresharedKey": self._preshared_key,
-            "AllowedIPs": self._allowed_ips,
-            "PersistentKeepalive": self._keepalive,
-            "Endpoint": self._endpoint,
-        }
 
     def take(self, number: int, raw: bytes) -> None:
         if len(raw) > MAX_LINE:
@@ -199,12 +184,11 @@ class _Reader:
         self._annotate(section, near)
         if "PublicKey" not in section.keys:
             self._problem(section.line, "the peer has no PublicKey", section)
-        elif not section.allowed_ips and section.sound:
+        elif not section.found.get("allowed_ips") and section.sound:
             self._problem(section.line, "the peer has no AllowedIPs", section)
         if not section.sound:
             return
         fields = {name: value for name, value in section.found.items() if name != "endpoint"}
-        fields["allowed_ips"] = tuple(prefix for prefix, _ in section.allowed_ips)
         fields["labels"] = section.labels
         if fields.get("pinned") and fields.keys() & {"ttl", "expires_at"}:
             self._problem(section.line, "a pinned peer never expires: ttl or pinned, not both", section)
@@ -242,8 +226,16 @@ class _Reader:
             self._problem(number, f"{name} stands a second time in this section", section)
             return
         section.keys.add(name)
-        if name in self._takers:
-            self._takers[name](number, section, value)
+        if name not in VALUES:
+            return
+        field_name, read = VALUES[name]
+        try:
+            found = read(value)
+        except ValueError as error:
+            self._problem(number, str(error), section)
+            return
+        # Lists add up over repeated lines.
+        section.found[field_name] = (*section.found.get(field_name, ()), *found) if isinstance(found, tuple) else found
 
     def _annotate(self, section: _Section, comments: list[tuple[int, str]]) -> None:
         if section.kind != "Peer":
@@ -261,70 +253,6 @@ class _Reader:
             else:
                 section.labels.setdefault(note.label, str(note.value))
 
-    def _private_key(self, number: int, section: _Section, value: str) -> None:
-        try:
-            private = X25519PrivateKey.from_private_bytes(base64.b64decode(check_public_key(value)))
-            public = private.public_key().public_bytes_raw()
-            section.found["public_key"] = base64.b64encode(public).decode("ascii")
-        except ValueError:
-            self._problem(number, "PrivateKey is no key: expected 44 characters of base64, as `wg genkey` prints")
-
-    def _listen_port(self, number: int, section: _Section, value: str) -> None:
-        if (port := _number(value)) is None:
-            self._problem(number, "ListenPort is a number from 0 to 65535")
-        else:
-            section.found["listen_port"] = port
-
-    def _address(self, number: int, section: _Section, value: str) -> None:
-        for text in value.split(","):
-            try:
-                address, network = Prefix.parse_interface(text)
-            except ValueError as error:
-                self._problem(number, f"an Address {error}")
-                continue
-            host = Prefix.host(network.version, address).address
-            section.found.setdefault("addresses", []).append(f"{host}/{network.length}")
-
-    def _public_key(self, number: int, section: _Section, value: str) -> None:
-        try:
-            section.found["public_key"] = check_public_key(value)
-        except ValueError as error:
-            self._problem(number, f"PublicKey is {error}", section)
-
-    def _preshared_key(self, number: int, section: _Section, value: str) -> None:
-        if value == _NO_KEY:  # as the kernel has it: none
-            return
-        try:
-            section.found["preshared_key"] = check_public_key(value)
-        except ValueError:
-            expected = "expected 44 characters of base64, as `wg genpsk` prints"
-            self._problem(number, f"PresharedKey is no key: {expected}", section)
-
-    def _allowed_ips(self, number: int, section: _Section, value: str) -> None:
-        for text in value.split(",") if value else ():
-            try:
-                prefix = Prefix.parse(text)
-            except ValueError as error:
-                # Only what can be an address is quoted: a key may stand in the wrong place.
-                address = len(text) <= 49 and not set(text) - set("0123456789abcdefABCDEF.:/")
-                self._problem(number, f"AllowedIPs: {text if text and address else 'an entry'} {error}", section)
-                continue
-            if all(prefix != other for other, _ in section.allowed_ips[-8:]):
-                section.allowed_ips.append((prefix, number))
-
-    def _keepalive(self, number: int, section: _Section, value: str) -> None:
-        seconds = 0 if value.lower() == "off" else _number(value)
-        if seconds is None:
-            self._problem(number, "PersistentKeepalive is off or a number of seconds from 0 to 65535", section)
-        else:
-            section.found["keepalive"] = seconds
-
-    def _endpoint(self, number: int, section: _Section, value: str) -> None:
-        if len(value) > 300 or not value.isascii() or not value.isprintable() or ":" not in value:
-            self._problem(number, "Endpoint is host:port", section)
-        else:
-            section.found["endpoint"] = value
-
     def _refuse_duplicates(self) -> None:
         first: dict[str, int] = {}
         for found in self._peers:
@@ -341,10 +269,3 @@ class _Reader:
             self._problem(later, f"AllowedIPs: {theirs} overlaps {mine} of the peer at line {earlier}")
             if self._untold:
                 return
-
-
-def _number(text: str) -> int | None:
-    """A number from 0 to 65535."""
-    if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535:
-        return int(text)
-    return None
