@@ -114,6 +114,11 @@ def staged_key(gateway: str, token: str) -> str:
     return f"peerlane:{{{gateway}}}:staged:{token}"
 
 
+def snapshot_key(gateway: str, token: str, part: str) -> str:
+    """Copy of one of a gateway's hashes that a backup reads, or hash that a restore is about to put in its place."""
+    return f"peerlane:{{{gateway}}}:snapshot:{token}:{part}"
+
+
 def share_key(gateway: str, digest: str) -> str:
     """Sorted set of the ids of waiting requests that have one value of the fair label; by when each is forgotten."""
     return f"peerlane:{{{gateway}}}:share:{digest}"

@@ -35,7 +35,7 @@ class Found:
 
 
 def judge(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
-    """What is wrong with a server, worst first, by its answer to INFO. No ``appendfsync``: this user may not read it."""
+    """What is wrong with a server, worst first, by its answer to INFO; ``appendfsync`` is None where it is not told."""
     return [*_fatal(info), *_lossy(info, appendfsync)]
 
 
