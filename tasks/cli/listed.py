@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -79,8 +80,12 @@ def _json_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
 
 
 def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
-    rows = csv.reader(text.splitlines(keepends=True), strict=True)
-    header = [name.strip().lower() for name in next(rows, list[str]())]
+    # Not splitlines(): a label may hold U+2028.
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip().lower() for name in next(rows, list[str]())]
+    except csv.Error as error:
+        raise Invalid(f"not CSV: {error}") from None
     unknown = [name for name in header if name not in FIELDS]
     if unknown or "public_key" not in header:
         what = f"{unknown[0][:64]!r} is none" if unknown else "public_key is missing"

@@ -1,0 +1,99 @@
+"""Many requests at once: bounded, in order, each with a time of its own, and nothing left behind by who stops early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import MakeGateway, MakeSettings, close
+from gateways import GatewayProcess
+from keys import some_key
+from waiting import Stopwatch
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks.awaiting import LaneResult
+from tasks.client import Gateway
+from tasks.definitions import task_of
+from tasks.errors import Invalid, TimedOut
+from tasks.model import PeerResult
+from tasks.window import in_window
+
+
+@pytest.fixture
+def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    """A client's app."""
+    found = PeerlaneApp(settings())
+    yield found
+    close(found)
+
+
+class Sender:
+    """Sends creates, and counts how many were sent beyond those that were answered."""
+
+    def __init__(self, gateway: GatewayProcess, app: PeerlaneApp, timeout: float = 30) -> None:
+        self.gateway, self.task, self.timeout = gateway.name, task_of(app, names.CREATE_PEER), timeout
+        self.sent = 0
+
+    def __call__(self, key: str) -> LaneResult:
+        self.sent += 1
+        arguments = {"gateway": self.gateway, "public_key": key}
+        return self.task.apply_async(kwargs=arguments, expires=self.timeout)
+
+
+def test_answers_come_in_the_order_of_the_wishes_and_no_more_than_the_window_is_out(
+    gateway: MakeGateway, app: PeerlaneApp
+) -> None:
+    iad = gateway()
+    send, keys = Sender(iad, app), [some_key() for _ in range(40)]
+    answered: list[str] = []
+    for answer in in_window(send, keys, timeout=30, size=8):
+        assert isinstance(answer.outcome, PeerResult)
+        assert answer.seconds > 0
+        answered.append(answer.outcome.public_key)
+        assert send.sent - len(answered) < 8
+    assert answered == keys
+
+
+def test_a_wish_that_cannot_be_sent_is_answered_in_its_place(gateway: MakeGateway, app: PeerlaneApp) -> None:
+    iad = gateway()
+    keys = [some_key(), "short", some_key()]
+    first, second, third = in_window(Sender(iad, app), keys, timeout=30)
+    assert isinstance(second.outcome, Invalid)
+    assert [isinstance(answer.outcome, PeerResult) for answer in (first, third)] == [True, True]
+
+
+def test_those_whose_time_ran_out_side_by_side_are_not_waited_for_in_a_row(
+    gateway: MakeGateway, app: PeerlaneApp
+) -> None:
+    iad = gateway()
+    caller = Gateway(iad.name, app=app)
+    iad.pause()
+    watch = Stopwatch()
+    answers = list(in_window(Sender(iad, app, 1), [some_key() for _ in range(30)], timeout=1, size=30))
+    assert watch.seconds < 6
+    assert {type(answer.outcome) for answer in answers} == {TimedOut}
+    iad.resume()
+    assert caller.create_peer(some_key(), timeout=30).outcome == "created"
+    assert len(list(caller.peers())) == 1
+
+
+def test_who_stops_early_leaves_nothing_behind_that_may_still_take_effect(
+    gateway: MakeGateway, app: PeerlaneApp
+) -> None:
+    iad = gateway()
+    caller = Gateway(iad.name, app=app)
+    keys = [some_key() for _ in range(10)]
+    answers = in_window(Sender(iad, app), keys, timeout=30, size=5)
+    first = next(answers)
+    assert isinstance(first.outcome, PeerResult)
+    iad.pause()
+    answers.close()
+    iad.resume()
+    # First in, first out: what was sent before this has been dealt with.
+    assert caller.delete_peer(some_key(), timeout=30).outcome == "absent"
+    settled = {peer.public_key for peer in caller.peers()}
+    assert first.outcome.public_key in settled
+    assert settled <= set(keys[:5])
+    assert caller.delete_peer(some_key(), timeout=30).outcome == "absent"
+    assert {peer.public_key for peer in caller.peers()} == settled
