@@ -67,12 +67,14 @@ def recover(
     plane: DataPlane,
     *,
     unknown: Unknown = "remove",
+    first_start: bool = False,
     seen: Callable[[], Mapping[str, float]] | None = None,
     progress: Progress | None = None,
 ) -> Recovered:
     """Make the device hold exactly what Redis holds, by the smallest changes; untouched peers keep their sessions.
 
-    ``unknown`` says what becomes of peers that only the device knows. ``seen`` tells when each peer was last seen:
+    ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
+    the device may have been somebody's before. ``seen`` tells when each peer was last seen:
     those seen last come back first.
 
     Raises:
@@ -88,6 +90,8 @@ def recover(
         adopted, kept = _adopted(table, [device[key] for key in strangers])
     elif unknown == "keep":
         kept = dict.fromkeys(strangers, "Redis does not know it, and PEERLANE_UNKNOWN_PEERS is keep")
+    elif first_start:
+        kept = dict.fromkeys(strangers, "Redis does not know it, and this is the gateway's first start")
     elif len(strangers) > MANY_UNKNOWN and len(strangers) * 2 > len(device):
         kept = dict.fromkeys(strangers, "Redis does not know it, nor most others: has Redis lost its data?")
     staying = {*kept, *(plan.public_key for plan in adopted)}

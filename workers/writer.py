@@ -77,7 +77,7 @@ class Writer:
         #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``workers.gateway``.
         self.state = "active"
         #: Why the device or the table may differ from Redis; None while they are known to agree.
-        self.recovery_needed: str | None = "not started"
+        self.recovery_needed: str | None = _NOT_STARTED
         #: Set once a newer writer has been seen; from then on nothing is changed any more.
         self.fenced = False
         #: The request whose commit record is in Redis already, for the result backend.
@@ -104,6 +104,7 @@ class Writer:
             loaded,
             self.plane,
             unknown=self._unknown,
+            first_start=self.store.epoch == 1 and self.recovery_needed == _NOT_STARTED,
             seen=lambda: self._patiently(self.store.last_seen),
             progress=progress,
         )
@@ -313,6 +314,7 @@ class Writer:
                 wait = min(wait * 2, 1.0)
 
 
+_NOT_STARTED = "not started"
 _REPLACED = "a newer writer has taken this gateway over; this one stops"
 
 

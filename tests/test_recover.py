@@ -1,0 +1,142 @@
+"""A writer's start: what Redis holds comes onto the device, the rest goes, and nothing is wiped that may be somebody's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from keys import key_number
+
+from tasks.model import CreatePeer, Peer
+from tasks.prefix import Prefix
+from workers.dataplane import Change, DeviceSpec, SetPeer
+from workers.dataplane.memory import MemoryDataPlane
+from workers.plan import Policy, plan_create
+from workers.recover import MANY_UNKNOWN, recover
+from workers.store import Loaded
+
+POOL = Prefix.parse("10.8.0.0/16")
+
+
+class Recording(MemoryDataPlane):
+    """A device that remembers what was done to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Change] = []
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        self.made += changes
+        super().apply(changes)
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Recording:
+    made = Recording()
+    made.open(DeviceSpec("wg0", tmp_path / "key", 51820, routes=(POOL,)))
+    return made
+
+
+def peer(number: int) -> Peer:
+    return Peer(public_key=key_number(number), allowed_ips=(Prefix.host(4, POOL.network + 10 + number),), created_at=1)
+
+
+def loaded(*peers: Peer) -> Loaded:
+    return Loaded({found.public_key: found for found in peers}, {}, {})
+
+
+def policy() -> Policy:
+    return Policy("iad", key_number(10**9), (POOL,))
+
+
+def on_device(plane: Recording, *peers: Peer) -> None:
+    plane.apply([SetPeer(found.public_key, frozenset(found.allowed_ips)) for found in peers])
+    plane.made.clear()
+
+
+class TestWhatRedisHolds:
+    def test_comes_onto_the_device_and_what_is_right_there_is_left_alone(self, plane: Recording) -> None:
+        on_device(plane, peer(1))
+        done = recover(policy(), loaded(peer(1), peer(2)), plane)
+        assert set(plane.peers()) == {key_number(1), key_number(2)}
+        assert [change.public_key for change in plane.made if isinstance(change, SetPeer)] == [key_number(2)]
+        assert done.mended == {"missing": 1}
+
+    def test_comes_back_in_the_order_in_which_it_was_last_seen(self, plane: Recording) -> None:
+        peers = [peer(number) for number in range(1, 1001)]
+        seen = {found.public_key: float(number % 100) for number, found in enumerate(peers)}
+        recover(policy(), loaded(*peers), plane, seen=lambda: seen)
+        order = [seen[change.public_key] for change in plane.made if isinstance(change, SetPeer)]
+        assert len(order) == 1000
+        assert order == sorted(order, reverse=True)
+
+    def test_is_told_as_it_comes(self, plane: Recording) -> None:
+        told: list[tuple[int, int]] = []
+        recover(
+            policy(),
+            loaded(*(peer(number) for number in range(1, 601))),
+            plane,
+            progress=lambda done, total: told.append((done, total)),
+        )
+        assert told[-1] == (600, 600)
+        assert len(told) > 1
+
+
+class TestWhatOnlyTheDeviceKnows:
+    def test_goes_when_it_is_little(self, plane: Recording) -> None:
+        on_device(plane, peer(1), peer(2))
+        done = recover(policy(), loaded(peer(1)), plane)
+        assert set(plane.peers()) == {key_number(1)}
+        assert (done.mended, done.kept) == ({"unknown": 1}, {})
+
+    def test_stays_at_a_gateways_first_start(self, plane: Recording) -> None:
+        on_device(plane, peer(1))
+        done = recover(policy(), loaded(), plane, first_start=True)
+        assert set(plane.peers()) == {key_number(1)}
+        assert "first start" in done.kept[key_number(1)]
+
+    def test_stays_where_redis_knows_almost_nothing_of_the_device(self, plane: Recording) -> None:
+        strangers = [peer(number) for number in range(1, MANY_UNKNOWN + 2)]
+        on_device(plane, *strangers)
+        done = recover(policy(), loaded(), plane)
+        assert set(plane.peers()) == {found.public_key for found in strangers}
+        assert set(done.kept) == set(plane.peers())
+
+    def test_stays_when_told_so_and_nobody_else_gets_its_addresses(self, plane: Recording) -> None:
+        stranger = Peer(public_key=key_number(1), allowed_ips=(Prefix.host(4, POOL.network + 1),), created_at=1)
+        on_device(plane, stranger)
+        table = recover(policy(), loaded(), plane, unknown="keep").table
+        wish = CreatePeer(gateway="iad", public_key=key_number(2))
+        made = plan_create(table, wish, now=1).after
+        assert made is not None
+        assert [str(prefix) for prefix in made.allowed_ips] == ["10.8.0.2/32"]
+
+    def test_is_taken_over_when_told_so_without_touching_it(self, plane: Recording) -> None:
+        on_device(plane, peer(1), peer(2))
+        done = recover(policy(), loaded(peer(2)), plane, unknown="adopt")
+        assert [plan.public_key for plan in done.adopted] == [key_number(1)]
+        assert plane.made == []
+
+    def test_is_kept_where_it_cannot_be_taken_over(self, plane: Recording) -> None:
+        outside = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),), created_at=1)
+        on_device(plane, outside)
+        done = recover(policy(), loaded(), plane, unknown="adopt")
+        assert set(plane.peers()) == {key_number(1)}
+        assert "outside" in done.kept[key_number(1)]
+
+
+class TestRecordsThatCannotBeUsed:
+    def test_leave_their_peer_on_the_device_as_it_is(self, plane: Recording) -> None:
+        on_device(plane, peer(1))
+        broken = Loaded({}, {key_number(1): peer(1)}, {key_number(1): "the record does not parse"})
+        table = recover(policy(), broken, plane).table
+        assert set(plane.peers()) == {key_number(1)}
+        assert table.broken == {key_number(1): "the record does not parse"}
+
+    def test_are_the_younger_ones_where_two_hold_the_same_address(self, plane: Recording) -> None:
+        older = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("10.8.1.0/28"),), created_at=1)
+        younger = Peer(public_key=key_number(2), allowed_ips=(Prefix.parse("10.8.1.3/32"),), created_at=2)
+        table = recover(policy(), loaded(older, younger), plane).table
+        assert set(table.broken) == {key_number(2)}
+        assert set(plane.peers()) == {key_number(1)}
