@@ -1,4 +1,4 @@
-"""A writer's start: what Redis holds comes onto the device, the rest goes, and nothing is wiped that may be somebody's."""
+"""A writer's start: what Redis holds comes onto the device, the rest goes, and nothing of somebody else's is wiped."""
 
 from __future__ import annotations
 

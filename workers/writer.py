@@ -11,6 +11,7 @@ Wherever a commit does not come back as made, ``_settle`` makes device and table
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -47,6 +48,10 @@ ADOPT_SLICE = 256
 SETTLED_ONE_BY_ONE = 64
 
 _T = TypeVar("_T")
+
+
+class _Stale(Exception):
+    """The decision was made on a table that Redis has left behind; nothing was changed."""
 
 
 class Stopping(BaseException):
@@ -148,9 +153,11 @@ class Writer:
         if self._fair_label is not None and task == names.CREATE_PEER:
             self._share = share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
         try:
-            if self.recovery_needed is not None:
-                self.recover()
-            return self._carry_out(request_id, PLANNERS[task](self._ground(), arguments))
+            for _ in range(2):
+                # Where somebody changed Redis behind the writer's back: once more, on what is there now.
+                with contextlib.suppress(_Stale):
+                    return self._decide_and_carry_out(task, request_id, arguments)
+            raise WriterError(_CHANGED)
         except (Fenced, Stopping):
             raise
         except PeerlaneError as error:
@@ -161,6 +168,11 @@ class Writer:
             self.recovery_needed = "an unforeseen failure"
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")
             raise self._commit_refusal(request_id, arguments, unforeseen) from None
+
+    def _decide_and_carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        if self.recovery_needed is not None:
+            self.recover()
+        return self._carry_out(request_id, PLANNERS[task](self._ground(), arguments))
 
     def _ground(self) -> Ground:
         return Ground(
@@ -234,9 +246,8 @@ class Writer:
             self.state = "draining"
             raise draining(self.policy)
         if answer.verdict == "stale":
-            # Somebody changed Redis behind the writer's back: read everything, then say so; asking again will do.
             self.recovery_needed = "Redis was changed by somebody else"
-            raise WriterError("what Redis holds had changed under the writer; nothing was changed, ask again")
+            raise _Stale
         self.settled_request = request_id
         return results.decode(answer.stored)
 
@@ -314,6 +325,7 @@ class Writer:
                 wait = min(wait * 2, 1.0)
 
 
+_CHANGED = "what Redis holds changes under the writer; nothing was changed, ask again with another request id"
 _NOT_STARTED = "not started"
 _REPLACED = "a newer writer has taken this gateway over; this one stops"
 
