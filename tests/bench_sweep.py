@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,9 @@ def bench(directory: Path, count: int, seconds: float) -> int:
             removed = sum(report["removed"].values())
             say(f"p99 is {ratio:.2f} times what it was; {removed:,} peers removed in {report['seconds']:.1f} s")
             say(f"of {len(expected.stale):,} stale; exactly those: {'yes' if right else 'NO'}; no create failed")
+            for task in ("create_peer", "remove_peers"):
+                took = [float(found) for found in re.findall(rf"{task}\[[^]]*\] succeeded in ([0-9.e-]+)s", site.log)]
+                say(told(f"in the writer: {task}", took))
             say(f"report: {report}")
             say(f"the last reading of counters: {observer.told('reading')}")
         return 0 if right else 1

@@ -103,7 +103,7 @@ def percentile(latencies: Sequence[float], share: float) -> float:
 def told(title: str, latencies: Sequence[float]) -> str:
     """One line for people."""
     figures = "  ".join(f"{name} {percentile(latencies, share):7.2f} ms" for name, share in _SHARES.items())
-    return f"{title:<24} {len(latencies):>6} creates  {figures}  max {max(latencies) * 1000:7.2f} ms"
+    return f"{title:<28} {len(latencies):>6} times  {figures}  max {max(latencies) * 1000:7.2f} ms"
 
 
 _SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
