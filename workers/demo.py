@@ -292,7 +292,7 @@ def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool
     """
     dataplane, why = choose_dataplane()
     began = time.monotonic()
-    with Ending() as ending, Fleet(NAMES[:count], dataplane, flower=flower, check=ending.check) as fleet:
+    with Ending() as ending, Fleet(NAMES[:count], dataplane, flower=flower, ending=ending) as fleet:
         demo = Demo(fleet, output, ending, peers=peers)
         demo.start(why)
         demo.create()

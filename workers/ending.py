@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
@@ -19,7 +21,18 @@ class Ending:
 
     def __init__(self) -> None:
         self._told: int | None = None
+        self._waiting = False
         self._before: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def undivided(self) -> Generator[None]:
+        """What is done in here is done whole: a signal raises at its end. A process that starts is so always known."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+        self.check()
 
     def check(self) -> None:
         """Raise what the signal meant, if one has come."""
@@ -31,7 +44,8 @@ class Ending:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._told = number
-        self.check()
+        if not self._waiting:
+            self.check()
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}

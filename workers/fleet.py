@@ -25,7 +25,7 @@ from tasks.client import Gateway
 from tasks.lanes import lanes_of
 from workers.children import Child
 from workers.embedded import EmbeddedServer
-from workers.ending import Undisturbed
+from workers.ending import Ending, Undisturbed
 
 NAMES = ("iad", "fra", "sin", "gru", "syd", "nrt", "jnb", "lhr")
 
@@ -66,16 +66,16 @@ class Fleet:
         dataplane: str,
         *,
         flower: bool = True,
-        check: Callable[[], None] = lambda: None,
+        ending: Ending | None = None,
     ) -> None:
-        """``check`` is called while the start waits for something; what it raises ends the start."""
+        """``ending`` is asked while the start waits, and holds signals back while a process is being started."""
         self.names = tuple(gateways)
         self.dataplane = dataplane
         # What the demo stores goes with it: how fast this machine's disk syncs is not what is shown.
         self.server = EmbeddedServer(appendfsync="everysec")
         self.gateways: dict[str, Child] = {}
         self.flower_url: str | None = None
-        self._check = check
+        self._ending = ending or Ending()
         self._with_flower = flower and find_spec("flower") is not None
         self._others: list[Child] = []
         self._directory: Path | None = None
@@ -113,21 +113,25 @@ class Fleet:
         Raises:
             StartFailed: a part did not come up; says what it said last.
         """
-        self._directory = Path(tempfile.mkdtemp(prefix="peerlane-demo-"))
-        self.server.start()
+        with self._ending.undivided():
+            self._directory = Path(tempfile.mkdtemp(prefix="peerlane-demo-"))
+            self.server.start()
         report("gateways")
         environment = self.environment
         for number, name in enumerate(self.names):
-            self.gateways[name] = Child(name, self._gateway_command(number, name), self.directory, environment)
+            with self._ending.undivided():
+                self.gateways[name] = Child(name, self._gateway_command(number, name), self.directory, environment)
         report("beat" + (" and Flower" if self._with_flower else ""))
         celery = [sys.executable, "-m", "celery", "-A", "config.celery_app"]
         beat = [*celery, "beat", "--pidfile=", "--loglevel=info"]
-        self._others.append(Child("beat", beat, self.directory, environment))
+        with self._ending.undivided():
+            self._others.append(Child("beat", beat, self.directory, environment))
         port = free_port() if self._with_flower else 0
         if self._with_flower:
             words = ["flower", "--address=127.0.0.1", f"--port={port}", "--read_only", "--enable_events=False"]
             columns = "--tasks_columns=name,state,routing_key,received,runtime,worker,uuid"
-            self._others.append(Child("flower", [*celery, *words, columns], self.directory, environment))
+            with self._ending.undivided():
+                self._others.append(Child("flower", [*celery, *words, columns], self.directory, environment))
         for name, child in self.gateways.items():
             report(f"gateway {name}")
             child.until("its lane was served", lambda name=name: self._active(name), within=START)
@@ -170,7 +174,7 @@ class Fleet:
         }
 
     def _active(self, name: str) -> bool:
-        self._check()
+        self._ending.check()
         return lanes_of(self.app).look(name).state == "active"
 
     def __exit__(
