@@ -15,14 +15,21 @@ import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
 from keys import key_number, some_key
 from observers import Observer, ending
+from redis import Redis
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import Gateway, upkeep
+from tasks.alarms import read_alarms
 from tasks.errors import PeerlaneError, TimedOut, Unavailable
 from tasks.results import decode
+from tasks.upkeep import SweepGateway
+from workers.errands import Errands
+from workers.sweep import Limits
+from workers.sweeping import Sweeper
+from workers.watching import Clock
 
 
 @pytest.fixture
@@ -272,3 +279,56 @@ def test_an_observer_outlives_an_outage_of_redis(
         observer.says("Connection to broker lost")
         own_redis.start()
         eventually(lambda: there(peers) == set(), "the expired peers to go", within=60)
+
+
+class ShiftedRedis(Redis):
+    """A real server's client, but for its clock, which is set while the test runs."""
+
+    shift = 0
+
+    def time(self, **options: Any) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleMethodOverride] - of its two twins this is the one in use
+        seconds, micros = super().time(**options)
+        return seconds + self.shift, micros
+
+
+@pytest.mark.parametrize("hour", [3600, -3600])
+def test_nothing_is_swept_by_a_clock_that_jumped_an_hour_not_even_after_a_restart(
+    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, app: PeerlaneApp, hour: int
+) -> None:
+    writer = gateway()
+    peers = client(writer)
+    staying = set(fill(peers, 10, ttl=1800))
+    expired = set(fill(peers, 2, ttl=1))
+    redis = ShiftedRedis(unix_socket_path=str(redis_server.socket))
+
+    def sweeper() -> Sweeper:
+        """What an observer makes at its start."""
+        clock = Clock(redis, writer.name)
+        clock.look()
+        errands = Errands(app, writer.name)
+        return Sweeper(redis=redis, gateway=writer.name, limits=Limits(), clock=clock, counted=None, errands=errands)
+
+    def swept(by: Sweeper, *, force: bool = False) -> dict[str, Any]:
+        return by.sweep(SweepGateway(gateway=writer.name, force=force), lambda _: True)
+
+    first = sweeper()
+    redis.shift = hour
+    for make in (lambda: first, sweeper):
+        report = swept(make())
+        assert (report["outcome"], report["refusal"]["kind"]) == ("refused", "clock")
+    (alarm,) = read_alarms(redis, writer.name)
+    assert alarm.kind == "clock"
+    assert len(there(peers)) == 12
+
+    redis.shift = 0
+    eventually(lambda: swept(first)["removed"] and there(peers) == staying, "the clock's agreement, and a sweep")
+    assert read_alarms(redis, writer.name) == []
+
+    redis.shift = hour
+    assert swept(first)["outcome"] == "refused"
+    forced = swept(first, force=True)
+    assert forced["outcome"] == "swept"
+    assert forced["kept"] == ({"not expired": 10} if hour > 0 else {}), "the writer looks at Redis' clock itself"
+    assert there(peers) == staying
+    assert expired.isdisjoint(there(peers))
+    redis.close()
