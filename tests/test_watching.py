@@ -1,0 +1,172 @@
+"""What the observer keeps of its readings, on a real Redis, from a device in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from devices import memory_rig, prefixes
+from gateways import MakeSettings, new_name
+from keys import key_number
+from redis import Redis
+
+from config import names
+from tasks.connection import connect
+from tasks.errors import KernelError
+from workers import watching
+from workers.dataplane import RemovePeer, SetPeer
+from workers.dataplane.counters import PeerCounters
+from workers.dataplane.memory import MemoryDataPlane
+from workers.seen import decode
+from workers.watching import Counted
+
+ONE, TWO = key_number(1), key_number(2)
+NOW = 1_800_000_000
+
+
+class Flawed:
+    """A device in memory that fails, or is changed while it is read."""
+
+    def __init__(self, plane: MemoryDataPlane) -> None:
+        self.plane = plane
+        self.complete = True
+        self.fails = False
+
+    def counters(self) -> Iterator[list[PeerCounters]]:
+        if self.fails:
+            raise KernelError("there is no such device")
+        yield from self.plane.counters()
+
+
+@dataclass
+class Watched:
+    """One device and where its counters go."""
+
+    plane: MemoryDataPlane
+    source: Flawed
+    redis: Redis
+    name: str
+    #: The device's number.
+    index: int = 1
+
+    def counted(self) -> Counted:
+        """What an observer makes at its start."""
+        made = Counted(self.redis, self.name, self.source, lambda: self.index)
+        made.load()
+        return made
+
+    def stored(self, key: str) -> int | None:
+        """Last seen, as Redis has it."""
+        found = self.redis.hget(names.seen_key(self.name), key)
+        seen = decode(found) if isinstance(found, bytes) else None
+        return None if seen is None else seen.last_seen
+
+
+@pytest.fixture
+def watched(settings: MakeSettings, tmp_path: Path) -> Iterator[Watched]:
+    redis = connect(settings())
+    with memory_rig(tmp_path) as rig:
+        assert isinstance(rig.plane, MemoryDataPlane)
+        rig.plane.open(rig.spec)
+        for number, key in enumerate((ONE, TWO), 2):
+            rig.plane.apply([SetPeer(key, prefixes(f"10.8.0.{number}"))])
+        yield Watched(rig.plane, Flawed(rig.plane), redis, new_name())
+    redis.close()
+
+
+def test_only_peers_that_did_something_are_stored_and_only_when_they_do(watched: Watched) -> None:
+    counted = watched.counted()
+    watched.plane.handshake(ONE, 5.0, rx=10)
+    counted.read(NOW)
+    counted.write()
+    assert watched.redis.hkeys(names.seen_key(watched.name)) == [ONE.encode()]
+    watched.redis.delete(names.seen_key(watched.name))
+    counted.read(NOW + 30)
+    counted.write()
+    assert watched.stored(ONE) is None, "nothing had changed, so nothing was written"
+
+
+def test_what_could_not_be_written_is_written_later(watched: Watched) -> None:
+    watched.plane.handshake(ONE, 5.0)
+    counted = watched.counted()
+    counted.read(NOW)
+    counted.read(NOW + 30)
+    assert watched.stored(ONE) is None
+    counted.write()
+    assert watched.stored(ONE) == NOW
+
+
+def test_another_observer_goes_on_where_the_first_ended(watched: Watched) -> None:
+    watched.plane.handshake(ONE, 5.0, rx=10)
+    first = watched.counted()
+    first.read(NOW)
+    first.write()
+    second = watched.counted()
+    second.read(NOW + 9_000)
+    assert second.seen == first.seen
+    watched.plane.handshake(ONE, 6.0, rx=10)
+    second.read(NOW + 9_030)
+    assert (second.seen[ONE].last_seen, second.seen[ONE].rx) == (NOW + 9_030, 20)
+
+
+def test_a_damaged_entry_begins_anew(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    watched.redis.hset(names.seen_key(watched.name), ONE, "7 what")
+    watched.plane.handshake(ONE, 5.0)
+    counted = watched.counted()
+    assert "1 entries of activity are not readable" in caplog.text
+    counted.read(NOW)
+    counted.write()
+    assert watched.stored(ONE) == NOW
+
+
+def test_a_peer_that_is_gone_is_forgotten_only_after_a_while(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (ONE, TWO):
+        watched.plane.handshake(key, 5.0)
+    counted = watched.counted()
+    counted.read(NOW)
+    counted.write()
+    watched.plane.apply([RemovePeer(ONE)])
+    counted.read(NOW + 30)
+    assert counted.forget({TWO}) == 0
+    monkeypatch.setattr(watching, "FORGET_AFTER", 0.0)
+    assert counted.forget({ONE, TWO}) == 0, "Redis has it still"
+    assert counted.forget({TWO}) == 1
+    assert (watched.stored(ONE), watched.stored(TWO)) == (None, NOW)
+    assert counted.forget(set()) == 0, "the device has it still"
+
+
+def test_a_device_made_anew_is_watched_anew(watched: Watched) -> None:
+    counted = watched.counted()
+    counted.read(NOW)
+    counted.read(NOW + 30)
+    assert counted.sight is not None
+    assert counted.sight.since == NOW
+    watched.index = 2
+    counted.read(NOW + 60)
+    assert counted.sight.since == NOW + 60
+
+
+def test_a_reading_that_fails_says_why_and_the_next_one_makes_it_good(watched: Watched) -> None:
+    counted = watched.counted()
+    counted.read(NOW)
+    watched.source.fails = True
+    counted.read(NOW + 30)
+    assert (counted.sight, counted.trouble) == (None, "there is no such device")
+    watched.source.fails = False
+    counted.read(NOW + 60)
+    assert counted.trouble is None
+    assert counted.sight is not None
+    assert counted.sight.since == NOW
+
+
+def test_an_interrupted_reading_is_complete_once_it_shows_all_who_matter(watched: Watched) -> None:
+    watched.source.complete = False
+    counted = watched.counted()
+    counted.read(NOW)
+    counted.complete_with({ONE, TWO, key_number(3)})
+    assert counted.sight is not None
+    assert not counted.sight.complete
+    counted.complete_with({ONE, TWO})
+    assert counted.sight.complete
