@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Sites:
         raise AssertionError(f"{public_key} is not on {interface}")
 
     @contextmanager
-    def tunnel(self, conf: Path) -> Iterator[None]:
+    def tunnel(self, conf: Path) -> Generator[None]:
         """The client's tunnel, made by wg-quick from nothing but the file."""
         self.on_client("wg-quick", "up", str(conf))
         try:
@@ -71,7 +71,7 @@ class Sites:
 
 
 @contextmanager
-def sites() -> Iterator[Sites]:
+def sites() -> Generator[Sites]:
     """Two hosts that reach each other, and nothing else."""
     number = next(_numbers)
     if not Path("/dev/fd").exists():
@@ -107,7 +107,7 @@ def peerlane(*arguments: str, redis_url: str, expect: int = 0) -> Any:
 
 
 @contextmanager
-def steady_ping(made: Sites, address: str, *, every: float = 0.02) -> Iterator[Sequence[str]]:
+def steady_ping(made: Sites, address: str, *, every: float = 0.02) -> Generator[Sequence[str]]:
     """Ping from the client all the while; afterwards the list holds ping's own closing words."""
     words: list[str] = []
     process = subprocess.Popen(

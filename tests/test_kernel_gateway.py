@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ def hosts() -> Iterator[Sites]:
         yield made
 
 
-def lost(words: list[str] | tuple[str, ...]) -> tuple[int, int]:
+def lost(words: Sequence[str]) -> tuple[int, int]:
     """(sent, lost) of a steady ping."""
     found = re.search(r"(\d+) packets transmitted, (\d+) received", "\n".join(words))
     assert found, words
