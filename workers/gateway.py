@@ -133,10 +133,9 @@ class GatewayService:
             self._beating.start()
             done = writer.recover(self._on_progress)
             self._tell_of_kept(done)
-            store.heartbeat(phase="serving")
+            self._beating.enter("serving")
         except RedisError as error:
             raise StorageError(f"Redis cannot be used: {reason(error)}") from error
-        self._beating.phase = "serving"
         mended = ", ".join(f"{count} {kind}" for kind, count in sorted(done.mended.items())) or "nothing to mend"
         log.info(
             "gateway %s: epoch %d, %s data plane, %d peers, %s",
@@ -219,6 +218,13 @@ class Heartbeat(threading.Thread):
         self._redis = connect(settings)
         self._run_id: str | None = None
         self._ended = threading.Event()
+        self._telling = threading.Lock()
+
+    def enter(self, phase: str) -> None:
+        """Tell the phase now, from the writer's thread. No beat that was on its way tells an older one afterwards."""
+        with self._telling:
+            self.phase = phase
+            self._store.heartbeat(phase=phase)
 
     def run(self) -> None:
         while not self._ended.wait(HEARTBEAT):
@@ -228,9 +234,10 @@ class Heartbeat(threading.Thread):
                 log.debug("no heartbeat: %s", type(error).__name__)
 
     def _beat(self, redis: Redis) -> None:
-        told = {"phase": self.phase, "recovered": self.recovered, "peers": len(self._writer.table.peers)}
-        if not self._store.heartbeat(redis, **told):
-            self.replaced = True
+        with self._telling:
+            told = {"phase": self.phase, "recovered": self.recovered, "peers": len(self._writer.table.peers)}
+            if not self._store.heartbeat(redis, **told):
+                self.replaced = True
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
         self.state = found.decode() if found else "active"
         run_id = str(redis.info("server").get("run_id"))
