@@ -35,6 +35,13 @@ from tasks.model import Peer, PeerResult
 CONNECTIONS = 8
 #: Peers handed from the reading thread at a time.
 PAGE = 500
+#: Seconds beyond a caller's timeout for which its turn to be sent is waited for.
+_SENT_WITHIN = 0.3
+
+
+def _loop_time(moment: float) -> float:
+    """A moment of the monotonic clock on the running loop's."""
+    return asyncio.get_running_loop().time() + moment - time.monotonic()
 
 
 class ResultListener:
@@ -48,32 +55,38 @@ class ResultListener:
         self.redis: Redis = Redis.from_pool(pool)  # it closes the pool with itself
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
         self._results: dict[str, asyncio.Future[str]] = {}
         self._confirmed: dict[str, asyncio.Future[None]] = {}
         self._subscribing = asyncio.Lock()
         self._url, self._tls = url, tls
 
-    async def listen(self, request_id: str) -> asyncio.Future[str]:
+    async def listen(self, request_id: str, within: float) -> asyncio.Future[str]:
         """Subscribe; once this returns, no result of the request can be missed. The future holds its commit record.
 
         Raises:
-            redis.RedisError: Redis cannot be reached.
+            redis.RedisError: Redis cannot be reached, for a second or for as long as ``within`` and a half more.
         """
         key = names.result_key(request_id)
         loop = asyncio.get_running_loop()
         found = self._results[key] = loop.create_future()
         confirmed = self._confirmed[key] = loop.create_future()
+        pubsub: PubSub | None = None
         try:
-            # One after the other: each of many first subscriptions would open a connection, and keep it.
-            async with self._subscribing:
-                if self._pubsub is None:
-                    self._pubsub = self._connect()
-                await self._pubsub.subscribe(key)
-            if self._reader is None:
-                self._reader = loop.create_task(self._read())
-            await asyncio.wait_for(confirmed, 1.0)
+            async with asyncio.timeout(max(within, 1.0) + 0.5):
+                # One after the other: each of many first subscriptions would open a connection, and keep it.
+                async with self._subscribing:
+                    pubsub = self._pubsub = self._pubsub or self._connect()
+                    await asyncio.wait_for(pubsub.subscribe(key), 1.0)
+                if self._reader is None:
+                    self._reader = loop.create_task(self._read())
+                await asyncio.wait_for(confirmed, 1.0)
         except (RedisError, OSError, TimeoutError) as error:
-            await self.forget(request_id)
+            self._results.pop(key, None)
+            self._confirmed.pop(key, None)
+            # A connection that has died without a word stays so: nothing ever comes from it, no error either.
+            if pubsub is self._pubsub and (self._mending is None or self._mending.done()):
+                self._mending = loop.create_task(self._reconnect())
             raise ConnectionError("Redis did not confirm the subscription") from error
         return found
 
@@ -87,19 +100,19 @@ class ResultListener:
                 await self._pubsub.unsubscribe(key)
 
     def _connect(self) -> PubSub:
-        # A connection of its own without a read timeout: a quiet subscription is no fault.
-        client: Redis = Redis.from_url(self._url, socket_connect_timeout=1.0, **self._tls)
+        # The timeout is for connecting: a quiet subscription is no fault, and is read with a timeout of its own.
+        client: Redis = Redis.from_url(self._url, socket_timeout=1.0, socket_connect_timeout=1.0, **self._tls)
         return client.pubsub()
 
     async def _read(self) -> None:
-        while self._pubsub is not None:
+        while (pubsub := self._pubsub) is not None:
             try:
                 message = cast(
-                    "dict[str, Any] | None",
-                    await self._pubsub.get_message(ignore_subscribe_messages=False, timeout=1.0),
+                    "dict[str, Any] | None", await pubsub.get_message(ignore_subscribe_messages=False, timeout=1.0)
                 )
             except (RedisError, OSError):
-                await self._reconnect()
+                if pubsub is self._pubsub:
+                    await self._reconnect()
                 continue
             except RuntimeError:  # not subscribed to anything at the moment
                 await asyncio.sleep(0.01)
@@ -137,10 +150,11 @@ class ResultListener:
     async def close(self) -> None:
         """Let go of the connections; whoever still waits gets cancelled."""
         pubsub, self._pubsub = self._pubsub, None
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
+        for task in (self._reader, self._mending):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if pubsub is not None:
             await pubsub.aclose()
         for found in self._results.values():
@@ -244,25 +258,25 @@ class AsyncGateway:
             self._listener = ResultListener(self._app.settings)
         listener = self._listener
         try:
-            found = await listener.listen(identity)
+            found = await listener.listen(identity, within)
         except (RedisError, OSError) as error:
             raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
-        try:
-            await self._in_thread(
-                lambda: task.apply_async(
-                    kwargs={"gateway": self.name, **arguments},
-                    task_id=identity,
-                    expires=within,
-                    bulk=bulk,
-                    ignore_result=True,  # this client waits by itself: Celery need not subscribe
-                )
+        sending = self._in_thread(
+            lambda: task.apply_async(
+                kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
             )
-            if request_id is not None and (stored := await self._stored(listener, identity)) is not None:
-                return PeerResult.model_validate(results.decode(stored))
+        )
+        try:
             with contextlib.suppress(TimeoutError):
-                record = await asyncio.wait_for(asyncio.shield(found), max(0.0, began + within - time.monotonic()))
+                # Others may be sent first. What is sent after its caller has gone finds the tombstone.
+                async with asyncio.timeout_at(_loop_time(began + within + _SENT_WITHIN)):
+                    await sending
+                if request_id is not None and (stored := await self._stored(listener, identity)) is not None:
+                    return PeerResult.model_validate(results.decode(stored))
+                async with asyncio.timeout_at(_loop_time(began + within)):
+                    record = await asyncio.shield(found)
                 return PeerResult.model_validate(results.decode(record))
-            return await self._settle(listener, identity, within)
+            return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 1.0))
         finally:
             await listener.forget(identity)
 
@@ -274,18 +288,18 @@ class AsyncGateway:
             return None
         return None if record is None else record.decode(errors="replace")
 
-    async def _settle(self, listener: ResultListener, request_id: str, within: float) -> PeerResult:
-        """The time is up: the request's outcome, or from now on none that takes effect."""
+    async def _settle(self, listener: ResultListener, request_id: str, within: float, ends: float) -> PeerResult:
+        """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
         stone, key = results.tombstone(request_id), names.result_key(request_id)
         # A deadline of a timeout is at most ten minutes, and so is a request's life in the queue.
         life = max(self._app.settings.result_ttl, int(within) + TOMBSTONE_MARGIN)
-        until = time.monotonic() + GRACE
         while True:
             try:
-                before = cast("bytes | None", await listener.redis.set(key, stone, nx=True, get=True, ex=life))
+                async with asyncio.timeout_at(ends):
+                    before = cast("bytes | None", await listener.redis.set(key, stone, nx=True, get=True, ex=life))
                 break
-            except (RedisError, OSError) as error:
-                if time.monotonic() >= until:
+            except (RedisError, OSError, TimeoutError) as error:
+                if asyncio.get_running_loop().time() >= ends - 1.0:
                     raise OutcomeUnknown(
                         "Redis could not be reached: whether the request took effect is unknown; "
                         "ask again with the same id",

@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
-from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError, ResponseError
 
 from config import names
 from tasks import results
 from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from tasks.lanes import Lanes, lanes_of
+from tasks.lanes import LONGEST_DEADLINE, Lanes, lanes_of
+from tasks.listening import Listening
 
-#: Seconds beyond a caller's timeout in which the truth is sought before it is called unknown.
-GRACE = 1.8
+#: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
+GRACE = 0.8
+_PAUSE = 0.05
 
 
 class LaneResult(AsyncResult[dict[str, Any]]):
@@ -30,47 +30,72 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         self,
         timeout: float | None = None,
         propagate: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
+        *,
+        listening: Listening | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Wait for the outcome; at most ``timeout`` plus two seconds.
+        """Wait for the outcome; at most ``timeout`` plus two seconds. Without a timeout, until the request's deadline.
+
+        ``listening`` was begun before a new request was sent: then there is nothing to do but to wait.
 
         Raises:
             PeerlaneError: the request's refusal.
             TimedOut: cancelled just now; the request can never take effect.
             OutcomeUnknown: Redis could not be reached to find out; ask again with the same request id.
         """
-        began = time.monotonic()
-        try:
-            return super().get(timeout=timeout, propagate=propagate, **options)
-        except CeleryTimeoutError:
-            pass
-        except (OperationalError, RedisError, OSError, RuntimeError) as error:
-            # RuntimeError: Celery's result consumer after its retries. A refusal is none of these.
-            if isinstance(error, PeerlaneError):
-                raise
-        finally:
-            self._stop_listening()
-        patience = began + (timeout or 0.0) + GRACE
-        lanes = lanes_of(cast("Any", self.app))
-        record = settle(lanes, str(self.id), self.deadline, until=max(patience, time.monotonic() + 0.2))
+        del options  # how Celery would wait
+        lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
+        until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
+        record = await_record(lanes, request_id, until, listening)
+        cancelled = record is None
+        if record is None:
+            record = settle(lanes, request_id, self.deadline, until=until + GRACE)
         if record is None:
             raise OutcomeUnknown(
                 "Redis could not be reached: whether the request took effect is unknown; ask again with the same id",
-                str(self.id),
+                request_id,
             )
         try:
             return results.decode(record)
         except PeerlaneError as error:
             if not propagate:
                 return cast("dict[str, Any]", error)
-            raise _timed_out(error, timeout) from None
+            raise (_timed_out(error, timeout) if cancelled else error) from None
+
+    def _left(self, lanes: Lanes) -> float:
+        """Seconds until the deadline has passed for certain; where it is not known, as long as any can be."""
+        if not self.deadline:
+            return LONGEST_DEADLINE
+        try:
+            return max(0.0, self.deadline - lanes.clock.now_ms()) / 1000 + 0.5
+        except RedisError:
+            return 1.0
 
     def forget(self) -> None:
-        """Stop listening. The commit record stays: it is what makes a redelivery harmless."""
-        self._stop_listening()
+        """Nothing is kept of it here. The commit record stays: it is what makes a redelivery harmless."""
 
-    def _stop_listening(self) -> None:
-        cast("Any", self.backend).remove_pending_result(self)
+
+def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:
+    """The request's commit record as soon as there is one; None ``until`` then. Outlives restarts of Redis."""
+    fresh = listening is not None
+    while True:
+        try:
+            if listening is None:
+                if (stored := lanes.stored(request_id)) is not None:
+                    return stored
+                listening = lanes.listeners.listen(request_id)
+            # Between the look and the subscription it may have come.
+            if not fresh and (stored := lanes.stored(request_id)) is not None:
+                return stored
+            return listening.wait(until)
+        except (RedisError, OSError):
+            if time.monotonic() + _PAUSE >= until:
+                return None
+            time.sleep(_PAUSE)
+        finally:
+            if listening is not None:
+                listening.close()
+        listening, fresh = None, False
 
 
 def _timed_out(error: PeerlaneError, timeout: float | None) -> PeerlaneError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -200,10 +202,20 @@ class Gateway:
         bulk: bool,
     ) -> PeerResult:
         within = timeout or self._timeout or self._app.settings.timeout
-        sent = task.apply_async(
-            kwargs={"gateway": self.name, **arguments}, task_id=request_id, expires=within, bulk=bulk
-        )
-        return PeerResult.model_validate(sent.get(timeout=within))
+        until = time.monotonic() + within
+        identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
+        try:
+            listening = self._lanes.listeners.listen(identity)
+        except (RedisError, OSError) as error:
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
+        with listening:
+            sent = task.apply_async(
+                kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
+            )
+            left = max(0.0, until - time.monotonic())
+            # A request whose id is its caller's may have an outcome already.
+            new = listening if request_id is None else None
+            return PeerResult.model_validate(sent.get(timeout=left, listening=new))
 
     def drain(self) -> Switched:
         """Let the gateway take no new peers from now on; deletes and sweeps go on. Doing it twice is no error.

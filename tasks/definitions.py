@@ -90,7 +90,8 @@ class LaneTask(Task[..., dict[str, Any]]):
         wire = _wire(arguments)
         options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
         try:
-            options |= {"kwargsrepr": _shown(wire), "argsrepr": "()"}
+            # LaneResult waits by itself: Celery need not subscribe.
+            options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
         except (OperationalError, RedisError, OSError, RuntimeError) as error:
             # The message may have arrived all the same: make sure that the request has one outcome.
@@ -101,6 +102,7 @@ class LaneTask(Task[..., dict[str, Any]]):
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
         result.deadline = wire["deadline"]
+        result.ignored = False
         return result
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> LaneResult:  # noqa: N802 - Celery's name

@@ -16,6 +16,7 @@ from tasks import results
 from tasks.clock import ServerClock
 from tasks.connection import connect
 from tasks.errors import Draining, PeerlaneError, Unavailable
+from tasks.listening import Listeners
 
 #: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
 LIVE_FOR_MS = 5_000
@@ -87,6 +88,7 @@ class Lanes:
 
     def __init__(self, redis: Redis, *, result_ttl: int) -> None:
         self.redis = redis
+        self.listeners = Listeners(redis)
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
         self._believed: dict[str, tuple[float, LaneState]] = {}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from faultproxy import FaultProxy
 from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
 from servers import RedisServer
-from waiting import eventually
+from waiting import Stopwatch, eventually
+
+from config.celery_app import PeerlaneApp
+from tasks import Gateway
+from tasks.aio import AsyncGateway
+from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
 
 
 @pytest.fixture
@@ -36,3 +45,100 @@ class TestAWriterWhoseAcknowledgementIsLost:
         assert api.create_peer(some_key()).outcome == "created"
         eventually(lambda: "could not be acknowledged" in linked.log, "the lost acknowledgement")
         assert api.create_peer(some_key(), timeout=20).outcome == "created"
+
+
+def took(act: Callable[[], object]) -> tuple[float, object]:
+    """Seconds, and what came of it: a result, or the error's class."""
+    watch = Stopwatch()
+    try:
+        found = act()
+    except PeerlaneError as error:
+        found = type(error)
+    return watch.seconds, found
+
+
+class TestManyThreadsWhoseRedisFallsSilent:
+    """Celery's result consumer made each wait for all that came before it."""
+
+    @pytest.mark.parametrize("known", [True, False], ids=["after-a-call", "at-the-first-call"])
+    def test_each_learn_within_their_own_timeout_and_two_seconds(
+        self, gateway: MakeGateway, link: FaultProxy, client: MakeClient, *, known: bool
+    ) -> None:
+        site = gateway()
+        api = client(site.name, redis_url=link.url)
+        keys = [some_key() for _ in range(8)]
+        with ThreadPoolExecutor(8) as threads:
+            if known:
+                list(threads.map(api.delete_peer, keys))
+            link.half_open()
+            calls = [threads.submit(took, partial(api.create_peer, key, timeout=0.5)) for key in keys]
+            ends = [call.result() for call in calls]
+        assert {found for _, found in ends} == {OutcomeUnknown}
+        assert max(seconds for seconds, _ in ends) < 2.5
+
+    def test_go_on_once_redis_can_be_reached_again(
+        self, gateway: MakeGateway, link: FaultProxy, client: MakeClient
+    ) -> None:
+        api = client(gateway().name, redis_url=link.url)
+        api.create_peer(some_key())
+        link.half_open()
+        with pytest.raises(OutcomeUnknown):
+            api.create_peer(some_key(), timeout=0.5)
+        link.mend()
+        assert api.create_peer(some_key()).outcome == "created"
+
+
+class TestACallerWhoseRedisRestarts:
+    def test_gets_the_outcome_if_it_comes_within_the_timeout(
+        self, gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
+    ) -> None:
+        site = gateway(redis=own_redis)
+        api = client(site, redis=own_redis)
+        api.create_peer(some_key())
+        site.pause()
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(api.create_peer, some_key(), timeout=20)
+            eventually(lambda: site.look().waiting == 1, "the request in the lane")
+            own_redis.kill()
+            own_redis.start()
+            site.resume()
+            assert waiting.result().outcome == "created"
+
+
+class TestAnAsyncioProgramWhoseRedisFallsSilent:
+    @pytest.fixture
+    def api(self, gateway: MakeGateway, link: FaultProxy, client: MakeClient) -> Gateway:
+        return client(gateway().name, redis_url=link.url)
+
+    def test_learns_of_every_call_in_time_however_many_there_are(self, api: Gateway, link: FaultProxy) -> None:
+        async def calls(gateway: AsyncGateway, count: int) -> list[tuple[float, object]]:
+            async def one() -> tuple[float, object]:
+                watch = Stopwatch()
+                try:
+                    found: object = (await gateway.create_peer(some_key(), timeout=0.5)).outcome
+                except PeerlaneError as error:
+                    found = type(error)
+                return watch.seconds, found
+
+            return list(await asyncio.gather(*(one() for _ in range(count))))
+
+        async def program() -> tuple[list[tuple[float, object]], list[tuple[float, object]]]:
+            async with AsyncGateway(api.name, app=app_of(api)) as gateway:
+                await calls(gateway, 4)
+                link.half_open()
+                silent = await calls(gateway, 40)
+                link.mend()
+                for _ in range(20):  # its connections notice one by one
+                    if (await calls(gateway, 1))[0][1] == "created":
+                        break
+                return silent, await calls(gateway, 4)
+
+        silent, after = asyncio.run(program())
+        assert {found for _, found in silent} <= {OutcomeUnknown, TimedOut}
+        assert max(seconds for seconds, _ in silent) < 2.5
+        assert {found for _, found in after} == {"created"}
+        assert threading.active_count() < 20
+
+
+def app_of(api: Gateway) -> PeerlaneApp:
+    return api._app  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its connections are closed by the fixture
