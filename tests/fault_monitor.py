@@ -89,7 +89,7 @@ class Monitor:
         self._finish()
         if command in (b"INCR", b"INCRBY") and words[1] == self._epochs:
             self._newest += 1
-        elif command in (b"EVALSHA", b"EVAL") and self._peers in words:
+        elif command in (b"FCALL", b"EVALSHA", b"EVAL") and self._peers in words:
             keys = int(words[2])
             if words[3].startswith(self._prefix):
                 request = words[3].decode().removeprefix(names.RESULT_PREFIX)
