@@ -50,8 +50,10 @@ class User:
     #: The first holds for commands without keys.
     selectors: tuple[Selector, ...]
 
-    def line(self, form: Form = "aclfile", password: str | None = None) -> str:
+    def line(self, form: Form = "aclfile", password: str | None = None, *, oldest: bool = False) -> str:
         """The user's line of an aclfile, or the ACL SETUSER command that makes it so whatever it was before.
+
+        ``oldest`` is for Redis 7.0, which loads no rule that names a command it does not know.
 
         Raises:
             ValueError: a password that is short, or could be taken for more rules.
@@ -60,6 +62,8 @@ class User:
             raise ValueError("a password is at least 16 letters, digits, - and _")
         first, *others = self.selectors
         rules = [first.rules(), *(f"({selector.rules()})" for selector in others)]
+        if oldest:
+            rules[0] = rules[0].replace("+client|setinfo ", "")
         start = f"user {self.name}" if form == "aclfile" else f"ACL SETUSER {self.name} reset"
         return " ".join([start, "on", PLACEHOLDER if password is None else f">{password}", *rules])
 

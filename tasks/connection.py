@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 
 from config.settings import Settings, redis_tls
@@ -30,6 +30,12 @@ def reason(error: BaseException) -> str:
     for one in _chain(error):
         if isinstance(one, ssl.SSLCertVerificationError):
             return f"its TLS certificate is refused: {one.verify_message}"
+        if isinstance(one, ssl.SSLEOFError):
+            return "it closed the TLS connection: does it ask for a client's certificate (PEERLANE_REDIS_CLIENT_CERT)?"
+        if isinstance(one, TimeoutError) and "handshake" in str(one):
+            return "no TLS handshake came about in time: does it speak TLS on this port?"
+        if isinstance(one, ConnectionResetError):
+            return "it closed the connection (if it expects TLS, the URL begins with rediss://)"
         if isinstance(one, ssl.SSLError):
             return f"no TLS connection came about: {_ALERTS.get(str(one.reason), str(one.reason))}"
     if isinstance(error, AuthenticationError):
@@ -37,8 +43,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, NoPermissionError):
         # FunctionsMissing speaks for itself; Redis' own sentence names the command or says that it was a key.
         return str(error) if type(error) is not NoPermissionError else "this user may not do that: see `peerlane acl`"
-    if isinstance(error, RedisError) and "closed by server" in str(error):
-        return "it closed the connection at once: if it expects TLS, the URL begins with rediss://"
     return type(error).__name__
 
 

@@ -17,7 +17,7 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from config.settings import Settings
+from config.settings import Settings, read, redis_tls
 from tasks import Gateway
 from tasks.lanes import Lanes, LaneState, lanes_of
 
@@ -57,7 +57,8 @@ class GatewayProcess:
         #: For a test that makes the writer fail in an unforeseen way.
         self.may_show_tracebacks = False
         self._log = directory / f"{name}.log"
-        self._redis = Redis.from_url(redis_url, socket_timeout=10)
+        tls = {name: value for name, value in settings.items() if name in ("redis_ca", "redis_client_cert")}
+        self._redis = Redis.from_url(redis_url, socket_timeout=10, **redis_tls(read(redis_url=redis_url, **tls)))
         self._lanes = Lanes(self._redis, result_ttl=600)
         self._process: subprocess.Popen[bytes] | None = None
 

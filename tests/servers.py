@@ -18,12 +18,22 @@ from waiting import eventually
 class RedisServer:
     """One server process in a directory of its own. ``stop`` ends it; its data stays in the directory."""
 
-    def __init__(self, directory: Path, *, user: str | None = None, password: str | None = None, **told: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        program: Path | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        **told: str,
+    ) -> None:
         """``directory`` has a short path: a socket's name holds 107 bytes. ``told`` are further settings of Redis.
 
-        ``user`` is who looks from the test, where Redis lets nobody in without a name.
+        ``program`` is another server than the embedded one; ``user`` is who looks from the test, where Redis lets
+        nobody in without a name.
         """
         self.directory = directory
+        self._program = program or Path(get_binary_path())
         self._told = told
         self.socket = directory / "redis.sock"
         self.url = f"unix://{self.socket}"
@@ -65,7 +75,7 @@ class RedisServer:
         }
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(get_binary_path()), *(word for name, value in told.items() for word in (f"--{name}", value))],
+                [str(self._program), *(word for name, value in told.items() for word in (f"--{name}", value))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -26,8 +26,11 @@ from tasks.cli.session import Session, pass_session
     show_default=True,
     help="Lines of Redis' aclfile, or commands.",
 )
+@click.option("--redis-7.0", "oldest", is_flag=True, help="For a server older than Redis 7.2 or Valkey.")
 @pass_session
-def acl(session: Session, gateways: Sequence[str], roles: Sequence[str], *, passwords: bool, form: str) -> None:
+def acl(
+    session: Session, gateways: Sequence[str], roles: Sequence[str], *, passwords: bool, form: str, oldest: bool
+) -> None:
     """Redis users with the least rights for each part.
 
     Name all gateways of the fleet for one whole aclfile. A gateway's writer and observer get users of their own;
@@ -39,7 +42,7 @@ def acl(session: Session, gateways: Sequence[str], roles: Sequence[str], *, pass
     database = urlsplit(session.settings.redis_url.get_secret_value()).path.strip("/")
     found = users(tuple(dict.fromkeys(gateways)), chosen, database=int(database) if database.isdigit() else 0)
     made = {user.name: secrets.token_urlsafe(24) if passwords else None for user in found}
-    lines = {user.name: user.line(cast("Form", form), made[user.name]) for user in found}
+    lines = {user.name: user.line(cast("Form", form), made[user.name], oldest=oldest) for user in found}
     closed = nobody(cast("Form", form)) if "admin" in chosen else None
     if session.output.json:
         described = [

@@ -1,0 +1,307 @@
+"""TLS to Redis with a CA of our own: a real server that speaks nothing else, and every certificate that is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from certificates import HERE, Authority, Certificate
+from flowers import flower
+from gateways import GatewayProcess, MakeClient, MakeSettings, close
+from keys import some_key
+from observers import beat, ending
+from servers import RedisServer
+from waiting import eventually
+
+from config.celery_app import PeerlaneApp
+from config.settings import BadSettings, read
+from tasks import AsyncGateway
+from tasks.acl import users
+from tasks.errors import OutcomeUnknown
+from workers import functions
+from workers.cli import main
+from workers.lane import EXIT_AWAY
+
+PASSWORD = "only-for-these-tests"
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """Debian's server: the embedded one has no TLS."""
+    found = shutil.which("redis-server")
+    known = subprocess.run([found, "--version"], capture_output=True, check=False) if found else None
+    if found is None or known is None or known.returncode != 0:
+        missing = "needs a redis-server with TLS on PATH: apt-get install redis-server"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    return Path(found)
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    # Not tmp_path: its name is too long for a socket.
+    found = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    yield found
+    shutil.rmtree(found, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def authority(directory: Path) -> Authority:
+    return Authority(directory)
+
+
+@dataclass(frozen=True)
+class TlsServer:
+    """A server whose only port speaks TLS; its socket is for looking from the test."""
+
+    port: int
+    server: RedisServer
+
+    @property
+    def url(self) -> str:
+        return self.url_at("127.0.0.1")
+
+    def url_at(self, host: str, scheme: str = "rediss", user: str = "") -> str:
+        return f"{scheme}://{f'{user}:{PASSWORD}@' if user else ''}{host}:{self.port}/0"
+
+
+@contextmanager
+def tls_server(
+    program: Path, directory: Path, own: Certificate, authority: Authority, *, ask_clients: bool = False
+) -> Generator[TlsServer]:
+    """Run one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    here = Path(tempfile.mkdtemp(dir=directory))
+    told = {
+        "bind": "127.0.0.1",
+        "tls-port": str(port),
+        "tls-cert-file": str(own.certificate),
+        "tls-key-file": str(own.key),
+        "tls-ca-cert-file": str(authority.certificate),
+        "tls-auth-clients": "yes" if ask_clients else "no",
+    }
+    server = RedisServer(here, program=program, **told)
+    server.start()
+    try:
+        yield TlsServer(port, server)
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def sound(program: Path, directory: Path, authority: Authority) -> Iterator[TlsServer]:
+    with tls_server(program, directory, authority.issue("sound", *HERE), authority) as found:
+        yield found
+
+
+# What works
+
+
+@pytest.mark.parametrize("host", HERE)
+def test_a_peer_is_created_over_tls(
+    sound: TlsServer, authority: Authority, client: MakeClient, tmp_path: Path, host: str
+) -> None:
+    url = sound.url_at(host)
+    name, ca = host.replace(".", "-"), authority.certificate
+    writer = GatewayProcess(name, url, tmp_path, dataplane="memory", redis_ca=ca)
+    writer.start()
+    gateway = client(writer, redis_ca=ca)
+    key = some_key()
+    assert gateway.create_peer(key).outcome == "created"
+    assert [peer.public_key for peer in gateway.peers()] == [key]
+    assert writer.stop() == 0
+    writer.finish()
+
+
+def test_an_asyncio_client_uses_tls_too(
+    sound: TlsServer, authority: Authority, settings: MakeSettings, tmp_path: Path
+) -> None:
+    writer = GatewayProcess("aio", sound.url, tmp_path, dataplane="memory", redis_ca=authority.certificate)
+    writer.start()
+    app = PeerlaneApp(settings(redis_url=sound.url, redis_ca=authority.certificate))
+
+    async def create() -> str:
+        async with AsyncGateway("aio", app=app) as gateway:
+            return (await gateway.create_peer(some_key())).outcome
+
+    assert asyncio.run(create()) == "created"
+    close(app)
+    writer.finish()
+
+
+def test_with_users_functions_client_certificates_beat_and_flower_everything_is_as_it_was(
+    program: Path, directory: Path, authority: Authority, client: MakeClient, tmp_path: Path
+) -> None:
+    own = authority.issue("strict", *HERE)
+    ours = authority.issue("client")
+    both = tmp_path / "client.pem"
+    both.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
+    tls: dict[str, Any] = {"redis_ca": authority.certificate, "redis_client_cert": both}
+    with tls_server(program, directory, own, authority, ask_clients=True) as strict:
+        functions.load(strict.server.redis)
+        for user in users(["iad"], ["writer", "api", "beat", "flower"]):
+            words = user.line("setuser", PASSWORD, oldest=True).replace(" (", "\n(").split("\n")
+            strict.server.redis.execute_command(*words[0].split(), *words[1:])
+        url = {name: strict.url_at("127.0.0.1", user=name) for name in ("writer-iad", "api-iad", "beat", "flower")}
+        writer = GatewayProcess("iad", url["writer-iad"], tmp_path, dataplane="memory", **tls)
+        writer.start()
+        variables = {f"PEERLANE_{name.upper()}": str(path) for name, path in tls.items()}
+        beating = beat(url["beat"], tmp_path / "beat.log", sweep_every="1", **tls)
+        with ending(beating), flower(url["flower"], tmp_path, **variables) as page:
+            assert client("iad", redis_url=url["api-iad"], **tls).create_peer(some_key()).outcome == "created"
+            eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers", within=20)
+            assert page.status("/broker", user=page.USER) == 200
+            eventually(lambda: strict.server.redis.llen("gateway.iad.observer"), "beat to ask the observer", within=20)
+        noted = [entry["object"] for entry in strict.server.redis.acl_log()]
+        assert set(noted) <= {"config|get"}
+        writer.finish()
+
+
+# What is refused
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A server that is not to be trusted, and what the refusal says."""
+
+    name: str
+    says: str
+
+
+BAD = (
+    Bad("wrong-host", "certificate is refused: IP address mismatch, certificate is not valid for '127.0.0.1'"),
+    Bad("expired", "certificate is refused: certificate has expired"),
+    Bad("foreign-ca", "certificate is refused: "),
+    Bad("plain-to-tls", "if it expects TLS, the URL begins with rediss://"),
+    Bad("tls-to-plain", "does it speak TLS on this port?"),
+    Bad("no-client-certificate", "PEERLANE_REDIS_CLIENT_CERT"),
+)
+
+
+@pytest.fixture(params=BAD, ids=lambda bad: bad.name)
+def bad(
+    request: pytest.FixtureRequest, program: Path, directory: Path, authority: Authority
+) -> Iterator[tuple[Bad, dict[str, Any]]]:
+    """One of them, with the settings of who connects."""
+    found: Bad = request.param
+    trust = {"redis_ca": authority.certificate}
+    match found.name:
+        case "wrong-host":
+            own, by = authority.issue("elsewhere", "redis.example"), authority
+        case "expired":
+            own, by = authority.issue("expired", *HERE, valid_for=timedelta(days=-1)), authority
+        case "foreign-ca":
+            by = Authority(directory, "foreign")
+            own = by.issue("foreign-server", *HERE)
+        case _:
+            own, by = authority.issue("right", *HERE), authority
+    if found.name == "tls-to-plain":
+        with plain_server(program, directory) as port:
+            yield found, {"redis_url": f"rediss://127.0.0.1:{port}/0", **trust}
+        return
+    with tls_server(program, directory, own, by, ask_clients=found.name == "no-client-certificate") as server:
+        if found.name == "plain-to-tls":
+            yield found, {"redis_url": server.url_at("127.0.0.1", "redis")}
+        else:
+            yield found, {"redis_url": server.url, **trust}
+
+
+@contextmanager
+def plain_server(program: Path, directory: Path) -> Generator[int]:
+    """A server without TLS, on a port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    server = RedisServer(Path(tempfile.mkdtemp(dir=directory)), program=program, port=str(port), bind="127.0.0.1")
+    server.start()
+    yield port
+    server.kill()
+
+
+def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Bad, dict[str, Any]], client: MakeClient) -> None:
+    with pytest.raises(OutcomeUnknown) as caught:
+        client("iad", **bad[1]).create_peer(some_key(), timeout=2)
+    assert bad[0].says in str(caught.value)
+    assert "nothing was sent" in str(caught.value)
+
+
+# asyncio leaves the transport of a handshake that failed to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_asyncio_client_is_told_too(bad: tuple[Bad, dict[str, Any]], settings: MakeSettings) -> None:
+    app = PeerlaneApp(settings(**bad[1]))
+
+    async def create() -> None:
+        async with AsyncGateway("iad", app=app) as gateway:
+            await gateway.create_peer(some_key(), timeout=2)
+
+    with pytest.raises(OutcomeUnknown, match="nothing was sent"):
+        asyncio.run(create())
+    close(app)
+    gc.collect()
+
+
+def test_a_writer_says_why_and_ends_without_a_traceback(bad: tuple[Bad, dict[str, Any]], tmp_path: Path) -> None:
+    url = str(bad[1]["redis_url"])
+    rest = {name: value for name, value in bad[1].items() if name != "redis_url"}
+    writer = GatewayProcess("iad", url, tmp_path, dataplane="memory", **rest)
+    writer.start(wait=False)
+    assert writer.await_end(within=40) == EXIT_AWAY
+    assert bad[0].says in writer.log
+    writer.finish()
+
+
+def test_the_command_line_says_why(
+    bad: tuple[Bad, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in bad[1].items():
+        monkeypatch.setenv(f"PEERLANE_{name.upper()}", str(value))
+    assert main.main(["gateway", "list", "--json"], standalone_mode=False) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "outcome_unknown"
+    assert bad[0].says in error["message"]
+
+
+# Settings
+
+
+def test_without_a_ca_of_ours_the_systems_decide(sound: TlsServer, client: MakeClient) -> None:
+    with pytest.raises(OutcomeUnknown, match=r"certificate is refused: (unable to get local issuer|self-signed)"):
+        client("iad", redis_url=sound.url).create_peer(some_key(), timeout=2)
+
+
+@pytest.mark.parametrize("query", ["ssl_cert_reqs=none", "ssl_check_hostname=false", "ssl_ca_certs=/tmp/any.pem"])
+def test_a_url_cannot_weaken_tls(query: str) -> None:
+    with pytest.raises(BadSettings, match=r"PEERLANE_REDIS_URL: TLS is set by PEERLANE_REDIS_CA"):
+        read(redis_url=f"rediss://db.example:6379/0?{query}")
+
+
+@pytest.mark.parametrize("url", ["redis://db.example:6379/0", "unix:///run/redis.sock"])
+def test_a_ca_for_a_connection_without_tls_is_a_mistake(url: str, authority: Authority) -> None:
+    with pytest.raises(BadSettings, match="PEERLANE_REDIS_CA: it is for TLS, and PEERLANE_REDIS_URL does not begin"):
+        read(redis_url=url, redis_ca=authority.certificate)
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(BadSettings, match=r"PEERLANE_REDIS_CA: /nowhere/ca.pem is not a file"):
+        read(redis_url="rediss://db.example:6379/0", redis_ca="/nowhere/ca.pem")
+
+
+def test_a_clients_key_needs_its_certificate(authority: Authority) -> None:
+    with pytest.raises(BadSettings, match="PEERLANE_REDIS_CLIENT_KEY: a key without PEERLANE_REDIS_CLIENT_CERT"):
+        read(redis_url="rediss://db.example:6379/0", redis_client_key=authority.issue("alone").key)
