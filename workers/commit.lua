@@ -3,9 +3,10 @@
 --       6 only for a request that counts in a share of the lane: where it counts
 -- ARGV  1 epoch of this writer          2 deadline in ms on this server's clock, 0 for none
 --       3 the result                    4 its least TTL in s     5 the result to store if the deadline has passed
---       6 the changes, a JSON list of {key, before, record, gone, taken}:
+--       6 the changes, a JSON list of {key, before, kept, record, gone, taken}:
 --         key     public key
 --         before  whether the plan was made on a stored record
+--         kept    true: nothing to change, but the answer says so, and so it must be true
 --         record  the record to store; absent: delete it
 --         gone    prefixes given up; taken: prefixes that are taken
 --       7 '1' if the gateway must not be draining          8 with KEYS 6: the request's id
@@ -44,7 +45,7 @@ for _, change in ipairs(changes) do
   for _, prefix in ipairs(change.taken) do redis.call('HSET', KEYS[4], prefix, change.key) end
   if change.record then
     redis.call('HSET', KEYS[3], change.key, change.record)
-  else
+  elseif not change.kept then
     redis.call('HDEL', KEYS[3], change.key)
   end
 end

@@ -54,7 +54,9 @@ def _change(plan: Plan) -> dict[str, Any]:
         "gone": [str(prefix) for prefix in old if prefix not in new],
         "taken": [str(prefix) for prefix in new if prefix not in old],
     }
-    if plan.after is not None:
+    if plan.before is plan.after:
+        change["kept"] = True
+    elif plan.after is not None:
         change["record"] = plan.after.record()
     return change
 
@@ -110,7 +112,7 @@ class Store:
                     result,
                     self._result_ttl,
                     results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
-                    json.dumps([_change(plan) for plan in changing], separators=(",", ":")),
+                    json.dumps([_change(plan) for plan in plans], separators=(",", ":")),
                     int(any(plan.outcome == "created" for plan in plans)),
                     *([request_id] if share else []),
                 ],
