@@ -15,6 +15,7 @@ from keys import some_key
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
+from config import names
 from config.celery_app import PeerlaneApp
 from tasks import Gateway
 from tasks.aio import AsyncGateway
@@ -142,3 +143,31 @@ class TestAnAsyncioProgramWhoseRedisFallsSilent:
 
 def app_of(api: Gateway) -> PeerlaneApp:
     return api._app  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its connections are closed by the fixture
+
+
+class TestARedisThatHasLostItsLastSecond:
+    """For up to two seconds the writer does not know: what it answers meanwhile must be true all the same."""
+
+    def test_is_never_said_to_hold_a_peer_that_it_has_forgotten(
+        self, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
+    ) -> None:
+        site, key = gateway(), some_key()
+        api = client(site)
+        (four, six) = api.create_peer(key).allowed_ips
+        redis_server.redis.hdel(names.peers_key(site.name), key)
+        redis_server.redis.hdel(names.addresses_key(site.name), four, six)
+        assert api.create_peer(key, timeout=20).outcome == "created"
+        assert api.peer(key) is not None
+
+    def test_is_never_said_to_lack_a_peer_that_it_holds_again(
+        self, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
+    ) -> None:
+        site, key = gateway(), some_key()
+        api, peers, addresses = client(site), names.peers_key(site.name), names.addresses_key(site.name)
+        api.create_peer(key)
+        record, owners = redis_server.redis.hget(peers, key), redis_server.redis.hgetall(addresses)
+        api.delete_peer(key)
+        redis_server.redis.hset(peers, key, str(record))
+        redis_server.redis.hset(addresses, mapping={str(prefix): str(owner) for prefix, owner in owners.items()})
+        assert api.delete_peer(key, timeout=20).outcome == "deleted"
+        assert api.peer(key) is None
