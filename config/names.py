@@ -124,6 +124,21 @@ def share_key(gateway: str, digest: str) -> str:
     return f"peerlane:{{{gateway}}}:share:{digest}"
 
 
+def poison_key(gateway: str) -> str:
+    """List of messages that were set aside, the latest first (tasks.poison)."""
+    return f"peerlane:{{{gateway}}}:poison"
+
+
+def deliveries_key(gateway: str, request: str) -> str:
+    """How often a request was delivered again."""
+    return f"peerlane:{{{gateway}}}:deliveries:{request}"
+
+
+def gateway_of_queue(queue: str) -> str:
+    """The gateway whose lane or observer a queue belongs to."""
+    return queue.split(".")[1] if queue.count(".") else queue
+
+
 def unacked_key(gateway: str, part: str = "") -> str:
     """Celery's store of messages taken but not acknowledged, one per gateway so that none can read another's."""
     return f"peerlane:{{{gateway}}}:unacked{part}"

@@ -20,9 +20,9 @@ from redis.exceptions import RedisError
 
 from config import names
 from config.routing import LANE_TASKS
-from tasks.errors import Fenced, Invalid, PeerlaneError
+from tasks.errors import Fenced, Invalid, PeerlaneError, WriterError
 from tasks.model import check_public_key
-from workers import failpoints
+from workers import failpoints, poison
 from workers.writer import Stopping, Writer
 
 log = logging.getLogger(__name__)
@@ -104,8 +104,10 @@ def lane_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
         del body
         request_id = message.headers.get("id")
         if not names.is_request_id(gateway, request_id):
-            log.warning("a request was refused: its id is not %s.TOKEN", gateway)
-            message.ack_log_error(log, consumer.connection_errors)
+            consumer.refuse(message, request_id, Invalid(f"its id is not {gateway}.TOKEN"))
+            return
+        if poison.was_delivered(message) and consumer.spent(message):
+            consumer.refuse(message, request_id, WriterError(_SPENT))
             return
         try:
             request_id, arguments = open_request(message)
@@ -170,6 +172,11 @@ def shown(arguments: Mapping[str, Any]) -> str:
         return "{'public_key': '(malformed)'}"
 
 
+_SPENT = (
+    f"set aside after {poison.DELIVERIES} deliveries, of which none came to an end; an operator can look at it "
+    "(gateway poison)"
+)
+
 _Consumer: Any = Consumer  # celery-types knows none of its attributes
 
 
@@ -187,9 +194,25 @@ class LaneConsumer(_Consumer):
         for name in self.strategies.keys() - LANE_TASKS:
             del self.strategies[name]
 
+    def spent(self, message: Any) -> bool:
+        """Whether the message has been delivered often enough without coming to an end."""
+        with message.channel.conn_or_acquire() as client:
+            return poison.spent(client, self.service.name, message)
+
     def refuse(self, message: Any, request_id: object, error: PeerlaneError) -> None:
-        """Take the message off the queue with ``error`` as its outcome."""
+        """Take the message off the queue, set it aside, and make ``error`` its outcome."""
         log.warning("a message was refused: %s", error)
+        sound = names.is_request_id(self.service.name, request_id)
+        queue = message.delivery_info["routing_key"]
+        with message.channel.conn_or_acquire() as client:
+            poison.set_aside(
+                client,
+                self.service.name,
+                why=error.message,
+                queue=queue,
+                message=poison.content(message),
+                request_id=str(request_id) if sound else None,
+            )
         if names.is_request_id(self.service.name, request_id):
             self.service.refuse(str(request_id), error)
         message.ack_log_error(log, self.connection_errors)

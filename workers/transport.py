@@ -11,7 +11,9 @@ from celery.app.amqp import AMQP
 from kombu.transport import redis as kombu_redis
 from redis import Redis
 
+from config import names
 from config.transport import OwnConnection, UnboundChannel, UnboundTransport
+from workers.poison import set_aside
 from workers.redelivery import LaneQoS
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,9 @@ class LaneChannel(UnboundChannel):
             envelope = sound_envelope(answer[1])
             if isinstance(envelope, str):
                 log.warning("a message of %d bytes on %s was refused: it is %s", len(answer[1]), queue, envelope)
+                with self.conn_or_acquire() as client:
+                    gateway, why = names.gateway_of_queue(queue), f"it is {envelope}"
+                    set_aside(client, gateway, why=why, queue=queue, message=answer[1])
             else:
                 # Where it came from is where it goes back to, whatever its sender has written there.
                 envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}

@@ -11,6 +11,7 @@ from tasks.cli.backup import backup, restore
 from tasks.cli.draining import drain, resume
 from tasks.cli.importing import import_peers
 from tasks.cli.parameters import GatewayName
+from tasks.cli.poison import poison
 from tasks.cli.program import Group
 from tasks.cli.session import Session, pass_session
 from tasks.cli.tables import facts, gateway_facts, gateway_table
@@ -28,7 +29,7 @@ def gateway() -> None:
 
 for command in (drain, resume, import_peers, sweep, reconcile):
     gateway.add_command(command)
-for command in (backup, restore):
+for command in (backup, restore, poison):
     gateway.add_command(command)
 
 

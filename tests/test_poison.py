@@ -1,0 +1,241 @@
+"""A message that ends its writer again and again is set aside, with its caller told; the lane goes on."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from keys import some_key
+from redis import Redis
+from servers import RedisServer
+from sites import peerlane
+from waiting import eventually
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks import Gateway
+from tasks.awaiting import LaneResult
+from tasks.definitions import task_of
+from tasks.errors import Conflict, Invalid, WriterError
+from tasks.keys import make_preshared_key
+from tasks.lanes import lanes_of
+from tasks.poison import KEPT, MOST, SetAside, drop, drop_all, find, replay, request_in, set_aside_messages, shown
+from workers.poison import DELIVERIES, set_aside
+
+
+@pytest.fixture
+def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    made = PeerlaneApp(settings())
+    yield made
+    close(made)
+
+
+@pytest.fixture
+def redis(app: PeerlaneApp) -> Redis:
+    """An operator's connection."""
+    return lanes_of(app).redis
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Path:
+    """The file that says at which point a writer dies."""
+    return tmp_path / "failpoints"
+
+
+@pytest.fixture
+def one(gateway: MakeGateway, control: Path) -> GatewayProcess:
+    return gateway(test_failpoints=control)
+
+
+def long_ago(server: RedisServer, one: GatewayProcess) -> None:
+    """Make what a dead writer had taken look as if it had been taken longer ago than any request takes."""
+    index = names.unacked_key(one.name, "_index")
+    redis: Any = server.redis
+    eventually(lambda: redis.zcard(index), "a message that was taken and not acknowledged")
+    for tag in redis.zrange(index, 0, -1):
+        redis.zadd(index, {tag: 1})
+
+
+def die_of_it(server: RedisServer, one: GatewayProcess, control: Path) -> None:
+    """The writer takes the message, and it ends it."""
+    one.await_end()
+    long_ago(server, one)
+    control.write_text("before_apply:kill")
+
+
+def send(app: PeerlaneApp, gateway: str, key: str, preshared: str) -> LaneResult:
+    kwargs = {"gateway": gateway, "public_key": key, "preshared_key": preshared, "labels": {"job": "7"}}
+    return task_of(app, names.CREATE_PEER).apply_async(kwargs=kwargs, expires=300)
+
+
+def test_what_ends_the_writer_three_times_is_set_aside_and_the_lane_goes_on(
+    one: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer, control: Path
+) -> None:
+    caller, key, secret = Gateway(one.name, app=app), some_key(), make_preshared_key()
+    control.write_text("before_apply:kill")
+    sent = send(app, one.name, key, secret)
+    for _ in range(DELIVERIES):
+        die_of_it(redis_server, one, control)
+        one.start()
+    with pytest.raises(WriterError, match=f"set aside after {DELIVERIES} deliveries"):
+        sent.get(timeout=20)
+    control.write_text("")
+    assert caller.create_peer(some_key(), timeout=10).outcome == "created"
+    assert caller.peer(key) is None
+    eventually(lambda: not redis_server.redis.hlen(names.unacked_key(one.name)), "every message being acknowledged")
+
+    def poison(*words: str) -> Any:
+        return peerlane("gateway", "poison", one.name, *words, redis_url=redis_server.url)
+
+    (message,) = poison()["messages"]
+    assert message["request_id"] == sent.id
+    assert "set aside after" in message["reason"]
+    told = poison("--show", message["id"])
+    assert told["arguments"]["public_key"] == key
+    assert told["arguments"]["preshared_key"] == "(hidden)"
+    assert told["outcome"] == "writer_error"
+    assert secret not in json.dumps(told)
+    assert secret not in one.log
+
+    assert poison("--replay", message["id"])["result"]["outcome"] == "created"
+    assert poison()["messages"] == []
+    peer = caller.peer(key)
+    assert peer is not None
+    assert peer.preshared_key == secret
+    with pytest.raises(WriterError):
+        sent.get(timeout=5)  # what was said of the first request stays so
+
+
+def test_two_deaths_are_no_reason_to_set_a_request_aside(
+    one: GatewayProcess, app: PeerlaneApp, redis: Redis, redis_server: RedisServer, control: Path
+) -> None:
+    control.write_text("before_apply:kill")
+    sent = send(app, one.name, some_key(), make_preshared_key())
+    die_of_it(redis_server, one, control)
+    one.start()
+    one.await_end()
+    control.write_text("")
+    long_ago(redis_server, one)
+    one.start()
+    assert sent.get(timeout=20)["outcome"] == "created"
+    assert set_aside_messages(redis, one.name) == []
+
+
+def a_request(gateway: str, **arguments: Any) -> bytes:
+    """A create as it is on the queue."""
+    body = json.dumps([[], {"gateway": gateway, "deadline": 5, **arguments}, {}])
+    properties = {"body_encoding": "base64", "delivery_tag": "x"}
+    whole = {"headers": {"task": names.CREATE_PEER, "id": f"{gateway}.x"}, "properties": properties}
+    return json.dumps(whole | {"body": base64.b64encode(body.encode()).decode()}).encode()
+
+
+def put_aside(redis: Redis, gateway: str, message: bytes) -> None:
+    set_aside(redis, gateway, why="for a test", queue=names.bulk_queue(gateway), message=message)
+
+
+def test_a_message_stays_set_aside_until_its_request_is_granted(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis: Redis
+) -> None:
+    one = gateway()
+    caller, key = client(one), some_key()
+    caller.create_peer(key, allowed_ips=["10.8.0.9"])
+    put_aside(redis, one.name, a_request(one.name, public_key=key, allowed_ips=["10.8.0.10"]))
+    (message,) = set_aside_messages(redis, one.name)
+    with pytest.raises(Conflict):
+        replay(app, redis, one.name, message.id, timeout=10)
+    assert set_aside_messages(redis, one.name) == [message]
+    caller.delete_peer(key)
+    assert replay(app, redis, one.name, message.id, timeout=10)["outcome"] == "created"
+    assert set_aside_messages(redis, one.name) == []
+
+
+def test_another_gateways_request_is_not_asked_again(app: PeerlaneApp, redis: Redis) -> None:
+    put_aside(redis, "iad", a_request("fra", public_key=some_key()))
+    (message,) = set_aside_messages(redis, "iad")
+    with pytest.raises(Invalid, match="a request for another gateway"):
+        replay(app, redis, "iad", message.id, timeout=10)
+    drop(redis, "iad", message.id)
+    assert set_aside_messages(redis, "iad") == []
+
+
+def test_what_was_no_message_is_set_aside_and_never_shown(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis: Redis
+) -> None:
+    one = gateway()
+    contents = [b"", b"no message", b"\xff\x00", b"{}", b'{"properties":{}}', b"[" * 1000, b'{"psk":"SECRETSECRET"}']
+    for content in contents:
+        redis.lpush(names.lane_queue(one.name), content)
+    assert client(one).create_peer(some_key(), timeout=10).outcome == "created"
+    found = set_aside_messages(redis, one.name)
+    assert [message.message for message in reversed(found)] == contents
+    for message in found:
+        told = shown(message)
+        assert "arguments" not in told
+        assert told["whole"]
+        assert "SECRET" not in json.dumps(told)
+        with pytest.raises(Invalid, match="is no request that could be asked again"):
+            replay(app, redis, one.name, message.id, timeout=5)
+    assert "SECRET" not in one.log
+
+
+def test_a_message_that_is_no_request_is_set_aside_with_the_id_of_its_caller(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis: Redis
+) -> None:
+    one = gateway()
+    for number in (f"{one.name}.odd", "odd"):
+        app.send_task("no.such.task", queue=names.lane_queue(one.name), task_id=number, kwargs={"psk": "SECRET"})
+    client(one).create_peer(some_key(), timeout=10)
+    latest, first = set_aside_messages(redis, one.name)
+    assert (first.request_id, latest.request_id) == (f"{one.name}.odd", None)
+    with pytest.raises(Invalid, match="no such task"):
+        LaneResult(f"{one.name}.odd", backend=app.backend, app=app).get(timeout=5)
+    assert "SECRET" not in one.log
+
+
+def test_the_list_is_bounded_and_so_is_each_message(redis: Redis) -> None:
+    put_aside(redis, "full", b"first")
+    for _ in range(MOST + 5):
+        put_aside(redis, "full", b"x" * 10)
+    put_aside(redis, "full", b"y" * (KEPT + 1))
+    found = set_aside_messages(redis, "full")
+    assert len(found) == MOST
+    assert b"first" not in {message.message for message in found}
+    assert len(found[0].message) == KEPT
+    assert shown(found[0])["whole"] is False
+    assert drop_all(redis, "full") == MOST
+    assert set_aside_messages(redis, "full") == []
+
+
+def test_what_somebody_else_put_into_the_list_disturbs_nobody(redis: Redis) -> None:
+    for junk in (b"", b"\xff", b"{}", b"[]", b'{"id":1}', b"[" * 5000, json.dumps({"id": [], "message": 7}).encode()):
+        redis.rpush(names.poison_key("junk"), junk)
+    put_aside(redis, "junk", b"a message")
+    (found,) = set_aside_messages(redis, "junk")
+    with pytest.raises(Invalid, match="has set no message nope aside"):
+        find(redis, "junk", "nope")
+    with pytest.raises(Invalid):
+        request_in(found)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"public_key": "SECRETSECRET"},
+        {"public_key": some_key(), "allowed_ips": ["SECRETSECRET"]},
+        {"public_key": some_key(), "preshared_key": "SECRETSECRET"},
+        {"public_key": some_key(), "ttl": "SECRETSECRET"},
+        {"public_key": some_key(), "labels": {"SECRET SECRET": "SECRETSECRET"}},
+        {"public_key": some_key(), "psk": "SECRETSECRET"},
+    ],
+    ids=lambda arguments: list(arguments)[-1],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(arguments: dict[str, Any]) -> None:
+    message = a_request("iad", **arguments)
+    told = shown(SetAside("1", 0, "for a test", "gateway.iad", len(message), message))
+    assert "arguments" not in told
+    assert "SECRET" not in json.dumps(told)
