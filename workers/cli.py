@@ -18,6 +18,7 @@ from tasks.cli.parameters import GatewayName
 from tasks.cli.peer import peer
 from tasks.cli.program import Program, Told
 from tasks.cli.session import Session, pass_session
+from workers.cli_doctor import doctor
 from workers.cli_functions import functions
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -40,6 +41,7 @@ def main(session: Session, redis_url: str | None) -> None:
 
 
 main.add_command(acl)
+main.add_command(doctor)
 main.add_command(functions)
 main.add_command(gateway)
 main.add_command(peer)

@@ -1,0 +1,65 @@
+"""``peerlane doctor``: says what is wrong, with what to do, and nothing that is secret."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from commands import Shell, document, peerlane
+from gateways import MakeGateway
+from servers import RedisServer
+
+from tasks.alarms import raise_alarm
+
+
+def found(told: dict[str, Any], what: str) -> list[tuple[str, str]]:
+    return [(check["verdict"], check["sentence"]) for check in told["checks"] if check["what"] == what]
+
+
+class TestAFleetInGoodOrder:
+    def test_is_told_as_such(self, gateway: MakeGateway) -> None:
+        site = gateway()
+        told = document(Shell(site).run("doctor", "--json"))
+        assert found(told, "durability") == [("ok", "what is confirmed is on disk first")]
+        ((verdict, sentence),) = found(told, f"gateway {site.name}")
+        assert verdict == "ok"
+        assert sentence.startswith("active, 0 peers")
+
+
+class TestWhatIsWrong:
+    def test_is_a_redis_that_cannot_be_reached(self) -> None:
+        result = peerlane("doctor", "--json")
+        assert result.exit_code == 1
+        ((verdict, sentence),) = found(document(result), "Redis")
+        assert verdict == "failed"
+        assert "PEERLANE_REDIS_URL" in sentence
+
+    def test_is_a_redis_that_may_lose_peers(self, own_redis: RedisServer) -> None:
+        own_redis.redis.config_set("appendfsync", "everysec")
+        told = document(peerlane("doctor", "--json", redis=own_redis.url))
+        ((verdict, sentence),) = found(told, "durability")
+        assert verdict == "warning"
+        assert "appendfsync always" in sentence
+
+    def test_is_a_gateway_whose_writer_is_gone(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
+        site = gateway(redis=own_redis)
+        site.stop()
+        result = peerlane("doctor", redis=own_redis.url)
+        assert result.exit_code == 1
+        assert "no live writer" in result.stdout
+
+    def test_is_an_alarm(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
+        site = gateway(redis=own_redis)
+        raise_alarm(own_redis.redis, site.name, "sweep", "too much would go", now=1)
+        result = peerlane("doctor", redis=own_redis.url)
+        assert result.exit_code == 1
+        assert "ALARM sweep: too much would go" in result.stdout
+
+
+class TestItsSettings:
+    @pytest.mark.parametrize("words", [("doctor", "--settings"), ("doctor", "--settings", "--json")])
+    def test_show_every_setting_and_no_password(self, words: tuple[str, ...]) -> None:
+        result = peerlane(*words, redis="redis://ada:swordfish@127.0.0.1:1/0")
+        assert "PEERLANE_POOLS" in result.stdout or '"pools"' in result.stdout
+        assert "swordfish" not in result.output
+        assert "(hidden)" in result.stdout
