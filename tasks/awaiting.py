@@ -100,7 +100,9 @@ def await_record(lanes: Lanes, request_id: str, until: float, listening: Listeni
 
 def _timed_out(error: PeerlaneError, timeout: float | None) -> PeerlaneError:
     if isinstance(error, TimedOut) and timeout is not None:
-        return TimedOut(f"no outcome within {timeout:g} s: the request was cancelled and will never take effect")
+        # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
+        told = round(timeout, 1) or timeout
+        return TimedOut(f"no outcome within {told:g} s: the request was cancelled and will never take effect")
     return error
 
 

@@ -26,7 +26,7 @@ from tasks.placement import ELSEWHERE, Fleet
 #: ``--conf -``: standard output.
 STDOUT = Path("-")
 
-ONCE = "This is the only time the {} is shown: Peerlane does not keep it."
+ONCE = "Shown this once, and never again: the {}."
 
 
 @dataclass(frozen=True, slots=True)

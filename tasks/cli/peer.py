@@ -199,6 +199,5 @@ def list_peers(session: Session, gateway: str) -> None:
         if everyone:
             output.show(peer_table(islice(everyone, TABLE)))
         beyond = len(everyone) - TABLE
-        output.note(
-            f"{len(everyone):,} peers" + (f", {beyond:,} not shown: a pipe gets them all" if beyond > 0 else "")
-        )
+        rest = f", {beyond:,} not shown: a pipe gets them all" if beyond > 0 else ""
+        output.note(f"{len(everyone):,} {'peer' if len(everyone) == 1 else 'peers'}{rest}")

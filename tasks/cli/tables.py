@@ -57,7 +57,7 @@ def peer_facts(peer: Peer | PeerResult) -> dict[str, object]:
 
 def peer_table(peers: Iterable[Peer]) -> Table:
     """Many peers."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("public key", no_wrap=True, min_width=44)
     table.add_column("allowed IPs", no_wrap=True)
     table.add_column("expires", no_wrap=True)
@@ -66,7 +66,7 @@ def peer_table(peers: Iterable[Peer]) -> Table:
         table.add_row(
             peer.public_key,
             "\n".join(str(prefix) for prefix in peer.allowed_ips),
-            expiry(peer.expires_at) or "",
+            (expiry(peer.expires_at) or "").removeprefix("in "),
             "\n".join(f"{name}={value}" for name, value in peer.labels.items()),
         )
     return table
