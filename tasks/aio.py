@@ -35,6 +35,8 @@ from tasks.model import Peer, PeerResult
 CONNECTIONS = 8
 #: Peers handed from the reading thread at a time.
 PAGE = 500
+#: How a subscription shows that its connection is lost; the last two where two tasks find it lost at one time.
+_LOST = (RedisError, OSError, AttributeError, RuntimeError)
 #: Seconds beyond a caller's timeout for which its turn to be sent is waited for.
 _SENT_WITHIN = 0.3
 
@@ -81,7 +83,7 @@ class ResultListener:
                 if self._reader is None:
                     self._reader = loop.create_task(self._read())
                 await asyncio.wait_for(confirmed, 1.0)
-        except (RedisError, OSError, TimeoutError) as error:
+        except _LOST as error:
             self._results.pop(key, None)
             self._confirmed.pop(key, None)
             # A connection that has died without a word stays so: nothing ever comes from it, no error either.
@@ -96,7 +98,7 @@ class ResultListener:
         self._results.pop(key, None)
         self._confirmed.pop(key, None)
         if self._pubsub is not None:
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(*_LOST):
                 await self._pubsub.unsubscribe(key)
 
     def _connect(self) -> PubSub:
@@ -110,7 +112,7 @@ class ResultListener:
                 message = cast(
                     "dict[str, Any] | None", await pubsub.get_message(ignore_subscribe_messages=False, timeout=1.0)
                 )
-            except (RedisError, OSError):
+            except (RedisError, OSError, AttributeError):
                 if pubsub is self._pubsub:
                     await self._reconnect()
                 continue
@@ -135,7 +137,7 @@ class ResultListener:
     async def _reconnect(self) -> None:
         """Subscribe anew; then look for what was published in between."""
         await asyncio.sleep(0.1)
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*_LOST):
             old, self._pubsub = self._pubsub, self._connect()
             if old is not None:
                 await old.aclose()
