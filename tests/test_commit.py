@@ -167,7 +167,8 @@ class TestACommit:
         before = bench.everything()
         request = bench.request()
         held = peer if outcome == "existing" else None
-        assert bench.commit([Plan(outcome, peer.public_key, held, held)], request=request) == "committed"
+        key = peer.public_key if held else some_peer("10.8.0.3").public_key
+        assert bench.commit([Plan(outcome, key, held, held)], request=request) == "committed"
         assert bench.everything() == before
         assert bench.stored(request)
 
