@@ -140,6 +140,7 @@ class Bench:
         back_after = self._back(run, histories, healed)
         if scenario.after is not None:
             scenario.after(run)
+            histories.append(self.site.callers.write_to(f"{name}-after"))
         if not self._settle(histories):
             run.notes.append("the lane did not empty")
             back_after = None

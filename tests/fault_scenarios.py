@@ -369,6 +369,7 @@ def _real_clocks(run: Run) -> None:
     for process in (run.site.gateway, run.site.callers):
         for name in ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE", "FAKETIME_NO_CACHE"):
             process.environment.pop(name, None)
+    _restart_both(run)
 
 
 def _machine_clock_jumps(run: Run) -> None:
