@@ -259,10 +259,16 @@ class AsyncGateway:
         if self._listener is None:
             self._listener = ResultListener(self._app.settings)
         listener = self._listener
-        try:
-            found = await listener.listen(identity, within)
-        except (RedisError, OSError) as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
+        found: asyncio.Future[str] | None = None
+        while found is None:
+            try:
+                found = await listener.listen(identity, within)
+            except (RedisError, OSError) as error:
+                # A connection that has died without a word was replaced just now: that is worth another try.
+                if not isinstance(error.__cause__, TimeoutError) or time.monotonic() >= began + within:
+                    raise OutcomeUnknown(
+                        f"Redis could not be reached ({reason(error)}); nothing was sent", identity
+                    ) from error
         sending = self._in_thread(
             lambda: task.apply_async(
                 kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
