@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     require_durable: bool = Field(
         default=False, description="a writer refuses to start on a Redis that could lose what it confirms"
     )
+    psk_key_file: Path | None = Field(
+        None, description="seals preshared keys before they reach Redis; 32 bytes in base64 a line, the newest first"
+    )
     result_ttl: int = Field(600, ge=60, le=86_400, description="how long a result, and so a commit record, is kept")
     request_deadline: float = Field(
         60.0, gt=0, le=600, description="deadline of a request whose caller gave neither expires nor timeout"

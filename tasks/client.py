@@ -20,6 +20,7 @@ from tasks.draining import Switched, switch
 from tasks.errors import OutcomeUnknown, StorageError, Unavailable
 from tasks.lanes import Lanes, LaneState, lanes_of
 from tasks.model import DeletePeer, Peer, PeerResult, check_public_key, parse
+from tasks.sealing import Unsealable, sealing_of
 
 #: Peers read per round trip.
 PAGE = 1_000
@@ -258,7 +259,14 @@ class Gateway:
             record = cast("bytes | None", self._lanes.redis.hget(names.peers_key(self.name), public_key))
         except RedisError as error:
             raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
-        return None if record is None else Peer.from_record(public_key, record)
+        return None if record is None else self._opened(Peer.from_record(public_key, record))
+
+    def _opened(self, stored: Peer) -> Peer:
+        """With its preshared key in clear, where this host has the key to it; else as it is stored."""
+        try:
+            return sealing_of(self._app.settings).opened(self.name, stored)
+        except Unsealable:
+            return stored
 
     def peers(self) -> Iterator[Peer]:
         """Every peer as stored, page by page, in no order; a record that does not parse is left out.
@@ -281,7 +289,7 @@ class Gateway:
                     continue
                 seen.add(key)
                 try:
-                    yield Peer.from_record(check_public_key(key), record)
+                    yield self._opened(Peer.from_record(check_public_key(key), record))
                 except (ValueError, StorageError):
                     continue
             if cursor == 0:

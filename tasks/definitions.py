@@ -22,6 +22,7 @@ from tasks.connection import reason
 from tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 from tasks.lanes import lanes_of
 from tasks.model import CreatePeer, DeletePeer, parse
+from tasks.sealing import sealing_of
 
 
 class PeerWriter(Protocol):
@@ -71,10 +72,13 @@ class LaneTask(Task[..., dict[str, Any]]):
         arguments = dict(kwargs or {})
         bulk = bulk or self.always_bulk
         wish = parse(self.model, arguments)
+        application = cast("PeerlaneApp", self.app)
+        if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
+            sealing = sealing_of(application.settings)
+            arguments["preshared_key"] = sealing.seal(wish.gateway, wish.public_key, wish.preshared_key)
         request_id = task_id or names.request_id(wish.gateway, str(uuid.uuid4()))
         if not names.is_request_id(wish.gateway, request_id):
             raise Invalid(f"a request id is {wish.gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
-        application = cast("PeerlaneApp", self.app)
         lanes = lanes_of(application)
         try:
             lane = lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, ImportPeers))

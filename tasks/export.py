@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tasks.client import GatewayInfo
-from tasks.model import Peer
+from tasks.errors import SettingsError
+from tasks.model import SEALED, Peer
 from tasks.wgconf import rendered_peer
+
+
+def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
+    """The peers, as long as their preshared keys are in clear.
+
+    Raises:
+        SettingsError: one is sealed, and this host does not have the key to it.
+    """
+    for peer in peers:
+        if peer.preshared_key is not None and SEALED.fullmatch(peer.preshared_key):
+            raise SettingsError(
+                f"the preshared key of peer {peer.public_key} is sealed: set PEERLANE_PSK_KEY_FILE to what opens it"
+            )
+        yield peer
 
 
 def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
@@ -17,6 +32,6 @@ def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
     yield "# named, so put the line `PrivateKey = …` here for them; `wg addconf` needs none."
     if gateway.listen_port:
         yield f"ListenPort = {gateway.listen_port}"
-    for peer in sorted(peers, key=lambda peer: (peer.allowed_ips, peer.public_key)):
+    for peer in sorted(readable(peers), key=lambda peer: (peer.allowed_ips, peer.public_key)):
         yield ""
         yield from rendered_peer(peer)

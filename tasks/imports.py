@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -25,8 +26,10 @@ from tasks.clashes import Clash, clashes, is_there
 from tasks.client import PAGE, Gateway
 from tasks.connection import reason
 from tasks.errors import Conflict, Invalid, OutcomeUnknown
+from tasks.export import readable
 from tasks.lanes import Lanes, lanes_of
 from tasks.prefix import Prefix
+from tasks.sealing import sealing_of
 from tasks.wgconf import ConfPeer, ParsedConf, Problem, parse_conf
 
 #: Seconds that an import is waited for unless told otherwise: thousands of peers are one request.
@@ -114,7 +117,7 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
             f" public key {info.public_key}; import it into its own gateway, or put its key into that gateway's key"
             " file before it starts"
         )
-    held = {peer.public_key: peer for peer in client.peers()}
+    held = {peer.public_key: peer for peer in readable(client.peers())}
     addresses = _addresses(lanes_of(app or definitions.app), gateway)
     if found := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
         raise ImportClash(found)
@@ -171,7 +174,8 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
     """
     application = app or definitions.app
     task = definitions.task_of(application, names.IMPORT_PEERS)
-    entries = [staged(one) for one in (*found.fresh, *found.existing)]
+    seal = partial(sealing_of(application.settings).seal, found.gateway)
+    entries = [staged(one, seal) for one in (*found.fresh, *found.existing)]
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
     token = uuid.uuid4().hex
     lanes = lanes_of(application)
@@ -189,11 +193,13 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
             lanes.redis.delete(key)
 
 
-def staged(one: ConfPeer) -> str:
+def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
     """The staged entry of a file's peer: what the file names of it, as tasks.bulk.StagedPeer reads it."""
     peer = one.peer
     fields: dict[str, Any] = {"public_key": peer.public_key, "allowed_ips": [str(p) for p in peer.allowed_ips]}
     fields |= {name: value for name in _FIELDS if name in one.named and (value := getattr(peer, name)) is not None}
+    if "preshared_key" in fields:
+        fields["preshared_key"] = seal(peer.public_key, fields["preshared_key"])
     return json.dumps(fields, separators=(",", ":"))
 
 

@@ -26,6 +26,7 @@ from tasks.errors import KernelError, LaneHeld, PeerlaneError, SettingsError, St
 from tasks.lanes import LIVE_FOR_MS
 from tasks.prefix import Prefix
 from tasks.results import encode
+from tasks.sealing import sealing_of
 from workers.dataplane import DataPlane, DeviceSpec
 from workers.dataplane.memory import MemoryDataPlane
 from workers.durability import check_durability
@@ -74,7 +75,9 @@ class GatewayService:
         lock.acquire()
         self._lock = lock
         redis = connect(self.settings)
-        store = self._store = Store(redis, self.name, result_ttl=self.settings.result_ttl)
+        store = self._store = Store(
+            redis, self.name, result_ttl=self.settings.result_ttl, sealing=sealing_of(self.settings)
+        )
         try:
             check_durability(redis, require=self.settings.require_durable)
             store.prepare()

@@ -28,6 +28,7 @@ from tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, Ti
 from tasks.lanes import lanes_of
 from tasks.model import parse
 from tasks.results import encode
+from tasks.sealing import sealing_of
 from tasks.upkeep import ReconcileGateway, SweepGateway
 from workers.dataplane.observe import KernelCounters, KernelView, device_index
 from workers.errands import Errands
@@ -104,7 +105,9 @@ class ObserverService:
                 errands=errands,
             ),
             Reconciler(
-                store=Store(self._redis, self.name, result_ttl=self.settings.result_ttl),
+                store=Store(
+                    self._redis, self.name, result_ttl=self.settings.result_ttl, sealing=sealing_of(self.settings)
+                ),
                 policy=Policy(gateway=self.name, public_key="", pools=self.pools, serves=self.serves),
                 unknown=self.settings.unknown_peers,
                 view=view,

@@ -8,18 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 from config import names
 from tasks.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
 from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from tasks.model import CreatePeer, DeletePeer, Peer, parse
+from tasks.sealing import Sealing, Unsealable
 from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from workers.plan import PeerTable, Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
 
 #: Conflicts named in the refusal of an import; the rest is counted.
 NAMED_CONFLICTS = 20
+
+
+Wish = TypeVar("Wish", CreatePeer, StagedPeer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Ground:
     device: Callable[[], Mapping[str, DevicePeer]]
     #: Reads what was staged under a token.
     staged: Callable[[str], Sequence[str]]
+    #: Opens preshared keys that were sealed on their way here.
+    sealing: Sealing = field(default_factory=Sealing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Decision:
 
 def create_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
     """One peer, wished for."""
-    wish = parse(CreatePeer, arguments)
+    wish = _opened(ground, parse(CreatePeer, arguments))
     plan = plan_create(ground.table, wish, now=ground.now, state=ground.state)
     return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
 
@@ -69,6 +75,13 @@ def delete_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
     wish = parse(DeletePeer, arguments)
     plan = plan_delete(ground.table, wish)
     return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
+
+
+def _opened(ground: Ground, wish: Wish) -> Wish:
+    try:
+        return ground.sealing.opened(ground.table.policy.gateway, wish)
+    except Unsealable as error:
+        raise Invalid(f"peer {wish.public_key}: {error}") from None
 
 
 def _answer(ground: Ground, plan: Plan) -> dict[str, Any]:
@@ -254,7 +267,7 @@ def _staged(ground: Ground, wish: ImportPeers) -> dict[str, StagedPeer]:
             raise Invalid("a staged entry is not JSON") from None
         if not isinstance(fields, dict):
             raise Invalid("a staged entry is not a JSON object")
-        peer = parse(StagedPeer, cast("dict[str, Any]", fields))
+        peer = _opened(ground, parse(StagedPeer, cast("dict[str, Any]", fields)))
         if peer.public_key in found:
             raise Invalid(f"the peer {peer.public_key} is staged twice")
         found[peer.public_key] = peer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from redis import Redis
@@ -16,6 +16,7 @@ from tasks.clock import ServerClock
 from tasks.errors import StorageError
 from tasks.model import Peer, check_public_key
 from tasks.prefix import Prefix
+from tasks.sealing import Sealing, Unsealable
 from workers.functions import Procedure
 from workers.plan import Plan
 from workers.seen import decode
@@ -43,9 +44,11 @@ class Loaded:
     peers: dict[str, Peer]
     broken: dict[str, Peer]
     reasons: dict[str, str]
+    #: Peers whose preshared key is not stored as it would be now: in clear, or sealed with an old key.
+    outdated: list[str] = field(default_factory=list[str])
 
 
-def _change(plan: Plan) -> dict[str, Any]:
+def _change(plan: Plan, record: str | None) -> dict[str, Any]:
     old = plan.before.allowed_ips if plan.before else ()
     new = plan.after.allowed_ips if plan.after else ()
     change: dict[str, Any] = {
@@ -56,18 +59,19 @@ def _change(plan: Plan) -> dict[str, Any]:
     }
     if plan.before is plan.after:
         change["kept"] = True
-    elif plan.after is not None:
-        change["record"] = plan.after.record()
+    elif record is not None:
+        change["record"] = record
     return change
 
 
 class Store:
     """One gateway's state. Every method raises redis.RedisError as it comes: waiting is the writer's business."""
 
-    def __init__(self, redis: Redis, gateway: str, *, result_ttl: int) -> None:
+    def __init__(self, redis: Redis, gateway: str, *, result_ttl: int, sealing: Sealing | None = None) -> None:
         self.redis = redis
         self.gateway = gateway
         self.epoch = 0
+        self.sealing = sealing or Sealing()
         self._result_ttl = result_ttl
         self._peers, self._addresses = names.peers_key(gateway), names.addresses_key(gateway)
         self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
@@ -112,7 +116,7 @@ class Store:
                     result,
                     self._result_ttl,
                     results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
-                    json.dumps([_change(plan) for plan in plans], separators=(",", ":")),
+                    json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":")),
                     int(any(plan.outcome == "created" for plan in plans)),
                     *([request_id] if share else []),
                 ],
@@ -135,7 +139,19 @@ class Store:
             StorageError: its record does not parse.
         """
         record = cast("bytes | None", self.redis.hget(self._peers, public_key))
-        return None if record is None else Peer.from_record(public_key, record)
+        return None if record is None else self._opened(Peer.from_record(public_key, record))
+
+    def _record(self, plan: Plan) -> str | None:
+        """What is to be stored."""
+        if plan.after is None or plan.after is plan.before:
+            return None
+        return self.sealing.sealed(self.gateway, plan.after).record()
+
+    def _opened(self, stored: Peer) -> Peer:
+        try:
+            return self.sealing.opened(self.gateway, stored)
+        except Unsealable as error:
+            raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
 
     def load(self) -> Loaded:
         """Everything, page by page. A record that does not parse is set aside, never dropped."""
@@ -144,7 +160,10 @@ class Store:
         for name, record in self._pages(self._peers):
             try:
                 check_public_key(name)
-                loaded.peers[name] = Peer.from_record(name, record)
+                stored = Peer.from_record(name, record)
+                loaded.peers[name] = self._opened(stored)
+                if not self.sealing.current(stored.preshared_key):
+                    loaded.outdated.append(name)
             except (ValueError, StorageError) as error:
                 bad[name] = str(error)
         if bad:

@@ -16,7 +16,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -115,6 +115,7 @@ class Writer:
         )
         if done.adopted:
             self._adopt(done)
+        self._reseal(done, loaded.outdated)
         self.table = done.table
         self.state = self._patiently(self.store.state)
         self.recovery_needed = None
@@ -124,15 +125,29 @@ class Writer:
         """Store the peers that only the device knew, slice by slice; each slice is a commit of its own."""
         for start in range(0, len(done.adopted), ADOPT_SLICE):
             plans = done.adopted[start : start + ADOPT_SLICE]
-            request_id = names.request_id(self.policy.gateway, f"adopt-{uuid.uuid4()}")
-            record = results.encode(request_id, {"outcome": "adopted", "count": len(plans)})
-            answer = self._patiently(partial(self.store.commit, request_id, 0, record, plans))
-            if answer.verdict == "fenced":
-                self.fenced = True
-                self._refuse_if_fenced()
+            answer = self._commit_slice("adopted", plans)
             for plan in plans:
                 if plan.after is not None and answer.verdict in ("committed", "duplicate"):
                     done.table.put(plan.after)
+
+    def _reseal(self, done: Recovered, outdated: Sequence[str]) -> None:
+        """Store anew the peers whose preshared keys stand in clear, or are sealed with an old key."""
+        peers = [peer for key in outdated if key not in done.table.broken and (peer := done.table.peers.get(key))]
+        for start in range(0, len(peers), ADOPT_SLICE):
+            part = peers[start : start + ADOPT_SLICE]
+            self._commit_slice("resealed", [Plan("existing", one.public_key, one, one.model_copy()) for one in part])
+        if peers:
+            log.warning("gateway %s: %d preshared keys were sealed anew", self.policy.gateway, len(peers))
+
+    def _commit_slice(self, outcome: str, plans: Sequence[Plan]) -> Answer:
+        """A commit that nobody asked for."""
+        request_id = names.request_id(self.policy.gateway, f"{outcome}-{uuid.uuid4()}")
+        record = results.encode(request_id, {"outcome": outcome, "count": len(plans)})
+        answer = self._patiently(partial(self.store.commit, request_id, 0, record, plans))
+        if answer.verdict == "fenced":
+            self.fenced = True
+            self._refuse_if_fenced()
+        return answer
 
     def create_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """``carry_out`` for names.CREATE_PEER."""
@@ -183,6 +198,7 @@ class Writer:
             facts=self.facts,
             device=self.plane.peers,
             staged=lambda token: self._patiently(lambda: self.store.staged(token)),
+            sealing=self.store.sealing,
         )
 
     def _carry_out(self, request_id: str, decision: Decision) -> dict[str, Any]:
