@@ -139,7 +139,10 @@ def _elsewhere() -> int | None:
     if Path(kernel[0]).name == "run":  # its guest is given ten minutes unless told otherwise
         kernel = [kernel[0], "-t", "14400", *kernel[1:]]
     return subprocess.run(
-        [*kernel, sys.executable, __file__, *sys.argv[1:]], check=False, cwd=ROOT, env=os.environ | {_HERE: "1"}
+        [*kernel, sys.executable, __file__, *sys.argv[1:]],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {_HERE: "1", "PYTHONUNBUFFERED": "1"},
     ).returncode
 
 
