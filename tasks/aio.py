@@ -298,6 +298,8 @@ class AsyncGateway:
 
     async def _settle(self, listener: ResultListener, request_id: str, within: float, ends: float) -> PeerResult:
         """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
+        # This process may have stood still: one try is always made.
+        ends = max(ends, _loop_time(time.monotonic() + 1.0))
         stone, key = results.tombstone(request_id), names.result_key(request_id)
         # A deadline of a timeout is at most ten minutes, and so is a request's life in the queue.
         life = max(self._app.settings.result_ttl, int(within) + TOMBSTONE_MARGIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -139,6 +140,27 @@ class TestAnAsyncioProgramWhoseRedisFallsSilent:
         assert max(seconds for seconds, _ in silent) < 2.5
         assert {found for _, found in after} == {"created"}
         assert threading.active_count() < 20
+
+
+class TestAnAsyncioProgramThatDidNotGetToRun:
+    def test_learns_the_truth_when_it_runs_again_though_its_time_is_long_up(
+        self, gateway: MakeGateway, client: MakeClient
+    ) -> None:
+        site = gateway()
+        api = client(site)
+
+        async def program() -> None:
+            async with AsyncGateway(api.name, app=app_of(api)) as gateway:
+                await gateway.create_peer(some_key())
+                site.pause()
+                waiting = asyncio.create_task(gateway.create_peer(some_key(), timeout=0.5))
+                await asyncio.sleep(0.2)
+                time.sleep(3)  # noqa: ASYNC251 - as a machine without a free processor does
+                with pytest.raises(TimedOut):
+                    await waiting
+
+        asyncio.run(program())
+        site.resume()
 
 
 def app_of(api: Gateway) -> PeerlaneApp:
