@@ -108,12 +108,21 @@ def _consumer(queues: tuple[str, ...], unacked: str) -> tuple[Selector, ...]:
     )
 
 
+def _sets_aside(gateway: str) -> tuple[Selector, ...]:
+    """Keeping for people what cannot be carried out."""
+    return (
+        Selector(("incrby", "expire"), (names.deliveries_key(gateway, "*"),)),
+        Selector(("lpush", "ltrim"), (f"W:{names.poison_key(gateway)}",)),
+    )
+
+
 def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     results = names.result_key(names.request_id(gateway, "*"))
     state = f"peerlane:{{{gateway}}}:*"
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
         *_consumer((names.lane_queue(gateway), names.bulk_queue(gateway)), names.unacked_key(gateway)),
+        *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
         Selector(("fcall",), (state, results)),
         Selector(("hset", "hget", "hmget", "hgetall", "hdel", "hexists", "hscan"), (state,)),
@@ -134,6 +143,7 @@ def _observer(gateway: str, events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "publish", "subscribe", "unsubscribe"), channels=(results, events)),
         *_consumer((names.observer_queue(gateway),), names.unacked_key(gateway, "_observer")),
+        *_sets_aside(gateway),
         Selector(("hset", "hget", "hgetall", "hdel", "hscan"), own),
         Selector(("hscan",), (f"R:{names.peers_key(gateway)}", f"R:{names.addresses_key(gateway)}")),
         Selector(("hget", "hmget", "hgetall"), (f"R:{names.gateway_key(gateway)}",)),
@@ -180,6 +190,7 @@ def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector(("hget", "hmget", "hgetall", "hscan"), each(f"R:{names.seen_key('NAME')}")),
         Selector(("hget", "hmget", "hgetall"), each(f"R:{names.observer_key('NAME')}")),
         Selector(("hgetall", "hdel"), each(names.alarms_key("NAME"))),
+        Selector(("lrange", "lrem", "llen", "del"), each(names.poison_key("NAME"))),
         Selector(("lrange", "lrem", "llen", "del"), each(names.poison_key("NAME"))),
     )
 

@@ -18,10 +18,11 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import AsyncGateway, Gateway, gateways
+from tasks import AsyncGateway, Gateway, gateways, poison
 from tasks.acl import PLACEHOLDER, User, users
 from tasks.errors import TimedOut, Unavailable
 from tasks.imports import import_file
+from tasks.lanes import lanes_of
 from tasks.upkeep import sweep
 from workers.cli import main
 from workers.lane import EXIT_AWAY
@@ -254,6 +255,20 @@ def test_an_operator_sweeps_drains_resumes_and_imports(
     conf = f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.8.0.77/32\n".encode()
     assert import_file(conf, "iad", app=app, timeout=10).created == 1
     close(app)
+
+
+def test_what_is_no_request_is_set_aside_for_the_operator(
+    server: FencedServer, writer: GatewayProcess, settings: MakeSettings
+) -> None:
+    server.redis.lpush(names.lane_queue("iad"), "no request at all")
+    app = PeerlaneApp(settings(redis_url=server.url_of("operator")))
+    redis = lanes_of(app).redis
+    (found,) = eventually(lambda: poison.set_aside_messages(redis, "iad"), "what was set aside")
+    assert found.message == b"no request at all"
+    poison.drop(redis, "iad", found.id)
+    assert poison.set_aside_messages(redis, "iad") == []
+    close(app)
+    assert writer.status is None
 
 
 @pytest.mark.usefixtures("writer")
