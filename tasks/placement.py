@@ -25,6 +25,8 @@ from tasks.model import DeletePeer, PeerResult, parse
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
 #: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
 ELSEWHERE = (Unavailable, Draining, PoolExhausted)
+#: Gateways named in a refusal.
+TOLD = 50
 
 
 class Wish(TypedDict, total=False):
@@ -44,7 +46,9 @@ class Choice:
     """Who is to be asked, in order, and why the others are not."""
 
     candidates: tuple[GatewayInfo, ...]
+    #: Those of the region and the labels that take no peers now, and those of another, each with the reason.
     passed: Mapping[str, str]
+    elsewhere: Mapping[str, str]
     #: Whether the peer is on the one candidate already, so that no other may be asked.
     bound: bool = False
 
@@ -64,14 +68,16 @@ def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mappi
     """
     candidates: list[GatewayInfo] = []
     passed: dict[str, str] = {}
+    elsewhere: dict[str, str] = {}
     for one in fleet:
-        reason = matches(one, region, where or {}) or (None if one.state == "active" else f"it is {one.state}")
-        if reason is None:
-            candidates.append(one)
+        if reason := matches(one, region, where or {}):
+            elsewhere[one.name] = reason
+        elif one.state != "active":
+            passed[one.name] = f"it is {one.state}"
         else:
-            passed[one.name] = reason
+            candidates.append(one)
     candidates.sort(key=lambda one: (-one.room, one.waiting, one.name))
-    return Choice(tuple(candidates), passed)
+    return Choice(tuple(candidates), passed, elsewhere)
 
 
 class Fleet:
@@ -130,7 +136,7 @@ class Fleet:
         choice = choose(fleet, region, where)
         matching = [one for one in fleet if matches(one, region, where or {}) is None]
         if holders := self._holders(public_key, [one.name for one in matching]):
-            choice = Choice(tuple(one for one in matching if one.name == holders[0]), {}, bound=True)
+            choice = Choice(tuple(one for one in matching if one.name == holders[0]), {}, {}, bound=True)
         parts = [f"region {region}"] if region else []
         parts += [f"{name}={value}" for name, value in (where or {}).items()]
         return Turns(choice, within, " with " + ", ".join(parts) if parts else "")
@@ -225,9 +231,12 @@ class Turns:
 
     def nobody(self) -> PeerlaneError:
         """What to raise once all have refused."""
-        if not self._reasons:
+        if not self._reasons and not self._choice.elsewhere:
             return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
         return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._told()}", 5.0)
 
     def _told(self) -> str:
-        return "; ".join(f"{name}: {reason}" for name, reason in sorted(self._reasons.items())[:50])
+        """Why each was not chosen; those of another region or other labels come last."""
+        told = [*sorted(self._reasons.items()), *sorted(self._choice.elsewhere.items())]
+        more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
+        return "; ".join(f"{name}: {reason}" for name, reason in told[:TOLD]) + more

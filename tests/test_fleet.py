@@ -137,12 +137,14 @@ def test_every_gateway_is_a_candidate_or_passed_over_with_a_reason(
     fleet: list[GatewayInfo], region: str | None, where: dict[str, str]
 ) -> None:
     found = choose(fleet, region, where)
-    assert sorted([*(one.name for one in found.candidates), *found.passed]) == sorted(one.name for one in fleet)
+    assert sorted([*(one.name for one in found.candidates), *found.passed, *found.elsewhere]) == sorted(
+        one.name for one in fleet
+    )
     for one in found.candidates:
         assert one.state == "active"
         assert region in (None, one.region)
         assert where.items() <= dict(one.labels).items()
-    assert all(found.passed.values())
+    assert all({**found.passed, **found.elsewhere}.values())
 
 
 @given(_FLEETS, st.randoms(use_true_random=False))
@@ -174,7 +176,7 @@ def test_nobody_taking_a_peer_is_told_with_every_reason() -> None:
 
 
 def test_a_peer_that_is_somewhere_already_is_asked_for_nowhere_else() -> None:
-    turns = Turns(Choice((info(),), {}, bound=True), 5)
+    turns = Turns(Choice((info(),), {}, {}, bound=True), 5)
     with pytest.raises(Unavailable, match="down"):
         turns.refused("iad", Unavailable("down"))
 
