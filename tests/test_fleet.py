@@ -172,7 +172,7 @@ def test_nobody_taking_a_peer_is_told_with_every_reason() -> None:
     turns = Turns(choose([info("a", state="down"), info("b", region="us"), info("c", region="eu")], "eu"), 5, " here")
     turns.refused("c", PoolExhausted("c is full"))
     told = str(turns.nobody())
-    assert told == "no gateway here takes the peer: a: it has no region; b: its region is us; c: c is full"
+    assert told == "no gateway here takes the peer: c: c is full; a: it has no region; b: its region is us"
 
 
 def test_a_peer_that_is_somewhere_already_is_asked_for_nowhere_else() -> None:
