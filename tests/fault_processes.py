@@ -127,6 +127,7 @@ class Callers:
 
     def start(self) -> None:
         """Start them; also anew, after they were killed."""
+        self.end()
         self._number += 1
         redis_url, gateway = self._given
         with (self.directory / "callers.log").open("ab") as log:

@@ -150,10 +150,10 @@ class TestAnAsyncioProgramThatDidNotGetToRun:
         api = client(site)
 
         async def program() -> None:
-            async with AsyncGateway(api.name, app=app_of(api)) as gateway:
-                await gateway.create_peer(some_key())
+            async with AsyncGateway(api.name, app=app_of(api)) as lane:
+                await lane.create_peer(some_key())
                 site.pause()
-                waiting = asyncio.create_task(gateway.create_peer(some_key(), timeout=0.5))
+                waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=0.5))
                 await asyncio.sleep(0.2)
                 time.sleep(3)  # noqa: ASYNC251 - as a machine without a free processor does
                 with pytest.raises(TimedOut):
