@@ -98,8 +98,10 @@ class ResultListener:
         self._results.pop(key, None)
         self._confirmed.pop(key, None)
         if self._pubsub is not None:
+            # Where the connection is lost this would open another: nobody waits for that.
             with contextlib.suppress(*_LOST):
-                await self._pubsub.unsubscribe(key)
+                async with asyncio.timeout(0.1):
+                    await self._pubsub.unsubscribe(key)
 
     def _connect(self) -> PubSub:
         # The timeout is for connecting: a quiet subscription is no fault, and is read with a timeout of its own.
@@ -284,7 +286,7 @@ class AsyncGateway:
                 async with asyncio.timeout_at(_loop_time(began + within)):
                     record = await asyncio.shield(found)
                 return PeerResult.model_validate(results.decode(record))
-            return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 1.0))
+            return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 0.8))
         finally:
             await listener.forget(identity)
 
