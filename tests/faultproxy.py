@@ -110,6 +110,7 @@ class FaultProxy:
             link.ends.append(far_writer)
             there = asyncio.ensure_future(self._pass(link, reader, far_writer, replies=False))
             back = asyncio.ensure_future(self._pass(link, far_reader, writer, replies=True))
+            link.tasks = [asyncio.current_task(), there, back]
             _, left = await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
             for task in left:
                 task.cancel()
@@ -150,6 +151,8 @@ class _Link:
     def __init__(self, ends: list[asyncio.StreamWriter]) -> None:
         self.ends = ends
         self.dead = False
+        #: Held here: the loop itself would let the garbage collector take tasks that wait for ever.
+        self.tasks: list[asyncio.Task[None] | None] = []
         #: Bytes of the next reply after which the connection is reset.
         self.reset_after: int | None = None
 
