@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test bench check format lint types imports lock clean
+.PHONY: help demo venv test bench fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -33,6 +33,9 @@ bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task
 
 faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS='--runs 20 --seed 7')
 	@$(BIN)/python tests/fault_runs.py $(ARGS)
+
+fuzz: $(STAMP)  ## a hundred thousand messages and records that nobody wrote by hand (ARGS="--messages N")
+	@$(BIN)/python tests/fuzz_run.py $(ARGS)
 
 check: lint types imports test  ## what a change must pass: format, lint, types, imports, tests
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 # Task names. Explicit: Celery would otherwise take the module path, and a move of a file would break the wire.
 CREATE_PEER = "peerlane.create_peer"
@@ -26,6 +27,12 @@ GATEWAYS_KEY = "peerlane:gateways"
 
 #: Prefix of Celery's result keys; the channel a result is published on has the same name.
 RESULT_PREFIX = "celery-task-meta-"
+
+
+def well_formed(members: Iterable[bytes]) -> list[str]:
+    """The gateways' names in the set of all; what somebody else has put there is none."""
+    told = (member.decode(errors="replace") for member in members)
+    return sorted(name for name in told if GATEWAY_NAME.fullmatch(name))
 
 
 def lane_queue(gateway: str) -> str:

@@ -134,7 +134,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
 
     def _refresh(self) -> None:
         """Learn which gateways there are, how often each wants what, and how far Redis' clock is ahead of ours."""
-        gateways = sorted(raw.decode() for raw in cast("set[bytes]", self._redis.smembers(names.GATEWAYS_KEY)))
+        gateways = names.well_formed(cast("set[bytes]", self._redis.smembers(names.GATEWAYS_KEY)))
         pipe = self._redis.pipeline(transaction=False)
         fields = [fact for _, fact in ACTS.values()]
         for gateway in gateways:

@@ -63,6 +63,6 @@ def _parsed(kind: str, record: bytes | None) -> Alarm | None:
         fields = json.loads(record)
         detail = cast("dict[str, Any]", fields["detail"])
         return Alarm(kind, str(fields["message"]), int(fields["since"]), dict(detail))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         # Written by another version, or by hand: it is an alarm all the same.
         return Alarm(kind, record.decode(errors="replace")[:500], 0, {})

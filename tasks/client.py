@@ -18,7 +18,7 @@ from tasks import definitions
 from tasks.connection import reason
 from tasks.draining import Switched, switch
 from tasks.errors import OutcomeUnknown, StorageError, Unavailable
-from tasks.lanes import Lanes, LaneState, lanes_of
+from tasks.lanes import Lanes, LaneState, lanes_of, number
 from tasks.model import DeletePeer, Peer, PeerResult, check_public_key, parse
 from tasks.sealing import Unsealable, sealing_of
 
@@ -72,20 +72,19 @@ class GatewayInfo:
         def listed(name: str) -> tuple[str, ...]:
             try:
                 found = json.loads(facts.get(name, "[]"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 return ()
             return tuple(str(item) for item in cast("list[object]", found)) if isinstance(found, list) else ()
 
-        def number(name: str) -> int:
-            text = facts.get(name, "0")
-            return int(text) if text.isdigit() else 0
+        def count(name: str) -> int:
+            return number(facts.get(name, ""))
 
         return cls(
             name=lane.gateway,
             state=lane.state,
             public_key=facts.get("public_key", ""),
             endpoint=facts.get("endpoint", ""),
-            listen_port=number("listen_port"),
+            listen_port=count("listen_port"),
             pools=listed("pools"),
             serves=listed("serves"),
             addresses=listed("addresses"),
@@ -93,16 +92,16 @@ class GatewayInfo:
             labels=_labels(facts.get("labels", "{}")),
             client_allowed_ips=listed("client_allowed_ips"),
             dns=listed("dns"),
-            mtu=number("mtu") or None,
-            peers=number("peers"),
-            max_peers=number("max_peers"),
-            room=max(0, number("max_peers") - number("peers")),
+            mtu=count("mtu") or None,
+            peers=count("peers"),
+            max_peers=count("max_peers"),
+            room=max(0, count("max_peers") - count("peers")),
             waiting=lane.waiting,
             waiting_bulk=lane.waiting_bulk,
             dataplane=facts.get("dataplane", ""),
             interface=facts.get("interface", ""),
             version=facts.get("version", ""),
-            epoch=number("epoch"),
+            epoch=count("epoch"),
             holder=f"{facts.get('holder_host', '')}:{facts.get('holder_pid', '')}",
             silent_for=None if lane.silent_for is None else lane.silent_for / 1000,
         )
@@ -111,7 +110,7 @@ class GatewayInfo:
 def _labels(text: str) -> dict[str, str]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in cast("dict[object, object]", found).items()} if isinstance(found, dict) else {}
 
@@ -305,6 +304,6 @@ def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
     lanes = lanes_of(app or definitions.app)
     try:
         found = cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY))
-        return [GatewayInfo.from_state(lanes.look(name)) for name in sorted(raw.decode() for raw in found)]
+        return [GatewayInfo.from_state(lanes.look(name)) for name in names.well_formed(found)]
     except RedisError as error:
         raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error

@@ -13,7 +13,7 @@ from config import names
 from config.celery_app import PeerlaneApp
 from tasks.alarms import Alarm, read_alarms
 from tasks.errors import OutcomeUnknown
-from tasks.lanes import lanes_of
+from tasks.lanes import lanes_of, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,11 @@ def read_condition(app: PeerlaneApp, gateway: str) -> Condition:
     except RedisError as error:
         raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
     told = {name.decode(errors="replace"): value for name, value in raw.items()}
-    beat = told.get("heartbeat", b"0")
-    alive = beat.isdigit() and int(beat) > 0
+    beat = number(told.get("heartbeat", b"").decode(errors="replace"))
     return Condition(
         gateway=gateway,
         alarms=tuple(alarms),
-        observer_silent_for=max(0.0, seconds + micros / 1e6 - int(beat) / 1000) if alive else None,
+        observer_silent_for=max(0.0, seconds + micros / 1e6 - beat / 1000) if beat else None,
         reading=_parsed(told.get("reading")),
         sweep=_parsed(told.get("sweep")),
         reconcile=_parsed(told.get("reconcile")),

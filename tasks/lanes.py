@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ DEFAULT_CAP = 20_000
 TOMBSTONE_MARGIN = 60
 #: Seconds that a deadline is ahead at most (tasks.definitions); the tombstone of an unknown one lives as long.
 LONGEST_DEADLINE = 86_400
+
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def number(told: str, otherwise: int = 0) -> int:
+    """A number that another program has stored; ``otherwise`` where what is stored is none."""
+    return int(told) if _NUMBER.fullmatch(told) else otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,7 @@ class LaneState:
     @property
     def cap(self) -> int:
         """How many requests may wait in each queue of the lane."""
-        told = self.facts.get("lane_cap", "")
-        return int(told) if told.isdecimal() and len(told) < 10 else DEFAULT_CAP
+        return number(self.facts.get("lane_cap", ""), DEFAULT_CAP)
 
     def room(self, *, bulk: bool) -> int:
         """How many more may join the queue."""
@@ -107,9 +115,9 @@ class Lanes:
         )
         now = seconds * 1000 + micros // 1000
         self.clock.heard(now)
-        facts = {name.decode(): value.decode(errors="replace") for name, value in raw.items()}
-        beat = facts.get("heartbeat", "")
-        found = LaneState(gateway, facts, max(0, now - int(beat)) if beat.isdigit() else None, waiting, bulk)
+        facts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
+        beat = number(facts.get("heartbeat", ""), -1)
+        found = LaneState(gateway, facts, max(0, now - beat) if beat >= 0 else None, waiting, bulk)
         self._believed[gateway] = (time.monotonic(), found)
         self._passed[gateway, False] = self._passed[gateway, True] = 0
         return found

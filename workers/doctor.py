@@ -95,7 +95,7 @@ def _redis(redis: Redis) -> Iterator[Check]:
 
 
 def _gateways(lanes: Lanes) -> Iterator[Check]:
-    registered = sorted(name.decode() for name in cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY)))
+    registered = names.well_formed(cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY)))
     if not registered:
         yield Check("gateways", "warning", "none has registered yet: peerlane gateway run NAME")
     for name in registered:

@@ -23,7 +23,7 @@ from tasks.alarms import raise_alarm
 from tasks.connection import connect, reason
 from tasks.definitions import register
 from tasks.errors import KernelError, LaneHeld, PeerlaneError, SettingsError, StorageError
-from tasks.lanes import LIVE_FOR_MS
+from tasks.lanes import LIVE_FOR_MS, number
 from tasks.prefix import Prefix
 from tasks.results import encode
 from tasks.sealing import sealing_of
@@ -242,7 +242,7 @@ class Heartbeat(threading.Thread):
             if not self._store.heartbeat(redis, **told):
                 self.replaced = True
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
-        self.state = found.decode() if found else "active"
+        self.state = found.decode(errors="replace") if found else "active"
         run_id = str(redis.info("server").get("run_id"))
         if self._run_id is not None and run_id != self._run_id:
             self.redis_restarted = True  # it may have come back without its last second
@@ -360,7 +360,7 @@ def await_predecessor(store: Store, device: str) -> None:
     beat = facts.get("heartbeat", "0")
     had_this_lock = facts.get("holder_lock") == f"{namespace()}/{device}"
     deadline = time.monotonic() + LIVE_FOR_MS / 1000 + 1
-    while not had_this_lock and beat.isdigit() and store.clock.now_ms() - int(beat) < LIVE_FOR_MS:
+    while not had_this_lock and store.clock.now_ms() - number(beat) < LIVE_FOR_MS:
         time.sleep(0.2)
         facts = store.facts()
         if facts.get("heartbeat") != beat or time.monotonic() > deadline:

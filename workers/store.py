@@ -130,7 +130,7 @@ class Store:
     def _answer(self, raw: object) -> Answer:
         verdict, stored, now = cast("tuple[bytes, bytes, int]", raw)
         self.clock.heard(now)
-        return Answer(cast("Verdict", verdict.decode()), stored.decode())
+        return Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace"))
 
     def peer(self, public_key: str) -> Peer | None:
         """One peer as stored.
@@ -199,7 +199,7 @@ class Store:
     def facts(self) -> dict[str, str]:
         """What the gateway says of itself."""
         found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
-        return {name.decode(): value.decode(errors="replace") for name, value in found.items()}
+        return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
     def heartbeat(self, redis: Redis | None = None, **fields: str | int) -> bool:
         """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client."""
@@ -219,4 +219,4 @@ class Store:
     def state(self) -> str:
         """``active`` or ``draining``."""
         found = cast("bytes | None", self.redis.hget(self._gateway, "state"))
-        return found.decode() if found else "active"
+        return found.decode(errors="replace") if found else "active"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from queue import Empty
 from typing import Any, cast
 
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 #: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
 MAX_MESSAGE = 512 * 1024
+
+#: It becomes a field in Redis, so it has to be text that UTF-8 can hold: JSON can name what is none. Kombu's is a UUID.
+_TAG = re.compile(r"[!-~]{1,200}")
 
 
 def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 - one question after another
@@ -40,7 +44,7 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 -
     if not isinstance(properties, dict):
         return "without properties"
     known = cast("dict[str, Any]", properties)
-    if not isinstance(known.get("delivery_tag"), str) or not known["delivery_tag"]:
+    if not isinstance(known.get("delivery_tag"), str) or not _TAG.fullmatch(known["delivery_tag"]):
         return "without a delivery tag"
     info = known.get("delivery_info")
     if not isinstance(info, dict) or not all(
@@ -95,20 +99,24 @@ class LaneChannel(UnboundChannel):
                 raise Empty
             queue = answer[0].decode().rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            envelope = sound_envelope(answer[1])
-            if isinstance(envelope, str):
-                log.warning("a message of %d bytes on %s was refused: it is %s", len(answer[1]), queue, envelope)
-                with self.conn_or_acquire() as client:
-                    gateway, why = names.gateway_of_queue(queue), f"it is {envelope}"
-                    set_aside(client, gateway, why=why, queue=queue, message=answer[1])
-            else:
-                # Where it came from is where it goes back to, whatever its sender has written there.
-                envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
-                self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
+            self.take(queue, answer[1])
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def take(self, queue: str, raw: bytes) -> None:
+        """Hand a message on, if it is one."""
+        envelope = sound_envelope(raw)
+        if isinstance(envelope, str):
+            log.warning("a message of %d bytes on %s was refused: it is %s", len(raw), queue, envelope)
+            with self.conn_or_acquire() as client:
+                gateway, why = names.gateway_of_queue(queue), f"it is {envelope}"
+                set_aside(client, gateway, why=why, queue=queue, message=raw)
+            return
+        # Where it came from is where it goes back to, whatever its sender has written there.
+        envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
+        self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
 
 
 class LaneTransport(UnboundTransport):

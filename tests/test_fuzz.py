@@ -1,0 +1,119 @@
+"""Whatever lies on a lane or in Redis, the writer lives, and only sound requests change the device (see make fuzz)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz_lane import FuzzedLane
+from fuzz_messages import Messages
+from fuzz_run import play_messages, play_records, play_worker
+from gateways import MakeClient, MakeGateway, MakeSettings, close
+from keys import some_key
+from servers import RedisServer
+from waiting import eventually
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks.client import gateways
+from tasks.errors import Draining, WriterError
+
+FIRST = 1_000_000
+
+
+@pytest.fixture
+def quick_redis(own_redis: RedisServer) -> RedisServer:
+    """A server that does not sync: nothing here is about that."""
+    own_redis.redis.config_set("appendfsync", "no")
+    return own_redis
+
+
+@pytest.fixture
+def lane(quick_redis: RedisServer, tmp_path: Path) -> Iterator[FuzzedLane]:
+    found = FuzzedLane(quick_redis, tmp_path)
+    yield found
+    found.close()
+
+
+def test_the_writer_lives_and_no_device_is_changed_by_what_is_no_request(
+    quick_redis: RedisServer, tmp_path: Path
+) -> None:
+    outcomes = play_messages(quick_redis, tmp_path, range(FIRST, FIRST + 5_000))
+    assert sum(outcomes.values()) == 5_000
+    sound = outcomes["sound requests", "changed the device"]
+    assert sound > 100, "the fuzz reaches the device where it may"
+    assert outcomes["bits flipped", "changed nothing"] > outcomes["bits flipped", "changed the device"] > 0
+
+
+def test_records_that_nobody_can_read_stop_nobody(quick_redis: RedisServer, tmp_path: Path) -> None:
+    assert play_records(quick_redis, tmp_path, 5_000, first=FIRST) >= 5_000
+
+
+def test_a_real_worker_takes_all_of_it_without_ending(quick_redis: RedisServer, tmp_path: Path) -> None:
+    assert play_worker(quick_redis, tmp_path, range(FIRST, FIRST + 1_000)) == 1_000
+
+
+def test_the_same_seed_is_the_same_case() -> None:
+    one, other = Messages("iad", [b'{"a": {"b": 1}}']), Messages("iad", [b'{"a": {"b": 1}}'])
+    other.case(0)
+    assert one.case(14) == other.case(14)
+
+
+# What the fuzz has found
+
+
+def test_a_delivery_tag_that_no_text_can_be_is_refused(lane: FuzzedLane) -> None:
+    for tag in ("\ud800", "x" * 10_000, "a b", "\n"):
+        message = json.loads(lane.captured(1)[0])
+        message["properties"]["delivery_tag"] = tag
+        lane.take(json.dumps(message).encode())
+    assert lane.changes == []
+    lane.check()
+
+
+def test_a_result_that_is_no_text_answers_a_request_with_an_error_and_the_writer_goes_on(lane: FuzzedLane) -> None:
+    request = f"{lane.name}.taken"
+    lane.redis.set(names.result_key(request), b"\xff\xfe")
+    wish = {"gateway": lane.name, "public_key": some_key()}
+    with pytest.raises(WriterError):
+        lane.writer.create_peer(request, wish)
+    assert wish["public_key"] not in lane.writer.plane.peers()
+    lane.check()
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        *(("heartbeat", b"9" * 5_000), ("heartbeat", "²".encode()), ("peers", b"9" * 5_000), ("lane_cap", b"many")),
+        *((b"\xff", b"\xff"), ("labels", b"[" * 100_000), ("pools", b"[" * 100_000)),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_strange_facts_of_one_gateway_do_not_hide_the_others(
+    settings: MakeSettings, own_redis: RedisServer, fact: Any, value: bytes
+) -> None:
+    app = PeerlaneApp(settings(redis_url=own_redis.url))
+    try:
+        own_redis.redis.sadd(names.GATEWAYS_KEY, "odd", "sound", b"\xff", "no name", "")
+        own_redis.redis.hset(names.gateway_key("sound"), "public_key", some_key())
+        own_redis.redis.hset(names.gateway_key("odd"), fact, value)  # pyright: ignore[reportArgumentType] - bytes are sent as they are
+        assert [found.name for found in gateways(app)] == ["odd", "sound"]
+    finally:
+        close(app)
+
+
+def test_a_state_that_is_no_text_stops_neither_start_nor_heartbeat(
+    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
+) -> None:
+    one = gateway()
+    redis_server.redis.hset(names.gateway_key(one.name), "state", b"\xff\xfe")  # pyright: ignore[reportArgumentType] - as above
+    before = one.look().facts["heartbeat"]
+    eventually(lambda: int(one.look().facts["heartbeat"]) > int(before) + 1_500, "the heart beating on")
+    assert client(one).delete_peer(some_key()).outcome == "absent"
+    with pytest.raises(Draining):  # whatever it means, it is not that peers are welcome
+        client(one).create_peer(some_key())
+    one.stop()
+    one.start()
