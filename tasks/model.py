@@ -29,6 +29,7 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:/]+")
 #: A preshared key as tasks.sealing seals it. Whoever cannot open it can still carry it.
 SEALED = re.compile(r"enc:1:[0-9a-f]{8}:[A-Za-z0-9+/]{80}")
+_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _ZERO_KEY = base64.b64encode(bytes(32)).decode()
 
 
@@ -260,10 +261,13 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def _sentence(error: ValidationError) -> str:
     parts: list[str] = []
     for found in error.errors(include_url=False, include_input=False, include_context=False)[:5]:
-        where = ".".join(str(part)[:64] for part in found["loc"] if not str(part).startswith("function-"))
+        path = [str(part)[:64] for part in found["loc"] if not str(part).startswith("function-")]
         what = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
             what = "no such argument"
+            if not _ARGUMENT.fullmatch(path[-1]):
+                path[-1] = "(hidden)"  # what is no name may be a value in the wrong place
+        where = ".".join(path)
         parts.append(f"{where}: {what}" if where else what)
     return "; ".join(parts)
 

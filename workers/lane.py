@@ -291,6 +291,8 @@ class LaneWorker(Worker):
         # Flower shows the gateway where the command line named no node.
         named = gateway if chosen.role == "writer" else f"{gateway}-{chosen.role}"
         node = f"{named}@{socket.gethostname()}" if not hostname or hostname.startswith("celery@") else hostname
+        # At the debug level Celery's pools show whole requests, preshared keys too.
+        logging.getLogger("celery.pool").setLevel(logging.INFO)
         super().__init__(app=chosen, hostname=node, **options)
 
     def on_before_init(self, *args: Any, **options: Any) -> None:
