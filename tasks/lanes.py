@@ -23,8 +23,10 @@ from tasks.listening import Listeners
 LIVE_FOR_MS = 5_000
 #: Seconds for which an answer about a lane is believed.
 BELIEVED_FOR = 1.0
-#: Of the room that a look has shown, one process uses so much before it looks again: others use it too.
+#: Of the room that a look has shown, one process uses so much before it looks again, and no more than so many requests:
+#: others use it too.
 BELIEVED_ROOM = 1 / 8
+BELIEVED_REQUESTS = 64
 #: Requests that may wait where a gateway does not say how many.
 DEFAULT_CAP = 20_000
 #: Margin added to a tombstone's life beyond its request's deadline, in seconds.
@@ -133,7 +135,7 @@ class Lanes:
         if (
             state is None
             or time.monotonic() - at > BELIEVED_FOR
-            or self._passed.get((gateway, bulk), 0) >= state.room(bulk=bulk) * BELIEVED_ROOM
+            or self._passed.get((gateway, bulk), 0) >= min(state.room(bulk=bulk) * BELIEVED_ROOM, BELIEVED_REQUESTS)
             or state.refusal(bulk=bulk, create=create)
         ):
             state = self.look(gateway)

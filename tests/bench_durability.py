@@ -2,9 +2,9 @@
 
     python tests/bench_durability.py [--requests N] [--directory DIR]
 
-The writer is a real process on the memory data plane; for the drain it is frozen while requests pile up. The last row
-has the writer wait for WAITAOF after each commit, in this process: no setting does so, and the figures say why. The
-price is the disk's: name a directory on the one that Redis would use.
+The writer is a real process on the memory data plane; for the drain it is frozen while requests pile up. "Alone" is a
+writer in this process, without the queue: what a commit costs. The last row has it wait for WAITAOF after each commit;
+no setting does so, and docs/guarantees.md says why. The price is the disk's: name a directory on the one of Redis.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from bench_flood import at
 from bench_lane import drain, round_trips
 from gateways import GatewayProcess, close
 from keys import some_key
-from redis import Redis
 from rich.console import Console
 from rich.table import Table
 from servers import RedisServer
@@ -39,6 +38,8 @@ MODES = {
     "always": ("yes", "always"),
 }
 
+#: Creates of a writer alone.
+ALONE = 200
 #: (creates per second, milliseconds of round trips, sorted)
 Figures = tuple[float, list[float]]
 
@@ -71,24 +72,24 @@ def measured(server: RedisServer, directory: Path, requests: int) -> Figures:
         gateway.finish()
 
 
-def synced_each(server: RedisServer, directory: Path, requests: int) -> Figures:
-    """A writer in this process, which waits after each commit until the file is synced."""
+def alone(server: RedisServer, directory: Path, requests: int, *, waitaof: bool = False) -> list[float]:
+    """Milliseconds of creates of a writer in this process, without the queue, sorted."""
     bench = Bench(server, directory)
-    redis: Redis = bench.writer.store.redis
-    redis.connection_pool.reset()
+    redis = bench.writer.store.redis
     redis.connection_pool.connection_kwargs["socket_timeout"] = 10
+    ask: Any = cast("Any", redis).execute_command
     trips: list[float] = []
-    wait: Any = cast("Any", redis).execute_command
     try:
         for _ in range(requests):
             began = time.perf_counter()
             bench.create()
-            synced, _ = wait("WAITAOF", 1, 0, 5000)
-            assert synced == 1, "the file was not synced within five seconds"
+            if waitaof:
+                synced, _ = ask("WAITAOF", 1, 0, 5000)
+                assert synced == 1, "the file was not synced within five seconds"
             trips.append((time.perf_counter() - began) * 1000)
     finally:
         bench.close()
-    return 1000 * len(trips) / sum(trips), sorted(trips)
+    return sorted(trips)
 
 
 def main() -> None:
@@ -98,28 +99,30 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     chosen = parser.parse_args()
     parent = Path(tempfile.mkdtemp(prefix="pl-", dir=chosen.directory))
-    figures: dict[str, Figures] = {}
+    table = Table(title="creates, by how Redis syncs its append-only file", caption=f"in {chosen.directory}")
+    for column in ("", "per second", "p50, ms", "p99, ms", "writer alone p50, ms", "p99, ms"):
+        table.add_column(column, justify="left" if not column else "right")
+    waited = ("", "")
     try:
         for name, (appendonly, appendfsync) in MODES.items():
             sys.stderr.write(f"{name} …\n")
             server = fresh_server(parent, appendonly, appendfsync)
             try:
-                figures[name] = measured(server, parent, chosen.requests)
+                rate, trips = measured(server, parent, chosen.requests)
+                own = alone(server, parent, ALONE)
+                table.add_row(name, f"{rate:,.0f}", *_shown(trips), *_shown(own))
+                if name == "everysec":
+                    waited = _shown(alone(server, parent, ALONE, waitaof=True))
             finally:
                 server.kill()
-        server = fresh_server(parent, "yes", "everysec")
-        try:
-            figures["everysec + WAITAOF after each commit"] = synced_each(server, parent, 20)
-        finally:
-            server.kill()
+        table.add_row("everysec, WAITAOF after each commit", "", "", "", *waited)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
-    table = Table(title="creates, by how Redis syncs its append-only file", caption=f"in {chosen.directory}")
-    for column in ("", "per second", "p50, ms", "p99, ms"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, (rate, trips) in figures.items():
-        table.add_row(name, f"{rate:,.0f}", f"{at(trips, 0.5):.2f}", f"{at(trips, 0.99):.2f}")
-    Console(width=100).print(table)
+    Console(width=120).print(table)
+
+
+def _shown(trips: list[float]) -> tuple[str, str]:
+    return f"{at(trips, 0.5):.2f}", f"{at(trips, 0.99):.2f}"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ def test_every_make_target_the_documents_name_exists() -> None:
         names.seen_key("NAME"),
         names.alarms_key("NAME"),
         names.observer_key("NAME"),
+        names.share_key("NAME", "DIGEST"),
+        names.poison_key("NAME"),
+        names.deliveries_key("NAME", "REQUEST"),
+        names.snapshot_key("NAME", "TOKEN", "PART"),
     ],
 )
 def test_the_architectures_table_tells_of_every_redis_key(key: str) -> None:
