@@ -11,6 +11,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import random
 import sys
 import threading
@@ -247,8 +248,16 @@ def _failed(error: Exception) -> tuple[End, str, Sequence[str], str]:
     return "broken", how, (), f"{type(error).__name__}: {error}"
 
 
+def skew(clock: Path) -> None:
+    """From now on this process' wall clock is off by as many seconds as the file says."""
+    real = time.time
+    time.time = lambda: real() + float(clock.read_text() or 0)
+
+
 def main() -> None:
     """Take orders until standard input ends."""
+    if "PEERLANE_TEST_CLOCK" in os.environ:
+        skew(Path(os.environ["PEERLANE_TEST_CLOCK"]))
     parser = argparse.ArgumentParser()
     for name in ("--redis", "--gateway", "--name"):
         parser.add_argument(name, required=True)
