@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     interface: str = Field("wg0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$", description="WireGuard device")
     dataplane: Literal["auto", "kernel", "memory"] = Field("auto", description="kernel, memory (keeps nothing) or auto")
     private_key_file: Path | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
+    user: str | None = Field(None, description="who the gateway's processes become when root starts them")
     listen_port: int = Field(51820, ge=1, le=65535, description="UDP port of the device")
     endpoint: str | None = Field(None, description="host:port that clients dial; default: this host's name")
     pools: Listed = Field(

@@ -57,6 +57,8 @@ class GatewayProcess:
         #: For a test that makes the writer fail in an unforeseen way.
         self.may_show_tracebacks = False
         self.loglevel = "info"
+        #: What the interpreter runs: the writer alone, unless a test says otherwise.
+        self.program = ["-m", "celery", "-A", "workers.gateway", "worker", "-l"]
         self._log = directory / f"{name}.log"
         tls = {name: value for name, value in settings.items() if name in ("redis_ca", "redis_client_cert")}
         self._redis = Redis.from_url(redis_url, socket_timeout=10, **redis_tls(read(redis_url=redis_url, **tls)))
@@ -94,7 +96,7 @@ class GatewayProcess:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "celery", "-A", "workers.gateway", "worker", "-l", self.loglevel],
+                [*self.prefix, sys.executable, *self.program, self.loglevel],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

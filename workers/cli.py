@@ -56,6 +56,7 @@ main.add_command(peer)
 @click.option("--endpoint", metavar="HOST:PORT", help="What clients dial.  [default: this host's name]")
 @click.option("--listen-port", type=click.IntRange(1, 65535), help="UDP port of the device.  [default: 51820]")
 @click.option("--private-key-file", type=click.Path(path_type=Path), help="Made with mode 0600 if it is not there.")
+@click.option("--user", metavar="NAME", help="Whom to become where root starts it; keeps CAP_NET_ADMIN.")
 @click.option("--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path.")
 @click.option(
     "--require-durable/--no-require-durable",
@@ -82,6 +83,9 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
         except ValueError as error:
             raise SettingsError(f"PEERLANE_ENDPOINT: {error}") from None
     if only is None:
+        from workers.privileges import confine_gateway
+
+        confine_gateway(settings)
         raise Told(_run_both(name, session.overrides, loglevel))
     _quiet_noise(loglevel)
     if only == "observer":

@@ -33,6 +33,7 @@ from workers.durability import check_durability
 from workers.lane import EXIT_REPLACED, LaneWriter
 from workers.lock import WriterLock, namespace
 from workers.plan import Policy
+from workers.privileges import confine_gateway
 from workers.recover import Progress, Recovered
 from workers.results import CommitBackend
 from workers.store import Store
@@ -69,7 +70,9 @@ class GatewayService:
             LaneHeld: another live writer has this gateway or its device.
             StorageError: Redis cannot be reached, or is not set up to keep what it confirms.
             KernelError: the device could not be made, read or changed.
+            SettingsError: privileges that are not needed could not be given up.
         """
+        confine_gateway(self.settings)
         kind, self._plane = open_plane(self.settings)
         lock = WriterLock(self.spec.interface if kind == "kernel" else memory_device(self.settings))
         lock.acquire()

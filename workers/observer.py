@@ -35,6 +35,7 @@ from workers.errands import Errands
 from workers.gateway import device_spec, memory_device
 from workers.lock import ObserverLock
 from workers.plan import Policy
+from workers.privileges import confine_gateway
 from workers.reconciling import Reconciler
 from workers.results import CommitBackend
 from workers.store import Store
@@ -81,6 +82,7 @@ class ObserverService:
             StorageError: Redis cannot be used.
         """
         memory = self.settings.dataplane == "memory"
+        confine_gateway(self.settings)
         lock = ObserverLock(memory_device(self.settings) if memory else self.spec.interface)
         lock.acquire()
         self._lock = lock

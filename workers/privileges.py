@@ -1,0 +1,131 @@
+"""What a gateway's process may do on its host: configure the network, and nothing else that root could.
+
+It needs CAP_NET_ADMIN alone. Started by systemd as its own user it has nothing more (deploy/peerlane-gateway@.service);
+started by root it gives the rest away for good, before it opens the device, talks to Redis or starts a thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.settings import Settings
+from tasks.errors import SettingsError
+
+CAP_NET_ADMIN = 12
+_CAP_SETPCAP = 8
+
+_PR_SET_KEEPCAPS = 8
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT, _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 47, 2, 4
+
+#: struct __user_cap_header_struct (version 3, this thread) and two of struct __user_cap_data_struct.
+_HEADER = struct.Struct("=Ii")
+_SETS = struct.Struct("=6I")
+_VERSION = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What /proc tells of a thread."""
+
+    uid: int
+    effective: frozenset[int]
+    permitted: frozenset[int]
+    inheritable: frozenset[int]
+    ambient: frozenset[int]
+    bounding: frozenset[int]
+    no_new_privileges: bool
+
+    @classmethod
+    def of(cls, task: str = "thread-self") -> Rights:
+        """Those of a thread or process, as in ``/proc/TASK``. Raises OSError."""
+        lines = Path("/proc", task, "status").read_text(encoding="ascii", errors="replace").splitlines()
+        told = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+        def capabilities(name: str) -> frozenset[int]:
+            found = int(told[name], 16)
+            return frozenset(number for number in range(64) if found >> number & 1)
+
+        return cls(
+            uid=int(told["Uid"].split()[1]),
+            effective=capabilities("CapEff"),
+            permitted=capabilities("CapPrm"),
+            inheritable=capabilities("CapInh"),
+            ambient=capabilities("CapAmb"),
+            bounding=capabilities("CapBnd"),
+            no_new_privileges=told.get("NoNewPrivs", "0").strip() == "1",
+        )
+
+
+def confine_gateway(settings: Settings) -> None:
+    """``confine`` as the settings say; a gateway in memory, for tests, is left as it is unless they name a user.
+
+    Raises:
+        SettingsError: as ``confine`` does.
+    """
+    if settings.user is not None or settings.dataplane != "memory":
+        confine(settings.user)
+
+
+def confine(user: str | None) -> None:
+    """Become ``user``, if this is root and one is named; keep CAP_NET_ADMIN, if it is there, and never get more.
+
+    Processes started from here on keep the same. Doing it twice changes nothing. Threads that run already keep what
+    they have: call it before any is started.
+
+    Raises:
+        SettingsError: there is no such user, or only root could become it; or the kernel refuses.
+    """
+    account = _account(user) if user is not None else None
+    before = Rights.of()
+    if account is not None and before.uid not in (0, account.pw_uid):
+        raise SettingsError(f"PEERLANE_USER is {user}, and only root can become another user than the one it is")
+    keep = sorted({CAP_NET_ADMIN} & before.permitted)
+    try:
+        if _CAP_SETPCAP in before.effective:
+            for number in sorted(before.bounding - {CAP_NET_ADMIN}):
+                _prctl(_PR_CAPBSET_DROP, number)
+        if account is not None and before.uid == 0 and account.pw_uid != 0:
+            _prctl(_PR_SET_KEEPCAPS, 1)
+            os.setgroups([])
+            os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
+            os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+        _set_capabilities(keep)
+        _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
+        for number in keep:
+            _prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    except OSError as error:
+        raise SettingsError(f"privileges could not be given up: {error.strerror}") from None
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except (KeyError, OverflowError):
+        raise SettingsError(f"PEERLANE_USER: there is no user {user} on this host") from None
+
+
+def _prctl(what: int, *values: int) -> None:
+    words = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
+    if _libc.prctl(ctypes.c_int(what), *words) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _set_capabilities(keep: Sequence[int]) -> None:
+    """Effective, permitted and inheritable are exactly these."""
+    found = sum(1 << number for number in keep)
+    low, high = found & 0xFFFFFFFF, found >> 32
+    if _libc.capset(_HEADER.pack(_VERSION, 0), _SETS.pack(low, low, low, high, high, high)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
