@@ -136,6 +136,7 @@ OWN = {
         *TAKES_MESSAGES,
         f"LRANGE {names.staged_key('iad', 'token')} 0 -1",
         f"SADD {names.GATEWAYS_KEY} ghost",
+        "PUBLISH /0.celeryev/task.sent {}",
     ),
     "beat": (
         *WRITES_PEERS,
@@ -147,6 +148,7 @@ OWN = {
         f"GET {names.result_key('iad.x')}",
         f"HSET {names.gateway_key('iad')} state draining",
         f"HGETALL {names.gateway_key('iad')}",
+        "PUBLISH /0.celeryev/task.sent {}",
     ),
     "flower": (
         *WRITES_PEERS,
@@ -158,6 +160,7 @@ OWN = {
         f"SET {names.result_key('iad.x')} x",
         f"PUBLISH {names.result_key('iad.x')} x",
         f"HGETALL {names.gateway_key('iad')}",
+        f"HSET {names.gateway_key('iad')} state draining",
         f"SMEMBERS {names.GATEWAYS_KEY}",
         "PUBLISH /0.celeryev/worker.heartbeat {}",
         "SADD _kombu.binding.celeryev x",

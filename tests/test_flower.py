@@ -1,0 +1,96 @@
+"""Flower as compose.yaml starts it: a password for every page, no change through any, and what it can still show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+from flower import urls
+from flowers import Page, flower
+from gateways import GatewayProcess
+from keys import some_key
+from servers import RedisServer
+from waiting import eventually
+
+from config.celery_app import PeerlaneApp
+from config.settings import read
+from tasks import Gateway
+from tasks.lanes import lanes_of
+
+#: What Flower serves to anybody who reaches its port (2.2): it has no switch for these.
+OPEN = ("/healthcheck", "/metrics")
+#: Of the rest, what shows nothing of ours.
+HARMLESS = ("/static/(.*)", "/login/?", "/logout", ".*")
+
+READS = (
+    *("/", "/workers", "/worker/iad@host", "/task/iad.x", "/tasks", "/broker", "/api/workers", "/api/tasks"),
+    *("/api/task/types", "/api/queues/length", "/api/task/info/iad.x", "/api/task/result/iad.x"),
+)
+WRITES = (
+    *(f"/api/worker/{what}/iad@host" for what in ("shutdown", "pool/restart", "pool/grow", "pool/shrink")),
+    *(f"/api/worker/{what}/iad@host" for what in ("pool/autoscale", "queue/add-consumer", "queue/cancel-consumer")),
+    *(f"/api/task/{what}/peerlane.create_peer" for what in ("apply", "async-apply", "send-task", "rate-limit")),
+    *(f"/api/task/{what}/iad.x" for what in ("abort", "timeout", "revoke")),
+)
+
+
+@pytest.fixture(scope="module")
+def page(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """Flower beside a gateway that has just created a peer."""
+    directory = tmp_path_factory.mktemp("flower")
+    writer = GatewayProcess("iad", redis_server.url, directory, dataplane="memory")
+    app = PeerlaneApp(read(redis_url=redis_server.url))
+    with flower(redis_server.url, directory) as found:
+        writer.start()
+        eventually(lambda: "iad@" in found.text("/workers"), "the gateway among Flower's workers", within=30)
+        Gateway("iad", app=app).create_peer(some_key(), preshared_key=some_key())
+        eventually(lambda: "SUCCESS" in found.text("/api/tasks"), "the create among Flower's tasks", within=30)
+        yield found
+    lanes_of(app).redis.close()
+    app.close()
+    writer.finish()
+
+
+@pytest.mark.parametrize("path", READS)
+def test_no_page_is_shown_without_the_password(page: Page, path: str) -> None:
+    assert page.status(path) == 401
+    assert page.status(path, user="ada:hate") == 401
+    assert page.status(path, user="eve:love") == 401
+
+
+@pytest.mark.parametrize("path", WRITES)
+def test_nothing_is_changed_through_it(page: Page, path: str) -> None:
+    assert page.status(path, post=True) == 401
+    assert page.status(path, user=page.USER, post=True) == 403
+
+
+def test_every_path_of_flower_is_known_here() -> None:
+    named = (*READS, *WRITES, *OPEN, "/tasks/datatable")
+    unknown = [
+        path for path in _patterns() if path not in HARMLESS and not any(re.fullmatch(path, one) for one in named)
+    ]
+    assert unknown == []
+
+
+def test_the_workers_are_known_by_their_events_alone(page: Page) -> None:
+    assert "iad@" in page.text("/workers")
+    # Its own page would show what only remote control could tell.
+    host = re.findall(r"iad@[\w.-]+", page.text("/workers"))[0]
+    assert page.status(f"/worker/{host}", user=page.USER) == 404
+
+
+def test_what_is_open_to_all_names_no_peer(page: Page) -> None:
+    for path in OPEN:
+        status, body = page.get(path)
+        assert status == 200
+        assert "public_key" not in body
+    assert 'worker="iad@' in page.get("/metrics")[1]
+
+
+def _patterns() -> list[str]:
+    from tornado.web import Application  # noqa: PLC0415 - there with Flower alone
+
+    rules = cast("list[Any]", Application(cast("Any", urls).handlers).wildcard_router.rules)
+    return [str(rule.matcher.regex.pattern).removesuffix("$") for rule in rules]
