@@ -142,7 +142,7 @@ class ResultListener:
         with contextlib.suppress(*_LOST):
             old, self._pubsub = self._pubsub, self._connect()
             if old is not None:
-                await old.aclose()
+                await _let_go(old)
             waiting = list(self._results)
             if waiting:
                 await self._pubsub.subscribe(*waiting)
@@ -160,10 +160,20 @@ class ResultListener:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
         if pubsub is not None:
-            await pubsub.aclose()
+            await _let_go(pubsub)
         for found in self._results.values():
             found.cancel()
-        await self.redis.aclose()
+        # The pool was handed to the client, which therefore leaves it open.
+        with contextlib.suppress(*_LOST):
+            await self.redis.connection_pool.disconnect()
+
+
+async def _let_go(pubsub: PubSub) -> None:
+    """Close a subscription and whatever connection it was still making when it was given up."""
+    with contextlib.suppress(*_LOST):
+        await pubsub.aclose()
+    with contextlib.suppress(*_LOST):
+        await pubsub.connection_pool.disconnect()
 
 
 class AsyncGateway:
