@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test bench fuzz check format lint types imports lock clean
+.PHONY: help demo venv test bench bench-kernel fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -27,6 +27,9 @@ venv: $(STAMP)  ## make .venv from the lock, nothing else
 
 test: $(STAMP)  ## all tests (ARGS go to pytest)
 	@$(BIN)/pytest $(ARGS)
+
+bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)
+	@$(PEERLANE_TEST_KERNEL) $(CURDIR)/$(BIN)/python -W ignore tests/bench_curve.py $(ARGS)
 
 bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep
 	@for bench in $(wildcard tests/bench_lane.py tests/bench_flood.py tests/bench_sweep.py); do $(BIN)/python $$bench || exit; done
