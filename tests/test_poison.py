@@ -81,7 +81,8 @@ def test_what_ends_the_writer_three_times_is_set_aside_and_the_lane_goes_on(
     sent = send(app, one.name, key, secret)
     for _ in range(DELIVERIES):
         die_of_it(redis_server, one, control)
-        one.start()
+        one.start(wait=False)  # it may die of the message before anybody sees it serve
+    one.await_serving()
     with pytest.raises(WriterError, match=f"set aside after {DELIVERIES} deliveries"):
         sent.get(timeout=20)
     control.write_text("")
@@ -117,7 +118,7 @@ def test_two_deaths_are_no_reason_to_set_a_request_aside(
     control.write_text("before_apply:kill")
     sent = send(app, one.name, some_key(), make_preshared_key())
     die_of_it(redis_server, one, control)
-    one.start()
+    one.start(wait=False)
     one.await_end()
     control.write_text("")
     long_ago(redis_server, one)
