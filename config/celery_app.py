@@ -125,7 +125,7 @@ class PeerlaneApp(Celery):
         self._settings = settings
         self.add_defaults(lambda: celery_settings(self.settings, role))
         if role != "client":
-            self.Worker = self.subclass_with_self("workers.lane:LaneWorker")  # type: ignore[method-assign]
+            self.Worker = self.subclass_with_self("workers.lane:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
 
     @property
     def settings(self) -> Settings:

@@ -57,7 +57,7 @@ class Program(Group):
 
     group_class: ClassVar[type[click.Group]] = Group  # pyright: ignore[reportIncompatibleVariableOverride] - its groups are no programs
 
-    def main(  # type: ignore[override]
+    def main(  # type: ignore[override] - click overloads it by standalone_mode
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
