@@ -46,8 +46,9 @@ class Choice:
     """Who is to be asked, in order, and why the others are not."""
 
     candidates: tuple[GatewayInfo, ...]
-    #: Those of the region and the labels that take no peers now, and those of another, each with the reason.
+    #: Those of the region and the labels that take no peers now, each with the reason.
     passed: Mapping[str, str]
+    #: Those that do not match, each with the reason: near misses (of the region, with another label) come first.
     elsewhere: Mapping[str, str]
     #: Whether the peer is on the one candidate already, so that no other may be asked.
     bound: bool = False
@@ -68,16 +69,16 @@ def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mappi
     """
     candidates: list[GatewayInfo] = []
     passed: dict[str, str] = {}
-    elsewhere: dict[str, str] = {}
+    elsewhere: list[tuple[bool, str, str]] = []
     for one in fleet:
         if reason := matches(one, region, where or {}):
-            elsewhere[one.name] = reason
+            elsewhere.append((region is not None and one.region != region, one.name, reason))
         elif one.state != "active":
             passed[one.name] = f"it is {one.state}"
         else:
             candidates.append(one)
     candidates.sort(key=lambda one: (-one.room, one.waiting, one.name))
-    return Choice(tuple(candidates), passed, elsewhere)
+    return Choice(tuple(candidates), passed, {name: reason for _, name, reason in sorted(elsewhere)})
 
 
 class Fleet:
@@ -236,7 +237,7 @@ class Turns:
         return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._told()}", 5.0)
 
     def _told(self) -> str:
-        """Why each was not chosen; those of another region or other labels come last."""
-        told = [*sorted(self._reasons.items()), *sorted(self._choice.elsewhere.items())]
+        """Why each was not chosen; those of another region or other labels come last, near misses before the rest."""
+        told = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
         more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
         return "; ".join(f"{name}: {reason}" for name, reason in told[:TOLD]) + more

@@ -175,6 +175,14 @@ def test_nobody_taking_a_peer_is_told_with_every_reason() -> None:
     assert told == "no gateway here takes the peer: c: c is full; a: it has no region; b: its region is us"
 
 
+def test_in_a_large_fleet_a_near_miss_is_told_before_gateways_of_other_regions() -> None:
+    others = [info(f"a{number}", region="us") for number in range(200)]
+    turns = Turns(choose([*others, info("z", region="eu", labels={"tier": "b"})], "eu", {"tier": "a"}), 5)
+    told = str(turns.nobody())
+    assert "takes the peer: z: its label tier is b; a0: its region is us" in told
+    assert told.endswith("; and 151 more")
+
+
 def test_a_peer_that_is_somewhere_already_is_asked_for_nowhere_else() -> None:
     turns = Turns(Choice((info(),), {}, {}, bound=True), 5)
     with pytest.raises(Unavailable, match="down"):
