@@ -118,13 +118,49 @@ def test_fixtures_of_tests_that_run_here_are_torn_down_whatever_comes_between(
     assert result.stdout.str().count("torn down") == 3
 
 
-def test_one_start_serves_all_of_them(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_start_serves_all_of_a_file(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     count = pytester.path / "starts"
     kernel = _script(pytester.path / "kernel", f'echo started >> {count}; KERNEL_SIDE=1 exec "$@"')
     monkeypatch.setenv(kernel_bridge.COMMAND, f"{kernel}")
     pytester.makepyfile(TESTS)
     pytester.runpytest_inprocess().assert_outcomes(passed=4, failed=1, skipped=1, errors=1)
     assert count.read_text() == "started\n"
+
+
+def test_they_run_beside_those_that_run_here(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernel_bridge.COMMAND, "env")
+    pytester.makepyfile(
+        """
+        import pathlib, pytest, time
+
+        def test_here():
+            until = time.monotonic() + 30
+            while not pathlib.Path("there").exists():
+                assert time.monotonic() < until
+                time.sleep(0.02)
+
+        @pytest.mark.kernel
+        def test_there(): pathlib.Path("there").touch()
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=2)
+
+
+def test_a_kernel_that_dies_takes_no_other_files_tests_with_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernel_bridge.COMMAND, "env")
+    panics = "import os, pytest\n@pytest.mark.kernel\ndef test_that_panics(): os._exit(3)"
+    pytester.makepyfile(test_a=panics, test_b="import pytest\n@pytest.mark.kernel\ndef test_after(): pass")
+    pytester.runpytest_inprocess("-p", "no:faulthandler").assert_outcomes(passed=1, failed=1)
+
+
+def test_a_command_that_is_not_there_fails_them(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernel_bridge.COMMAND, "./nowhere")
+    pytester.makepyfile(TESTS)
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=1, failed=6)
+    result.stdout.fnmatch_lines(["*No such file or directory: *nowhere'"])
 
 
 def test_a_relative_command_counts_from_the_root_of_the_repository(
