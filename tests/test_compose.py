@@ -43,6 +43,18 @@ def test_the_services_are_redis_a_gateway_beat_and_flower() -> None:
 
 
 @every_service
+def test_a_service_says_only_what_compose_knows_and_names_only_what_is_there(service: str) -> None:
+    told = SERVICES[service]
+    # Those of the Compose specification that stand here: a misspelled one would be refused only by an engine.
+    known = {"build", "cap_add", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image"}
+    known |= {"network_mode", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes"}
+    assert set(told) <= known
+    assert set(told.get("depends_on", {})) <= set(SERVICES)
+    assert {volume.partition(":")[0] for volume in told.get("volumes", [])} <= set(COMPOSE["volumes"])
+    assert set(told.get("healthcheck", {})) <= {"test", "interval", "timeout", "retries", "start_period"}
+
+
+@every_service
 def test_a_command_is_a_list_so_that_no_shell_reads_it(service: str) -> None:
     command = SERVICES[service]["command"]
     assert isinstance(command, list)
