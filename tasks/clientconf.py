@@ -7,18 +7,15 @@ value is therefore parsed as what it claims to be before it is rendered.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
+from config.hosts import parse_dns, parse_endpoint
 from tasks.client import GatewayInfo
 from tasks.errors import PeerlaneError, StorageError
 from tasks.model import PeerResult, check_public_key
 from tasks.prefix import Prefix
-
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?")
 
 
 class FileExists(PeerlaneError):
@@ -31,46 +28,6 @@ class NotWritten(PeerlaneError):
     """A file could not be written."""
 
     code = "not_written"
-
-
-def parse_endpoint(text: str) -> str:
-    """``host:port`` as WireGuard reads it; an IPv6 address gets its brackets.
-
-    Raises:
-        ValueError: with a sentence for a person.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ValueError("an endpoint is host:port, such as vpn.example.com:51820 or [2001:db8::1]:51820")
-    if host.startswith("[") and host.endswith("]"):
-        address = host[1:-1]
-    elif ":" in host:
-        if _is_ipv6(text):
-            raise ValueError(f"put the address of the endpoint in brackets: [{host}]:{port} or [{text}]:PORT")
-        address = host
-    else:
-        if not _HOST_NAME.fullmatch(host):
-            raise ValueError("an endpoint's host is a name or an address, such as vpn.example.com:51820")
-        return text
-    if not _is_ipv6(address):
-        raise ValueError("what stands in an endpoint's brackets is an IPv6 address")
-    return f"[{address}]:{port}"
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        return isinstance(ip_address(text), IPv6Address)
-    except ValueError:
-        return False
-
-
-def _dns(text: str) -> str:
-    try:
-        return str(ip_address(text))
-    except ValueError:
-        if _HOST_NAME.fullmatch(text):
-            return text
-        raise ValueError("a DNS server is an address, a search domain is a name") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +93,7 @@ def client_config(
         field_name = "client_allowed_ips"
         routed = tuple(str(Prefix.parse(text)) for text in gateway.client_allowed_ips)
         field_name = "dns"
-        dns = tuple(_dns(text) for text in gateway.dns)
+        dns = tuple(parse_dns(text) for text in gateway.dns)
     except ValueError as error:
         raise StorageError(
             f"the {field_name} that the gateway {gateway.name} tells does not parse: {error}; mend its settings"

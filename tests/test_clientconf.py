@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
+from config.hosts import parse_endpoint
 from tasks.client import GatewayInfo
 from tasks.clientconf import (
     FileExists,
     NotWritten,
     client_config,
-    parse_endpoint,
     refuse_if_there,
     write_private,
 )
@@ -121,6 +121,13 @@ def test_no_text_brings_a_line_of_its_own(text: str, name: str) -> None:
     except PeerlaneError:
         return
     assert len(rendered.splitlines()) == plain
+
+
+@pytest.mark.parametrize("text", ["fe80::1%\nPostUp = true", "fe80::1%eth0 \tx", "fe80::1%", "fe80::1%a%b"])
+def test_the_zone_of_an_address_brings_no_line_either(text: str) -> None:
+    for told in (replace(info(), dns=(text,)), replace(info(), endpoint=f"[{text}]:51820")):
+        with pytest.raises(PeerlaneError, match="does not parse"):
+            client_config(result(gateway_public_key=None, endpoint=None), told, private_key=PRIVATE)
 
 
 @pytest.mark.parametrize(

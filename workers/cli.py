@@ -74,7 +74,7 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
     """
     session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
     settings = session.settings
-    from tasks.clientconf import parse_endpoint
+    from config.hosts import parse_endpoint
     from tasks.errors import SettingsError
 
     if settings.endpoint is not None:
