@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fault_bench import Bench, Report, Scenario
-from fault_scenarios import FAKETIME, SCENARIOS
+from fault_of_host import FAKETIME
+from fault_scenarios import SCENARIOS
 from fault_site import Plane, Site
 from kernel_bridge import find_kernel
 from rich.console import Console
