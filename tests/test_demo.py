@@ -57,6 +57,7 @@ def test_it_shows_what_it_promises_and_ends_by_itself(here: Path) -> None:
     deleted = re.search(r"deleted, 32 at a time +51 +[\d,]+ peers/s +[\d.]+ ms +[\d.]+ ms", out)
     assert created, out
     assert deleted, out
+    assert re.search(r"removed: 12 expired peers, in [\d.]+ s\n +left: the other 50 peers", out), out
     assert re.search(r"^fra +active .* 25 ", out, flags=re.MULTILINE), out
     assert re.search(r"^\[Interface\]\nPrivateKey = \S{44}\nAddress = 10\.8\.", out, flags=re.MULTILINE)
     assert len(re.findall(r"^██[█▀▄ ]+██$", out, flags=re.MULTILINE)) > 20
@@ -79,6 +80,7 @@ def test_with_json_it_is_one_document(here: Path) -> None:
     assert found["flower_url"] is None
     assert found["created"]["count"] == 18
     assert found["deleted"]["count"] == 21
+    assert (found["swept"]["count"], found["swept"]["left"]) == (5, 20)
     assert found["deleted"]["p99_ms"] >= found["deleted"]["p50_ms"] > 0
     assert found["timeout"]["code"] == "timed_out"
     assert left_of(here) == []

@@ -9,83 +9,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from config import names
-from tasks.awaiting import LaneResult
-from tasks.cli.many import progress_bar
+from tasks import upkeep
 from tasks.cli.output import Output, as_document
 from tasks.cli.qr import qr_code
 from tasks.cli.tables import facts, gateway_table
 from tasks.client import GatewayInfo, gateways
 from tasks.clientconf import client_config
-from tasks.definitions import task_of
-from tasks.errors import PeerlaneError, TimedOut
+from tasks.errors import TimedOut
 from tasks.keys import make_key_pair
-from tasks.model import PeerResult
-from tasks.window import in_window
+from tasks.lanes import lanes_of
 from workers.children import LOOK
 from workers.ending import Ending
+from workers.figures import PATIENCE, Ask, DemoFailed, Figures, figures_table, measured
 from workers.fleet import NAMES, Fleet, choose_dataplane
 
-#: Requests outstanding at once when many are created.
-WINDOW = 32
 #: Requests made one at a time first, at most, to see what a caller waits when nobody else asks.
 ALONE = 100
-#: Seconds that a request of the demo may take on a slow machine.
-PATIENCE = 60.0
-
-
-class DemoFailed(PeerlaneError):
-    """Something did not go as it has to."""
-
-    code = "demo_failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One peer of the demo."""
-
-    gateway: str
-    public_key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a caller saw of many requests. Times in seconds."""
-
-    count: int
-    seconds: float
-    p50: float
-    p99: float
-
-    @classmethod
-    def of(cls, waits: Sequence[float], seconds: float) -> Figures:
-        """From each request's wait and the time that all took. ``waits`` is not empty."""
-        ordered = sorted(waits)
-        return cls(
-            len(ordered), seconds, ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
-        )
-
-    @property
-    def rate(self) -> float:
-        """Requests per second."""
-        return self.count / self.seconds
-
-    def as_dict(self) -> dict[str, float]:
-        """For programs."""
-        return {
-            "count": self.count,
-            "seconds": round(self.seconds, 3),
-            "per_second": round(self.rate, 1),
-            "p50_ms": round(self.p50 * 1000, 2),
-            "p99_ms": round(self.p99 * 1000, 2),
-        }
+#: Peers at most that are made to expire.
+SHORT_LIVED = 250
 
 
 class Demo:
@@ -113,7 +60,7 @@ class Demo:
         kind = "Valkey" if "valkey" in server.path.name else "Redis"
         running = {
             "server": f"{kind} {server.version}, append-only file, synced each second",
-            "gateways": f"{', '.join(fleet.names)}: one lane and one writer each",
+            "gateways": f"{', '.join(fleet.names)}: one lane, one writer and one observer each",
             "data plane": f"{fleet.dataplane}, {why}",
             "beside them": "beat" + (f", Flower at {fleet.flower_url}" if fleet.flower_url else ""),
         }
@@ -141,6 +88,39 @@ class Demo:
             if sum(one.peers for one in found) >= len(self._there) or time.monotonic() > deadline:
                 return found
             time.sleep(LOOK)
+
+    def sweep(self) -> None:
+        """Peers whose time is up, and the sweep that removes them and nobody else."""
+        # A fifth of all at most: a sweep of more than half would wait for a person's word.
+        count = min(SHORT_LIVED, max(1, self.peers // 4))
+        self._part(f"{count:,} more that expire after a second, and the sweep of each gateway's observer")
+        asks = [Ask(self._name(number), make_key_pair().public_key, {"ttl": 1}) for number in range(count)]
+        self._measured("creating", names.CREATE_PEER, asks)
+        self._await_expiry(asks[-len(self.fleet.names) :])
+        began = time.monotonic()
+        reports = {name: upkeep.sweep(self.fleet.app, name, timeout=PATIENCE) for name in self.fleet.names}
+        seconds = time.monotonic() - began
+        left, expected = self._left(), {(ask.gateway, ask.public_key) for ask in self._there}
+        if left != expected:
+            raise DemoFailed(
+                f"sweeps removed {len(expected - left)} too many and left {len(left - expected)}: {reports}"
+            )
+        self._say(Text(f"  removed: {count:,} expired peers, in {seconds:.2f} s", "bold green"))
+        self._say(Text(f"  left: the other {len(left):,} peers", "dim"))
+        self.found["swept"] = {"count": count, "left": len(left), "seconds": round(seconds, 3)}
+
+    def _await_expiry(self, last: Sequence[Ask]) -> None:
+        """Return once the gateways' last peers have expired, by Redis' clock: that is what sweeps go by."""
+        peers = [self.fleet.gateway(ask.gateway).peer(ask.public_key) for ask in last]
+        until = max((peer.expires_at or 0 for peer in peers if peer is not None), default=0)
+        redis = lanes_of(self.fleet.app).redis
+        while redis.time()[0] < until:
+            self.ending.check()
+            time.sleep(LOOK)
+
+    def _left(self) -> set[tuple[str, str]]:
+        """Every peer that Redis holds: gateway and key."""
+        return {(name, peer.public_key) for name in self.fleet.names for peer in self.fleet.gateway(name).peers()}
 
     def show_client(self) -> None:
         """One client's configuration, as text and as a QR code."""
@@ -210,9 +190,8 @@ class Demo:
         """Delete every peer, and look that none is left."""
         self._part("and all of them deleted again")
         asks, self._there = self._there, []
-        _, many = self._measured("deleting", names.DELETE_PEER, asks, 0)
-        left = sum(1 for name in self.fleet.names for _ in self.fleet.gateway(name).peers())
-        if left:
+        _, many = self._measured("deleting", names.DELETE_PEER, asks)
+        if left := len(self._left()):
             raise DemoFailed(f"{left} peers are left after all were deleted")
         self._figures("deleted", None, many)
         self._say(Text("  left: 0 peers", "dim"))
@@ -239,39 +218,13 @@ class Demo:
     def _name(self, number: int) -> str:
         return self.fleet.names[number % len(self.fleet.names)]
 
-    def _measured(self, title: str, task_name: str, asks: Sequence[Ask], alone: int) -> tuple[Figures | None, Figures]:
-        task = task_of(self.fleet.app, task_name)
-
-        def send(ask: Ask) -> LaneResult:
-            arguments = {"gateway": ask.gateway, "public_key": ask.public_key}
-            return task.apply_async(kwargs=arguments, expires=PATIENCE)
-
-        with progress_bar(self.output) as bar:
-            row = bar.add_task(title, total=len(asks), rate="")
-            found: list[Figures] = []
-            for part, size in ((asks[:alone], 1), (asks[alone:], WINDOW)):
-                waits: list[float] = []
-                began = time.monotonic()
-                for answer in in_window(send, part, timeout=PATIENCE, size=size):
-                    self.ending.check()
-                    if not isinstance(answer.outcome, PeerResult):
-                        raise DemoFailed(f"{title} on {answer.wish.gateway}: {answer.outcome}")
-                    waits.append(answer.seconds)
-                    bar.update(row, advance=1, rate=f"{len(waits) / (time.monotonic() - began):,.0f}/s")
-                if waits:
-                    found.append(Figures.of(waits, time.monotonic() - began))
-        return (found[0] if len(found) > 1 else None), found[-1]
+    def _measured(self, title: str, task: str, asks: Sequence[Ask], alone: int = 0) -> tuple[Figures | None, Figures]:
+        return measured(
+            self.fleet.app, task, asks, title=title, output=self.output, check=self.ending.check, alone=alone
+        )
 
     def _figures(self, verb: str, first: Figures | None, many: Figures) -> None:
-        table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
-        table.add_column("")
-        for title in ("peers", "per second", "p50", "p99"):
-            table.add_column(title, justify="right")
-        for title, one in ((f"{verb}, one at a time", first), (f"{verb}, {WINDOW} at a time", many)):
-            if one is not None:
-                times = (f"{one.p50 * 1000:.1f} ms", f"{one.p99 * 1000:.1f} ms")
-                table.add_row(title, f"{one.count:,}", Text(f"{one.rate:,.0f} peers/s", "bold green"), *times)
-        self._say(table)
+        self._say(figures_table(verb, first, many))
         self.found[verb] = many.as_dict() | ({"alone": first.as_dict()} if first is not None else {})
 
     def _part(self, title: str) -> None:
@@ -296,6 +249,7 @@ def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool
         demo = Demo(fleet, output, ending, peers=peers)
         demo.start(why)
         demo.create()
+        demo.sweep()
         demo.show_client()
         demo.conflict()
         demo.time_out()

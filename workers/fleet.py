@@ -22,6 +22,7 @@ from typing import Any, Self
 from config.celery_app import PeerlaneApp
 from config.settings import read
 from tasks.client import Gateway
+from tasks.condition import read_condition
 from tasks.lanes import lanes_of
 from workers.children import Child
 from workers.embedded import EmbeddedServer
@@ -45,8 +46,11 @@ def choose_dataplane() -> tuple[str, str]:
     missing = kernel_available()
     if missing is not None:
         return "memory", f"because {missing}"
-    if shutil.which("unshare") is None:
-        return "memory", "because unshare (util-linux) is not installed, and the host's own network is left alone"
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+        return (
+            "memory",
+            "because unshare and nsenter (util-linux) are not installed, and the host's own network is left alone",
+        )
     return "kernel", "each gateway in a network namespace of its own"
 
 
@@ -120,12 +124,13 @@ class Fleet:
         environment = self.environment
         for number, name in enumerate(self.names):
             with self._ending.undivided():
-                self.gateways[name] = Child(name, self._gateway_command(number, name), self.directory, environment)
+                self.gateways[name] = Child(name, self._writer_command(number, name), self.directory, environment)
         report("beat" + (" and Flower" if self._with_flower else ""))
         celery = [sys.executable, "-m", "celery", "-A", "config.celery_app"]
         beat = [*celery, "beat", "--pidfile=", "--loglevel=info"]
         with self._ending.undivided():
             self._others.append(Child("beat", beat, self.directory, environment))
+        observers: dict[str, Child] = {}
         port = free_port() if self._with_flower else 0
         if self._with_flower:
             words = ["flower", "--address=127.0.0.1", f"--port={port}", "--read_only", "--enable_events=False"]
@@ -135,6 +140,10 @@ class Fleet:
         for name, child in self.gateways.items():
             report(f"gateway {name}")
             child.until("its lane was served", lambda name=name: self._active(name), within=START)
+            observer, command = f"{name}-observer", self._observer_command(child.pid, name)
+            with self._ending.undivided():
+                observers[name] = Child(observer, command, self.directory, environment)
+                self._others.append(observers[name])
         report("beat")
         began = self._others[0]
         began.until("it had a schedule", lambda: "gateways are looked after" in began.log.read_text(), within=START)
@@ -143,14 +152,26 @@ class Fleet:
             url = f"http://127.0.0.1:{port}"
             self._others[1].until("its page answered", lambda: _healthy(url), within=START)
             self.flower_url = url
+        for name, child in observers.items():
+            report(f"observer of {name}")
+            child.until("it observed", lambda name=name: self._observed(name), within=START)
 
-    def _gateway_command(self, number: int, name: str) -> list[str]:
-        command = [sys.executable, "-m", "workers.cli", "gateway", "run", name, "--dataplane", self.dataplane]
-        command += ["--pool", f"10.{8 + number}.0.0/16", "--pool", f"fd00:{8 + number}::/64", "--interface", "wg0"]
-        command += ["--endpoint", f"{name}.example.net:51820", "--only", "writer"]
+    def _writer_command(self, number: int, name: str) -> list[str]:
+        command = [*self._gateway_command(name, "writer"), "--interface", "wg0"]
+        command += ["--pool", f"10.{8 + number}.0.0/16", "--pool", f"fd00:{8 + number}::/64"]
+        command += ["--endpoint", f"{name}.example.net:51820"]
         command += ["--private-key-file", str(self.directory / f"{name}.key")]
         # A namespace of its own, and the socket of the server is a file: it can be reached from there.
         return (["unshare", "--net", "--"] if self.dataplane == "kernel" else []) + command
+
+    def _observer_command(self, writer: int, name: str) -> list[str]:
+        command = [*self._gateway_command(name, "observer"), "--interface", "wg0"]
+        # Where the writer's device is. unshare became the writer, so the namespace is that of its process.
+        return (["nsenter", f"--net=/proc/{writer}/ns/net", "--"] if self.dataplane == "kernel" else []) + command
+
+    def _gateway_command(self, name: str, only: str) -> list[str]:
+        command = [sys.executable, "-m", "workers.cli", "gateway", "run", name, "--only", only]
+        return [*command, "--dataplane", self.dataplane]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -176,6 +197,10 @@ class Fleet:
     def _active(self, name: str) -> bool:
         self._ending.check()
         return lanes_of(self.app).look(name).state == "active"
+
+    def _observed(self, name: str) -> bool:
+        self._ending.check()
+        return read_condition(self.app, name).observer_silent_for is not None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
