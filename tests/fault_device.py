@@ -15,7 +15,7 @@ from typing import Any, cast
 from config.settings import Settings
 from tasks.errors import KernelError
 from tasks.prefix import Prefix
-from workers import gateway
+from workers import gateway, service
 from workers.dataplane import (
     AddRoute,
     Change,
@@ -117,11 +117,11 @@ def _decoded(line: str) -> Change:
 
 
 def open_plane(settings: Settings) -> tuple[str, DataPlane]:
-    """In place of workers.gateway's: as the kernel's, this device outlives its writer and is locked by its name."""
+    """In place of workers.service's: as the kernel's, this device outlives its writer and is locked by its name."""
     del settings
     return "kernel", LastingDevice(Path(os.environ[VARIABLE]))
 
 
 if VARIABLE in os.environ:  # in the gateway's process: `celery -A fault_device worker`
-    cast("Any", gateway).open_plane = open_plane
+    cast("Any", service).open_plane = open_plane
 app = gateway.app

@@ -9,7 +9,7 @@ from typing import cast
 from conftest import MakeSettings
 from waiting import eventually
 
-from workers.gateway import Heartbeat
+from workers.heartbeat import Heartbeat
 from workers.store import Store
 from workers.writer import Writer
 

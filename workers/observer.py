@@ -31,8 +31,8 @@ from tasks.results import encode
 from tasks.sealing import sealing_of
 from tasks.upkeep import ReconcileGateway, SweepGateway
 from workers.dataplane.observe import KernelCounters, KernelView, device_index
+from workers.device import device_spec, memory_device
 from workers.errands import Errands
-from workers.gateway import device_spec, memory_device
 from workers.lock import ObserverLock
 from workers.plan import Policy
 from workers.privileges import confine_gateway

@@ -1,0 +1,44 @@
+"""One writer after another: who serves a gateway now, and when the next may take over."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+from tasks.errors import LaneHeld
+from tasks.lanes import LIVE_FOR_MS, number
+from workers.lock import namespace
+from workers.store import Store
+
+
+def holder(device: str) -> dict[str, str | int]:
+    """Who this writer is, for a second one to name; ``device`` is what its lock is named after."""
+    return {
+        "holder_host": socket.gethostname(),
+        "holder_pid": os.getpid(),
+        "holder_lock": f"{namespace()}/{device}",
+    }
+
+
+def await_predecessor(store: Store, device: str) -> None:
+    """Go on once no other writer serves this gateway.
+
+    Where the last one held the lock that this one holds now, it is gone. Elsewhere (another host, namespace or
+    device) only the heartbeat tells: one that goes on is a live writer; one that stopped without a word is waited out.
+
+    Raises:
+        LaneHeld: another writer lives; says where.
+    """
+    facts = store.facts()
+    beat = facts.get("heartbeat", "0")
+    had_this_lock = facts.get("holder_lock") == f"{namespace()}/{device}"
+    deadline = time.monotonic() + LIVE_FOR_MS / 1000 + 1
+    while not had_this_lock and store.clock.now_ms() - number(beat) < LIVE_FOR_MS:
+        time.sleep(0.2)
+        facts = store.facts()
+        if facts.get("heartbeat") != beat or time.monotonic() > deadline:
+            raise LaneHeld(
+                f"the gateway {store.gateway} has a live writer: process {facts.get('holder_pid')} on "
+                f"{facts.get('holder_host')}"
+            )
