@@ -35,9 +35,10 @@ from tasks.model import Peer
 from tasks.prefix import Prefix
 from workers.dataplane import Change, DeviceSpec, RemovePeer, SetPeer
 from workers.dataplane.memory import MemoryDataPlane
+from workers.patience import Stopping
 from workers.plan import Policy
 from workers.store import Store
-from workers.writer import Stopping, Writer
+from workers.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/24"), Prefix.parse("fd00:8::/64"))
 

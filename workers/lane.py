@@ -23,7 +23,8 @@ from config.routing import LANE_TASKS
 from tasks.errors import Fenced, Invalid, PeerlaneError, WriterError
 from tasks.model import check_public_key
 from workers import failpoints, poison
-from workers.writer import Stopping, Writer
+from workers.patience import Stopping
+from workers.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ EXIT_AWAY = 3
 
 
 class Service(Protocol):
-    """What the worker drives; see workers.gateway."""
+    """What the worker drives; see workers.service."""
 
     name: str
 

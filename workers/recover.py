@@ -9,9 +9,10 @@ from typing import Literal
 
 from tasks.errors import PeerlaneError
 from tasks.model import CreatePeer, Peer
+from tasks.prefix import Prefix
 from workers import failpoints
-from workers.dataplane import DataPlane, DevicePeer
-from workers.plan import PeerTable, Plan, Policy
+from workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
+from workers.plan import PeerTable, Plan, Policy, as_set_peer
 from workers.reconcile import Drift, counted, drifts
 from workers.requests import adoptable, plan_many
 from workers.store import Loaded
@@ -106,6 +107,16 @@ def recover(
     for key in kept:
         _keep(table, device[key], kept[key])
     return Recovered(table, counted(todo), kept, adopted)
+
+
+def settling(table: PeerTable, plan: Plan, truth: Peer | None) -> list[Change]:
+    """What makes the device hold ``truth`` of the plan's peer, whatever part of the plan was carried out."""
+    prefixes = {p for peer in (plan.before, plan.after) if peer is not None for p in peer.allowed_ips}
+    routed = {p for p in prefixes if table.needs_route(p)}
+    wanted = {p for p in truth.allowed_ips if table.needs_route(p)} if truth else set[Prefix]()
+    changes: list[Change] = [RemoveRoute(prefix) for prefix in sorted(routed - wanted)]
+    changes.append(as_set_peer(truth) if truth else RemovePeer(plan.public_key))
+    return [*changes, *(AddRoute(prefix) for prefix in sorted(wanted))]
 
 
 def _adopted(table: PeerTable, strangers: Sequence[DevicePeer]) -> tuple[Sequence[Plan], dict[str, str]]:

@@ -13,53 +13,37 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
-import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config import names
 from tasks import results
-from tasks.connection import reason
 from tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
 from tasks.fairness import share_key
-from tasks.model import Peer
 from workers import failpoints
-from workers.dataplane import AddRoute, Change, DataPlane, DeviceSpec, RemovePeer, RemoveRoute
-from workers.plan import PeerTable, Plan, Policy, as_set_peer, draining
-from workers.recover import Progress, Recovered, Unknown, recover
+from workers.dataplane import DataPlane, DeviceSpec
+from workers.patience import Patience, Stopping
+from workers.plan import PeerTable, Plan, Policy, draining
+from workers.recover import Progress, Recovered, Unknown, recover, settling
 from workers.requests import PLANNERS, Decision, Ground
 from workers.store import Answer, Store
+from workers.unasked import adopt, reseal
 
 log = logging.getLogger(__name__)
 
-#: Redis is away: ask again. (BusyLoadingError and the like are ConnectionErrors.)
-AWAY = (RedisConnectionError, RedisTimeoutError)
-
-#: Peers stored in one commit when the device's unknown peers are adopted.
-ADOPT_SLICE = 256
 #: Peers of an undone request that are settled one by one; beyond it everything is read anew.
 SETTLED_ONE_BY_ONE = 64
-
-_T = TypeVar("_T")
 
 
 class _Stale(Exception):
     """The decision was made on a table that Redis has left behind; nothing was changed."""
 
 
-class Stopping(BaseException):
-    """The worker is told to stop while the writer waits for Redis. Not an error: nothing may catch and store it."""
-
-
 class Writer:
-    """Applies requests for one gateway. Built by ``workers.gateway``; every method runs in one thread."""
+    """Applies requests for one gateway. Built by ``workers.service``; every method runs in one thread."""
 
     def __init__(
         self,
@@ -79,7 +63,7 @@ class Writer:
         self.plane = plane
         self.facts = facts or {}
         self.table = PeerTable(policy)
-        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``workers.gateway``.
+        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``workers.service``.
         self.state = "active"
         #: Why the device or the table may differ from Redis; None while they are known to agree.
         self.recovery_needed: str | None = _NOT_STARTED
@@ -92,7 +76,7 @@ class Writer:
         self._fair_label = fair_label
         #: Where the request at hand counts in a share of the lane.
         self._share: str | None = None
-        self._stopping = stopping
+        self._patiently = Patience(stopping)
 
     def recover(self, progress: Progress | None = None) -> Recovered:
         """Make the device equal to Redis and the table anew; makes the device first if it is gone.
@@ -113,37 +97,15 @@ class Writer:
             seen=lambda: self._patiently(self.store.last_seen),
             progress=progress,
         )
-        if done.adopted:
-            self._adopt(done)
-        self._reseal(done, loaded.outdated)
+        adopt(self.policy.gateway, done, self._commit_unasked)
+        reseal(self.policy.gateway, done, loaded.outdated, self._commit_unasked)
         self.table = done.table
         self.state = self._patiently(self.store.state)
         self.recovery_needed = None
         return done
 
-    def _adopt(self, done: Recovered) -> None:
-        """Store the peers that only the device knew, slice by slice; each slice is a commit of its own."""
-        for start in range(0, len(done.adopted), ADOPT_SLICE):
-            plans = done.adopted[start : start + ADOPT_SLICE]
-            answer = self._commit_slice("adopted", plans)
-            for plan in plans:
-                if plan.after is not None and answer.verdict in ("committed", "duplicate"):
-                    done.table.put(plan.after)
-
-    def _reseal(self, done: Recovered, outdated: Sequence[str]) -> None:
-        """Store anew the peers whose preshared keys stand in clear, or are sealed with an old key."""
-        peers = [peer for key in outdated if key not in done.table.broken and (peer := done.table.peers.get(key))]
-        for start in range(0, len(peers), ADOPT_SLICE):
-            part = peers[start : start + ADOPT_SLICE]
-            self._commit_slice("resealed", [Plan("existing", one.public_key, one, one.model_copy()) for one in part])
-        if peers:
-            log.warning("gateway %s: %d preshared keys were sealed anew", self.policy.gateway, len(peers))
-
-    def _commit_slice(self, outcome: str, plans: Sequence[Plan]) -> Answer:
-        """A commit that nobody asked for."""
-        request_id = names.request_id(self.policy.gateway, f"{outcome}-{uuid.uuid4()}")
-        record = results.encode(request_id, {"outcome": outcome, "count": len(plans)})
-        answer = self._patiently(partial(self.store.commit, request_id, 0, record, plans))
+    def _commit_unasked(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
+        answer = self._patiently(lambda: self.store.commit(request_id, 0, record, plans))
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
@@ -301,7 +263,7 @@ class Writer:
         for plan in decision.plans:
             try:
                 truth = self._patiently(partial(self.store.peer, plan.public_key))
-                self.plane.apply(self._towards(plan, truth))
+                self.plane.apply(settling(self.table, plan, truth))
             except (KernelError, StorageError, RedisError) as error:
                 log.warning("peer %s could not be settled (%s); recovering", plan.public_key, type(error).__name__)
                 self.recovery_needed = "a peer could not be settled"
@@ -311,34 +273,9 @@ class Writer:
             elif self.table.peers.get(plan.public_key) != truth:
                 self.recovery_needed = "Redis was changed by somebody else"
 
-    def _towards(self, plan: Plan, truth: Peer | None) -> list[Change]:
-        prefixes = {p for peer in (plan.before, plan.after) if peer is not None for p in peer.allowed_ips}
-        routed = {p for p in prefixes if self.table.needs_route(p)}
-        wanted = {p for p in truth.allowed_ips if self.table.needs_route(p)} if truth else set[Any]()
-        changes: list[Change] = [RemoveRoute(prefix) for prefix in sorted(routed - wanted)]
-        changes.append(as_set_peer(truth) if truth else RemovePeer(plan.public_key))
-        return [*changes, *(AddRoute(prefix) for prefix in sorted(wanted))]
-
     def _refuse_if_fenced(self) -> None:
         if self.fenced:
             raise Fenced(_REPLACED)
-
-    def _patiently(self, ask: Callable[[], _T]) -> _T:
-        """Ask Redis until it answers: its outages are waited out, here, where nothing else could be done anyway.
-
-        Raises:
-            Stopping: the worker is told to stop.
-        """
-        wait = 0.05
-        while True:
-            try:
-                return ask()
-            except AWAY as error:
-                if self._stopping():
-                    raise Stopping from None
-                log.warning("Redis is away (%s); asking again", reason(error))
-                time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
-                wait = min(wait * 2, 1.0)
 
 
 _CHANGED = "what Redis holds changes under the writer; nothing was changed, ask again with another request id"
