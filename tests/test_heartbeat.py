@@ -6,9 +6,13 @@ import threading
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 from conftest import MakeSettings
+from gateways import MakeClient, MakeGateway
+from keys import some_key
 from waiting import eventually
 
+from tasks.errors import Conflict
 from workers.heartbeat import Heartbeat
 from workers.store import Store
 from workers.writer import Writer
@@ -33,7 +37,8 @@ class SlowStore:
 
 
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
-    store, without_peers = SlowStore(), SimpleNamespace(table=SimpleNamespace(peers={}))
+    store = SlowStore()
+    without_peers = SimpleNamespace(table=SimpleNamespace(peers={}), answered=0, created=0, deleted=0)
     beating = Heartbeat(
         settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)
     )
@@ -51,3 +56,20 @@ def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: Mak
     finally:
         store.answers.set()
         beating.stop()
+
+
+def test_it_tells_what_the_writer_has_done_since_it_began(gateway: MakeGateway, client: MakeClient) -> None:
+    site = gateway()
+    peers = client(site)
+    one, two = some_key(), some_key()
+    for key in (one, two, two):
+        peers.create_peer(key)
+    peers.delete_peer(one)
+    peers.delete_peer(one)
+    with pytest.raises(Conflict):
+        peers.create_peer(two, keepalive=25)
+    told = {"answered": "6", "created": "2", "deleted": "1"}
+    eventually(lambda: told.items() <= site.look().facts.items(), "two created, one deleted, six answered")
+    site.stop()
+    site.start()
+    eventually(lambda: site.look().facts["answered"] == "0", "a new writer that counts anew")

@@ -170,3 +170,26 @@ def test_an_interrupted_reading_is_complete_once_it_shows_all_who_matter(watched
     assert not counted.sight.complete
     counted.complete_with({ONE, TWO})
     assert counted.sight.complete
+
+
+def test_a_reading_tells_how_many_bytes_a_second_have_gone_by(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady = [100.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: steady[0])
+    watched.plane.handshake(ONE, 5.0, rx=10_000, tx=10_000)
+    counted = watched.counted()
+    counted.read(NOW)
+    assert "rx_per_second" not in counted.reading(NOW), "since when, nobody knows"
+    for key in (ONE, TWO):
+        watched.plane.handshake(key, 6.0, rx=1_500, tx=300)
+    steady[0] += 20
+    counted.read(NOW + 20)  # as a sweep does
+    steady[0] += 10
+    counted.read(NOW + 30)
+    told = counted.reading(NOW + 30)
+    assert (told["rx_per_second"], told["tx_per_second"]) == (100, 20)
+    steady[0] += 30
+    watched.source.fails = True
+    counted.read(NOW + 60)
+    assert "rx_per_second" not in counted.reading(NOW + 60)

@@ -53,8 +53,10 @@ class Heartbeat(threading.Thread):
 
     def _beat(self, redis: Redis) -> None:
         with self._telling:
-            told = {"phase": self.phase, "recovered": self.recovered, "peers": len(self._writer.table.peers)}
-            if not self._store.heartbeat(redis, **told):
+            writer = self._writer
+            told = {"phase": self.phase, "recovered": self.recovered, "peers": len(writer.table.peers)}
+            done = {"answered": writer.answered, "created": writer.created, "deleted": writer.deleted}
+            if not self._store.heartbeat(redis, **told, **done):
                 self.replaced = True
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
         self.state = found.decode(errors="replace") if found else "active"

@@ -158,9 +158,7 @@ class ObserverService:
         counted.write()
         if counted.trouble is not None and counted.trouble != before:
             log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
-        shown = len(counted.sight.shown) if counted.sight is not None else 0
-        reading = {"at": now, "peers": shown, "seconds": round(counted.took, 3), "trouble": counted.trouble}
-        self._redis.hset(names.observer_key(self.name), "reading", json.dumps(reading))
+        self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
 
     def _beat(self) -> bool:
         """Say that the observer lives; whether a writer has begun to serve since the last time."""

@@ -49,6 +49,10 @@ class Counted:
         #: When the last reading began, on the monotonic clock, and how long it took.
         self.read_at = float("-inf")
         self.took = 0.0
+        #: Bytes received from peers and sent to them since this process began to watch.
+        self._moved = (0, 0)
+        #: When ``reading`` told last, on the monotonic clock, and what had moved by then; None before the first time.
+        self._told: tuple[float, tuple[int, int]] | None = None
 
     def load(self) -> None:
         """What was known before this process. Raises redis.RedisError."""
@@ -80,6 +84,8 @@ class Counted:
                     before = self.seen.get(raw.public_key)
                     after = advance(before, raw, now)
                     if after is not before and after is not None:
+                        rx, tx = (before.rx, before.tx) if before is not None else (0, 0)
+                        self._moved = (self._moved[0] + after.rx - rx, self._moved[1] + after.tx - tx)
                         self.seen[raw.public_key] = after
                         self._unwritten.add(raw.public_key)
         except KernelError as error:
@@ -89,6 +95,17 @@ class Counted:
             self.took = time.monotonic() - self.read_at
         self.trouble = None
         self.sight = Sight(shown, self._source.complete, self._since)
+
+    def reading(self, now: int) -> dict[str, Any]:
+        """The last reading as others are told it; with the bytes a second since it was told before, if it was."""
+        shown = len(self.sight.shown) if self.sight is not None else 0
+        found: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
+        if self.trouble is None:
+            before, self._told = self._told, (self.read_at, self._moved)
+            if before is not None and (seconds := self.read_at - before[0]) > 0:
+                rx, tx = (round((n - m) / seconds) for n, m in zip(self._moved, before[1], strict=True))
+                found |= {"rx_per_second": rx, "tx_per_second": tx}
+        return found
 
     def complete_with(self, peers: Collection[str]) -> None:
         """A reading that shows all of ``peers`` lacks none that matters, though it was interrupted."""

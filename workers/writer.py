@@ -71,6 +71,8 @@ class Writer:
         self.fenced = False
         #: The request whose commit record is in Redis already, for the result backend.
         self.settled_request: str | None = None
+        #: Since this writer began, for the heartbeat to tell: requests answered; peers created and deleted.
+        self.answered = self.created = self.deleted = 0
         self._unknown: Unknown = unknown
         self._spec = spec
         self._fair_label = fair_label
@@ -195,10 +197,12 @@ class Writer:
             log.info("request %s: an earlier try of this commit had reached Redis", request_id)
         elif answer.verdict != "committed":
             return self._not_committed(request_id, answer, decision, applied=bool(decision.changes))
-        self.settled_request = request_id
+        self._settled(request_id)
         for plan in decision.plans:
             if plan.before is plan.after:
                 continue
+            self.created += plan.outcome == "created"
+            self.deleted += plan.outcome == "deleted"
             if plan.after is not None:
                 self.table.put(plan.after)
             else:
@@ -226,7 +230,7 @@ class Writer:
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"
             raise _Stale
-        self.settled_request = request_id
+        self._settled(request_id)
         return results.decode(answer.stored)
 
     def _commit_refusal(self, request_id: str, arguments: Mapping[str, Any], refusal: PeerlaneError) -> PeerlaneError:
@@ -240,12 +244,12 @@ class Writer:
             )
         except ResponseError as error:
             log.warning("request %s: Redis refused to store its refusal (%s)", request_id, _first_word(error))
-            self.settled_request = request_id  # the caller's deadline settles it: nothing was changed
+            self._settled(request_id)  # the caller's deadline settles it: nothing was changed
             return refusal
         if answer.verdict == "fenced":
             self.fenced = True
             return Fenced(_REPLACED)
-        self.settled_request = request_id
+        self._settled(request_id)
         if answer.verdict in ("duplicate", "expired") and answer.stored != record:
             try:
                 results.decode(answer.stored)
@@ -272,6 +276,10 @@ class Writer:
                 self.table.drop(plan.public_key)
             elif self.table.peers.get(plan.public_key) != truth:
                 self.recovery_needed = "Redis was changed by somebody else"
+
+    def _settled(self, request_id: str) -> None:
+        self.settled_request = request_id
+        self.answered += 1
 
     def _refuse_if_fenced(self) -> None:
         if self.fenced:
