@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from celery.result import AsyncResult
 from redis.exceptions import RedisError, ResponseError
 
-from config import names
 from tasks import results
 from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
 from tasks.lanes import LONGEST_DEADLINE, Lanes, lanes_of
@@ -41,7 +40,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         Raises:
             PeerlaneError: the request's refusal.
             TimedOut: cancelled just now; the request can never take effect.
-            OutcomeUnknown: Redis could not be reached to find out; ask again with the same request id.
+            OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same request id.
         """
         del options  # how Celery would wait
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
@@ -52,7 +51,8 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             record = settle(lanes, request_id, self.deadline, until=until + GRACE)
         if record is None:
             raise OutcomeUnknown(
-                "Redis could not be reached: whether the request took effect is unknown; ask again with the same id",
+                "Redis could not be reached, or takes no writes: whether the request took effect is unknown; "
+                "ask again with the same id",
                 request_id,
             )
         try:
@@ -107,35 +107,20 @@ def _timed_out(error: PeerlaneError, timeout: float | None) -> PeerlaneError:
 
 
 def settle(lanes: Lanes, request_id: str, deadline: int, *, until: float) -> str | None:
-    """Make sure that a request has an outcome: its commit record or a tombstone; None if Redis cannot be asked.
+    """Make sure that a request has an outcome: its commit record or a tombstone; None if neither can be had.
+
+    A Redis that takes no writes (full, read-only) stores no tombstone. Then a deadline that has passed settles nothing:
+    the same request may have been asked before with a later one, and wait in the lane.
 
     ``until`` is a moment on the monotonic clock; at least one attempt is made.
     """
-    attempts: tuple[Callable[[], str | None], ...] = (
-        lambda: lanes.cancel(request_id, deadline=deadline),
-        # Redis takes no writes (full, read-only): what is past its deadline can never commit.
-        lambda: _late(lanes, request_id, deadline),
-    )
-    attempt = 0
     while True:
-        try:
-            return attempts[attempt]()
-        except ResponseError:
-            attempt = 1
-        except (RedisError, OSError):
-            attempt = 0
+        with suppress(RedisError, OSError):
+            try:
+                return lanes.cancel(request_id, deadline=deadline)
+            except ResponseError:
+                if (stored := lanes.stored(request_id)) is not None:
+                    return stored
         if time.monotonic() >= until:
             return None
         time.sleep(0.05)
-
-
-def _late(lanes: Lanes, request_id: str, deadline: int) -> str | None:
-    pipe = lanes.redis.pipeline(transaction=True)
-    pipe.time()
-    pipe.get(names.result_key(request_id))
-    (seconds, micros), stored = cast("tuple[tuple[int, int], bytes | None]", tuple(pipe.execute()))
-    if stored is not None:
-        return stored.decode(errors="replace")
-    if deadline and seconds * 1000 + micros // 1000 > deadline:
-        return results.tombstone(request_id)
-    raise ConnectionError("not past its deadline yet")

@@ -8,7 +8,7 @@ PeerlaneError
 │   ├── Draining        the gateway takes no new peers
 │   ├── Unavailable     no live writer, or the lane is full; refused at once
 │   └── TimedOut        the deadline passed first; the request can never take effect
-├── OutcomeUnknown      Redis could not be reached; asking again with the same request id settles it
+├── OutcomeUnknown      Redis could not be reached, or takes no writes; asking again with the same request id settles it
 ├── Fenced              this writer has been replaced by a newer one
 ├── KernelError         the kernel refused; what was begun has been undone
 ├── StorageError        Redis holds something this writer cannot work with
@@ -99,7 +99,7 @@ class TimedOut(Refused):
 
 
 class OutcomeUnknown(PeerlaneError):
-    """Redis could not be reached. ``request_id`` asked again settles whether the request took effect."""
+    """Redis could not be reached, or takes no writes. ``request_id`` asked again settles whether the request took effect."""
 
     code = "outcome_unknown"
     retryable = True

@@ -236,10 +236,7 @@ def _one_commit_each(evidence: Evidence) -> Iterable[Violation]:
     answers: dict[str, set[tuple[str, str, tuple[str, ...]]]] = defaultdict(set)
     for call in evidence.calls:
         # Unavailable and Draining are said by the caller's side before it asks anybody: no word on the request.
-        # A time-out while Redis took no writes was told by its clock and is stored nowhere: who asks again asks anew.
-        unstored = call.outcome in ("unavailable", "draining") or (
-            call.outcome == "timed_out" and _was_away(call, evidence.away)
-        )
+        unstored = call.outcome in ("unavailable", "draining")
         if call.definite and not unstored and not _before(call, evidence.lost_at):
             answers[call.request].add((call.end, call.outcome, tuple(sorted(call.addresses))))
     for request, told in answers.items():

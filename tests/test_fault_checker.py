@@ -134,6 +134,11 @@ class TestNothingTwice:
         calls = [*SOUND.calls, call(9, "create", "d", 8.0, request="gw.5", addresses=("10.8.0.5/32",))]
         assert "I4" in broken(replace(SOUND, calls=calls))
 
+    def test_a_time_out_stays_the_answer_even_where_redis_took_no_writes(self) -> None:
+        calls = [*SOUND.calls, call(9, "create", "c", 8.0, request="gw.4", addresses=("10.8.0.5/32",))]
+        evidence = replace(SOUND, calls=calls, final=final(b=ONE, d=TWO, c="10.8.0.5/32", old="10.8.0.9/32"))
+        assert broken(replace(evidence, away=[Window(3.0, 9.0)])) == {"I4"}
+
 
 class TestEpochs:
     def test_may_not_decrease_in_commits(self) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -18,9 +19,12 @@ from waiting import Stopwatch, eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import Gateway
+from tasks import Gateway, results
 from tasks.aio import AsyncGateway
+from tasks.awaiting import settle
+from tasks.definitions import task_of
 from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from tasks.lanes import lanes_of
 
 
 @pytest.fixture
@@ -47,6 +51,16 @@ class TestAWriterWhoseAcknowledgementIsLost:
         assert api.create_peer(some_key()).outcome == "created"
         eventually(lambda: "could not be acknowledged" in linked.log, "the lost acknowledgement")
         assert api.create_peer(some_key(), timeout=20).outcome == "created"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One request that waits, and who may ask for it again."""
+
+    site: GatewayProcess
+    api: Gateway
+    key: str
+    request: str
 
 
 def took(act: Callable[[], object]) -> tuple[float, object]:
@@ -105,6 +119,48 @@ class TestACallerWhoseRedisRestarts:
             own_redis.start()
             site.resume()
             assert waiting.result().outcome == "created"
+
+
+class TestACallerWhoseRedisTakesNoWrites:
+    """No tombstone can be stored: only that would keep an earlier try of the same request from taking effect."""
+
+    @pytest.fixture
+    def waiting(self, gateway: MakeGateway, client: MakeClient, own_redis: RedisServer) -> Iterator[Waiting]:
+        """A request in the lane of a writer that stands still, whose first caller has died with time left."""
+        site = gateway(redis=own_redis)
+        api, key, request = client(site, redis=own_redis), some_key(), names.request_id(site.name, "one")
+        site.may_show_tracebacks = True  # Celery's own, where memory is full when it notes a message down
+        site.pause()
+        task_of(app_of(api), names.CREATE_PEER).apply_async(
+            kwargs={"gateway": site.name, "public_key": key}, task_id=request, expires=60
+        )
+        yield Waiting(site, api, key, request)
+        site.resume()
+
+    def test_is_not_told_that_it_timed_out_while_the_request_may_yet_be_carried_out(
+        self, waiting: Waiting, own_redis: RedisServer
+    ) -> None:
+        before = waiting.site.look().waiting  # Redis may have handed the first one to the writer
+        with ThreadPoolExecutor(1) as thread:
+            again = thread.submit(waiting.api.create_peer, waiting.key, timeout=0.5, request_id=waiting.request)
+            eventually(lambda: waiting.site.look().waiting > before, "the second try in the lane")
+            own_redis.redis.config_set("maxmemory", "1")
+            with pytest.raises(OutcomeUnknown):
+                again.result()
+        own_redis.redis.config_set("maxmemory", "0")
+        waiting.site.resume()
+        asked = waiting.api.create_peer(waiting.key, timeout=20, request_id=waiting.request)
+        assert asked.outcome == "created"
+
+    def test_learns_of_an_outcome_that_was_stored_before(self, waiting: Waiting, own_redis: RedisServer) -> None:
+        lanes, api = lanes_of(app_of(waiting.api)), waiting.api
+        waiting.site.resume()
+        assert api.create_peer(waiting.key, timeout=20, request_id=waiting.request).outcome == "created"
+        own_redis.redis.config_set("maxmemory", "1")
+        record = settle(lanes, waiting.request, 0, until=time.monotonic())
+        own_redis.redis.config_set("maxmemory", "0")
+        assert record is not None
+        assert results.decode(record)["outcome"] == "created"
 
 
 class TestAnAsyncioProgramWhoseRedisFallsSilent:
