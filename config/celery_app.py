@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from config import names
-from config.settings import Settings, celery_url, current, redis_tls
+from config.settings import BadSettings, Settings, celery_url, current, redis_tls
 
 Role = Literal["client", "writer", "observer"]
 
@@ -81,7 +81,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         }
     else:
         if settings.gateway is None:
-            raise ValueError(f"{'an' if role == 'observer' else 'a'} {role} needs the setting PEERLANE_GATEWAY")
+            raise BadSettings("PEERLANE_GATEWAY is not set: name the gateway this host serves")
         gateway = settings.gateway
         part = "" if role == "writer" else "_observer"
         broker_options |= {

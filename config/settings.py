@@ -8,8 +8,9 @@ import tomllib
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+import click
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -19,15 +20,21 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from config import names
+from config import forms, names
+from config.hosts import parse_dns, parse_endpoint
 
 #: Variable that names the TOML file; without it, this path is read if it is there.
 SETTINGS_FILE_VARIABLE = "PEERLANE_SETTINGS"
 DEFAULT_SETTINGS_FILE = "/etc/peerlane/peerlane.toml"
 
 
-class BadSettings(ValueError):
-    """A setting is missing or malformed; the message names it and never shows a secret."""
+class BadSettings(click.ClickException, ValueError):
+    """A setting is missing or malformed; the message names it and never shows a secret.
+
+    A ClickException, so that `celery -A …` too ends with this sentence instead of a traceback.
+    """
+
+    exit_code = 2
 
 
 def _split(value: object) -> object:
@@ -37,7 +44,17 @@ def _split(value: object) -> object:
     return value
 
 
+def _named(value: object) -> object:
+    """A path that names something: an empty one would be the working directory."""
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("expected a path; leave the setting out for its default")
+    return value
+
+
 Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Named = Annotated[Path, BeforeValidator(_named)]
+#: A span of time that a limit may have, in seconds: 0 to ten years.
+Span = Annotated[int, Field(ge=0, le=10 * 366 * 86_400)]
 
 
 class Settings(BaseSettings):
@@ -51,13 +68,13 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix:///path; may hold a password"
     )
-    redis_ca: Path | None = Field(None, description="CA certificates for rediss:// (PEM); default: the system's")
-    redis_client_cert: Path | None = Field(None, description="certificate that Redis asks clients for (PEM)")
-    redis_client_key: Path | None = Field(None, description="its private key (PEM), if it is in a file of its own")
+    redis_ca: Named | None = Field(None, description="CA certificates for rediss:// (PEM); default: the system's")
+    redis_client_cert: Named | None = Field(None, description="certificate that Redis asks clients for (PEM)")
+    redis_client_key: Named | None = Field(None, description="its private key (PEM), if it is in a file of its own")
     require_durable: bool = Field(
         default=False, description="a writer refuses to start on a Redis that could lose what it confirms"
     )
-    psk_key_file: Path | None = Field(
+    psk_key_file: Named | None = Field(
         None, description="seals preshared keys before they reach Redis; 32 bytes in base64 a line, the newest first"
     )
     result_ttl: int = Field(600, ge=60, le=86_400, description="how long a result, and so a commit record, is kept")
@@ -70,8 +87,8 @@ class Settings(BaseSettings):
     gateway: str | None = Field(None, description="name of the gateway this host serves")
     interface: str = Field("wg0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$", description="WireGuard device")
     dataplane: Literal["auto", "kernel", "memory"] = Field("auto", description="kernel, memory (keeps nothing) or auto")
-    private_key_file: Path | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
-    user: str | None = Field(None, description="who the gateway's processes become when root starts them")
+    private_key_file: Named | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
+    user: str | None = Field(None, min_length=1, description="who the gateway's processes become when root starts them")
     listen_port: int = Field(51820, ge=1, le=65535, description="UDP port of the device")
     endpoint: str | None = Field(None, description="host:port that clients dial; default: this host's name")
     pools: Listed = Field(
@@ -82,7 +99,9 @@ class Settings(BaseSettings):
     client_allowed_ips: Listed = Field((), description="what clients route into the tunnel; default: the pools")
     mtu: int | None = Field(None, ge=1280, le=9000, description="MTU of the device; default: the kernel's choice")
     max_peers: int = Field(100_000, ge=1, le=1_048_576, description="a gateway refuses creates beyond this")
-    lane_cap: int = Field(20_000, ge=1, description="requests waiting in a lane beyond which clients are refused")
+    lane_cap: int = Field(
+        20_000, ge=1, le=10_000_000, description="requests waiting in a lane beyond which clients are refused"
+    )
     fair_label: str | None = Field(
         None, pattern=r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$", description="label whose values share the lane fairly"
     )
@@ -97,11 +116,18 @@ class Settings(BaseSettings):
     observe_every: float = Field(30.0, ge=1, le=3600, description="seconds between two readings of the counters")
     sweep_every: float = Field(60.0, ge=1, le=86_400, description="seconds between two sweeps (beat, and gateways)")
     reconcile_every: float = Field(300.0, ge=5, le=86_400, description="seconds between two reconciliations")
-    sweep_never_after: int = Field(86_400, ge=0, description="a peer that never handshaked is stale after this")
-    sweep_idle_after: int = Field(30 * 86_400, ge=0, description="a peer not seen for this long is stale")
-    sweep_start_grace: int = Field(600, ge=0, description="after a start, only expired peers are stale for so long")
+    sweep_never_after: Span = Field(86_400, description="a peer that never handshaked is stale after this")
+    sweep_idle_after: Span = Field(30 * 86_400, description="a peer not seen for this long is stale")
+    sweep_start_grace: Span = Field(600, description="after a start, only expired peers are stale for so long")
     sweep_share: float = Field(0.5, gt=0, le=1, description="a sweep of a larger share of the peers needs --force")
-    sweep_floor: int = Field(50, ge=0, description="a sweep of at most so many peers never needs --force")
+    sweep_floor: int = Field(50, ge=0, le=1_048_576, description="a sweep of at most so many peers never needs --force")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name != "require_durable":
+            raise ValueError("expected a value, not true or false")
+        return value
 
     @field_validator("gateway")
     @classmethod
@@ -112,17 +138,37 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        url = urlsplit(value.get_secret_value())
-        try:
-            sound = url.scheme in ("redis", "rediss") and url.port != 0
-        except ValueError:  # its text quotes what stands in place of the port: a part of the password, maybe
-            sound = False
-        place = url.netloc.rpartition("@")[2]
-        if not sound and not (url.scheme == "unix" and not place and url.path.startswith("/")):
-            raise ValueError("expected redis://HOST:PORT/DB, rediss://… or unix:///PATH")
-        if any(name.startswith("ssl") for name, _ in parse_qsl(url.query, keep_blank_values=True)):
-            raise ValueError("TLS is set by PEERLANE_REDIS_CA, _CLIENT_CERT and _CLIENT_KEY, not in the URL")
+    def _redis_url(cls, value: SecretStr) -> SecretStr:
+        forms.check_redis_url(value.get_secret_value())
+        return value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else parse_endpoint(value)
+
+    @field_validator("pools")
+    @classmethod
+    def _pools(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        forms.check_pools(value)
+        return value
+
+    @field_validator("serves")
+    @classmethod
+    def _serves(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        # Pools that are malformed are told of by themselves.
+        forms.check_areas(value, info.data.get("pools", ()))
+        return value
+
+    @field_validator("client_allowed_ips", "dns")
+    @classmethod
+    def _each(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(parse_dns(text) if info.field_name == "dns" else str(forms.network(text)) for text in value)
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        forms.check_labels(value)
         return value
 
     @field_validator("redis_ca", "redis_client_cert", "redis_client_key")
@@ -155,11 +201,24 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         del dotenv_settings, file_secret_settings  # neither is one of our sources
         named = os.environ.get(SETTINGS_FILE_VARIABLE)
-        if named and not Path(named).is_file():
+        return (init_settings, env_settings, *_from_file(settings_cls, Path(named or DEFAULT_SETTINGS_FILE), named))
+
+
+def _from_file(settings: type[BaseSettings], path: Path, named: str | None) -> tuple[PydanticBaseSettingsSource, ...]:
+    try:
+        if path.is_file():
+            return (TomlConfigSettingsSource(settings, path),)
+        if named:
             raise BadSettings(f"{SETTINGS_FILE_VARIABLE} names {named}, which is not a file")
-        path = Path(named or DEFAULT_SETTINGS_FILE)
-        toml = (TomlConfigSettingsSource(settings_cls, path),) if path.is_file() else ()
-        return (init_settings, env_settings, *toml)
+        return ()
+    except OSError as error:
+        raise BadSettings(f"the settings file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:  # not chained: it quotes what is in the file
+        raise BadSettings(f"the settings file {path} is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadSettings(f"the settings file {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise BadSettings(f"the settings file {path} is nested too deeply") from None
 
 
 def read(**overrides: Any) -> Settings:
@@ -168,25 +227,32 @@ def read(**overrides: Any) -> Settings:
     Raises:
         BadSettings: names each bad setting and what it should be.
     """
-    known = {f"PEERLANE_{name.upper()}" for name in Settings.model_fields} | {SETTINGS_FILE_VARIABLE}
+    known = {*Settings.model_fields, SETTINGS_FILE_VARIABLE.removeprefix("PEERLANE_").lower()}
     # Test and kernel variables belong to the test suite and share the prefix.
     stray = sorted(
         name
         for name in os.environ
-        if name.startswith("PEERLANE_") and name not in known and not name.startswith("PEERLANE_TEST_")
+        if (told := name.lower()).startswith("peerlane_")
+        and told.removeprefix("peerlane_") not in known
+        and not told.startswith("peerlane_test_")
     )
     if stray:
-        raise BadSettings(f"no such setting: {', '.join(stray)} (misspelled?)")
+        raise BadSettings(
+            "; ".join(f"no such setting: {forms.quoted(n)}{forms.nearest(n, known, variable=True)}" for n in stray)
+        )
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        parts = [
-            f"PEERLANE_{'_'.join(str(p) for p in e['loc'][:1]).upper()}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        raise BadSettings("; ".join(parts)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadSettings(f"the settings file is not TOML: {error}") from None
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)
+        raise BadSettings("; ".join(_sentence(str(one["loc"][0]), one["type"], one["msg"]) for one in wrong)) from None
+
+
+def _sentence(name: str, kind: str, message: str) -> str:
+    if kind == "extra_forbidden":  # variables were looked at before: it is the file's
+        return (
+            f"the settings file has no such setting: {forms.quoted(name)}{forms.nearest(name, Settings.model_fields)}"
+        )
+    return f"PEERLANE_{name.upper()}: {message.removeprefix('Value error, ')}"
 
 
 @lru_cache(maxsize=1)
@@ -196,9 +262,11 @@ def current() -> Settings:
 
 
 def celery_url(settings: Settings) -> str:
-    """The Redis URL in the form kombu takes: a socket is ``redis+socket://``."""
+    """The Redis URL in the form kombu takes: a socket is ``redis+socket://``, and has its database in virtual_host."""
     url = settings.redis_url.get_secret_value()
-    return "redis+socket" + url.removeprefix("unix") if url.startswith("unix://") else url
+    if not url.startswith("unix://"):
+        return url
+    return f"redis+socket{url.removeprefix('unix').replace('?db=', '?virtual_host=')}"
 
 
 def redis_tls(settings: Settings) -> dict[str, Any]:
@@ -224,5 +292,6 @@ def shown(settings: Settings) -> dict[str, Any]:
     url = urlsplit(settings.redis_url.get_secret_value())
     _, _, place = url.netloc.rpartition("@")
     user = f"{url.username or ''}:(hidden)@" if url.password else f"{url.username}@" if url.username else ""
-    found["redis_url"] = f"{url.scheme}://{user}{place}{url.path}"
+    database = parse_qs(url.query).get("db")
+    found["redis_url"] = f"{url.scheme}://{user}{place}{url.path}{f'?db={database[0]}' if database else ''}"
     return found

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from gateways import close
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+from servers import RedisServer
 
+from config.celery_app import PeerlaneApp
+from config.forms import network
+from config.names import CREATE_PEER
 from config.settings import BadSettings, Settings, celery_url, read, shown
+from tasks.connection import connect
+from tasks.lanes import lanes_of
+from tasks.prefix import Prefix
 
 PASSWORD = "correct-horse-battery"
 
@@ -64,6 +76,41 @@ class TestWhatIsWrongIsNamed:
             ("REDIS_URL", "http://localhost"),
             ("REDIS_URL", "unix://relative"),
             ("REDIS_URL", ""),
+            ("REDIS_URL", "redis://"),
+            ("REDIS_URL", "redis://h/zero"),
+            ("REDIS_URL", "redis://h/0/1"),
+            ("REDIS_URL", "redis://h/0?socket_timeout=9"),
+            ("REDIS_URL", "unix:///run/r.sock?db=x"),
+            ("REDIS_URL", "unix:///run/r.sock?socket_timeout=9"),
+            ("REDIS_URL", "unix://"),
+            ("REDIS_URL", "redis://h h/0"),
+            ("ENDPOINT", "vpn.example.com"),
+            ("ENDPOINT", "vpn.example.com:0"),
+            ("ENDPOINT", ""),
+            ("POOLS", "10.8.0.1/24"),
+            ("POOLS", "10.8.0.0/24, 10.8.0.0/16"),
+            ("POOLS", "10.8.0.0/31"),
+            ("POOLS", "0.0.0.0/0"),
+            ("POOLS", "10.8.0.0/255.255.0.0"),
+            ("SERVES", "10.8.4.0/24"),
+            ("SERVES", "fe80::%eth0/64"),
+            ("CLIENT_ALLOWED_IPS", "everything"),
+            ("DNS", "one two"),
+            ("LABELS", "eu"),
+            ("LABELS", "tier=a,tier=b"),
+            ("LABELS", "=a"),
+            ("MTU", "576"),
+            ("LANE_CAP", "-1"),
+            ("LANE_CAP", "1" + "0" * 30),
+            ("MAX_PEERS", "1e9"),
+            ("FAIR_SHARE", "inf"),
+            ("SWEEP_SHARE", "-0.1"),
+            ("SWEEP_IDLE_AFTER", "1" + "0" * 20),
+            ("SWEEP_EVERY", "-inf"),
+            ("OBSERVE_EVERY", "nan"),
+            ("PRIVATE_KEY_FILE", ""),
+            ("PSK_KEY_FILE", " "),
+            ("USER", ""),
         ],
     )
     def test_by_its_variable(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -71,9 +118,26 @@ class TestWhatIsWrongIsNamed:
         with pytest.raises(BadSettings, match=f"PEERLANE_{name}: "):
             read()
 
-    def test_when_a_variable_is_misspelled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PEERLANE_REDIS_ULR", "redis://x")
-        with pytest.raises(BadSettings, match="PEERLANE_REDIS_ULR"):
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("PEERLANE_REDIS_ULR", "did you mean PEERLANE_REDIS_URL?"),
+            ("PEERLANE_POOL", "did you mean PEERLANE_POOLS?"),
+            ("peerlane_gatway", "did you mean PEERLANE_GATEWAY?"),
+            ("PEERLANE_SETTING", "did you mean PEERLANE_SETTINGS?"),
+            ("PEERLANE_X", "misspelled?"),
+        ],
+    )
+    def test_when_a_variable_is_misspelled(self, monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+        monkeypatch.setenv(name, PASSWORD)
+        with pytest.raises(BadSettings) as refused:
+            read()
+        assert str(refused.value) == f"no such setting: {name} ({meant})"
+
+    def test_all_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PEERLANE_ENDPOINT", "nowhere")
+        monkeypatch.setenv("PEERLANE_MTU", "1")
+        with pytest.raises(BadSettings, match=r"PEERLANE_ENDPOINT: .*; PEERLANE_MTU: "):
             read()
 
     def test_but_the_tests_own_variables_are_none_of_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +145,27 @@ class TestWhatIsWrongIsNamed:
         assert read()
 
     @pytest.mark.parametrize(
-        ("text", "says"), [("gateway = ", "TOML"), ('colour = "red"', "COLOUR"), ("listen_port = 0", "LISTEN_PORT")]
+        ("text", "says"),
+        [
+            (b"gateway = ", "is not TOML"),
+            (b"gateway = '\xff'", "is not UTF-8"),
+            (b"x = " + b"[" * 5000, "nested too deeply"),
+            (b"colour = 'red'", r"the settings file has no such setting: colour \(misspelled\?\)"),
+            (b"redis_ulr = 'x'", r"no such setting: redis_ulr \(did you mean redis_url\?\)"),
+            (b"PEERLANE_GATEWAY = 'x'", r"no such setting: PEERLANE_GATEWAY \(did you mean gateway\?\)"),
+            (b"[peerlane]\ngateway = 'x'", "no such setting: peerlane"),
+            (b"listen_port = 0", "PEERLANE_LISTEN_PORT"),
+            (b"listen_port = true", "PEERLANE_LISTEN_PORT"),
+            (b"timeout = inf", "PEERLANE_TIMEOUT"),
+            (b"pools = [1]", "PEERLANE_POOLS"),
+            (b"endpoint = 'nowhere'", "PEERLANE_ENDPOINT: an endpoint is host:port"),
+            (b'private_key_file = "a\\u0000b"', "PEERLANE_PRIVATE_KEY_FILE"),
+        ],
+        ids=lambda value: value[:20] if isinstance(value, bytes) else "",
     )
-    def test_in_the_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, says: str) -> None:
+    def test_in_the_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: bytes, says: str) -> None:
         file = tmp_path / "p.toml"
-        file.write_text(text)
+        file.write_bytes(text)
         monkeypatch.setenv("PEERLANE_SETTINGS", str(file))
         with pytest.raises(BadSettings, match=says):
             read()
@@ -97,7 +177,7 @@ class TestWhatIsWrongIsNamed:
 
 
 class TestSecretsAreHidden:
-    URL = f"redis://user:{PASSWORD}@db.example:6380/2?client_name={PASSWORD}"
+    URL = f"redis://user:{PASSWORD}@db.example:6380/2"
 
     def test_where_settings_are_shown(self) -> None:
         found = read(redis_url=self.URL)
@@ -110,7 +190,18 @@ class TestSecretsAreHidden:
         assert shown(read(redis_url=url))["redis_url"] == url
 
     @pytest.mark.parametrize(
-        "url", [f"http://user:{PASSWORD}@h", f"redis://user:{PASSWORD}@h:port/0", f"redis://u:{PASSWORD}/x@h"]
+        "url",
+        [
+            f"http://user:{PASSWORD}@h",
+            f"redis://user:{PASSWORD}@h:port/0",
+            f"redis://u:{PASSWORD}/x@h",
+            f"redis://u:{PASSWORD}#x@h",
+            f"redis://u:1#{PASSWORD}@h",
+            f"redis://u:1?{PASSWORD}@h",
+            f"redis://u:[{PASSWORD}@h",
+            f"redis://u:{PASSWORD}\u2100@h",
+            f"redis://h/0?client_name={PASSWORD}",
+        ],
     )
     def test_in_errors(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         monkeypatch.setenv("PEERLANE_REDIS_URL", url)
@@ -123,7 +214,62 @@ class TestSecretsAreHidden:
 
 def test_celery_is_given_a_socket_in_its_own_spelling() -> None:
     assert celery_url(read(redis_url="unix:///run/r.sock")) == "redis+socket:///run/r.sock"
+    assert celery_url(read(redis_url="unix:///run/r.sock?db=3")) == "redis+socket:///run/r.sock?virtual_host=3"
     assert celery_url(read(redis_url="rediss://h:1/0")) == "rediss://h:1/0"
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_broker_results_and_peers_are_in_the_same_database(redis_server: RedisServer, number: int) -> None:
+    app = PeerlaneApp(read(redis_url=f"{redis_server.url}?db={number}"))
+    lane = f"gateway.db{number}"
+    app.send_task(CREATE_PEER, kwargs={"gateway": f"db{number}"}, task_id=f"db{number}.1", queue=lane)
+    cast("Any", app.backend).client.set(f"result-{number}", "x")
+    with Redis(unix_socket_path=str(redis_server.socket), db=number) as redis:
+        assert lanes_of(app).redis.connection_pool.connection_kwargs["db"] == number
+        assert redis.llen(lane) == 1
+        assert redis.delete(lane, f"result-{number}") == 2
+    close(app)
+
+
+PREFIXES = st.one_of(
+    st.ip_addresses(network="10.0.0.0/8").map(str),
+    st.builds("{}/{}".format, st.ip_addresses(), st.integers(-1, 140)),
+    st.from_regex(r"[0-9a-f:.%/ ]{0,24}", fullmatch=True),
+    st.text(max_size=12),
+)
+
+
+@given(text=PREFIXES)
+def test_a_prefix_that_settings_take_is_one_everywhere_and_no_other(text: str) -> None:
+    try:
+        parsed = Prefix.parse(text)
+    except ValueError:
+        with pytest.raises(ValueError):  # noqa: PT011 - each with its own sentence
+            network(text)
+    else:
+        assert Prefix.parse(str(network(text))) == parsed
+
+
+@given(
+    text=st.one_of(st.text(max_size=30), st.from_regex(r"(rediss?|unix)://[a-z0-9@:/?#\[\].]{0,30}", fullmatch=True))
+)
+def test_a_redis_url_that_settings_take_is_read_alike_by_all(text: str) -> None:
+    try:
+        found = read(redis_url=text)
+    except BadSettings:
+        return
+    app = PeerlaneApp(found)
+    ours = connect(found).connection_pool.connection_kwargs
+    results = cast("dict[str, Any]", cast("Any", app.backend).connparams)
+    broker = app.connection_for_write()
+    place = (ours.get("host"), ours.get("port", 6379), ours.get("path"), ours.get("db", 0))
+    assert place == (results.get("host"), results.get("port", 6379), results.get("path"), int(results["db"]))
+    if "path" in ours:
+        assert int((broker.virtual_host or "0").strip("/") or 0) == ours.get("db", 0)
+    else:
+        assert (broker.hostname, broker.port or 6379) == (ours["host"], ours.get("port", 6379))
+        assert int((broker.virtual_host or "0").strip("/") or 0) == ours.get("db", 0)
+    app.close()
 
 
 def test_every_setting_is_described() -> None:

@@ -74,14 +74,6 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
     """
     session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
     settings = session.settings
-    from config.hosts import parse_endpoint
-    from tasks.errors import SettingsError
-
-    if settings.endpoint is not None:
-        try:
-            parse_endpoint(settings.endpoint)
-        except ValueError as error:
-            raise SettingsError(f"PEERLANE_ENDPOINT: {error}") from None
     if only is None:
         from workers.privileges import confine_gateway
 

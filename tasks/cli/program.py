@@ -90,13 +90,13 @@ class Program(Group):
             return status if isinstance(status, int) else 0
         except Told as end:
             return end.status
-        except click.ClickException as error:
-            _show_usage_error(output, error)
-            return error.exit_code
         except BadSettings as error:
             refusal = SettingsError(str(error))
             output.error(as_document(refusal))
             return refusal.exit_code
+        except click.ClickException as error:
+            _show_usage_error(output, error)
+            return error.exit_code
         except PeerlaneError as error:
             output.error(as_document(error))
             return error.exit_code
