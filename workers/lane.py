@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
-from celery import bootsteps
+from celery import bootsteps, current_task
 from celery.apps.worker import Worker
 from celery.exceptions import Reject, WorkerShutdown
 from celery.utils.imports import symbol_by_name
@@ -16,11 +16,10 @@ from celery.worker import request as celery_request
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.state import task_reserved
-from redis.exceptions import RedisError
 
 from config import names
 from config.routing import LANE_TASKS
-from tasks.errors import Fenced, Invalid, PeerlaneError, WriterError
+from tasks.errors import Fenced, Invalid, PeerlaneError, RedisAway, WriterError
 from tasks.model import check_public_key
 from workers import failpoints, poison
 from workers.patience import Stopping
@@ -29,8 +28,11 @@ from workers.writer import Writer
 log = logging.getLogger(__name__)
 
 EXIT_REPLACED = 1
-#: Redis could not be reached at the start.
-EXIT_AWAY = 3
+#: Redis could not be used at the start. It passes by itself: whoever starts this may try again (workers.supervise).
+EXIT_AWAY = RedisAway.exit_code
+
+#: Header of a request that may have an outcome already.
+DOUBTFUL = "doubtful"
 
 
 class Service(Protocol):
@@ -52,8 +54,10 @@ class LaneWriter:
 
     def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """See Writer.carry_out."""
+        # What lane_strategy has written into the request's headers.
+        doubtful = bool(getattr(current_task.request, DOUBTFUL, True)) if current_task else True
         try:
-            return self._writer.carry_out(task, request_id, arguments)
+            return self._writer.carry_out(task, request_id, arguments, doubtful=doubtful)
         except Fenced as error:
             # The request goes back to the lane for the writer that has taken over; this worker ends.
             worker_state.should_stop = EXIT_REPLACED
@@ -125,6 +129,7 @@ def lane_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
             "kwargsrepr": shown(arguments),
             "origin": str(message.headers.get("origin"))[:128],
             "retries": 0,
+            DOUBTFUL: poison.was_delivered(message) or message.answered,
         }
         request = request_class(
             message,
@@ -242,8 +247,8 @@ class ServeStep(bootsteps.StartStopStep):
             parent.app.bind(parent.service)
         except PeerlaneError as error:
             log.critical("%s", error)
-            # Redis being away passes by itself: whoever starts this process may try again (workers.supervise).
-            raise SystemExit(EXIT_AWAY if isinstance(error.__cause__, RedisError) else error.exit_code) from None
+            parent.refusal = error
+            raise SystemExit(error.exit_code) from None
 
     def stop(self, parent: Any) -> None:
         parent.service.stop()
@@ -274,6 +279,8 @@ class LaneWorker(Worker):
     """Celery's worker for one gateway: what must not be forgotten on a command line is set here."""
 
     service: Service
+    #: Why it did not start.
+    refusal: PeerlaneError | None = None
 
     def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
         chosen = app or self.app

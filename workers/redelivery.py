@@ -1,4 +1,4 @@
-"""How messages that a dead worker had taken come back to its lane: kombu's way, without its lock."""
+"""Messages taken and not acknowledged: how they are noted, and how those of a dead worker come back to its lane."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import time
 from typing import Any, cast
 
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.json import dumps
 from redis.exceptions import RedisError
+
+from config import names
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +24,29 @@ class LaneQoS(_QoS):
     kombu lets one worker at a time look for old ones, under a lock that takes a Lua script to release. A lane has one
     worker, and where two overlap for a moment, each message comes back in a transaction that only one of them wins.
     """
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """As kombu's, and ``message.answered`` tells whether its request had an outcome then: in the same round trip.
+
+        What was cancelled, or is asked or delivered again, is so known before anything is done for it.
+        """
+        exchange, queue = message.delivery_info["exchange"], message.delivery_info["routing_key"]
+        gateway, request_id = names.gateway_of_queue(queue), message.headers.get("id")
+        # Of a sound id only: another key might not be for this Redis user to read, which would end the whole step.
+        lane = queue in (names.lane_queue(gateway), names.bulk_queue(gateway))
+        asking = lane and names.is_request_id(gateway, request_id)
+        with self.pipe_or_acquire() as pipe:
+            pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
+            pipe.hset(self.unacked_key, delivery_tag, dumps([message._raw, exchange, queue]))  # noqa: SLF001 - as kombu does
+            if asking:
+                pipe.get(names.result_key(request_id))
+            answers = cast("list[object]", pipe.execute(raise_on_error=False))
+        for failed in answers[:2]:
+            if isinstance(failed, Exception):
+                raise failed
+        # An error here is a key of another kind in the result's place: in doubt, too.
+        message.answered = asking and answers[2] is not None
+        virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Strike a message out of the store; where Redis does not confirm that, it comes again, which is harmless."""

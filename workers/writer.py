@@ -2,6 +2,7 @@
 
 The way of a request, and what a crash between two steps leaves behind:
 1. check the arguments, plan against the table       crash: nothing happened, the message comes again
+   where in doubt (a delete; what is delivered again, cancelled or late), ask Redis whether it can still commit
 2. apply the plan to the device                      crash: the start finds the device unlike Redis and mends it
 3. commit: record, addresses, result, in one script  crash: the message comes again and finds the commit record
 4. make the table equal to what was committed        crash: the table is built anew from Redis
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +35,11 @@ from workers.store import Answer, Store
 from workers.unasked import adopt, reseal
 
 log = logging.getLogger(__name__)
+
+#: Seconds after which nobody can be sure any more that a request is still open: its caller may have cancelled.
+SURE_FOR = 0.25
+#: Milliseconds before its deadline from which on a request may be late by Redis' clock, which is read from afar.
+NEARLY_LATE = 100
 
 #: Peers of an undone request that are settled one by one; beyond it everything is read anew.
 SETTLED_ONE_BY_ONE = 64
@@ -78,6 +85,8 @@ class Writer:
         self._fair_label = fair_label
         #: Where the request at hand counts in a share of the lane.
         self._share: str | None = None
+        #: Until when, on the monotonic clock, the request at hand is taken to be open without asking.
+        self._sure_until = 0.0
         self._patiently = Patience(stopping)
 
     def recover(self, progress: Progress | None = None) -> Recovered:
@@ -121,13 +130,19 @@ class Writer:
         """``carry_out`` for names.DELETE_PEER."""
         return self.carry_out(names.DELETE_PEER, request_id, arguments)
 
-    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def carry_out(
+        self, task: str, request_id: str, arguments: Mapping[str, Any], *, doubtful: bool = False
+    ) -> dict[str, Any]:
         """Carry a request out and commit; the committed result.
+
+        ``doubtful``: it may have an outcome already, so Redis is asked before the device is touched. Whoever knows
+        that it had none a moment ago spares the round trip: the commit asks too.
 
         Raises:
             PeerlaneError: the committed refusal, or Fenced.
         """
         self._refuse_if_fenced()
+        self._sure_until = 0.0 if doubtful else time.monotonic() + SURE_FOR
         self._share = None
         if self._fair_label is not None and task == names.CREATE_PEER:
             self._share = share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
@@ -167,9 +182,11 @@ class Writer:
 
     def _carry_out(self, request_id: str, decision: Decision) -> dict[str, Any]:
         deadline = decision.deadline
-        # What comes too late is told so before the device is touched: in a flood that is what waited longest.
-        late = 0 < deadline < self._patiently(self.store.clock.now_ms)
-        if (decision.removes or late) and (early := self._ask_first(request_id, decision)) is not None:
+        # No peer has access for a moment that nobody confirms: what was answered, cancelled or comes too late is told
+        # so before the device is touched.
+        late = 0 < deadline < self._patiently(self.store.clock.now_ms) + NEARLY_LATE
+        doubtful = (late or time.monotonic() > self._sure_until) and (decision.changes or decision.reopen)
+        if (decision.removes or doubtful) and (early := self._ask_first(request_id, decision)) is not None:
             return early
         try:
             if decision.reopen and self._spec is not None:
@@ -210,12 +227,15 @@ class Writer:
         return dict(decision.result)
 
     def _ask_first(self, request_id: str, decision: Decision) -> dict[str, Any] | None:
-        """Whether it can still commit: undoing a removal would cost the peer its session. None: go on."""
+        """Whether it can still commit. None: go on."""
         answer = self._patiently(lambda: self.store.check(request_id, decision.deadline))
         if answer.verdict == "open":
             return None
         if answer.verdict == "late":
             raise TimedOut("its deadline had passed before the gateway could commit it")
+        if answer.verdict == "duplicate" and self._share is not None:
+            # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
+            self._patiently(lambda: self.store.commit(request_id, decision.deadline, answer.stored, share=self._share))
         return self._not_committed(request_id, answer, decision, applied=False)
 
     def _not_committed(self, request_id: str, answer: Answer, decision: Decision, *, applied: bool) -> dict[str, Any]:
