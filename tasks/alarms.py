@@ -51,7 +51,11 @@ def clear_alarm(redis: Redis, gateway: str, kind: str, why: str = "its cause is 
 
 def read_alarms(redis: Redis, gateway: str) -> list[Alarm]:
     """Every alarm that stands, the oldest first. Raises redis.RedisError."""
-    found = cast("dict[bytes, bytes]", redis.hgetall(names.alarms_key(gateway)))
+    return parse_alarms(cast("dict[bytes, bytes]", redis.hgetall(names.alarms_key(gateway))))
+
+
+def parse_alarms(found: Mapping[bytes, bytes]) -> list[Alarm]:
+    """The alarms that a gateway's hash holds, the oldest first."""
     alarms = [_parsed(kind.decode(errors="replace"), record) for kind, record in found.items()]
     return sorted((alarm for alarm in alarms if alarm is not None), key=lambda alarm: (alarm.since, alarm.kind))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,17 +58,24 @@ def read_condition(app: PeerlaneApp, gateway: str) -> Condition:
         seconds, micros = redis.time()
     except RedisError as error:
         raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
+    return condition_of(gateway, alarms, raw, recovered or b"", now=seconds + micros / 1e6)
+
+
+def condition_of(
+    gateway: str, alarms: Sequence[Alarm], raw: Mapping[bytes, bytes], recovered: bytes, *, now: float
+) -> Condition:
+    """From what the observer's hash holds; ``now`` is in seconds on Redis' clock."""
     told = {name.decode(errors="replace"): value for name, value in raw.items()}
     beat = number(told.get("heartbeat", b"").decode(errors="replace"))
     return Condition(
         gateway=gateway,
         alarms=tuple(alarms),
-        observer_silent_for=max(0.0, seconds + micros / 1e6 - beat / 1000) if beat else None,
+        observer_silent_for=max(0.0, now - beat / 1000) if beat else None,
         reading=_parsed(told.get("reading")),
         sweep=_parsed(told.get("sweep")),
         reconcile=_parsed(told.get("reconcile")),
-        recovered=(recovered or b"").decode(errors="replace"),
-        now=seconds,
+        recovered=recovered.decode(errors="replace"),
+        now=int(now),
     )
 
 

@@ -55,6 +55,13 @@ class LaneState:
     waiting: int
     waiting_bulk: int
 
+    @classmethod
+    def of(cls, gateway: str, raw: Mapping[bytes, bytes], waiting: int, waiting_bulk: int, *, now: int) -> LaneState:
+        """From the gateway's hash and the lengths of its queues; ``now`` is in ms on Redis' clock."""
+        facts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
+        beat = number(facts.get("heartbeat", ""), -1)
+        return cls(gateway, facts, max(0, now - beat) if beat >= 0 else None, waiting, waiting_bulk)
+
     @property
     def live(self) -> bool:
         """Whether a writer serves the lane now."""
@@ -117,9 +124,7 @@ class Lanes:
         )
         now = seconds * 1000 + micros // 1000
         self.clock.heard(now)
-        facts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
-        beat = number(facts.get("heartbeat", ""), -1)
-        found = LaneState(gateway, facts, max(0, now - beat) if beat >= 0 else None, waiting, bulk)
+        found = LaneState.of(gateway, raw, waiting, bulk, now=now)
         self._believed[gateway] = (time.monotonic(), found)
         self._passed[gateway, False] = self._passed[gateway, True] = 0
         return found

@@ -62,7 +62,8 @@ def test_help_and_all_that_it_imports_do_without_pyroute2() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("gateway",), ("peer",), ("peer", "create"), ("gateway", "run"), ("gateway", "export"), ("demo",)]
+    "words",
+    [(), ("gateway",), ("peer",), ("peer", "create"), ("gateway", "run"), ("gateway", "export"), ("demo",), ("top",)],
 )
 def test_every_command_says_how_it_is_used(words: tuple[str, ...]) -> None:
     told = peerlane(*words, "--help")

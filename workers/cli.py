@@ -18,6 +18,7 @@ from tasks.cli.parameters import GatewayName
 from tasks.cli.peer import peer
 from tasks.cli.program import Program, Told
 from tasks.cli.session import Session, pass_session
+from tasks.cli.top import top
 from workers.cli_doctor import doctor
 from workers.cli_functions import functions
 
@@ -45,6 +46,7 @@ main.add_command(doctor)
 main.add_command(functions)
 main.add_command(gateway)
 main.add_command(peer)
+main.add_command(top)
 
 
 @gateway.command()

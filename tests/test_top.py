@@ -1,0 +1,298 @@
+"""``peerlane top``: what it shows of real gateways, through a pipe, on a terminal, as documents; and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import termios
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from commands import Shell, document, ended, peerlane, spawned
+from fenced import fenced, printed
+from gateways import GatewayProcess, MakeClient, MakeGateway
+from keys import some_key
+from observers import Observer, ending
+from rich.console import Console
+from servers import RedisServer
+from waiting import eventually
+
+from config import names
+from config.settings import read
+from tasks.alarms import Alarm
+from tasks.cli.screen import frame
+from tasks.connection import connect
+from tasks.overview import Overview
+from tasks.trends import Row, Wait
+
+ROW = Row(
+    gateway="iad",
+    state="active",
+    peers=48_213,
+    max_peers=100_000,
+    waiting=12,
+    waiting_bulk=3_200,
+    wait=Wait(0.012, "about"),
+    created_per_second=812.0,
+    deleted_per_second=2.5,
+    rx_per_second=123_400_000,
+    tx_per_second=1_234,
+    silent_for=0.5,
+    observer_silent_for=0.5,
+    visible=True,
+    recovered="",
+    sweep={"outcome": "swept", "removed": {"expired": 20, "idle": 5}, "ago": 40},
+    alarms=(),
+)
+
+
+EVERYTHING = [
+    *("gateway", "state", "peers", "of", "lane", "bulk", "wait", "+/s", "-/s", "rx/s", "tx/s"),
+    *("writer", "observer", "last", "sweep"),
+]
+
+
+def drawn(*rows: Row, width: int, height: int | None = None, trouble: str | None = None) -> list[str]:
+    """A frame's lines, without colours."""
+    console = Console(width=width, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(frame(rows, at=1_800_000_000, width=width, height=height, trouble=trouble))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+# How it looks
+
+
+def test_eighty_columns_have_room_for_what_matters() -> None:
+    assert drawn(ROW, width=80) == [
+        "08:00:00 UTC  1 gateway: 1 active; 48,213 peers, +812/s -2/s, 3,212 waiting",
+        "gateway  state    peers  full  lane   bulk   wait  +/s  -/s  beats  swept",
+        "iad      active  48,213   48%    12  3,200  ~12ms  812  2.5  1s/1s    -25",
+    ]
+
+
+def test_a_hundred_and_twenty_columns_have_room_for_all() -> None:
+    _, head, row = drawn(ROW, width=120)
+    assert head.split() == EVERYTHING
+    assert row.split()[:9] == ["iad", "active", "48,213", "100,000", "12", "3,200", "~12ms", "812", "2.5"]
+    assert row.endswith("123 MB  1.2 kB      1s        1s  -25, 40s ago")
+
+
+def test_alarms_stand_above_the_table_and_fit_on_the_terminal_with_it() -> None:
+    alarm = Alarm("sweep", "stale " * 60, 1_799_999_400, {})
+    rows = [*(_named(f"gw-{number}", (alarm,)) for number in range(9)), *(_named(f"ok-{n}", ()) for n in range(40))]
+    lines = drawn(*rows, width=80, height=24)
+    assert len(lines) <= 24
+    assert lines[2].startswith("ALARM gw-0 sweep, for 10 min: stale")
+    assert "and 5 more alarms: see `peerlane gateway list`" in lines
+    assert lines[-1].endswith("more, in less trouble")
+    assert max(map(len, lines)) <= 80
+    everything = "\n".join(drawn(*rows, width=4096))
+    assert everything.count("ALARM") == 9
+    assert "ok-39" in everything
+
+
+def _named(name: str, alarms: tuple[Alarm, ...]) -> Row:
+    return replace(ROW, gateway=name, alarms=alarms)
+
+
+def test_a_long_name_gives_way_before_any_number_does() -> None:
+    lines = drawn(_named("a-gateway-with-a-name-of-many-words-and-more", ()), width=80)
+    assert lines[-1].startswith("a-gat")
+    assert lines[-1].endswith("-25")
+    assert "…" in lines[-1]
+
+
+# What it tells of real gateways
+
+
+@pytest.fixture
+def iad(own_redis: RedisServer, gateway: MakeGateway) -> Iterator[GatewayProcess]:
+    """A gateway with an observer, alone on its server."""
+    site = gateway("iad", redis=own_redis)
+    with ending(Observer(site, observe_every=1)):
+        yield site
+
+
+def test_once_is_one_table_with_rates(iad: GatewayProcess) -> None:
+    told = Shell(iad).run("top", "--once", "--interval", "1.2")
+    assert told.exit_code == 0, told.output
+    summary, head, row = told.stdout.splitlines()
+    assert summary.endswith("1 gateway: 1 active; 0 peers, +0/s -0/s, 0 waiting")
+    assert head.split() == EVERYTHING
+    assert re.fullmatch(r"iad +active +0 +100,000 +0 +0 +0 +0 +- +- +1s +1s +0, \d+s ago *", row), row
+
+
+def test_creates_and_deletes_are_seen_as_they_happen(iad: GatewayProcess, client: MakeClient) -> None:
+    process = spawned("top", "iad", "--json", "--interval", "0.3", redis=str(iad.settings["redis_url"]))
+    peers = client(iad)
+    try:
+        assert process.stdout is not None
+        seen: set[str] = set()
+        for line in process.stdout:
+            (row,) = json.loads(line)["gateways"]
+            seen |= {name for name in ("created_per_second", "deleted_per_second") if row[name]}
+            if len(seen) == 2:
+                break
+            key = some_key()
+            peers.create_peer(key)
+            peers.delete_peer(key)
+    finally:
+        process.send_signal(signal.SIGINT)
+        status, _, err = ended(process)
+    assert (status, err) == (0, "")
+
+
+def test_a_frozen_writer_with_a_full_lane_stands_first(
+    iad: GatewayProcess, own_redis: RedisServer, gateway: MakeGateway
+) -> None:
+    gateway("fra", redis=own_redis)
+    iad.pause()
+    try:
+        eventually(lambda: not iad.look().live, "its silence being noticed", within=20)
+        own_redis.redis.lpush(names.lane_queue("iad"), "a", "b")
+        first, second = Shell(iad).ask("top", "--once", "--interval", "1.5")["gateways"]
+    finally:
+        own_redis.redis.delete(names.lane_queue("iad"))
+        iad.resume()
+    assert (first["gateway"], first["state"], first["waiting"]) == ("iad", "down", 2)
+    assert first["wait"]["kind"] == "at_least"
+    assert 1 < first["wait"]["seconds"] < 60
+    assert first["silent_for"] > 5
+    assert (second["gateway"], second["state"], second["observer_silent_for"]) == ("fra", "active", None)
+
+
+@pytest.mark.usefixtures("iad")
+def test_it_costs_by_the_gateway_and_never_by_the_peer(own_redis: RedisServer) -> None:
+    redis = connect(read(redis_url=own_redis.url))
+
+    def cost() -> tuple[int, int]:
+        """Commands and bytes of twenty looks."""
+        before = own_redis.redis.info("stats")
+        for _ in range(20):
+            Overview(redis).look()
+        after = own_redis.redis.info("stats")
+        commands, sent = (int(after[name]) - int(before[name]) for name in _COST)
+        return commands, sent
+
+    commands, sent = cost()
+    own_redis.redis.hset(names.peers_key("iad"), mapping={f"key-{number}": "{}" for number in range(5_000)})
+    own_redis.redis.hset(names.seen_key("iad"), mapping={f"key-{number}": "" for number in range(5_000)})
+    commands_of_many, sent_of_many = cost()
+    redis.close()
+    # Gateway and observer beat in between.
+    assert commands <= 20 * 7 + 40
+    assert abs(commands_of_many - commands) <= 40
+    assert sent_of_many < sent * 2
+
+
+_COST = ("total_commands_processed", "total_net_output_bytes")
+
+
+def test_an_unknown_gateway_ends_it_with_3(iad: GatewayProcess) -> None:
+    for words in (("--once",), ()):
+        told = Shell(iad).run("top", "nowhere", "--json", *words)
+        assert told.exit_code == 3
+        assert document(told)["error"]["code"] == "unavailable"
+
+
+# Who may look
+
+
+def test_least_rights_show_what_they_allow(capsys: pytest.CaptureFixture[str]) -> None:
+    with fenced(printed(capsys, "iad", "fra", "--passwords")) as server:
+        server.redis.sadd(names.GATEWAYS_KEY, "iad", "fra")
+        server.redis.hset(names.alarms_key("iad"), "odd", "by hand")
+        rows = document(peerlane("top", "--once", "--json", "--interval", "0.2", redis=server.url_of("operator")))
+        assert [(row["gateway"], row["visible"], len(row["alarms"])) for row in rows["gateways"]] == [
+            ("iad", True, 1),
+            ("fra", True, 0),
+        ]
+        assert server.redis.acl_log() == []
+        told = peerlane("top", "--once", "--interval", "0.2", redis=server.url_of("api")).stdout
+        assert "alarms, sweeps and observers of 2 are not for this Redis user to see" in told
+        assert re.search(r"^fra +down ", told, flags=re.MULTILINE)
+        refused: list[dict[str, Any]] = server.redis.acl_log()
+        assert sum(entry["count"] for entry in refused) <= 4, "it asks once, not at every look"
+
+
+# While Redis is away
+
+
+def test_once_without_redis_ends_with_3() -> None:
+    told = peerlane("top", "--once", "--interval", "0.2", "--json")
+    assert told.exit_code == 3
+    assert document(told)["error"]["code"] == "outcome_unknown"
+
+
+@pytest.mark.usefixtures("iad")
+def test_redis_going_away_is_a_line_and_it_goes_on(own_redis: RedisServer) -> None:
+    process = spawned("top", "--interval", "0.3", redis=own_redis.url)
+    assert process.stdout is not None
+    try:
+        _until(process, r"^iad +active")
+        own_redis.pause()
+        _until(process, r"^Redis could not be reached .*; this is \d+ s old$")
+        _until(process, r"^iad +active")  # as it was
+        own_redis.resume()
+        _until(process, r"^\d\d:\d\d:\d\d UTC .*\n(?!Redis)")
+    finally:
+        own_redis.resume()
+        process.send_signal(signal.SIGINT)
+        status, out, err = ended(process)
+    assert (status, err) == (0, "")
+    assert "\x1b" not in out, "no terminal, no escape codes"
+
+
+def _until(process: subprocess.Popen[str], pattern: str) -> None:
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if re.search(pattern, said, flags=re.MULTILINE):
+            return
+    raise AssertionError(f"it ended without saying {pattern}: {said}")
+
+
+# On a terminal
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_terminal_is_left_as_it_was_found(number: signal.Signals, expected: int, iad: GatewayProcess) -> None:
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    before = termios.tcgetattr(its)
+    environment = {"TERM": "xterm-256color"}
+    process = spawned("top", redis=str(iad.settings["redis_url"]), stdout=its, environment=environment)
+    said = b""
+    try:
+        while b"iad" not in said:
+            said += os.read(ours, 65536)
+        process.send_signal(number)
+        status, _, err = ended(process)
+        assert termios.tcgetattr(its) == before
+        os.close(its)
+        while part := _rest(ours):
+            said += part
+    finally:
+        os.close(ours)
+    assert (status, err) == (expected, "")
+    assert b"\x1b[?1049h" in said, "a screen of its own"
+    assert said.rindex(b"\x1b[?1049l") > said.rindex(b"\x1b[?1049h"), "and back"
+    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l"), "with its cursor"
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    assert re.search(r"gateway +state +peers +full +lane +bulk +wait", text)
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def _rest(ours: int) -> bytes:
+    try:
+        return os.read(ours, 65536)
+    except OSError:  # a terminal's end of file
+        return b""
