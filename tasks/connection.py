@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+)
+from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
 from config.settings import Settings, redis_tls
+from tasks.errors import RedisAway, RedisRefuses
 
 
 def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
@@ -27,24 +37,52 @@ def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
 
 def reason(error: BaseException) -> str:
     """Why Redis could not be used, in words for an operator; never what was sent to it, nor where."""
-    for one in _chain(error):
-        if isinstance(one, ssl.SSLCertVerificationError):
-            return f"its TLS certificate is refused: {one.verify_message}"
-        if isinstance(one, ssl.SSLEOFError):
-            return "it closed the TLS connection: does it ask for a client's certificate (PEERLANE_REDIS_CLIENT_CERT)?"
-        if isinstance(one, TimeoutError) and "handshake" in str(one):
-            return "no TLS handshake came about in time: does it speak TLS on this port?"
-        if isinstance(one, ConnectionResetError):
-            return "it closed the connection (if it expects TLS, the URL begins with rediss://)"
-        if isinstance(one, ssl.SSLError):
-            return f"no TLS connection came about: {_ALERTS.get(str(one.reason), str(one.reason))}"
     if isinstance(error, AuthenticationError):
         return "it knows no such user, or another password"
     if isinstance(error, NoPermissionError):
         # FunctionsMissing speaks for itself; Redis' own sentence names the command or says that it was a key.
         return str(error) if type(error) is not NoPermissionError else "this user may not do that: see `peerlane acl`"
+    for tell in (_of_tls, _of_others):
+        for one in _chain(error):
+            if (found := tell(one)) is not None:
+                return found
     return type(error).__name__
 
+
+def away(error: RedisError) -> RedisAway:
+    """Why a gateway cannot start, of what redis-py raised."""
+    refused = isinstance(error, AuthenticationError | NoPermissionError)
+    return (RedisRefuses if refused else RedisAway)(f"Redis cannot be used: {reason(error)}")
+
+
+def _of_tls(one: BaseException) -> str | None:
+    if isinstance(one, ssl.SSLCertVerificationError):
+        return f"its TLS certificate is refused: {one.verify_message}"
+    if isinstance(one, ssl.SSLEOFError):
+        return "it closed the TLS connection: does it ask for a client's certificate (PEERLANE_REDIS_CLIENT_CERT)?"
+    if isinstance(one, TimeoutError) and "handshake" in str(one):
+        return "no TLS handshake came about in time: does it speak TLS on this port?"
+    if isinstance(one, ConnectionResetError):
+        return "it closed the connection (if it expects TLS, the URL begins with rediss://)"
+    if isinstance(one, ssl.SSLError):
+        return f"no TLS connection came about: {_ALERTS.get(str(one.reason), str(one.reason))}"
+    return None
+
+
+def _of_others(one: BaseException) -> str | None:
+    return next((sentence for kind, sentence in _WORDS if isinstance(one, kind)), None)
+
+
+_WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (socket.gaierror, "nobody knows its host name"),
+    (ConnectionRefusedError, "nobody listens there"),
+    (FileNotFoundError, "there is no such socket"),
+    (PermissionError, "this user may not open its socket"),
+    (RedisTimeout, "it does not answer in time"),
+    (BusyLoadingError, "it is still loading its data"),
+    (ReadOnlyError, "it is a replica, and takes no writes"),
+    (ClusterError, "it runs as a cluster: use one server per fleet"),
+)
 
 _ALERTS = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS on this port",

@@ -11,7 +11,10 @@ PeerlaneError
 ├── OutcomeUnknown      Redis could not be reached, or takes no writes; asking again with the same request id settles it
 ├── Fenced              this writer has been replaced by a newer one
 ├── KernelError         the kernel refused; what was begun has been undone
+│   └── NoDataPlane     this host cannot run a WireGuard device for us
 ├── StorageError        Redis holds something this writer cannot work with
+│   └── RedisAway       a gateway could not start: Redis is not reached, or not ready
+│       └── RedisRefuses    it does not let this user in, or not do what a gateway does
 ├── LaneHeld            another live writer holds this gateway's lane or device
 ├── WriterError         the writer failed in an unforeseen way; nothing was committed
 └── SettingsError       a setting is missing or malformed
@@ -128,10 +131,32 @@ class KernelError(PeerlaneError):
     retryable = True
 
 
+class NoDataPlane(KernelError):
+    """This host has no WireGuard that this process may use; nothing was begun."""
+
+    code = "no_data_plane"
+    retryable = False
+
+
 class StorageError(PeerlaneError):
     """Redis holds a record that cannot be read, or is not set up to keep what it confirms."""
 
     code = "storage_error"
+
+
+class RedisAway(StorageError):
+    """A gateway could not start because Redis cannot be used now; it may pass without anybody changing anything."""
+
+    code = "redis_away"
+    retryable = True
+    exit_code = 3
+
+
+class RedisRefuses(RedisAway):
+    """Redis does not let this user in, or lacks rights or functions that a gateway needs; somebody has to act."""
+
+    code = "redis_refuses"
+    retryable = False
 
 
 class LaneHeld(PeerlaneError):

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import pairwise
 
 from config.settings import Settings
-from tasks.errors import KernelError, SettingsError
+from tasks.errors import NoDataPlane
 from tasks.prefix import Prefix
 from workers.dataplane import DataPlane, DeviceSpec
 from workers.dataplane.memory import MemoryDataPlane
 
 
 def device_spec(settings: Settings) -> tuple[DeviceSpec, tuple[Prefix, ...], tuple[Prefix, ...]]:
-    """The device, the pools and what else is served.
-
-    Raises:
-        SettingsError: a prefix is malformed, or two overlap.
-    """
-
-    def parsed(name: str, texts: tuple[str, ...]) -> tuple[Prefix, ...]:
-        found: list[Prefix] = []
-        for text in texts:
-            try:
-                found.append(Prefix.parse(text))
-            except ValueError as error:
-                raise SettingsError(f"PEERLANE_{name}: {text} {error}") from None
-        return tuple(found)
-
-    pools, serves = parsed("POOLS", settings.pools), parsed("SERVES", settings.serves)
-    areas = sorted((*pools, *serves))
-    for one, other in pairwise(areas):
-        if one.overlaps(other):
-            raise SettingsError(f"PEERLANE_POOLS and PEERLANE_SERVES: {one} and {other} overlap")
-    for pool in pools:
-        if pool.bits - pool.length < 2:
-            raise SettingsError(f"PEERLANE_POOLS: {pool} has no room for peers")
+    """The device, the pools and what else is served."""
+    pools, serves = tuple(map(Prefix.parse, settings.pools)), tuple(map(Prefix.parse, settings.serves))
     spec = DeviceSpec(
         interface=settings.interface,
         private_key_file=settings.key_file,
@@ -57,7 +35,7 @@ def open_plane(settings: Settings) -> tuple[str, DataPlane]:
     """The data plane the settings ask for, and which it is.
 
     Raises:
-        KernelError: the kernel's was asked for and cannot be used here; says why.
+        NoDataPlane: the kernel's was asked for and cannot be used here; says why.
     """
     if settings.dataplane == "memory":
         return "memory", MemoryDataPlane()
@@ -67,6 +45,6 @@ def open_plane(settings: Settings) -> tuple[str, DataPlane]:
     missing = kernel_available()
     if missing is None:
         return "kernel", KernelDataPlane()
-    raise KernelError(
+    raise NoDataPlane(
         f"this host cannot run a gateway: {missing}; PEERLANE_DATAPLANE=memory keeps no tunnel, for tests"
     )

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import ResponseError
 
 from tasks.connection import reason
-from tasks.errors import StorageError
+from tasks.errors import RedisAway, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def check_durability(redis: Redis, *, require: bool = False) -> None:
     for found in judge(info, answer.get("appendfsync")):
         if found.fatal or require:
             demanded = "" if found.fatal else "; PEERLANE_REQUIRE_DURABLE forbids that"
-            raise StorageError(found.sentence + demanded) from (ReadOnlyError() if found.passing else None)
+            raise (RedisAway if found.passing else StorageError)(found.sentence + demanded)
         log.warning("%s", found.sentence)
 
 

@@ -23,7 +23,7 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import Settings
 from tasks import upkeep
-from tasks.connection import connect, reason
+from tasks.connection import away, connect, reason
 from tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
 from tasks.lanes import lanes_of
 from tasks.model import parse
@@ -79,7 +79,7 @@ class ObserverService:
 
         Raises:
             LaneHeld: another live observer has this device.
-            StorageError: Redis cannot be used.
+            RedisAway: Redis cannot be used.
         """
         memory = self.settings.dataplane == "memory"
         confine_gateway(self.settings)
@@ -126,7 +126,7 @@ class ObserverService:
             self._beat()
             self._epoch = None  # a writer that serves already has come back as well, as far as this observer knows
         except RedisError as error:
-            raise StorageError(f"Redis cannot be used: {reason(error)}") from error
+            raise away(error) from error
         log.info("gateway %s: observed, %s", self.name, "no counters in memory" if memory else f"device {interface}")
 
     @property

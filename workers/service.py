@@ -9,8 +9,8 @@ from redis.exceptions import RedisError
 
 from config.settings import Settings
 from tasks.alarms import raise_alarm
-from tasks.connection import connect, reason
-from tasks.errors import PeerlaneError, SettingsError, StorageError
+from tasks.connection import away, connect
+from tasks.errors import PeerlaneError, SettingsError
 from tasks.prefix import Prefix
 from tasks.results import encode
 from tasks.sealing import sealing_of
@@ -23,6 +23,7 @@ from workers.lock import WriterLock
 from workers.plan import Policy
 from workers.privileges import confine_gateway
 from workers.recover import Progress, Recovered
+from workers.redelivery import take_back
 from workers.registration import gateway_labels, own_name, registration
 from workers.store import Store
 from workers.succession import await_predecessor, holder
@@ -54,7 +55,8 @@ class GatewayService:
 
         Raises:
             LaneHeld: another live writer has this gateway or its device.
-            StorageError: Redis cannot be reached, or is not set up to keep what it confirms.
+            RedisAway: Redis cannot be reached, or does not let this user in.
+            StorageError: Redis is not set up to keep what it confirms.
             KernelError: the device could not be made, read or changed.
             SettingsError: privileges that are not needed could not be given up.
         """
@@ -108,9 +110,11 @@ class GatewayService:
             self._beating.start()
             done = writer.recover(self._on_progress)
             self._tell_of_kept(done)
+            if (taken := take_back(redis, self.name)) > 0:
+                log.warning("gateway %s: %d requests that an earlier writer had taken are next", self.name, taken)
             self._beating.enter("serving")
         except RedisError as error:
-            raise StorageError(f"Redis cannot be used: {reason(error)}") from error
+            raise away(error) from error
         mended = ", ".join(f"{count} {kind}" for kind, count in sorted(done.mended.items())) or "nothing to mend"
         log.info(
             "gateway %s: epoch %d, %s data plane, %d peers, %s",

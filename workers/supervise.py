@@ -37,6 +37,8 @@ class Part:
     command: Sequence[str]
     #: Whether an exit status says that starting it again would not help, given how many seconds it had lived.
     final: Callable[[int, float], bool]
+    #: Whether a first start that fails, and says why on standard output, ends all. Asked where somebody hears it.
+    decides: bool = False
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class _Running:
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     crashes: int = 0
+    starts: int = 0
     #: When it is to be started, on the monotonic clock.
     due: float = field(default_factory=time.monotonic)
 
@@ -65,8 +68,15 @@ def pause_after(crashes: int) -> float:
     return min(SHORTEST * 2 ** min(crashes - 1, 10), LONGEST)
 
 
-def supervise(parts: Sequence[Part], environment: Mapping[str, str] | None = None) -> int:
+def supervise(
+    parts: Sequence[Part],
+    environment: Mapping[str, str] | None = None,
+    *,
+    hear: Callable[[bytes], None] | None = None,
+) -> int:
     """Run the parts until told to end (SIGTERM, SIGINT, SIGHUP), or until one ends for good; the exit status.
+
+    ``hear`` is given what that one had written to its standard output, at most what a pipe holds (64 KiB).
 
     To be called from the main thread. Nothing of what it has started outlives it, however it ends.
     """
@@ -79,13 +89,13 @@ def supervise(parts: Sequence[Part], environment: Mapping[str, str] | None = Non
         while True:
             for one in running:
                 if one.process is None and time.monotonic() >= one.due:
-                    _start(one, environment, before)
+                    _start(one, environment, before, piped=hear is not None)
             told = signal.sigtimedwait(awaited, max(0.0, min(_left(running), LONGEST)))
             if told is not None and told.si_signo in _SIGNALS:
                 log.info("ending, because of %s", signal.Signals(told.si_signo).name)
                 return 0
             for one in running:
-                if (status := _ended(one)) is not None:
+                if (status := _ended(one, hear)) is not None:
                     return status
     finally:
         _end(running)
@@ -93,7 +103,9 @@ def supervise(parts: Sequence[Part], environment: Mapping[str, str] | None = Non
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(one: _Running, environment: Mapping[str, str] | None, mask: set[int] | set[signal.Signals]) -> None:
+def _start(
+    one: _Running, environment: Mapping[str, str] | None, mask: set[int] | set[signal.Signals], *, piped: bool
+) -> None:
     parent = os.getpid()
 
     def in_the_child() -> None:
@@ -104,24 +116,34 @@ def _start(one: _Running, environment: Mapping[str, str] | None, mask: set[int] 
             os.kill(os.getpid(), signal.SIGTERM)
 
     one.began = time.monotonic()
+    one.starts += 1
     one.process = subprocess.Popen(
         list(one.part.command),
         env=environment,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if piped else None,
         process_group=0,  # Ctrl-C in a terminal reaches this process, which passes it on once
         preexec_fn=in_the_child,  # noqa: PLW1509 - see there
     )
 
 
-def _ended(one: _Running) -> int | None:
+def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
     """The status to end with, if this part has ended for good; where it has crashed, when it is to be started."""
     if one.process is None or (status := one.process.poll()) is None:
         return None
+    said = b""
+    if one.process.stdout is not None:
+        with one.process.stdout as stream:
+            said = stream.read()
     one.process = None
     now = time.monotonic()
     lived = now - one.began
-    if one.part.final(status, lived):
-        log.critical("the %s ended with status %d, which it would again", one.part.name, status)
+    told = one.part.decides and one.starts == 1 and status > 0 and bool(said)
+    if told or one.part.final(status, lived):
+        if hear is not None:
+            hear(said)
+        again = "the first start failed" if told else "which it would again"
+        log.critical("the %s ended with status %d, %s", one.part.name, status, again)
         return status
     one.crashes = 1 if lived >= HEALTHY else one.crashes + 1
     pause = pause_after(one.crashes)
@@ -151,6 +173,9 @@ def _end(running: Sequence[_Running]) -> None:
             log.error("the %s did not end within %.0f s and was killed", one.part.name, ENDING)
             one.process.kill()
             one.process.wait()
+    for one in left:
+        if one.process is not None and one.process.stdout is not None:
+            one.process.stdout.close()
 
 
 def _woken(_number: int, _frame: object) -> None:
