@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import uuid
+from contextlib import suppress
 from typing import Any, cast
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps
-from redis.exceptions import RedisError
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from config import names
+from tasks.connection import reason
+from workers.poison import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -69,3 +75,61 @@ class LaneQoS(_QoS):
             )
             for tag in cast("list[bytes]", found or []):
                 self.restore_by_tag(tag, client)
+
+
+def take_back(redis: Redis, gateway: str) -> int:
+    """Put what earlier writers of this gateway had taken back at the head of its lane, the oldest first; how many.
+
+    For a writer that has the newest epoch and does not consume yet: all of it is in the hands of writers that can
+    commit nothing any more, whether they are dead or not. Nothing is lost where this is interrupted.
+    Raises redis.RedisError where Redis is away.
+    """
+    count = 0
+    try:
+        tags = cast("list[bytes]", redis.zrange(names.unacked_key(gateway, "_index"), 0, -1))
+        for tag in reversed(tags):  # the newest first: each goes before those that are there
+            count += _take_back(redis, gateway, cast("str", tag))  # redis-py takes bytes too
+    except ResponseError as error:
+        log.warning("what an earlier writer had taken comes back only after a while (%s)", reason(error))
+    return count
+
+
+def _take_back(redis: Redis, gateway: str, tag: str) -> bool:
+    unacked = names.unacked_key(gateway)
+    with redis.pipeline() as pipe:
+        while True:
+            pipe.watch(unacked)
+            noted = cast("bytes | None", pipe.hget(unacked, tag))
+            again = _again(gateway, noted) if noted is not None else None
+            pipe.multi()
+            pipe.zrem(names.unacked_key(gateway, "_index"), tag)
+            pipe.hdel(unacked, tag)
+            if again is not None:
+                pipe.rpush(*again)
+            with suppress(WatchError):  # whoever lives on has acknowledged something just now
+                pipe.execute()
+                break
+    if noted is not None and again is None:
+        set_aside(
+            redis,
+            gateway,
+            why="it was noted as taken, but not by a writer",
+            queue=names.lane_queue(gateway),
+            message=noted,
+        )
+    return again is not None
+
+
+def _again(gateway: str, noted: bytes) -> tuple[str, str] | None:
+    """(queue, message) of a note, marked as delivered before; None if it is not one that a writer makes."""
+    try:
+        message, _, queue = json.loads(noted)
+        if queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):
+            return None
+        message["headers"]["redelivered"] = True
+        message["properties"]["delivery_info"]["redelivered"] = True
+        # Another tag: a writer that lives on, somewhere else, strikes out nothing of ours by acknowledging late.
+        message["properties"]["delivery_tag"] = str(uuid.uuid4())
+        return queue, json.dumps(message)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
