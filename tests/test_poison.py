@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from hypothesis import given
+from hypothesis import strategies as st
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
@@ -24,7 +26,21 @@ from tasks.definitions import task_of
 from tasks.errors import Conflict, Invalid, WriterError
 from tasks.keys import make_preshared_key
 from tasks.lanes import lanes_of
-from tasks.poison import KEPT, MOST, SetAside, drop, drop_all, find, replay, request_in, set_aside_messages, shown
+from tasks.model import SEALED
+from tasks.poison import (
+    LONGEST,
+    MOST,
+    SecretLeftOut,
+    SetAside,
+    drop,
+    drop_all,
+    find,
+    read_request,
+    replay,
+    set_aside_messages,
+    shown,
+)
+from tasks.sealing import Sealing
 from workers.poison import DELIVERIES, set_aside
 
 
@@ -48,8 +64,18 @@ def control(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def one(gateway: MakeGateway, control: Path) -> GatewayProcess:
-    return gateway(test_failpoints=control)
+def sealing_key(tmp_path: Path) -> Path:
+    """A file for PEERLANE_PSK_KEY_FILE."""
+    file = tmp_path / "psk.key"
+    file.touch(mode=0o600)
+    file.write_text(some_key() + "\n")
+    return file
+
+
+@pytest.fixture
+def one(gateway: MakeGateway, control: Path, sealing_key: Path) -> GatewayProcess:
+    """Its callers do not seal."""
+    return gateway(test_failpoints=control, psk_key_file=sealing_key)
 
 
 def long_ago(server: RedisServer, one: GatewayProcess) -> None:
@@ -102,12 +128,14 @@ def test_what_ends_the_writer_three_times_is_set_aside_and_the_lane_goes_on(
     assert told["outcome"] == "writer_error"
     assert secret not in json.dumps(told)
     assert secret not in one.log
+    assert secret.encode() not in b"".join(kept(redis_server, one.name)), "it is sealed where it lies"
 
     assert poison("--replay", message["id"])["result"]["outcome"] == "created"
     assert poison()["messages"] == []
     peer = caller.peer(key)
     assert peer is not None
-    assert peer.preshared_key == secret
+    assert peer.preshared_key is not None
+    assert SEALED.fullmatch(peer.preshared_key)
     with pytest.raises(WriterError):
         sent.get(timeout=5)  # what was said of the first request stays so
 
@@ -150,6 +178,7 @@ def test_a_message_stays_set_aside_until_its_request_is_granted(
     with pytest.raises(Conflict):
         replay(app, redis, one.name, message.id, timeout=10)
     assert set_aside_messages(redis, one.name) == [message]
+    assert shown(message)["arguments"]["allowed_ips"] == ["10.8.0.10"]
     caller.delete_peer(key)
     assert replay(app, redis, one.name, message.id, timeout=10)["outcome"] == "created"
     assert set_aside_messages(redis, one.name) == []
@@ -165,7 +194,7 @@ def test_another_gateways_request_is_not_asked_again(app: PeerlaneApp, redis: Re
 
 
 def test_what_was_no_message_is_set_aside_and_never_shown(
-    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis: Redis
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis: Redis, redis_server: RedisServer
 ) -> None:
     one = gateway()
     contents = [b"", b"no message", b"\xff\x00", b"{}", b'{"properties":{}}', b"[" * 1000, b'{"psk":"SECRETSECRET"}']
@@ -173,11 +202,12 @@ def test_what_was_no_message_is_set_aside_and_never_shown(
         redis.lpush(names.lane_queue(one.name), content)
     assert client(one).create_peer(some_key(), timeout=10).outcome == "created"
     found = set_aside_messages(redis, one.name)
-    assert [message.message for message in reversed(found)] == contents
+    assert [message.size for message in reversed(found)] == [len(content) for content in contents]
+    assert b"SECRET" not in b"".join(kept(redis_server, one.name))
     for message in found:
         told = shown(message)
         assert "arguments" not in told
-        assert told["whole"]
+        assert not told["replayable"]
         assert "SECRET" not in json.dumps(told)
         with pytest.raises(Invalid, match="is no request that could be asked again"):
             replay(app, redis, one.name, message.id, timeout=5)
@@ -202,12 +232,12 @@ def test_the_list_is_bounded_and_so_is_each_message(redis: Redis) -> None:
     put_aside(redis, "full", b"first")
     for _ in range(MOST + 5):
         put_aside(redis, "full", b"x" * 10)
-    put_aside(redis, "full", b"y" * (KEPT + 1))
+    put_aside(redis, "full", a_request("full", public_key=some_key(), labels={"a": "x" * LONGEST}))
     found = set_aside_messages(redis, "full")
     assert len(found) == MOST
-    assert b"first" not in {message.message for message in found}
-    assert len(found[0].message) == KEPT
-    assert shown(found[0])["whole"] is False
+    assert len(b"first") not in {message.size for message in found}
+    assert found[0].size > LONGEST
+    assert found[0].request is None
     assert drop_all(redis, "full") == MOST
     assert set_aside_messages(redis, "full") == []
 
@@ -219,8 +249,26 @@ def test_what_somebody_else_put_into_the_list_disturbs_nobody(redis: Redis) -> N
     (found,) = set_aside_messages(redis, "junk")
     with pytest.raises(Invalid, match="has set no message nope aside"):
         find(redis, "junk", "nope")
+    assert found.request is None
+
+
+def test_a_record_that_somebody_else_wrote_shows_no_secret_either(app: PeerlaneApp, redis: Redis) -> None:
+    secret, base = make_preshared_key(), {"at": 1, "reason": "r", "queue": "q", "size": 1, "task": names.CREATE_PEER}
+    for number, arguments in enumerate(
+        (
+            {"gateway": "forged", "public_key": some_key(), "preshared_key": secret},
+            {"gateway": "forged", "public_key": some_key(), "psk": secret},
+            {"gateway": "forged", "public_key": [secret]},
+        )
+    ):
+        redis.lpush(names.poison_key("forged"), json.dumps({**base, "id": str(number), "arguments": arguments}))
+    found = set_aside_messages(redis, "forged")
+    assert len(found) == 3
+    for message in found:
+        assert secret not in json.dumps(shown(message))
     with pytest.raises(Invalid):
-        request_in(found)
+        replay(app, redis, "forged", "1", timeout=1)
+    drop_all(redis, "forged")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +285,66 @@ def test_what_somebody_else_put_into_the_list_disturbs_nobody(redis: Redis) -> N
 )
 def test_a_secret_in_the_wrong_place_is_not_shown(arguments: dict[str, Any]) -> None:
     message = a_request("iad", **arguments)
-    told = shown(SetAside("1", 0, "for a test", "gateway.iad", len(message), message))
+    aside = SetAside("1", 0, "for a test", "gateway.iad", len(message), read_request(message, Sealing()))
+    told = shown(aside)
     assert "arguments" not in told
-    assert "SECRET" not in json.dumps(told)
+    assert "SECRET" not in json.dumps(told) + aside.record()
+
+
+def kept(server: RedisServer, gateway: str) -> list[bytes]:
+    """The list as Redis holds it."""
+    return [str(record).encode() for record in server.redis.lrange(names.poison_key(gateway), 0, -1)]
+
+
+def test_without_a_sealing_key_a_preshared_key_is_not_kept_and_the_message_is_not_asked_again(
+    gateway: MakeGateway, app: PeerlaneApp, redis: Redis, redis_server: RedisServer
+) -> None:
+    one, key, secret = gateway(), some_key(), make_preshared_key()
+    message = a_request(one.name, public_key=key, preshared_key=secret, labels={"job": "7"})
+    put_aside(redis, one.name, message)
+    assert secret.encode() not in b"".join(kept(redis_server, one.name))
+    (found,) = set_aside_messages(redis, one.name)
+    told = shown(found)
+    assert secret not in json.dumps(peerlane("gateway", "poison", one.name, redis_url=redis_server.url))
+    assert (told["replayable"], told["arguments"]["preshared_key"]) == (False, "(was not kept)")
+    assert (told["arguments"]["public_key"], told["arguments"]["labels"]) == (key, {"job": "7"})
+    with pytest.raises(SecretLeftOut, match="ask for the peer anew"):
+        replay(app, redis, one.name, found.id, timeout=5)
+    refused = peerlane("gateway", "poison", one.name, "--replay", found.id, redis_url=redis_server.url, expect=1)
+    assert refused["error"]["code"] == "secret_left_out"
+    assert set_aside_messages(redis, one.name) == [found], "it is still there"
+    assert Gateway(one.name, app=app).peer(key) is None
+
+
+def test_what_came_sealed_stays_as_it_came() -> None:
+    key, raw = some_key(), bytes(range(32))
+    sealed = Sealing([raw]).seal("iad", key, make_preshared_key())
+    found = read_request(a_request("iad", public_key=key, preshared_key=sealed), Sealing())
+    assert found is not None
+    assert found.complete
+    assert found.arguments["preshared_key"] == sealed
+
+
+@given(
+    st.fixed_dictionaries(
+        {"public_key": st.just(some_key())},
+        optional={
+            "preshared_key": st.sampled_from([make_preshared_key(), "", "x"]),
+            "keepalive": st.integers(-1, 70000),
+            "ttl": st.integers(-1, 10**6),
+            "psk": st.just("S"),
+        },
+    ),
+    st.booleans(),
+)
+def test_no_request_keeps_a_preshared_key_in_clear(arguments: dict[str, Any], seals: bool) -> None:  # noqa: FBT001 - drawn
+    message = a_request("iad", **arguments)
+    found = read_request(message, Sealing([bytes(range(32))] if seals else []))
+    record = SetAside("1", 0, "for a test", "gateway.iad", len(message), found).record()
+    secret = str(arguments.get("preshared_key", ""))
+    assert len(secret) < 40 or secret not in record
+    again = SetAside.from_record(record.encode())
+    assert again is not None
+    assert again.request == found
+    if found is not None:
+        assert found.complete == (seals or "preshared_key" not in arguments)

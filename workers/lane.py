@@ -21,6 +21,7 @@ from config import names
 from config.routing import LANE_TASKS
 from tasks.errors import Fenced, Invalid, PeerlaneError, RedisAway, WriterError
 from tasks.model import check_public_key
+from tasks.sealing import sealing_of
 from workers import failpoints, poison
 from workers.patience import Stopping
 from workers.writer import Writer
@@ -218,6 +219,7 @@ class LaneConsumer(_Consumer):
                 queue=queue,
                 message=poison.content(message),
                 request_id=str(request_id) if sound else None,
+                sealing=sealing_of(self.app.settings),
             )
         if names.is_request_id(self.service.name, request_id):
             self.service.refuse(str(request_id), error)

@@ -16,7 +16,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from config import names
 from tasks.connection import reason
-from tasks.poison import MOST, SetAside
+from tasks.poison import MOST, SetAside, read_request
+from tasks.sealing import Sealing
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,24 @@ def was_delivered(message: Any) -> bool:
 
 
 def set_aside(
-    redis: Redis, gateway: str, *, why: str, queue: str, message: bytes, request_id: str | None = None
+    redis: Redis,
+    gateway: str,
+    *,
+    why: str,
+    queue: str,
+    message: bytes,
+    request_id: str | None = None,
+    sealing: Sealing | None = None,
 ) -> None:
-    """Keep a message for people to look at, in place of the oldest if need be. Never in a log; never an error."""
+    """Keep for people what a message asked for, in place of the oldest if need be. Never in a log; never an error.
+
+    A preshared key is kept only if ``sealing`` seals it.
+    """
+    request = read_request(message, sealing or Sealing())
     try:
         seconds, micros = redis.time()
         at = seconds * 1000 + micros // 1000
-        found = SetAside(secrets.token_hex(4), at, why, queue, len(message), message, request_id)
+        found = SetAside(secrets.token_hex(4), at, why, queue, len(message), request, request_id)
         pipe = redis.pipeline(transaction=True)
         pipe.lpush(names.poison_key(gateway), found.record())
         pipe.ltrim(names.poison_key(gateway), 0, MOST - 1)
