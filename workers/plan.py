@@ -124,6 +124,8 @@ def device_changes(table: PeerTable, before: Peer | None, after: Peer | None) ->
 def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "active") -> Plan:
     """What creating ``wish`` comes to. ``now`` is in seconds; ``state`` is the gateway's.
 
+    A peer that has expired is made anew, with another wish too; it keeps its addresses where none are asked for.
+
     Raises:
         Invalid: the gateway's own key, or addresses that the gateway does not serve.
         Conflict: the key is there with another wish, or addresses overlap another peer's or the gateway's.
@@ -138,7 +140,8 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
     if (reason := table.broken.get(wish.public_key)) is not None:
         raise StorageError(f"{reason}; delete the peer to be rid of it, or mend the record and reconcile")
     held = table.peers.get(wish.public_key)
-    if held is not None:
+    # What has expired is as good as gone, though no sweep has come by yet: nobody is told that it exists.
+    if held is not None and not _over(held, now):
         if differs := _differences(held, wish):
             raise Conflict(
                 f"the peer is there already with another {', '.join(differs)}; delete it first or ask for the same"
@@ -146,12 +149,14 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         return Plan("existing", wish.public_key, held, held)
     if state != "active":
         raise draining(policy)
-    if len(table.peers) >= policy.max_peers:
+    if held is None and len(table.peers) >= policy.max_peers:
         raise PoolExhausted(f"the gateway {policy.gateway} is full: it holds {len(table.peers)} peers, its limit")
-    allowed_ips = _allocate(table) if wish.allowed_ips is None else wish.allowed_ips
     if wish.allowed_ips is not None:
+        allowed_ips = wish.allowed_ips
         for prefix in allowed_ips:
-            _check_served(table, prefix)
+            _check_served(table, prefix, wish.public_key)
+    else:
+        allowed_ips = held.allowed_ips if held is not None else _allocate(table)
     peer = Peer(
         public_key=wish.public_key,
         allowed_ips=allowed_ips,
@@ -163,7 +168,11 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         pinned=wish.pinned,
         created_at=now,
     )
-    return Plan("created", peer.public_key, None, peer, device_changes(table, None, peer))
+    return Plan("created", peer.public_key, held, peer, device_changes(table, held, peer))
+
+
+def _over(peer: Peer, now: int) -> bool:
+    return not peer.pinned and peer.expires_at is not None and peer.expires_at <= now
 
 
 def draining(policy: Policy) -> Draining:
@@ -224,7 +233,7 @@ def _allocate(table: PeerTable) -> tuple[Prefix, ...]:
     return tuple(found)
 
 
-def _check_served(table: PeerTable, prefix: Prefix) -> None:
+def _check_served(table: PeerTable, prefix: Prefix, public_key: str) -> None:
     policy = table.policy
     served = (*policy.pools, *policy.serves)
     if not any(area.contains(prefix) for area in served):
@@ -236,5 +245,7 @@ def _check_served(table: PeerTable, prefix: Prefix) -> None:
     for own in policy.own_addresses:
         if prefix.contains(own):
             raise Conflict(f"allowed_ips: {prefix} holds the gateway's own address {own.address}")
-    for other, _ in table.index.overlapping(prefix):
+    for other, owner in table.index.overlapping(prefix):
+        if owner == public_key:
+            continue
         raise Conflict(f"allowed_ips: {prefix} overlaps {other}, which another peer holds")
