@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,8 +11,10 @@ import pytest
 from conftest import MakeSettings
 from gateways import MakeClient, MakeGateway
 from keys import some_key
+from servers import RedisServer
 from waiting import eventually
 
+from config import names
 from tasks.errors import Conflict
 from workers.heartbeat import Heartbeat
 from workers.store import Store
@@ -73,3 +76,28 @@ def test_it_tells_what_the_writer_has_done_since_it_began(gateway: MakeGateway, 
     site.stop()
     site.start()
     eventually(lambda: site.look().facts["answered"] == "0", "a new writer that counts anew")
+
+
+def test_a_redis_that_restarts_while_a_writer_starts_is_loaded_again(
+    gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """The writer has loaded its peers and is about to serve; Redis comes back without the last of them."""
+    control = tmp_path / "failpoints"
+    one = gateway(redis=own_redis, test_failpoints=control)
+    api, kept, lost = client(one, redis=own_redis), some_key(), some_key()
+    api.create_peer(kept)
+    api.create_peer(lost)
+    one.kill()
+    control.write_text("between_batches:stop")
+    one.start(wait=False)
+    eventually(lambda: not control.read_text(), "the writer having stopped between load and service")
+    addresses = cast("dict[str, str]", own_redis.redis.hgetall(names.addresses_key(one.name)))
+    own_redis.redis.hdel(names.addresses_key(one.name), *(held for held, key in addresses.items() if key == lost))
+    own_redis.redis.hdel(names.peers_key(one.name), lost)
+    own_redis.restart()
+    one.resume()
+    eventually(lambda: one.look().facts.get("peers") == "1", "the writer knowing what Redis holds now", within=20)
+    assert "recovering, because of Redis has restarted" in one.log
+    one.await_serving()
+    assert api.create_peer(kept, timeout=20).outcome == "existing"
+    assert api.create_peer(lost, timeout=20).outcome == "created"

@@ -21,10 +21,16 @@ log = logging.getLogger(__name__)
 EVERY = 1.0
 
 
+def run_of(redis: Redis) -> str:
+    """Which run of the Redis server this is; another one after each restart."""
+    return str(redis.info("server").get("run_id"))
+
+
 class Heartbeat(threading.Thread):
     """The one side thread: tells that the writer lives, listens for its being replaced. Touches no table, no device."""
 
-    def __init__(self, settings: Settings, store: Store, writer: Writer) -> None:
+    def __init__(self, settings: Settings, store: Store, writer: Writer, *, run: str | None = None) -> None:
+        """``run`` is the run of Redis that the writer loads its peers from (``run_of``), asked before it does."""
         super().__init__(name="heartbeat", daemon=True)
         self.phase = "recovering"
         self.state = "active"
@@ -34,7 +40,7 @@ class Heartbeat(threading.Thread):
         self.recovered = ""
         self._store, self._writer = store, writer
         self._redis = connect(settings)
-        self._run_id: str | None = None
+        self._run = run
         self._ended = threading.Event()
         self._telling = threading.Lock()
 
@@ -60,10 +66,10 @@ class Heartbeat(threading.Thread):
                 self.replaced = True
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
         self.state = found.decode(errors="replace") if found else "active"
-        run_id = str(redis.info("server").get("run_id"))
-        if self._run_id is not None and run_id != self._run_id:
+        run = run_of(redis)
+        if self._run is not None and run != self._run:
             self.redis_restarted = True  # it may have come back without its last second
-        self._run_id = run_id
+        self._run = run
 
     def stop(self) -> None:
         """End the thread and tell callers at once."""

@@ -17,7 +17,7 @@ from tasks.sealing import sealing_of
 from workers.dataplane import DataPlane
 from workers.device import device_spec, memory_device, open_plane
 from workers.durability import check_durability
-from workers.heartbeat import Heartbeat
+from workers.heartbeat import Heartbeat, run_of
 from workers.lane import EXIT_REPLACED
 from workers.lock import WriterLock
 from workers.plan import Policy
@@ -73,6 +73,7 @@ class GatewayService:
             check_durability(redis, require=self.settings.require_durable)
             store.prepare()
             await_predecessor(store, lock.device)
+            run = run_of(redis)  # before anything is loaded: a restart while that goes on is noticed
             store.open_epoch()
             facts = self._plane.open(self.spec)
             endpoint = self.settings.endpoint or f"{own_name()}:{facts.listen_port}"
@@ -106,7 +107,7 @@ class GatewayService:
                     **holder(lock.device),
                 }
             )
-            self._beating = Heartbeat(self.settings, store, writer)
+            self._beating = Heartbeat(self.settings, store, writer, run=run)
             self._beating.start()
             done = writer.recover(self._on_progress)
             self._tell_of_kept(done)
