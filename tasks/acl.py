@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from config import names
 
-Role = Literal["writer", "observer", "api", "operator", "beat", "flower", "admin"]
+Role = Literal["writer", "observer", "api", "operator", "restorer", "beat", "flower", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Form = Literal["aclfile", "setuser"]
 
@@ -69,7 +69,7 @@ class User:
 
 
 def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: int = 0) -> list[User]:
-    """The users for ``gateways``: a writer and an observer for each; one API and one operator for all of them.
+    """The users for ``gateways``: a writer and an observer for each; one API, operator and restorer for all of them.
 
     Beat, Flower and the administrator are the fleet's. ``database`` is the number in the Redis URL.
     """
@@ -86,6 +86,8 @@ def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: i
                 found.append(User(f"api{suffix}", role, _api(gateways)))
             case "operator":
                 found.append(User(f"operator{suffix}", role, _operator(gateways)))
+            case "restorer":
+                found.append(User(f"restorer{suffix}", role, _restorer(gateways)))
             case "beat":
                 found.append(User("beat", role, _beat()))
             case "flower":
@@ -174,7 +176,7 @@ def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
 
 
 def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
-    """A person at the command line: an API, and what drains, sweeps, imports and looks closer."""
+    """A person at the command line: an API, and what drains, sweeps, imports, backs up and looks closer."""
 
     def each(key: str) -> tuple[str, ...]:
         return tuple(key.replace("NAME", name) for name in gateways)
@@ -184,6 +186,7 @@ def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector((*first.commands, "info"), channels=first.channels),
         *others,
         Selector(("lpush", "llen"), each(f"W:{names.observer_queue('NAME')}")),
+        *_backs_up(gateways),
         Selector(("watch", "hset", "hmget", "exists"), each(names.gateway_key("NAME"))),
         Selector(("rpush", "expire", "del"), each(f"W:{names.staged_key('NAME', '*')}")),
         Selector(("hscan",), each(f"R:{names.addresses_key('NAME')}")),
@@ -192,6 +195,44 @@ def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector(("hgetall", "hdel"), each(names.alarms_key("NAME"))),
         Selector(("lrange", "lrem", "llen", "del"), each(names.poison_key("NAME"))),
         Selector(("lrange", "lrem", "llen", "del"), each(names.poison_key("NAME"))),
+    )
+
+
+def _backs_up(gateways: Sequence[str]) -> tuple[Selector, ...]:
+    """Copying a gateway's hashes aside in one step, and reading the copies. Nothing that counts is written."""
+    hashes = (names.peers_key, names.addresses_key, names.seen_key)
+    read = tuple(f"R:{key(name)}" for name in gateways for key in hashes)
+    copies = tuple(names.snapshot_key(name, "*", "*") for name in gateways)
+    return (
+        # Of two keys in one command, each may have its own rights.
+        Selector(("copy",), (*read, *copies)),
+        Selector(("expire", "hlen", "hscan", "unlink"), copies),
+        Selector(("get",), tuple(f"R:{names.epoch_key(name)}" for name in gateways)),
+    )
+
+
+def _restorer(gateways: Sequence[str]) -> tuple[Selector, ...]:
+    """What puts a backup in the place of a gateway's state, whole: not one peer can be read or changed by itself.
+
+    Apart from the operator: who can do this can fence a writer and give a gateway any peers.
+    """
+    hashes = (names.peers_key, names.addresses_key, names.seen_key)
+    live = tuple(f"W:{key(name)}" for name in gateways for key in hashes)
+    staged = tuple(names.snapshot_key(name, "*", "*") for name in gateways)
+    epochs = tuple(names.epoch_key(name) for name in gateways)
+    facts = tuple(names.gateway_key(name) for name in gateways)
+    lanes = tuple(f"W:{queue(name)}" for name in gateways for queue in (names.lane_queue, names.bulk_queue))
+    return (
+        Selector(_CONNECTION),
+        Selector(("hset", "expire", "unlink"), staged),
+        Selector(("rename",), (*staged, *live)),
+        # One command names keys of all three kinds, and a command is judged by one selector.
+        Selector(("watch",), (*(f"W:{key}" for key in (*epochs, *facts)), *live)),
+        Selector(("hlen", "persist", "del"), live),
+        Selector(("get", "set"), epochs),
+        Selector(("hgetall", "exists", "hset"), facts),
+        Selector(("llen",), lanes),
+        Selector(("sadd",), (f"W:{names.GATEWAYS_KEY}",)),
     )
 
 

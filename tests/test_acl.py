@@ -20,7 +20,8 @@ from config import names
 from config.celery_app import PeerlaneApp
 from tasks import AsyncGateway, Gateway, gateways, poison
 from tasks.acl import PLACEHOLDER, User, users
-from tasks.errors import TimedOut, Unavailable
+from tasks.backup import back_up, restore
+from tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
 from tasks.imports import import_file
 from tasks.lanes import lanes_of
 from tasks.upkeep import sweep
@@ -96,7 +97,7 @@ def _words(line: str) -> list[str]:
 def test_one_gateways_users_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "iad").splitlines()
     assert [line.split()[1] for line in lines] == [
-        *("writer-iad", "observer-iad", "api-iad", "operator-iad", "beat", "flower", "admin", "default")
+        *("writer-iad", "observer-iad", "api-iad", "operator-iad", "restorer-iad", "beat", "flower", "admin", "default")
     ]
     assert lines[-1] == "user default off"
 
@@ -255,6 +256,67 @@ def test_an_operator_sweeps_drains_resumes_and_imports(
     conf = f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.8.0.77/32\n".encode()
     assert import_file(conf, "iad", app=app, timeout=10).created == 1
     close(app)
+
+
+def test_an_operator_backs_up_and_a_restorer_restores(
+    server: FencedServer, writer: GatewayProcess, api: Gateway, settings: MakeSettings, tmp_path: Path
+) -> None:
+    key, file = some_key(), tmp_path / "iad.backup"
+    api.create_peer(key, preshared_key=some_key(), labels={"user": "ada"})
+    held = server.redis.hgetall(names.peers_key("iad"))
+    operator, restorer = (settings(redis_url=server.url_of(user)) for user in ("operator", "restorer"))
+    assert back_up(operator, "iad", file).peers == 1
+    api.delete_peer(key)
+    api.create_peer(some_key())
+    with pytest.raises(Unavailable, match="has a live writer"):
+        restore(restorer, "iad", file, force=True)
+    writer.stop()
+    with pytest.raises(Conflict, match="--force"):
+        restore(restorer, "iad", file)
+    assert restore(restorer, "iad", file, force=True).replaced == 1
+    assert server.redis.hgetall(names.peers_key("iad")) == held
+    writer.start()
+    assert api.peer(key) is not None
+    assert server.redis.keys("peerlane:{iad}:snapshot:*") == []
+
+
+def test_a_gateway_whose_redis_is_lost_is_restored_by_the_restorer_alone(
+    server: FencedServer, writer: GatewayProcess, api: Gateway, settings: MakeSettings, tmp_path: Path
+) -> None:
+    key, file = some_key(), tmp_path / "iad.backup"
+    api.create_peer(key)
+    back_up(settings(redis_url=server.url_of("operator")), "iad", file)
+    writer.stop()
+    for lost in server.redis.keys("peerlane:*"):
+        server.redis.delete(str(lost))
+    assert restore(settings(redis_url=server.url_of("restorer")), "iad", file).peers == 1
+    writer.start()
+    assert api.peer(key) is not None
+
+
+@pytest.mark.parametrize("user", ["operator", "api", "writer-iad"])
+def test_only_the_restorer_restores(
+    server: FencedServer, settings: MakeSettings, client: MakeClient, tmp_path: Path, user: str
+) -> None:
+    writer, file = GatewayProcess("iad", server.url_of("writer-iad"), tmp_path, dataplane="memory"), tmp_path / "b"
+    writer.start()
+    client("iad", redis_url=server.url_of("api")).create_peer(some_key())
+    back_up(settings(redis_url=server.url_of("operator")), "iad", file)
+    writer.stop()
+    before = {str(key): server.redis.dump(str(key)) for key in server.redis.keys("peerlane:{iad}:*")}
+    with pytest.raises(StorageError, match="this user may not do that"):
+        restore(settings(redis_url=server.url_of(user)), "iad", file, force=True)
+    after = {str(key): server.redis.dump(str(key)) for key in server.redis.keys("peerlane:{iad}:*")}
+    assert set(after) == set(before)
+    writer.finish()
+
+
+@pytest.mark.parametrize("user", ["api", "observer-iad", "restorer", "beat", "flower"])
+def test_only_the_operator_backs_up(server: FencedServer, settings: MakeSettings, tmp_path: Path, user: str) -> None:
+    server.redis.hset(names.gateway_key("iad"), "public_key", "x")
+    with pytest.raises((StorageError, OutcomeUnknown)):
+        back_up(settings(redis_url=server.url_of(user)), "iad", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_what_is_no_request_is_set_aside_for_the_operator(

@@ -17,7 +17,7 @@ RECORD = '{"v":1,"allowed_ips":["10.8.0.2/32"]}'
 PASSWORD = "only-for-these-tests"
 
 #: Users who are not the administrator. Each has rights for iad only, so that all of fra is foreign to it.
-PLAIN = ("writer-iad", "observer-iad", "api-iad", "operator-iad", "beat", "flower")
+PLAIN = ("writer-iad", "observer-iad", "api-iad", "operator-iad", "restorer-iad", "beat", "flower")
 
 LUA = (
     "EVAL return(1) 0",
@@ -57,6 +57,7 @@ PIDBOX = (
     "SUBSCRIBE /0.celery.pidbox",
     "LPUSH celery.pidbox {}",
 )
+COPY = names.snapshot_key("iad", "token", "peers")
 #: Of the gateway fra.
 FOREIGN = (
     f"LPUSH {names.lane_queue('fra')} x",
@@ -84,6 +85,11 @@ FOREIGN = (
     f"HSET {names.alarms_key('fra')} sweep x",
     f"RPUSH {names.staged_key('fra', 'token')} x",
     f"LRANGE {names.staged_key('fra', 'token')} 0 -1",
+    f"COPY {names.peers_key('fra')} {names.snapshot_key('fra', 'token', 'peers')}",
+    f"HSCAN {names.snapshot_key('fra', 'token', 'peers')} 0",
+    f"HSET {names.snapshot_key('fra', 'token', 'peers')} {PEER} {RECORD}",
+    f"RENAME {names.snapshot_key('fra', 'token', 'peers')} {names.peers_key('fra')}",
+    f"SET {names.epoch_key('fra')} 7",
 )
 WRITES_PEERS = (
     f"HSET {names.peers_key('iad')} {PEER} {RECORD}",
@@ -137,6 +143,34 @@ OWN = {
         f"LRANGE {names.staged_key('iad', 'token')} 0 -1",
         f"SADD {names.GATEWAYS_KEY} ghost",
         "PUBLISH /0.celeryev/task.sent {}",
+        # It may copy a gateway's state aside, and not put anything in its place.
+        f"COPY {COPY} {names.peers_key('iad')} REPLACE",
+        f"COPY {names.peers_key('iad')} elsewhere",
+        f"HSET {COPY} {PEER} {RECORD}",
+        f"RENAME {COPY} {names.peers_key('iad')}",
+        f"RENAME {names.peers_key('iad')} {COPY}",
+        f"DEL {names.peers_key('iad')}",
+        f"SET {names.epoch_key('iad')} 7",
+    ),
+    "restorer-iad": (
+        *WRITES_PEERS,
+        *TAKES_MESSAGES,
+        *READS_PEERS,
+        f"HGET {names.peers_key('iad')} {PEER}",
+        f"COPY {names.peers_key('iad')} {COPY}",
+        f"RENAME {names.peers_key('iad')} {COPY}",
+        f"HSCAN {COPY} 0",
+        f"HGETALL {COPY}",
+        f"RENAME {COPY} elsewhere",
+        f"RENAME {COPY} {names.lane_queue('iad')}",
+        f"LPUSH {names.lane_queue('iad')} x",
+        f"LPUSH {names.observer_queue('iad')} x",
+        f"GET {names.result_key('iad.x')}",
+        f"SET {names.result_key('iad.x')} x",
+        f"HSET {names.alarms_key('iad')} sweep x",
+        f"SMEMBERS {names.GATEWAYS_KEY}",
+        f"SREM {names.GATEWAYS_KEY} iad",
+        "PUBLISH /0.celeryev/task.sent {}",
     ),
     "beat": (
         *WRITES_PEERS,
@@ -173,7 +207,9 @@ OWN = {
 @pytest.fixture(scope="module")
 def server() -> Iterator[FencedServer]:
     lines = [user.line(password=PASSWORD) for name in GATEWAYS for user in users([name], ["writer", "api"])]
-    lines += [user.line(password=PASSWORD) for user in users(["iad"], ["observer", "operator", "beat", "flower"])]
+    lines += [
+        user.line(password=PASSWORD) for user in users(["iad"], ["observer", "operator", "restorer", "beat", "flower"])
+    ]
     lines += [user.line(password=PASSWORD) for user in users(["iad"], ["admin"])]
     with fenced("\n".join([*lines, "user default off"]) + "\n") as found:
         yield found
