@@ -144,7 +144,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         *answers, (seconds, micros) = pipe.execute()
         self._lead = seconds + micros / 1e6 - time.monotonic()
         self._due = [
-            Due(gateway, task, act, _interval(raw, getattr(self._settings, fact)))
+            Due(gateway, task, act, interval(raw, getattr(self._settings, fact)))
             for gateway, raws, waiting in zip(gateways, answers[::2], answers[1::2], strict=True)
             for (task, (act, fact)), raw in zip(ACTS.items(), raws, strict=True)
             if waiting < ENOUGH and names.GATEWAY_NAME.fullmatch(gateway)
@@ -164,8 +164,8 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         super().close()
 
 
-def _interval(raw: bytes | None, default: float) -> float:
-    """A gateway's own interval where it names a sound one."""
+def interval(raw: bytes | None, default: float) -> float:
+    """Seconds between two slots: a gateway's own interval where its hash names a sound one."""
     try:
         found = float(raw or 0)
     except ValueError:

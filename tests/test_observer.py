@@ -213,6 +213,19 @@ def test_a_time_slot_is_taken_care_of_once(
         assert ask(now + 60, "from-the-future")["note"] == "its time slot is long over"
 
 
+def test_a_slot_is_carried_out_also_by_an_observer_that_was_told_another_interval(
+    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, app: PeerlaneApp
+) -> None:
+    writer = gateway(sweep_every=5)
+    client(writer)
+    with ending(Observer(writer, sweep_every=60)):
+        request = names.request_id(writer.name, "as-beat-counts")
+        slot = int(redis_server.redis.time()[0]) // 5
+        app.send_task(names.SWEEP, kwargs={"gateway": writer.name, "slot": slot}, task_id=request)
+        key = names.result_key(request)
+        assert decode(str(eventually(lambda: redis_server.redis.get(key), "its result")))["outcome"] == "swept"
+
+
 def test_a_request_whose_caller_has_left_is_not_carried_out(
     gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, app: PeerlaneApp
 ) -> None:

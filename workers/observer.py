@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from config import names
 from config.celery_app import PeerlaneApp
+from config.schedule import ACTS, interval
 from config.settings import Settings
 from tasks import upkeep
 from tasks.connection import away, connect, reason
@@ -244,7 +245,10 @@ class Asks:
 
     def _unclaimable(self, task: str, slot: int) -> str | None:
         """Why a slot's task is not to be carried out; None if this claims it."""
-        every = self._every[task]
+        _, fact = ACTS[task]
+        # Slots are counted as beat counts them: by what the gateway's hash says, whatever this process was told.
+        told = cast("bytes | None", self._redis.hget(names.gateway_key(self._gateway), fact))
+        every = interval(told, self._every[task])
         seconds, _ = self._redis.time()
         if abs(seconds / every - slot) > 2:
             return "its time slot is long over"
