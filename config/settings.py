@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     require_durable: bool = Field(
         default=False, description="a writer refuses to start on a Redis that could lose what it confirms"
     )
+    redis_appendfsync: Literal["always", "everysec", "no"] | None = Field(
+        None, description="what appendfsync is, stated for a Redis user that may not read it; what Redis tells wins"
+    )
     psk_key_file: Named | None = Field(
         None, description="seals preshared keys before they reach Redis; 32 bytes in base64 a line, the newest first"
     )

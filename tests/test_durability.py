@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
-from gateways import GatewayProcess, MakeClient, MakeGateway
+from fenced import FencedServer, fenced, printed
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings
 from keys import some_key
 from redis import Redis
+from redis.exceptions import ResponseError
 from servers import RedisServer
 
+from tasks.errors import StorageError
+from workers.doctor import examine
 from workers.durability import check_durability, judge
 
 #: What INFO says of a server that keeps everything.
@@ -62,7 +67,7 @@ def test_what_would_break_a_promise_is_refused(otherwise: Mapping[str, Any], sen
         ({"aof_enabled": 0}, "always", "CONFIRMED PEERS ARE LOST WHEN IT STOPS"),
         ({}, "everysec", "syncs its append-only file everysec: a power loss can lose confirmed peers"),
         ({}, "no", "a power loss can lose"),
-        ({}, None, "does not tell this user how often"),
+        ({}, None, "only CONFIG GET tells, which this Redis user may not give, as it shows passwords too"),
         ({"aof_last_write_status": "err"}, "always", "is its disk full?"),
         ({"connected_slaves": 1}, "always", "a failover can lose confirmed peers (set min-replicas-to-write 1)"),
     ],
@@ -136,3 +141,79 @@ def test_info_tells_that_writes_wait_for_replicas(own_redis: RedisServer) -> Non
     redis.config_set("min-replicas-to-write", 1)
     assert not judge({**redis.info(), **with_replica}, "always")
     redis.close()
+
+
+# A writer with the rights of `peerlane acl`, which CONFIG GET is not among
+
+
+@pytest.fixture
+def fenced_server(capsys: pytest.CaptureFixture[str]) -> Iterator[FencedServer]:
+    with fenced(printed(capsys, "iad", "--passwords")) as found:
+        yield found
+
+
+@pytest.fixture
+def make_writer(fenced_server: FencedServer, tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
+    made: list[GatewayProcess] = []
+
+    def make(**settings: Any) -> GatewayProcess:
+        url = fenced_server.url_of("writer-iad")
+        made.append(GatewayProcess("iad", url, tmp_path, dataplane="memory", **settings))
+        return made[-1]
+
+    yield make
+    for writer in made:
+        writer.finish()
+
+
+def test_a_writer_that_may_not_read_appendfsync_says_so_and_what_to_do(
+    make_writer: Callable[..., GatewayProcess],
+) -> None:
+    one = make_writer()
+    one.start()
+    assert "whether it syncs it at each write is unknown" in one.log
+    assert "state it: PEERLANE_REDIS_APPENDFSYNC=always" in one.log
+    one.stop()
+    assert "PEERLANE_REQUIRE_DURABLE forbids that" in refused(make_writer(require_durable=True))
+
+
+def test_an_operator_may_state_it_and_have_the_writer_require_it(make_writer: Callable[..., GatewayProcess]) -> None:
+    one = make_writer(require_durable=True, redis_appendfsync="always")
+    one.start()
+    assert "appendfsync is always, as PEERLANE_REDIS_APPENDFSYNC states" in one.log
+    assert "unknown" not in one.log
+    one.stop()
+    said = refused(make_writer(require_durable=True, redis_appendfsync="everysec"))
+    assert "syncs its append-only file everysec" in said
+
+
+def test_what_redis_tells_wins_over_what_is_stated(own_redis: RedisServer) -> None:
+    redis = Redis.from_url(own_redis.url)
+    redis.config_set("appendfsync", "everysec")
+    with pytest.raises(StorageError, match="everysec"):
+        check_durability(redis, require=True, stated="always")
+    redis.close()
+
+
+def test_the_doctor_says_which_of_it_is_only_stated(fenced_server: FencedServer, settings: MakeSettings) -> None:
+    def durability(user: str, **stated: str) -> list[tuple[str, str]]:
+        checks = examine(settings(redis_url=fenced_server.url_of(user), **stated))
+        return [(check.verdict, check.sentence) for check in checks if check.what == "durability"]
+
+    ((verdict, sentence),) = durability("operator-iad")
+    assert (verdict, "is unknown: only CONFIG GET tells" in sentence) == ("warning", True)
+    ((verdict, sentence),) = durability("operator-iad", redis_appendfsync="always")
+    assert (verdict, "this Redis user may not check" in sentence) == ("ok", True)
+    assert durability("admin") == [("ok", "what is confirmed is on disk first")]
+
+
+def test_redis_cannot_allow_a_user_to_read_appendfsync_alone(own_redis: RedisServer) -> None:
+    """Why the writer's user may not ask: it would be all settings, passwords among them, or none."""
+    admin: Any = own_redis.redis
+    with pytest.raises(ResponseError, match="not supported"):
+        admin.execute_command("ACL", "SETUSER", "some", "on", "nopass", "+config|get|appendfsync")
+    admin.execute_command("ACL", "SETUSER", "some", "on", "nopass", "+config|get", "+auth")
+    admin.config_set("requirepass", "a-password-of-all")
+    some = Redis.from_url(own_redis.url, username="some", password="any", decode_responses=True)
+    assert some.config_get("requirepass") == {"requirepass": "a-password-of-all"}
+    some.close()

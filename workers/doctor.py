@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from config import names
 from config.settings import Settings
@@ -18,7 +18,7 @@ from tasks.alarms import read_alarms
 from tasks.connection import connect, reason
 from tasks.lanes import Lanes
 from workers.dataplane.kernel import kernel_available
-from workers.durability import judge
+from workers.durability import judge, told_appendfsync
 
 Verdict = Literal["ok", "warning", "failed"]
 
@@ -45,7 +45,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield from _kernel(settings)
     redis = connect(settings, timeout=2.0)
     try:
-        yield from _redis(redis)
+        yield from _redis(redis, settings.redis_appendfsync)
         yield from _gateways(Lanes(redis, result_ttl=settings.result_ttl))
     except (RedisError, OSError) as error:
         yield Check("Redis", "failed", f"cannot be used: {reason(error)}; see PEERLANE_REDIS_URL")
@@ -71,7 +71,7 @@ def _kernel(settings: Settings) -> Iterator[Check]:
                 )
 
 
-def _redis(redis: Redis) -> Iterator[Check]:
+def _redis(redis: Redis, stated: str | None) -> Iterator[Check]:
     began = time.time()
     seconds, micros = redis.time()
     took = time.time() - began
@@ -83,15 +83,13 @@ def _redis(redis: Redis) -> Iterator[Check]:
     if abs(apart) > CLOCK_APART:
         told = f"this host's clock and Redis' are {abs(apart):.0f} s apart; nothing breaks, but logs will not match"
         yield Check("clock", "warning", told)
-    try:
-        fsync = cast("dict[str, str]", redis.config_get("appendfsync")).get("appendfsync")
-    except ResponseError:
-        fsync = None
-    found = judge(info, fsync)
+    told = told_appendfsync(redis)
+    found = judge(info, told or stated)
     for item in found:
         yield Check("durability", "failed" if item.fatal else "warning", item.sentence)
     if not found:
-        yield Check("durability", "ok", "what is confirmed is on disk first")
+        only = "" if told else ", as PEERLANE_REDIS_APPENDFSYNC states and this Redis user may not check"
+        yield Check("durability", "ok", f"what is confirmed is on disk first{only}")
 
 
 def _gateways(lanes: Lanes) -> Iterator[Check]:

@@ -64,7 +64,7 @@ def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
             Found("Redis keeps no append-only file: CONFIRMED PEERS ARE LOST WHEN IT STOPS (set appendonly yes)")
         )
     elif appendfsync is None:
-        found.append(Found("Redis does not tell this user how often it syncs its append-only file (CONFIG GET)"))
+        found.append(Found(_UNKNOWN))
     elif appendfsync != "always":
         told = f"Redis syncs its append-only file {appendfsync}: a power loss can lose confirmed peers"
         found.append(Found(f"{told} (appendfsync always keeps all)"))
@@ -77,19 +77,33 @@ def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
     return found
 
 
-def check_durability(redis: Redis, *, require: bool = False) -> None:
-    """Ask, and say or refuse. Raises redis.RedisError.
+_UNKNOWN = (
+    "Redis keeps an append-only file, but whether it syncs it at each write is unknown: only CONFIG GET tells, which "
+    "this Redis user may not give, as it shows passwords too. If an administrator finds `CONFIG GET appendfsync` to be "
+    "always, state it: PEERLANE_REDIS_APPENDFSYNC=always"
+)
+
+
+def told_appendfsync(redis: Redis) -> str | None:
+    """Redis' appendfsync; None where this user may not ask. Raises redis.RedisError."""
+    try:
+        return cast("dict[str, str]", redis.config_get("appendfsync")).get("appendfsync")
+    except ResponseError as error:
+        log.debug("appendfsync is not told: %s", reason(error))
+        return None
+
+
+def check_durability(redis: Redis, *, require: bool = False, stated: str | None = None) -> None:
+    """Ask, and say or refuse. ``stated`` is appendfsync where Redis does not tell it. Raises redis.RedisError.
 
     Raises:
         StorageError: the server is not fit to hold a gateway; with ``require``, whatever else could lose a peer too.
     """
     info = redis.info()
-    try:
-        answer = cast("dict[str, str]", redis.config_get("appendfsync"))
-    except ResponseError as error:
-        log.debug("appendfsync is not told: %s", reason(error))
-        answer = {}
-    for found in judge(info, answer.get("appendfsync")):
+    told = told_appendfsync(redis)
+    if told is None and stated is not None:
+        log.info("appendfsync is %s, as PEERLANE_REDIS_APPENDFSYNC states; this Redis user may not read it", stated)
+    for found in judge(info, told or stated):
         if found.fatal or require:
             demanded = "" if found.fatal else "; PEERLANE_REQUIRE_DURABLE forbids that"
             raise (RedisAway if found.passing else StorageError)(found.sentence + demanded)

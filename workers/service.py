@@ -70,7 +70,7 @@ class GatewayService:
             redis, self.name, result_ttl=self.settings.result_ttl, sealing=sealing_of(self.settings)
         )
         try:
-            check_durability(redis, require=self.settings.require_durable)
+            check_durability(redis, require=self.settings.require_durable, stated=self.settings.redis_appendfsync)
             store.prepare()
             await_predecessor(store, lock.device)
             run = run_of(redis)  # before anything is loaded: a restart while that goes on is noticed
