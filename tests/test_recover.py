@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from keys import key_number
 
 from tasks.model import CreatePeer, Peer
 from tasks.prefix import Prefix
-from workers.dataplane import Change, DeviceSpec, SetPeer
+from workers.dataplane import AddRoute, Change, DeviceSpec, SetPeer
 from workers.dataplane.memory import MemoryDataPlane
 from workers.plan import Policy, plan_create
-from workers.recover import MANY_UNKNOWN, recover
+from workers.recover import MANY_UNKNOWN, Unknown, recover
+from workers.roster import Life
 from workers.store import Loaded
+from workers.sweep import Limits, Sight, decide
 
 POOL = Prefix.parse("10.8.0.0/16")
 
@@ -117,6 +120,35 @@ class TestWhatOnlyTheDeviceKnows:
         done = recover(policy(), loaded(peer(2)), plane, unknown="adopt")
         assert [plan.public_key for plan in done.adopted] == [key_number(1)]
         assert plane.made == []
+
+    def test_is_as_old_as_its_taking_over_so_that_no_sweep_takes_it_for_a_peer_that_never_came(
+        self, plane: Recording
+    ) -> None:
+        on_device(plane, peer(1))
+        now = 1_800_000_000
+        (plan,) = recover(policy(), Loaded({}, {}, {}, at=now), plane, unknown="adopt").adopted
+        assert plan.after is not None
+        assert plan.after.created_at == now
+        life = Life(plan.after.created_at, None, pinned=False)
+        assert decide({plan.public_key: life}, {}, now + 700, Limits(), Sight([plan.public_key], True, now)) == []  # noqa: FBT003 - a NamedTuple's
+
+    @pytest.mark.parametrize("unknown", ["keep", "adopt"])
+    def test_keeps_its_route_when_it_stays(self, plane: Recording, unknown: Unknown) -> None:
+        routed = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),))
+        on_device(plane, routed)
+        stray = Prefix.parse("172.16.9.0/24")
+        plane.apply([AddRoute(routed.allowed_ips[0]), AddRoute(stray)])
+        serving = replace(policy(), serves=(Prefix.parse("172.16.0.0/16"),))
+        done = recover(serving, loaded(), plane, unknown=unknown)
+        assert len(done.kept) + len(done.adopted) == 1
+        assert plane.routes() == {routed.allowed_ips[0]}
+
+    def test_gets_the_route_that_it_lacks_when_it_is_taken_over(self, plane: Recording) -> None:
+        routed = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),))
+        on_device(plane, routed)
+        serving = replace(policy(), serves=(Prefix.parse("172.16.0.0/16"),))
+        recover(serving, loaded(), plane, unknown="adopt")
+        assert plane.routes() == {routed.allowed_ips[0]}
 
     def test_is_kept_where_it_cannot_be_taken_over(self, plane: Recording) -> None:
         outside = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),), created_at=1)

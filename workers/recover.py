@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,12 +83,13 @@ def recover(
     """
     table = build_table(policy, loaded)
     device = plane.peers()
-    found = drifts(table, device, plane.routes(), frozenset(table.broken))
+    routes = plane.routes()
+    found = drifts(table, device, routes, frozenset(table.broken))
     strangers = [drift.subject for drift in found if drift.kind == "unknown"]
     kept: dict[str, str] = {}
     adopted: Sequence[Plan] = ()
     if unknown == "adopt":
-        adopted, kept = _adopted(table, [device[key] for key in strangers])
+        adopted, kept = _adopted(table, [device[key] for key in strangers], loaded.at)
     elif unknown == "keep":
         kept = dict.fromkeys(strangers, "Redis does not know it, and PEERLANE_UNKNOWN_PEERS is keep")
     elif first_start:
@@ -96,7 +97,11 @@ def recover(
     elif len(strangers) > MANY_UNKNOWN and len(strangers) * 2 > len(device):
         kept = dict.fromkeys(strangers, "Redis does not know it, nor most others: has Redis lost its data?")
     staying = {*kept, *(plan.public_key for plan in adopted)}
-    todo = [drift for drift in found if not (drift.kind == "unknown" and drift.subject in staying)]
+    # Who stays can be reached: routes of single peers are what an earlier writer made for them.
+    theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
+    alone = {"unknown": staying, "unknown_route": theirs}
+    todo = [drift for drift in found if drift.subject not in alone.get(drift.kind, ())]
+    todo += _routes_of_adopted(adopted, routes)
     if seen is not None and sum(drift.kind == "missing" for drift in todo) > BATCH:
         todo = _last_seen_first(todo, seen())
     for start in range(0, len(todo), BATCH):
@@ -119,7 +124,7 @@ def settling(table: PeerTable, plan: Plan, truth: Peer | None) -> list[Change]:
     return [*changes, *(AddRoute(prefix) for prefix in sorted(wanted))]
 
 
-def _adopted(table: PeerTable, strangers: Sequence[DevicePeer]) -> tuple[Sequence[Plan], dict[str, str]]:
+def _adopted(table: PeerTable, strangers: Sequence[DevicePeer], now: int) -> tuple[Sequence[Plan], dict[str, str]]:
     wishes: list[CreatePeer] = []
     kept: dict[str, str] = {}
     for held in strangers:
@@ -127,11 +132,17 @@ def _adopted(table: PeerTable, strangers: Sequence[DevicePeer]) -> tuple[Sequenc
             wishes.append(adoptable(table.policy.gateway, held))
         except PeerlaneError as error:
             kept[held.public_key] = str(error)
-    plans, refused = plan_many(table, wishes, now=0, state="active")
+    plans, refused = plan_many(table, wishes, now=now, state="active")
     kept |= {key: str(error) for key, error in refused.items()}
     planned = {plan.public_key for plan in plans}
     kept |= {wish.public_key: "not reached" for wish in wishes if wish.public_key not in planned | set(kept)}
     return plans, kept
+
+
+def _routes_of_adopted(adopted: Sequence[Plan], there: Collection[Prefix]) -> list[Drift]:
+    """The routes that adopted peers lack; the peers themselves are left alone."""
+    wanted = [change for plan in adopted for change in plan.changes if isinstance(change, AddRoute)]
+    return [Drift("missing_route", str(change.prefix), change) for change in wanted if change.prefix not in there]
 
 
 def _keep(table: PeerTable, held: DevicePeer, reason: str) -> None:

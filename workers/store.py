@@ -46,6 +46,8 @@ class Loaded:
     reasons: dict[str, str]
     #: Peers whose preshared key is not stored as it would be now: in clear, or sealed with an old key.
     outdated: list[str] = field(default_factory=list[str])
+    #: When, in seconds since 1970 on Redis' clock.
+    at: int = 0
 
 
 def _change(plan: Plan, record: str | None) -> dict[str, Any]:
@@ -155,7 +157,7 @@ class Store:
 
     def load(self) -> Loaded:
         """Everything, page by page. A record that does not parse is set aside, never dropped."""
-        loaded = Loaded({}, {}, {})
+        loaded = Loaded({}, {}, {}, at=self.clock.now_ms() // 1000)
         bad: dict[str, str] = {}
         for name, record in self._pages(self._peers):
             try:
