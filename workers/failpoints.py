@@ -7,10 +7,12 @@ can switch points while the process runs:
     after_commit:stop        the process stops itself (SIGSTOP) at the next time, until somebody sends SIGCONT
     after_apply:raise        an error that nobody foresaw
     before_commit:sleep:0.05 every time, so many seconds
+    before_commit.removed:kill   only before the commit of what is answered with this outcome: a slice of a sweep
 
 What has happened is struck out of the file first: the process that follows a killed one does not die of the same line,
-and the test sees that it happened. Points: before_apply, after_apply, before_commit, after_commit, before_acknowledge,
-and between_batches of a recovery.
+and the test sees that it happened. The writer's points: before_apply, after_apply, before_commit, after_commit,
+before_acknowledge, and between_batches of a recovery. The observer's: after_decision and between_slices of a sweep,
+between_looks of a reconciliation.
 """
 
 from __future__ import annotations
@@ -46,16 +48,18 @@ class Failpoints:
         self._lines: list[_Line] = []
         self._passed: dict[str, int] = {}
 
-    def reach(self, point: str) -> None:
-        """Do what the file says of this point."""
+    def reach(self, point: str, outcome: str = "") -> None:
+        """Do what the file says of this point, and of this point with this outcome."""
         self._refresh()
-        count = self._passed[point] = self._passed.get(point, 0) + 1
-        for line in self._lines:
-            if line.point != point:
+        reached = (point, f"{point}.{outcome}") if outcome else (point,)
+        for name in reached:
+            self._passed[name] = self._passed.get(name, 0) + 1
+        for line in list(self._lines):
+            if line.point not in reached:
                 continue
             if line.action == "sleep":
                 time.sleep(line.argument)
-            elif count == int(line.argument):
+            elif self._passed[line.point] == int(line.argument):
                 self._strike_out(line)
                 _act(line.action, point)
 
@@ -96,7 +100,7 @@ _named = os.environ.get(VARIABLE)
 _failpoints = Failpoints(Path(_named)) if _named else None
 
 
-def reach(point: str) -> None:
-    """A point is reached: nothing happens, but in a test that says so."""
+def reach(point: str, outcome: str = "") -> None:
+    """A point is reached: nothing happens, but in a test that says so. ``outcome``: what is about to be answered."""
     if _failpoints is not None:
-        _failpoints.reach(point)
+        _failpoints.reach(point, outcome)

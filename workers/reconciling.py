@@ -13,6 +13,7 @@ from tasks.alarms import clear_alarm, raise_alarm
 from tasks.errors import PeerlaneError
 from tasks.prefix import Prefix
 from tasks.upkeep import ReconcileGateway
+from workers import failpoints
 from workers.dataplane import DevicePeer
 from workers.errands import Errands
 from workers.plan import Policy
@@ -76,6 +77,7 @@ class Reconciler:
         look = self._compare(self.view)
         if look.found or look.device:
             time.sleep(PAUSE)  # a request in flight has changed one side and not yet the other
+            failpoints.reach("between_looks")
             look = _both(look, self._compare(self.view))
         found = counted(look.found) | ({"device": len(look.device)} if look.device else {})
         held_back = self._held_back(look)

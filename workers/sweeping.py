@@ -15,6 +15,7 @@ from config import names
 from tasks.alarms import clear_alarm, raise_alarm
 from tasks.errors import PeerlaneError
 from tasks.upkeep import SweepGateway
+from workers import failpoints
 from workers.errands import Errands
 from workers.roster import Roster
 from workers.sweep import Decision, Limits, Refusal, Victim, judge
@@ -136,6 +137,8 @@ class Sweeper:
         before = tally.removed.total()
         reasons = {victim.public_key: victim.reason for victim in decision.victims}
         answered = 0
+        if decision.victims:
+            failpoints.reach("after_decision")
         try:
             for result in self.errands.run(names.REMOVE_PEERS, _requests(decision.victims, began)):
                 tally.removed.update(reasons[key] for key in result["removed"])
@@ -144,6 +147,7 @@ class Sweeper:
                 state = {"removed": tally.removed.total(), "of": before + len(decision.victims)}
                 if not go_on(state):
                     return False
+                failpoints.reach("between_slices")
         except PeerlaneError as error:
             tally.stopped = error
             log.warning("gateway %s: the sweep stops: %s", self.gateway, error)

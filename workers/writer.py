@@ -181,7 +181,7 @@ class Writer:
         )
 
     def _carry_out(self, request_id: str, decision: Decision) -> dict[str, Any]:
-        deadline = decision.deadline
+        deadline, outcome = decision.deadline, str(decision.result["outcome"])
         # No peer has access for a moment that nobody confirms: what was answered, cancelled or comes too late is told
         # so before the device is touched.
         late = 0 < deadline < self._patiently(self.store.clock.now_ms) + NEARLY_LATE
@@ -191,14 +191,14 @@ class Writer:
         try:
             if decision.reopen and self._spec is not None:
                 self.plane.open(self._spec)
-            failpoints.reach("before_apply")
+            failpoints.reach("before_apply", outcome)
             self.plane.apply(decision.changes)
-            failpoints.reach("after_apply")
+            failpoints.reach("after_apply", outcome)
         except KernelError:
             self._settle(decision)
             raise
         record = results.encode(request_id, decision.result)
-        failpoints.reach("before_commit")
+        failpoints.reach("before_commit", outcome)
         try:
             answer = self._patiently(
                 lambda: self.store.commit(request_id, deadline, record, decision.plans, share=self._share)
@@ -209,7 +209,7 @@ class Writer:
             raise StorageError(
                 f"Redis refused to store the outcome ({_first_word(error)}); nothing was changed"
             ) from None
-        failpoints.reach("after_commit")
+        failpoints.reach("after_commit", outcome)
         if answer.verdict == "duplicate" and answer.stored == record:
             log.info("request %s: an earlier try of this commit had reached Redis", request_id)
         elif answer.verdict != "committed":
