@@ -70,6 +70,7 @@ class Sweeper:
         began = time.monotonic()
         if wish.force and not wish.dry_run:
             self.clock.accept()
+        looked = began
         first = decision = self._look(force=wish.force)
         tally = Tally()
         if not wish.dry_run:
@@ -78,7 +79,8 @@ class Sweeper:
             else:
                 for kind in ALARMS:
                     clear_alarm(self.redis, self.gateway, kind, "a person forced the sweep" if wish.force else "gone")
-                while self._remove(decision, tally, go_on):
+                while self._remove(decision, looked, tally, go_on):
+                    looked = time.monotonic()
                     decision = self._look(force=wish.force)
                     if decision.refusal is not None:
                         break
@@ -131,16 +133,15 @@ class Sweeper:
             if kind != refusal.kind:
                 clear_alarm(self.redis, self.gateway, kind)
 
-    def _remove(self, decision: Decision, tally: Tally, go_on: GoOn) -> bool:
+    def _remove(self, decision: Decision, looked: float, tally: Tally, go_on: GoOn) -> bool:
         """Remove the victims; whether there are more, and it is time to look anew."""
-        began = time.monotonic()
         before = tally.removed.total()
         reasons = {victim.public_key: victim.reason for victim in decision.victims}
         answered = 0
         if decision.victims:
             failpoints.reach("after_decision")
         try:
-            for result in self.errands.run(names.REMOVE_PEERS, _requests(decision.victims, began)):
+            for result in self.errands.run(names.REMOVE_PEERS, _requests(decision.victims, looked)):
                 tally.removed.update(reasons[key] for key in result["removed"])
                 tally.kept.update(result["kept"].values())
                 answered += len(result["removed"]) + len(result["kept"])
@@ -156,10 +157,10 @@ class Sweeper:
         return answered < len(decision.victims) and tally.removed.total() > before
 
 
-def _requests(victims: Sequence[Victim], began: float) -> Iterator[dict[str, Any]]:
+def _requests(victims: Sequence[Victim], looked: float) -> Iterator[dict[str, Any]]:
     """Slices of victims, until the decision is too old to act on."""
     for start in range(0, len(victims), SLICE):
-        if time.monotonic() - began > FRESH:
+        if time.monotonic() - looked > FRESH:
             return
         yield {
             "victims": [

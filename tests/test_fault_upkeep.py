@@ -1,0 +1,71 @@
+"""Defects of sweeps that fault runs have found, each as the smallest case that shows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from keys import some_key
+from redis import Redis
+from servers import RedisServer
+from waiting import eventually
+
+from config.celery_app import PeerlaneApp
+from tasks import Gateway
+from tasks.upkeep import SweepGateway
+from workers import failpoints, sweeping
+from workers.errands import Errands
+from workers.sweep import Limits
+from workers.sweeping import Sweeper
+from workers.watching import Clock
+
+
+@pytest.fixture
+def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    made = PeerlaneApp(settings())
+    yield made
+    close(made)
+
+
+@pytest.fixture
+def site(gateway: MakeGateway) -> GatewayProcess:
+    return gateway()
+
+
+def expire(api: Gateway, redis_server: RedisServer) -> str:
+    """A new peer, once it has expired."""
+    made = api.create_peer(some_key(), ttl=1)
+    eventually(lambda: int(redis_server.redis.time()[0]) >= (made.expires_at or 0), "its end")
+    return made.public_key
+
+
+def test_a_sweep_that_stood_still_after_its_decision_looks_again_before_it_removes(
+    site: GatewayProcess,
+    client: MakeClient,
+    app: PeerlaneApp,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = client(site)
+    key = expire(api, redis_server)
+    redis = Redis(unix_socket_path=str(redis_server.socket))
+
+    def stand_still(point: str) -> None:
+        time.sleep(0.3 if point == "after_decision" else 0)
+
+    monkeypatch.setattr(sweeping, "FRESH", 0.2)
+    monkeypatch.setattr(failpoints, "reach", stand_still)
+    made = Sweeper(
+        redis=redis,
+        gateway=api.name,
+        limits=Limits(),
+        clock=Clock(redis, site.name),
+        counted=None,
+        errands=Errands(app, api.name),
+    )
+    report = made.sweep(SweepGateway(gateway=api.name), lambda _: True)
+    assert (report["stale"], report["removed"]) == ({"expired": 1}, {})
+    assert api.peer(key) is not None
+    redis.close()
