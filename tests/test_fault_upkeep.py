@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
 from keys import some_key
+from observers import Observer, ending
 from redis import Redis
 from servers import RedisServer
 from waiting import eventually
 
+from config import names
 from config.celery_app import PeerlaneApp
-from tasks import Gateway
+from tasks import Gateway, upkeep
+from tasks.errors import TimedOut
 from tasks.upkeep import SweepGateway
 from workers import failpoints, sweeping
 from workers.errands import Errands
@@ -69,3 +73,33 @@ def test_a_sweep_that_stood_still_after_its_decision_looks_again_before_it_remov
     assert (report["stale"], report["removed"]) == ({"expired": 1}, {})
     assert api.peer(key) is not None
     redis.close()
+
+
+class TestAnObserverWhoseWriterStandsStill:
+    @pytest.fixture
+    def observer(self, site: GatewayProcess, client: MakeClient, redis_server: RedisServer) -> Iterator[Observer]:
+        """With something to sweep."""
+        with ending(observer := Observer(site)):
+            expire(client(site), redis_server)
+            site.pause()
+            yield observer
+        site.resume()
+
+    def test_gives_signs_of_life_until_the_sweep_goes_on(
+        self, observer: Observer, site: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
+    ) -> None:
+        asked = redis_server.redis.time()[0] * 1000
+        with ThreadPoolExecutor(1) as thread:
+            sweep = thread.submit(upkeep.sweep, app, site.name, timeout=40)
+            key = names.observer_key(observer.name)
+            eventually(lambda: int(redis_server.redis.hget(key, "heartbeat") or 0) > asked + 5_000, "signs of life")
+            assert observer.told("sweep")["outcome"] == "running"
+            site.resume()
+            assert sweep.result()["removed"] == {"expired": 1}
+
+    def test_stops_once_nobody_waits_for_the_sweep(
+        self, observer: Observer, site: GatewayProcess, app: PeerlaneApp
+    ) -> None:
+        with pytest.raises(TimedOut):
+            upkeep.sweep(app, site.name, timeout=2)
+        eventually(lambda: observer.told("sweep").get("stopped"), "the sweep's end")

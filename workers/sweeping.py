@@ -140,13 +140,16 @@ class Sweeper:
         answered = 0
         if decision.victims:
             failpoints.reach("after_decision")
+
+        def wanted() -> bool:
+            return go_on({"removed": tally.removed.total(), "of": before + len(decision.victims)})
+
         try:
-            for result in self.errands.run(names.REMOVE_PEERS, _requests(decision.victims, looked)):
+            for result in self.errands.run(names.REMOVE_PEERS, _requests(decision.victims, looked), wanted):
                 tally.removed.update(reasons[key] for key in result["removed"])
                 tally.kept.update(result["kept"].values())
                 answered += len(result["removed"]) + len(result["kept"])
-                state = {"removed": tally.removed.total(), "of": before + len(decision.victims)}
-                if not go_on(state):
+                if not wanted():
                     return False
                 failpoints.reach("between_slices")
         except PeerlaneError as error:
