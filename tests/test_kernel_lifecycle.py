@@ -162,6 +162,24 @@ class TestDrift:
             assert "10.8.0.1/16" in hosts.on_gateway("ip", "addr", "show", "dev", "wg0")
             assert upkeep.reconcile(app, site.name, timeout=30)["device"] == []
 
+    def test_is_mended_also_while_a_peer_is_there_that_cannot_be_adopted(
+        self, hosts: Sites, gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
+    ) -> None:
+        site = gateway(dataplane="kernel", prefix=hosts.prefix, unknown_peers="adopt")
+        key, outside, inside = some_key(), some_key(), some_key()
+        client(site).create_peer(key)
+        with ending(Observer(site)):
+            hosts.on_gateway("wg", "set", "wg0", "peer", outside, "allowed-ips", "172.16.0.0/24", "peer", key, "remove")
+            report = upkeep.reconcile(app, site.name, timeout=30)
+            assert report["not_adopted"]["code"] == "conflict"
+            assert report["mended"] == {"set": 1}
+            assert device(hosts).keys() == {key, outside}
+            hosts.on_gateway(
+                "wg", "set", "wg0", "peer", outside, "remove", "peer", inside, "allowed-ips", "10.8.9.9/32"
+            )
+            report = upkeep.reconcile(app, site.name, timeout=30)
+            assert ("not_adopted" in report, report["mended"]) == (False, {"adopted": 1})
+
     def test_peers_that_redis_has_forgotten_are_not_removed_but_an_alarm(
         self, hosts: Sites, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, app: PeerlaneApp
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from config import names
 from tasks.alarms import clear_alarm, raise_alarm
-from tasks.errors import PeerlaneError
+from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from tasks.prefix import Prefix
 from tasks.upkeep import ReconcileGateway
 from workers import failpoints
@@ -128,10 +128,10 @@ class Reconciler:
         strangers = held_back is None and self.unknown == "remove"
         keys = [d.subject for d in look.found if not d.kind.endswith("_route") and (d.kind != "unknown" or strangers)]
         routes = [d.subject for d in look.found if d.kind.endswith("_route")]
+        told: dict[str, Any] = {}
         try:
             if self.unknown == "adopt" and any(drift.kind == "unknown" for drift in look.found):
-                for result in self.errands.run(names.IMPORT_PEERS, [{"live": True}]):
-                    mended["adopted"] = int(result["created"])
+                told = self._adopt(mended)
             for result in self.errands.run(names.MEND_PEERS, _requests(keys, routes, device=bool(look.device))):
                 for kind, count in result["mended"].items():
                     mended[kind] = mended.get(kind, 0) + int(count)
@@ -139,8 +139,32 @@ class Reconciler:
                     break
         except PeerlaneError as error:
             log.warning("gateway %s: the reconciliation stops: %s", self.policy.gateway, error)
-            return {"mended": mended, "stopped": error.as_dict()}
-        return {"mended": {kind: count for kind, count in mended.items() if count}}
+            return {**told, "mended": mended, "stopped": error.as_dict()}
+        return {**told, "mended": {kind: count for kind, count in mended.items() if count}}
+
+    def _adopt(self, mended: dict[str, int]) -> dict[str, Any]:
+        """Take over what only the device knows; why not, for the report, where one cannot be taken, and so none.
+
+        That is no reason to leave the rest unmended. Raises PeerlaneError where the writer could not be asked.
+        """
+        try:
+            told: dict[str, Any] = {}
+            for result in self.errands.run(names.IMPORT_PEERS, [{"live": True, "leave_out": True}]):
+                mended["adopted"] = int(result["created"])
+                told |= self._left_out([str(one["public_key"]) for one in result["left_out"]])
+            return told
+        except (Conflict, Invalid, PoolExhausted, Draining) as refusal:
+            log.warning("gateway %s: unknown peers were not adopted: %s", self.policy.gateway, refusal)
+            return {"not_adopted": refusal.as_dict()}
+
+    def _left_out(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Say what could not be adopted in a report, and in an alarm until the device holds no unknown peer."""
+        if not keys:
+            return {}
+        named = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+        message = f"{len(keys)} peers on the device have no allowed IPs and were not adopted: {named}"
+        raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, message, now=self.clock.look())
+        return {"left_out": list(keys)}
 
 
 def _both(first: Look, second: Look) -> Look:
