@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import definitions, results
-from tasks.aio_listening import ResultListener
+from tasks.aio_listening import ResultListener, end
 from tasks.awaiting import GRACE
 from tasks.client import Gateway, GatewayInfo, create_arguments
 from tasks.connection import reason
@@ -55,6 +55,8 @@ class AsyncGateway:
         self._delete = definitions.task_of(self._app, names.DELETE_PEER)
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
         self._listener: ResultListener | None = None
+        self._asks: set[asyncio.Task[PeerResult]] = set()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,11 +65,15 @@ class AsyncGateway:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the thread and the connections."""
+        """Let go of the thread and close the connections; whoever still waits gets cancelled."""
+        self._closed = True
         self._sender.shutdown(wait=False, cancel_futures=True)
-        if self._listener is not None:
-            await self._listener.close()
-            self._listener = None
+        try:
+            await end(self._asks)  # before the connections that they use
+        finally:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                await listener.close()
 
     async def create_peer(
         self,
@@ -129,22 +135,38 @@ class AsyncGateway:
         *,
         bulk: bool,
     ) -> PeerResult:
+        if self._closed:
+            raise RuntimeError(f"this client of {self.name} is closed")
+        # A task of its own: closing can end it, wherever it is, and wait for its end.
+        asking = asyncio.create_task(self._outcome(task, arguments, timeout, request_id, bulk=bulk))
+        self._asks.add(asking)
+        asking.add_done_callback(self._ended)
+        return await asking
+
+    def _ended(self, asking: asyncio.Task[PeerResult]) -> None:
+        self._asks.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # a caller that was cancelled at this moment does not ask for it
+
+    async def _outcome(
+        self,
+        task: definitions.LaneTask,
+        arguments: dict[str, Any],
+        timeout: float | None,  # noqa: ASYNC109 - as above
+        request_id: str | None,
+        *,
+        bulk: bool,
+    ) -> PeerResult:
         within = timeout or self._timeout or self._app.settings.timeout
         began = time.monotonic()
         identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
         if self._listener is None:
             self._listener = ResultListener(self._app.settings)
         listener = self._listener
-        found: asyncio.Future[str] | None = None
-        while found is None:
-            try:
-                found = await listener.listen(identity, within)
-            except (RedisError, OSError) as error:
-                # A connection that has died without a word was replaced just now: that is worth another try.
-                if not isinstance(error.__cause__, TimeoutError) or time.monotonic() >= began + within:
-                    raise OutcomeUnknown(
-                        f"Redis could not be reached ({reason(error)}); nothing was sent", identity
-                    ) from error
+        try:
+            found = await listener.listen(identity, within)
+        except (RedisError, OSError) as error:
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
         sending = self._in_thread(
             lambda: task.apply_async(
                 kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
@@ -162,7 +184,7 @@ class AsyncGateway:
                 return PeerResult.model_validate(results.decode(record))
             return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 0.8))
         finally:
-            await listener.forget(identity)
+            listener.forget(identity)
 
     async def _stored(self, listener: ResultListener, request_id: str) -> str | None:
         """The outcome of an earlier try with the same request id."""

@@ -1,149 +1,224 @@
-"""Hear of many requests' outcomes in an asyncio program: all over one subscription connection."""
+"""Hear of many requests' outcomes in an asyncio program: all over one subscription connection.
+
+One task alone makes this connection, reads it and closes it; others hand it what is to be sent. redis-py's PubSub is
+not used: whoever sends on it or reads it connects it anew, even one that was just closed, which then nobody closes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from typing import Any, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
+from redis.asyncio.connection import AbstractConnection, SSLConnection
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config import names
 from config.settings import Settings, redis_tls
 
 #: Connections for cancelling and reading results; waiting needs none of them.
 CONNECTIONS = 8
-#: How a subscription shows that its connection is lost; the last two where two tasks find it lost at one time.
-_LOST = (RedisError, OSError, AttributeError, RuntimeError)
+#: Seconds in which a subscription is confirmed.
+CONFIRMED_WITHIN = 1.0
+#: How a connection shows that it is lost; the last where it is closed under its reader.
+_LOST = (RedisError, OSError, AttributeError)
+#: Seconds before a lost connection is made anew.
+_PAUSE = 0.1
+
+
+class _AbruptTLS(SSLConnection):
+    """Closed at once when it is disconnected: asyncio would wait half a minute for the goodbye of a silent server."""
+
+    async def disconnect(self, *arguments: Any, **named: Any) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(*arguments, **named)
 
 
 class ResultListener:
     """Waits for many results on one subscription connection. Belongs to one event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        url, tls = settings.redis_url.get_secret_value(), redis_tls(settings)
-        pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=1, socket_timeout=1.0, socket_connect_timeout=1.0, **tls
+        self._pool = BlockingConnectionPool.from_url(
+            settings.redis_url.get_secret_value(),
+            max_connections=CONNECTIONS,
+            timeout=1,
+            socket_timeout=1.0,
+            socket_connect_timeout=1.0,
+            **redis_tls(settings),
         )
-        self.redis: Redis = Redis.from_pool(pool)  # it closes the pool with itself
-        self._pubsub: PubSub | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._mending: asyncio.Task[None] | None = None
+        if self._pool.connection_class is SSLConnection:
+            self._pool.connection_class = _AbruptTLS
+        self.redis: Redis = Redis.from_pool(self._pool)
+        self._serving: asyncio.Task[None] | None = None
+        #: The subscription connection while it is up, and what is to be sent on it.
+        self._connection: AbstractConnection | None = None
+        self._outbox: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._results: dict[str, asyncio.Future[str]] = {}
+        #: Of these, the ones whose subscription is not confirmed yet: their requests are still to be sent.
         self._confirmed: dict[str, asyncio.Future[None]] = {}
-        self._subscribing = asyncio.Lock()
-        self._url, self._tls = url, tls
+        self._wanted = asyncio.Event()
 
     async def listen(self, request_id: str, within: float) -> asyncio.Future[str]:
         """Subscribe; once this returns, no result of the request can be missed. The future holds its commit record.
 
         Raises:
-            redis.RedisError: Redis cannot be reached, for a second or for as long as ``within`` and a half more.
+            redis.RedisError, OSError: Redis cannot be reached; tried again for ``within`` seconds while it is silent.
         """
         key = names.result_key(request_id)
         loop = asyncio.get_running_loop()
+        until = loop.time() + within
         found = self._results[key] = loop.create_future()
-        confirmed = self._confirmed[key] = loop.create_future()
-        pubsub: PubSub | None = None
         try:
-            async with asyncio.timeout(max(within, 1.0) + 0.5):
-                # One after the other: each of many first subscriptions would open a connection, and keep it.
-                async with self._subscribing:
-                    pubsub = self._pubsub = self._pubsub or self._connect()
-                    await asyncio.wait_for(pubsub.subscribe(key), 1.0)
-                if self._reader is None:
-                    self._reader = loop.create_task(self._read())
-                await asyncio.wait_for(confirmed, 1.0)
-        except _LOST as error:
-            self._results.pop(key, None)
-            self._confirmed.pop(key, None)
-            # A connection that has died without a word stays so: nothing ever comes from it, no error either.
-            if pubsub is self._pubsub and (self._mending is None or self._mending.done()):
-                self._mending = loop.create_task(self._reconnect())
-            raise ConnectionError("Redis did not confirm the subscription") from error
-        return found
+            while True:
+                try:
+                    await self._subscribe(key)
+                    return found
+                except (RedisError, OSError) as error:
+                    if not _silent(error) or loop.time() >= until:
+                        raise
+        except BaseException:
+            self.forget(request_id)
+            raise
 
-    async def forget(self, request_id: str) -> None:
+    async def _subscribe(self, key: str) -> None:
+        loop = asyncio.get_running_loop()
+        confirmed = self._confirmed[key] = loop.create_future()
+        if self._serving is None or self._serving.done():
+            self._serving = loop.create_task(self._serve())
+        self._wanted.set()
+        asked = self._connection
+        self._tell("SUBSCRIBE", key)
+        try:
+            async with asyncio.timeout(CONFIRMED_WITHIN):
+                await confirmed
+        except TimeoutError:
+            # A connection that has died without a word stays so: nothing ever comes from it, no error either.
+            if asked is not None and asked is self._connection:
+                await asked.disconnect(nowait=True)
+            raise
+        finally:
+            self._confirmed.pop(key, None)
+
+    def forget(self, request_id: str) -> None:
         """Stop waiting for a request."""
         key = names.result_key(request_id)
         self._results.pop(key, None)
-        self._confirmed.pop(key, None)
-        if self._pubsub is not None:
-            # Where the connection is lost this would open another: nobody waits for that.
-            with contextlib.suppress(*_LOST):
-                async with asyncio.timeout(0.1):
-                    await self._pubsub.unsubscribe(key)
+        if not self._results:
+            self._wanted.clear()
+        self._tell("UNSUBSCRIBE", key)
 
-    def _connect(self) -> PubSub:
-        # The timeout is for connecting: a quiet subscription is no fault, and is read with a timeout of its own.
-        client: Redis = Redis.from_url(self._url, socket_timeout=1.0, socket_connect_timeout=1.0, **self._tls)
-        return client.pubsub()
+    def _tell(self, command: str, key: str) -> None:
+        """Have this sent. While no connection is up nothing need be: the next begins with all that is waited for."""
+        if self._connection is not None:
+            self._outbox.put_nowait((command, key))
 
-    async def _read(self) -> None:
-        while (pubsub := self._pubsub) is not None:
+    async def _serve(self) -> None:
+        """Own the subscription connection, and its successors while somebody waits."""
+        while True:
+            await self._wanted.wait()
+            connection = self._pool.make_connection()
             try:
-                message = cast(
-                    "dict[str, Any] | None", await pubsub.get_message(ignore_subscribe_messages=False, timeout=1.0)
+                await connection.connect()
+                await self._attend(connection)
+            except _LOST as error:
+                # Who waits for the confirmation learns why there will be none; of a loss it need not know.
+                if self._connection is None or isinstance(error, ResponseError):
+                    self._refuse(error)
+            finally:
+                self._connection = None
+                await connection.disconnect(nowait=True)
+            await asyncio.sleep(_PAUSE)
+
+    async def _attend(self, connection: AbstractConnection) -> None:
+        """Subscribe to all that is waited for; then read, until the connection is lost."""
+        missed = self._results.keys() - self._confirmed.keys()
+        self._connection, self._outbox = connection, asyncio.Queue()
+        for key in self._results:
+            self._tell("SUBSCRIBE", key)
+        sending = asyncio.create_task(self._send(connection))
+        unsure = set(missed)
+        try:
+            while connection.is_connected:
+                heard = cast(
+                    "list[bytes | int] | None",
+                    await connection.read_response(timeout=1.0, disconnect_on_error=False, push_request=True),
                 )
-            except (RedisError, OSError, AttributeError):
-                if pubsub is self._pubsub:
-                    await self._reconnect()
-                continue
-            except RuntimeError:  # not subscribed to anything at the moment
-                await asyncio.sleep(0.01)
-                continue
-            if message is None:
-                continue
-            key = cast("bytes", message["channel"]).decode()
-            if message["type"] == "subscribe":
-                confirmed = self._confirmed.pop(key, None)
-                if confirmed is not None and not confirmed.done():
-                    confirmed.set_result(None)
-            elif message["type"] == "message":
-                self._resolve(key, cast("bytes", message["data"]))
+                match heard:
+                    case [b"subscribe", bytes(channel), int()]:
+                        key = channel.decode()
+                        if (confirmed := self._confirmed.get(key)) is not None and not confirmed.done():
+                            confirmed.set_result(None)
+                        if key in unsure:
+                            unsure.discard(key)
+                            if not unsure:
+                                await self._catch_up(missed)
+                    case [b"message", bytes(channel), bytes(record)]:
+                        self._resolve(channel.decode(), record)
+                    case _:
+                        pass
+        finally:
+            await end([sending])
+
+    async def _send(self, connection: AbstractConnection) -> None:
+        """Send what is in the outbox, all that has come together at once. Where that fails redis-py disconnects."""
+        while True:
+            batch = [await self._outbox.get()]
+            while not self._outbox.empty():
+                batch.append(self._outbox.get_nowait())
+            await connection.send_packed_command(connection.pack_commands(batch), check_health=False)
+
+    async def _catch_up(self, keys: Iterable[str]) -> None:
+        """Look for what was published while no connection was up."""
+        waiting = [key for key in keys if key in self._results]
+        if waiting:
+            records = cast("list[bytes | None]", await self.redis.mget(waiting))
+            for key, record in zip(waiting, records, strict=True):
+                if record is not None:
+                    self._resolve(key, record)
 
     def _resolve(self, key: str, record: bytes) -> None:
         found = self._results.get(key)
         if found is not None and not found.done():
             found.set_result(record.decode(errors="replace"))
 
-    async def _reconnect(self) -> None:
-        """Subscribe anew; then look for what was published in between."""
-        await asyncio.sleep(0.1)
-        with contextlib.suppress(*_LOST):
-            old, self._pubsub = self._pubsub, self._connect()
-            if old is not None:
-                await _let_go(old)
-            waiting = list(self._results)
-            if waiting:
-                await self._pubsub.subscribe(*waiting)
-                records = cast("list[bytes | None]", await self.redis.mget(waiting))
-                for key, record in zip(waiting, records, strict=True):
-                    if record is not None:
-                        self._resolve(key, record)
+    def _refuse(self, error: Exception) -> None:
+        told = error if isinstance(error, (RedisError, OSError)) else ConnectionError(type(error).__name__)
+        for confirmed in self._confirmed.values():
+            if not confirmed.done():
+                confirmed.set_exception(told)
 
     async def close(self) -> None:
-        """Let go of the connections; whoever still waits gets cancelled."""
-        pubsub, self._pubsub = self._pubsub, None
-        for task in (self._reader, self._mending):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-        if pubsub is not None:
-            await _let_go(pubsub)
-        for found in self._results.values():
-            found.cancel()
-        # The pool was handed to the client, which therefore leaves it open.
-        with contextlib.suppress(*_LOST):
-            await self.redis.connection_pool.disconnect()
+        """Close every connection. Nobody may be waiting any more."""
+        serving, self._serving = self._serving, None
+        try:
+            if serving is not None:
+                await end([serving])
+        finally:
+            # The pool was handed to the client, which therefore leaves it open.
+            with contextlib.suppress(*_LOST):
+                await self._pool.disconnect()
 
 
-async def _let_go(pubsub: PubSub) -> None:
-    """Close a subscription and whatever connection it was still making when it was given up."""
-    with contextlib.suppress(*_LOST):
-        await pubsub.aclose()
-    with contextlib.suppress(*_LOST):
-        await pubsub.connection_pool.disconnect()
+def _silent(error: BaseException) -> bool:
+    """Whether Redis gave no answer at all; redis-py tells that on a unix socket as the cause of another error."""
+    return any(isinstance(one, (TimeoutError, RedisTimeoutError)) for one in (error, error.__cause__))
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for their end; what they raise is nobody's any more.
+
+    Once is not enough: on Python 3.11 ``asyncio.wait_for``, by which redis-py sends, forgets that it was cancelled
+    where what it waits for has just come.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        done, left = await asyncio.wait(left, timeout=0.1)
+        for task in done:
+            if not task.cancelled():
+                task.exception()

@@ -166,6 +166,7 @@ class AsyncFleet:
         self._sync = Fleet(self._app)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="peerlane-fleet")
         self._clients: dict[str, AsyncGateway] = {}
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -174,11 +175,11 @@ class AsyncFleet:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the threads and the connections."""
+        """Let go of the threads and close the connections; whoever still waits gets cancelled."""
+        self._closed = True
         self._reader.shutdown(wait=False, cancel_futures=True)
-        for client in self._clients.values():
-            await client.close()
-        self._clients.clear()
+        clients, self._clients = list(self._clients.values()), {}
+        await asyncio.gather(*(client.close() for client in clients))
 
     async def gateways(self) -> list[GatewayInfo]:
         """As Fleet.gateways."""
@@ -194,10 +195,14 @@ class AsyncFleet:
         **wish: Unpack[Wish],
     ) -> PeerResult:
         """As Fleet.create_peer."""
+        if self._closed:
+            raise RuntimeError("this fleet is closed")
         turns = await asyncio.get_running_loop().run_in_executor(
             self._reader, self._sync.turns, public_key, region, where, timeout or self._timeout
         )
         for gateway, left in turns:
+            if self._closed:  # meanwhile: a client made now would be closed by nobody
+                raise asyncio.CancelledError
             if (client := self._clients.get(gateway)) is None:
                 client = self._clients[gateway] = AsyncGateway(gateway, app=self._app)
             try:

@@ -14,6 +14,7 @@ import pytest
 from faultproxy import FaultProxy
 from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
+from loops import run_and_leave_nothing
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
@@ -192,7 +193,7 @@ class TestAnAsyncioProgramWhoseRedisFallsSilent:
                         break
                 return silent, await calls(gateway, 4)
 
-        silent, after = asyncio.run(program())
+        silent, after = run_and_leave_nothing(program)
         assert {found for _, found in silent} <= {OutcomeUnknown, TimedOut}
         assert max(seconds for seconds, _ in silent) < 2.5
         assert {found for _, found in after} == {"created"}
@@ -216,7 +217,7 @@ class TestAnAsyncioProgramThatDidNotGetToRun:
                 with pytest.raises(TimedOut):
                     await waiting
 
-        asyncio.run(program())
+        run_and_leave_nothing(program)
         site.resume()
 
 

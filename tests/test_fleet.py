@@ -12,6 +12,7 @@ from gateways import MakeClient, MakeGateway, MakeSettings, close, new_name
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import some_key
+from loops import run_and_leave_nothing
 from servers import RedisServer
 from sites import peerlane
 from waiting import eventually
@@ -294,7 +295,7 @@ def test_the_asyncio_fleet_places_many_at_once(gateway: MakeGateway, settings: M
             return {result.gateway for result in found}
 
     try:
-        assert asyncio.run(place()) == {one.name}
+        assert run_and_leave_nothing(place) == {one.name}
         assert not list(Gateway(other.name, app=app).peers())
     finally:
         close(app)

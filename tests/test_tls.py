@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from certificates import HERE, Authority, Certificate
 from flowers import flower
 from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
+from loops import run_and_leave_nothing
 from observers import beat, ending
 from servers import RedisServer
 from waiting import eventually
@@ -30,7 +30,7 @@ from config.celery_app import PeerlaneApp
 from config.settings import BadSettings, read
 from tasks import AsyncGateway
 from tasks.acl import users
-from tasks.errors import OutcomeUnknown
+from tasks.errors import OutcomeUnknown, Unavailable
 from workers import functions
 from workers.cli import main
 from workers.lane import EXIT_AWAY
@@ -140,9 +140,36 @@ def test_an_asyncio_client_uses_tls_too(
         async with AsyncGateway("aio", app=app) as gateway:
             return (await gateway.create_peer(some_key())).outcome
 
-    assert asyncio.run(create()) == "created"
+    assert run_and_leave_nothing(create) == "created"
     close(app)
     writer.finish()
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.4, 1.05])
+@pytest.mark.parametrize("known", [True, False], ids=["after-a-call", "at-the-first-call"])
+def test_an_asyncio_client_that_gives_up_on_a_frozen_server_leaves_no_connection(
+    sound: TlsServer, authority: Authority, settings: MakeSettings, moment: float, *, known: bool
+) -> None:
+    app = PeerlaneApp(settings(redis_url=sound.url, redis_ca=authority.certificate))
+
+    async def give_up() -> list[Any]:
+        async with AsyncGateway("nowhere", app=app) as gateway:
+            if known:
+                with pytest.raises(Unavailable):
+                    await gateway.create_peer(some_key())
+            sound.server.pause()
+            asked = [asyncio.create_task(gateway.create_peer(some_key(), timeout=0.5)) for _ in range(4)]
+            await asyncio.sleep(moment)
+            for one in asked[::2]:
+                one.cancel()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    try:
+        ends = run_and_leave_nothing(give_up)
+    finally:
+        sound.server.resume()
+        close(app)
+    assert {type(end) for end in ends} <= {asyncio.CancelledError, OutcomeUnknown}
 
 
 def test_with_users_functions_client_certificates_beat_and_flower_everything_is_as_it_was(
@@ -241,8 +268,6 @@ def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Bad, dict[str, Any]
     assert "nothing was sent" in str(caught.value)
 
 
-# asyncio leaves the transport of a handshake that failed to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_asyncio_client_is_told_too(bad: tuple[Bad, dict[str, Any]], settings: MakeSettings) -> None:
     app = PeerlaneApp(settings(**bad[1]))
 
@@ -251,9 +276,8 @@ def test_an_asyncio_client_is_told_too(bad: tuple[Bad, dict[str, Any]], settings
             await gateway.create_peer(some_key(), timeout=2)
 
     with pytest.raises(OutcomeUnknown, match="nothing was sent"):
-        asyncio.run(create())
+        run_and_leave_nothing(create)
     close(app)
-    gc.collect()
 
 
 def test_a_writer_says_why_and_ends_without_a_traceback(bad: tuple[Bad, dict[str, Any]], tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""An asyncio program run so that a connection it leaves open fails the test that left it, not some later one."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+def run_and_leave_nothing(program: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """What the program returns. AssertionError if it has not closed every connection by then."""
+    selector = selectors.DefaultSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        found = runner.run(program())
+        left = [key.data for key in selector.get_map().values()]
+        assert len(left) == 1, f"beside the loop's own there are connections left: {left}"
+    # What was dropped unclosed tells of it when it is collected: a warning, and so a failure.
+    gc.collect()
+    return found
