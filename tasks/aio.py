@@ -25,6 +25,7 @@ from tasks.aio_listening import ResultListener, end
 from tasks.awaiting import GRACE
 from tasks.client import Gateway, GatewayInfo, create_arguments
 from tasks.connection import reason
+from tasks.draining import Switched
 from tasks.errors import OutcomeUnknown, TimedOut
 from tasks.lanes import TOMBSTONE_MARGIN
 from tasks.model import Peer, PeerResult
@@ -103,6 +104,14 @@ class AsyncGateway:
     ) -> PeerResult:
         """As Gateway.delete_peer."""
         return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+
+    async def drain(self) -> Switched:
+        """As Gateway.drain."""
+        return await self._in_thread(self._sync.drain)
+
+    async def resume(self) -> Switched:
+        """As Gateway.resume."""
+        return await self._in_thread(self._sync.resume)
 
     async def info(self) -> GatewayInfo:
         """As Gateway.info."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from faultproxy import FaultProxy
-from gateways import MakeGateway, MakeSettings, close, new_name
+from gateways import MakeClient, MakeGateway, MakeSettings, close, new_name
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
@@ -18,7 +18,7 @@ from waiting import Stopwatch, eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import AsyncFleet, AsyncGateway, Gateway
-from tasks.errors import OutcomeUnknown, PeerlaneError
+from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, Unavailable
 
 #: Seconds after which a program gives up: while it connects, is subscribed, waits, asks for the last word.
 MOMENTS = (0.0, 0.05, 0.6, 1.05, 1.6)
@@ -238,3 +238,38 @@ def test_a_user_who_may_not_listen_is_told_so_at_once(
     with pytest.raises(OutcomeUnknown, match="may not do that"):
         run_and_leave_nothing(ask)
     assert watch.seconds < 30
+
+
+# What it can do
+
+
+def test_it_drains_and_resumes_a_gateway(
+    gateway: MakeGateway, client: MakeClient, make_app: Callable[..., PeerlaneApp]
+) -> None:
+    site, app = gateway(), make_app()
+
+    async def drain_it() -> None:
+        async with AsyncGateway(site.name, app=app) as lane:
+            drained = await lane.drain()
+            assert (drained.gateway, drained.before, drained.after) == (site.name, "active", "draining")
+            with pytest.raises(Draining):
+                await lane.create_peer(some_key())
+            assert (await lane.drain()).before == "draining"
+            resumed = await lane.resume()
+            assert (resumed.before, resumed.after) == ("draining", "active")
+            assert (await lane.create_peer(some_key())).outcome == "created"
+
+    run_and_leave_nothing(drain_it)
+    assert client(site).info().state == "active"
+
+
+def test_it_drains_no_gateway_into_being(redis_server: RedisServer, make_app: Callable[..., PeerlaneApp]) -> None:
+    name, app = new_name(), make_app()
+
+    async def drain_it() -> None:
+        async with AsyncGateway(name, app=app) as lane:
+            with pytest.raises(Unavailable, match="no gateway"):
+                await lane.drain()
+
+    run_and_leave_nothing(drain_it)
+    assert not redis_server.redis.exists(names.gateway_key(name))
