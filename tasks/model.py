@@ -186,11 +186,22 @@ class Peer(Wire):
     labels: Labels = Field(default_factory=dict)
     pinned: bool = False
     created_at: int = 0
+    #: When this gateway took the peer over, where an import has dated it back.
+    imported_at: int | None = None
 
     def record(self) -> str:
         """The stored record (JSON)."""
         found: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(p) for p in self.allowed_ips]}
-        for name in ("preshared_key", "keepalive", "ttl", "expires_at", "labels", "pinned", "created_at"):
+        for name in (
+            "preshared_key",
+            "keepalive",
+            "ttl",
+            "expires_at",
+            "labels",
+            "pinned",
+            "created_at",
+            "imported_at",
+        ):
             if value := getattr(self, name):
                 found[name] = value
         return json.dumps(found, separators=(",", ":"))

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from waiting import eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import definitions
+from tasks.connection import connect
 from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
 from tasks.export import render_export
 from tasks.imports import (
@@ -34,6 +35,8 @@ from tasks.imports import (
 from tasks.keys import make_key_pair, make_preshared_key
 from tasks.model import Peer
 from tasks.prefix import Prefix
+from workers.roster import Roster
+from workers.sweep import Limits, Sight, decide
 
 
 @pytest.fixture
@@ -70,6 +73,11 @@ def peer_lines(key: str, allowed_ips: str, *more: str) -> tuple[str, ...]:
     return ("[Peer]", f"PublicKey = {key}", f"AllowedIPs = {allowed_ips}", *more)
 
 
+def as_wished(found: Iterable[Peer]) -> dict[str, Peer]:
+    """By public key, without what only the gateway knows of them."""
+    return {peer.public_key: peer.model_copy(update={"imported_at": None}) for peer in found}
+
+
 def stored(server: RedisServer, gateway: GatewayProcess) -> dict[str, str]:
     """Everything of the gateway's peers that Redis holds."""
     found = server.redis.hgetall(names.peers_key(gateway.name)), server.redis.hgetall(names.addresses_key(gateway.name))
@@ -83,7 +91,7 @@ def test_every_property_of_a_peer_comes_in(gateway: MakeGateway, client: MakeCli
     iad, wanted = gateway(), peers(40)
     done = import_file(rendered(wanted), iad.name, app=app)
     assert done == Imported(outcome="imported", gateway=iad.name, created=40, existing=0)
-    assert {peer.public_key: peer for peer in client(iad).peers()} == {peer.public_key: peer for peer in wanted}
+    assert as_wished(client(iad).peers()) == as_wished(wanted)
 
 
 def test_an_export_is_read_back_by_another_gateway_to_the_same_state(
@@ -97,7 +105,22 @@ def test_an_export_is_read_back_by_another_gateway_to_the_same_state(
     elsewhere = PeerlaneApp(settings(redis_url=own_redis.url))
     assert import_file(text, other.name, app=elsewhere).created == 40
     close(elsewhere)
-    assert sorted(target.peers(), key=repr) == sorted(source.peers(), key=repr)
+    assert as_wished(target.peers()) == as_wished(source.peers())
+
+
+def test_a_peer_that_a_file_dates_back_is_not_taken_for_one_that_never_came(
+    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer, settings: MakeSettings
+) -> None:
+    iad, (old,) = gateway(), peers(1)
+    import_file(rendered([old]), iad.name, app=app)
+    redis = connect(settings())
+    found = Roster(redis, iad.name).read()
+    redis.close()
+    assert found[old.public_key].created_at == old.created_at
+    now = int(redis_server.redis.time()[0])
+    watched = Sight(found, complete=True, since=0)
+    assert decide(found, {}, now, Limits(), watched) == []
+    assert [victim.reason for victim in decide(found, {}, now + 86_401, Limits(), watched)] == ["never"]
 
 
 def test_importing_twice_changes_nothing(gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer) -> None:
@@ -293,7 +316,7 @@ def test_a_writer_killed_in_the_middle_leaves_all_or_nothing(
     found = {peer.public_key: peer for peer in client(iad).peers()}
     if isinstance(outcome, Imported):
         assert point in ("after_commit", "before_acknowledge")
-        assert found == {peer.public_key: peer for peer in wanted}
+        assert as_wished(found.values()) == as_wished(wanted)
     else:
         assert point in ("before_apply", "after_apply", "before_commit")
         assert not stored(redis_server, iad)

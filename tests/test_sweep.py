@@ -62,6 +62,14 @@ def test_a_peer_made_anew_is_not_judged_by_what_its_key_did_before() -> None:
     assert reasons(Life(NOW - 2 * DAY, None, pinned=False), seen_at(NOW - 90 * DAY)) == ["never"]
 
 
+def test_an_imported_peer_has_its_grace_from_its_import_on_however_old_it_is() -> None:
+    def imported(moment: int) -> Life:
+        return Life(NOW - 90 * DAY, None, pinned=False, imported_at=moment)
+
+    assert reasons(imported(NOW - DAY), None) == []
+    assert reasons(imported(NOW - DAY - 1), None) == ["never"]
+
+
 def test_a_pinned_peer_is_never_stale() -> None:
     for seen in (None, seen_at(NOW - 90 * DAY)):
         assert reasons(Life(1, NOW - 1, pinned=True), seen) == []

@@ -165,7 +165,7 @@ def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
     taken = [entry.wish(wish.gateway, known[key]) for key, entry in staged.items()]
     wishes = _live(table, device) if wish.live else taken
     plans, refused = plan_many(table, wishes, now=ground.now, state=ground.state)
-    plans = [_dated(plan, staged.get(plan.public_key), refused) for plan in plans]
+    plans = [_dated(plan, staged.get(plan.public_key), refused, ground.now) for plan in plans]
     for error in refused.values():
         if isinstance(error, (Draining, PoolExhausted)):
             raise type(error)(f"nothing was imported: {error}")
@@ -241,13 +241,15 @@ def _live(table: PeerTable, device: Mapping[str, DevicePeer]) -> list[CreatePeer
     return [adoptable(table.policy.gateway, held) for held in unknown if held.allowed_ips]
 
 
-def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError]) -> Plan:
+def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError], now: int) -> Plan:
     """The plan with the times that an import names instead of those it would have by itself."""
     if entry is None or plan.after is None:
         return plan
     named = {"expires_at": entry.expires_at, "created_at": entry.created_at}
     if plan.outcome == "created":
         times = {name: value for name, value in named.items() if value is not None}
+        if entry.created_at is not None:
+            times["imported_at"] = now  # it is new here, however old it is: its client has yet to come
         return replace(plan, after=plan.after.model_copy(update=times))
     if entry.expires_at not in (None, plan.after.expires_at):
         refused[plan.public_key] = Conflict("the peer is there already with another expires_at")

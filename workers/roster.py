@@ -20,6 +20,7 @@ class Life(NamedTuple):
     created_at: int
     expires_at: int | None
     pinned: bool
+    imported_at: int | None = None
 
 
 class Roster:
@@ -58,4 +59,4 @@ def _life(key: str, record: bytes) -> Life | None:
         peer = Peer.from_record(key, record)
     except (ValueError, StorageError):
         return None
-    return Life(peer.created_at, peer.expires_at, peer.pinned)
+    return Life(peer.created_at, peer.expires_at, peer.pinned, peer.imported_at)

@@ -2,7 +2,8 @@
 
 The rules, in order: a pinned peer is never stale. One whose time is up is. The others are judged by their counters, and
 only where those are known, were watched for a while (they begin anew with the device), and show the peer itself: one
-that never handshaked since it was made, after a grace; one not seen for long. «Never» is a fact of its own, not 1970.
+that never handshaked since it was made or imported, after a grace; one not seen for long. «Never» is a fact of its
+own, not 1970.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class Mortal(Protocol):
     def expires_at(self) -> int | None: ...
     @property
     def pinned(self) -> bool: ...
+    @property
+    def imported_at(self) -> int | None: ...
 
 
 class Victim(NamedTuple):
-    """A stale peer. ``since``: when it expired, was made (never) or was last seen (idle)."""
+    """A stale peer. ``since``: when it expired, was made or imported (never), or was last seen (idle)."""
 
     public_key: str
     reason: Reason
@@ -117,8 +120,9 @@ def decide(
             # Seen before this peer was made: that was an earlier one with the same key.
             at = known.last_seen if known is not None and known.last_seen >= peer.created_at else 0
             if at == 0:
-                if limits.never_after and now - peer.created_at > limits.never_after:
-                    victims.append(Victim(key, "never", peer.created_at, peer.created_at))
+                since = max(peer.created_at, peer.imported_at or 0)
+                if limits.never_after and now - since > limits.never_after:
+                    victims.append(Victim(key, "never", peer.created_at, since))
             elif limits.idle_after and now - at > limits.idle_after:
                 victims.append(Victim(key, "idle", peer.created_at, at))
     victims.sort(key=lambda victim: (victim.reason != "expired", victim.since))
