@@ -25,6 +25,8 @@ from tasks.model import (
 SLICE = 64
 #: Peers in one import; it is one commit, so this bounds how long Redis and the writer are busy with it.
 MAX_IMPORT = 20_000
+#: Peers that an import of a live device lists of each kind; the rest is counted.
+LISTED = 1_000
 
 Reason = Literal["expired", "never", "idle"]
 
@@ -76,6 +78,10 @@ class ImportPeers(Wire):
     #: SHA-256 of the staged entries, each followed by a newline, in hex.
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     live: bool = False
+    #: Of the live device: leave peers without allowed IPs on it, unknown to Redis. Otherwise they refuse the import.
+    leave_out: bool = False
+    #: Of the live device: say what would be done, and do nothing.
+    dry_run: bool = False
     deadline: Deadline | None = None
 
     def model_post_init(self, context: Any, /) -> None:
@@ -83,6 +89,8 @@ class ImportPeers(Wire):
         staged = (self.token, self.count, self.digest)
         if self.live == any(part is not None for part in staged) or (not self.live and None in staged):
             raise ValueError("an import names token, count and digest of what was staged, or is live")
+        if not self.live and (self.leave_out or self.dry_run):
+            raise ValueError("leave_out and dry_run are for an import of the live device")
 
 
 class StagedPeer(Wire):

@@ -75,6 +75,31 @@ class ImportClash(Conflict):
         return {**super().as_dict(), "conflicts": told}
 
 
+class NotTaken(BaseModel):
+    """A peer of a live device that is not taken over, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    public_key: str
+    #: ``no_allowed_ips``, or an error's code.
+    kind: str
+    message: str
+
+
+class AdoptionClash(Conflict):
+    """Peers of the live device cannot be taken over; nothing was imported."""
+
+    def __init__(self, found: Sequence[NotTaken], unlisted: int = 0) -> None:
+        first, count = found[0], len(found) + unlisted
+        more = f"; and {count - 1} more" if count > 1 else ""
+        super().__init__(f"nothing was imported: {first.public_key}: {first.message}{more}")
+        self.not_taken, self.unlisted = tuple(found), unlisted
+
+    def as_dict(self) -> dict[str, object]:
+        told = {"conflicts": [one.model_dump() for one in self.not_taken], "unlisted": self.unlisted}
+        return {**super().as_dict(), **told}
+
+
 class Imported(BaseModel):
     """What an import came to."""
 
@@ -86,6 +111,10 @@ class Imported(BaseModel):
     created: int
     #: Peers that were there already, as the file has them.
     existing: int
+    #: Of a live device: peers without allowed IPs, which stay on it and which Redis does not know.
+    left_out: tuple[NotTaken, ...] = ()
+    #: Peers beyond those listed.
+    unlisted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +170,37 @@ def import_file(
     return carry_out(found, app=app, timeout=timeout)
 
 
-def import_live(gateway: str, *, app: PeerlaneApp | None = None, timeout: float = TIMEOUT) -> Imported:
+def import_live(
+    gateway: str,
+    *,
+    app: PeerlaneApp | None = None,
+    leave_out: bool = False,
+    dry_run: bool = False,
+    timeout: float = TIMEOUT,
+) -> Imported:
     """Take over the peers that the live device holds and Redis does not know: all of them, or none.
 
+    Peers without allowed IPs cannot be Peerlane's. They refuse the import, unless ``leave_out`` says to leave them on
+    the device: then they are listed, and PEERLANE_UNKNOWN_PEERS says what becomes of them.
+
     Raises:
-        Conflict: names those that cannot be taken, and why.
+        AdoptionClash: lists those that cannot be taken, and why; a ``dry_run`` too.
         PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
     task = definitions.task_of(app or definitions.app, names.IMPORT_PEERS)
-    sent = task.apply_async(kwargs={"gateway": gateway, "live": True}, expires=timeout)
-    return Imported.model_validate(sent.get(timeout=timeout))
+
+    def ask(**flags: bool) -> dict[str, Any]:
+        sent = task.apply_async(kwargs={"gateway": gateway, "live": True, **flags}, expires=timeout)
+        return sent.get(timeout=timeout)
+
+    would = ask(dry_run=True)
+    wrong = [NotTaken.model_validate(one) for one in would["conflicts"]]
+    if not leave_out:
+        wrong += [NotTaken.model_validate(one) for one in would["left_out"]]
+    if wrong:
+        raise AdoptionClash(wrong, int(would["unlisted"]))
+    # What comes onto the device in between is judged by the writer.
+    return Imported.model_validate(would if dry_run else ask(leave_out=leave_out))
 
 
 def _read(data: bytes) -> ParsedConf:

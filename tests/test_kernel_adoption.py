@@ -6,15 +6,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confs import rendered
 from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import key_number
+from observers import Observer, ending
 from servers import RedisServer
 from sites import ENDPOINT, Sites, peerlane, sites, steady_ping
 from waiting import Stopwatch
 
+from config import names
 from tasks.keys import KeyPair, make_key_pair, make_preshared_key
 from tasks.model import Peer
 from tasks.prefix import Prefix
@@ -112,6 +115,47 @@ def test_a_running_device_is_adopted_without_one_lost_packet(
     conf = parse_conf(exported.encode())
     assert not conf.problems
     assert {one.peer.public_key: one.peer.model_copy(update={"created_at": 0}) for one in conf.peers} == wanted
+
+
+def test_peers_without_allowed_ips_are_told_before_anything_is_taken_or_lost(
+    live: LiveDevice, gateway: MakeGateway, redis_server: RedisServer
+) -> None:
+    bare = [key_number(MANY + number) for number in range(1, 4)]
+    for key in bare:
+        live.hosts.on_gateway("wg", "set", "wg0", "peer", key)
+    before = live.shown()
+    site = start(gateway, live)
+
+    def ask(*words: str, expect: int = 0) -> Any:
+        return peerlane("gateway", "import", site.name, "--live", *words, redis_url=redis_server.url, expect=expect)
+
+    for words in ((), ("--dry-run",)):
+        refused = ask(*words, expect=1)["error"]
+        assert {one["public_key"]: one["message"] for one in refused["conflicts"]} == dict.fromkeys(
+            bare, "it has no allowed IPs"
+        )
+        assert live.shown() == before
+        assert not redis_server.redis.exists(names.peers_key(site.name)), "nothing was imported"
+    would = ask("--leave-out", "--dry-run")
+    assert (would["outcome"], would["created"], len(would["left_out"])) == ("would_import", MANY, 3)
+    assert not redis_server.redis.exists(names.peers_key(site.name))
+
+    done = ask("--leave-out")
+    assert (done["outcome"], done["created"]) == ("imported", MANY)
+    assert sorted(one["public_key"] for one in done["left_out"]) == sorted(bare)
+    assert live.shown() == before, "they are on the device still"
+    report = _reconciled(site, redis_server)
+    assert live.shown() == before, "and no reconciliation of this writer's takes them away"
+    assert report["found"] == {"unknown": 3}
+    for key in bare:
+        live.hosts.on_gateway("wg", "set", "wg0", "peer", key, "remove")
+    assert ask()["left_out"] == []
+
+
+def _reconciled(site: GatewayProcess, server: RedisServer) -> Any:
+    observer = Observer(site)
+    with ending(observer):
+        return peerlane("gateway", "reconcile", site.name, redis_url=server.url)
 
 
 def test_a_device_whose_key_is_another_than_the_files_is_left_alone(live: LiveDevice, gateway: MakeGateway) -> None:

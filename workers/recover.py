@@ -11,10 +11,11 @@ from tasks.errors import PeerlaneError
 from tasks.model import CreatePeer, Peer
 from tasks.prefix import Prefix
 from workers import failpoints
+from workers.adoption import adoptable
 from workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
 from workers.plan import PeerTable, Plan, Policy, as_set_peer
 from workers.reconcile import Drift, counted, drifts
-from workers.requests import adoptable, plan_many
+from workers.requests import plan_many
 from workers.store import Loaded
 
 log = logging.getLogger(__name__)

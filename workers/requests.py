@@ -16,6 +16,7 @@ from tasks.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
 from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from tasks.model import CreatePeer, DeletePeer, Peer, parse
 from tasks.sealing import Sealing, Unsealable
+from workers.adoption import NO_ALLOWED_IPS, strangers, summary
 from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from workers.plan import PeerTable, Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
 
@@ -163,8 +164,16 @@ def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
     staged = {} if wish.live else _staged(ground, wish)
     known = {key: None if key in table.foreign else table.peers.get(key) for key in staged}
     taken = [entry.wish(wish.gateway, known[key]) for key, entry in staged.items()]
-    wishes = _live(table, device) if wish.live else taken
+    found = strangers(table, device) if wish.live else None
+    wishes = found.wishes if found is not None else taken
     plans, refused = plan_many(table, wishes, now=ground.now, state=ground.state)
+    if found is not None:
+        refused |= found.refused
+        if wish.dry_run:
+            told = summary("would_import", wish.gateway, plans, found, refused)
+            return Decision((), (), told, wish.deadline or 0)
+        if not wish.leave_out:
+            refused |= dict.fromkeys(found.left_out, Invalid(NO_ALLOWED_IPS))
     plans = [_dated(plan, staged.get(plan.public_key), refused, ground.now) for plan in plans]
     for error in refused.values():
         if isinstance(error, (Draining, PoolExhausted)):
@@ -173,12 +182,12 @@ def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
         named = "; ".join(f"{key}: {error}" for key, error in list(refused.items())[:NAMED_CONFLICTS])
         more = len(refused) - NAMED_CONFLICTS
         raise Conflict(f"nothing was imported: {named}" + (f"; and {more} more" if more > 0 else ""))
-    result = {
-        "outcome": "imported",
-        "gateway": wish.gateway,
-        "created": sum(plan.outcome == "created" for plan in plans),
-        "existing": sum(plan.outcome == "existing" for plan in plans),
-    }
+    if found is not None:
+        result = summary("imported", wish.gateway, plans, found, {})
+    else:
+        outcomes = [plan.outcome for plan in plans]
+        counts = {"created": outcomes.count("created"), "existing": outcomes.count("existing")}
+        result = {"outcome": "imported", "gateway": wish.gateway, **counts}
     return Decision(tuple(plans), differing(_changes(plans), device), result, wish.deadline or 0)
 
 
@@ -216,29 +225,6 @@ def differing(changes: Sequence[Change], device: Mapping[str, DevicePeer]) -> tu
 def _holds(device: Mapping[str, DevicePeer], wanted: SetPeer) -> bool:
     held = device.get(wanted.public_key)
     return held is not None and wanted == SetPeer(held.public_key, held.allowed_ips, held.preshared_key, held.keepalive)
-
-
-def adoptable(gateway: str, held: DevicePeer) -> CreatePeer:
-    """The wish that would have made a peer which the device holds.
-
-    Raises:
-        Invalid: no wish makes such a peer, for example one without allowed IPs.
-    """
-    return parse(
-        CreatePeer,
-        {
-            "gateway": gateway,
-            "public_key": held.public_key,
-            "allowed_ips": tuple(held.allowed_ips),
-            "preshared_key": held.preshared_key,
-            "keepalive": held.keepalive,
-        },
-    )
-
-
-def _live(table: PeerTable, device: Mapping[str, DevicePeer]) -> list[CreatePeer]:
-    unknown = [held for key, held in device.items() if key not in table.peers or key in table.foreign]
-    return [adoptable(table.policy.gateway, held) for held in unknown if held.allowed_ips]
 
 
 def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError], now: int) -> Plan:

@@ -1,0 +1,120 @@
+"""Peers of a live device that cannot be taken over are told, one by one, and refuse the rest unless left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keys import key_number
+
+from tasks.bulk import LISTED
+from tasks.errors import Conflict, Invalid
+from tasks.imports import AdoptionClash, Imported, NotTaken
+from tasks.prefix import Prefix
+from workers.adoption import NO_ALLOWED_IPS
+from workers.dataplane import DevicePeer
+from workers.plan import PeerTable, Policy
+from workers.requests import Decision, Ground, import_peers
+
+POLICY = Policy("iad", key_number(9_999), (Prefix.parse("10.8.0.0/16"),))
+
+
+def held(number: int, *allowed_ips: str) -> DevicePeer:
+    return DevicePeer(key_number(number), None, 0, frozenset(map(Prefix.parse, allowed_ips)))
+
+
+def plan(peers: Iterable[DevicePeer], table: PeerTable | None = None, **flags: bool) -> Decision:
+    """What the writer decides on a live import of a device that holds ``peers``."""
+    device = {peer.public_key: peer for peer in peers}
+    ground = Ground(table or PeerTable(POLICY), 1, "active", {}, lambda: device, lambda _: [])
+    return import_peers(ground, {"gateway": "iad", "live": True, **flags})
+
+
+def keys(listed: Iterable[dict[str, Any]]) -> set[str]:
+    return {one["public_key"] for one in listed}
+
+
+WITHOUT, WITH = [held(1), held(2)], [held(3, "10.8.0.3/32"), held(4, "10.8.0.4/32")]
+
+
+def test_a_peer_without_allowed_ips_refuses_the_import_by_name() -> None:
+    with pytest.raises(Conflict, match=f"nothing was imported: .*{NO_ALLOWED_IPS}") as refused:
+        plan([*WITHOUT, *WITH])
+    assert all(peer.public_key in str(refused.value) for peer in WITHOUT)
+
+
+def test_left_out_it_is_listed_and_the_others_are_taken() -> None:
+    decision = plan([*WITHOUT, *WITH], leave_out=True)
+    assert {one.public_key for one in decision.plans} == {peer.public_key for peer in WITH}
+    assert decision.result["created"] == 2
+    assert decision.result["left_out"] == [
+        {"public_key": key, "kind": "no_allowed_ips", "message": NO_ALLOWED_IPS}
+        for key in sorted(peer.public_key for peer in WITHOUT)
+    ]
+    assert decision.changes == (), "the device is not touched"
+
+
+def test_a_dry_run_lists_all_and_does_nothing() -> None:
+    outside = held(5, "192.168.0.1/32")
+    decision = plan([*WITHOUT, *WITH, outside], dry_run=True)
+    assert (decision.plans, decision.changes) == ((), ())
+    assert decision.result["outcome"] == "would_import"
+    assert decision.result["created"] == 2
+    assert keys(decision.result["left_out"]) == {peer.public_key for peer in WITHOUT}
+    (conflict,) = decision.result["conflicts"]
+    assert (conflict["public_key"], conflict["kind"]) == (outside.public_key, "invalid")
+    assert "192.168.0.1/32" in conflict["message"]
+
+
+def test_leaving_out_is_for_those_without_allowed_ips_alone() -> None:
+    with pytest.raises(Conflict, match=r"192\.168\.0\.1/32"):
+        plan([*WITH, held(5, "192.168.0.1/32")], leave_out=True)
+
+
+def test_what_redis_knows_is_no_stranger() -> None:
+    table = PeerTable(POLICY)
+    for one in plan(WITH).plans:
+        assert one.after is not None
+        table.put(one.after)
+    assert plan(WITH, table).result["created"] == 0
+    assert plan(WITH, table, dry_run=True).result["created"] == 0
+
+
+def test_a_long_list_is_cut_and_the_rest_counted() -> None:
+    result = plan([held(number) for number in range(LISTED + 7)], leave_out=True).result
+    assert (len(result["left_out"]), result["unlisted"]) == (LISTED, 7)
+
+
+@pytest.mark.parametrize("flag", ["leave_out", "dry_run"])
+def test_these_words_are_for_a_live_device(flag: str) -> None:
+    ground = Ground(PeerTable(POLICY), 1, "active", {}, dict, lambda _: [])
+    with pytest.raises(Invalid, match="for an import of the live device"):
+        import_peers(ground, {"gateway": "iad", "token": "t", "count": 1, "digest": "0" * 64, flag: True})
+
+
+@given(st.sets(st.integers(1, 40), max_size=12), st.sets(st.integers(1, 40), max_size=12))
+def test_every_stranger_is_either_taken_or_told(with_ips: set[int], without: set[int]) -> None:
+    peers = [held(n, f"10.8.1.{n}/32") for n in with_ips] + [held(n) for n in without - with_ips]
+    decision = plan(peers, leave_out=True)
+    taken = {one.public_key for one in decision.plans}
+    told = keys(decision.result["left_out"])
+    assert taken | told == {peer.public_key for peer in peers}
+    assert not taken & told
+
+
+def test_the_refusal_is_a_document_with_every_key() -> None:
+    found = [NotTaken(public_key=key_number(n), kind="no_allowed_ips", message=NO_ALLOWED_IPS) for n in (1, 2)]
+    told = AdoptionClash(found, 3).as_dict()
+    assert (told["code"], told["unlisted"]) == ("conflict", 3)
+    assert told["conflicts"] == [one.model_dump() for one in found]
+    assert str(told["message"]).endswith("; and 4 more")
+
+
+def test_the_result_gives_the_list_on() -> None:
+    result = dict(plan([*WITHOUT, *WITH], leave_out=True).result)
+    assert [one.public_key for one in Imported.model_validate(result).left_out] == [
+        one["public_key"] for one in result["left_out"]
+    ]
