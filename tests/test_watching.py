@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 from devices import memory_rig, prefixes
-from gateways import MakeSettings, new_name
+from gateways import MakeSettings, close, new_name
 from keys import key_number
 from redis import Redis
 
 from config import names
+from config.celery_app import PeerlaneApp
 from tasks.connection import connect
 from tasks.errors import KernelError
+from tasks.model import Peer
+from tasks.prefix import Prefix
+from tasks.upkeep import SweepGateway
 from workers import watching
 from workers.dataplane import RemovePeer, SetPeer
 from workers.dataplane.counters import PeerCounters
 from workers.dataplane.memory import MemoryDataPlane
-from workers.seen import decode
-from workers.watching import Counted
+from workers.errands import Errands
+from workers.seen import Seen, decode, encode
+from workers.sweep import Limits
+from workers.sweeping import Sweeper
+from workers.watching import Clock, Counted
 
 ONE, TWO = key_number(1), key_number(2)
 NOW = 1_800_000_000
@@ -159,6 +167,35 @@ def test_a_reading_that_fails_says_why_and_the_next_one_makes_it_good(watched: W
     assert counted.trouble is None
     assert counted.sight is not None
     assert counted.sight.since == NOW
+
+
+def test_a_restore_beside_a_running_observer_brings_back_when_peers_were_seen(
+    watched: Watched, settings: MakeSettings
+) -> None:
+    record = Peer(public_key=ONE, allowed_ips=(Prefix.parse("10.8.0.2"),), created_at=1).record()
+    now = int(watched.redis.time()[0])
+    app = PeerlaneApp(settings())
+    counted = watched.counted()
+    sweeper = Sweeper(
+        redis=watched.redis,
+        gateway=watched.name,
+        limits=Limits(start_grace=0),
+        clock=Clock(watched.redis, watched.name),
+        counted=counted,
+        errands=Errands(app, watched.name),
+    )
+
+    def stale() -> dict[str, int]:
+        report = sweeper.sweep(SweepGateway(gateway=watched.name, dry_run=True), lambda _: True)
+        return cast("dict[str, int]", report["stale"])
+
+    assert stale() == {}
+    # What `gateway restore` puts in place.
+    watched.redis.hset(names.seen_key(watched.name), ONE, encode(Seen(now - 3600, 1, 1, 5, 1, 1)))
+    watched.redis.hset(names.peers_key(watched.name), ONE, record)
+    assert stale() == {}
+    assert counted.seen[ONE].last_seen == now - 3600
+    close(app)
 
 
 def test_an_interrupted_reading_is_complete_once_it_shows_all_who_matter(watched: Watched) -> None:

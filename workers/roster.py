@@ -30,6 +30,9 @@ class Roster:
         self._redis, self._key = redis, names.peers_key(gateway)
         #: Public key → (hash of the record, what it says).
         self._known: dict[str, tuple[int, Life]] = {}
+        #: Whom the last reading showed and the one before did not; nobody at the first one.
+        self.newcomers: list[str] = []
+        self._read = False
 
     def read(self) -> dict[str, Life]:
         """Every peer whose record this program understands: what it does not understand, it has no opinion on.
@@ -49,7 +52,8 @@ class Roster:
                     found[key] = (hash(record), life)
             if cursor == 0:
                 break
-        self._known = found
+        self.newcomers = [key for key in found if key not in self._known] if self._read else []
+        self._known, self._read = found, True
         return {key: life for key, (_, life) in found.items()}
 
 

@@ -111,6 +111,7 @@ class Sweeper:
         counted = self.counted
         if counted is None:
             return judge(peers, {}, now, self.limits, None, held=held, force=force)
+        counted.recall(self._roster.newcomers)
         for _ in range(TRIES):
             counted.read(now)
             counted.complete_with(peers)

@@ -69,6 +69,19 @@ class Counted:
         if unreadable:
             log.warning("gateway %s: %d entries of activity are not readable and begin anew", self._gateway, unreadable)
 
+    def recall(self, newcomers: Collection[str]) -> None:
+        """Look up who has come to this gateway since the last look: a restore brings peers and what they did before.
+
+        Raises redis.RedisError.
+        """
+        for keys in _slices([key for key in newcomers if key not in self.seen]):
+            pipe = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipe.hget(self._key, key)
+            for key, stored in zip(keys, cast("list[bytes | None]", pipe.execute()), strict=True):
+                if stored is not None and (found := decode(stored)) is not None:
+                    self.seen[key] = found
+
     def read(self, now: int) -> None:
         """Read all counters; ``now`` is in seconds on Redis' clock. What goes wrong is in ``trouble``."""
         self.read_at = time.monotonic()
