@@ -35,7 +35,7 @@ from waiting import eventually
 from config import names
 from config.settings import read
 from tasks.lanes import Lanes, LaneState
-from workers import gateway as product
+from workers.device import device_spec
 
 Plane = Literal["kernel", "memory"]
 
@@ -216,7 +216,7 @@ class Site:
     def on_device(self) -> tuple[dict[str, Held], frozenset[str]]:
         """Peers and per-peer routes, as the device holds them; looked at from outside."""
         if self.plane == "memory":
-            spec, _, _ = product.device_spec(
+            spec, _, _ = device_spec(
                 read(gateway=self.name, private_key_file=self.directory / "private.key", serves=SERVES)
             )
             peers, routes = fault_device.look(self.device_file, spec)
