@@ -59,6 +59,12 @@ def expire(redis_server: RedisServer, gateway: GatewayProcess, *keys: str) -> No
         redis_server.redis.hset(names.peers_key(gateway.name), key, json.dumps(record))
 
 
+def await_expiry(redis_server: RedisServer, peers: Gateway) -> None:
+    """Return once every peer that has a time has run out of it."""
+    last = max(peer.expires_at or 0 for peer in peers.peers())
+    eventually(lambda: int(redis_server.redis.time()[0]) >= last, "the peers to expire")
+
+
 def sweep_when_expired(app: PeerlaneApp, name: str, count: int, **options: Any) -> dict[str, Any]:
     """Sweep, once that many peers have expired."""
     eventually(
@@ -113,12 +119,13 @@ def test_without_a_writer_a_sweep_removes_nothing_and_says_so(
 
 
 def test_a_sweep_of_most_peers_is_refused_with_an_alarm_until_it_is_forced(
-    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     writer = gateway()
     peers = client(writer)
     staying = set(fill(peers, 10))
     fill(peers, 60, ttl=1)
+    await_expiry(redis_server, peers)
     with ending(observer := Observer(writer)):
         report = sweep_when_expired(app, writer.name, 60)
         assert report["outcome"] == "refused"
@@ -137,10 +144,24 @@ def test_a_sweep_of_most_peers_is_refused_with_an_alarm_until_it_is_forced(
         assert observer.alarms() == {}
 
 
-def test_an_alarm_ends_with_its_cause(gateway: MakeGateway, client: MakeClient, app: PeerlaneApp) -> None:
+def test_a_flood_whose_time_is_up_all_at_once_goes_without_an_alarm(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
+) -> None:
+    writer = gateway()
+    peers = client(writer)
+    with ending(observer := Observer(writer)):
+        fill(peers, 60, ttl=2)
+        assert sweep_when_expired(app, writer.name, 60)["removed"] == {"expired": 60}
+        assert observer.alarms() == {}
+
+
+def test_an_alarm_ends_with_its_cause(
+    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
     writer = gateway()
     peers = client(writer)
     stale = fill(peers, 60, ttl=1)
+    await_expiry(redis_server, peers)
     with ending(observer := Observer(writer)):
         assert sweep_when_expired(app, writer.name, 60)["outcome"] == "refused"
         for key in stale[:20]:

@@ -118,6 +118,16 @@ def test_more_than_the_share_and_more_than_the_floor_needs_a_person(count: int, 
     assert (decision.refusal is not None) == held
 
 
+def test_who_expired_while_the_clock_was_watched_does_not_count_a_flood_ends_all_at_once() -> None:
+    flood = {key_number(n + 1): Life(NOW - 3600, NOW - 5, pinned=False) for n in range(200)}
+    watched_it = judge(flood, {}, NOW, LIMITS, None, sure_since=NOW - 6)
+    assert (watched_it.refusal, len(watched_it.victims)) == (None, 200)
+    for since in (NOW - 5, None):
+        assert judge(flood, {}, NOW, LIMITS, None, sure_since=since).refusal is not None
+    never = {key_number(n + 1): Life(1, None, pinned=False) for n in range(60)}
+    assert judge(never, {}, NOW, LIMITS, watched(*never), sure_since=0).refusal is not None
+
+
 def test_force_overrules_what_holds_a_sweep_back() -> None:
     held = [Refusal("clock", "it jumped")]
     assert judge(stale(60, 60), {}, NOW, LIMITS, None, held=held, force=True).refusal is None

@@ -149,13 +149,18 @@ def implausible(peers: Collection[str], sight: Sight) -> Refusal | None:
     return None
 
 
-def excessive(victims: Collection[Victim], peers: int, limits: Limits) -> Refusal | None:
-    """Why so many must not go without a person's word; None if they may."""
-    if len(victims) <= limits.floor or len(victims) <= limits.share * peers:
+def excessive(victims: Collection[Victim], peers: int, limits: Limits, sure_since: int | None = None) -> Refusal | None:
+    """Why so many must not go without a person's word; None if they may.
+
+    Who expired after ``sure_since`` does not count: their time ran out while the clock was watched. A flood of peers
+    with one TTL ends all at once, and that is as it should be.
+    """
+    doubtful = sum(victim.reason != "expired" or sure_since is None or victim.since <= sure_since for victim in victims)
+    if doubtful <= limits.floor or doubtful <= limits.share * peers:
         return None
     return Refusal(
         "sweep",
-        f"{len(victims):,} of {peers:,} peers are stale, more than the share of {limits.share:.0%} that a sweep may "
+        f"{doubtful:,} of {peers:,} peers are stale, more than the share of {limits.share:.0%} that a sweep may "
         "remove by itself: look at them (sweep --dry-run), then remove them (sweep --force)",
     )
 
@@ -169,8 +174,11 @@ def judge(
     *,
     held: Iterable[Refusal] = (),
     force: bool = False,
+    sure_since: int | None = None,
 ) -> Decision:
     """Decide, and refuse where something is wrong. ``held`` are reasons known already (clock, unreadable counters).
+
+    ``sure_since``: from when on Redis' clock has been watched without a break, in seconds on it; None if it is not.
 
     ``force`` overrules every refusal; peers that the reading does not show then still go for their expiry only.
     """
@@ -180,4 +188,4 @@ def judge(
     refusal = next(iter(held), None)
     if refusal is None and sight is not None:
         refusal = implausible(peers, sight)
-    return Decision(len(peers), victims, refusal or excessive(victims, len(peers), limits))
+    return Decision(len(peers), victims, refusal or excessive(victims, len(peers), limits, sure_since))

@@ -110,7 +110,7 @@ class Sweeper:
         peers = self._roster.read()
         counted = self.counted
         if counted is None:
-            return judge(peers, {}, now, self.limits, None, held=held, force=force)
+            return judge(peers, {}, now, self.limits, None, held=held, force=force, sure_since=self.clock.sure_since)
         counted.recall(self._roster.newcomers)
         for _ in range(TRIES):
             counted.read(now)
@@ -121,7 +121,16 @@ class Sweeper:
         counted.forget(peers)
         if counted.trouble is not None:
             held.append(Refusal("counters", f"the counters cannot be read: {counted.trouble}"))
-        return judge(peers, counted.seen, now, self.limits, counted.sight, held=held, force=force)
+        return judge(
+            peers,
+            counted.seen,
+            now,
+            self.limits,
+            counted.sight,
+            held=held,
+            force=force,
+            sure_since=self.clock.sure_since,
+        )
 
     def _alarm(self, decision: Decision) -> None:
         refusal = decision.refusal

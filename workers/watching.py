@@ -160,6 +160,8 @@ class Clock:
         self._redis, self._gateway = redis, gateway
         self._watch = ClockWatch()
         self._known = False
+        #: Since when it has run as it should, seconds on it; None while nobody knows.
+        self.sure_since: int | None = None
 
     def look(self) -> int:
         """Seconds on Redis' clock, now. Raises redis.RedisError."""
@@ -175,8 +177,12 @@ class Clock:
             detail = {"boot": _boot(), "offset": self._watch.offset}
             if was is None or abs(was - jumped) > TOLERANCE:
                 raise_alarm(self._redis, self._gateway, self.KIND, message, now=int(server), detail=detail)
-        elif was is not None:
-            clear_alarm(self._redis, self._gateway, self.KIND, "the clocks agree again")
+            self.sure_since = None
+        else:
+            if was is not None:
+                clear_alarm(self._redis, self._gateway, self.KIND, "the clocks agree again")
+            if self.sure_since is None:
+                self.sure_since = int(server)
         return int(server)
 
     def held(self) -> list[Refusal]:
@@ -188,6 +194,7 @@ class Clock:
     def accept(self) -> None:
         """A person says that Redis' clock is right. Raises redis.RedisError."""
         self._watch.accept(*self._both())
+        self.sure_since = None
         clear_alarm(self._redis, self._gateway, self.KIND, "a person has taken the clock as it is")
 
     def _both(self) -> tuple[float, float]:
