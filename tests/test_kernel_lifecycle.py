@@ -19,6 +19,7 @@ from waiting import eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import upkeep
+from tasks.results import decode as outcome
 from workers.seen import Seen, decode
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
@@ -244,6 +245,27 @@ class TestSweeps:
             assert {peer.public_key for peer in peers.peers()} == left
             assert device(hosts).keys() == left
             assert len(more) >= 10
+
+    def test_an_observer_left_behind_on_the_host_of_an_earlier_writer_removes_nobody(
+        self, hosts: Sites, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, app: PeerlaneApp
+    ) -> None:
+        settings: dict[str, Any] = {**SETTINGS, "sweep_never_after": 1, "dataplane": "kernel"}
+        site = gateway(prefix=hosts.prefix, **settings)
+        behind = gateway(site.name, prefix=["ip", "netns", "exec", hosts.client], start=False, **settings)
+        key, now = some_key(), int(redis_server.redis.time()[0])
+        client(site).create_peer(key)
+        # Its client has come, and the observer that is where it should be knows; the device left behind knows nothing.
+        hosts.on_client("ip", "link", "add", "wg0", "type", "wireguard")
+        hosts.on_client("wg", "set", "wg0", "peer", key, "allowed-ips", "10.8.0.2/32")
+        with ending(observer := Observer(behind, wait=False)):
+            observer.says("this observer does nothing meanwhile")
+            eventually(lambda: int(redis_server.redis.time()[0]) > now + 3, "the peer's grace to be over")
+            request = names.request_id(site.name, "asked-by-beat")
+            slot = now // SETTINGS["sweep_every"]
+            app.send_task(names.SWEEP, kwargs={"gateway": site.name, "slot": slot}, task_id=request)
+            stored = eventually(lambda: redis_server.redis.get(names.result_key(request)), "its answer")
+            assert outcome(str(stored))["outcome"] == "skipped"
+            assert device(hosts).keys() == {key}
 
     def test_counters_of_many_peers_are_read_quickly_and_in_little_memory(
         self, hosts: Sites, gateway: MakeGateway, redis_server: RedisServer

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -40,6 +40,7 @@ from workers.privileges import confine_gateway
 from workers.reconciling import Reconciler
 from workers.results import CommitBackend
 from workers.store import Store
+from workers.succession import elsewhere
 from workers.sweep import Limits
 from workers.sweeping import Sweeper
 from workers.watching import Clock, Counted
@@ -52,6 +53,8 @@ NICENESS = 10
 LAPSE = 5.0
 #: Seconds between two looks at whether a running sweep is to go on.
 BREATH = 1.0
+#: What the gateway's hash says of where its writer is (workers.succession).
+HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
 class ObserverService:
@@ -73,6 +76,8 @@ class ObserverService:
         self._asks: Asks | None = None
         #: The writer's epoch that was last seen serving: any other has just come (back). None: begin anew.
         self._epoch: bytes | None = None
+        #: Where the live writer is, if it is not here: then the counters here are another device's.
+        self._elsewhere: str | None = None
         self._ticked = time.monotonic()
 
     def start(self) -> None:
@@ -122,9 +127,10 @@ class ObserverService:
             if self._counted is not None:
                 self._counted.load()
             self._clock.look()
-            facts = {"pid": os.getpid(), "host": socket.gethostname(), "counters": int(not memory)}
-            self._redis.hset(names.observer_key(self.name), mapping=cast("Any", facts))
             self._beat()
+            if self._elsewhere is None:
+                facts = {"pid": os.getpid(), "host": socket.gethostname(), "counters": int(not memory)}
+                self._redis.hset(names.observer_key(self.name), mapping=cast("Any", facts))
             self._epoch = None  # a writer that serves already has come back as well, as far as this observer knows
         except RedisError as error:
             raise away(error) from error
@@ -143,9 +149,10 @@ class ObserverService:
         self._ticked = time.monotonic()
         try:
             returned = self._beat()
-            if counted is not None and time.monotonic() - counted.read_at >= self.settings.observe_every:
+            here = self._elsewhere is None
+            if here and counted is not None and time.monotonic() - counted.read_at >= self.settings.observe_every:
                 self._read(counted)
-            if returned:
+            if here and returned:
                 # Peers may have expired while nobody could remove them.
                 self.asks.by_itself(names.SWEEP)
         except (RedisError, PeerlaneError) as error:
@@ -165,13 +172,30 @@ class ObserverService:
         """Say that the observer lives; whether a writer has begun to serve since the last time."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
-        pipe.hmget(names.gateway_key(self.name), "epoch", "phase")
-        (seconds, micros), (epoch, phase) = cast("tuple[tuple[int, int], list[bytes | None]]", tuple(pipe.execute()))
-        self._redis.hset(names.observer_key(self.name), "heartbeat", seconds * 1000 + micros // 1000)
+        pipe.hmget(names.gateway_key(self.name), "epoch", "phase", *HOLDER)
+        (seconds, micros), (epoch, phase, *holder) = cast(
+            "tuple[tuple[int, int], list[bytes | None]]", tuple(pipe.execute())
+        )
+        now = seconds * 1000 + micros // 1000
+        self._place(now, holder)
+        if self._elsewhere is not None:
+            return False
+        self._redis.hset(names.observer_key(self.name), "heartbeat", now)
         if phase != b"serving" or epoch == self._epoch:
             return False
         self._epoch = epoch
         return True
+
+    def _place(self, now: int, holder: Sequence[bytes | None]) -> None:
+        """Notice whether the writer is here. Without counters it does not matter where it is."""
+        if self._counted is None:
+            return
+        facts = {name: value.decode(errors="replace") for name, value in zip(HOLDER, holder, strict=True) if value}
+        before, self._elsewhere = self._elsewhere, elsewhere(facts, self.spec.interface, now)
+        self.asks.elsewhere = self._elsewhere
+        if self._elsewhere != before:
+            told = f"has its writer on {self._elsewhere}: this observer does nothing meanwhile; end it"
+            log.warning("gateway %s: %s", self.name, told if self._elsewhere else "has its writer here again")
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
         """Store ``error`` as the outcome of a request that is none."""
@@ -206,6 +230,8 @@ class Asks:
         # Of the request that is being carried out.
         self._request_id, self._deadline, self._act = "", 0, ""
         self._breathed = 0.0
+        #: Where the gateway's writer is, if it is not here; then nothing is done.
+        self.elsewhere: str | None = None
         #: When the last request was through, on the monotonic clock.
         self.ended = 0.0
 
@@ -220,6 +246,9 @@ class Asks:
             raise Invalid(f"this observer looks after the gateway {self._gateway}, not {wish.gateway}")
         self._act = "sweep" if task == names.SWEEP else "reconcile"
         self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
+        if self.elsewhere is not None:
+            note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
+            return {"outcome": "skipped", "gateway": self._gateway, "note": note}
         try:
             if wish.slot is not None and (why := self._unclaimable(task, wish.slot)):
                 return {"outcome": "skipped", "gateway": self._gateway, "note": why}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 from tasks.errors import LaneHeld
 from tasks.lanes import LIVE_FOR_MS, number
@@ -19,6 +20,18 @@ def holder(device: str) -> dict[str, str | int]:
         "holder_pid": os.getpid(),
         "holder_lock": f"{namespace()}/{device}",
     }
+
+
+def elsewhere(facts: Mapping[str, str], device: str, now_ms: int) -> str | None:
+    """Where the live writer is, if it has another device than the one of that name here; None if it has not.
+
+    ``facts`` are the gateway's holder_host, holder_lock and heartbeat.
+    """
+    lock, here = facts.get("holder_lock", ""), namespace()
+    live = now_ms - number(facts.get("heartbeat", "0")) < LIVE_FOR_MS
+    if not live or not lock or lock == f"{here}/{device}" or "unknown" in (lock.split("/")[0], here.split("/")[0]):
+        return None
+    return facts.get("holder_host") or "another host"
 
 
 def await_predecessor(store: Store, device: str) -> None:
