@@ -1,6 +1,6 @@
 """What it costs that a confirmed peer is on the disk: creates under each way of Redis to sync its append-only file.
 
-    python tests/bench_durability.py [--requests N] [--directory DIR]
+    python tests/bench_durability.py [--requests N] [--directory DIR] [--json FILE]
 
 The writer is a real process on the memory data plane; for the drain it is frozen while requests pile up. "Alone" is a
 writer in this process, without the queue: what a commit costs. The last row has it wait for WAITAOF after each commit;
@@ -17,14 +17,13 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from bench_flood import at
 from bench_lane import drain, round_trips
+from bench_report import Advance, Bench, Figures, quantile, run
 from gateways import GatewayProcess, close
 from keys import some_key
-from rich.console import Console
 from rich.table import Table
 from servers import RedisServer
-from test_writer import Bench
+from test_writer import Bench as WriterAlone
 
 from config import names
 from config.celery_app import PeerlaneApp
@@ -40,8 +39,6 @@ MODES = {
 
 #: Creates of a writer alone.
 ALONE = 200
-#: (creates per second, milliseconds of round trips, sorted)
-Figures = tuple[float, list[float]]
 
 
 def fresh_server(parent: Path, appendonly: str, appendfsync: str) -> RedisServer:
@@ -53,8 +50,8 @@ def fresh_server(parent: Path, appendonly: str, appendfsync: str) -> RedisServer
     return server
 
 
-def measured(server: RedisServer, directory: Path, requests: int) -> Figures:
-    """A gateway's figures on this server."""
+def measured(server: RedisServer, directory: Path, requests: int) -> tuple[float, list[float]]:
+    """Of a gateway on this server: creates per second, milliseconds of round trips."""
     gateway = GatewayProcess(NAME, server.url, directory, dataplane="memory", lane_cap=10 * requests)
     app = PeerlaneApp(read(redis_url=server.url))
     try:
@@ -73,8 +70,8 @@ def measured(server: RedisServer, directory: Path, requests: int) -> Figures:
 
 
 def alone(server: RedisServer, directory: Path, requests: int, *, waitaof: bool = False) -> list[float]:
-    """Milliseconds of creates of a writer in this process, without the queue, sorted."""
-    bench = Bench(server, directory)
+    """Milliseconds of creates of a writer in this process, without the queue."""
+    bench = WriterAlone(server, directory)
     redis = bench.writer.store.redis
     redis.connection_pool.connection_kwargs["socket_timeout"] = 10
     ask: Any = cast("Any", redis).execute_command
@@ -89,41 +86,57 @@ def alone(server: RedisServer, directory: Path, requests: int, *, waitaof: bool 
             trips.append((time.perf_counter() - began) * 1000)
     finally:
         bench.close()
-    return sorted(trips)
+    return trips
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
-    chosen = parser.parse_args()
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
+
+
+def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     parent = Path(tempfile.mkdtemp(prefix="pl-", dir=chosen.directory))
-    table = Table(title="creates, by how Redis syncs its append-only file", caption=f"in {chosen.directory}")
-    for column in ("", "per second", "p50, ms", "p99, ms", "writer alone p50, ms", "p99, ms"):
-        table.add_column(column, justify="left" if not column else "right")
-    waited = ("", "")
+    modes: list[Figures] = []
+    waited: Figures = {}
     try:
-        for name, (appendonly, appendfsync) in MODES.items():
-            sys.stderr.write(f"{name} …\n")
+        for number, (name, (appendonly, appendfsync)) in enumerate(MODES.items()):
+            advance(name, number / len(MODES))
             server = fresh_server(parent, appendonly, appendfsync)
             try:
                 rate, trips = measured(server, parent, chosen.requests)
-                own = alone(server, parent, ALONE)
-                table.add_row(name, f"{rate:,.0f}", *_shown(trips), *_shown(own))
+                modes.append(
+                    {
+                        "mode": name,
+                        "creates_per_s": round(rate, 1),
+                        **_quantiles("round_trip", trips),
+                        **_quantiles("alone", alone(server, parent, ALONE)),
+                    }
+                )
                 if name == "everysec":
-                    waited = _shown(alone(server, parent, ALONE, waitaof=True))
+                    waited = _quantiles("alone", alone(server, parent, ALONE, waitaof=True))
             finally:
                 server.kill()
-        table.add_row("everysec, WAITAOF after each commit", "", "", "", *waited)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
-    Console(width=120).print(table)
+    return {"modes": [*modes, {"mode": "everysec, WAITAOF after each commit", **waited}]}
 
 
-def _shown(trips: list[float]) -> tuple[str, str]:
-    return f"{at(trips, 0.5):.2f}", f"{at(trips, 0.99):.2f}"
+def _quantiles(name: str, trips: list[float]) -> Figures:
+    return {f"{name}_p{share}_ms": round(quantile(trips, share / 100), 3) for share in (50, 99)}
 
+
+def show(figures: Figures) -> Table:
+    table = Table(title="creates, by how Redis syncs its append-only file")
+    for column in ("", "per second", "p50, ms", "p99, ms", "writer alone p50, ms", "p99, ms"):
+        table.add_column(column, justify="left" if not column else "right")
+    shown = ("round_trip_p50_ms", "round_trip_p99_ms", "alone_p50_ms", "alone_p99_ms")
+    for mode in figures["modes"]:
+        rate = f"{mode['creates_per_s']:,.0f}" if "creates_per_s" in mode else ""
+        table.add_row(mode["mode"], rate, *(f"{mode[name]:.2f}" if name in mode else "" for name in shown))
+    return table
+
+
+BENCH = Bench(script=__file__, about=__doc__ or "", measure=measure, show=show, options=options)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(BENCH))

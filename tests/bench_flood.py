@@ -1,6 +1,6 @@
 """What a flood of bulk creates does to somebody who creates one peer now and then, on the same gateway.
 
-    make bench          or: python tests/bench_flood.py [--flood N] [--samples N] [--always]
+    make bench          or: python tests/bench_flood.py [--flood N] [--samples N] [--always] [--json FILE]
 
 The gateway, the flood and the caller are processes of their own, the flood's results are nobody's. The caller asks five
 times a second; the flood is sent again until the caller has been served often enough while it waited in the lane.
@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench_report import Advance, Bench, Figures, quantile, run
 from gateways import ROOT, GatewayProcess, clean_environment, close
 from keys import some_key
-from rich.console import Console
 from rich.table import Table
 from servers import RedisServer
 from waiting import eventually
@@ -31,6 +31,8 @@ from tasks.definitions import task_of
 
 NAME = "bench"
 EVERY = 0.2
+#: Runs this file as one that sends a flood.
+SENDER = "--as-flood"
 
 
 def flood(url: str, count: int) -> None:
@@ -46,7 +48,7 @@ def flood(url: str, count: int) -> None:
 
 def start_flood(url: str, count: int) -> subprocess.Popen[bytes]:
     """``flood`` in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), "--as-flood", url, "--flood", str(count)]
+    command = [sys.executable, str(Path(__file__)), SENDER, url, str(count)]
     return subprocess.Popen(command, cwd=ROOT, env=clean_environment() | {"PYTHONPATH": str(ROOT)})
 
 
@@ -57,28 +59,26 @@ def one_create(client: Gateway) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def at(sorted_times: list[float], share: float) -> float:
-    """A quantile."""
-    return sorted_times[min(len(sorted_times) - 1, int(len(sorted_times) * share))]
-
-
-def calm(client: Gateway, samples: int) -> list[float]:
+def calm(client: Gateway, samples: int, advance: Advance) -> list[float]:
     """Creates on an idle gateway."""
     for _ in range(20):
         one_create(client)  # connections, scripts
     found: list[float] = []
     while len(found) < samples:
+        advance("creates on an idle gateway", len(found) / samples / 2)
         found.append(one_create(client))
         time.sleep(EVERY)
-    return sorted(found)
+    return found
 
 
-def flooded(gateway: GatewayProcess, client: Gateway, url: str, size: int, samples: int) -> tuple[list[float], str]:
+def flooded(
+    gateway: GatewayProcess, client: Gateway, url: str, chosen: argparse.Namespace, advance: Advance
+) -> tuple[list[float], str]:
     """Creates that were served while bulk creates were waiting, and what the floods were like."""
     found: list[float] = []
     floods, most = 0, 0
-    while len(found) < samples:
-        sender = start_flood(url, size)
+    while len(found) < chosen.samples:
+        sender = start_flood(url, chosen.flood)
         floods += 1
         eventually(lambda: gateway.look().waiting_bulk > 0, "the flood", within=30)
         while (lane := gateway.look()).waiting_bulk or sender.poll() is None:
@@ -86,21 +86,18 @@ def flooded(gateway: GatewayProcess, client: Gateway, url: str, size: int, sampl
             took = one_create(client)
             if gateway.look().waiting_bulk:
                 found.append(took)
+            advance("creates in a flood", 0.5 + min(1.0, len(found) / chosen.samples) / 2)
             time.sleep(EVERY)
-    return sorted(found), f"{floods} floods of {size:,}, up to {most:,} waiting"
+    return found, f"{floods} floods of {chosen.flood:,}, up to {most:,} waiting"
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flood", type=int, default=5000)
-    parser.add_argument("--samples", type=int, default=100)
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--flood", type=int, default=5000, help="bulk creates of one flood")
+    parser.add_argument("--samples", type=int, default=100, help="creates of the caller, idle and in a flood")
     parser.add_argument("--always", action="store_true", help="appendfsync always, instead of everysec")
-    parser.add_argument("--as-flood", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.as_flood:
-        flood(chosen.as_flood, chosen.flood)
-        return
+
+
+def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
     server = RedisServer(directory)
     server.start()
@@ -111,17 +108,17 @@ def main() -> None:
     client = Gateway(NAME, app=app)
     try:
         gateway.start()
-        idle = calm(client, chosen.samples)
-        busy, about = flooded(gateway, client, server.url, chosen.flood, chosen.samples)
-        table = Table(title="interactive creates, five a second, beside floods of bulk creates")
-        for column in ("", "idle", "in a flood", "ratio"):
-            table.add_column(column, justify="left" if not column else "right")
-        for name, share in (("p50, ms", 0.5), ("p99, ms", 0.99)):
-            one, other = at(idle, share), at(busy, share)
-            table.add_row(name, f"{one:.2f}", f"{other:.2f}", f"{other / one:.2f}")
-        table.add_row("creates", str(len(idle)), str(len(busy)), "")
-        table.caption = f"{about}; appendfsync {fsync}, memory data plane"
-        Console(width=120).print(table)
+        idle = calm(client, chosen.samples, advance)
+        busy, floods = flooded(gateway, client, server.url, chosen, advance)
+        shown = {
+            kind: {
+                "creates": len(found),
+                "p50_ms": round(quantile(found, 0.5), 3),
+                "p99_ms": round(quantile(found, 0.99), 3),
+            }
+            for kind, found in (("idle", idle), ("flooded", busy))
+        }
+        return {**shown, "about": f"{floods}; appendfsync {fsync}, memory data plane"}
     finally:
         close(app)
         gateway.finish()
@@ -129,5 +126,21 @@ def main() -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def show(figures: Figures) -> Table:
+    table = Table(title="interactive creates, five a second, beside floods of bulk creates", caption=figures["about"])
+    for column in ("", "idle", "in a flood", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    idle, busy = figures["idle"], figures["flooded"]
+    for title, name in (("p50, ms", "p50_ms"), ("p99, ms", "p99_ms")):
+        table.add_row(title, f"{idle[name]:.2f}", f"{busy[name]:.2f}", f"{busy[name] / idle[name]:.2f}")
+    table.add_row("creates", str(idle["creates"]), str(busy["creates"]), "")
+    return table
+
+
+BENCH = Bench(script=__file__, about=__doc__ or "", measure=measure, show=show, options=options)
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [SENDER]:
+        flood(sys.argv[2], int(sys.argv[3]))
+    else:
+        sys.exit(run(BENCH))

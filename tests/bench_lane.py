@@ -1,6 +1,6 @@
 """What a whole durable create costs beside a Celery task that does nothing: same machine, same server, same run.
 
-    make bench          or: python tests/bench_lane.py [--requests N] [--rounds N]
+    make bench          or: python tests/bench_lane.py [--requests N] [--rounds N] [--json FILE]
 
 Both workers are real processes (pool solo, prefetch 1, acks late, events on as operators have them, for Flower). For
 the drain the worker is frozen while requests pile up, and then let go; rounds alternate, medians are shown. Absolute
@@ -22,9 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench_report import Advance, Bench, Figures, quantile, run
 from gateways import ROOT, GatewayProcess, clean_environment, close
 from keys import some_key
-from rich.console import Console
 from rich.table import Table
 from servers import RedisServer
 from waiting import eventually
@@ -97,12 +97,12 @@ def round_trips(send: Callable[[], Any], requests: int) -> list[float]:
     return sorted(found)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=3000)
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=int, default=3000, help="requests of a drain")
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
+
+
+def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
     server = RedisServer(directory)
     server.start()
@@ -119,22 +119,26 @@ def main() -> None:
 
         rates: dict[str, list[float]] = {"stock": [], "create": []}
         trips: dict[str, list[float]] = {"stock": [], "create": []}
-        for _ in range(chosen.rounds):
-            rates["stock"].append(drain(server, stock.pid, "stock", stock.send, chosen.requests))
-            rates["create"].append(drain(server, gateway.pid, names.lane_queue("bench"), send, chosen.requests))
-            trips["stock"] += round_trips(stock.send, 500)
-            trips["create"] += round_trips(send, 500)
-        table = Table(title="the writer on the memory data plane beside a no-op Celery task (medians)")
-        for column in ("", "no-op task", "create", "ratio"):
-            table.add_column(column, justify="left" if not column else "right")
-        a, b = median(rates["stock"]), median(rates["create"])
-        table.add_row("drains, per second", f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.2f}")
-        table.add_row("cost in the worker, µs", f"{1e6 / a:,.0f}", f"{1e6 / b:,.0f}", f"{a / b:.2f}")
-        for title, share in (("round trip p50, ms", 0.5), ("round trip p99, ms", 0.99)):
-            one, other = (sorted(trips[kind])[int(len(trips[kind]) * share)] for kind in ("stock", "create"))
-            table.add_row(title, f"{one:.2f}", f"{other:.2f}", f"{other / one:.2f}")
-        Console(width=100).print(table)
+        kinds = {
+            "stock": (stock.pid, "stock", stock.send),
+            "create": (gateway.pid, names.lane_queue("bench"), send),
+        }
+        for number in range(chosen.rounds):
+            for at, (kind, (pid, queue, ask)) in enumerate(kinds.items()):
+                advance(f"round {number + 1}: drain, {kind}", (number + at / 4) / chosen.rounds)
+                rates[kind].append(drain(server, pid, queue, ask, chosen.requests))
+            for at, (kind, (_, _, ask)) in enumerate(kinds.items()):
+                advance(f"round {number + 1}: round trips, {kind}", (number + 0.5 + at / 4) / chosen.rounds)
+                trips[kind] += round_trips(ask, 500)
         close(app)
+        return {
+            kind: {
+                "drains_per_s": round(median(rates[kind]), 1),
+                "round_trip_p50_ms": round(quantile(trips[kind], 0.5), 3),
+                "round_trip_p99_ms": round(quantile(trips[kind], 0.99), 3),
+            }
+            for kind in kinds
+        }
     finally:
         stock.end()
         gateway.finish()
@@ -142,5 +146,20 @@ def main() -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def show(figures: Figures) -> Table:
+    table = Table(title="the writer on the memory data plane beside a no-op Celery task (medians)")
+    for column in ("", "no-op task", "create", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    stock, create = figures["stock"], figures["create"]
+    a, b = stock["drains_per_s"], create["drains_per_s"]
+    table.add_row("drains, per second", f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.2f}")
+    table.add_row("cost in the worker, µs", f"{1e6 / a:,.0f}", f"{1e6 / b:,.0f}", f"{a / b:.2f}")
+    for title, name in (("round trip p50, ms", "round_trip_p50_ms"), ("round trip p99, ms", "round_trip_p99_ms")):
+        table.add_row(title, f"{stock[name]:.2f}", f"{create[name]:.2f}", f"{create[name] / stock[name]:.2f}")
+    return table
+
+
+BENCH = Bench(script=__file__, about=__doc__ or "", measure=measure, show=show, options=options)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run(BENCH))
