@@ -93,12 +93,14 @@ class Process:
 class Observer(Process):
     """One gateway's observer, once it has started."""
 
-    def __init__(self, gateway: GatewayProcess, *, wait: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, gateway: GatewayProcess, *, wait: bool = True, application: str = "workers.observer", **settings: Any
+    ) -> None:
         """It has the gateway's settings, and ``settings`` over them."""
         self.name = gateway.name
         self._redis = Redis.from_url(str(gateway.settings["redis_url"]), decode_responses=True)
         super().__init__(
-            ["-A", "workers.observer", "worker"],
+            ["-A", application, "worker"],
             gateway.directory / "observer.log",
             gateway.settings | settings,
             gateway.prefix,
