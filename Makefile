@@ -18,7 +18,7 @@ endif
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP)  ## the whole of Peerlane on this machine: no root, no Redis, ends by itself
 	@$(BIN)/peerlane demo $(ARGS)
@@ -28,11 +28,12 @@ venv: $(STAMP)  ## make .venv from the lock, nothing else
 test: $(STAMP)  ## all tests (ARGS go to pytest)
 	@$(BIN)/pytest $(ARGS)
 
-bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)
-	@$(PEERLANE_TEST_KERNEL) $(CURDIR)/$(BIN)/python -W ignore tests/bench_curve.py $(ARGS)
+bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep (ARGS=--json)
+	@for bench in lane flood sweep; do $(BIN)/python tests/bench_$$bench.py $(ARGS) || exit; done
 
-bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep
-	@for bench in $(wildcard tests/bench_lane.py tests/bench_flood.py tests/bench_sweep.py); do $(BIN)/python $$bench || exit; done
+# The picture and the figures that the README shows: ARGS='--peers 0,10000,50000,100000' measures one point more.
+bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)
+	@$(BIN)/python tests/bench_curve.py --json docs/latency.json --svg docs/latency.svg $(ARGS)
 
 faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS='--runs 20 --seed 7')
 	@$(BIN)/python tests/fault_runs.py $(ARGS)

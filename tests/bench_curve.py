@@ -1,26 +1,30 @@
 """The headline: one create and one delete at the caller, however many peers the gateway holds.
 
-    make bench-kernel      or, on a kernel with WireGuard, as root: python tests/bench_curve.py [--peers 0,20000,…]
+    make bench-kernel      or: python tests/bench_curve.py [--peers 0,20000,…] [--requests N] [--json FILE] [--svg FILE]
 
 Real queue, real server (AOF, fsync always), real worker process, real device. Beside it, on the same kernel with the
-same peers, what gateways did before: one changed line in a rendered wg.conf and ``wg syncconf``.
+same peers, what gateways did before: one changed line in a rendered wg.conf and ``wg syncconf``. A kernel
+elsewhere needs 2 GB of memory for 100,000 peers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench_plot import plot
+from bench_report import Advance, Bench, Figures, quantile, run
 from gateways import GatewayProcess, close
 from keys import some_key
-from rich.console import Console
 from rich.table import Table
 from servers import RedisServer
 
@@ -60,11 +64,6 @@ def timed(act: Callable[[], Any]) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def middle(values: list[float], share: float = 0.5) -> float:
-    """A quantile."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 def syncconf(peers: list[Peer], directory: Path, rounds: int = 3) -> float:
     """Milliseconds for one more peer by rendering the whole file and ``wg syncconf``, on a device of its own."""
     subprocess.run(["ip", "link", "add", BASELINE, "type", "wireguard"], check=True)
@@ -78,12 +77,12 @@ def syncconf(peers: list[Peer], directory: Path, rounds: int = 3) -> float:
             subprocess.run(["wg", "syncconf", BASELINE, str(path)], check=True)
 
         write(1)
-        return middle([timed(lambda number=number: write(number)) for number in range(2, 2 + rounds)])
+        return quantile([timed(lambda number=number: write(number)) for number in range(2, 2 + rounds)], 0.5)
     finally:
         subprocess.run(["ip", "link", "del", BASELINE], check=True)
 
 
-def measure(count: int, requests: int) -> dict[str, float]:
+def measured(count: int, requests: int, advance: Callable[[str], None]) -> dict[str, float]:
     """One line of the table."""
     directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
     server = RedisServer(directory)
@@ -100,7 +99,9 @@ def measure(count: int, requests: int) -> dict[str, float]:
     try:
         peers = many_peers(count)
         store(server, "bench", peers)
-        recovery = timed(gateway.start) / 1000
+        advance("the writer's start")
+        recovery = timed(lambda: start(gateway)) / 1000
+        advance("creates and deletes")
         api = Gateway("bench", app=app, timeout=30)
         for _ in range(20):
             api.delete_peer(api.create_peer(some_key()).public_key)
@@ -108,14 +109,15 @@ def measure(count: int, requests: int) -> dict[str, float]:
         creates = [timed(lambda key=key: api.create_peer(key)) for key in keys]
         deletes = [timed(lambda key=key: api.delete_peer(key)) for key in keys]
         close(app)
+        advance("wg syncconf")
         return {
             "peers": count,
-            "recovery_s": recovery,
-            "create_p50_ms": middle(creates),
-            "create_p99_ms": middle(creates, 0.99),
-            "delete_p50_ms": middle(deletes),
-            "delete_p99_ms": middle(deletes, 0.99),
-            "syncconf_ms": syncconf(peers, directory),
+            "recovery_s": round(recovery, 2),
+            "create_p50_ms": round(quantile(creates, 0.5), 2),
+            "create_p99_ms": round(quantile(creates, 0.99), 2),
+            "delete_p50_ms": round(quantile(deletes, 0.5), 2),
+            "delete_p99_ms": round(quantile(deletes, 0.99), 2),
+            "syncconf_ms": round(syncconf(peers, directory), 1),
         }
     finally:
         gateway.finish()
@@ -124,21 +126,37 @@ def measure(count: int, requests: int) -> dict[str, float]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", default="0,10000,50000,100000")
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args()
-    lines = [measure(int(count), chosen.requests) for count in chosen.peers.split(",")]
-    if chosen.json:
-        Console().print_json(json.dumps(lines))
-        return
-    table = Table(title="one request at its caller, and one change through wg syncconf (ms)")
+def start(gateway: GatewayProcess) -> None:
+    """Return once its lane is served; a hundred thousand peers take a slow kernel half a minute."""
+    gateway.start(wait=False)
+    gateway.await_serving(within=300)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peers", default="0,10000,50000", help="peers on the gateway, such as 0,10000,50000,100000")
+    parser.add_argument("--requests", type=int, default=500, help="creates, and deletes, for each")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw them")
+
+
+def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
+    counts = [int(count) for count in chosen.peers.split(",")]
+    # What takes time grows with the peers, beyond what any start takes.
+    shares = [count + 10_000 for count in counts]
+    points: list[dict[str, float]] = []
+    for at, count in enumerate(counts):
+        share = sum(shares[:at]) / sum(shares)
+        points.append(
+            measured(count, chosen.requests, lambda what, n=count, s=share: advance(f"{n:,} peers: {what}", s))
+        )
+    system = f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU"
+    return {"about": f"{chosen.requests} requests each, one at a time · fsync always · {system}", "points": points}
+
+
+def show(figures: Figures) -> Table:
+    table = Table(title="one request at its caller, and one change through wg syncconf (ms)", caption=figures["about"])
     for column in ("peers", "start, s", "create p50", "p99", "delete p50", "p99", "syncconf", "times create p50"):
         table.add_column(column, justify="right")
-    for line in lines:
+    for line in figures["points"]:
         table.add_row(
             f"{line['peers']:,.0f}",
             f"{line['recovery_s']:.1f}",
@@ -146,8 +164,17 @@ def main() -> None:
             f"{line['syncconf_ms']:.0f}",
             f"{line['syncconf_ms'] / line['create_p50_ms']:.0f}",
         )
-    Console(width=110).print(table)
+    return table
 
+
+def keep(chosen: argparse.Namespace, figures: Figures) -> None:
+    if chosen.svg is not None:
+        chosen.svg.write_text(plot(figures), encoding="utf-8")
+
+
+BENCH = Bench(
+    script=__file__, about=__doc__ or "", measure=measure, show=show, options=options, keep=keep, needs_kernel=True
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(BENCH))
