@@ -40,7 +40,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         Raises:
             PeerlaneError: the request's refusal.
             TimedOut: cancelled just now; the request can never take effect.
-            OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same request id.
+            OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
         """
         del options  # how Celery would wait
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)

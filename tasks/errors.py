@@ -102,7 +102,7 @@ class TimedOut(Refused):
 
 
 class OutcomeUnknown(PeerlaneError):
-    """Redis could not be reached, or takes no writes. ``request_id`` asked again settles whether the request took effect."""
+    """Redis could not be reached, or takes no writes. ``request_id`` asked again settles whether it took effect."""
 
     code = "outcome_unknown"
     retryable = True

@@ -129,8 +129,16 @@ class GatewayProcess:
         """Freeze the worker."""
         os.kill(self.pid, signal.SIGSTOP)
 
+    def hold(self) -> None:
+        """Freeze the worker so that what is sent stays in its lane: Redis has nobody waiting to hand it to."""
+        self.pause()
+        clients: Any = self._redis.client_list()
+        for one in clients:
+            if one["cmd"] == "brpop":  # another gateway's asks again
+                self._redis.client_unblock(int(one["id"]))
+
     def resume(self) -> None:
-        """Let it go on after ``pause``."""
+        """Let it go on after ``pause`` or ``hold``."""
         os.kill(self.pid, signal.SIGCONT)
 
     def await_end(self, *, within: float = 20.0) -> int:

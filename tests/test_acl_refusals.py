@@ -242,8 +242,9 @@ def test_every_role_is_tried_here() -> None:
 
 def test_one_gateways_function_does_not_reach_anothers_keys(server: FencedServer) -> None:
     keys = [names.result_key("iad.x"), names.epoch_key("iad"), names.peers_key("fra"), names.addresses_key("fra")]
+    keys += [names.gateway_key("fra"), names.unacked_key("iad"), names.unacked_key("iad", "_index")]
     with server.client("writer-iad") as redis, pytest.raises(NoPermissionError):
-        redis.fcall(f"commit_{functions.digest()}", 5, *keys, names.gateway_key("fra"), 1, 0, "{}", 60, "{}", "[]", 0)
+        redis.fcall(f"commit_{functions.digest()}", 7, *keys, 1, 0, "{}", 60, "{}", "[]", 0, "")
 
 
 def _assert_refused(server: FencedServer, user: str, command: str) -> None:

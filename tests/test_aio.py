@@ -177,7 +177,7 @@ def test_an_outcome_that_came_while_the_subscription_was_lost_is_caught_up_with(
     async def miss_it() -> str:
         async with AsyncGateway(site.name, app=app) as lane:
             await lane.create_peer(some_key(), timeout=10)
-            site.pause()
+            await asyncio.to_thread(site.hold)
             waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=60, request_id=request_id))
             await asyncio.to_thread(eventually, lambda: site.look().waiting == 1, "the request in the lane")
             link.cut()

@@ -82,6 +82,17 @@ class Bench:
         found = cast("dict[bytes, bytes]", self.raw.hgetall(key))
         return {name.decode(): value.decode() for name, value in found.items()}
 
+    def take(self, *tags: str) -> None:
+        """What a worker notes of messages that it takes."""
+        self.raw.hset(names.unacked_key(self.name), mapping=dict.fromkeys(tags, "message"))
+        self.raw.zadd(names.unacked_key(self.name, "_index"), dict.fromkeys(tags, 1.0))
+
+    @property
+    def taken(self) -> tuple[set[str], set[str]]:
+        """Tags of the messages taken and not acknowledged, and of their index."""
+        index = cast("list[bytes]", self.raw.zrange(names.unacked_key(self.name, "_index"), 0, -1))
+        return set(self._hash(names.unacked_key(self.name))), {tag.decode() for tag in index}
+
     def create(self, peer: Peer, *, request: str | None = None, deadline: int = 0) -> str:
         plan = Plan("created", peer.public_key, None, peer)
         return self.commit([plan], request=request, deadline=deadline)
@@ -129,6 +140,31 @@ class TestACommit:
         request = bench.request()
         bench.create(some_peer("10.8.0.2"), request=request, deadline=2**53)
         assert 0 < bench.life(request) <= 90_000
+
+    def test_acknowledges_the_message_that_asked_for_it_and_no_other(self, bench: Bench) -> None:
+        bench.take("mine", "another")
+        request = bench.request()
+        bench.store.commit(request, 0, results.encode(request, {"outcome": "x"}), tag="mine")
+        assert bench.taken == ({"another"}, {"another"})
+
+    @pytest.mark.parametrize("deadline", [0, 1])
+    def test_acknowledges_what_was_answered_before_or_comes_too_late(self, bench: Bench, deadline: int) -> None:
+        bench.take("mine")
+        request, record = bench.request(), results.encode("x", {"outcome": "x"})
+        if not deadline:
+            bench.store.commit(request, 0, record)
+        verdict = bench.store.commit(request, deadline, record, tag="mine").verdict
+        assert (verdict, bench.taken) == ("expired" if deadline else "duplicate", (set(), set()))
+
+    def test_leaves_the_message_of_what_it_refuses(self, bench: Bench) -> None:
+        bench.take("mine")
+        earlier, record = Store(bench.raw, bench.name, result_ttl=TTL), results.encode("x", {"outcome": "x"})
+        earlier.epoch = bench.store.epoch - 1
+        assert earlier.commit(bench.request(), 0, record, tag="mine").verdict == "fenced"
+        gone = some_peer("10.8.0.2")
+        deletion = [Plan("deleted", gone.public_key, gone, None)]
+        assert bench.store.commit(bench.request(), 0, record, deletion, tag="mine").verdict == "stale"
+        assert bench.taken == ({"mine"}, {"mine"})
 
     def test_tells_who_waits(self, bench: Bench) -> None:
         request = bench.request()

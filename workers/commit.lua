@@ -1,6 +1,7 @@
 -- The commit: the one place where a request's outcome becomes true. All or nothing; asking twice is harmless.
 -- KEYS  1 result key (= channel)  2 epoch  3 peers  4 addresses  5 gateway
---       6 only for a request that counts in a share of the lane: where it counts
+--       6 messages taken and not acknowledged, and 7 their index
+--       8 only for a request that counts in a share of the lane: where it counts
 -- ARGV  1 epoch of this writer          2 deadline in ms on this server's clock, 0 for none
 --       3 the result                    4 its least TTL in s     5 the result to store if the deadline has passed
 --       6 the changes, a JSON list of {key, before, kept, record, gone, taken}:
@@ -9,16 +10,25 @@
 --         kept    true: nothing to change, but the answer says so, and so it must be true
 --         record  the record to store; absent: delete it
 --         gone    prefixes given up; taken: prefixes that are taken
---       7 '1' if the gateway must not be draining          8 with KEYS 6: the request's id
+--       7 '1' if the gateway must not be draining
+--       8 tag of the message that asked for it, which is acknowledged in the same step; '' for none
+--       9 with KEYS 8: the request's id
 -- Returns {verdict, stored or detail, server time in ms}: committed | duplicate | fenced | expired | stale | draining
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function leave_share()
-  if KEYS[6] then redis.call('ZREM', KEYS[6], ARGV[8]) end
+  if KEYS[8] then redis.call('ZREM', KEYS[8], ARGV[9]) end
+end
+local function acknowledge()
+  if ARGV[8] ~= '' then
+    redis.call('HDEL', KEYS[6], ARGV[8])
+    redis.call('ZREM', KEYS[7], ARGV[8])
+  end
 end
 local stored = redis.call('GET', KEYS[1])
 if stored then
   if redis.call('GET', KEYS[2]) == ARGV[1] then leave_share() end
+  acknowledge()
   return {'duplicate', stored, now}
 end
 local epoch = redis.call('GET', KEYS[2])
@@ -27,6 +37,7 @@ if tonumber(ARGV[2]) > 0 and now > tonumber(ARGV[2]) then
   redis.call('SET', KEYS[1], ARGV[5], 'EX', ARGV[4])
   redis.call('PUBLISH', KEYS[1], ARGV[5])
   leave_share()
+  acknowledge()
   return {'expired', ARGV[5], now}
 end
 if ARGV[7] == '1' and redis.call('HGET', KEYS[5], 'state') == 'draining' then return {'draining', '', now} end
@@ -54,4 +65,5 @@ local left = math.ceil((tonumber(ARGV[2]) - now) / 1000) + 60
 redis.call('SET', KEYS[1], ARGV[3], 'EX', math.max(tonumber(ARGV[4]), math.min(left, 90000)))
 redis.call('PUBLISH', KEYS[1], ARGV[3])
 leave_share()
+acknowledge()
 return {'committed', '', now}

@@ -34,6 +34,8 @@ EXIT_AWAY = RedisAway.exit_code
 
 #: Header of a request that may have an outcome already.
 DOUBTFUL = "doubtful"
+#: Header: the tag of the message a request came by.
+TAG = "tag"
 
 
 class Service(Protocol):
@@ -57,8 +59,9 @@ class LaneWriter:
         """See Writer.carry_out."""
         # What lane_strategy has written into the request's headers.
         doubtful = bool(getattr(current_task.request, DOUBTFUL, True)) if current_task else True
+        tag = str(getattr(current_task.request, TAG, "")) if current_task else ""
         try:
-            return self._writer.carry_out(task, request_id, arguments, doubtful=doubtful)
+            return self._writer.carry_out(task, request_id, arguments, doubtful=doubtful, tag=tag)
         except Fenced as error:
             # The request goes back to the lane for the writer that has taken over; this worker ends.
             worker_state.should_stop = EXIT_REPLACED
@@ -67,6 +70,10 @@ class LaneWriter:
             raise WorkerShutdown(0) from None
         finally:
             failpoints.reach("before_acknowledge")
+
+    def has_acknowledged(self, tag: str) -> bool:
+        """Whether the message of this tag, the last one carried out, was acknowledged by its request's commit."""
+        return bool(tag) and self._writer.acknowledged == tag
 
 
 def open_request(message: Any) -> tuple[str, dict[str, Any]]:
@@ -131,10 +138,18 @@ def lane_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
             "origin": str(message.headers.get("origin"))[:128],
             "retries": 0,
             DOUBTFUL: poison.was_delivered(message) or message.answered,
+            TAG: message.delivery_tag,
         }
+
+        def acknowledge(*told: Any) -> None:
+            tag, writer = message.delivery_tag, getattr(task, "writer", None)
+            if isinstance(writer, LaneWriter) and writer.has_acknowledged(tag):
+                message.channel.qos.struck_out = tag
+            ack(*told)
+
         request = request_class(
             message,
-            on_ack=ack,
+            on_ack=acknowledge,
             on_reject=reject,
             app=app,
             hostname=consumer.hostname,

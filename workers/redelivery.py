@@ -31,6 +31,9 @@ class LaneQoS(_QoS):
     worker, and where two overlap for a moment, each message comes back in a transaction that only one of them wins.
     """
 
+    #: The tag of a message that a commit has struck out of the store already, and that is still to be acknowledged.
+    struck_out: str | None = None
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """As kombu's, and ``message.answered`` tells whether its request had an outcome then: in the same round trip.
 
@@ -56,6 +59,10 @@ class LaneQoS(_QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Strike a message out of the store; where Redis does not confirm that, it comes again, which is harmless."""
+        if self.struck_out == delivery_tag:
+            self.struck_out = None
+            virtual.QoS.ack(self, delivery_tag)
+            return
         try:
             super().ack(delivery_tag)
         except (RedisError, OSError) as error:

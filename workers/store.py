@@ -77,6 +77,7 @@ class Store:
         self._result_ttl = result_ttl
         self._peers, self._addresses = names.peers_key(gateway), names.addresses_key(gateway)
         self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
+        self._unacked = names.unacked_key(gateway), names.unacked_key(gateway, "_index")
         self._commit, self._release = Procedure(redis, "commit"), Procedure(redis, "release")
         self._check, self._beat = Procedure(redis, "check"), Procedure(redis, "heartbeat")
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
@@ -94,11 +95,19 @@ class Store:
         return self.epoch
 
     def commit(
-        self, request_id: str, deadline: int, result: str, plans: Sequence[Plan] = (), *, share: str | None = None
+        self,
+        request_id: str,
+        deadline: int,
+        result: str,
+        plans: Sequence[Plan] = (),
+        *,
+        share: str | None = None,
+        tag: str = "",
     ) -> Answer:
         """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments.
 
         ``share`` is the key under which the request counts in a share of the lane (tasks.fairness); it leaves it.
+        ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
         """
         changing = [plan for plan in plans if plan.before is not plan.after]
         removal = bool(changing) and all(plan.after is None for plan in changing)
@@ -110,6 +119,7 @@ class Store:
                     self._peers,
                     self._addresses,
                     self._gateway,
+                    *self._unacked,
                     *([share] if share else []),
                 ],
                 args=[
@@ -120,6 +130,7 @@ class Store:
                     results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
                     json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":")),
                     int(any(plan.outcome == "created" for plan in plans)),
+                    tag,
                     *([request_id] if share else []),
                 ],
             )

@@ -6,7 +6,7 @@ The way of a request, and what a crash between two steps leaves behind:
 2. apply the plan to the device                      crash: the start finds the device unlike Redis and mends it
 3. commit: record, addresses, result, in one script  crash: the message comes again and finds the commit record
 4. make the table equal to what was committed        crash: the table is built anew from Redis
-5. acknowledge the message (Celery)
+5. tell events and monitors (Celery); the commit has acknowledged the message
 Wherever a commit does not come back as made, ``_settle`` makes device and table equal to Redis for that one peer.
 """
 
@@ -85,6 +85,8 @@ class Writer:
         self._fair_label = fair_label
         #: Where the request at hand counts in a share of the lane.
         self._share: str | None = None
+        #: Of the message the request at hand came by, '' for none; and of the last one that a commit acknowledged.
+        self._tag = self.acknowledged = ""
         #: Until when, on the monotonic clock, the request at hand is taken to be open without asking.
         self._sure_until = 0.0
         self._patiently = Patience(stopping)
@@ -131,19 +133,20 @@ class Writer:
         return self.carry_out(names.DELETE_PEER, request_id, arguments)
 
     def carry_out(
-        self, task: str, request_id: str, arguments: Mapping[str, Any], *, doubtful: bool = False
+        self, task: str, request_id: str, arguments: Mapping[str, Any], *, doubtful: bool = False, tag: str = ""
     ) -> dict[str, Any]:
         """Carry a request out and commit; the committed result.
 
         ``doubtful``: it may have an outcome already, so Redis is asked before the device is touched. Whoever knows
-        that it had none a moment ago spares the round trip: the commit asks too.
+        that it had none a moment ago spares the round trip: the commit asks too. ``tag`` is that of the message it
+        came by, which the commit acknowledges; then ``acknowledged`` names it.
 
         Raises:
             PeerlaneError: the committed refusal, or Fenced.
         """
         self._refuse_if_fenced()
         self._sure_until = 0.0 if doubtful else time.monotonic() + SURE_FOR
-        self._share = None
+        self._share, self._tag = None, tag
         if self._fair_label is not None and task == names.CREATE_PEER:
             self._share = share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
         try:
@@ -200,9 +203,7 @@ class Writer:
         record = results.encode(request_id, decision.result)
         failpoints.reach("before_commit", outcome)
         try:
-            answer = self._patiently(
-                lambda: self.store.commit(request_id, deadline, record, decision.plans, share=self._share)
-            )
+            answer = self._commit(request_id, deadline, record, decision.plans)
         except ResponseError as error:
             # Out of memory, read-only, disk full: Redis refuses writes, so nothing is confirmed.
             self._settle(decision)
@@ -235,7 +236,7 @@ class Writer:
             raise TimedOut("its deadline had passed before the gateway could commit it")
         if answer.verdict == "duplicate" and self._share is not None:
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
-            self._patiently(lambda: self.store.commit(request_id, decision.deadline, answer.stored, share=self._share))
+            self._commit(request_id, decision.deadline, answer.stored)
         return self._not_committed(request_id, answer, decision, applied=False)
 
     def _not_committed(self, request_id: str, answer: Answer, decision: Decision, *, applied: bool) -> dict[str, Any]:
@@ -259,9 +260,7 @@ class Writer:
         late_after = deadline if isinstance(deadline, int) and not isinstance(deadline, bool) and deadline > 0 else 0
         record = results.encode(request_id, refusal)
         try:
-            answer = self._patiently(
-                lambda: self.store.commit(request_id, min(late_after, 2**53), record, share=self._share)
-            )
+            answer = self._commit(request_id, min(late_after, 2**53), record)
         except ResponseError as error:
             log.warning("request %s: Redis refused to store its refusal (%s)", request_id, _first_word(error))
             self._settled(request_id)  # the caller's deadline settles it: nothing was changed
@@ -276,6 +275,14 @@ class Writer:
             except PeerlaneError as stored:
                 return stored
         return refusal
+
+    def _commit(self, request_id: str, deadline: int, record: str, plans: Sequence[Plan] = ()) -> Answer:
+        """Commit the request at hand. Raises redis.ResponseError where Redis takes no writes."""
+        share, tag = self._share, self._tag
+        answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, plans, share=share, tag=tag))
+        if answer.verdict in ("committed", "duplicate", "expired"):
+            self.acknowledged = tag
+        return answer
 
     def _settle(self, decision: Decision) -> None:
         """Make device and table equal to Redis for the decision's peers; where that fails, all is read anew."""
