@@ -366,3 +366,32 @@ def test_nothing_is_swept_by_a_clock_that_jumped_an_hour_not_even_after_a_restar
     assert there(peers) == staying
     assert expired.isdisjoint(there(peers))
     redis.close()
+
+
+def test_an_alarm_stands_while_nobody_can_tell_whether_its_cause_is_gone(
+    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, app: PeerlaneApp
+) -> None:
+    writer = gateway()
+    peers = client(writer)
+    fill(peers, 3, ttl=1)
+    await_expiry(redis_server, peers)
+    redis = ShiftedRedis(unix_socket_path=str(redis_server.socket))
+    sweeper = Sweeper(
+        redis=redis,
+        gateway=writer.name,
+        limits=Limits(floor=1),
+        clock=Clock(redis, writer.name),
+        counted=None,
+        errands=Errands(app, writer.name),
+    )
+
+    def alarms() -> set[str]:
+        sweeper.sweep(SweepGateway(gateway=writer.name), lambda _: True)
+        return {alarm.kind for alarm in read_alarms(redis, writer.name)}
+
+    assert alarms() == {"sweep"}
+    redis.shift = 3600
+    assert alarms() == {"sweep", "clock"}
+    redis.shift = 0
+    assert alarms() == {"sweep"}
+    redis.close()

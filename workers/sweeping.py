@@ -139,9 +139,8 @@ class Sweeper:
         if refusal.kind in ALARMS:
             detail = {"peers": decision.peers, "stale": decision.counts}
             raise_alarm(self.redis, self.gateway, refusal.kind, refusal.message, now=self.clock.look(), detail=detail)
-        for kind in ALARMS:
-            if kind != refusal.kind:
-                clear_alarm(self.redis, self.gateway, kind)
+        if refusal.kind == "sweep":  # the last thing that is looked at; of what comes after a refusal nobody knows
+            clear_alarm(self.redis, self.gateway, "counters")
 
     def _remove(self, decision: Decision, looked: float, tally: Tally, go_on: GoOn) -> bool:
         """Remove the victims; whether there are more, and it is time to look anew."""
