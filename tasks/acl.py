@@ -132,8 +132,6 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
         Selector(("get", "incrby"), (names.epoch_key(gateway),)),
         Selector(("lrange",), (f"R:{names.staged_key(gateway, '*')}",)),
         Selector(("zrem",), (names.share_key(gateway, "*"),)),
-        Selector(("incrby", "expire"), (names.deliveries_key(gateway, "*"),)),
-        Selector(("lpush", "ltrim"), (f"W:{names.poison_key(gateway)}",)),
         Selector(("sadd",), (f"W:{names.GATEWAYS_KEY}",)),
     )
 
@@ -151,7 +149,6 @@ def _observer(gateway: str, events: str) -> tuple[Selector, ...]:
         Selector(("hget", "hmget", "hgetall"), (f"R:{names.gateway_key(gateway)}",)),
         Selector(("set",), slots),
         Selector(("get", "set", "exists"), (results,)),
-        Selector(("lpush", "ltrim"), (f"W:{names.poison_key(gateway)}",)),
         # What it asks of the writer.
         Selector(("lpush", "llen"), (f"W:{names.bulk_queue(gateway)}",)),
         Selector(("llen",), (names.lane_queue(gateway),)),
@@ -193,7 +190,6 @@ def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector(("hget", "hmget", "hgetall", "hscan"), each(f"R:{names.seen_key('NAME')}")),
         Selector(("hget", "hmget", "hgetall"), each(f"R:{names.observer_key('NAME')}")),
         Selector(("hgetall", "hdel"), each(names.alarms_key("NAME"))),
-        Selector(("lrange", "lrem", "llen", "del"), each(names.poison_key("NAME"))),
         Selector(("lrange", "lrem", "llen", "del"), each(names.poison_key("NAME"))),
     )
 
