@@ -2,7 +2,7 @@
 
     python tests/bench_plot.py docs/latency.json docs/latency.svg
 
-Written by hand: one picture of five lines is not worth the eight distributions that matplotlib adds to the lock, and the
+Written by hand: five lines are not worth the eight distributions that matplotlib would add to the lock, and the
 reader's browser chooses between light and dark, which matplotlib would have settled when it drew.
 """
 
