@@ -22,10 +22,11 @@ from waiting import Stopwatch, eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import Gateway, upkeep
-from tasks.alarms import read_alarms
+from tasks.alarms import raise_alarm, read_alarms
 from tasks.errors import PeerlaneError, TimedOut, Unavailable
 from tasks.results import decode
 from tasks.upkeep import SweepGateway
+from workers.attendance import Attendance
 from workers.errands import Errands
 from workers.sweep import Limits
 from workers.sweeping import Sweeper
@@ -232,6 +233,22 @@ def test_a_time_slot_is_taken_care_of_once(
         assert ask(now - 1, "late-but-not-too-late")["outcome"] == "swept"
         assert ask(now - 60, "an-hour-late")["note"] == "its time slot is long over"
         assert ask(now + 60, "from-the-future")["note"] == "its time slot is long over"
+
+
+def test_the_alarm_that_no_beat_runs_goes_with_its_first_request(
+    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, app: PeerlaneApp
+) -> None:
+    writer = gateway()
+    client(writer)
+    with ending(observer := Observer(writer)):
+        raise_alarm(connection := Redis.from_url(redis_server.url), writer.name, Attendance.KIND, "nobody asks", now=1)
+        connection.close()
+        upkeep.sweep(app, writer.name, timeout=10)
+        assert Attendance.KIND in observer.alarms(), "an operator is no beat"
+        slot = int(redis_server.redis.time()[0]) // 60
+        request = names.request_id(writer.name, "as-beat-asks")
+        app.send_task(names.SWEEP, kwargs={"gateway": writer.name, "slot": slot}, task_id=request)
+        eventually(lambda: observer.alarms() == {}, "the alarm to go")
 
 
 def test_a_slot_is_carried_out_also_by_an_observer_that_was_told_another_interval(

@@ -31,6 +31,7 @@ from tasks.model import parse
 from tasks.results import encode
 from tasks.sealing import sealing_of
 from tasks.upkeep import ReconcileGateway, SweepGateway
+from workers.attendance import Attendance
 from workers.dataplane.observe import KernelCounters, KernelView, device_index
 from workers.device import device_spec, memory_device
 from workers.errands import Errands
@@ -74,8 +75,11 @@ class ObserverService:
         self._counted: Counted | None = None
         self._clock = Clock(self._redis, self.name)
         self._asks: Asks | None = None
+        self._attendance = Attendance(self._redis, self.name)
         #: The writer's epoch that was last seen serving: any other has just come (back). None: begin anew.
         self._epoch: bytes | None = None
+        #: When it last said that it lives, in ms on Redis' clock.
+        self._beat_at = 0
         #: Where the live writer is, if it is not here: then the counters here are another device's.
         self._elsewhere: str | None = None
         self._ticked = time.monotonic()
@@ -104,6 +108,7 @@ class ObserverService:
         self._asks = Asks(
             self._redis,
             self.settings,
+            self._attendance,
             Sweeper(
                 redis=self._redis,
                 gateway=self.name,
@@ -152,11 +157,14 @@ class ObserverService:
             here = self._elsewhere is None
             if here and counted is not None and time.monotonic() - counted.read_at >= self.settings.observe_every:
                 self._read(counted)
+            if here:
+                self._attendance.look(partial(self.asks.every, names.SWEEP), self._beat_at // 1000)
             if here and returned:
                 # Peers may have expired while nobody could remove them.
                 self.asks.by_itself(names.SWEEP)
         except (RedisError, PeerlaneError) as error:
             self._epoch = None
+            self._attendance.excused()
             log.warning("gateway %s: not observed just now: %s", self.name, _told(error))
 
     def _read(self, counted: Counted) -> None:
@@ -181,6 +189,7 @@ class ObserverService:
         if self._elsewhere is not None:
             return False
         self._redis.hset(names.observer_key(self.name), "heartbeat", now)
+        self._beat_at = now
         if phase != b"serving" or epoch == self._epoch:
             return False
         self._epoch = epoch
@@ -223,10 +232,12 @@ class ObserverService:
 class Asks:
     """Requests to the observer: checked, claimed once per slot, carried out, told about (``tasks.upkeep.Observes``)."""
 
-    def __init__(self, redis: Redis, settings: Settings, sweeper: Sweeper, reconciler: Reconciler) -> None:
+    def __init__(
+        self, redis: Redis, settings: Settings, attendance: Attendance, sweeper: Sweeper, reconciler: Reconciler
+    ) -> None:
         self._redis, self._gateway = redis, sweeper.gateway
         self._every = {names.SWEEP: settings.sweep_every, names.RECONCILE: settings.reconcile_every}
-        self._sweeper, self._reconciler = sweeper, reconciler
+        self._attendance, self._sweeper, self._reconciler = attendance, sweeper, reconciler
         # Of the request that is being carried out.
         self._request_id, self._deadline, self._act = "", 0, ""
         self._breathed = 0.0
@@ -250,6 +261,8 @@ class Asks:
             note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
             return {"outcome": "skipped", "gateway": self._gateway, "note": note}
         try:
+            if wish.slot is not None and task == names.SWEEP:
+                self._attendance.asked()
             if wish.slot is not None and (why := self._unclaimable(task, wish.slot)):
                 return {"outcome": "skipped", "gateway": self._gateway, "note": why}
             if request_id and not self._wanted():
@@ -272,12 +285,15 @@ class Asks:
         report = self.carry_out(task, "", {"gateway": self._gateway})
         log.info("gateway %s: %s, asked for by nobody: %s", self._gateway, self._act, report)
 
+    def every(self, task: str) -> float:
+        """Seconds between two slots, as beat counts them: by what the gateway's hash says, whatever was told here."""
+        _, fact = ACTS[task]
+        told = cast("bytes | None", self._redis.hget(names.gateway_key(self._gateway), fact))
+        return interval(told, self._every[task])
+
     def _unclaimable(self, task: str, slot: int) -> str | None:
         """Why a slot's task is not to be carried out; None if this claims it."""
-        _, fact = ACTS[task]
-        # Slots are counted as beat counts them: by what the gateway's hash says, whatever this process was told.
-        told = cast("bytes | None", self._redis.hget(names.gateway_key(self._gateway), fact))
-        every = interval(told, self._every[task])
+        every = self.every(task)
         seconds, _ = self._redis.time()
         if abs(seconds / every - slot) > 2:
             return "its time slot is long over"
