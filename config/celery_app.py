@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from celery import Celery
+from celery.signals import import_modules
 from kombu import Exchange, Queue
 
 from config import names
+from config.flower_ending import hear_sigterm
 from config.settings import BadSettings, Settings, celery_url, current, redis_tls
 
 Role = Literal["client", "writer", "observer"]
@@ -137,3 +139,4 @@ class PeerlaneApp(Celery):
 
 #: The app of API hosts, beat and Flower.
 app = PeerlaneApp()
+import_modules.connect(hear_sigterm, sender=app)

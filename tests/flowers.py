@@ -11,7 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,7 +58,7 @@ class Page:
 
 @contextmanager
 def flower(redis_url: str, directory: Path, **variables: str) -> Generator[Page]:
-    """Run it, and end it afterwards."""
+    """Run it; it ends in good order afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -87,8 +87,7 @@ def flower(redis_url: str, directory: Path, **variables: str) -> Generator[Page]
         eventually(answers, "Flower to answer", within=60)
         yield page
         process.terminate()
-        with suppress(subprocess.TimeoutExpired):  # Flower's own threads may wait for Redis longer than that
-            process.wait(20)
+        assert process.wait(30) == 0
     finally:
         if process.poll() is None:
             process.kill()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -87,6 +89,30 @@ def test_what_is_open_to_all_names_no_peer(page: Page) -> None:
         assert status == 200
         assert "public_key" not in body
     assert 'worker="iad@' in page.get("/metrics")[1]
+
+
+#: A request that takes long to begin. Flower reads this file where it is started.
+SLOW = """
+import pathlib, time
+from flower.views.monitor import Metrics
+
+def initialize(self):
+    pathlib.Path("begun").touch()
+    time.sleep(20)
+
+Metrics.initialize = initialize
+"""
+
+
+def test_it_ends_on_sigterm_that_comes_in_the_middle_of_a_request_too(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    (tmp_path / "flowerconfig.py").write_text(SLOW)
+    with ThreadPoolExecutor(1) as thread, flower(redis_server.url, tmp_path) as page:
+        thread.submit(page.get, "/metrics")
+        eventually((tmp_path / "begun").exists, "the request")
+    log = page.log.read_text()
+    assert "SystemExit: 0" in log, "the signal was to be taken for the request's error"
 
 
 def _patterns() -> list[str]:
