@@ -5,87 +5,25 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fault_calls import key_of
-from fault_checker import Evidence, Final, Held, Verdict, Window, judge
+from fault_checker import judge
+from fault_choices import Ask, key_of
+from fault_evidence import Commit, Evidence, Final, Held, Sighting, Upkeep, Verdict
 from fault_history import Call, read
-from fault_site import Plane, Site
+from fault_play import Run, Scenario, Work
+from fault_site import UPKEEP, Site
+from fault_upkeep import asked_for
 from redis.exceptions import RedisError
 
 #: Peers that stay from run to run: nobody asks for them, and every run must leave them alone.
 RESIDENTS = 24
 #: Seconds in which drift may still be mended after quiet: what a restart of Redis lost is noticed within two.
 SETTLES_WITHIN = 8.0
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What the callers do during a fault: each makes so many calls, while there is time."""
-
-    calls: int = 14
-    threads: int = 3
-    tasks: int = 3
-    seconds: float = 4.0
-    pace: float = 0.25
-    timeouts: Sequence[float] = (0.8, 1.2, 2.0)
-    bulk: bool = False
-
-
-@dataclass
-class Run:
-    """What a scenario gets: the site, chance, and where to say what it did."""
-
-    site: Site
-    rng: random.Random
-    seed: str
-    away: list[Window] = field(default_factory=list[Window])
-    #: When Redis came back without its last second.
-    lost_at: float | None = None
-    #: What else befell it, for the report.
-    notes: list[str] = field(default_factory=list[str])
-
-    def soon(self, low: float = 0.1, high: float = 1.5) -> None:
-        """A random moment during the calls."""
-        time.sleep(self.rng.uniform(low, high))
-
-    @contextmanager
-    def unreachable(self) -> Generator[None]:
-        """Around what keeps callers from Redis; ends once it answers."""
-        began = time.monotonic()
-        try:
-            yield
-            self.site.redis_up()
-        finally:
-            self.away.append(Window(began, time.monotonic()))
-
-    def happened(self, *, within: float = 4.0) -> bool:
-        """Wait for the failpoints that were switched on; whether they have all happened."""
-        until = time.monotonic() + within
-        while self.site.failpoints_left and time.monotonic() < until:
-            time.sleep(0.02)
-        if left := self.site.failpoints_left:
-            self.notes.append(f"did not happen: {left}")
-            self.site.fail_at()
-        return not left
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One kind of fault. ``act`` returns when the fault is over; ``before`` and ``after`` stand outside the calls."""
-
-    name: str
-    act: Callable[[Run], None]
-    work: Work = Work()
-    planes: tuple[Plane, ...] = ("kernel", "memory")
-    #: Whether it changes what other programs of the machine would feel.
-    needs_own_machine: bool = False
-    before: Callable[[Run], None] | None = None
-    after: Callable[[Run], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +38,8 @@ class Report:
     refused: int
     unknown: int
     back_after: float | None
+    observer_back_after: float | None
+    swept: int
     seconds: float
     notes: Sequence[str]
     artefacts: str | None = None
@@ -125,30 +65,34 @@ class Bench:
         name = f"run{self._count}-{scenario.name}-{seed}"
         run = Run(self.site, random.Random(f"{scenario.name} {seed}"), f"{scenario.name} {seed} {self._count}")
         self.site.fail_at()
-        residents, _ = self.site.in_redis()
+        residents, _ = self.site.outside.in_redis()
         self.site.monitor.taken()
+        self.site.monitor.sightings()
         if scenario.before is not None:
             scenario.before(run)
         histories = [self.site.callers.write_to(name)]
         self._begin_work(scenario.work, run)
-        scenario.act(run)
-        healed = time.monotonic()
-        self.site.fail_at()
-        if self.site.callers.answer() is None:
-            self.site.callers.start()
-            histories.append(self.site.callers.write_to(name))
-        back_after = self._back(run, histories, healed)
-        if scenario.after is not None:
-            scenario.after(run)
-            histories.append(self.site.callers.write_to(f"{name}-after"))
-        if not self._settle(histories):
-            run.notes.append("the lane did not empty")
-            back_after = None
-        calls = read(histories)
-        final, verdict = self._judged(run, calls, residents, back_after)
-        kept = self._keep_artefacts(name, histories, verdict, final)
+        with self._upkept(scenario.work):
+            scenario.act(run)
+            healed = time.monotonic()
+            self.site.fail_at()
+            if self.site.callers.answer() is None:
+                self.site.callers.start()
+                histories.append(self.site.callers.write_to(name))
+            back_after = self._back(run, histories, healed)
+            if scenario.after is not None:
+                scenario.after(run)
+                histories.append(self.site.callers.write_to(f"{name}-after"))
+            if not self._settle(histories):
+                run.notes.append("the lane did not empty")
+                back_after = None
+            calls = read(histories)
+            observer_back = self._observer_back(healed)
+            final, evidence, verdict = self._judged(run, scenario.work, calls, residents, back_after, observer_back)
+        kept = self._keep_artefacts(name, histories, verdict, final, evidence.commits)
         self._clear(final, residents)
         ends = [call.end for call in calls]
+        asked = {call.request for call in calls}
         return Report(
             seed=seed,
             scenario=scenario.name,
@@ -158,10 +102,26 @@ class Bench:
             refused=ends.count("refused"),
             unknown=ends.count("unknown") + ends.count("open"),
             back_after=back_after,
+            observer_back_after=observer_back,
+            swept=sum(len(commit.removes) for commit in evidence.commits if commit.request not in asked),
             seconds=time.monotonic() - began,
             notes=tuple(run.notes),
             artefacts=kept,
         )
+
+    @contextmanager
+    def _upkept(self, work: Work) -> Generator[None]:
+        if not work.upkeep:
+            yield
+            return
+        with asked_for(self.site.socket, self.site.name):
+            yield
+
+    def _observer_back(self, healed: float) -> float | None:
+        try:
+            return self.site.observed(since=healed, within=max(0.1, healed + 45 - time.monotonic())) - healed
+        except AssertionError:
+            return None
 
     def _begin_work(self, work: Work, run: Run) -> None:
         self.site.callers.order(
@@ -187,8 +147,7 @@ class Bench:
             number += 1
             key = key_of(f"{run.seed} probe {number}")
             request = f"{self.site.name}.probe-{number}-{self._count}"
-            asked: dict[str, Any] = {"act": "create", "key": key, "request": request, "timeout": 1.0, "wish": ()}
-            if self.site.callers.ask([asked]) != ["ok"]:
+            if self.site.callers.ask([Ask("create", key, request, 1.0)]) != ["ok"]:
                 time.sleep(0.1)
 
     def _settle(self, histories: Sequence[Path]) -> bool:
@@ -202,7 +161,7 @@ class Bench:
                 break
             self.site.callers.ask(
                 [
-                    {"act": call.act, "key": call.key, "request": call.request, "timeout": 3.0, "wish": call.wish}
+                    Ask(call.act, call.key, call.request, 3.0, call.wish, ttl=call.ttl, pinned=call.pinned)
                     for call in pending.values()
                 ]
             )
@@ -214,54 +173,75 @@ class Bench:
         return False
 
     def _judged(
-        self, run: Run, calls: Sequence[Call], residents: dict[str, Held], back_after: float | None
-    ) -> tuple[Final, Verdict]:
-        commits = self.site.monitor.taken()
+        self,
+        run: Run,
+        work: Work,
+        calls: Sequence[Call],
+        residents: dict[str, Held],
+        back_after: float | None,
+        observer_back: float | None,
+    ) -> tuple[Final, Evidence, Verdict]:
         until = time.monotonic() + SETTLES_WITHIN
+        commits: list[Commit] = []
+        sightings: list[Sighting] = []
         while True:
             final = self._final(until)
-            verdict = judge(Evidence(calls, final, residents, commits, run.away, back_after, run.lost_at))
-            mending = any(found.invariant in ("I1", "I2", "I3") for found in verdict.violations)
-            if not mending or time.monotonic() > until:
-                return final, verdict
+            commits += self.site.monitor.taken()
+            sightings += self.site.monitor.sightings()
+            every = float(UPKEEP["sweep_every"]) if work.upkeep else None
+            upkeep = Upkeep(every, tuple(sightings), observer_back)
+            evidence = Evidence(calls, final, residents, tuple(commits), run.away, back_after, run.lost_at, upkeep)
+            verdict = judge(evidence)
+            mending = any(found.invariant in ("I1", "I2", "I3", "I9") for found in verdict.violations)
+            # What is about to expire is waited for: only then one sees whether it goes.
+            waiting = work.upkeep and any(_short(held, final.now) for held in final.redis.values())
+            if not (mending or waiting) or time.monotonic() > until:
+                return final, evidence, verdict
             time.sleep(0.3)
 
     def _final(self, until: float) -> Final:
         while True:
             try:
-                return self.site.final()
+                return self.site.outside.final()
             except (RedisError, OSError, ValueError):
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.2)
 
-    def _keep_artefacts(self, name: str, histories: Sequence[Path], verdict: Verdict, final: Final) -> str | None:
+    def _keep_artefacts(
+        self, name: str, histories: Sequence[Path], verdict: Verdict, final: Final, commits: Sequence[Commit]
+    ) -> str | None:
         if not verdict.violations or self._keep is None:
             return None
         target = self._keep / name
         target.mkdir(parents=True, exist_ok=True)
-        for path in [*histories, *self.site.directory.glob("*.log")]:
+        for path in filter(Path.exists, [*histories, *self.site.directory.glob("*.log")]):
             shutil.copy(path, target)
         (target / "verdict").write_text("\n".join(map(str, verdict.violations)) + "\n")
         (target / "final").write_text(repr(final) + "\n")
+        (target / "commits").write_text("".join(f"{commit}\n" for commit in commits))
         return str(target)
 
     def _clear(self, final: Final, residents: dict[str, Held]) -> None:
         """Take the run's peers away, but for a few that stay."""
         spare = max(0, RESIDENTS - len(residents))
         fresh = sorted(key for key in final.redis if key not in residents)
-        leaving = [*fresh[min(spare, 3) :], *sorted(residents)[RESIDENTS:]]
+        staying = [key for key in fresh if _stays(final.redis[key])][: min(spare, 3)]
+        leaving = [*(key for key in fresh if key not in staying), *sorted(residents)[RESIDENTS:]]
         self.site.callers.write_to(f"clearing-{self._count}")
         for start in range(0, len(leaving), 50):
             self.site.callers.ask(
                 [
-                    {
-                        "act": "delete",
-                        "key": key,
-                        "request": f"{self.site.name}.clear-{self._count}-{start + place}",
-                        "timeout": 8.0,
-                        "wish": [],
-                    }
+                    Ask("delete", key, f"{self.site.name}.clear-{self._count}-{start + place}", 8.0)
                     for place, key in enumerate(leaving[start : start + 50])
                 ]
             )
+
+
+def _short(held: Held, now: float) -> bool:
+    """Whether a peer's time will soon be up, or is, and it is still there."""
+    return held.life.over(now + SETTLES_WITHIN)
+
+
+def _stays(held: Held) -> bool:
+    return held.life.pinned or held.life.expires is None

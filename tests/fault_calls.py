@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import hashlib
 import json
 import os
-import random
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from fault_history import Act, Call, End, History, Stalls
+from fault_choices import Ask, Chooser, ask_from
+from fault_history import Call, End, History, Stalls
 
 from config.celery_app import PeerlaneApp
 from config.settings import read
@@ -35,112 +32,10 @@ from tasks.model import PeerResult
 DEFINITE = (Refused, KernelError, StorageError, WriterError)
 
 
-def key_of(text: str) -> str:
-    """A public key that follows from ``text``."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One call to make."""
-
-    act: Act
-    key: str
-    request: str
-    timeout: float
-    wish: tuple[str, ...] = ()
-    bulk: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        """What a create asks for; secret and keepalive follow from the key, so that asking again is the same wish."""
-        mark = hashlib.sha256(self.key.encode()).digest()
-        return {
-            "allowed_ips": list(self.wish) or None,
-            "preshared_key": key_of(f"secret {self.key}") if mark[0] % 4 == 0 else None,
-            "keepalive": 25 if mark[1] % 4 == 0 else 0,
-        }
-
-
-def ask_from(fields: dict[str, Any]) -> Ask:
-    """From an order's JSON."""
-    made = Ask(fields["act"], fields["key"], fields["request"], fields["timeout"], tuple(fields["wish"]))
-    return replace(made, bulk=fields.get("bulk", False))
-
-
 def answer(fields: dict[str, Any]) -> None:
     """One line to whoever gives the orders."""
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
-
-
-@dataclass
-class Chooser:
-    """What one caller asks next: mostly new peers, some deletes, some repetitions, some that must be refused."""
-
-    gateway: str
-    name: str
-    seed: str
-    timeouts: Sequence[float]
-    contested: Sequence[str]
-    bulk: bool = False
-    mine: list[str] = field(default_factory=list[str])
-    _busy: set[str] = field(default_factory=set[str])
-    _wishes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    _past: list[Ask] = field(default_factory=list["Ask"])
-    _count: int = 0
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(f"{self.seed} {self.name}")
-
-    def next(self) -> Ask:
-        """One call; ``learn`` is told how it ended."""
-        self._count += 1
-        request = f"{self.gateway}.{self.name}-{self._count}-{hashlib.sha256(self.seed.encode()).hexdigest()[:12]}"
-        timeout, chance = self.rng.choice(self.timeouts), self.rng.random()
-        free = [key for key in self.mine if key not in self._busy]
-        if chance < 0.22 and free:
-            found = Ask("delete", self.rng.choice(free), request, timeout)
-        elif chance < 0.28 and free:
-            key = self.rng.choice(free)  # the same wish again
-            found = Ask("create", key, request, timeout, self._wishes.get(key, ()))
-        elif chance < 0.33 and (past := [old for old in self._past if old.key not in self._busy]):
-            old = self.rng.choice(past)  # the same request again
-            found = Ask(old.act, old.key, old.request, timeout, old.wish)
-        elif chance < 0.37:
-            found = Ask("delete", key_of(f"{self.seed} nobody {self._count}"), request, timeout)
-        else:
-            key = key_of(f"{self.seed} {self.name} {self._count}")
-            wish: tuple[str, ...] = ()
-            if chance < 0.47:
-                wish = (self.rng.choice(self.contested), f"fd77::{self.rng.randrange(1, 4000):x}:0/112")
-            found = Ask("create", key, request, timeout, wish, bulk=self.bulk or chance > 0.9)
-            self._wishes[key] = wish
-        self._busy.add(found.key)
-        return found
-
-    def asks(self, calls: int, until: float) -> Iterator[Ask]:
-        """So many calls, as long as there is time."""
-        for _ in range(calls):
-            if time.monotonic() < until:
-                yield self.next()
-
-    def rest(self, done: Call, pace: float) -> float:
-        """Seconds until the next call; longer after one that was not carried out."""
-        return self.rng.uniform(0, pace) + (0.15 if done.end != "ok" else 0.0)
-
-    def learn(self, ask: Ask, done: Call) -> None:
-        """What is known now; a key whose state is unknown is left alone from here on."""
-        if not done.definite:
-            return
-        self._busy.discard(ask.key)
-        if done.outcome != "unavailable":
-            # Repeated only while nothing else was asked of the key since: a repetition answers of the past.
-            self._past = [old for old in self._past if old.key != ask.key]
-            self._past.append(ask)
-        if done.end == "ok":
-            self.mine = [key for key in self.mine if key != ask.key]
-            if ask.act == "create":
-                self.mine.append(ask.key)
 
 
 class Callers:
@@ -176,6 +71,7 @@ class Callers:
                 order["timeouts"],
                 order["contested"],
                 bulk=order.get("bulk", False),
+                upkeep=order.get("upkeep", False),
             )
             for kind, number in kinds
         ]
@@ -208,7 +104,7 @@ class Callers:
 
     def _call(self, ask: Ask) -> Call:
         history = cast("History", self._history)
-        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish)
+        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish, ask.ttl, pinned=ask.pinned)
         try:
             if ask.act == "create":
                 found = self._sync.create_peer(
@@ -222,7 +118,7 @@ class Callers:
 
     async def _call_async(self, gateway: AsyncGateway, ask: Ask) -> Call:
         history = cast("History", self._history)
-        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish)
+        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish, ask.ttl, pinned=ask.pinned)
         try:
             if ask.act == "create":
                 found = await gateway.create_peer(
@@ -235,8 +131,8 @@ class Callers:
         return history.end(begun, *_succeeded(found))
 
 
-def _succeeded(found: PeerResult) -> tuple[End, str, Sequence[str], str]:
-    return "ok", found.outcome, found.allowed_ips, ""
+def _succeeded(found: PeerResult) -> tuple[End, str, Sequence[str], str, int | None]:
+    return "ok", found.outcome, found.allowed_ips, "", found.expires_at
 
 
 def _failed(error: Exception) -> tuple[End, str, Sequence[str], str]:

@@ -5,101 +5,28 @@ I1 a create that was confirmed and not deleted is in Redis and in the kernel    
 I3 a request that was refused, cancelled or timed out left nothing                 I4 one commit per request; no key
 and no address given twice    I5 epochs in commits never decrease; a stale writer changes nothing
 I6 every call ends within its timeout and two seconds with a definite answer, or as unknown while Redis is unreachable,
-and asking again settles it   I7 the lane is back within 35 seconds of the fault's end
+and asking again settles it   I7 lane and observer are back within 35 seconds of the fault's end
+I8 to I11 are about upkeep: tests/fault_upkeep_checker.py
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
+from fault_evidence import Commit, Evidence, Final, Held, Verdict, Violation, Window
 from fault_history import Call
+from fault_upkeep_checker import upkeep_violations
 
 #: Seconds beyond its timeout in which every call has ended.
 GRACE = 2.0
 #: Seconds after a fault's end in which callers may still find Redis unreachable.
 AFTERMATH = 1.5
-#: Seconds in which the lane comes back.
+#: Seconds by which Redis' clock and the machine's monotonic one may have been read apart.
+CLOCKS = 0.2
+#: Seconds in which lane and observer come back.
 BACK_WITHIN = 35.0
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One peer, as Redis or the kernel holds it."""
-
-    addresses: frozenset[str]
-    preshared_key: str = ""
-    keepalive: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Final:
-    """What was found after quiet."""
-
-    redis: Mapping[str, Held]
-    #: Redis' address hash: prefix → key.
-    owners: Mapping[str, str]
-    kernel: Mapping[str, Held]
-    #: Per-peer routes on the device, and those that the peers in Redis need.
-    routes: frozenset[str] = frozenset()
-    routes_needed: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """One commit script, as Redis itself reported it. ``wrote``: it stored a result. ``changed``: it stored peers."""
-
-    request: str
-    epoch: int
-    #: The newest epoch that Redis had been heard to give when this came.
-    newest: int
-    wrote: bool
-    changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """When Redis could not be reached, in whole or by some."""
-
-    began: float
-    ended: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that the judge sees of one run."""
-
-    calls: Sequence[Call]
-    final: Final
-    #: What was there before the run, and that nobody in the run asked for.
-    residents: Mapping[str, Held] = field(default_factory=dict[str, Held])
-    commits: Sequence[Commit] = ()
-    away: Sequence[Window] = ()
-    #: Seconds from the fault's end to the first request that was carried out; None: never.
-    back_after: float | None = 0.0
-    #: When Redis came back without its last second, if it did: what was confirmed before may be lost.
-    lost_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """An invariant that does not hold, and how one sees it."""
-
-    invariant: str
-    told: str
-
-    def __str__(self) -> str:
-        return f"{self.invariant}: {self.told}"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the judge says. ``lost`` confirmations are violations unless Redis was told to lose its last second."""
-
-    violations: tuple[Violation, ...]
-    lost: int = 0
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -112,10 +39,12 @@ def judge(evidence: Evidence) -> Verdict:
         *_one_commit_each(evidence),
         *_epochs(evidence.commits, lenient=evidence.lost_at is not None),
         *_answers(evidence),
+        *upkeep_violations(evidence),
     ]
-    if evidence.back_after is None or evidence.back_after > BACK_WITHIN:
-        took = "never" if evidence.back_after is None else f"{evidence.back_after:.1f} s"
-        found.append(Violation("I7", f"the lane came back after the fault's end: {took}"))
+    for who, after in (("lane", evidence.back_after), ("observer", evidence.upkeep.back_after)):
+        if after is None or after > BACK_WITHIN:
+            took = "never" if after is None else f"{after:.1f} s"
+            found.append(Violation("I7", f"the {who} came back after the fault's end: {took}"))
     return Verdict(tuple(found), len(forgiven))
 
 
@@ -127,7 +56,7 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
         by_key[call.key].append(call)
     for key in {*by_key, *evidence.residents, *final.redis}:
         calls = by_key.get(key, [])
-        allowed = _possible_ends(calls, evidence.residents.get(key))
+        allowed = _possible_ends(calls, evidence.residents.get(key), final.now)
         there = final.redis.get(key)
         now = None if there is None else there.addresses
         if now in allowed:
@@ -141,8 +70,11 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
         yield Violation("I1" if confirmed else "I3", f"{key}: Redis holds {shown}, the last word was {expected}")
 
 
-def _possible_ends(calls: Sequence[Call], resident: Held | None) -> list[frozenset[str] | None]:
-    """What the key may hold at the end, by every order of its calls that agrees with when they began and ended."""
+def _possible_ends(calls: Sequence[Call], resident: Held | None, now: float) -> list[frozenset[str] | None]:
+    """What the key may hold at the end, by every order of its calls that agrees with when they began and ended.
+
+    ``now`` is on Redis' clock: what has expired may be gone.
+    """
     settled = {call.request for call in calls if call.definite}
     words = [call for call in calls if call.end == "ok"]
     # Unknown and not settled: it may have taken effect at any time since, or never.
@@ -151,6 +83,8 @@ def _possible_ends(calls: Sequence[Call], resident: Held | None) -> list[frozens
     ends: list[frozenset[str] | None] = [
         frozenset(call.addresses) if call.act == "create" else None for call in (last if words else [])
     ]
+    if any(call.act == "create" and call.over(now) for call in last):
+        ends.append(None)
     if not words:
         ends.append(None if resident is None else resident.addresses)
     ends += [None if call.act == "delete" else frozenset(call.wish) for call in open_ends]
@@ -208,6 +142,8 @@ def _nothing_twice(evidence: Evidence) -> Iterable[Violation]:
             ),
             default=float("inf"),
         )
+        if call.expires is not None and not call.pinned:
+            given_up = min(given_up, max(call.ended, call.expires - evidence.final.lead - CLOCKS))
         spans += [(*_range(text), call.ended, given_up, call.key, text) for text in call.addresses]
     for key, held in evidence.final.redis.items():
         spans += [(*_range(text), float("inf"), float("inf"), key, text) for text in held.addresses]

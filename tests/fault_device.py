@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from typing import Any, cast
 from config.settings import Settings
 from tasks.errors import KernelError
 from tasks.prefix import Prefix
-from workers import gateway, service
+from workers import failpoints, gateway, service
 from workers.dataplane import (
     AddRoute,
     Change,
@@ -59,7 +60,9 @@ class LastingDevice:
         return self._memory.routes()
 
     def apply(self, changes: Sequence[Change]) -> None:
-        for change in changes:
+        for number, change in enumerate(changes):
+            if number:
+                failpoints.reach("between_changes")
             self._require()
             self._memory.apply([change])
             with self._path.open("ab", buffering=0) as file:
@@ -84,6 +87,26 @@ def look(path: Path, spec: DeviceSpec) -> tuple[Mapping[str, DevicePeer], frozen
     return memory.peers(), memory.routes()
 
 
+def since(path: Path) -> dict[str, float]:
+    """Since when each peer has been on the device, on the machine's monotonic clock."""
+    found: dict[str, float] = {}
+    for line in path.read_text().splitlines():
+        match json.loads(line):
+            case {"set": key, "at": at}:
+                found.setdefault(key, at)
+            case {"remove": key}:
+                found.pop(key, None)
+            case _:
+                pass
+    return found
+
+
+def tamper(path: Path, changes: Sequence[Change]) -> None:
+    """Change the device behind its writer's back."""
+    with path.open("ab", buffering=0) as file:
+        file.write(b"".join(map(_encoded, changes)))
+
+
 def _encoded(change: Change) -> bytes:
     match change:
         case SetPeer():
@@ -92,6 +115,7 @@ def _encoded(change: Change) -> bytes:
                 "ips": sorted(map(str, change.allowed_ips)),
                 "psk": change.preshared_key,
                 "keepalive": change.keepalive,
+                "at": time.monotonic(),
             }
         case RemovePeer():
             fields = {"remove": change.public_key}

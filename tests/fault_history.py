@@ -33,11 +33,16 @@ class Call:
     timeout: float
     #: The allowed IPs that were asked for; empty: the gateway allocates.
     wish: tuple[str, ...] = ()
+    #: Seconds after which the peer may go, where that was asked for; whether it may never.
+    ttl: int | None = None
+    pinned: bool = False
     ended: float | None = None
     end: End = "open"
     #: The outcome, or the error's code.
     outcome: str = ""
     addresses: tuple[str, ...] = ()
+    #: When the peer expires, as the caller was told: in seconds on Redis' clock.
+    expires: int | None = None
     #: Seconds during the call in which the caller's own process did not run: paused, or no CPU.
     stalled: float = 0.0
     #: What an error said.
@@ -47,6 +52,10 @@ class Call:
     def definite(self) -> bool:
         """Whether the caller knows what became of it."""
         return self.end in ("ok", "refused")
+
+    def over(self, now: float) -> bool:
+        """Whether the time of the peer that was told of is up, ``now`` on Redis' clock."""
+        return not self.pinned and self.expires is not None and self.expires <= now
 
 
 class Stalls:
@@ -82,18 +91,36 @@ class History:
     _count: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, act: Act, key: str, request: str, timeout: float, wish: Iterable[str] = ()) -> tuple[Call, float]:
+    def begin(
+        self,
+        act: Act,
+        key: str,
+        request: str,
+        timeout: float,
+        wish: Iterable[str] = (),
+        ttl: int | None = None,
+        *,
+        pinned: bool = False,
+    ) -> tuple[Call, float]:
         """A call is about to be made. What is returned goes to ``end``."""
         with self._lock:
             self._count += 1
             number = f"{self.caller}-{self._count}"
         assert self._count <= MOST_CALLS, "a run that makes so many calls is a mistake"
         lost = self.stalls.lost
-        call = Call(number, act, key, request, time.monotonic(), timeout, tuple(wish))
+        call = Call(number, act, key, request, time.monotonic(), timeout, tuple(wish), ttl, pinned)
         self._write(asdict(call))
         return call, lost
 
-    def end(self, begun: tuple[Call, float], how: End, outcome: str, addresses: Iterable[str], said: str) -> Call:
+    def end(
+        self,
+        begun: tuple[Call, float],
+        how: End,
+        outcome: str,
+        addresses: Iterable[str],
+        said: str,
+        expires: int | None = None,
+    ) -> Call:
         """The call has ended."""
         call, lost = begun
         done = replace(
@@ -102,6 +129,7 @@ class History:
             end=how,
             outcome=outcome,
             addresses=tuple(addresses),
+            expires=expires,
             stalled=self.stalls.lost - lost,
             said=said[:300],
         )

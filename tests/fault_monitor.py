@@ -1,19 +1,24 @@
-"""What Redis itself says it was told: the commits of a fault run, read off MONITOR, independent of the product."""
+"""What Redis itself says it was told, read off MONITOR, without the product: commits, and what observers wrote."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-from fault_checker import Commit
+from fault_evidence import Commit, Life, Sighting
 
 from config import names
 
 _WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
+_MOMENT = re.compile(rb"^\+(\d+\.\d+) ")
 _SCRIPT = re.compile(rb"^\+\d+\.\d+ \[\d+ lua\]")
 
 
@@ -25,10 +30,15 @@ class Monitor:
         self._peers = names.peers_key(gateway).encode()
         self._epochs = names.epoch_key(gateway).encode()
         self._prefix = f"{names.RESULT_PREFIX}{gateway}.".encode()
+        self._seen = names.seen_key(gateway).encode()
+        self._observer = names.observer_key(gateway).encode()
         self._commits: list[Commit] = []
+        self._sightings: list[Sighting] = []
+        #: When the observer last gave a sign of life, on this machine's monotonic clock, in order.
+        self.beats: list[float] = []
         self._newest = 0
-        #: The commit whose script is being carried out: (request, epoch, wrote, changed).
-        self._running: tuple[str, int, bool, bool] | None = None
+        #: The commit whose script is being carried out.
+        self._running: Commit | None = None
         self._ended = threading.Event()
         #: Set while the server tells.
         self.listening = threading.Event()
@@ -37,8 +47,14 @@ class Monitor:
 
     def taken(self) -> Sequence[Commit]:
         """Commits since the last call."""
+        assert self._thread.is_alive(), "nobody reads what Redis says"
         self._finish()
         found, self._commits = self._commits, []
+        return found
+
+    def sightings(self) -> Sequence[Sighting]:
+        """What the observer has written down since the last call."""
+        found, self._sightings = self._sightings, []
         return found
 
     def forget_epochs(self) -> None:
@@ -80,11 +96,10 @@ class Monitor:
             return
         command = words[0].upper()
         if _SCRIPT.match(line):
-            if self._running is not None:
-                request, epoch, wrote, changed = self._running
-                wrote = wrote or (command == b"SET" and words[1] == names.result_key(request).encode())
-                changed = changed or (command in (b"HSET", b"HDEL") and words[1] == self._peers)
-                self._running = (request, epoch, wrote, changed)
+            if (running := self._running) is not None:
+                wrote = command == b"SET" and words[1] == names.result_key(running.request).encode()
+                changed = command in (b"HSET", b"HDEL") and words[1] == self._peers
+                self._running = replace(running, wrote=running.wrote or wrote, changed=running.changed or changed)
             return
         self._finish()
         if command in (b"INCR", b"INCRBY") and words[1] == self._epochs:
@@ -92,14 +107,48 @@ class Monitor:
         elif command in (b"FCALL", b"EVALSHA", b"EVAL") and self._peers in words:
             keys = int(words[2])
             if words[3].startswith(self._prefix):
-                request = words[3].decode().removeprefix(names.RESULT_PREFIX)
-                self._running = (request, int(words[3 + keys]), False, False)
+                self._running = self._commit(line, words[3], words[3 + keys :])
+        elif command == b"HSET" and words[1] == self._seen:
+            self._sightings += [_sighting(*pair) for pair in zip(words[2::2], words[3::2], strict=True)]
+        elif command == b"HSET" and words[1] == self._observer and words[2] == b"heartbeat" and words[3] != b"0":
+            self.beats.append(time.monotonic())
+
+    def _commit(self, line: bytes, result_key: bytes, arguments: Sequence[bytes]) -> Commit:
+        moment = _MOMENT.match(line)
+        changes = cast(
+            "list[dict[str, Any]]", json.loads(_plain(next(word for word in arguments if word.startswith(b"["))))
+        )
+        return Commit(
+            request=result_key.decode().removeprefix(names.RESULT_PREFIX),
+            epoch=int(arguments[0]),
+            newest=0,
+            wrote=False,
+            changed=False,
+            at=float(moment[1]) if moment else 0.0,
+            deadline=int(arguments[1]) / 1000,
+            stores={change["key"]: _life(change["record"]) for change in changes if "record" in change},
+            removes=frozenset(change["key"] for change in changes if "record" not in change and not change.get("kept")),
+        )
 
     def _finish(self) -> None:
-        if self._running is not None:
-            request, epoch, wrote, changed = self._running
-            self._newest = max(self._newest, epoch)
+        if (running := self._running) is not None:
+            self._newest = max(self._newest, running.epoch)
             # A script that wrote nothing was refused, whatever its epoch.
-            newest = self._newest if wrote or changed else epoch
-            self._commits.append(Commit(request, epoch, newest, wrote=wrote, changed=changed))
+            newest = self._newest if running.wrote or running.changed else running.epoch
+            self._commits.append(replace(running, newest=newest))
             self._running = None
+
+
+def _plain(word: bytes) -> str:
+    """What MONITOR quotes."""
+    return word.decode("unicode_escape").encode("latin-1").decode()
+
+
+def _life(record: str) -> Life:
+    fields = cast("dict[str, Any]", json.loads(record))
+    return Life(fields.get("expires_at"), fields.get("pinned", False))
+
+
+def _sighting(key: bytes, stored: bytes) -> Sighting:
+    _, last_seen, received, sent, *_ = stored.split(b" ")
+    return Sighting(key.decode(), int(last_seen), int(received), int(sent))

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from fault_bench import Run
 from fault_of_order import await_epoch
+from fault_play import Run
 
 from config import names
 
@@ -18,7 +18,7 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 def device_deleted(run: Run) -> None:
     for _ in range(run.rng.randint(1, 2)):
         run.soon(0.3, 1.5)
-        run.site.delete_device()
+        run.site.outside.delete_device()
 
 
 def callers_killed(run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from fault_bench import Run
+from fault_play import Run
 
 
 def writer_half_open(run: Run) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from fault_bench import Run
+from fault_play import Run
 
 from config import names
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from fault_bench import Run
+from fault_play import Run
 from redis.exceptions import RedisError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fault_bench import Run, Scenario
+from fault_play import Run, Scenario
 
 
 def writer_killed(run: Run) -> None:
@@ -20,16 +20,18 @@ def writer_killed_while_it_takes_a_message(run: Run) -> None:
     run.site.gateway.kill()
 
 
-def killed_at(point: str, *, redelivered: bool = False) -> Scenario:
+def killed_at(point: str, *, redelivered_after: bool = False) -> Scenario:
     def act(run: Run) -> None:
         run.site.fail_at(f"{point}:kill:{run.rng.randint(1, 12)}")
         run.happened()
 
-    def after(run: Run) -> None:
-        run.notes.append(f"{run.site.redeliver_now()} redelivered")
-        time.sleep(1.5)  # the worker looks for them each second
+    return Scenario(f"killed_{point}", act, after=redelivered if redelivered_after else None)
 
-    return Scenario(f"killed_{point}", act, after=after if redelivered else None)
+
+def redelivered(run: Run) -> None:
+    """What was taken and not acknowledged comes again, now."""
+    run.notes.append(f"{run.site.redeliver_now()} redelivered")
+    time.sleep(1.5)  # the worker looks for them each second
 
 
 def unforeseen(run: Run) -> None:
@@ -48,5 +50,5 @@ def writer_stopped(run: Run) -> None:
 def killed_in_recovery(run: Run) -> None:
     run.soon(0.5, 1.5)
     run.site.fail_at("between_batches:kill:1")
-    run.site.delete_device()
+    run.site.outside.delete_device()
     run.happened(within=6)

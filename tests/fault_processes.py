@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from fault_choices import Ask
 from gateways import ROOT
 
 #: Seconds until a process that ended is started again, as systemd's RestartSec.
@@ -177,9 +178,9 @@ class Callers:
         line = self._process.stdout.readline()
         return cast("dict[str, Any]", json.loads(line)) if line else None
 
-    def ask(self, asks: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    def ask(self, asks: Sequence[Ask]) -> Sequence[str]:
         """Make these calls now; how each ended."""
-        self.order(do="ask", asks=list(asks))
+        self.order(do="ask", asks=[ask.as_dict() for ask in asks])
         answer = self.answer()
         assert answer is not None, "the callers have died"
         return cast("list[str]", answer["ends"])

@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fault_bench import Bench, Report, Scenario
+from fault_bench import Bench, Report
+from fault_look import Plane
 from fault_of_host import FAKETIME
+from fault_play import Scenario
 from fault_scenarios import SCENARIOS
-from fault_site import Plane, Site
+from fault_site import Site
 from kernel_bridge import find_kernel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -81,7 +83,10 @@ def _line(report: Report) -> str:
     lost = f", {report.verdict.lost} lost with Redis' last second" if report.verdict.lost else ""
     notes = f" ({'; '.join(report.notes)})" if report.notes else ""
     counts = f"{report.calls} calls, {report.ok} ok, {report.refused} refused, {report.unknown} unknown{lost}"
-    told = [f"seed {report.seed} {report.scenario}: {counts}, lane back after {back}, {report.seconds:.1f} s{notes}"]
+    seen = "never" if report.observer_back_after is None else f"{report.observer_back_after:.1f} s"
+    backs = f"lane back after {back}, observer after {seen}"
+    swept = f", {report.swept} swept" if report.swept else ""
+    told = [f"seed {report.seed} {report.scenario}: {counts}{swept}, {backs}, {report.seconds:.1f} s{notes}"]
     told += [f"  VIOLATION {found}" for found in report.verdict.violations[:12]]
     if report.artefacts:
         told.append(
@@ -103,6 +108,8 @@ def summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
         "violations": sum(len(report.verdict.violations) for report in reports),
         "lane_back_median_s": round(backs[len(backs) // 2], 2) if backs else None,
         "lane_back_worst_s": round(backs[-1], 2) if backs else None,
+        "observer_back_worst_s": round(max((report.observer_back_after or 0.0) for report in reports), 2),
+        "swept": sum(report.swept for report in reports),
         "seconds": round(seconds, 1),
         "by_scenario": {
             name: {

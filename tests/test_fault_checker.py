@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_checker import Commit, Evidence, Final, Held, Window, judge
+from fault_checker import judge
+from fault_evidence import Commit, Evidence, Final, Held, Window
 from fault_history import Call, History, read
 
 ONE, TWO = "10.8.0.2/32", "10.8.0.3/32"

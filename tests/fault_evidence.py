@@ -1,0 +1,133 @@
+"""What the judge of a fault run sees, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fault_history import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How long a peer is to be there. ``expires`` is in seconds on Redis' clock; a pinned peer does not expire."""
+
+    expires: int | None = None
+    pinned: bool = False
+
+    def over(self, now: float) -> bool:
+        """Whether its time is up."""
+        return not self.pinned and self.expires is not None and self.expires <= now
+
+
+FOR_EVER = Life()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One peer, as Redis or the kernel holds it."""
+
+    addresses: frozenset[str]
+    preshared_key: str = ""
+    keepalive: int = 0
+    #: What only Redis knows.
+    life: Life = field(default=FOR_EVER, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """What was found after quiet."""
+
+    redis: Mapping[str, Held]
+    #: Redis' address hash: prefix → key.
+    owners: Mapping[str, str]
+    kernel: Mapping[str, Held]
+    #: Per-peer routes on the device, and those that the peers in Redis need.
+    routes: frozenset[str] = frozenset()
+    routes_needed: frozenset[str] = frozenset()
+    #: When, in seconds on Redis' clock; and how far that is ahead of the machine's monotonic one.
+    now: float = 0.0
+    lead: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit script, as Redis reported it. ``wrote``: it stored a result. ``changed``: peers came or went."""
+
+    request: str
+    epoch: int
+    #: The newest epoch that Redis had been heard to give when this came.
+    newest: int
+    wrote: bool
+    changed: bool
+    #: When it was carried out and until when that was allowed (0: no limit), in seconds on Redis' clock.
+    at: float = 0.0
+    deadline: float = 0.0
+    #: The peers that it stores, and those that it removes.
+    stores: Mapping[str, Life] = field(default_factory=dict[str, Life])
+    removes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What an observer wrote down of one peer: when it was last seen, on Redis' clock, and its traffic in bytes."""
+
+    key: str
+    last_seen: int
+    received: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What is known of sweeps and of those who ask for them."""
+
+    #: Seconds between two sweeps; None: none were asked for.
+    every: float | None = None
+    sightings: Sequence[Sighting] = ()
+    #: Seconds from the fault's end to the observer's first sign of life; None: never.
+    back_after: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When Redis could not be reached, in whole or by some."""
+
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that the judge sees of one run."""
+
+    calls: Sequence[Call]
+    final: Final
+    #: What was there before the run, and that nobody in the run asked for.
+    residents: Mapping[str, Held] = field(default_factory=dict[str, Held])
+    commits: Sequence[Commit] = ()
+    away: Sequence[Window] = ()
+    #: Seconds from the fault's end to the first request that was carried out; None: never.
+    back_after: float | None = 0.0
+    #: When Redis came back without its last second, if it did: what was confirmed before may be lost.
+    lost_at: float | None = None
+    upkeep: Upkeep = Upkeep()
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invariant that does not hold, and how one sees it."""
+
+    invariant: str
+    told: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.told}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the judge says. ``lost`` confirmations are violations unless Redis was told to lose its last second."""
+
+    violations: tuple[Violation, ...]
+    lost: int = 0

@@ -1,0 +1,111 @@
+"""What Redis and the device of a site hold, looked at from outside; and hands that change the device from there."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import fault_device
+from devices import run
+from fault_evidence import Final, Held, Life
+from redis import Redis
+
+from config import names
+from config.settings import read
+from tasks.prefix import Prefix
+from workers.dataplane import RemovePeer, SetPeer
+from workers.device import device_spec
+
+Plane = Literal["kernel", "memory"]
+
+INTERFACE = "wg0"
+SERVES = ("10.77.0.0/16", "fd77::/48")
+
+
+class Outside:
+    """One gateway's peers, as stored and as on the device."""
+
+    def __init__(self, redis: Redis, gateway: str, plane: Plane, *, namespace: str, device: Path, key: Path) -> None:
+        """``namespace`` and the interface in it are looked at on the kernel's plane, the file ``device`` else."""
+        self._redis, self._gateway, self._plane = redis, gateway, plane
+        self._namespace, self._device, self._key = namespace, device, key
+
+    def in_redis(self) -> tuple[dict[str, Held], dict[str, str]]:
+        """Peers and owners of addresses, as stored."""
+        records = cast("dict[str, str]", self._redis.hgetall(names.peers_key(self._gateway)))
+        owners = cast("dict[str, str]", self._redis.hgetall(names.addresses_key(self._gateway)))
+        found: dict[str, Held] = {}
+        for key, text in records.items():
+            record = json.loads(text)
+            found[key] = Held(
+                frozenset(record["allowed_ips"]),
+                record.get("preshared_key", ""),
+                record.get("keepalive", 0),
+                Life(record.get("expires_at"), record.get("pinned", False)),
+            )
+        return found, owners
+
+    def on_device(self) -> tuple[dict[str, Held], frozenset[str]]:
+        """Peers and per-peer routes, as the device holds them."""
+        if self._plane == "memory":
+            spec, _, _ = device_spec(read(gateway=self._gateway, private_key_file=self._key, serves=SERVES))
+            peers, routes = fault_device.look(self._device, spec)
+            held = {
+                key: Held(frozenset(map(str, peer.allowed_ips)), peer.preshared_key or "", peer.keepalive)
+                for key, peer in peers.items()
+            }
+            return held, frozenset(map(str, routes))
+        script = (
+            f"wg show {INTERFACE} dump; echo ==; ip -4 route show dev {INTERFACE}; ip -6 route show dev {INTERFACE}"
+        )
+        dump, _, routing = run("ip", "netns", "exec", self._namespace, "sh", "-c", script).partition("==\n")
+        found: dict[str, Held] = {}
+        for row in (line.split("\t") for line in dump.splitlines()[1:]):
+            addresses = frozenset(row[3].split(",")) if row[3] != "(none)" else frozenset[str]()
+            secret = "" if row[1] == "(none)" else row[1]
+            found[row[0]] = Held(addresses, secret, 0 if row[7] == "off" else int(row[7]))
+        return found, frozenset(filter(_served, (line.split()[0] for line in routing.splitlines() if line)))
+
+    def final(self) -> Final:
+        """What is there now."""
+        seconds, micros = self._redis.time()
+        now, steady = seconds + micros / 1e6, time.monotonic()
+        stored, owners = self.in_redis()
+        held, routes = self.on_device()
+        needed = frozenset(address for peer in stored.values() for address in peer.addresses if _served(address))
+        return Final(stored, owners, held, routes, needed, now, now - steady)
+
+    def delete_device(self) -> None:
+        """As somebody's ``ip link del``."""
+        if self._plane == "kernel":
+            subprocess.run(["ip", "-n", self._namespace, "link", "del", INTERFACE], check=False, capture_output=True)
+        else:
+            self._device.unlink(missing_ok=True)
+
+    def take_off(self, key: str) -> None:
+        """Take a peer off the device behind its writer's back."""
+        if self._plane == "kernel":
+            run("ip", "netns", "exec", self._namespace, "wg", "set", INTERFACE, "peer", key, "remove")
+        else:
+            fault_device.tamper(self._device, [RemovePeer(key)])
+
+    def put_on(self, key: str, address: str) -> None:
+        """Put a peer that nobody knows on the device, or give one other addresses."""
+        if self._plane == "kernel":
+            run("ip", "netns", "exec", self._namespace, "wg", "set", INTERFACE, "peer", key, "allowed-ips", address)
+        else:
+            fault_device.tamper(self._device, [SetPeer(key, frozenset({Prefix.parse(address)}))])
+
+
+def _served(text: str) -> bool:
+    """Whether a prefix lies in what is served beyond the pools, and so has a route of its own."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    areas = (ipaddress.ip_network(area) for area in SERVES)
+    return any(network.version == area.version and network.subnet_of(cast("Any", area)) for area in areas)
