@@ -57,7 +57,8 @@ class Listening:
         """
         self._sound = False
         found = self._await("message", until)
-        self._sound = True
+        # One that has kept silent may have died without a word: whoever got it next would not be confirmed.
+        self._sound = found is not None
         return found
 
     def _await(self, kind: str, until: float) -> str | None:

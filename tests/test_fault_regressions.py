@@ -27,7 +27,6 @@ from tasks.awaiting import settle
 from tasks.definitions import task_of
 from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
 from tasks.lanes import lanes_of
-from tasks.model import PeerResult
 
 
 @pytest.fixture
@@ -108,6 +107,23 @@ class TestManyThreadsWhoseRedisFallsSilent:
             api.create_peer(some_key(), timeout=0.5)
         link.mend()
         assert api.create_peer(some_key()).outcome == "created"
+
+
+class TestACallerWhoseConnectionDiedWithoutAWordWhileItWaited:
+    def test_is_not_told_later_that_redis_cannot_be_reached(
+        self, gateway: MakeGateway, link: FaultProxy, client: MakeClient
+    ) -> None:
+        site = gateway()
+        api = client(site.name, redis_url=link.url)
+        site.pause()
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(took, partial(api.create_peer, some_key(), timeout=1))
+            eventually(lambda: link.accepted >= 3, "the request on its way")
+            link.half_open()
+            waiting.result()
+        link.mend()
+        site.resume()
+        assert api.create_peer(some_key(), timeout=10).outcome == "created"
 
 
 class TestACallerWhoseRedisRestarts:
@@ -255,45 +271,3 @@ class TestARedisThatHasLostItsLastSecond:
         redis_server.redis.hset(addresses, mapping={str(prefix): str(owner) for prefix, owner in owners.items()})
         assert api.delete_peer(key, timeout=20).outcome == "deleted"
         assert api.peer(key) is None
-
-
-class TestAPeerWhoseTimeIsUp:
-    """No sweep has come by yet, and none is to take away what was told to exist."""
-
-    @pytest.fixture
-    def site(self, gateway: MakeGateway) -> GatewayProcess:
-        return gateway(serves=("10.77.0.0/16",))
-
-    @pytest.fixture
-    def over(self, site: GatewayProcess, client: MakeClient) -> tuple[Gateway, PeerResult]:
-        """One that has expired."""
-        api = client(site)
-        made = api.create_peer(some_key(), ttl=1)
-        eventually(lambda: now_of(api) >= (made.expires_at or 0), "its end")
-        return api, made
-
-    def test_is_made_anew_for_who_asks_again(self, over: tuple[Gateway, PeerResult]) -> None:
-        api, made = over
-        again = api.create_peer(made.public_key, ttl=1)
-        assert (again.outcome, again.allowed_ips) == ("created", made.allowed_ips)
-        assert (again.expires_at or 0) > (made.expires_at or 0)
-
-    def test_is_made_anew_with_whatever_is_asked_for(self, over: tuple[Gateway, PeerResult]) -> None:
-        api, made = over
-        prefixes = (*made.allowed_ips, "10.77.0.0/28")
-        again = api.create_peer(made.public_key, allowed_ips=prefixes, pinned=True)
-        assert (again.outcome, set(again.allowed_ips), again.expires_at) == ("created", set(prefixes), None)
-        assert api.create_peer(made.public_key, allowed_ips=prefixes, pinned=True).outcome == "existing"
-
-    def test_is_not_taken_by_a_sweep_that_was_decided_before(self, over: tuple[Gateway, PeerResult]) -> None:
-        api, made = over
-        api.create_peer(made.public_key)
-        victim = {"public_key": made.public_key, "reason": "expired", "created_at": made.created_at}
-        sweep = task_of(app_of(api), names.REMOVE_PEERS).apply_async(kwargs={"gateway": api.name, "victims": [victim]})
-        assert sweep.get(timeout=5)["kept"] == {made.public_key: "created anew since"}
-        assert api.peer(made.public_key) is not None
-
-
-def now_of(api: Gateway) -> float:
-    """Seconds on Redis' clock."""
-    return lanes_of(app_of(api)).clock.now_ms() / 1000

@@ -17,7 +17,9 @@ from waiting import eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import Gateway, upkeep
+from tasks.definitions import task_of
 from tasks.errors import TimedOut
+from tasks.model import PeerResult
 from tasks.upkeep import SweepGateway
 from workers import failpoints, sweeping
 from workers.errands import Errands
@@ -38,11 +40,11 @@ def site(gateway: MakeGateway) -> GatewayProcess:
     return gateway()
 
 
-def expire(api: Gateway, redis_server: RedisServer) -> str:
+def expired(api: Gateway, redis_server: RedisServer) -> PeerResult:
     """A new peer, once it has expired."""
     made = api.create_peer(some_key(), ttl=1)
     eventually(lambda: int(redis_server.redis.time()[0]) >= (made.expires_at or 0), "its end")
-    return made.public_key
+    return made
 
 
 def test_a_sweep_that_stood_still_after_its_decision_looks_again_before_it_removes(
@@ -53,7 +55,7 @@ def test_a_sweep_that_stood_still_after_its_decision_looks_again_before_it_remov
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     api = client(site)
-    key = expire(api, redis_server)
+    key = expired(api, redis_server).public_key
     redis = Redis(unix_socket_path=str(redis_server.socket))
 
     def stand_still(point: str) -> None:
@@ -80,7 +82,7 @@ class TestAnObserverWhoseWriterStandsStill:
     def observer(self, site: GatewayProcess, client: MakeClient, redis_server: RedisServer) -> Iterator[Observer]:
         """With something to sweep."""
         with ending(observer := Observer(site)):
-            expire(client(site), redis_server)
+            expired(client(site), redis_server)
             site.pause()
             yield observer
         site.resume()
@@ -103,3 +105,40 @@ class TestAnObserverWhoseWriterStandsStill:
         with pytest.raises(TimedOut):
             upkeep.sweep(app, site.name, timeout=2)
         eventually(lambda: observer.told("sweep").get("stopped"), "the sweep's end")
+
+
+class TestAPeerWhoseTimeIsUp:
+    """No sweep has come by yet, and none is to take away what was told to exist."""
+
+    @pytest.fixture
+    def site(self, gateway: MakeGateway) -> GatewayProcess:
+        return gateway(serves=("10.77.0.0/16",))
+
+    @pytest.fixture
+    def over(self, site: GatewayProcess, client: MakeClient, redis_server: RedisServer) -> tuple[Gateway, PeerResult]:
+        """One that has expired."""
+        api = client(site)
+        return api, expired(api, redis_server)
+
+    def test_is_made_anew_for_who_asks_again(self, over: tuple[Gateway, PeerResult]) -> None:
+        api, made = over
+        again = api.create_peer(made.public_key, ttl=1)
+        assert (again.outcome, again.allowed_ips) == ("created", made.allowed_ips)
+        assert (again.expires_at or 0) > (made.expires_at or 0)
+
+    def test_is_made_anew_with_whatever_is_asked_for(self, over: tuple[Gateway, PeerResult]) -> None:
+        api, made = over
+        prefixes = (*made.allowed_ips, "10.77.0.0/28")
+        again = api.create_peer(made.public_key, allowed_ips=prefixes, pinned=True)
+        assert (again.outcome, set(again.allowed_ips), again.expires_at) == ("created", set(prefixes), None)
+        assert api.create_peer(made.public_key, allowed_ips=prefixes, pinned=True).outcome == "existing"
+
+    def test_is_not_taken_by_a_sweep_that_was_decided_before(
+        self, over: tuple[Gateway, PeerResult], app: PeerlaneApp
+    ) -> None:
+        api, made = over
+        api.create_peer(made.public_key)
+        victim = {"public_key": made.public_key, "reason": "expired", "created_at": made.created_at}
+        sweep = task_of(app, names.REMOVE_PEERS).apply_async(kwargs={"gateway": api.name, "victims": [victim]})
+        assert sweep.get(timeout=5)["kept"] == {made.public_key: "created anew since"}
+        assert api.peer(made.public_key) is not None
