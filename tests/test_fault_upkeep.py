@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
@@ -20,9 +21,14 @@ from tasks import Gateway, upkeep
 from tasks.definitions import task_of
 from tasks.errors import TimedOut
 from tasks.model import PeerResult
-from tasks.upkeep import SweepGateway
+from tasks.prefix import Prefix
+from tasks.upkeep import ReconcileGateway, SweepGateway
 from workers import failpoints, sweeping
+from workers.dataplane import DevicePeer
 from workers.errands import Errands
+from workers.plan import Policy
+from workers.reconciling import Reconciler
+from workers.store import Store
 from workers.sweep import Limits
 from workers.sweeping import Sweeper
 from workers.watching import Clock
@@ -105,6 +111,50 @@ class TestAnObserverWhoseWriterStandsStill:
         with pytest.raises(TimedOut):
             upkeep.sweep(app, site.name, timeout=2)
         eventually(lambda: observer.told("sweep").get("stopped"), "the sweep's end")
+
+
+@dataclass(frozen=True)
+class EmptyDevice:
+    """What an observer sees where somebody has taken every peer off the device."""
+
+    pools: tuple[Prefix, ...]
+
+    def peers(self) -> dict[str, DevicePeer]:
+        return {}
+
+    def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
+        return frozenset(), frozenset(self.pools)
+
+    def up(self) -> bool:
+        return True
+
+
+def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_it(
+    site: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    client(site).create_peer(some_key())
+    redis = Redis(unix_socket_path=str(redis_server.socket))
+    pools = tuple(map(Prefix.parse, ("10.8.0.0/16", "fd00:8::/64")))
+    reconciler = Reconciler(
+        store=Store(redis, site.name, result_ttl=60),
+        policy=Policy(gateway=site.name, public_key="", pools=pools),
+        unknown="remove",
+        view=EmptyDevice(pools),
+        clock=Clock(redis, site.name),
+        errands=Errands(app, site.name),
+    )
+    told: list[dict[str, object]] = []
+
+    def go_on(state: dict[str, object]) -> bool:
+        told.append(state)
+        return False
+
+    site.pause()
+    report = reconciler.reconcile(ReconcileGateway(gateway=site.name), go_on)
+    site.resume()
+    assert (report["found"], report["mended"], report["stopped"]["code"]) == ({"missing": 1}, {}, "timed_out")
+    assert told == [{"mended": 0, "of": 1}]
+    redis.close()
 
 
 class TestAPeerWhoseTimeIsUp:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,27 +129,32 @@ class Reconciler:
         keys = [d.subject for d in look.found if not d.kind.endswith("_route") and (d.kind != "unknown" or strangers)]
         routes = [d.subject for d in look.found if d.kind.endswith("_route")]
         told: dict[str, Any] = {}
+
+        def wanted() -> bool:
+            return go_on({"mended": sum(mended.values()), "of": len(keys) + len(routes)})
+
         try:
             if self.unknown == "adopt" and any(drift.kind == "unknown" for drift in look.found):
-                told = self._adopt(mended)
-            for result in self.errands.run(names.MEND_PEERS, _requests(keys, routes, device=bool(look.device))):
+                told = self._adopt(mended, wanted)
+            requests = _requests(keys, routes, device=bool(look.device))
+            for result in self.errands.run(names.MEND_PEERS, requests, wanted):
                 for kind, count in result["mended"].items():
                     mended[kind] = mended.get(kind, 0) + int(count)
-                if not go_on({"mended": sum(mended.values()), "of": len(keys) + len(routes)}):
+                if not wanted():
                     break
         except PeerlaneError as error:
             log.warning("gateway %s: the reconciliation stops: %s", self.policy.gateway, error)
             return {**told, "mended": mended, "stopped": error.as_dict()}
         return {**told, "mended": {kind: count for kind, count in mended.items() if count}}
 
-    def _adopt(self, mended: dict[str, int]) -> dict[str, Any]:
+    def _adopt(self, mended: dict[str, int], wanted: Callable[[], bool]) -> dict[str, Any]:
         """Take over what only the device knows; why not, for the report, where one cannot be taken, and so none.
 
         That is no reason to leave the rest unmended. Raises PeerlaneError where the writer could not be asked.
         """
         try:
             told: dict[str, Any] = {}
-            for result in self.errands.run(names.IMPORT_PEERS, [{"live": True, "leave_out": True}]):
+            for result in self.errands.run(names.IMPORT_PEERS, [{"live": True, "leave_out": True}], wanted):
                 mended["adopted"] = int(result["created"])
                 told |= self._left_out([str(one["public_key"]) for one in result["left_out"]])
             return told
