@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import combinations
+from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from config.hosts import is_host
@@ -114,3 +115,11 @@ def nearest(name: str, known: Iterable[str], *, variable: bool = False) -> str:
 def quoted(name: str) -> str:
     """A name that somebody else chose, in one line."""
     return name if name.isprintable() and len(name) <= 100 else f"{name[:100]!a}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of this name that can be looked at."""
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long, or a directory on the way is closed to us
+        return False

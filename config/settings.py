@@ -182,8 +182,8 @@ class Settings(BaseSettings):
         url = info.data.get("redis_url")
         if isinstance(url, SecretStr) and not url.get_secret_value().startswith("rediss://"):
             raise ValueError("it is for TLS, and PEERLANE_REDIS_URL does not begin with rediss://")
-        if not value.is_file():
-            raise ValueError(f"{value} is not a file")
+        if not forms.is_file(value):
+            raise ValueError(f"{forms.quoted(str(value))} is not a file")
         if info.field_name == "redis_client_key" and info.data.get("redis_client_cert") is None:
             raise ValueError("a key without PEERLANE_REDIS_CLIENT_CERT")
         return value
@@ -218,10 +218,8 @@ def _from_file(settings: type[BaseSettings], path: Path, named: str | None) -> t
         raise BadSettings(f"the settings file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:  # not chained: it quotes what is in the file
         raise BadSettings(f"the settings file {path} is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadSettings(f"the settings file {path} is not TOML: {error}") from None
-    except RecursionError:
-        raise BadSettings(f"the settings file {path} is nested too deeply") from None
 
 
 def read(**overrides: Any) -> Settings:
@@ -248,6 +246,8 @@ def read(**overrides: Any) -> Settings:
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False, include_context=False)
         raise BadSettings("; ".join(_sentence(str(one["loc"][0]), one["type"], one["msg"]) for one in wrong)) from None
+    except UnicodeEncodeError:  # bytes that are no text, of which pydantic cannot tell
+        raise BadSettings("a setting holds what is not UTF-8") from None
 
 
 def _sentence(name: str, kind: str, message: str) -> str:

@@ -149,7 +149,7 @@ class TestWhatIsWrongIsNamed:
         [
             (b"gateway = ", "is not TOML"),
             (b"gateway = '\xff'", "is not UTF-8"),
-            (b"x = " + b"[" * 5000, "nested too deeply"),
+            (b"x = " + b"[" * 5000, "is not TOML"),
             (b"colour = 'red'", r"the settings file has no such setting: colour \(misspelled\?\)"),
             (b"redis_ulr = 'x'", r"no such setting: redis_ulr \(did you mean redis_url\?\)"),
             (b"PEERLANE_GATEWAY = 'x'", r"no such setting: PEERLANE_GATEWAY \(did you mean gateway\?\)"),

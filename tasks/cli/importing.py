@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from tasks.cli.output import as_document
-from tasks.cli.parameters import GatewayName
+from tasks.cli.parameters import GatewayName, Seconds
 from tasks.cli.program import Command, Told
 from tasks.cli.session import Session, pass_session
 from tasks.errors import Invalid
@@ -40,7 +40,7 @@ ROWS = 200
 @click.option("--dry-run", is_flag=True, help="Only look for problems and conflicts; change nothing.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 600, min_open=True),
+    type=Seconds(0, 600, min_open=True),
     default=TIMEOUT,
     show_default=True,
     metavar="SECONDS",

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from tasks.cli.streams import PlainConsole, takes_all_of_unicode, without_surrogates
 from tasks.errors import PeerlaneError
 
 #: Columns for output that goes to no terminal: wide enough for any line of ours, so that none is folded.
@@ -26,8 +27,9 @@ class Output:
 
     def document(self, found: Mapping[str, Any]) -> None:
         """The one JSON document. Only where ``json`` was asked for, and only once."""
-        text = json.dumps(found, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False)
-        sys.stdout.write(text + "\n")
+        indent = 2 if sys.stdout.isatty() else None
+        text = json.dumps(found, indent=indent, ensure_ascii=not takes_all_of_unicode())
+        sys.stdout.write(without_surrogates(text) + "\n")
 
     def show(self, what: RenderableType) -> None:
         """A result, for people."""
@@ -56,7 +58,7 @@ class Output:
 
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else UNFOLDED)
+    return PlainConsole(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else UNFOLDED)
 
 
 def as_document(error: PeerlaneError, **about: object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tasks.cli.asking import ask, fail, new_request_id
 from tasks.cli.creating import STDOUT, Order, create_one
 from tasks.cli.listed import read_lines
 from tasks.cli.many import create_many, delete_many
-from tasks.cli.parameters import Duration, GatewayName, labels_from
+from tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
 from tasks.cli.program import Group
 from tasks.cli.session import Session, pass_session
 from tasks.cli.tables import facts, peer_facts, peer_row, peer_table
@@ -24,7 +24,7 @@ TABLE = 1_000
 
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(0, 600, min_open=True),
+    type=Seconds(0, 600, min_open=True),
     metavar="SECONDS",
     help="How long to wait; then the request is cancelled.  [default: 5]",
 )
@@ -35,6 +35,9 @@ window_option = click.option(
     show_default=True,
     help="Of many requests, how many are outstanding at once.",
 )
+
+#: Characters of a list that are read: a million peers, and no device that never ends.
+LONGEST_LIST = 64 * 1024 * 1024
 
 
 class NotThere(PeerlaneError):
@@ -91,10 +94,12 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
             raise click.UsageError("--from is for one GATEWAY")
         _refuse_beside_a_list(options)
         try:
-            text = options["source"].read()
+            text = options["source"].read(LONGEST_LIST + 1)
         except (UnicodeDecodeError, OSError) as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
             raise Invalid(f"the list cannot be read: {reason}") from None
+        if len(text) > LONGEST_LIST:
+            raise Invalid(f"the list is longer than {LONGEST_LIST:,} characters: cut it into several")
         lines = read_lines(text, wish)
         create_many(session, gateway, lines, timeout=options["timeout"], size=options["window"])
         return

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from rich.table import Table
 
 from tasks import poison as messages
-from tasks.cli.parameters import GatewayName
+from tasks.cli.parameters import GatewayName, Seconds
 from tasks.cli.program import Command
 from tasks.cli.session import Session, pass_session
 from tasks.cli.tables import facts
@@ -27,7 +27,7 @@ ROWS = 100
 @click.option("--replay", metavar="ID", help="Ask for the same again, as a new request; forget the message if done.")
 @click.option("--drop", metavar="ID", help="Forget one message.")
 @click.option("--drop-all", is_flag=True, help="Forget all of them.")
-@click.option("--timeout", type=click.FloatRange(0, 600, min_open=True), metavar="SECONDS", help="For --replay.")
+@click.option("--timeout", type=Seconds(0, 600, min_open=True), metavar="SECONDS", help="For --replay.")
 @pass_session
 def poison(  # noqa: PLR0917 - one parameter for each option
     session: Session,

@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import sys
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
 
 import click
 
 from config.settings import BadSettings
 from tasks.cli.output import Output, as_document
 from tasks.cli.session import Session
+from tasks.cli.streams import abandon_output, prepare, without_surrogates
 from tasks.errors import PeerlaneError, SettingsError
 
 INTERRUPTED = 130
+#: What writing to a standard stream fails with, besides a closed pipe.
+_LOST = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF)
 
 
 class Told(Exception):
@@ -40,6 +43,11 @@ class Command(click.Command):
         super().__init__(*args, **options)
         self.params.append(_json_option())
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it, if all it was given is text; names of files may be any bytes."""
+        _refuse_what_is_no_text(ctx)
+        return super().invoke(ctx)
+
 
 class Group(click.Group):
     """A group whose commands, like itself, take ``--json``."""
@@ -50,6 +58,28 @@ class Group(click.Group):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.params.append(_json_option())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it, if all it was given is text."""
+        _refuse_what_is_no_text(ctx)
+        return super().invoke(ctx)
+
+
+def _refuse_what_is_no_text(ctx: click.Context) -> None:
+    for parameter in ctx.command.params:
+        if any(text != without_surrogates(text) for text in _texts(ctx.params.get(str(parameter.name)))):
+            raise click.BadParameter("it is not UTF-8", ctx, parameter)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in an option's value, which may be given several times, or be name=value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(tuple(cast("dict[object, object]", value).items()))
+    elif isinstance(value, tuple):
+        for one in cast("tuple[object, ...]", value):
+            yield from _texts(one)
 
 
 class Program(Group):
@@ -66,14 +96,19 @@ class Program(Group):
         **extra: Any,
     ) -> Any:
         """Run and exit; with ``standalone_mode=False`` return the status instead."""
+        prepare()
         arguments = list(sys.argv[1:] if args is None else args)
         session = Session(Output(json=asks_for_json(arguments)))
         try:
             status = self._run(session, arguments, prog_name or "peerlane", complete_var, extra)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Whoever read the output (head, less) has seen enough; the interpreter's own flush must not complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read the output (head, less) has seen enough.
+            abandon_output()
+            status = 1
+        except OSError as error:
+            abandon_output()
+            print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201 - no console is sound now
             status = 1
         finally:
             session.close()
@@ -105,11 +140,20 @@ class Program(Group):
             return INTERRUPTED
         except BrokenPipeError:
             raise
-        except Exception as error:  # noqa: BLE001 - the last door: people get a sentence, whatever it was
-            what = f"{type(error).__name__}: {str(error)[:300]}" if str(error) else type(error).__name__
-            message = f"peerlane failed in a way that nobody foresaw ({what}); this is a fault worth reporting"
-            output.error({"code": "unforeseen", "message": message, "retryable": False})
+        except OSError as error:
+            if error.filename is None and error.errno in _LOST:
+                raise
+            output.error(_unforeseen(error))
             return 1
+        except Exception as error:  # noqa: BLE001 - the last door: people get a sentence, whatever it was
+            output.error(_unforeseen(error))
+            return 1
+
+
+def _unforeseen(error: Exception) -> dict[str, Any]:
+    what = f"{type(error).__name__}: {str(error)[:300]}" if str(error) else type(error).__name__
+    message = f"peerlane failed in a way that nobody foresaw ({what}); this is a fault worth reporting"
+    return {"code": "unforeseen", "message": message, "retryable": False}
 
 
 def asks_for_json(arguments: Sequence[str]) -> bool:

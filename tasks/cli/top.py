@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from rich.live import Live
 
 from tasks.cli.output import UNFOLDED, Output, as_document
-from tasks.cli.parameters import GatewayName
+from tasks.cli.parameters import GatewayName, Seconds
 from tasks.cli.program import Command
 from tasks.cli.screen import frame
 from tasks.cli.session import Session, pass_session
@@ -32,7 +32,7 @@ from tasks.trends import Row, Trends
 @click.argument("names", metavar="[NAME]...", nargs=-1, type=GatewayName())
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 3600),
+    type=Seconds(0.2, 3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

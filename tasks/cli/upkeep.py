@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks import upkeep
-from tasks.cli.parameters import GatewayName
+from tasks.cli.parameters import GatewayName, Seconds
 from tasks.cli.program import Command, Told
 from tasks.cli.session import Session, pass_session
 from tasks.cli.tables import span
@@ -25,7 +25,7 @@ _WHY = {"expired": "expired", "never": "never handshaked, made", "idle": "last s
 
 _timeout = click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=Seconds(0, 3600, min_open=True),
     default=600.0,
     show_default=True,
     metavar="SECONDS",

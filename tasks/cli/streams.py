@@ -1,0 +1,53 @@
+"""The three standard streams, whatever the caller made of them: closed, full, in ASCII, a terminal to be taken over."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+
+def prepare() -> None:
+    """Make all three usable. What an encoding lacks is written as its number instead of ending the command."""
+    for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            # The lowest free number is that of the closed stream: no connection is opened in its place.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), "r" if flags == os.O_RDONLY else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def abandon_output() -> None:
+    """Standard output is of no use any more; the interpreter's own last flush must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def takes_all_of_unicode() -> bool:
+    """Whether standard output can show any character."""
+    return (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+
+
+def without_surrogates(text: str) -> str:
+    """What is left of bytes that were no UTF-8, such as a file's name, as a character that says so."""
+    return _SURROGATE.sub(_UNKNOWN, text)
+
+
+class PlainConsole(Console):
+    """Shows what others wrote without letting it move the cursor, change colours or title."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(without_surrogates(_CONTROL.sub(_UNKNOWN, segment.text)), segment.style)
