@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self, TypedDict, Unpack, cast
+from typing import Self, TypedDict, Unpack
 
 from redis.exceptions import RedisError
 
@@ -18,9 +18,9 @@ from tasks import definitions
 from tasks.aio import AsyncGateway
 from tasks.client import Gateway, GatewayInfo, gateways
 from tasks.connection import reason
-from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, PoolExhausted, TimedOut, Unavailable
+from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, PoolExhausted, StorageError, TimedOut, Unavailable
 from tasks.lanes import lanes_of
-from tasks.model import DeletePeer, PeerResult, parse
+from tasks.model import DeletePeer, Peer, PeerResult, parse
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
 #: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
@@ -108,8 +108,8 @@ class Fleet:
         asking elsewhere could make it twice. ``timeout`` is for all gateways together.
 
         Asked again, the same key stays where it is: a matching gateway that has it is the only one asked, also while
-        it is down or drained; delete the peer there to let it move. Two calls with one key at the same moment do not
-        see each other: keep a key to one caller.
+        it is down or drained; delete the peer there, or let it expire, to let it move. Two calls with one key at the
+        same moment do not see each other: keep a key to one caller.
 
         Raises:
             Unavailable: no gateway can take it; names each and why.
@@ -143,18 +143,28 @@ class Fleet:
         return Turns(choice, within, " with " + ", ".join(parts) if parts else "")
 
     def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:
-        """The gateways of ``among`` that have this peer."""
+        """The gateways of ``among`` that have this peer; where its time is up, it is as good as gone."""
         if not among:
             return []
         parse(DeletePeer, {"gateway": among[0], "public_key": public_key})
         try:
             pipe = lanes_of(self._app).redis.pipeline(transaction=False)
             for name in among:
-                pipe.hexists(names.peers_key(name), public_key)
-            found = cast("list[bool]", pipe.execute())
+                pipe.hget(names.peers_key(name), public_key)
+            pipe.time()
+            *found, (now, _) = pipe.execute()
         except RedisError as error:
             raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent") from error
-        return [name for name, there in zip(among, found, strict=True) if there]
+        return [name for name, record in zip(among, found, strict=True) if record and _binds(public_key, record, now)]
+
+
+def _binds(public_key: str, record: bytes, now: int) -> bool:
+    """Whether a peer's record holds it where it is; ``now`` is in seconds on Redis' clock."""
+    try:
+        peer = Peer.from_record(public_key, record)
+    except (ValueError, StorageError):
+        return True  # nobody knows what it is: its gateway is to say so
+    return peer.pinned or peer.expires_at is None or peer.expires_at > now
 
 
 class AsyncFleet:

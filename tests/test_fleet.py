@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,35 @@ def test_the_same_key_stays_on_its_gateway(gateway: MakeGateway, client: MakeCli
     with pytest.raises(Unavailable, match=home.name):
         fleet.create_peer(key, region=region)
     assert client(roomy).peer(key) is None
+
+
+def test_a_peer_whose_time_is_up_binds_its_key_no_longer(
+    gateway: MakeGateway, client: MakeClient, fleet: Fleet, region: str, redis_server: RedisServer
+) -> None:
+    home, roomy = gateway(region=region, max_peers=3), gateway(region=region, max_peers=1000)
+    key = some_key()
+    client(home).create_peer(key, ttl=3600)
+    home.stop()
+    with pytest.raises(Unavailable, match=home.name):
+        fleet.create_peer(key, region=region)
+    peers = names.peers_key(home.name)
+    record = json.loads(str(redis_server.redis.hget(peers, key)))
+    # As an hour later: it is over, and no sweep has come by.
+    redis_server.redis.hset(peers, key, json.dumps(record | {"expires_at": record["expires_at"] - 3601}))
+    made = fleet.create_peer(key, region=region)
+    assert (made.gateway, made.outcome) == (roomy.name, "created")
+
+
+def test_a_record_that_nobody_can_read_binds_its_key(
+    gateway: MakeGateway, fleet: Fleet, region: str, redis_server: RedisServer
+) -> None:
+    home, roomy = gateway(region=region, max_peers=3), gateway(region=region, max_peers=1000)
+    key = some_key()
+    redis_server.redis.hset(names.peers_key(home.name), key, '{"v":99}')
+    home.stop()
+    with pytest.raises(Unavailable, match=home.name):
+        fleet.create_peer(key, region=region)
+    assert not redis_server.redis.hexists(names.peers_key(roomy.name), key)
 
 
 def test_a_request_that_timed_out_is_not_tried_elsewhere(
