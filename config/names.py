@@ -151,6 +151,17 @@ def unacked_key(gateway: str, part: str = "") -> str:
     return f"peerlane:{{{gateway}}}:unacked{part}"
 
 
+def lasting_keys(gateway: str) -> tuple[str, ...]:
+    """All of a gateway's keys with a fixed name, but for the epoch; the others live for a limited time."""
+    parts = ("", "_index", "_mutex")
+    return (
+        *(lane_queue(gateway), bulk_queue(gateway), observer_queue(gateway)),
+        *(gateway_key(gateway), peers_key(gateway), addresses_key(gateway), seen_key(gateway)),
+        *(observer_key(gateway), alarms_key(gateway), poison_key(gateway)),
+        *(unacked_key(gateway, of + part) for of in ("", "_observer") for part in parts),
+    )
+
+
 def writer_lock(device: str) -> str:
     """Abstract unix socket that the writer of ``device`` holds; its scope is the network namespace."""
     return f"\0peerlane/writer/{device}"

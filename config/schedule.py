@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from celery.schedules import BaseSchedule, schedstate
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
 from config import names
@@ -78,6 +79,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._sent: dict[str, int] = {}
         self._due: list[Due] = []
+        self._known: frozenset[str] = frozenset()
         self._refreshed = float("-inf")
         self._lead = 0.0
         self._away = False
@@ -135,6 +137,8 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
     def _refresh(self) -> None:
         """Learn which gateways there are, how often each wants what, and how far Redis' clock is ahead of ours."""
         gateways = names.well_formed(cast("set[bytes]", self._redis.smembers(names.GATEWAYS_KEY)))
+        self._take_back(self._known.difference(gateways))
+        self._known = frozenset(gateways)
         pipe = self._redis.pipeline(transaction=False)
         fields = [fact for _, fact in ACTS.values()]
         for gateway in gateways:
@@ -157,6 +161,13 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
                 for due in self._due
             }
             log.info("%d gateways are looked after", len(gateways))
+
+    def _take_back(self, removed: frozenset[str]) -> None:
+        """Forget what gateways were asked between their removal and this look: nobody will consume it."""
+        for gateway in removed:
+            with suppress(NoPermissionError):  # a user printed by an earlier version: it would only lie there
+                self._redis.unlink(names.observer_queue(gateway))
+            self._sent = {name: slot for name, slot in self._sent.items() if not name.endswith(f" {gateway}")}
 
     def close(self) -> None:
         """Let go of the connection."""

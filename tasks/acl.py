@@ -184,6 +184,7 @@ def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
         *others,
         Selector(("lpush", "llen"), each(f"W:{names.observer_queue('NAME')}")),
         *_backs_up(gateways),
+        *_forgets(gateways),
         Selector(("watch", "hset", "hmget", "exists"), each(names.gateway_key("NAME"))),
         Selector(("rpush", "expire", "del"), each(f"W:{names.staged_key('NAME', '*')}")),
         Selector(("hscan",), each(f"R:{names.addresses_key('NAME')}")),
@@ -204,6 +205,18 @@ def _backs_up(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector(("copy",), (*read, *copies)),
         Selector(("expire", "hlen", "hscan", "unlink"), copies),
         Selector(("get",), tuple(f"R:{names.epoch_key(name)}" for name in gateways)),
+    )
+
+
+def _forgets(gateways: Sequence[str]) -> tuple[Selector, ...]:
+    """Removing a gateway whole: not one of its peers, nor what a request holds, is read or changed for that."""
+    whole = tuple(f"W:{key}" for name in gateways for key in names.lasting_keys(name))
+    epochs = tuple(names.epoch_key(name) for name in gateways)
+    return (
+        Selector(("watch", "hlen", "unlink"), whole),
+        # Not INCRBY, which could also go back, and so let a writer in that was replaced.
+        Selector(("incr", "watch"), epochs),
+        Selector(("srem",), (f"W:{names.GATEWAYS_KEY}",)),
     )
 
 
@@ -237,7 +250,7 @@ def _beat() -> tuple[Selector, ...]:
         Selector(_CONNECTION),
         Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
         Selector(("hmget",), (f"R:{names.gateway_key('*')}",)),
-        Selector(("lpush", "llen"), (f"W:{names.observer_queue('*')}",)),
+        Selector(("lpush", "llen", "unlink"), (f"W:{names.observer_queue('*')}",)),
     )
 
 

@@ -24,6 +24,7 @@ from tasks.backup import back_up, restore
 from tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
 from tasks.imports import import_file
 from tasks.lanes import lanes_of
+from tasks.removal import Removed, remove
 from tasks.upkeep import sweep
 from workers.cli import main
 from workers.lane import EXIT_AWAY
@@ -317,6 +318,50 @@ def test_only_the_operator_backs_up(server: FencedServer, settings: MakeSettings
     with pytest.raises((StorageError, OutcomeUnknown)):
         back_up(settings(redis_url=server.url_of(user)), "iad", tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_an_operator_removes_a_gateway_that_has_stopped_and_is_refused_nothing_but_a_look_at_all_keys(
+    server: FencedServer, writer: GatewayProcess, api: Gateway, settings: MakeSettings
+) -> None:
+    api.create_peer(some_key())
+    operator = settings(redis_url=server.url_of("operator"))
+    with pytest.raises(Unavailable, match="has a live writer"):
+        remove(operator, "iad", force=True)
+    writer.stop()
+    with pytest.raises(Conflict, match="--force"):
+        remove(operator, "iad")
+    assert_nobody_was_refused(server)
+    assert remove(operator, "iad", force=True) == Removed("iad", 1, 0)
+    assert server.redis.keys("peerlane:*") == [names.epoch_key("iad")]
+    assert not server.redis.keys("gateway.*")
+    assert not server.redis.smembers(names.GATEWAYS_KEY)
+    refused = {(entry["username"], entry["object"]) for entry in server.redis.acl_log()}
+    assert refused - {("writer-iad", "config|get")} == {("operator", "scan")}
+    server.redis.acl_log_reset()
+    writer.start()
+    assert api.create_peer(some_key()).outcome == "created"
+
+
+@pytest.mark.parametrize("user", ["api", "writer-iad", "observer-iad", "restorer", "beat", "flower"])
+def test_only_the_operator_removes(server: FencedServer, settings: MakeSettings, user: str) -> None:
+    server.redis.hset(names.gateway_key("iad"), "public_key", "x")
+    server.redis.sadd(names.GATEWAYS_KEY, "iad")
+    before = sorted(map(str, server.redis.keys("*")))
+    with pytest.raises(StorageError, match="this user may not do that"):
+        remove(settings(redis_url=server.url_of(user)), "iad", force=True)
+    assert sorted(map(str, server.redis.keys("*"))) == before
+
+
+def test_beat_takes_back_what_it_asked_of_a_gateway_that_was_removed(server: FencedServer, tmp_path: Path) -> None:
+    server.redis.hset(names.gateway_key("iad"), mapping={"public_key": "x", "sweep_every": "1"})
+    server.redis.sadd(names.GATEWAYS_KEY, "iad")
+    queue = names.observer_queue("iad")
+    with ending(asking := beat(server.url_of("beat"), tmp_path / "beat.log")):
+        eventually(lambda: server.redis.llen(queue) > 0, "beat asking", within=30)
+        server.redis.srem(names.GATEWAYS_KEY, "iad")
+        asking.says("0 gateways are looked after")
+    assert not server.redis.exists(queue)
+    assert_nobody_was_refused(server)
 
 
 def test_what_is_no_request_is_set_aside_for_the_operator(

@@ -90,6 +90,9 @@ FOREIGN = (
     f"HSET {names.snapshot_key('fra', 'token', 'peers')} {PEER} {RECORD}",
     f"RENAME {names.snapshot_key('fra', 'token', 'peers')} {names.peers_key('fra')}",
     f"SET {names.epoch_key('fra')} 7",
+    f"UNLINK {names.peers_key('fra')}",
+    f"UNLINK {names.lane_queue('fra')}",
+    f"INCR {names.epoch_key('fra')}",
 )
 WRITES_PEERS = (
     f"HSET {names.peers_key('iad')} {PEER} {RECORD}",
@@ -130,6 +133,8 @@ OWN = {
         f"DEL {names.lane_queue('iad')}",
         f"DEL {names.result_key('iad.x')}",
         f"LPUSH {names.observer_queue('iad')} x",
+        f"UNLINK {names.peers_key('iad')}",
+        f"SREM {names.GATEWAYS_KEY} iad",
         f"HSET {names.gateway_key('iad')} state draining",
         f"HDEL {names.alarms_key('iad')} sweep",
         f"RPUSH {names.staged_key('iad', 'token')} x",
@@ -150,7 +155,13 @@ OWN = {
         f"RENAME {COPY} {names.peers_key('iad')}",
         f"RENAME {names.peers_key('iad')} {COPY}",
         f"DEL {names.peers_key('iad')}",
+        # It may forget a gateway whole, and neither its outcomes nor that an older writer was replaced.
         f"SET {names.epoch_key('iad')} 7",
+        f"DECR {names.epoch_key('iad')}",
+        f"INCRBY {names.epoch_key('iad')} -1",
+        f"UNLINK {names.epoch_key('iad')}",
+        f"UNLINK {names.result_key('iad.x')}",
+        f"UNLINK {names.GATEWAYS_KEY}",
     ),
     "restorer-iad": (
         *WRITES_PEERS,
@@ -182,6 +193,9 @@ OWN = {
         f"GET {names.result_key('iad.x')}",
         f"HSET {names.gateway_key('iad')} state draining",
         f"HGETALL {names.gateway_key('iad')}",
+        f"UNLINK {names.lane_queue('iad')}",
+        f"UNLINK {names.peers_key('iad')}",
+        f"SREM {names.GATEWAYS_KEY} iad",
         "PUBLISH /0.celeryev/task.sent {}",
     ),
     "flower": (

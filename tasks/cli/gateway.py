@@ -13,6 +13,7 @@ from tasks.cli.importing import import_peers
 from tasks.cli.parameters import GatewayName
 from tasks.cli.poison import poison
 from tasks.cli.program import Group
+from tasks.cli.removing import remove
 from tasks.cli.session import Session, pass_session
 from tasks.cli.tables import facts, gateway_facts, gateway_table
 from tasks.cli.upkeep import condition_facts, reconcile, sweep
@@ -29,7 +30,7 @@ def gateway() -> None:
 
 for command in (drain, resume, import_peers, sweep, reconcile):
     gateway.add_command(command)
-for command in (backup, restore, poison):
+for command in (backup, restore, poison, remove):
     gateway.add_command(command)
 
 
