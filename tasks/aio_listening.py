@@ -75,7 +75,8 @@ class ResultListener:
         try:
             while True:
                 try:
-                    await self._subscribe(key)
+                    # The last try leaves time to ask for the outcome within the two seconds that a call may take more.
+                    await self._subscribe(key, min(CONFIRMED_WITHIN, max(0.5, until - loop.time())))
                     return found
                 except (RedisError, OSError) as error:
                     if not _silent(error) or loop.time() >= until:
@@ -84,7 +85,7 @@ class ResultListener:
             self.forget(request_id)
             raise
 
-    async def _subscribe(self, key: str) -> None:
+    async def _subscribe(self, key: str, within: float) -> None:
         loop = asyncio.get_running_loop()
         confirmed = self._confirmed[key] = loop.create_future()
         if self._serving is None or self._serving.done():
@@ -93,7 +94,7 @@ class ResultListener:
         asked = self._connection
         self._tell("SUBSCRIBE", key)
         try:
-            async with asyncio.timeout(CONFIRMED_WITHIN):
+            async with asyncio.timeout(within):
                 await confirmed
         except TimeoutError:
             # A connection that has died without a word stays so: nothing ever comes from it, no error either.

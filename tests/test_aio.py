@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from waiting import Stopwatch, eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import AsyncFleet, AsyncGateway, Gateway
-from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, Unavailable
+from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, TimedOut, Unavailable
+from tasks.model import PeerResult
 
 #: Seconds after which a program gives up: while it connects, is subscribed, waits, asks for the last word.
 MOMENTS = (0.0, 0.05, 0.6, 1.05, 1.6)
@@ -190,6 +192,24 @@ def test_an_outcome_that_came_while_the_subscription_was_lost_is_caught_up_with(
     watch = Stopwatch()
     assert run_and_leave_nothing(miss_it) == "created"
     assert watch.seconds < 30  # its timeout would have told it too
+
+
+def test_a_program_that_stood_still_learns_what_became_of_its_request(
+    gateway: MakeGateway, make_app: Callable[..., PeerlaneApp]
+) -> None:
+    site, app = gateway(), make_app()
+
+    async def stand_still(steps: int) -> object:
+        async with AsyncGateway(site.name, app=app) as lane:
+            asking = asyncio.create_task(lane.create_peer(some_key(), timeout=0.3))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            time.sleep(1.5)  # noqa: ASYNC251 - as if the process had been stopped: every timeout passes
+            return await _end_of(asking)
+
+    for steps in range(1, 12):
+        end = run_and_leave_nothing(lambda steps=steps: stand_still(steps))
+        assert isinstance(end, (PeerResult, TimedOut)), end
 
 
 def test_callers_that_are_cancelled_cost_the_others_no_connection(
