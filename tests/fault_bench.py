@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from fault_checker import judge
 from fault_choices import Ask, key_of
 from fault_evidence import Commit, Evidence, Final, Held, Sighting, Upkeep, Verdict
 from fault_history import Call, read
+from fault_observed import talks
 from fault_play import Run, Scenario, Work
 from fault_site import UPKEEP, Site
 from fault_upkeep import asked_for
@@ -189,7 +190,13 @@ class Bench:
             commits += self.site.monitor.taken()
             sightings += self.site.monitor.sightings()
             every = float(UPKEEP["sweep_every"]) if work.upkeep else None
-            upkeep = Upkeep(every, tuple(sightings), observer_back)
+            upkeep = Upkeep(
+                every,
+                tuple(sightings),
+                work.never_after,
+                self._silent({*residents, *(c.key for c in calls)}),
+                observer_back,
+            )
             evidence = Evidence(calls, final, residents, tuple(commits), run.away, back_after, run.lost_at, upkeep)
             verdict = judge(evidence)
             mending = any(found.invariant in ("I1", "I2", "I3", "I9") for found in verdict.violations)
@@ -198,6 +205,10 @@ class Bench:
             if not (mending or waiting) or time.monotonic() > until:
                 return final, evidence, verdict
             time.sleep(0.3)
+
+    def _silent(self, keys: Iterable[str]) -> frozenset[str]:
+        """Who never comes: nobody does on a real device, where callers make no tunnels."""
+        return frozenset(key for key in keys if self.site.plane == "kernel" or not talks(key))
 
     def _final(self, until: float) -> Final:
         while True:

@@ -131,8 +131,8 @@ class Callers:
         return history.end(begun, *_succeeded(found))
 
 
-def _succeeded(found: PeerResult) -> tuple[End, str, Sequence[str], str, int | None]:
-    return "ok", found.outcome, found.allowed_ips, "", found.expires_at
+def _succeeded(found: PeerResult) -> tuple[End, str, Sequence[str], str, int | None, int | None]:
+    return "ok", found.outcome, found.allowed_ips, "", found.created_at, found.expires_at
 
 
 def _failed(error: Exception) -> tuple[End, str, Sequence[str], str]:

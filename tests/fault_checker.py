@@ -15,7 +15,7 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from fault_evidence import Commit, Evidence, Final, Held, Verdict, Violation, Window
+from fault_evidence import Commit, Evidence, Final, Held, Life, Verdict, Violation, Window
 from fault_history import Call
 from fault_upkeep_checker import upkeep_violations
 
@@ -56,7 +56,11 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
         by_key[call.key].append(call)
     for key in {*by_key, *evidence.residents, *final.redis}:
         calls = by_key.get(key, [])
-        allowed = _possible_ends(calls, evidence.residents.get(key), final.now)
+        allowed = _possible_ends(calls, evidence.residents.get(key))
+        if any(_may_go(evidence, call) <= final.now for call in _last_words(calls) if call.act == "create"):
+            allowed.append(None)
+        if key in evidence.residents and evidence.upkeep.may_go(key, evidence.residents[key].life) <= final.now:
+            allowed.append(None)
         there = final.redis.get(key)
         now = None if there is None else there.addresses
         if now in allowed:
@@ -70,21 +74,24 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
         yield Violation("I1" if confirmed else "I3", f"{key}: Redis holds {shown}, the last word was {expected}")
 
 
-def _possible_ends(calls: Sequence[Call], resident: Held | None, now: float) -> list[frozenset[str] | None]:
-    """What the key may hold at the end, by every order of its calls that agrees with when they began and ended.
+def _may_go(evidence: Evidence, call: Call) -> float:
+    """From when on a sweep may take the peer that this call was told of, on Redis' clock."""
+    created = int(call.began + evidence.final.lead) if call.created is None else call.created
+    return evidence.upkeep.may_go(call.key, Life(call.expires, call.pinned, created))
 
-    ``now`` is on Redis' clock: what has expired may be gone.
-    """
-    settled = {call.request for call in calls if call.definite}
+
+def _last_words(calls: Sequence[Call]) -> list[Call]:
     words = [call for call in calls if call.end == "ok"]
+    return [call for call in words if not any(other.began > (call.ended or 0.0) for other in words)]
+
+
+def _possible_ends(calls: Sequence[Call], resident: Held | None) -> list[frozenset[str] | None]:
+    """What the key may hold at the end, by every order of its calls that agrees with when they began and ended."""
+    settled = {call.request for call in calls if call.definite}
+    words = _last_words(calls)
     # Unknown and not settled: it may have taken effect at any time since, or never.
     open_ends = [call for call in calls if not call.definite and call.request not in settled]
-    last = [call for call in words if not any(other.began > (call.ended or 0.0) for other in words)]
-    ends: list[frozenset[str] | None] = [
-        frozenset(call.addresses) if call.act == "create" else None for call in (last if words else [])
-    ]
-    if any(call.act == "create" and call.over(now) for call in last):
-        ends.append(None)
+    ends: list[frozenset[str] | None] = [frozenset(call.addresses) if call.act == "create" else None for call in words]
     if not words:
         ends.append(None if resident is None else resident.addresses)
     ends += [None if call.act == "delete" else frozenset(call.wish) for call in open_ends]
@@ -142,8 +149,7 @@ def _nothing_twice(evidence: Evidence) -> Iterable[Violation]:
             ),
             default=float("inf"),
         )
-        if call.expires is not None and not call.pinned:
-            given_up = min(given_up, max(call.ended, call.expires - evidence.final.lead - CLOCKS))
+        given_up = min(given_up, max(call.ended, _may_go(evidence, call) - evidence.final.lead - CLOCKS))
         spans += [(*_range(text), call.ended, given_up, call.key, text) for text in call.addresses]
     for key, held in evidence.final.redis.items():
         spans += [(*_range(text), float("inf"), float("inf"), key, text) for text in held.addresses]

@@ -159,7 +159,7 @@ class Chooser:
     def rest(self, done: Call, pace: float) -> float:
         """Seconds until the next call; longer after one that was not carried out."""
         if self.upkeep and self._count < SHORT_LIVED:
-            return 0.0
+            return self.rng.uniform(0, 0.05)
         return self.rng.uniform(0, pace) + (0.15 if done.end != "ok" else 0.0)
 
     def learn(self, ask: Ask, done: Call) -> None:

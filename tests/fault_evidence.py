@@ -10,10 +10,11 @@ from fault_history import Call
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How long a peer is to be there. ``expires`` is in seconds on Redis' clock; a pinned peer does not expire."""
+    """How long a peer is to be there; times are in seconds on Redis' clock. A pinned peer goes for nobody's sweep."""
 
     expires: int | None = None
     pinned: bool = False
+    created: int = 0
 
     def over(self, now: float) -> bool:
         """Whether its time is up."""
@@ -85,8 +86,20 @@ class Upkeep:
     #: Seconds between two sweeps; None: none were asked for.
     every: float | None = None
     sightings: Sequence[Sighting] = ()
+    #: Seconds after which a sweep takes who never came; None: it takes for their expiry only. And who never comes.
+    never_after: float | None = None
+    silent: frozenset[str] = frozenset()
     #: Seconds from the fault's end to the observer's first sign of life; None: never.
     back_after: float | None = 0.0
+
+    def may_go(self, key: str, life: Life) -> float:
+        """From when on a sweep may take this peer, in seconds on Redis' clock; infinite: never."""
+        ends = [float("inf")]
+        if not life.pinned and life.expires is not None:
+            ends.append(life.expires)
+        if not life.pinned and self.never_after is not None and key in self.silent:
+            ends.append(life.created + self.never_after)
+        return min(ends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ class Call:
     #: The outcome, or the error's code.
     outcome: str = ""
     addresses: tuple[str, ...] = ()
-    #: When the peer expires, as the caller was told: in seconds on Redis' clock.
+    #: When the peer was made and when it expires, as the caller was told: in seconds on Redis' clock.
+    created: int | None = None
     expires: int | None = None
     #: Seconds during the call in which the caller's own process did not run: paused, or no CPU.
     stalled: float = 0.0
@@ -119,6 +120,7 @@ class History:
         outcome: str,
         addresses: Iterable[str],
         said: str,
+        created: int | None = None,
         expires: int | None = None,
     ) -> Call:
         """The call has ended."""
@@ -129,6 +131,7 @@ class History:
             end=how,
             outcome=outcome,
             addresses=tuple(addresses),
+            created=created,
             expires=expires,
             stalled=self.stalls.lost - lost,
             said=said[:300],

@@ -45,7 +45,7 @@ class Outside:
                 frozenset(record["allowed_ips"]),
                 record.get("preshared_key", ""),
                 record.get("keepalive", 0),
-                Life(record.get("expires_at"), record.get("pinned", False)),
+                Life(record.get("expires_at"), record.get("pinned", False), record["created_at"]),
             )
         return found, owners
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -31,11 +32,14 @@ class Monitor:
         self._epochs = names.epoch_key(gateway).encode()
         self._prefix = f"{names.RESULT_PREFIX}{gateway}.".encode()
         self._seen = names.seen_key(gateway).encode()
+        self._lane = {names.lane_queue(gateway).encode(), names.bulk_queue(gateway).encode()}
         self._observer = names.observer_key(gateway).encode()
         self._commits: list[Commit] = []
         self._sightings: list[Sighting] = []
         #: When the observer last gave a sign of life, on this machine's monotonic clock, in order.
         self.beats: list[float] = []
+        #: Until when each request may be carried out: the latest word of those who have asked for it.
+        self._deadlines: dict[str, float] = {}
         self._newest = 0
         #: The commit whose script is being carried out.
         self._running: Commit | None = None
@@ -108,6 +112,9 @@ class Monitor:
             keys = int(words[2])
             if words[3].startswith(self._prefix):
                 self._running = self._commit(line, words[3], words[3 + keys :])
+        elif command == b"LPUSH" and words[1] in self._lane:
+            request, deadline = _asked(words[2])
+            self._deadlines[request] = max(deadline, self._deadlines.get(request, 0.0))
         elif command == b"HSET" and words[1] == self._seen:
             self._sightings += [_sighting(*pair) for pair in zip(words[2::2], words[3::2], strict=True)]
         elif command == b"HSET" and words[1] == self._observer and words[2] == b"heartbeat" and words[3] != b"0":
@@ -118,14 +125,15 @@ class Monitor:
         changes = cast(
             "list[dict[str, Any]]", json.loads(_plain(next(word for word in arguments if word.startswith(b"["))))
         )
+        request = result_key.decode().removeprefix(names.RESULT_PREFIX)
         return Commit(
-            request=result_key.decode().removeprefix(names.RESULT_PREFIX),
+            request=request,
             epoch=int(arguments[0]),
             newest=0,
             wrote=False,
             changed=False,
             at=float(moment[1]) if moment else 0.0,
-            deadline=int(arguments[1]) / 1000,
+            deadline=self._deadlines.get(request, 0.0),
             stores={change["key"]: _life(change["record"]) for change in changes if "record" in change},
             removes=frozenset(change["key"] for change in changes if "record" not in change and not change.get("kept")),
         )
@@ -144,9 +152,16 @@ def _plain(word: bytes) -> str:
     return word.decode("unicode_escape").encode("latin-1").decode()
 
 
+def _asked(message: bytes) -> tuple[str, float]:
+    """The id and the deadline of a request as it was sent, in seconds on Redis' clock; 0 where it has none."""
+    envelope = cast("dict[str, Any]", json.loads(_plain(message)))
+    _, arguments, _ = json.loads(base64.b64decode(envelope["body"]))
+    return envelope["headers"]["id"], arguments.get("deadline", 0) / 1000
+
+
 def _life(record: str) -> Life:
     fields = cast("dict[str, Any]", json.loads(record))
-    return Life(fields.get("expires_at"), fields.get("pinned", False))
+    return Life(fields.get("expires_at"), fields.get("pinned", False), fields["created_at"])
 
 
 def _sighting(key: bytes, stored: bytes) -> Sighting:

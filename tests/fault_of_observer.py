@@ -11,7 +11,9 @@ from typing import cast
 
 import fault_observed
 from fault_choices import key_of
+from fault_of_host import device_deleted
 from fault_of_order import await_epoch
+from fault_of_writer import writer_killed
 from fault_play import Run, Work
 from fault_site import DECIDED_FOR
 
@@ -19,6 +21,9 @@ from config import names
 
 #: Peers that live for two seconds come first; then there is time for several sweeps.
 UPKEEP = Work(calls=30, seconds=4.0, upkeep=True)
+#: The same, and who never handshakes is swept after three.
+SILENT = Work(calls=32, seconds=5.0, upkeep=True, never_after=3.0)
+_NEVER = {"PEERLANE_SWEEP_NEVER_AFTER": "3", "PEERLANE_SWEEP_START_GRACE": "0"}
 
 
 def observer_killed(run: Run) -> None:
@@ -74,9 +79,11 @@ def writer_killed_in_sweep(run: Run) -> None:
 
 
 def writer_stopped_in_sweep(run: Run) -> None:
-    """For longer than the decision holds: what it has not done by then it must not do."""
+    """For longer than the decision holds, and whoever has decided may die: nobody calls it off then."""
     run.site.fail_at(f"{run.rng.choice(['before_apply.removed', 'before_commit.removed'])}:stop:1")
     if run.happened(within=6.0):
+        if run.rng.random() < 0.5:
+            run.site.observer.kill()
         time.sleep(run.rng.uniform(0.5, 3.0))
         run.site.gateway.resume()
 
@@ -91,6 +98,26 @@ def deciding_for_a_short_time(run: Run) -> None:
 def deciding_as_ever(run: Run) -> None:
     run.site.observer.environment[fault_observed.WITHIN] = DECIDED_FOR
     run.site.observer.kill()
+
+
+def sweeping_who_never_came(run: Run) -> None:
+    """From now on this observer has the counters count at once, and a few seconds are enough."""
+    run.site.observer.environment |= _NEVER
+    run.site.observer.kill()
+    run.site.observed(since=time.monotonic() + 0.1)
+
+
+def sweeping_as_ever(run: Run) -> None:
+    for name in _NEVER:
+        run.site.observer.environment.pop(name)
+    run.site.observer.kill()
+
+
+def something_while_who_never_came_goes(run: Run) -> None:
+    """Who came, who is pinned and who is new must stay, though counters begin anew and the observer forgets."""
+    act = run.rng.choice([observer_killed, observer_stopped, writer_killed, device_deleted])
+    run.notes.append(act.__name__)
+    act(run)
 
 
 def redis_killed_in_sweep(run: Run) -> None:

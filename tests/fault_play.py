@@ -26,6 +26,8 @@ class Work:
     bulk: bool = False
     #: Sweeps and reconciliations are asked for all the while, and many peers live for seconds only.
     upkeep: bool = False
+    #: Seconds after which sweeps take who never came, where the scenario has the observer do so.
+    never_after: float | None = None
 
 
 @dataclass

@@ -96,6 +96,13 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("writer_killed_in_sweep", fault_of_observer.writer_killed_in_sweep, _UPKEEP),
         Scenario("redis_killed_in_sweep", fault_of_observer.redis_killed_in_sweep, _UPKEEP),
         Scenario("redis_frozen_in_sweep", fault_of_observer.redis_frozen_in_sweep, _UPKEEP),
+        Scenario(
+            "silent_ones_swept",
+            fault_of_observer.something_while_who_never_came_goes,
+            fault_of_observer.SILENT,
+            before=fault_of_observer.sweeping_who_never_came,
+            after=fault_of_observer.sweeping_as_ever,
+        ),
         Scenario("device_tampered", fault_of_observer.device_tampered, _UPKEEP),
         Scenario(
             "killed_under_supervisor",

@@ -41,6 +41,7 @@ def asked_for(socket: Path, gateway: str) -> Generator[None]:
 
 
 def _ask(socket: Path, gateway: str, ended: threading.Event, trouble: list[BaseException]) -> None:
+    ended.wait(0.5)  # callers begin at this moment, too
     app = PeerlaneApp(read(redis_url=f"unix://{socket}"))
     beat = GatewayScheduler(app=app)
     asked = time.monotonic()

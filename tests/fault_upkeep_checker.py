@@ -1,8 +1,8 @@
 """What the judge of a fault run says of upkeep. Knows no product code.
 
 The invariants, as promised:
-I8 a sweep removes no peer that is pinned, has time left, or was created anew; nobody is told "created" or "existing" of
-a peer whose time was up already      I9 after quiet and one sweep interval no expired peer is left
+I8 a sweep removes no peer that is pinned, has time left, came, or was created anew; nobody is told "created" or
+"existing" of a peer whose time was up already      I9 after quiet and one sweep interval no expired peer is left
 I10 what is decided too late is dropped: no commit changes anything beyond its deadline
 I11 traffic totals never fall, and nobody's last seen goes back
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fault_evidence import FOR_EVER, Evidence, Life, Sighting, Violation
+from fault_evidence import Evidence, Life, Sighting, Violation
 
 #: Seconds by which Redis' own word on when it carried out a script may differ from what the script took for now.
 TOLERANCE = 0.5
@@ -39,8 +39,8 @@ def _swept(evidence: Evidence) -> Iterable[Violation]:
         swept = () if commit.request in asked else sorted(commit.removes)
         for key in swept:
             life = lives.get(key)
-            if life is not None and not life.over(commit.at + TOLERANCE):
-                why = "is pinned" if life.pinned else "has no end" if life == FOR_EVER else "had time left"
+            if life is not None and evidence.upkeep.may_go(key, life) > commit.at + TOLERANCE:
+                why = "is pinned" if life.pinned else "had time left"
                 yield Violation("I8", f"{key} was swept by {commit.request}, and {why}: {life} at {commit.at:.3f}")
         lives |= commit.stores
 

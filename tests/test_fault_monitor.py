@@ -25,7 +25,7 @@ def test_every_commit_is_seen_with_its_epoch_and_what_it_wrote(
         assert monitor.listening.wait(5)
         site.start()
         api, key = client(site), some_key()
-        expires = api.create_peer(key, ttl=60).expires_at
+        made = api.create_peer(key, ttl=60)
         api.delete_peer(key)
         before = redis_server.redis.time()[0]
         api.delete_peer(key, timeout=5)
@@ -46,7 +46,10 @@ def test_every_commit_is_seen_with_its_epoch_and_what_it_wrote(
     assert len({commit.request for commit in (created, deleted, absent)}) == 3
     assert {(commit.epoch, commit.wrote) for commit in (created, deleted, absent)} == {(1, True)}
     assert (created.changed, deleted.changed, absent.changed) == (True, True, False)
-    assert (created.stores, created.removes) == ({key: Life(expires)}, frozenset())
+    assert (created.stores, created.removes) == (
+        {key: Life(made.expires_at, created=made.created_at or 0)},
+        frozenset(),
+    )
     assert (deleted.stores, deleted.removes) == ({}, {key})
     assert before <= absent.at < absent.deadline <= absent.at + 5.1
 

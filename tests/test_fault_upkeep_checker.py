@@ -138,6 +138,31 @@ class TestAPeerThatHasExpired:
         assert broken(replace(evidence, upkeep=replace(SOUND.upkeep, every=None))) == set()
 
 
+class TestAPeerThatNeverCame:
+    """Swept after three seconds, as long as it is silent and not pinned."""
+
+    @staticmethod
+    def after_a_sweep_at(at: float, *, silent: frozenset[str], pinned: bool = False) -> Evidence:
+        call = created("a", 1.0, pinned=pinned)
+        lives = {"a": Life(None, pinned, int(LEAD) + 1)}
+        commits = [stored(call, stores=lives), swept("a", at)]
+        upkeep = replace(SOUND.upkeep, never_after=3.0, silent=silent)
+        gone = final(9.0, old=(OLD, Life()))
+        return replace(SOUND, calls=[call], commits=commits, upkeep=upkeep, final=gone)
+
+    def test_may_be_swept(self) -> None:
+        assert broken(self.after_a_sweep_at(4.5, silent=frozenset({"a"}))) == set()
+
+    def test_may_not_be_swept_before_its_time(self) -> None:
+        assert broken(self.after_a_sweep_at(3.2, silent=frozenset({"a"}))) == {"I8"}
+
+    def test_may_not_be_swept_if_it_is_pinned(self) -> None:
+        assert broken(self.after_a_sweep_at(4.5, silent=frozenset({"a"}), pinned=True)) == {"I1", "I8"}
+
+    def test_may_not_be_swept_once_it_came(self) -> None:
+        assert broken(self.after_a_sweep_at(4.5, silent=frozenset())) == {"I1", "I8"}
+
+
 class TestADecision:
     def test_may_not_be_carried_out_beyond_its_deadline(self) -> None:
         late = swept("a", 9.0, deadline=LEAD + 8.0)
