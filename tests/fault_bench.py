@@ -84,6 +84,7 @@ class Bench:
             if scenario.after is not None:
                 scenario.after(run)
                 histories.append(self.site.callers.write_to(f"{name}-after"))
+                self.site.observed(since=time.monotonic())  # it may have been started anew
             if not self._settle(histories):
                 run.notes.append("the lane did not empty")
                 back_after = None
