@@ -68,6 +68,11 @@ class FaultProxy:
         """Swallow whatever comes, both ways. What was connected meanwhile stays dead after ``mend``."""
         self._swallowing = True
 
+    def silence(self) -> None:
+        """Swallow whatever comes by connections that are there, for good; new ones are sound."""
+        for link in list(self._links):
+            link.dead = True
+
     def reset_mid_reply(self, after: int = 0, *, to: bytes = b"") -> None:
         """Reset the next request's connection (one that holds ``to``) once ``after`` bytes of its reply have passed."""
         self._doomed_request = (to, after)

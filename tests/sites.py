@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
@@ -108,10 +110,13 @@ def peerlane(*arguments: str, redis_url: str, expect: int = 0) -> Any:
 
 @contextmanager
 def steady_ping(made: Sites, address: str, *, every: float = 0.02) -> Generator[Sequence[str]]:
-    """Ping from the client all the while; afterwards the list holds ping's own closing words."""
+    """Ping from the client all the while; afterwards the list holds closing words like ping's own.
+
+    A ping that is still on its way at the end counts for neither: lost is what a later one has overtaken.
+    """
     words: list[str] = []
     process = subprocess.Popen(
-        ["ip", "netns", "exec", made.client, "ping", "-i", str(every), "-W", "2", "-q", address],
+        ["ip", "netns", "exec", made.client, "ping", "-i", str(every), "-W", "2", address],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -120,6 +125,9 @@ def steady_ping(made: Sites, address: str, *, every: float = 0.02) -> Generator[
     try:
         yield words
     finally:
-        process.send_signal(2)  # SIGINT: ping prints its figures
+        process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
-        words += out.splitlines()
+        answered = {int(found) for found in re.findall(r"bytes from .* icmp_seq=(\d+) ", out)}
+        sent = max(answered, default=0)
+        lost = 100 * (sent - len(answered)) / sent if sent else 100
+        words.append(f"{sent} packets transmitted, {len(answered)} received, {lost:g}% packet loss")

@@ -109,6 +109,17 @@ class TestManyThreadsWhoseRedisFallsSilent:
         assert api.create_peer(some_key()).outcome == "created"
 
 
+class TestASubscriptionThatDiedWithoutAWordWhileItWasKept:
+    def test_is_replaced_by_one_that_is_sound(self, link: FaultProxy) -> None:
+        app = PeerlaneApp(read(redis_url=link.url))
+        listeners = lanes_of(app).listeners
+        listeners.listen(names.request_id("iad", "one")).close()
+        link.silence()
+        with listeners.listen(names.request_id("iad", "two")):
+            assert link.accepted == 2
+        close(app)
+
+
 class TestACallerWhoseConnectionDiedWithoutAWordWhileItWaited:
     def test_is_not_told_later_that_redis_cannot_be_reached(
         self, gateway: MakeGateway, link: FaultProxy, client: MakeClient

@@ -67,8 +67,6 @@ def test_help_is_there_whatever_the_terminal_is(path: tuple[str, ...], monkeypat
 
 @named
 def test_what_is_missing_or_wrong_is_one_document(path: tuple[str, ...]) -> None:
-    if path == ("top",):
-        pytest.skip("it watches until Ctrl-C, with any names")
     tries = [
         ["--nope"],
         ["--", "\n"],
@@ -78,6 +76,8 @@ def test_what_is_missing_or_wrong_is_one_document(path: tuple[str, ...]) -> None
         ["a\nb", "a\x1b[31mb", ""],
         [NOT_UTF8] * 9,
     ]
+    if path == ("top",):
+        tries = tries[:1]  # it watches until Ctrl-C, with any names
     for words in [*tries, *([[]] if path in {(), ("gateway",), ("peer",)} else [])]:
         told = peerlane(*path, "--json", *words)
         assert told.exit_code in DOCUMENTED
