@@ -72,6 +72,28 @@ def test_what_was_committed_does_not_come_again(
     assert "requests that an earlier writer had taken" not in one.log
 
 
+def test_a_message_with_the_tag_of_the_one_before_is_acknowledged_for_itself(
+    gateway: MakeGateway, client: MakeClient, redis: Redis, settings: MakeSettings
+) -> None:
+    one, key = gateway(), some_key()
+    api, asked = client(one), names.request_id(one.name, "asked-twice")
+    api.create_peer(key, request_id=asked)
+    api.delete_peer(key)
+    one.hold()
+    app, lane = PeerlaneApp(settings()), names.lane_queue(one.name)
+    create = task_of(app, names.CREATE_PEER)
+    create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=60)
+    # Answered from the record, before anything is changed, and so by no commit.
+    create.apply_async(kwargs={"gateway": one.name, "public_key": key}, task_id=asked, expires=60)
+    second, first = (json.loads(raw) for raw in cast("list[bytes]", redis.lrange(lane, 0, -1)))
+    second["properties"]["delivery_tag"] = first["properties"]["delivery_tag"]
+    redis.lset(lane, 0, json.dumps(second))
+    one.resume()
+    eventually(lambda: not redis.llen(lane), "the lane being empty")
+    eventually(lambda: not redis.exists(names.unacked_key(one.name)), "both being acknowledged", within=5)
+    close(app)
+
+
 def test_a_request_is_acknowledged_by_its_commit_and_not_a_second_time(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
 ) -> None:

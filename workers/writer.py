@@ -146,7 +146,8 @@ class Writer:
         """
         self._refuse_if_fenced()
         self._sure_until = 0.0 if doubtful else time.monotonic() + SURE_FOR
-        self._share, self._tag = None, tag
+        # The same message may come twice, with the same tag.
+        self._share, self._tag, self.acknowledged = None, tag, ""
         if self._fair_label is not None and task == names.CREATE_PEER:
             self._share = share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
         try:
