@@ -20,7 +20,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from config import forms, names
+from config import names
+from config import validators as forms
 from config.hosts import parse_dns, parse_endpoint
 
 #: Variable that names the TOML file; without it, this path is read if it is there.

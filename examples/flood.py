@@ -9,7 +9,7 @@ from collections import Counter
 
 from tasks import AsyncGateway
 from tasks.errors import PeerlaneError
-from tasks.keys import make_key_pair
+from tasks.wire.keys import make_key_pair
 
 
 async def main(name: str, count: int) -> int:

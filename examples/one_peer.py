@@ -9,7 +9,7 @@ import sys
 
 from tasks import Gateway
 from tasks.errors import PeerlaneError, TimedOut
-from tasks.keys import make_key_pair
+from tasks.wire.keys import make_key_pair
 
 
 def main(name: str) -> int:

@@ -6,11 +6,11 @@
 Needs neither pyroute2 nor root. Imports config, never workers.
 """
 
-from tasks.aio import AsyncGateway
-from tasks.client import Gateway, GatewayInfo, gateways
-from tasks.definitions import create_peer, delete_peer
-from tasks.model import Peer, PeerResult
-from tasks.placement import AsyncFleet, Fleet
+from tasks.client.aio_gateway import AsyncGateway
+from tasks.client.fleet import AsyncFleet, Fleet
+from tasks.client.gateway import Gateway, GatewayInfo, gateways
+from tasks.lane.tasks import create_peer, delete_peer
+from tasks.wire.model import Peer, PeerResult
 
 __all__ = [
     "AsyncFleet",

@@ -32,8 +32,8 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read
 from tasks import Gateway
-from tasks.model import Peer
-from tasks.prefix import Prefix
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
 
 POOL = Prefix.parse("10.8.0.0/13")
 INTERFACE, BASELINE = "plbench0", "plbench1"

@@ -28,7 +28,7 @@ from test_writer import Bench as WriterAlone
 from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read
-from tasks.definitions import task_of
+from tasks.lane.tasks import task_of
 
 NAME = "bench"
 MODES = {

@@ -27,7 +27,7 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read
 from tasks import Gateway
-from tasks.definitions import task_of
+from tasks.lane.tasks import task_of
 
 NAME = "bench"
 EVERY = 0.2

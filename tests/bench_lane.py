@@ -32,7 +32,7 @@ from waiting import eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read
-from tasks.definitions import task_of
+from tasks.lane.tasks import task_of
 
 COMMAND = [sys.executable, "-m", "celery", "-A", "bench_stock_worker", "worker", "-l", "warning", "-Q", "stock"]
 

@@ -36,8 +36,8 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read
 from tasks import Gateway
-from tasks.results import decode
-from workers import sweeping
+from tasks.wire.outcome import decode
+from workers.upkeep import sweeper as sweeping
 
 #: Creates until the sweep is frozen, or let go: some of its slices go by meanwhile.
 TURN = 25

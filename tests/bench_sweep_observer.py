@@ -9,9 +9,9 @@ from typing import Any
 
 from bench_sweep import SIZE_FILE
 
-from workers import sweeping
 from workers.observer import app
-from workers.sweep import Victim
+from workers.upkeep import sweeper as sweeping
+from workers.upkeep.sweep_policy import Victim
 
 __all__ = ["app"]
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from click.testing import CliRunner, Result
 from gateways import ROOT, GatewayProcess, clean_environment
 
-from workers.cli import main
+from workers.cli.main import main
 
 
 def peerlane(*words: str | Path, redis: str = "unix:///nonexistent/redis.sock", stdin: str | bytes = "") -> Result:

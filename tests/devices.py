@@ -12,12 +12,12 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from tasks.prefix import Prefix
+from tasks.wire.prefix import Prefix
 from workers.dataplane import DataPlane, DeviceSpec
 from workers.dataplane.counters import CounterSource
 from workers.dataplane.kernel import KernelDataPlane
 from workers.dataplane.memory import MemoryDataPlane
-from workers.dataplane.observe import KernelCounters
+from workers.dataplane.reader import KernelCounters
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from fault_history import Call, End, History, Stalls
 from config.celery_app import PeerlaneApp
 from config.settings import read
 from tasks import Gateway
-from tasks.aio import AsyncGateway
+from tasks.client.aio_gateway import AsyncGateway
 from tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, Refused, StorageError, WriterError
-from tasks.model import PeerResult
+from tasks.wire.model import PeerResult
 
 #: Errors after which the caller knows that nothing was changed.
 DEFINITE = (Refused, KernelError, StorageError, WriterError)

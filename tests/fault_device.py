@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from config.settings import Settings
 from tasks.errors import KernelError
-from tasks.prefix import Prefix
+from tasks.wire.prefix import Prefix
 from workers import failpoints, gateway, service
 from workers.dataplane import (
     AddRoute,

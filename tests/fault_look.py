@@ -16,9 +16,9 @@ from redis import Redis
 
 from config import names
 from config.settings import read
-from tasks.prefix import Prefix
+from tasks.wire.prefix import Prefix
 from workers.dataplane import RemovePeer, SetPeer
-from workers.device import device_spec
+from workers.dataplane.factory import device_spec
 
 Plane = Literal["kernel", "memory"]
 

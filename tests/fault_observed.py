@@ -18,11 +18,13 @@ import fault_device
 
 from config.settings import current
 from tasks.errors import KernelError
-from tasks.prefix import Prefix
-from workers import errands, observer, sweeping
+from tasks.wire.prefix import Prefix
+from workers import observer
 from workers.dataplane import DevicePeer, DeviceSpec
 from workers.dataplane.counters import PeerCounters
-from workers.device import device_spec
+from workers.dataplane.factory import device_spec
+from workers.upkeep import sweeper as sweeping
+from workers.upkeep import writer_requests as errands
 
 #: Names how many seconds a decision holds, instead of the product's 30.
 WITHIN = "PEERLANE_TEST_WITHIN"

@@ -17,7 +17,7 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.schedule import ENOUGH, GatewayScheduler
 from config.settings import read
-from tasks.lanes import lanes_of
+from tasks.lane.admission import lanes_of
 
 #: Seconds between two reconciliations that the operator asks for; beat asks for none in less than five.
 _EVERY = 1.5

@@ -15,8 +15,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import RedisServer
 
-from workers import functions
-from workers.cli import main
+from workers.cli.main import main
+from workers.store import procedures as functions
 
 #: Two gateways, so that there is something foreign to each.
 GATEWAYS = ("iad", "fra")

@@ -26,13 +26,13 @@ from servers import RedisServer
 from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read
-from tasks import results
-from tasks.definitions import task_of
-from tasks.model import Peer
+from tasks.lane.tasks import task_of
+from tasks.wire import outcome as results
+from tasks.wire.model import Peer
 from workers.dataplane import Change, RemovePeer, SetPeer
 from workers.dataplane.memory import MemoryDataPlane
 from workers.gateway import GatewayApp
-from workers.writer import Writer
+from workers.writer.writer import Writer
 
 _state: Any = _celery_state
 _LOG = logging.getLogger("workers")

@@ -17,21 +17,21 @@ from redis.exceptions import RedisError
 from servers import RedisServer
 
 from config import names
-from tasks import results
-from tasks.alarms import read_alarms
-from tasks.client import GatewayInfo
+from tasks.admin.poison import set_aside_messages, shown
+from tasks.client.gateway import GatewayInfo
 from tasks.errors import Fenced, PeerlaneError, PoolExhausted, StorageError
-from tasks.lanes import Lanes
-from tasks.model import Peer
-from tasks.poison import set_aside_messages, shown
-from tasks.prefix import Prefix
+from tasks.lane.admission import Lanes
+from tasks.status.alarms import read_alarms
+from tasks.wire import outcome as results
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
 from workers.dataplane import DeviceSpec
 from workers.dataplane.memory import MemoryDataPlane
-from workers.plan import Policy
-from workers.roster import Roster
-from workers.seen import decode
-from workers.store import Store
-from workers.writer import Writer
+from workers.peers.plan import Policy
+from workers.store.activity import decode
+from workers.store.store import Store
+from workers.upkeep.peer_cache import Roster
+from workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/16"), Prefix.parse("fd00:8::/64"))
 FACTS = (

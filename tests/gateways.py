@@ -19,7 +19,7 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import Settings, read, redis_tls
 from tasks import Gateway
-from tasks.lanes import Lanes, LaneState, lanes_of
+from tasks.lane.admission import Lanes, LaneState, lanes_of
 
 ROOT = Path(__file__).parent.parent
 

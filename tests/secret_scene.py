@@ -25,8 +25,8 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import BadSettings, read
 from tasks import Gateway
+from tasks.admin.peer_import import import_file
 from tasks.errors import PeerlaneError
-from tasks.imports import import_file
 
 ROOT = Path(__file__).parent.parent
 BROKEN = some_key()

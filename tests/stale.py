@@ -16,8 +16,8 @@ from waiting import Stopwatch
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import Gateway
-from tasks.results import decode
-from workers.seen import Seen, encode
+from tasks.wire.outcome import decode
+from workers.store.activity import Seen, encode
 
 DAY = 86_400
 #: For the writer and the observer: counters count at once, peers go after a day without a handshake or 30 days idle.

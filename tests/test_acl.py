@@ -18,16 +18,17 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import AsyncGateway, Gateway, gateways, poison
-from tasks.acl import PLACEHOLDER, User, users
-from tasks.backup import back_up, restore
+from tasks import AsyncGateway, Gateway, gateways
+from tasks.admin import poison
+from tasks.admin.acl import PLACEHOLDER, User, users
+from tasks.admin.backup import back_up, restore
+from tasks.admin.maintenance import sweep
+from tasks.admin.peer_import import import_file
+from tasks.admin.removal import Removed, remove
 from tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
-from tasks.imports import import_file
-from tasks.lanes import lanes_of
-from tasks.removal import Removed, remove
-from tasks.upkeep import sweep
-from workers.cli import main
-from workers.lane import EXIT_AWAY
+from tasks.lane.admission import lanes_of
+from workers.cli.main import main
+from workers.lane.worker import EXIT_AWAY
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from fenced import GATEWAYS, FencedServer, fenced
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from config import names
-from tasks.acl import ROLES, users
-from workers import functions
+from tasks.admin.acl import ROLES, users
+from workers.store import procedures as functions
 
 PEER = "Zm9vZm9vZm9vZm9vZm9vZm9vZm9vZm9vZm9vZm9vZm8="
 RECORD = '{"v":1,"allowed_ips":["10.8.0.2/32"]}'

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from tasks.bulk import LISTED
+from tasks.admin.peer_import import AdoptionClash, Imported, NotTaken
 from tasks.errors import Conflict, Invalid
-from tasks.imports import AdoptionClash, Imported, NotTaken
-from tasks.prefix import Prefix
-from workers.adoption import NO_ALLOWED_IPS
+from tasks.wire.bulk import LISTED
+from tasks.wire.prefix import Prefix
 from workers.dataplane import DevicePeer
-from workers.plan import PeerTable, Policy
-from workers.requests import Decision, Ground, import_peers
+from workers.peers.adoption import NO_ALLOWED_IPS
+from workers.peers.handlers import Decision, Ground, import_peers
+from workers.peers.plan import PeerTable, Policy
 
 POLICY = Policy("iad", key_number(9_999), (Prefix.parse("10.8.0.0/16"),))
 

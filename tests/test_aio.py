@@ -20,7 +20,7 @@ from config import names
 from config.celery_app import PeerlaneApp
 from tasks import AsyncFleet, AsyncGateway, Gateway
 from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, TimedOut, Unavailable
-from tasks.model import PeerResult
+from tasks.wire.model import PeerResult
 
 #: Seconds after which a program gives up: while it connects, is subscribed, waits, asks for the last word.
 MOMENTS = (0.0, 0.05, 0.6, 1.05, 1.6)

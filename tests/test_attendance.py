@@ -9,9 +9,9 @@ import pytest
 from gateways import MakeSettings, new_name
 from redis import Redis
 
-from tasks.alarms import read_alarms
 from tasks.connection import connect
-from workers.attendance import Attendance
+from tasks.status.alarms import read_alarms
+from workers.upkeep.schedule_watchdog import Attendance
 
 
 @dataclass

@@ -23,12 +23,12 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import Settings, read
 from tasks import Gateway
-from tasks.archive import read_archive
-from tasks.backup import back_up, restore
-from tasks.clientconf import FileExists
+from tasks.admin.archive import read_archive
+from tasks.admin.archive_check import refuse_unsound
+from tasks.admin.backup import back_up, restore
 from tasks.errors import Conflict, Invalid, OutcomeUnknown, PeerlaneError, Unavailable
-from tasks.keys import make_preshared_key
-from tasks.soundness import refuse_unsound
+from tasks.wgfile.client_config import FileExists
+from tasks.wire.keys import make_preshared_key
 
 
 @pytest.fixture

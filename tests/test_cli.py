@@ -24,7 +24,7 @@ from servers import RedisServer
 from waiting import Stopwatch, eventually
 
 from tasks.cli.parameters import parse_duration
-from tasks.client import Gateway
+from tasks.client.gateway import Gateway
 
 PUBLIC = re.compile(r"[A-Za-z0-9+/]{43}=")
 
@@ -49,7 +49,7 @@ def count(shell: Shell, iad: GatewayProcess) -> int:
 
 
 def test_help_and_all_that_it_imports_do_without_pyroute2() -> None:
-    program = "import sys; from workers.cli import main; main(['gateway', 'run', '--help'], standalone_mode=False)"
+    program = "import sys; from workers.cli.main import main; main(['gateway', 'run', '--help'], standalone_mode=False)"
     ran = subprocess.run(
         [sys.executable, "-c", f"{program}; sys.exit('pyroute2' in sys.modules)"],
         cwd=ROOT,

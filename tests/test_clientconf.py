@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from keys import key_number
 
 from config.hosts import parse_endpoint
-from tasks.client import GatewayInfo
-from tasks.clientconf import (
+from tasks.client.gateway import GatewayInfo
+from tasks.errors import PeerlaneError, StorageError
+from tasks.lane.admission import LaneState
+from tasks.wgfile.client_config import (
     FileExists,
     NotWritten,
     client_config,
     refuse_if_there,
     write_private,
 )
-from tasks.errors import PeerlaneError, StorageError
-from tasks.lanes import LaneState
-from tasks.model import PeerResult
+from tasks.wire.model import PeerResult
 
 PRIVATE, PUBLIC, GATEWAY, PRESHARED = (key_number(number) for number in (1, 2, 3, 4))
 

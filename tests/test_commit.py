@@ -15,13 +15,13 @@ from servers import RedisServer
 from waiting import eventually
 
 from config import names
-from tasks import results
 from tasks.errors import Conflict, TimedOut
-from tasks.lanes import Lanes
-from tasks.model import Peer
-from tasks.prefix import Prefix
-from workers.plan import Plan
-from workers.store import Store
+from tasks.lane.admission import Lanes
+from tasks.wire import outcome as results
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
+from workers.peers.plan import Plan
+from workers.store.store import Store
 
 TTL = 600
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from keys import key_number, some_key
 
 from tasks.errors import KernelError, SettingsError
-from tasks.prefix import Prefix
+from tasks.wire.prefix import Prefix
 from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
 
 ALICE, BOB, CAROL = some_key(), some_key(), some_key()

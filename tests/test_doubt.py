@@ -16,13 +16,13 @@ from servers import RedisServer
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import results
-from tasks.definitions import task_of
 from tasks.errors import TimedOut
-from tasks.fairness import share_key
-from tasks.lanes import Lanes
-from workers.store import Answer
-from workers.writer import NEARLY_LATE, SURE_FOR
+from tasks.lane.admission import Lanes
+from tasks.lane.quota import share_key
+from tasks.lane.tasks import task_of
+from tasks.wire import outcome as results
+from workers.store.store import Answer
+from workers.writer.writer import NEARLY_LATE, SURE_FOR
 
 
 class Lane(FuzzedLane):

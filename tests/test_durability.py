@@ -15,8 +15,8 @@ from redis.exceptions import ResponseError
 from servers import RedisServer
 
 from tasks.errors import StorageError
-from workers.doctor import examine
-from workers.durability import check_durability, judge
+from workers.cli.doctor_checks import examine
+from workers.store.redis_checks import check_durability, judge
 
 #: What INFO says of a server that keeps everything.
 SOUND: Mapping[str, Any] = {

@@ -7,8 +7,9 @@ import pickle
 
 import pytest
 
-from tasks import errors, results
+from tasks import errors
 from tasks.errors import OutcomeUnknown, PeerlaneError, Refused
+from tasks.wire import outcome as results
 
 ALL = [
     kind

@@ -13,7 +13,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from config import names
-from workers.seen import Seen, encode
+from workers.store.activity import Seen, encode
 
 
 def test_every_commit_is_seen_with_its_epoch_and_what_it_wrote(

@@ -21,12 +21,13 @@ from waiting import Stopwatch, eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read
-from tasks import Gateway, results
-from tasks.aio import AsyncGateway
-from tasks.awaiting import settle
-from tasks.definitions import task_of
+from tasks import Gateway
+from tasks.client.aio_gateway import AsyncGateway
 from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from tasks.lanes import lanes_of
+from tasks.lane.admission import lanes_of
+from tasks.lane.result import settle
+from tasks.lane.tasks import task_of
+from tasks.wire import outcome as results
 
 
 @pytest.fixture

@@ -17,21 +17,23 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import Gateway, upkeep
-from tasks.definitions import task_of
+from tasks import Gateway
+from tasks.admin import maintenance as upkeep
+from tasks.admin.maintenance import ReconcileGateway, SweepGateway
 from tasks.errors import TimedOut
-from tasks.model import PeerResult
-from tasks.prefix import Prefix
-from tasks.upkeep import ReconcileGateway, SweepGateway
-from workers import failpoints, sweeping
+from tasks.lane.tasks import task_of
+from tasks.wire.model import PeerResult
+from tasks.wire.prefix import Prefix
+from workers import failpoints
 from workers.dataplane import DevicePeer
-from workers.errands import Errands
-from workers.plan import Policy
-from workers.reconciling import Reconciler
-from workers.store import Store
-from workers.sweep import Limits
-from workers.sweeping import Sweeper
-from workers.watching import Clock
+from workers.peers.plan import Policy
+from workers.store.store import Store
+from workers.upkeep import sweeper as sweeping
+from workers.upkeep.activity_tracker import Clock
+from workers.upkeep.reconciler import Reconciler
+from workers.upkeep.sweep_policy import Limits
+from workers.upkeep.sweeper import Sweeper
+from workers.upkeep.writer_requests import Errands
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from waiting import eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import AsyncFleet, Fleet, Gateway, GatewayInfo
+from tasks.client.fleet import Choice, Turns, choose
 from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, TimedOut, Unavailable
-from tasks.lanes import LaneState
-from tasks.placement import Choice, Turns, choose
+from tasks.lane.admission import LaneState
 
 
 @pytest.fixture

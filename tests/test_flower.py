@@ -19,7 +19,7 @@ from waiting import eventually
 from config.celery_app import PeerlaneApp
 from config.settings import read
 from tasks import Gateway
-from tasks.lanes import lanes_of
+from tasks.lane.admission import lanes_of
 
 #: What Flower serves to anybody who reaches its port (2.2): it has no switch for these.
 OPEN = ("/healthcheck", "/metrics")

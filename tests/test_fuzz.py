@@ -18,7 +18,7 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks.client import gateways
+from tasks.client.gateway import gateways
 from tasks.errors import Draining, WriterError
 
 FIRST = 1_000_000

@@ -16,9 +16,9 @@ from waiting import eventually
 
 from config import names
 from tasks.errors import Conflict
-from workers.heartbeat import Heartbeat
-from workers.store import Store
-from workers.writer import Writer
+from workers.store.store import Store
+from workers.writer.heartbeat import Heartbeat
+from workers.writer.writer import Writer
 
 
 class SlowStore:

@@ -19,7 +19,7 @@ from servers import RedisServer
 
 from config import names
 from config.settings import BadSettings, read
-from workers.cli import main
+from workers.cli.main import main
 
 NOT_UTF8 = os.fsdecode(b"\xff\xfe")
 DOCUMENTED = (0, 1, 2, 3)

@@ -19,11 +19,7 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import definitions
-from tasks.connection import connect
-from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
-from tasks.export import render_export
-from tasks.imports import (
+from tasks.admin.peer_import import (
     ImportClash,
     Imported,
     UnreadableConf,
@@ -32,11 +28,15 @@ from tasks.imports import (
     import_file,
     import_live,
 )
-from tasks.keys import make_key_pair, make_preshared_key
-from tasks.model import Peer
-from tasks.prefix import Prefix
-from workers.roster import Roster
-from workers.sweep import Limits, Sight, decide
+from tasks.connection import connect
+from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
+from tasks.lane import tasks as definitions
+from tasks.wgfile.export import render_export
+from tasks.wire.keys import make_key_pair, make_preshared_key
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
+from workers.upkeep.peer_cache import Roster
+from workers.upkeep.sweep_policy import Limits, Sight, decide
 
 
 @pytest.fixture

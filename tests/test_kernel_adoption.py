@@ -18,10 +18,10 @@ from sites import ENDPOINT, Sites, peerlane, sites, steady_ping
 from waiting import Stopwatch
 
 from config import names
-from tasks.keys import KeyPair, make_key_pair, make_preshared_key
-from tasks.model import Peer
-from tasks.prefix import Prefix
-from tasks.wgconf import parse_conf
+from tasks.wgfile.parser import parse_conf
+from tasks.wire.keys import KeyPair, make_key_pair, make_preshared_key
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(280)]
 

@@ -16,8 +16,9 @@ from devices import Rig, delete, kernel_rig, prefix, prefixes, run, wg_dump
 from keys import key_number, some_key
 
 from tasks.errors import KernelError, SettingsError
-from tasks.prefix import Prefix
-from workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile, wire
+from tasks.wire.prefix import Prefix
+from workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
+from workers.dataplane import wireguard as wire
 from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
 from workers.dataplane.kernel import KernelDataPlane, kernel_available
 from workers.dataplane.netlink import (

@@ -16,8 +16,8 @@ from waiting import eventually
 
 from config import names
 from tasks.errors import Invalid
-from tasks.model import Peer
-from tasks.prefix import Prefix
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

@@ -18,9 +18,9 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import upkeep
-from tasks.results import decode as outcome
-from workers.seen import Seen, decode
+from tasks.admin import maintenance as upkeep
+from tasks.wire.outcome import decode as outcome
+from workers.store.activity import Seen, decode
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

@@ -24,7 +24,7 @@ from waiting import eventually
 from config import names
 from config.settings import read
 from tasks.errors import SettingsError
-from workers.privileges import CAP_NET_ADMIN, Rights, confine
+from workers.host.privileges import CAP_NET_ADMIN, Rights, confine
 
 USER = "nobody"
 UID = pwd.getpwnam(USER).pw_uid

@@ -14,10 +14,10 @@ from waiting import Stopwatch, eventually
 
 from config import names
 from tasks import Gateway
-from tasks.definitions import CreatePeerTask, DeletePeerTask
 from tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
-from tasks.lanes import BELIEVED_FOR, LIVE_FOR_MS, lanes_of
-from tasks.results import decode
+from tasks.lane.admission import BELIEVED_FOR, LIVE_FOR_MS, lanes_of
+from tasks.lane.tasks import CreatePeerTask, DeletePeerTask
+from tasks.wire.outcome import decode
 
 
 def new_request(gateway: GatewayProcess) -> str:

@@ -21,16 +21,17 @@ from waiting import Stopwatch, eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import Gateway, upkeep
-from tasks.alarms import raise_alarm, read_alarms
+from tasks import Gateway
+from tasks.admin import maintenance as upkeep
+from tasks.admin.maintenance import SweepGateway
 from tasks.errors import PeerlaneError, TimedOut, Unavailable
-from tasks.results import decode
-from tasks.upkeep import SweepGateway
-from workers.attendance import Attendance
-from workers.errands import Errands
-from workers.sweep import Limits
-from workers.sweeping import Sweeper
-from workers.watching import Clock
+from tasks.status.alarms import raise_alarm, read_alarms
+from tasks.wire.outcome import decode
+from workers.upkeep.activity_tracker import Clock
+from workers.upkeep.schedule_watchdog import Attendance
+from workers.upkeep.sweep_policy import Limits
+from workers.upkeep.sweeper import Sweeper
+from workers.upkeep.writer_requests import Errands
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from waiting import Stopwatch, eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks.awaiting import LaneResult
-from tasks.definitions import task_of
 from tasks.errors import TimedOut, Unavailable
-from tasks.lanes import lanes_of
+from tasks.lane.admission import lanes_of
+from tasks.lane.result import LaneResult
+from tasks.lane.tasks import task_of
 
 CAP = 40
 

@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_file_of_the_packages_scripts_for_redis_included(w
 
 def test_the_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
-    assert "peerlane = workers.cli:main" in wheel.read(entry_points).decode()
+    assert "peerlane = workers.cli.main:main" in wheel.read(entry_points).decode()
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
 
 
@@ -115,7 +115,7 @@ def test_the_import_contracts_hold() -> None:
         ("config/names.py", "import tasks.errors", "never back"),
         ("tasks/errors.py", "import workers.dataplane", "never back"),
         ("tasks/errors.py", "import pyroute2", "never reach pyroute2"),
-        ("workers/plan.py", "import pyroute2", "only workers.dataplane.kernel"),
+        ("workers/peers/plan.py", "import pyroute2", "only workers.dataplane.kernel"),
     ],
 )
 def test_an_import_against_a_contract_is_caught(module: str, line: str, contract: str, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from keys import key_number
 
 from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, StorageError
-from tasks.model import CreatePeer, DeletePeer, Peer, parse
-from tasks.prefix import Prefix
+from tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
+from tasks.wire.prefix import Prefix
 from workers.dataplane import AddRoute, RemovePeer, RemoveRoute, SetPeer
-from workers.plan import PeerTable, Plan, Policy, plan_create, plan_delete
+from workers.peers.plan import PeerTable, Plan, Policy, plan_create, plan_delete
 
 NOW = 1_800_000_000
 OWN_KEY = key_number(999)

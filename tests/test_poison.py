@@ -21,13 +21,7 @@ from waiting import eventually
 from config import names
 from config.celery_app import PeerlaneApp
 from tasks import Gateway
-from tasks.awaiting import LaneResult
-from tasks.definitions import task_of
-from tasks.errors import Conflict, Invalid, WriterError
-from tasks.keys import make_preshared_key
-from tasks.lanes import lanes_of
-from tasks.model import SEALED
-from tasks.poison import (
+from tasks.admin.poison import (
     LONGEST,
     MOST,
     SecretLeftOut,
@@ -40,8 +34,14 @@ from tasks.poison import (
     set_aside_messages,
     shown,
 )
-from tasks.sealing import Sealing
-from workers.poison import DELIVERIES, set_aside
+from tasks.errors import Conflict, Invalid, WriterError
+from tasks.lane.admission import lanes_of
+from tasks.lane.result import LaneResult
+from tasks.lane.tasks import task_of
+from tasks.wire.keys import make_preshared_key
+from tasks.wire.model import SEALED
+from tasks.wire.psk_cipher import Sealing
+from workers.lane.poison import DELIVERIES, set_aside
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from waiting import eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks.definitions import task_of
-from tasks.poison import set_aside_messages
-from workers.redelivery import take_back
+from tasks.admin.poison import set_aside_messages
+from tasks.lane.tasks import task_of
+from workers.lane.unacked import take_back
 
 
 @pytest.fixture

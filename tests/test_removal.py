@@ -16,11 +16,11 @@ from sites import peerlane
 from waiting import eventually
 
 from config import names
-from tasks.backup import back_up, restore
+from tasks.admin.backup import back_up, restore
+from tasks.admin.removal import Removed, remove
 from tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
-from tasks.keys import make_preshared_key
-from tasks.lanes import Lanes
-from tasks.removal import Removed, remove
+from tasks.lane.admission import Lanes
+from tasks.wire.keys import make_preshared_key
 
 
 def held(server: RedisServer, name: str) -> set[str]:

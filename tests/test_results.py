@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import results
 from tasks.errors import Conflict, PeerlaneError, TimedOut, WriterError
+from tasks.wire import outcome as results
 
 anything = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),

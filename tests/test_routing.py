@@ -11,7 +11,7 @@ from config import names
 from config.celery_app import PeerlaneApp, celery_settings
 from config.routing import BULK_TASKS, LANE_TASKS, OBSERVER_TASKS, route_task
 from config.settings import read
-from tasks.definitions import task_of
+from tasks.lane.tasks import task_of
 
 gateway_names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 

@@ -18,11 +18,11 @@ from servers import RedisServer
 from config import names
 from config.settings import read
 from tasks import Gateway
+from tasks.admin.peer_import import import_file
 from tasks.errors import Invalid, SettingsError
-from tasks.export import render_export
-from tasks.imports import import_file
-from tasks.model import SEALED
-from tasks.sealing import Sealing, Unsealable, sealing_of
+from tasks.wgfile.export import render_export
+from tasks.wire.model import SEALED
+from tasks.wire.psk_cipher import Sealing, Unsealable, sealing_of
 
 KEY, OTHER = os.urandom(32), os.urandom(32)
 PEER, NEIGHBOUR = some_key(), some_key()

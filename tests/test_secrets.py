@@ -20,10 +20,10 @@ from secret_scene import MISPLACED, Scene, play
 from config import names
 from config.celery_app import PeerlaneApp
 from config.settings import read, shown
-from tasks.acl import ROLES, users
-from tasks.keys import KeyPair
-from tasks.model import CreatePeer, Peer
-from tasks.prefix import Prefix
+from tasks.admin.acl import ROLES, users
+from tasks.wire.keys import KeyPair
+from tasks.wire.model import CreatePeer, Peer
+from tasks.wire.prefix import Prefix
 
 
 @pytest.fixture(scope="module", params=["sealed", "clear"])

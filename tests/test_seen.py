@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keys import key_number
 
 from workers.dataplane.counters import PeerCounters
-from workers.seen import Seen, advance, decode, encode, endpoint_text
+from workers.store.activity import Seen, advance, decode, encode, endpoint_text
 
 KEY = key_number(1)
 U64 = (1 << 64) - 1

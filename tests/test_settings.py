@@ -14,12 +14,12 @@ from redis import Redis
 from servers import RedisServer
 
 from config.celery_app import PeerlaneApp
-from config.forms import network
 from config.names import CREATE_PEER
 from config.settings import BadSettings, Settings, celery_url, read, shown
+from config.validators import network
 from tasks.connection import connect
-from tasks.lanes import lanes_of
-from tasks.prefix import Prefix
+from tasks.lane.admission import lanes_of
+from tasks.wire.prefix import Prefix
 
 PASSWORD = "correct-horse-battery"
 

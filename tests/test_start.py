@@ -24,7 +24,7 @@ from waiting import eventually
 
 from config.settings import read
 from tasks.errors import NoDataPlane
-from workers.device import open_plane
+from workers.dataplane.factory import open_plane
 
 NOBODY = "no-such-user"
 

@@ -18,8 +18,8 @@ from waiting import Stopwatch, eventually
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks import upkeep
-from workers.supervise import LONGEST, observer_is_final, pause_after, writer_is_final
+from tasks.admin import maintenance as upkeep
+from workers.host.supervisor import LONGEST, observer_is_final, pause_after, writer_is_final
 
 
 def alive(pid: int) -> bool:
@@ -31,7 +31,7 @@ def alive(pid: int) -> bool:
 
 
 class Supervised:
-    """``workers.supervise`` in a process of its own, over shell scripts; each start of a part is a line in its file."""
+    """``workers.host.supervisor`` in a process, over shell scripts; each start of a part is a line in its file."""
 
     def __init__(self, directory: Path, **scripts: str) -> None:
         self.directory = directory
@@ -41,7 +41,7 @@ class Supervised:
             for name, script in scripts.items()
         )
         program = (
-            "import logging, sys; from workers.supervise import *; logging.basicConfig(level='INFO');"
+            "import logging, sys; from workers.host.supervisor import *; logging.basicConfig(level='INFO');"
             f"sys.exit(supervise([{parts}]))"
         )
         self.log = directory / "log"

@@ -29,11 +29,11 @@ from waiting import eventually
 from config.celery_app import PeerlaneApp
 from config.settings import BadSettings, read
 from tasks import AsyncGateway
-from tasks.acl import users
+from tasks.admin.acl import users
 from tasks.errors import OutcomeUnknown, Unavailable
-from workers import functions
-from workers.cli import main
-from workers.lane import EXIT_AWAY
+from workers.cli.main import main
+from workers.lane.worker import EXIT_AWAY
+from workers.store import procedures as functions
 
 PASSWORD = "only-for-these-tests"
 

@@ -25,11 +25,11 @@ from waiting import eventually
 
 from config import names
 from config.settings import read
-from tasks.alarms import Alarm
-from tasks.cli.screen import frame
+from tasks.cli.top.screen import frame
 from tasks.connection import connect
-from tasks.overview import Overview
-from tasks.trends import Row, Wait
+from tasks.status.alarms import Alarm
+from tasks.status.fleet_snapshot import Overview
+from tasks.status.rates import Row, Wait
 
 ROW = Row(
     gateway="iad",

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.alarms import Alarm
-from tasks.condition import condition_of
-from tasks.lanes import LaneState
-from tasks.overview import Glance, Look
-from tasks.trends import Row, Trends, Wait
+from tasks.lane.admission import LaneState
+from tasks.status.alarms import Alarm
+from tasks.status.fleet_snapshot import Glance, Look
+from tasks.status.gateway_status import condition_of
+from tasks.status.rates import Row, Trends, Wait
 
 NOW = 1_800_000_000.0
 

@@ -12,8 +12,8 @@ from servers import RedisServer
 from waiting import eventually
 
 from tasks import Gateway
-from tasks.alarms import clear_alarm, raise_alarm
 from tasks.connection import connect
+from tasks.status.alarms import clear_alarm, raise_alarm
 
 
 def expired(peers: Gateway, shell: Shell, count: int) -> list[str]:

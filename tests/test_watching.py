@@ -15,20 +15,20 @@ from redis import Redis
 
 from config import names
 from config.celery_app import PeerlaneApp
+from tasks.admin.maintenance import SweepGateway
 from tasks.connection import connect
 from tasks.errors import KernelError
-from tasks.model import Peer
-from tasks.prefix import Prefix
-from tasks.upkeep import SweepGateway
-from workers import watching
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
 from workers.dataplane import RemovePeer, SetPeer
 from workers.dataplane.counters import PeerCounters
 from workers.dataplane.memory import MemoryDataPlane
-from workers.errands import Errands
-from workers.seen import Seen, decode, encode
-from workers.sweep import Limits
-from workers.sweeping import Sweeper
-from workers.watching import Clock, Counted
+from workers.store.activity import Seen, decode, encode
+from workers.upkeep import activity_tracker as watching
+from workers.upkeep.activity_tracker import Clock, Counted
+from workers.upkeep.sweep_policy import Limits
+from workers.upkeep.sweeper import Sweeper
+from workers.upkeep.writer_requests import Errands
 
 ONE, TWO = key_number(1), key_number(2)
 NOW = 1_800_000_000

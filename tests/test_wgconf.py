@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
 
-from tasks.client import GatewayInfo
-from tasks.export import render_export
-from tasks.keys import make_key_pair
-from tasks.lanes import LaneState
-from tasks.model import Peer
-from tasks.wgconf import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
+from tasks.client.gateway import GatewayInfo
+from tasks.lane.admission import LaneState
+from tasks.wgfile.export import render_export
+from tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
+from tasks.wire.keys import make_key_pair
+from tasks.wire.model import Peer
 
 ALICE, BOB = key_number(1), key_number(2)
 SECRET = make_key_pair()

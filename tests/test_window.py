@@ -12,12 +12,12 @@ from waiting import Stopwatch
 
 from config import names
 from config.celery_app import PeerlaneApp
-from tasks.awaiting import LaneResult
-from tasks.client import Gateway
-from tasks.definitions import task_of
+from tasks.client.gateway import Gateway
 from tasks.errors import Invalid, TimedOut
-from tasks.model import PeerResult
-from tasks.window import in_window
+from tasks.lane.pipeline import in_window
+from tasks.lane.result import LaneResult
+from tasks.lane.tasks import task_of
+from tasks.wire.model import PeerResult
 
 
 @pytest.fixture

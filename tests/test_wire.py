@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from keys import key_number, some_key
 from pyroute2.netlink.generic.wireguard import wgmsg
 
-from tasks.prefix import Prefix
-from workers.dataplane import DevicePeer, RemovePeer, SetPeer, wire
+from tasks.wire.prefix import Prefix
+from workers.dataplane import DevicePeer, RemovePeer, SetPeer
+from workers.dataplane import wireguard as wire
 from workers.dataplane.channel import uninterrupted
 from workers.dataplane.counters import PeerCounters
 from workers.dataplane.keyfile import decode_key, encode_key

@@ -17,7 +17,6 @@ from servers import RedisServer
 from waiting import eventually
 
 from config import names
-from tasks import results
 from tasks.errors import (
     Conflict,
     Draining,
@@ -30,15 +29,16 @@ from tasks.errors import (
     TimedOut,
     WriterError,
 )
-from tasks.lanes import Lanes
-from tasks.model import Peer
-from tasks.prefix import Prefix
+from tasks.lane.admission import Lanes
+from tasks.wire import outcome as results
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
 from workers.dataplane import Change, DeviceSpec, RemovePeer, SetPeer
 from workers.dataplane.memory import MemoryDataPlane
-from workers.patience import Stopping
-from workers.plan import Policy
-from workers.store import Store
-from workers.writer import Writer
+from workers.peers.plan import Policy
+from workers.store.store import Store
+from workers.writer.retry import Stopping
+from workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/24"), Prefix.parse("fd00:8::/64"))
 

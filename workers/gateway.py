@@ -6,12 +6,12 @@ from typing import cast
 
 from config.celery_app import PeerlaneApp
 from config.settings import Settings
-from tasks.definitions import register
-from workers.lane import LaneWriter
-from workers.recover import Progress
-from workers.results import CommitBackend
+from tasks.lane.tasks import register
+from workers.lane.result_backend import CommitBackend
+from workers.lane.worker import LaneWriter
 from workers.service import GatewayService
-from workers.writer import Writer
+from workers.writer.recovery import Progress
+from workers.writer.writer import Writer
 
 
 class GatewayApp(PeerlaneApp):
@@ -32,7 +32,7 @@ class GatewayApp(PeerlaneApp):
         backend.gateway = service.name
         backend.is_settled = lambda request_id: request_id == writer.settled_request
         for task in register(self).values():
-            task.Strategy = "workers.lane:lane_strategy"
+            task.Strategy = "workers.lane.worker:lane_strategy"
             task.writer = LaneWriter(writer)
 
 

@@ -23,28 +23,28 @@ from config import names
 from config.celery_app import PeerlaneApp
 from config.schedule import ACTS, interval
 from config.settings import Settings
-from tasks import upkeep
+from tasks.admin import maintenance as upkeep
+from tasks.admin.maintenance import ReconcileGateway, SweepGateway
 from tasks.connection import away, connect, reason
 from tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
-from tasks.lanes import lanes_of
-from tasks.model import parse
-from tasks.results import encode
-from tasks.sealing import sealing_of
-from tasks.upkeep import ReconcileGateway, SweepGateway
-from workers.attendance import Attendance
-from workers.dataplane.observe import KernelCounters, KernelView, device_index
-from workers.device import device_spec, memory_device
-from workers.errands import Errands
-from workers.lock import ObserverLock
-from workers.plan import Policy
-from workers.privileges import confine_gateway
-from workers.reconciling import Reconciler
-from workers.results import CommitBackend
-from workers.store import Store
-from workers.succession import elsewhere
-from workers.sweep import Limits
-from workers.sweeping import Sweeper
-from workers.watching import Clock, Counted
+from tasks.lane.admission import lanes_of
+from tasks.wire.model import parse
+from tasks.wire.outcome import encode
+from tasks.wire.psk_cipher import sealing_of
+from workers.dataplane.factory import device_spec, memory_device
+from workers.dataplane.reader import KernelCounters, KernelView, device_index
+from workers.host.lock import ObserverLock
+from workers.host.privileges import confine_gateway
+from workers.lane.result_backend import CommitBackend
+from workers.peers.plan import Policy
+from workers.store.store import Store
+from workers.upkeep.activity_tracker import Clock, Counted
+from workers.upkeep.reconciler import Reconciler
+from workers.upkeep.schedule_watchdog import Attendance
+from workers.upkeep.sweep_policy import Limits
+from workers.upkeep.sweeper import Sweeper
+from workers.upkeep.writer_requests import Errands
+from workers.writer.takeover import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ NICENESS = 10
 LAPSE = 5.0
 #: Seconds between two looks at whether a running sweep is to go on.
 BREATH = 1.0
-#: What the gateway's hash says of where its writer is (workers.succession).
+#: What the gateway's hash says of where its writer is (workers.writer.takeover).
 HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
@@ -230,7 +230,7 @@ class ObserverService:
 
 
 class Asks:
-    """Requests to the observer: checked, claimed once per slot, carried out, told about (``tasks.upkeep.Observes``)."""
+    """Requests to the observer: checked, claimed once per slot, carried out, reported (``tasks.admin.maintenance``)."""
 
     def __init__(
         self, redis: Redis, settings: Settings, attendance: Attendance, sweeper: Sweeper, reconciler: Reconciler

@@ -8,26 +8,26 @@ from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
 from config.settings import Settings
-from tasks.alarms import raise_alarm
 from tasks.connection import away, connect
 from tasks.errors import PeerlaneError, SettingsError
-from tasks.prefix import Prefix
-from tasks.results import encode
-from tasks.sealing import sealing_of
+from tasks.status.alarms import raise_alarm
+from tasks.wire.outcome import encode
+from tasks.wire.prefix import Prefix
+from tasks.wire.psk_cipher import sealing_of
 from workers.dataplane import DataPlane
-from workers.device import device_spec, memory_device, open_plane
-from workers.durability import check_durability
-from workers.heartbeat import Heartbeat, run_of
-from workers.lane import EXIT_REPLACED
-from workers.lock import WriterLock
-from workers.plan import Policy
-from workers.privileges import confine_gateway
-from workers.recover import Progress, Recovered
-from workers.redelivery import take_back
-from workers.registration import gateway_labels, own_name, registration
-from workers.store import Store
-from workers.succession import await_predecessor, holder
-from workers.writer import Writer
+from workers.dataplane.factory import device_spec, memory_device, open_plane
+from workers.host.lock import WriterLock
+from workers.host.privileges import confine_gateway
+from workers.lane.unacked import take_back
+from workers.lane.worker import EXIT_REPLACED
+from workers.peers.plan import Policy
+from workers.store.redis_checks import check_durability
+from workers.store.store import Store
+from workers.writer.heartbeat import Heartbeat, run_of
+from workers.writer.recovery import Progress, Recovered
+from workers.writer.registration import gateway_labels, own_name, registration
+from workers.writer.takeover import await_predecessor, holder
+from workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from tasks.acl import ROLES, Form, Role, nobody, users
+from tasks.admin.acl import ROLES, Form, Role, nobody, users
 from tasks.cli.parameters import GatewayName
 from tasks.cli.program import Command
 from tasks.cli.session import Session, pass_session

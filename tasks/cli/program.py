@@ -15,7 +15,7 @@ import click
 from config.settings import BadSettings
 from tasks.cli.output import Output, as_document
 from tasks.cli.session import Session
-from tasks.cli.streams import abandon_output, prepare, without_surrogates
+from tasks.cli.stdio import abandon_output, prepare, without_surrogates
 from tasks.errors import PeerlaneError, SettingsError
 
 INTERRUPTED = 130

@@ -10,8 +10,8 @@ import click
 from config.celery_app import PeerlaneApp
 from config.settings import Settings, read
 from tasks.cli.output import Output
-from tasks.client import Gateway
-from tasks.lanes import lanes_of
+from tasks.client.gateway import Gateway
+from tasks.lane.admission import lanes_of
 
 
 class Session:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import KernelError, SettingsError
-from tasks.prefix import Prefix
+from tasks.wire.prefix import Prefix
 from workers.dataplane import (
     AddRoute,
     Change,
@@ -30,16 +30,16 @@ from workers.dataplane import (
     SetPeer,
     keyfile,
     routes,
-    wire,
 )
+from workers.dataplane import wireguard as wire
 from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from workers.dataplane.errors import translated
 from workers.dataplane.netlink import (
     GENL_ID_CTRL,
     Malformed,
     family_id,
     family_request,
 )
-from workers.dataplane.refusals import translated
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from tasks.errors import KernelError
-from tasks.prefix import Prefix
+from tasks.wire.prefix import Prefix
 from workers.dataplane import (
     AddRoute,
     Change,

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from tasks.prefix import Prefix
+from tasks.wire.prefix import Prefix
 from workers.dataplane.channel import Channel, uninterrupted
 from workers.dataplane.netlink import (
     NLM_F_CREATE,

@@ -1,0 +1,125 @@
+"""What settings look like that are more than a number or a name: prefixes, labels, Redis' URL. Pure.
+
+What is malformed is a ValueError with a sentence for a person that shows no secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import combinations
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from config.hosts import is_host
+
+Network = IPv4Network | IPv6Network
+
+_DATABASE = re.compile(r"/?|/[0-9]{1,4}")
+_LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
+
+REDIS_URL = "redis://HOST:PORT/DB, rediss://… or unix:///PATH"
+
+
+def network(text: str) -> Network:
+    """A prefix in the form that ``tasks.wire.prefix`` reads too: no mask, zone or host bits. Raises ValueError."""
+    address, slash, length = text.partition("/")
+    try:
+        # A zone is no part of a prefix, and ipaddress would take 255.255.0.0 for a length.
+        found = ip_network(address) if "%" not in address else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError(f"{text} is not an IPv4 or IPv6 prefix such as 10.8.0.7/32 or fd00::7/128")
+    if slash and not (_LENGTH.fullmatch(length) and int(length) <= found.max_prefixlen):
+        raise ValueError(f"{text} has a prefix length that is not a number from 0 to {found.max_prefixlen}")
+    if not slash:
+        return found
+    wide = ip_network(text, strict=False)
+    if wide.network_address != found.network_address:
+        raise ValueError(f"{text} has host bits set; did you mean {wide}?")
+    return wide
+
+
+def check_areas(texts: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Prefixes of which no two overlap, nor any one of the ``others``, which were checked before. Raises ValueError."""
+    found = [network(text) for text in texts]
+    before = [network(text) for text in others]
+    for one, other in [*combinations(found, 2), *((one, other) for one in found for other in before)]:
+        if one.version == other.version and one.overlaps(other):  # type: ignore[arg-type] - the same family
+            raise ValueError(f"{one} and {other} overlap")
+
+
+def check_pools(texts: Sequence[str]) -> None:
+    """Prefixes that addresses can be given out of. Raises ValueError."""
+    check_areas(texts)
+    for found in map(network, texts):
+        if found.max_prefixlen - found.prefixlen < 2:
+            raise ValueError(f"{found} has no room for peers")
+        if found.prefixlen == 0:
+            raise ValueError(f"{found} is every address there is: its route would take the host's own traffic")
+
+
+def check_labels(texts: Sequence[str]) -> None:
+    """Labels of a gateway, each ``key=value``, no key twice. Raises ValueError."""
+    keys = [text.partition("=")[0].strip() for text in texts]
+    if len(set(keys)) < len(keys) or not all(keys) or not all("=" in text for text in texts):
+        raise ValueError("labels are key=value, each key once")
+    if not all(text.isprintable() and len(text) <= 512 for text in texts):
+        raise ValueError("a label is longer than 512 characters, or not printable")
+
+
+def check_redis_url(text: str) -> None:
+    """A server that redis-py, kombu and Celery take for the same one. Raises ValueError."""
+    wrong = ValueError(f"expected {REDIS_URL}")
+    try:
+        url = urlsplit(text)
+    except ValueError:  # its text quotes the password
+        raise wrong from None
+    if any(name.startswith("ssl") for name, _ in parse_qsl(url.query, keep_blank_values=True)):
+        raise ValueError("TLS is set by PEERLANE_REDIS_CA, _CLIENT_CERT and _CLIENT_KEY, not in the URL")
+    if not text.isprintable() or "#" in text or not (_is_tcp(url) or _is_socket(url)):
+        # Nothing of it is quoted: a password with a /, ? or # that is not percent-encoded may stand anywhere.
+        raise wrong
+    if url.query and url.scheme != "unix":
+        # They would reach redis-py and end kombu; what they would change is set already, with a reason.
+        raise ValueError(f"expected {REDIS_URL}, without options (percent-encode a ? in a password)")
+    if url.query and not re.fullmatch(r"db=[0-9]{1,4}", url.query):
+        raise ValueError("the only option of a unix:///PATH is ?db=NUMBER")
+
+
+def _is_tcp(url: SplitResult) -> bool:
+    try:
+        port = url.port
+    except ValueError:  # its text quotes what stands in place of the port: a part of the password, maybe
+        return False
+    tcp = url.scheme in ("redis", "rediss") and is_host(url.hostname or "")
+    return tcp and port != 0 and bool(_DATABASE.fullmatch(url.path))
+
+
+def _is_socket(url: SplitResult) -> bool:
+    place = url.netloc.rpartition("@")[2]
+    return url.scheme == "unix" and not place and url.path.startswith("/") and len(url.path) > 1
+
+
+def nearest(name: str, known: Iterable[str], *, variable: bool = False) -> str:
+    """The setting that was meant, maybe. In a file too somebody may have written it as variables are."""
+    near = get_close_matches(name.lower().removeprefix("peerlane_"), known, n=1, cutoff=0.7)
+    if not near:
+        return " (misspelled?)"
+    return f" (did you mean {f'PEERLANE_{near[0].upper()}' if variable else near[0]}?)"
+
+
+def quoted(name: str) -> str:
+    """A name that somebody else chose, in one line."""
+    return name if name.isprintable() and len(name) <= 100 else f"{name[:100]!a}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of this name that can be looked at."""
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long, or a directory on the way is closed to us
+        return False

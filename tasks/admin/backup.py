@@ -1,0 +1,242 @@
+"""A gateway's state out of Redis and back: one consistent snapshot in a file, and all of it swapped in at once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import RedisError, ResponseError, WatchError
+
+from config import names
+from config.settings import Settings
+from tasks.admin.archive import PARTS, Archive, Part, read_archive
+from tasks.admin.archive_check import refuse_unsound, why_unreadable
+from tasks.connection import connect, reason
+from tasks.errors import Conflict, Invalid, OutcomeUnknown, StorageError, Unavailable
+from tasks.lane.admission import Lanes
+
+#: Entries per round trip.
+PAGE = 1_000
+#: Seconds for which copies and staged hashes outlive a backup or a restore that dies.
+KEPT_FOR = 3_600
+#: Seconds that Redis may take to copy a gateway's hashes; it does nothing else meanwhile.
+PATIENCE = 60.0
+#: What a gateway says of the process that runs, not of itself.
+OF_THE_PROCESS = ("heartbeat", "phase", "epoch", "peers", "version", "recovered")
+
+#: (done, total) entries.
+Progress = Callable[[int, int], None]
+
+_KEYS: dict[Part, Callable[[str], str]] = {
+    "peers": names.peers_key,
+    "addresses": names.addresses_key,
+    "seen": names.seen_key,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BackedUp:
+    """What is in a file."""
+
+    gateway: str
+    peers: int
+    #: Records that do not parse; they are in the file as they are in Redis.
+    unreadable: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore came to."""
+
+    gateway: str
+    peers: int
+    #: Peers that were there and are not any more, or again.
+    replaced: int
+    #: When the backup was taken, in seconds since 1970 on Redis' clock.
+    taken_at: int
+    unreadable: tuple[str, ...]
+
+
+def back_up(
+    settings: Settings, gateway: str, path: Path, *, replace: bool = False, progress: Progress | None = None
+) -> BackedUp:
+    """Write a gateway's peers, addresses and activity to a file, as they were at one moment. It goes on serving.
+
+    Raises:
+        Unavailable: no such gateway is registered.
+        StorageError: Redis has no room for the copy that is read from, or does not allow it.
+        OutcomeUnknown: Redis could not be reached; no file was written.
+        FileExists, NotWritten: see tasks.wgfile.client_config.
+    """
+    with _asked(settings) as redis:
+        found = _snapshot(redis, gateway, progress)
+    for key, record in found.parts["peers"].items():
+        if why_unreadable(key, record):
+            found.unreadable.append(key)
+    size = found.write(path, replace=replace)
+    return BackedUp(gateway, len(found.parts["peers"]), tuple(found.unreadable), size)
+
+
+def _snapshot(redis: Redis, gateway: str, progress: Progress | None) -> Archive:
+    token = secrets.token_hex(8)
+    copies = {part: names.snapshot_key(gateway, token, part) for part in PARTS}
+    # Redis copies in one step, and is read at leisure: no commit falls between two pages.
+    pipe = redis.pipeline(transaction=True)
+    pipe.time()
+    pipe.hgetall(names.gateway_key(gateway))
+    pipe.get(names.epoch_key(gateway))
+    for part in PARTS:
+        pipe.copy(_KEYS[part](gateway), copies[part])
+    for part in PARTS:
+        pipe.expire(copies[part], KEPT_FOR)
+        pipe.hlen(copies[part])
+    try:
+        answers = pipe.execute()
+        (seconds, micros), facts, epoch = answers[:3]
+        total = sum(answers[3 + len(PARTS) + 1 :: 2])
+        if not facts:
+            raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
+        told = {_text(name): _text(value) for name, value in cast("dict[bytes, bytes]", facts).items()}
+        kept = {name: told[name] for name in told if name not in OF_THE_PROCESS and not name.startswith("holder_")}
+        number = _text(epoch or b"0")
+        found = Archive(gateway, seconds * 1000 + micros // 1000, int(number) if number.isdecimal() else 0, kept)
+        done = 0
+        for part in PARTS:
+            for name, value in _pages(redis, copies[part]):
+                found.parts[part][_text(name)] = _text(value)
+                done += 1
+                if progress is not None and done % PAGE == 0:
+                    progress(done, total)
+        if progress is not None:
+            progress(total, total)
+        return found
+    finally:
+        with suppress(RedisError):
+            redis.unlink(*copies.values())
+
+
+def restore(
+    settings: Settings, gateway: str, path: Path, *, force: bool = False, progress: Progress | None = None
+) -> Restored:
+    """Make a gateway's state what a file says, all at once, while no writer runs; the next one mends the device.
+
+    Raises:
+        Invalid: the file is no sound backup of this gateway; nothing was changed.
+        Unavailable: a live writer serves the gateway; nothing was changed.
+        Conflict: the gateway holds something, and ``force`` was not said; or it changed meanwhile.
+        StorageError: Redis has no room or refuses; nothing was changed.
+        OutcomeUnknown: Redis could not be reached; doing it again is harmless.
+    """
+    found = read_archive(path)
+    if found.gateway != gateway:
+        raise Invalid(f"{path} is a backup of the gateway {found.gateway}, not of {gateway}")
+    refuse_unsound(path, found)
+    with _asked(settings) as redis:
+        lanes = Lanes(redis, result_ttl=settings.result_ttl)
+        _refuse_if_live(lanes, gateway)
+        token = secrets.token_hex(8)
+        staged: dict[Part, str] = {part: names.snapshot_key(gateway, token, part) for part in PARTS}
+        try:
+            _stage(redis, found, staged, progress)
+            replaced = _swap(lanes, found, staged, force=force)
+        finally:
+            with suppress(RedisError):
+                redis.unlink(*staged.values())
+    return Restored(gateway, len(found.parts["peers"]), replaced, found.taken_at // 1000, tuple(found.unreadable))
+
+
+def _refuse_if_live(lanes: Lanes, gateway: str) -> None:
+    if lanes.look(gateway).live:
+        raise Unavailable(f"the gateway {gateway} has a live writer: stop it, wait five seconds, then restore")
+
+
+def _stage(redis: Redis, found: Archive, staged: dict[Part, str], progress: Progress | None) -> None:
+    total, done = sum(len(found.parts[part]) for part in PARTS), 0
+    for part in PARTS:
+        items = list(found.parts[part].items())
+        for start in range(0, len(items), PAGE):
+            page = {_bytes(name): _bytes(value) for name, value in items[start : start + PAGE]}
+            pipe = redis.pipeline(transaction=True)
+            pipe.hset(staged[part], mapping=cast("Any", page))
+            pipe.expire(staged[part], KEPT_FOR)
+            pipe.execute()
+            done += len(page)
+            if progress is not None:
+                progress(done, total)
+
+
+def _swap(lanes: Lanes, found: Archive, staged: dict[Part, str], *, force: bool) -> int:
+    """Put the staged hashes in the place of the gateway's; how many peers were there."""
+    gateway = found.gateway
+    live: dict[Part, str] = {part: _KEYS[part](gateway) for part in PARTS}
+    with lanes.redis.pipeline(transaction=True) as pipe:
+        try:
+            # Whoever starts, commits or registers from here on makes the exchange fail.
+            pipe.watch(names.epoch_key(gateway), names.gateway_key(gateway), live["peers"], live["addresses"])
+            _refuse_if_live(lanes, gateway)
+            before = int(pipe.hlen(live["peers"]))
+            other = any(int(pipe.hlen(live[part])) for part in PARTS)
+            if other and not force:
+                raise Conflict(f"the gateway {gateway} holds {before:,} peers: --force puts the backup in their place")
+            epoch = _text(cast("bytes | None", pipe.get(names.epoch_key(gateway))) or b"0")
+            registered = pipe.exists(names.gateway_key(gateway))
+            pipe.multi()
+            _exchange(pipe, found, staged, live)
+            # One more than any: a writer that was frozen all the while is refused when it wakes.
+            pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, found.epoch) + 1)
+            if not registered:
+                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", found.facts | {"phase": "stopped"}))
+            pipe.sadd(names.GATEWAYS_KEY, gateway)
+            pipe.execute()
+        except WatchError:
+            raise Conflict(
+                f"nothing was restored: the gateway {gateway} changed meanwhile; is its writer running?"
+            ) from None
+    return before
+
+
+def _exchange(pipe: Pipeline, found: Archive, staged: dict[Part, str], live: dict[Part, str]) -> None:
+    for part in PARTS:
+        if found.parts[part]:
+            pipe.rename(staged[part], live[part])
+            pipe.persist(live[part])
+        else:
+            pipe.delete(live[part])
+
+
+@contextmanager
+def _asked(settings: Settings) -> Generator[Redis]:
+    """A connection with patience; what it raises, in our words."""
+    redis = connect(settings, timeout=PATIENCE)
+    try:
+        yield redis
+    except ResponseError as error:
+        raise StorageError(f"Redis refused ({reason(error)}); nothing was changed") from None
+    except RedisError as error:
+        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); doing it again is harmless") from error
+    finally:
+        redis.close()
+
+
+def _pages(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
+    cursor = 0
+    while True:
+        cursor, page = cast("tuple[int, dict[bytes, bytes]]", redis.hscan(key, cursor, count=PAGE))
+        yield from page.items()
+        if cursor == 0:
+            return
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="surrogateescape")  # a record may be anything; it comes back as it was
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode(errors="surrogateescape")

@@ -1,0 +1,96 @@
+"""What stands in the way of an import: a file's peers against Redis' and against what the gateway serves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.client.gateway import GatewayInfo
+from tasks.wgfile.parser import ConfPeer
+from tasks.wire.model import Peer
+from tasks.wire.overlaps import overlaps
+from tasks.wire.prefix import Prefix
+
+Kind = Literal["own_key", "another_wish", "broken_record", "not_served", "own_address", "overlap"]
+
+#: Fields in which WireGuard itself would behave differently; the others count only where the file names them.
+_ALWAYS = ("allowed_ips", "preshared_key", "keepalive")
+_NAMED = ("ttl", "expires_at", "labels", "pinned")
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """One reason why a file cannot be imported."""
+
+    line: int
+    public_key: str
+    kind: Kind
+    sentence: str
+
+
+def is_there(found: ConfPeer, held: Peer | None) -> bool:
+    """Whether ``held`` is what the file asks for."""
+    return held is not None and not _differences(found, held)
+
+
+def clashes(
+    found: Iterable[ConfPeer], gateway: GatewayInfo, held: Mapping[str, Peer], addresses: Mapping[Prefix, str]
+) -> Iterator[Clash]:
+    """Everything that stands in the way, in no order.
+
+    ``held`` are the peers that Redis holds, ``addresses`` who holds which prefix, also those whose records do not
+    parse.
+    """
+    owners = set(addresses.values())
+    served = [Prefix.parse(text) for text in (*gateway.pools, *gateway.serves)]
+    own = [Prefix.parse(text) for text in gateway.addresses]
+    fresh: list[ConfPeer] = []
+    for one in found:
+        key = one.peer.public_key
+        there = held.get(key)
+        if key == gateway.public_key:
+            yield Clash(one.line, key, "own_key", f"that is the gateway {gateway.name}'s own key")
+        elif there is not None:
+            if differs := _differences(one, there):
+                sentence = f"the peer is there already with another {', '.join(differs)}"
+                yield Clash(one.line, key, "another_wish", sentence)
+        elif key in owners:
+            sentence = "the peer is there already, with a record that does not parse; delete it or mend the record"
+            yield Clash(one.line, key, "broken_record", sentence)
+        else:
+            fresh.append(one)
+            yield from _out_of_place(one, gateway, served, own)
+    yield from _overlapping(fresh, addresses)
+
+
+def _differences(found: ConfPeer, held: Peer) -> list[str]:
+    names = [*_ALWAYS, *(name for name in _NAMED if name in found.named)]
+    return [name for name in names if getattr(found.peer, name) != getattr(held, name)]
+
+
+def _out_of_place(one: ConfPeer, gateway: GatewayInfo, served: list[Prefix], own: list[Prefix]) -> Iterator[Clash]:
+    key = one.peer.public_key
+    for prefix in one.peer.allowed_ips:
+        if not any(area.contains(prefix) for area in served):
+            listed = ", ".join(str(area) for area in served) or "nothing"
+            sentence = (
+                f"{prefix} is outside what the gateway {gateway.name} serves ({listed}): start it with"
+                " PEERLANE_SERVES or PEERLANE_POOLS that hold it"
+            )
+            yield Clash(one.line, key, "not_served", sentence)
+        for address in own:
+            if prefix.contains(address):
+                sentence = f"{prefix} holds the gateway's own address {address.address}"
+                yield Clash(one.line, key, "own_address", sentence)
+
+
+def _overlapping(fresh: list[ConfPeer], addresses: Mapping[Prefix, str]) -> Iterator[Clash]:
+    held: list[tuple[Prefix, ConfPeer | str]] = list(addresses.items())
+    held += [(prefix, one) for one in fresh for prefix in one.peer.allowed_ips]
+    for pair in overlaps(held):
+        # Two of the file's, or two of Redis', are told elsewhere or nobody's business here.
+        (mine, one), (theirs, other) = pair if isinstance(pair[0][1], ConfPeer) else pair[::-1]
+        if isinstance(one, ConfPeer) and isinstance(other, str):
+            sentence = f"{mine} overlaps {theirs}, which the peer {other} holds"
+            yield Clash(one.line, one.peer.public_key, "overlap", sentence)

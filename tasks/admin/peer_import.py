@@ -1,0 +1,281 @@
+"""Takes over the peers of a WireGuard file or of a live device. Conflicts are listed first; nothing is half imported.
+
+The peers are staged in Redis, then one request asks the gateway's writer to take them all or none. On the device only
+what differs is changed: running sessions go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks.admin.import_conflicts import Clash, clashes, is_there
+from tasks.client.gateway import PAGE, Gateway
+from tasks.connection import reason
+from tasks.errors import Conflict, Invalid, OutcomeUnknown
+from tasks.lane import tasks as definitions
+from tasks.lane.admission import Lanes, lanes_of
+from tasks.wgfile.export import readable
+from tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
+from tasks.wire.bulk import MAX_IMPORT
+from tasks.wire.prefix import Prefix
+from tasks.wire.psk_cipher import sealing_of
+
+#: Seconds that an import is waited for unless told otherwise: thousands of peers are one request.
+TIMEOUT = 60.0
+#: Seconds after which staged peers are gone by themselves.
+STAGED_FOR = 600
+#: Bytes of a file that are looked at.
+MAX_BYTES = 64 * 1024 * 1024
+
+_FIELDS = ("preshared_key", "keepalive", "labels", "ttl", "pinned", "expires_at", "created_at")
+
+
+class UnreadableConf(Invalid):
+    """A file has problems; nothing was imported."""
+
+    code = "unreadable_conf"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        first = problems[0]
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
+        self.problems = tuple(problems)
+
+    def as_dict(self) -> dict[str, object]:
+        told = [{"line": found.line, "message": found.sentence} for found in self.problems]
+        return {**super().as_dict(), "problems": told}
+
+
+class ImportClash(Conflict):
+    """A file's peers clash with what is there, or with what the gateway serves; nothing was imported."""
+
+    def __init__(self, found: Sequence[Clash]) -> None:
+        first = found[0]
+        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
+        self.clashes = tuple(found)
+
+    def as_dict(self) -> dict[str, object]:
+        told = [
+            {"line": one.line, "public_key": one.public_key, "kind": one.kind, "message": one.sentence}
+            for one in self.clashes
+        ]
+        return {**super().as_dict(), "conflicts": told}
+
+
+class NotTaken(BaseModel):
+    """A peer of a live device that is not taken over, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    public_key: str
+    #: ``no_allowed_ips``, or an error's code.
+    kind: str
+    message: str
+
+
+class AdoptionClash(Conflict):
+    """Peers of the live device cannot be taken over; nothing was imported."""
+
+    def __init__(self, found: Sequence[NotTaken], unlisted: int = 0) -> None:
+        first, count = found[0], len(found) + unlisted
+        more = f"; and {count - 1} more" if count > 1 else ""
+        super().__init__(f"nothing was imported: {first.public_key}: {first.message}{more}")
+        self.not_taken, self.unlisted = tuple(found), unlisted
+
+    def as_dict(self) -> dict[str, object]:
+        told = {"conflicts": [one.model_dump() for one in self.not_taken], "unlisted": self.unlisted}
+        return {**super().as_dict(), **told}
+
+
+class Imported(BaseModel):
+    """What an import came to."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    #: ``imported``, or ``would_import`` for a dry run.
+    outcome: str
+    gateway: str
+    created: int
+    #: Peers that were there already, as the file has them.
+    existing: int
+    #: Of a live device: peers without allowed IPs, which stay on it and which Redis does not know.
+    left_out: tuple[NotTaken, ...] = ()
+    #: Peers beyond those listed.
+    unlisted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file that can be imported, as far as anybody but the writer knows."""
+
+    gateway: str
+    fresh: tuple[ConfPeer, ...]
+    existing: tuple[ConfPeer, ...]
+
+
+def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
+    """Read a file and look for everything that stands in the way of its import. Changes nothing.
+
+    Raises:
+        UnreadableConf: it has problems; lists them.
+        ImportClash: lists every conflict.
+        Conflict: it is of another gateway; names both public keys.
+        Invalid: there are no peers in it, or too many for one import.
+        Unavailable: no such gateway is registered.
+        OutcomeUnknown: Redis could not be reached.
+    """
+    client = Gateway(gateway, app=app)
+    info = client.info()
+    conf = _read(data)
+    if conf.public_key not in (None, info.public_key):
+        raise Conflict(
+            f"nothing was imported: the file's PrivateKey is that of {conf.public_key}, the gateway {gateway} has the"
+            f" public key {info.public_key}; import it into its own gateway, or put its key into that gateway's key"
+            " file before it starts"
+        )
+    held = {peer.public_key: peer for peer in readable(client.peers())}
+    addresses = _addresses(lanes_of(app or definitions.app), gateway)
+    if found := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
+        raise ImportClash(found)
+    existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
+    there = {one.peer.public_key for one in existing}
+    return Checked(gateway, tuple(one for one in conf.peers if one.peer.public_key not in there), existing)
+
+
+def import_file(
+    data: bytes, gateway: str, *, app: PeerlaneApp | None = None, dry_run: bool = False, timeout: float = TIMEOUT
+) -> Imported:
+    """Import a file's peers into Redis and onto the device: all of them, or none.
+
+    Raises:
+        PeerlaneError: as ``check_file``, and as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
+    """
+    found = check_file(data, gateway, app=app)
+    if dry_run:
+        created, existing = len(found.fresh), len(found.existing)
+        return Imported(outcome="would_import", gateway=gateway, created=created, existing=existing)
+    return carry_out(found, app=app, timeout=timeout)
+
+
+def import_live(
+    gateway: str,
+    *,
+    app: PeerlaneApp | None = None,
+    leave_out: bool = False,
+    dry_run: bool = False,
+    timeout: float = TIMEOUT,
+) -> Imported:
+    """Take over the peers that the live device holds and Redis does not know: all of them, or none.
+
+    Peers without allowed IPs cannot be Peerlane's. They refuse the import, unless ``leave_out`` says to leave them on
+    the device: then they are listed, and PEERLANE_UNKNOWN_PEERS says what becomes of them.
+
+    Raises:
+        AdoptionClash: lists those that cannot be taken, and why; a ``dry_run`` too.
+        PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
+    """
+    task = definitions.task_of(app or definitions.app, names.IMPORT_PEERS)
+
+    def ask(**flags: bool) -> dict[str, Any]:
+        sent = task.apply_async(kwargs={"gateway": gateway, "live": True, **flags}, expires=timeout)
+        return sent.get(timeout=timeout)
+
+    would = ask(dry_run=True)
+    wrong = [NotTaken.model_validate(one) for one in would["conflicts"]]
+    if not leave_out:
+        wrong += [NotTaken.model_validate(one) for one in would["left_out"]]
+    if wrong:
+        raise AdoptionClash(wrong, int(would["unlisted"]))
+    # What comes onto the device in between is judged by the writer.
+    return Imported.model_validate(would if dry_run else ask(leave_out=leave_out))
+
+
+def _read(data: bytes) -> ParsedConf:
+    if len(data) > MAX_BYTES:
+        raise Invalid(f"the file is larger than {MAX_BYTES // 2**20} MiB")
+    conf = parse_conf(data)
+    if conf.problems:
+        raise UnreadableConf(conf.problems)
+    if not conf.peers:
+        raise Invalid("the file has no [Peer]: there is nothing to import")
+    if len(conf.peers) > MAX_IMPORT:
+        raise Invalid(f"the file has {len(conf.peers)} peers; one import takes {MAX_IMPORT}: cut it into several files")
+    return conf
+
+
+def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float = TIMEOUT) -> Imported:
+    """Import what was checked: all of it, or none.
+
+    Raises:
+        PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
+    """
+    application = app or definitions.app
+    task = definitions.task_of(application, names.IMPORT_PEERS)
+    seal = partial(sealing_of(application.settings).seal, found.gateway)
+    entries = [staged(one, seal) for one in (*found.fresh, *found.existing)]
+    digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
+    token = uuid.uuid4().hex
+    lanes = lanes_of(application)
+    key = names.staged_key(found.gateway, token)
+    try:
+        _stage(lanes, key, entries)
+        arguments = {"gateway": found.gateway, "token": token, "count": len(entries), "digest": digest}
+        sent = task.apply_async(kwargs=arguments, expires=timeout)
+        try:
+            return Imported.model_validate(sent.get(timeout=timeout))
+        except KeyboardInterrupt:  # cancelled now, or done already: either is an answer
+            return Imported.model_validate(sent.get(timeout=0.01))
+    finally:
+        with suppress(RedisError):  # it goes away by itself too
+            lanes.redis.delete(key)
+
+
+def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
+    """The staged entry of a file's peer: what the file names of it, as tasks.wire.bulk.StagedPeer reads it."""
+    peer = one.peer
+    fields: dict[str, Any] = {"public_key": peer.public_key, "allowed_ips": [str(p) for p in peer.allowed_ips]}
+    fields |= {name: value for name in _FIELDS if name in one.named and (value := getattr(peer, name)) is not None}
+    if "preshared_key" in fields:
+        fields["preshared_key"] = seal(peer.public_key, fields["preshared_key"])
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
+    try:
+        for start in range(0, len(entries), PAGE):
+            pipe = lanes.redis.pipeline(transaction=True)
+            pipe.rpush(key, *entries[start : start + PAGE])
+            pipe.expire(key, STAGED_FOR)
+            pipe.execute()
+    except RedisError as error:
+        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was imported") from error
+
+
+def _addresses(lanes: Lanes, gateway: str) -> dict[Prefix, str]:
+    found: dict[Prefix, str] = {}
+    cursor = 0
+    while True:
+        try:
+            cursor, page = cast(
+                "tuple[int, dict[bytes, bytes]]", lanes.redis.hscan(names.addresses_key(gateway), cursor, count=PAGE)
+            )
+        except RedisError as error:
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
+        for text, owner in page.items():
+            with suppress(ValueError):  # the writer reports those by itself
+                found[Prefix.parse(text.decode(errors="replace"))] = owner.decode(errors="replace")
+        if cursor == 0:
+            return found

@@ -1,0 +1,125 @@
+"""Forgetting a gateway that is gone: all that Redis holds of it, in one step, but for its epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import NoPermissionError, RedisError, ResponseError, WatchError
+
+from config import names
+from config.settings import Settings
+from tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
+from tasks.connection import connect, reason
+from tasks.errors import Conflict, OutcomeUnknown, StorageError, Unavailable
+from tasks.lane.admission import Lanes, number
+
+#: Seconds that Redis may take for an answer.
+PATIENCE = 10.0
+#: Keys that Redis looks at per round trip, where short-lived ones are looked for.
+PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was forgotten with a gateway."""
+
+    gateway: str
+    peers: int
+    #: Requests that waited in its lane, or that a writer had taken and not answered.
+    requests: int
+
+
+def remove(settings: Settings, gateway: str, *, force: bool = False) -> Removed:
+    """Forget a gateway whose writer and observer have ended, all at once. One of that name can be started anew.
+
+    The epoch stays and grows by one: a writer that was frozen all the while is refused when it wakes. Requests that
+    waited are forgotten too: their callers cancel at their timeouts, and learn that nothing was done. Outcomes, and
+    copies that a backup is reading, live on until their time is up; so does everything that lives for a day at most,
+    where this Redis user may not see which keys there are.
+
+    Raises:
+        Unavailable: no such gateway is registered, or its writer or observer is running; nothing was changed.
+        Conflict: it holds peers or requests, and ``force`` was not said; or it changed meanwhile. Nothing was changed.
+        StorageError: Redis refuses; nothing was changed.
+        OutcomeUnknown: Redis could not be reached; doing it again is harmless.
+    """
+    redis = connect(settings, timeout=PATIENCE)
+    try:
+        return _remove(Lanes(redis, result_ttl=settings.result_ttl), gateway, force=force)
+    except WatchError:
+        raise Conflict(
+            f"nothing was removed: the gateway {gateway} changed meanwhile; is its writer starting?"
+        ) from None
+    except ResponseError as error:
+        raise StorageError(f"Redis refused ({reason(error)}); nothing was changed") from None
+    except RedisError as error:
+        raise OutcomeUnknown(
+            f"Redis could not be reached ({reason(error)}): whether {gateway} is removed is unknown; ask again"
+        ) from error
+    finally:
+        redis.close()
+
+
+def _remove(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
+    epoch, lasting = names.epoch_key(gateway), names.lasting_keys(gateway)
+    _look(lanes, gateway, force=force)
+    passing = _passing_keys(lanes.redis, gateway)
+    with lanes.redis.pipeline(transaction=True) as pipe:
+        # Whoever starts, commits, asks or tells that it lives from here on makes the removal fail.
+        pipe.watch(epoch)
+        pipe.watch(*lasting)
+        found = _look(lanes, gateway, force=force)
+        told = cast("bytes | None", pipe.get(epoch)) or b"0"
+        if number(told.decode(errors="replace"), -1) < 0:
+            raise StorageError(f"the epoch of {gateway} in Redis is no number; nothing was changed")
+        pipe.multi()
+        pipe.execute_command("INCR", epoch)  # not redis-py's INCRBY: an operator must not be able to count back
+        pipe.unlink(*lasting)
+        if passing:
+            pipe.unlink(*passing)
+        pipe.srem(names.GATEWAYS_KEY, gateway)
+        pipe.execute()
+    return found
+
+
+def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
+    """What would be forgotten now. Raises Unavailable and Conflict as ``remove`` does."""
+    lane = lanes.look(gateway)
+    pipe = lanes.redis.pipeline(transaction=False)
+    pipe.smembers(names.GATEWAYS_KEY)
+    pipe.hget(names.observer_key(gateway), "heartbeat")
+    pipe.time()
+    pipe.hlen(names.peers_key(gateway))
+    pipe.hlen(names.unacked_key(gateway))
+    members, beat, (seconds, micros), peers, taken = cast(
+        "tuple[set[bytes], bytes | None, tuple[int, int], int, int]", tuple(pipe.execute())
+    )
+    if not lane.facts and gateway.encode() not in members:
+        raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
+    if lane.live:
+        raise Unavailable(f"the gateway {gateway} has a live writer: stop it, wait five seconds, then remove", 5.0)
+    silent_for = seconds * 1000 + micros // 1000 - number((beat or b"0").decode(errors="replace"))
+    if silent_for < OBSERVER_LIVE_FOR_MS:
+        wait = OBSERVER_LIVE_FOR_MS / 1000
+        raise Unavailable(f"the gateway {gateway} has a live observer: stop it, wait {wait:g} s, then remove", wait)
+    found = Removed(gateway, peers, lane.waiting + lane.waiting_bulk + taken)
+    words = ((peers, "peer", "peers"), (found.requests, "request that waits", "requests that wait"))
+    held = [f"{count:,} {one if count == 1 else many}" for count, one, many in words if count]
+    if held and not force:
+        raise Conflict(f"the gateway {gateway} holds {' and '.join(held)}: --force forgets them with it")
+    return found
+
+
+def _passing_keys(redis: Redis, gateway: str) -> list[bytes]:
+    """Keys that live for a limited time and have no fixed name; none where this user may not look for them."""
+    kept = names.snapshot_key(gateway, "", "").rstrip(":").encode()
+    fixed = {key.encode() for key in (names.epoch_key(gateway), *names.lasting_keys(gateway))}
+    try:
+        scan = cast("Iterator[bytes]", redis.scan_iter(match=f"peerlane:{{{gateway}}}:*", count=PAGE))
+        found = set(scan)  # which may tell a key twice
+    except NoPermissionError:
+        return []
+    return [key for key in found if key not in fixed and not key.startswith(kept)]

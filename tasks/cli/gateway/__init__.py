@@ -1,0 +1,1 @@
+"""``peerlane gateway …``. No Redis command of its own."""

@@ -1,0 +1,105 @@
+"""``peerlane gateway poison``: messages that a gateway has set aside; look at them, ask again, forget them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+from redis.exceptions import RedisError
+from rich.table import Table
+
+from tasks.admin import poison as messages
+from tasks.cli.parameters import GatewayName, Seconds
+from tasks.cli.program import Command
+from tasks.cli.session import Session, pass_session
+from tasks.cli.tables import facts
+from tasks.connection import reason
+from tasks.errors import OutcomeUnknown
+from tasks.lane.admission import Lanes, lanes_of
+
+#: Rows of a table for people; --json gives all.
+ROWS = 100
+
+
+@click.command(cls=Command)
+@click.argument("name", type=GatewayName())
+@click.option("--show", metavar="ID", help="One message: what it asks for, without secrets.")
+@click.option("--replay", metavar="ID", help="Ask for the same again, as a new request; forget the message if done.")
+@click.option("--drop", metavar="ID", help="Forget one message.")
+@click.option("--drop-all", is_flag=True, help="Forget all of them.")
+@click.option("--timeout", type=Seconds(0, 600, min_open=True), metavar="SECONDS", help="For --replay.")
+@pass_session
+def poison(  # noqa: PLR0917 - one parameter for each option
+    session: Session,
+    name: str,
+    show: str | None,
+    replay: str | None,
+    drop: str | None,
+    drop_all: bool,  # noqa: FBT001 - click names it
+    timeout: float | None,
+) -> None:
+    """Messages that NAME has set aside: those that ended its writer three times, and those that were no request."""
+    if sum(map(bool, (show, replay, drop, drop_all))) > 1:
+        raise click.UsageError("one of --show, --replay, --drop and --drop-all at a time")
+    lanes = lanes_of(session.app)
+    try:
+        if show:
+            _show(session, lanes, name, show)
+        elif replay:
+            within = timeout or session.settings.timeout
+            result = messages.replay(session.app, lanes.redis, name, replay, timeout=within)
+            _say(session, {"gateway": name, "replayed": replay, "result": result}, f"done: {result.get('outcome')}")
+        elif drop:
+            messages.drop(lanes.redis, name, drop)
+            _say(session, {"gateway": name, "dropped": 1}, f"{drop} is forgotten")
+        elif drop_all:
+            count = messages.drop_all(lanes.redis, name)
+            _say(session, {"gateway": name, "dropped": count}, f"{count:,} messages are forgotten")
+        else:
+            _list(session, lanes, name)
+    except RedisError as error:
+        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
+
+
+def _say(session: Session, document: dict[str, object], sentence: str) -> None:
+    if session.output.json:
+        session.output.document(document)
+    else:
+        session.output.out.print(sentence, style="green")
+
+
+def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
+    found = messages.find(lanes.redis, name, wanted)
+    about = messages.shown(found, lanes.stored(found.request_id) if found.request_id else None)
+    if session.output.json:
+        session.output.document(about)
+        return
+    arguments = about.pop("arguments", {})
+    about["at"] = _time(found.at)
+    session.output.show(facts({title.replace("_", " "): value for title, value in (about | arguments).items()}))
+
+
+def _list(session: Session, lanes: Lanes, name: str) -> None:
+    found = messages.set_aside_messages(lanes.redis, name)
+    if session.output.json:
+        told = [
+            {"id": one.id, "at": one.at // 1000, "reason": one.reason, "request_id": one.request_id, "size": one.size}
+            for one in found
+        ]
+        session.output.document({"gateway": name, "messages": told})
+        return
+    if not found:
+        session.output.note(f"{name} has set nothing aside", "green")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("id", "when", "bytes", "reason"):
+        table.add_column(title, no_wrap=title != "reason", justify="right" if title == "bytes" else "left")
+    for one in found[:ROWS]:
+        table.add_row(one.id, _time(one.at), f"{one.size:,}", one.reason)
+    session.output.show(table)
+    if len(found) > ROWS:
+        session.output.note(f"the latest {ROWS} of {len(found):,}; --json lists all")
+
+
+def _time(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

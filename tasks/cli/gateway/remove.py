@@ -1,0 +1,32 @@
+"""``peerlane gateway remove``: forgetting a gateway that is gone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from tasks.admin.removal import remove as forget
+from tasks.cli.parameters import GatewayName
+from tasks.cli.program import Command
+from tasks.cli.session import Session, pass_session
+
+
+@click.command(cls=Command)
+@click.argument("name", type=GatewayName())
+@click.option("--force", is_flag=True, help="Also with peers, or with requests that wait.")
+@pass_session
+def remove(session: Session, name: str, *, force: bool) -> None:
+    """Forget a gateway that is gone: all that Redis holds of it. Stop it first.
+
+    Its device is not touched. A gateway of that name can be started anew.
+    """
+    done = forget(session.settings, name, force=force)
+    if session.output.json:
+        session.output.document(asdict(done))
+        return
+    held = [(done.peers, "peer"), (done.requests, "waiting request")]
+    told = " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in held if count)
+    session.output.out.print(f"{name} is forgotten{f', with {told}' if told else ''}", style="green")
+    if done.peers:
+        session.output.note("its device may hold them still: delete that on its host, or start the gateway anew")

@@ -1,0 +1,1 @@
+"""``peerlane peer …``. No Redis command of its own."""

@@ -1,0 +1,174 @@
+"""Many peers at once, through a lane: a bounded number outstanding, a progress bar, an answer for each."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from config import names
+from tasks.cli.output import Output, as_document
+from tasks.cli.peer.batch_file import Line
+from tasks.cli.program import INTERRUPTED, Told
+from tasks.cli.session import Session
+from tasks.errors import Invalid, PeerlaneError
+from tasks.lane.pipeline import in_window
+from tasks.lane.result import LaneResult
+from tasks.lane.tasks import task_of
+from tasks.wire.model import PeerResult
+
+
+def progress_bar(output: Output) -> Progress:
+    """A bar on standard error, where that is a terminal; nothing otherwise."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        console=output.err,
+        disable=not output.err.is_terminal,
+        expand=True,
+        transient=True,
+    )
+
+
+@dataclass(slots=True)
+class Answered:
+    """What came of a list, so far."""
+
+    total: int
+    answers: list[tuple[Line, PeerResult | PeerlaneError]] = field(
+        default_factory=list[tuple[Line, PeerResult | PeerlaneError]]
+    )
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many ended how: the outcomes, and ``failed``."""
+        return Counter("failed" if isinstance(found, PeerlaneError) else found.outcome for _, found in self.answers)
+
+    @property
+    def status(self) -> int:
+        """The exit status: of the worst single answer where all failed alike, else 1 if any failed."""
+        if self.interrupted:
+            return INTERRUPTED
+        kinds = {found.exit_code if isinstance(found, PeerlaneError) else 0 for _, found in self.answers}
+        return max(kinds) if len(kinds) == 1 else int(any(kinds))
+
+
+def ask_many(
+    session: Session,
+    title: str,
+    lines: Sequence[Line],
+    send: Callable[[Line], LaneResult],
+    *,
+    timeout: float,
+    size: int,
+) -> Answered:
+    """Send all; Ctrl-C ends it early, with everything outstanding cancelled."""
+    done = Answered(len(lines))
+    began = time.monotonic()
+    with progress_bar(session.output) as bar, closing(in_window(send, lines, timeout=timeout, size=size)) as answers:
+        task = bar.add_task(title, total=len(lines), rate="")
+        try:
+            for answer in answers:
+                done.answers.append((answer.wish, answer.outcome))
+                done.seconds = time.monotonic() - began
+                bar.update(task, advance=1, rate=f"{len(done.answers) / max(done.seconds, 1e-6):,.0f}/s")
+        except KeyboardInterrupt:
+            done.interrupted = True
+    done.seconds = time.monotonic() - began
+    return done
+
+
+def create_many(session: Session, gateway: str, lines: Sequence[Line], *, timeout: float | None, size: int) -> None:
+    """Create every line's peer through the bulk lane, and tell what came of each.
+
+    Raises:
+        Told: some failed; all has been said.
+    """
+    create = task_of(session.app, names.CREATE_PEER)
+    within = timeout or session.settings.timeout
+
+    def send(line: Line) -> LaneResult:
+        if isinstance(line.wish, Invalid):
+            raise line.wish
+        return create.apply_async(kwargs={"gateway": gateway, **line.wish}, expires=within, bulk=True)
+
+    tell(session.output, gateway, ask_many(session, gateway, lines, send, timeout=within, size=size), numbered=True)
+
+
+def delete_many(session: Session, gateway: str, keys: Sequence[str], *, timeout: float | None, size: int) -> None:
+    """Delete every key's peer, and tell what came of each.
+
+    Raises:
+        Told: some failed; all has been said.
+    """
+    delete = task_of(session.app, names.DELETE_PEER)
+    within = timeout or session.settings.timeout
+    lines = [Line(number, {"public_key": key}) for number, key in enumerate(keys, 1)]
+
+    def send(line: Line) -> LaneResult:
+        return delete.apply_async(kwargs={"gateway": gateway, "public_key": line.public_key}, expires=within)
+
+    tell(session.output, gateway, ask_many(session, gateway, lines, send, timeout=within, size=size), numbered=False)
+
+
+def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> None:
+    """One line or object for each answer, then the sum.
+
+    Raises:
+        Told: not all of it was done.
+    """
+    if output.json:
+        output.document(
+            {
+                "gateway": gateway,
+                "results": [_object(line, found, numbered=numbered) for line, found in done.answers],
+                "summary": {
+                    "asked": done.total,
+                    "answered": len(done.answers),
+                    **{name: done.counts[name] for name in sorted(done.counts)},
+                    "seconds": round(done.seconds, 3),
+                },
+            }
+        )
+    else:
+        for line, found in done.answers:
+            output.out.print(_sentence(line, found, numbered=numbered), soft_wrap=True)
+        sums = ", ".join(f"{count:,} {name}" for name, count in sorted(done.counts.items())) or "nothing"
+        rate = f"{len(done.answers) / done.seconds:,.0f}/s" if done.seconds > 0 else ""
+        output.note(f"{sums} in {done.seconds:.1f} s, {rate}", "red" if done.counts["failed"] else "green")
+        if done.interrupted:
+            output.warn(
+                f"interrupted after {len(done.answers):,} of {done.total:,}; what was outstanding is cancelled unless "
+                "it had taken effect, and the same list can be asked again: what is there is answered with existing"
+            )
+    if done.status:
+        raise Told(done.status)
+
+
+def _object(line: Line, found: PeerResult | PeerlaneError, *, numbered: bool) -> dict[str, Any]:
+    about: dict[str, Any] = {"line": line.number} if numbered else {}
+    if isinstance(found, PeerResult):
+        return about | found.model_dump(mode="json")
+    if line.public_key is not None:
+        about["public_key"] = line.public_key
+    return {**about, "error": as_document(found)}
+
+
+def _sentence(line: Line, found: PeerResult | PeerlaneError, *, numbered: bool) -> Text:
+    where = f"line {line.number}: " if numbered else ""
+    if isinstance(found, PeerlaneError):
+        return Text(f"{where}{found.code}  {line.public_key or '-'}  {found.message}", "red")
+    return Text(
+        "  ".join(part for part in (where + found.outcome, found.public_key, ", ".join(found.allowed_ips)) if part)
+    )

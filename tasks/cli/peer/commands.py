@@ -1,0 +1,208 @@
+"""``peerlane peer create | delete | show | list``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
+from tasks.cli.peer.batch import create_many, delete_many
+from tasks.cli.peer.batch_file import read_lines
+from tasks.cli.peer.create import STDOUT, Order, create_one
+from tasks.cli.peer.request import ask, fail, new_request_id
+from tasks.cli.program import Group
+from tasks.cli.session import Session, pass_session
+from tasks.cli.tables import facts, peer_facts, peer_row, peer_table
+from tasks.errors import Invalid, PeerlaneError
+
+#: Peers shown in one table; a pipe and --json give all.
+TABLE = 1_000
+
+timeout_option = click.option(
+    "--timeout",
+    type=Seconds(0, 600, min_open=True),
+    metavar="SECONDS",
+    help="How long to wait; then the request is cancelled.  [default: 5]",
+)
+window_option = click.option(
+    "--window",
+    type=click.IntRange(1, 1000),
+    default=32,
+    show_default=True,
+    help="Of many requests, how many are outstanding at once.",
+)
+
+#: Characters of a list that are read: a million peers, and no device that never ends.
+LONGEST_LIST = 64 * 1024 * 1024
+
+
+class NotThere(PeerlaneError):
+    """The peer that was asked for is not there."""
+
+    code = "not_there"
+
+
+@click.group(cls=Group)
+def peer() -> None:
+    """Peers: create, delete, show, list."""
+
+
+@peer.command()
+@click.argument("gateway", type=GatewayName(), required=False)
+@click.option("--region", help="Instead of GATEWAY: the one of this region with most room.")
+@click.option(
+    "--where", multiple=True, callback=labels_from, metavar="NAME=VALUE", help="Likewise, by its labels; repeatable."
+)
+@click.option("--public-key", metavar="KEY", help="The peer's public key; without it a key pair is made here.")
+@click.option("--allowed-ip", "allowed_ips", multiple=True, metavar="PREFIX", help="A prefix to give it; repeatable.")
+@click.option("--ttl", type=Duration(), help="Let it expire: 90, 90s, 15m, 1h, 2d, 1w.")
+@click.option("--label", "labels", multiple=True, callback=labels_from, metavar="NAME=VALUE", help="Repeatable.")
+@click.option("--keepalive", type=click.IntRange(0, 65535), metavar="SECONDS", help="Send keepalives, both ways.")
+@click.option("--preshared-key", is_flag=True, help="Make a preshared key too.")
+@click.option("--pinned", is_flag=True, help="Never swept for being idle.")
+@timeout_option
+@click.option("--conf", type=click.Path(path_type=Path), help="Write the client's configuration here; - prints it.")
+@click.option("--force", is_flag=True, help="Replace the file of --conf if it is there.")
+@click.option("--qr", is_flag=True, help="Draw the client's configuration as a QR code.")
+@click.option("--request-id", metavar="ID", help="The same id twice is the same request.")
+@click.option("--from", "source", type=click.File(encoding="utf-8-sig"), help="Many: a CSV or JSON lines; - is stdin.")
+@window_option
+@pass_session
+def create(session: Session, gateway: str | None, **options: Any) -> None:
+    """Create a peer, or many with --from.
+
+    Without --public-key a key pair is made here, and its private key is shown or written once. Without --allowed-ip
+    the gateway gives one address of each family.
+
+    The file of --from is a CSV whose first line names its fields, or JSON lines: public_key, allowed_ips,
+    preshared_key, keepalive, ttl, labels, pinned. Options hold for lines that say nothing else.
+    """
+    _refuse_two_ways(gateway, options)
+    wish = {
+        "ttl": options["ttl"],
+        "labels": options["labels"] or None,
+        "keepalive": options["keepalive"],
+        "pinned": options["pinned"] or None,
+    }
+    wish = {name: value for name, value in wish.items() if value is not None}
+    if options["source"] is not None:
+        if gateway is None:
+            raise click.UsageError("--from is for one GATEWAY")
+        _refuse_beside_a_list(options)
+        try:
+            text = options["source"].read(LONGEST_LIST + 1)
+        except (UnicodeDecodeError, OSError) as error:
+            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+            raise Invalid(f"the list cannot be read: {reason}") from None
+        if len(text) > LONGEST_LIST:
+            raise Invalid(f"the list is longer than {LONGEST_LIST:,} characters: cut it into several")
+        lines = read_lines(text, wish)
+        create_many(session, gateway, lines, timeout=options["timeout"], size=options["window"])
+        return
+    if options["qr"] and options["public_key"]:
+        raise click.UsageError("--qr draws a private key, and with --public-key only you have it")
+    if options["qr"] and session.output.json:
+        raise click.UsageError(
+            "--qr draws for people, --json is for programs; --conf - puts the text into the document"
+        )
+    create_one(
+        session,
+        Order(
+            gateway=gateway,
+            region=options["region"],
+            where=options["where"],
+            wish=wish | ({"allowed_ips": options["allowed_ips"]} if options["allowed_ips"] else {}),
+            public_key=options["public_key"],
+            with_preshared_key=options["preshared_key"],
+            timeout=options["timeout"],
+            request_token=options["request_id"],
+            conf=options["conf"],
+            replace_conf=options["force"] and options["conf"] != STDOUT,
+            qr=options["qr"],
+        ),
+    )
+
+
+def _refuse_two_ways(gateway: str | None, options: dict[str, Any]) -> None:
+    by_choice = bool(options["region"] or options["where"])
+    if by_choice == (gateway is not None):
+        raise click.UsageError("name a GATEWAY, or choose one by --region or --where")
+    if by_choice and options["request_id"]:
+        raise click.UsageError("a --request-id is of one GATEWAY; with --region and --where the public key is enough")
+
+
+def _refuse_beside_a_list(options: dict[str, Any]) -> None:
+    for name in ("public_key", "allowed_ips", "preshared_key", "conf", "qr", "request_id"):
+        if options[name]:
+            option = "--allowed-ip" if name == "allowed_ips" else "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option} is for one peer; with --from each line says its own")
+
+
+@peer.command()
+@click.argument("gateway", type=GatewayName())
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@timeout_option
+@window_option
+@pass_session
+def delete(session: Session, gateway: str, keys: Sequence[str], timeout: float | None, window: int) -> None:
+    """Delete peers by their public keys. Deleting what is not there is no error."""
+    if len(keys) > 1:
+        delete_many(session, gateway, keys, timeout=timeout, size=window)
+        return
+    (key,) = keys
+    request_id = new_request_id(gateway)
+    try:
+        one = session.gateway(gateway)
+        found = ask(session, request_id, lambda: one.delete_peer(key, timeout=timeout, request_id=request_id))
+    except PeerlaneError as error:
+        raise fail(session.output, error, {}, gateway=gateway, public_key=key, request_id=request_id) from None
+    if session.output.json:
+        session.output.document({**found.model_dump(mode="json", exclude_none=True), "request_id": request_id})
+    else:
+        session.output.out.print(f"{found.outcome}  {found.public_key}", style="green")
+
+
+@peer.command()
+@click.argument("gateway", type=GatewayName())
+@click.argument("key")
+@pass_session
+def show(session: Session, gateway: str, key: str) -> None:
+    """One peer as it is stored."""
+    one = session.gateway(gateway)
+    one.info()  # an unknown gateway is another answer than an unknown peer
+    found = one.peer(key)
+    if found is None:
+        raise NotThere(f"the gateway {gateway} has no peer {key}")
+    if session.output.json:
+        session.output.document({"gateway": gateway, **found.public()})
+    else:
+        session.output.show(facts(peer_facts(found)))
+
+
+@peer.command("list")
+@click.argument("gateway", type=GatewayName())
+@pass_session
+def list_peers(session: Session, gateway: str) -> None:
+    """Every peer: a table on a terminal, else one line each, tab-separated.
+
+    The fields are: public key, preshared key, allowed IPs, keepalive, expiry (seconds since 1970), labels.
+    """
+    one = session.gateway(gateway)
+    one.info()
+    output = session.output
+    if output.json:
+        output.document({"gateway": gateway, "peers": [found.public() for found in one.peers()]})
+    elif not output.out.is_terminal:
+        for found in one.peers():
+            output.lines(peer_row(found) + "\n")
+    else:
+        everyone = sorted(one.peers(), key=lambda found: (found.allowed_ips, found.public_key))
+        if everyone:
+            output.show(peer_table(islice(everyone, TABLE)))
+        beyond = len(everyone) - TABLE
+        rest = f", {beyond:,} not shown: a pipe gets them all" if beyond > 0 else ""
+        output.note(f"{len(everyone):,} {'peer' if len(everyone) == 1 else 'peers'}{rest}")

@@ -1,0 +1,67 @@
+"""Asking a gateway on somebody's behalf: Ctrl-C gets an answer too, and no fresh private key is lost."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+
+from config import names
+from tasks.cli.output import Output, as_document
+from tasks.cli.program import INTERRUPTED, Told
+from tasks.cli.session import Session
+from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from tasks.lane.admission import lanes_of
+from tasks.lane.result import settle
+from tasks.wire import outcome as results
+from tasks.wire.model import PeerResult
+
+#: Seconds in which an interrupted request is settled.
+SETTLE = 2.0
+
+
+class Interrupted(PeerlaneError):
+    """Ctrl-C came before the outcome; the request was cancelled and can never take effect."""
+
+    code = "interrupted"
+    retryable = True
+    exit_code = INTERRUPTED
+
+
+def new_request_id(gateway: str, token: str | None = None) -> str:
+    """A request id of this gateway; of ``token`` where the caller names one, with or without the gateway in front."""
+    token = token or str(uuid.uuid4())
+    return token if token.startswith(f"{gateway}.") else names.request_id(gateway, token)
+
+
+def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> PeerResult:
+    """What ``send`` returns. Where Ctrl-C interrupts it, the request is settled first: done, or cancelled for good.
+
+    Raises:
+        PeerlaneError: as ``send`` does.
+        Interrupted: nothing was changed, nor will be.
+        OutcomeUnknown: Redis could not be reached to find out.
+    """
+    try:
+        return send()
+    except KeyboardInterrupt:
+        record = settle(lanes_of(session.app), request_id, 0, until=time.monotonic() + SETTLE)
+    if record is None:
+        raise OutcomeUnknown("interrupted, and Redis could not be reached: the outcome is unknown", request_id)
+    try:
+        return PeerResult.model_validate(results.decode(record))
+    except TimedOut:
+        raise Interrupted("interrupted: the request was cancelled and will never take effect") from None
+
+
+def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], **about: object) -> Told:
+    """Say what went wrong. ``secrets`` are shown where they may be needed still: only the caller has them."""
+    told = {name: value for name, value in secrets.items() if value is not None}
+    if not isinstance(error, OutcomeUnknown):
+        told = {}
+    output.error(as_document(error, **about, **told))
+    if isinstance(error, OutcomeUnknown):
+        output.note(f"ask again with --request-id {about.get('request_id')} --public-key {about.get('public_key')}")
+        for name, value in told.items():
+            output.warn(f"{name.replace('_', ' ')}, shown this once: {value}")
+    return Told(error.exit_code)

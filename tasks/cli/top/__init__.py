@@ -1,0 +1,1 @@
+"""``peerlane top``. No Redis command of its own."""

@@ -1,0 +1,233 @@
+"""How ``peerlane top`` looks: one table as wide as there is room for, alarms above it, so that none scrolls away."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from rich.console import Group, RenderableType
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from tasks.cli.tables import span, state
+from tasks.status.rates import Row, Wait
+
+#: Columns from which on there is room for all.
+WIDE = 110
+
+_UNKNOWN = Text("-", "dim")
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    title: str
+    cell: Callable[[Row], Text]
+    #: Whether it needs a wide table.
+    wide: bool = False
+    #: Whether it stands for a wider one where there is no room.
+    narrow: bool = False
+    right: bool = True
+
+
+def frame(
+    rows: Sequence[Row], *, at: float, width: int, height: int | None = None, trouble: str | None = None
+) -> RenderableType:
+    """What is shown at one moment; ``at`` is in seconds on Redis' clock. Without a ``height`` nothing is left out.
+
+    ``trouble`` says why these rows are not of this moment.
+    """
+    above = _summary(rows, at, width)
+    if trouble is not None:
+        above += [Text(line, "bold red") for line in wrap(trouble, width)]
+    if hidden := sum(not row.visible for row in rows):
+        words = f"alarms, sweeps and observers of {hidden} are not for this Redis user to see"
+        above += [Text(line, "yellow") for line in wrap(words, width)]
+    above += _alarms(rows, at, width, None if height is None else height // 2)
+    # Header and footer of the table take a line each.
+    room = None if height is None else max(1, height - len(above) - 2)
+    parts: list[RenderableType] = [*above, table(rows[:room], width)]
+    if len(rows) > len(rows[:room]):
+        parts.append(Text(f"and {len(rows) - len(rows[:room])} more, in less trouble", "dim"))
+    return Group(*parts)
+
+
+def table(rows: Sequence[Row], width: int) -> Table:
+    """The gateways, as they come, with as many columns as there is room for."""
+    wide = width >= WIDE
+    columns = [one for one in _COLUMNS if not (one.narrow if wide else one.wide)]
+    cells = [[one.cell(row) for row in rows] for one in columns]
+    widths = [
+        max([len(one.title), *(cell.cell_len for cell in column)]) for one, column in zip(columns, cells, strict=True)
+    ]
+    gap = 2 if sum(widths) + 2 * len(widths) <= width else 1
+    found = Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
+    # Of all that stands here only a gateway's name may be cut.
+    widths[0] = max(6, min(widths[0], width - sum(widths[1:]) - gap * len(widths)))
+    for one, size in zip(columns, widths, strict=True):
+        justify = "right" if one.right else "left"
+        found.add_column(one.title, justify=justify, no_wrap=True, overflow="ellipsis", width=size)
+    for line in zip(*cells, strict=True):
+        found.add_row(*line)
+    return found
+
+
+def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
+    """The fleet in a line, or in two where there is no room."""
+    fleet = Text(time.strftime("%H:%M:%S UTC  ", time.gmtime(at)), "bold")
+    fleet.append(f"{len(rows):,} gateway{'' if len(rows) == 1 else 's'}", "not bold")
+    counts = Counter(row.state for row in rows)
+    for number, name in enumerate(name for name in ("down", "recovering", "draining", "active") if counts[name]):
+        fleet.append(", " if number else ": ", "not bold")
+        fleet.append(
+            f"{counts[name]:,} {name}", Style.combine([Style(bold=False), Style.parse(state(name).style or "none")])
+        )
+    waiting = sum(row.waiting + row.waiting_bulk for row in rows)
+    made, gone = (sum(rate or 0 for rate in map(of, rows)) for of in (_made, _gone))
+    sums = Text(f"{sum(row.peers for row in rows):,} peers, +{made:,.0f}/s -{gone:,.0f}/s, {waiting:,} waiting")
+    return [Text("; ").join([fleet, sums])] if fleet.cell_len + sums.cell_len + 2 <= width else [fleet, sums]
+
+
+def _alarms(rows: Sequence[Row], at: float, width: int, room: int | None) -> list[Text]:
+    """Every alarm in a few lines each; those that ``room`` is too small for are counted."""
+    found: list[Text] = []
+    alarms = [(row.gateway, alarm) for row in rows for alarm in row.alarms]
+    for number, (gateway, alarm) in enumerate(alarms):
+        words = f"ALARM {gateway} {alarm.kind}, for {span(max(0, at - alarm.since))}: {alarm.message}"
+        lines = wrap(words, width, max_lines=None if room is None else 3, placeholder="…")
+        if room is not None and len(found) + len(lines) > room:
+            return [*found, Text(f"and {len(alarms) - number} more alarms: see `peerlane gateway list`", "bold red")]
+        found += [Text(line, "bold red") for line in lines]
+    return found
+
+
+def _made(row: Row) -> float | None:
+    return row.created_per_second
+
+
+def _gone(row: Row) -> float | None:
+    return row.deleted_per_second
+
+
+def _name(row: Row) -> Text:
+    return Text(row.gateway, "bold red" if row.alarms else "")
+
+
+def _state(row: Row) -> Text:
+    if not row.recovered:
+        return state(row.state)
+    done, _, total = row.recovered.partition("/")
+    share = int(done) * 100 // max(1, int(total)) if done.isdecimal() and total.isdecimal() else 0
+    return Text(f"recov. {share}%", "yellow")
+
+
+def _full(row: Row) -> Text:
+    share = row.peers / row.max_peers if row.max_peers else 0.0
+    return Text(f"{share:.0%}", "red" if share >= 0.95 else "yellow" if share >= 0.8 else "")
+
+
+def _of(row: Row) -> Text:
+    return Text(f"{row.max_peers:,}", _full(row).style)
+
+
+def _waiting(count: int) -> Text:
+    return Text(f"{count:,}", "" if count else "dim")
+
+
+def _wait(wait: Wait | None) -> Text:
+    if wait is None:
+        return Text()
+    if wait.kind == "at_least":
+        return Text(f">{_seconds(wait.seconds)}", "bold red")
+    return Text(f"~{_seconds(wait.seconds)}", "yellow" if wait.seconds >= 1 else "")
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    return span(seconds).replace(" ", "").replace("min", "m")
+
+
+def _rate(rate: float | None) -> Text:
+    if rate is None:
+        return _UNKNOWN.copy()
+    return Text(f"{rate:,.0f}" if rate >= 10 or rate == int(rate) else f"{rate:.1f}", "" if rate else "dim")
+
+
+def _bytes(rate: int | None) -> Text:
+    if rate is None:
+        return _UNKNOWN.copy()
+    size = float(rate)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
+            break
+        size /= 1000
+    return Text(f"{size:.1f} {unit}" if unit != "B" and size < 10 else f"{size:.0f} {unit}", "" if rate else "dim")
+
+
+def _writer(row: Row) -> Text:
+    if row.silent_for is None:
+        return Text("none", "red")
+    return Text(_age(row.silent_for), "red" if row.state == "down" else "")
+
+
+def _observer(row: Row) -> Text:
+    if not row.visible:
+        return _UNKNOWN.copy()
+    if row.observer_silent_for is None:
+        return Text("none", "yellow")
+    return Text(_age(row.observer_silent_for), "" if row.observed else "red")
+
+
+def _age(seconds: float) -> str:
+    # Beats come once a second: fractions of one say nothing.
+    return _seconds(max(1.0, seconds))
+
+
+def _beats(row: Row) -> Text:
+    return Text.assemble(_writer(row), "/", _observer(row))
+
+
+def _sweep(row: Row) -> Text:
+    """What the last sweep came to, and when."""
+    found = _swept(row)
+    if not row.sweep:
+        return found
+    if row.sweep.get("outcome") == "running":
+        return found.append(f" of {row.sweep.get('of', 0):,}")
+    return found.append(f", {_seconds(row.sweep['ago'])} ago")
+
+
+def _swept(row: Row) -> Text:
+    """How many the last sweep removed, or why none."""
+    outcome = row.sweep.get("outcome")
+    if outcome == "refused":
+        return Text("refused", "red")
+    removed: Mapping[str, int] | int = row.sweep.get("removed") or 0
+    count = removed if isinstance(removed, int) else sum(removed.values())
+    style = "yellow" if outcome == "running" or row.sweep.get("stopped") else "" if count else "dim"
+    return Text(f"-{count:,}" if count else "0", style) if row.sweep else _UNKNOWN.copy()
+
+
+_COLUMNS = (
+    _Column("gateway", _name, right=False),
+    _Column("state", _state, right=False),
+    _Column("peers", lambda row: Text(f"{row.peers:,}")),
+    _Column("of", _of, wide=True),
+    _Column("full", _full, narrow=True),
+    _Column("lane", lambda row: _waiting(row.waiting)),
+    _Column("bulk", lambda row: _waiting(row.waiting_bulk)),
+    _Column("wait", lambda row: _wait(row.wait)),
+    _Column("+/s", lambda row: _rate(_made(row))),
+    _Column("-/s", lambda row: _rate(_gone(row))),
+    _Column("rx/s", lambda row: _bytes(row.rx_per_second), wide=True),
+    _Column("tx/s", lambda row: _bytes(row.tx_per_second), wide=True),
+    _Column("writer", _writer, wide=True),
+    _Column("observer", _observer, wide=True),
+    _Column("beats", _beats, narrow=True),
+    _Column("last sweep", _sweep, wide=True, right=False),
+    _Column("swept", _swept, narrow=True),
+)

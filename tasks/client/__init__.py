@@ -1,0 +1,1 @@
+"""The public API: Gateway, AsyncGateway, Fleet, AsyncFleet. No terminal, no file."""

@@ -1,0 +1,309 @@
+"""The typed client: one object per gateway, plain calls that return frozen results or raise the one error tree."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+from redis.exceptions import RedisError
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks.connection import reason
+from tasks.errors import OutcomeUnknown, StorageError, Unavailable
+from tasks.lane import tasks as definitions
+from tasks.lane.admission import Lanes, LaneState, lanes_of, number
+from tasks.lane.drain import Switched, switch
+from tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
+from tasks.wire.psk_cipher import Unsealable, sealing_of
+
+#: Peers read per round trip.
+PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayInfo:
+    """What clients need to know of a gateway."""
+
+    name: str
+    #: ``active``, ``draining``, ``recovering`` or ``down``.
+    state: str
+    public_key: str
+    endpoint: str
+    listen_port: int
+    pools: tuple[str, ...]
+    #: Prefixes beyond the pools that a peer may ask for.
+    serves: tuple[str, ...]
+    #: The gateway's own, inside the tunnel.
+    addresses: tuple[str, ...]
+    #: Where it stands and what it is, for clients that name no gateway.
+    region: str | None
+    labels: Mapping[str, str]
+    #: What a client configuration routes into the tunnel.
+    client_allowed_ips: tuple[str, ...]
+    dns: tuple[str, ...]
+    mtu: int | None
+    peers: int
+    max_peers: int
+    #: How many peers more it takes, as of its last heartbeat; only its writer knows for certain.
+    room: int
+    #: Requests waiting: interactive, bulk.
+    waiting: int
+    waiting_bulk: int
+    #: ``kernel`` or ``memory``.
+    dataplane: str
+    interface: str
+    version: str
+    epoch: int
+    holder: str
+    #: Seconds since the writer's last sign of life; None if it never gave one.
+    silent_for: float | None
+
+    @classmethod
+    def from_state(cls, lane: LaneState) -> GatewayInfo:
+        """From one look at a lane whose gateway is registered."""
+        facts = lane.facts
+
+        def listed(name: str) -> tuple[str, ...]:
+            try:
+                found = json.loads(facts.get(name, "[]"))
+            except (ValueError, RecursionError):
+                return ()
+            return tuple(str(item) for item in cast("list[object]", found)) if isinstance(found, list) else ()
+
+        def count(name: str) -> int:
+            return number(facts.get(name, ""))
+
+        return cls(
+            name=lane.gateway,
+            state=lane.state,
+            public_key=facts.get("public_key", ""),
+            endpoint=facts.get("endpoint", ""),
+            listen_port=count("listen_port"),
+            pools=listed("pools"),
+            serves=listed("serves"),
+            addresses=listed("addresses"),
+            region=facts.get("region") or None,
+            labels=_labels(facts.get("labels", "{}")),
+            client_allowed_ips=listed("client_allowed_ips"),
+            dns=listed("dns"),
+            mtu=count("mtu") or None,
+            peers=count("peers"),
+            max_peers=count("max_peers"),
+            room=max(0, count("max_peers") - count("peers")),
+            waiting=lane.waiting,
+            waiting_bulk=lane.waiting_bulk,
+            dataplane=facts.get("dataplane", ""),
+            interface=facts.get("interface", ""),
+            version=facts.get("version", ""),
+            epoch=count("epoch"),
+            holder=f"{facts.get('holder_host', '')}:{facts.get('holder_pid', '')}",
+            silent_for=None if lane.silent_for is None else lane.silent_for / 1000,
+        )
+
+
+def _labels(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {str(k): str(v) for k, v in cast("dict[object, object]", found).items()} if isinstance(found, dict) else {}
+
+
+def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
+    public_key: str,
+    allowed_ips: Sequence[str] | None,
+    preshared_key: str | None,
+    keepalive: int,
+    ttl: float | timedelta | None,
+    labels: Mapping[str, str] | None,
+    pinned: bool,  # noqa: FBT001 - the order is create_peer's own
+) -> dict[str, Any]:
+    """The arguments of a create as the task takes them; what was not asked for is left out."""
+    wish: dict[str, Any] = {
+        "public_key": public_key,
+        "allowed_ips": None if allowed_ips is None else list(allowed_ips),
+        "preshared_key": preshared_key,
+        "keepalive": keepalive or None,
+        "ttl": ttl.total_seconds() if isinstance(ttl, timedelta) else ttl,
+        "labels": None if labels is None else dict(labels),
+        "pinned": pinned or None,
+    }
+    return {name: value for name, value in wish.items() if value is not None}
+
+
+class Gateway:
+    """One gateway, seen from an API host. Threads may share it.
+
+    Every call that asks the gateway's writer raises the errors of ``tasks.errors``; ``timeout`` is in seconds.
+    """
+
+    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:
+        """``app`` is made with ``config.celery_app.PeerlaneApp(settings)``; without it the process' own is used."""
+        self.name = name
+        self._app = app or definitions.app
+        self._timeout = timeout
+        self._create = definitions.task_of(self._app, names.CREATE_PEER)
+        self._delete = definitions.task_of(self._app, names.DELETE_PEER)
+
+    @property
+    def _lanes(self) -> Lanes:
+        return lanes_of(self._app)
+
+    def create_peer(
+        self,
+        public_key: str,
+        *,
+        allowed_ips: Sequence[str] | None = None,
+        preshared_key: str | None = None,
+        keepalive: int = 0,
+        ttl: float | timedelta | None = None,
+        labels: Mapping[str, str] | None = None,
+        pinned: bool = False,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        bulk: bool = False,
+    ) -> PeerResult:
+        """Create a peer: ``created``, or ``existing`` where the same wish was granted before.
+
+        Without ``allowed_ips`` the gateway allocates one address per family. ``ttl`` is in seconds.
+
+        Raises:
+            Refused: Invalid, Conflict, PoolExhausted, Draining, Unavailable, TimedOut: nothing was changed.
+            OutcomeUnknown: Redis could not be reached; ask again with the error's ``request_id``.
+            KernelError: the kernel refused; nothing was changed.
+        """
+        wish = create_arguments(public_key, allowed_ips, preshared_key, keepalive, ttl, labels, pinned)
+        return self._ask(self._create, wish, timeout, request_id, bulk=bulk)
+
+    def delete_peer(
+        self,
+        public_key: str,
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        bulk: bool = False,
+    ) -> PeerResult:
+        """Delete a peer: ``deleted``, or ``absent`` where it was not there. Raises as ``create_peer`` does."""
+        return self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+
+    def _ask(
+        self,
+        task: definitions.LaneTask,
+        arguments: dict[str, Any],
+        timeout: float | None,
+        request_id: str | None,
+        *,
+        bulk: bool,
+    ) -> PeerResult:
+        within = timeout or self._timeout or self._app.settings.timeout
+        until = time.monotonic() + within
+        identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
+        try:
+            listening = self._lanes.listeners.listen(identity)
+        except (RedisError, OSError) as error:
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
+        with listening:
+            sent = task.apply_async(
+                kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
+            )
+            left = max(0.0, until - time.monotonic())
+            # A request whose id is its caller's may have an outcome already.
+            new = listening if request_id is None else None
+            return PeerResult.model_validate(sent.get(timeout=left, listening=new))
+
+    def drain(self) -> Switched:
+        """Let the gateway take no new peers from now on; deletes and sweeps go on. Doing it twice is no error.
+
+        Raises:
+            Unavailable: no such gateway is registered.
+            OutcomeUnknown: Redis could not be reached; doing it again is harmless.
+        """
+        return switch(self._lanes, self.name, "draining")
+
+    def resume(self) -> Switched:
+        """Let a drained gateway take peers again. Raises as ``drain`` does."""
+        return switch(self._lanes, self.name, "active")
+
+    def info(self) -> GatewayInfo:
+        """What the gateway says of itself.
+
+        Raises:
+            Unavailable: no such gateway is registered.
+            OutcomeUnknown: Redis could not be reached.
+        """
+        try:
+            lane = self._lanes.look(self.name)
+        except RedisError as error:
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
+        if not lane.facts:
+            raise Unavailable(f"no gateway {self.name} is registered; `peerlane gateway list` shows those that are")
+        return GatewayInfo.from_state(lane)
+
+    def peer(self, public_key: str) -> Peer | None:
+        """One peer as stored, None if there is none. Read from Redis; the writer is not asked.
+
+        Raises:
+            Invalid: not a public key.
+            StorageError: its record does not parse.
+            OutcomeUnknown: Redis could not be reached.
+        """
+        parse(DeletePeer, {"gateway": self.name, "public_key": public_key})
+        try:
+            record = cast("bytes | None", self._lanes.redis.hget(names.peers_key(self.name), public_key))
+        except RedisError as error:
+            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
+        return None if record is None else self._opened(Peer.from_record(public_key, record))
+
+    def _opened(self, stored: Peer) -> Peer:
+        """With its preshared key in clear, where this host has the key to it; else as it is stored."""
+        try:
+            return sealing_of(self._app.settings).opened(self.name, stored)
+        except Unsealable:
+            return stored
+
+    def peers(self) -> Iterator[Peer]:
+        """Every peer as stored, page by page, in no order; a record that does not parse is left out.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached.
+        """
+        cursor, seen = 0, set[str]()
+        while True:
+            try:
+                cursor, page = cast(
+                    "tuple[int, dict[bytes, bytes]]",
+                    self._lanes.redis.hscan(names.peers_key(self.name), cursor, count=PAGE),
+                )
+            except RedisError as error:
+                raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
+            for raw, record in page.items():
+                key = raw.decode(errors="replace")
+                if key in seen:  # a hash that grows while it is scanned shows some twice
+                    continue
+                seen.add(key)
+                try:
+                    yield self._opened(Peer.from_record(check_public_key(key), record))
+                except (ValueError, StorageError):
+                    continue
+            if cursor == 0:
+                return
+
+
+def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
+    """Every registered gateway, by name.
+
+    Raises:
+        OutcomeUnknown: Redis could not be reached.
+    """
+    lanes = lanes_of(app or definitions.app)
+    try:
+        found = cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY))
+        return [GatewayInfo.from_state(lanes.look(name)) for name in names.well_formed(found)]
+    except RedisError as error:
+        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error

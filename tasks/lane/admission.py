@@ -1,0 +1,181 @@
+"""What a caller can know of a lane before and after it asks: is its writer alive, is there room; and cancel."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from redis import Redis
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks.connection import connect
+from tasks.errors import Draining, PeerlaneError, Unavailable
+from tasks.lane.server_clock import ServerClock
+from tasks.lane.subscription import Listeners
+from tasks.wire import outcome as results
+
+#: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
+LIVE_FOR_MS = 5_000
+#: Seconds for which an answer about a lane is believed.
+BELIEVED_FOR = 1.0
+#: Of the room that a look has shown, one process uses so much before it looks again, and no more than so many requests:
+#: others use it too.
+BELIEVED_ROOM = 1 / 8
+BELIEVED_REQUESTS = 64
+#: Requests that may wait where a gateway does not say how many.
+DEFAULT_CAP = 20_000
+#: Margin added to a tombstone's life beyond its request's deadline, in seconds.
+TOMBSTONE_MARGIN = 60
+#: Seconds that a deadline is ahead at most (tasks.lane.tasks); the tombstone of an unknown one lives as long.
+LONGEST_DEADLINE = 86_400
+
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def number(told: str, otherwise: int = 0) -> int:
+    """A number that another program has stored; ``otherwise`` where what is stored is none."""
+    return int(told) if _NUMBER.fullmatch(told) else otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway nobody registered."""
+
+    gateway: str
+    facts: Mapping[str, str]
+    #: Milliseconds since the writer's last sign of life; None if it never gave one.
+    silent_for: int | None
+    #: Requests waiting: interactive, bulk.
+    waiting: int
+    waiting_bulk: int
+
+    @classmethod
+    def of(cls, gateway: str, raw: Mapping[bytes, bytes], waiting: int, waiting_bulk: int, *, now: int) -> LaneState:
+        """From the gateway's hash and the lengths of its queues; ``now`` is in ms on Redis' clock."""
+        facts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
+        beat = number(facts.get("heartbeat", ""), -1)
+        return cls(gateway, facts, max(0, now - beat) if beat >= 0 else None, waiting, waiting_bulk)
+
+    @property
+    def live(self) -> bool:
+        """Whether a writer serves the lane now."""
+        return self.silent_for is not None and self.silent_for < LIVE_FOR_MS
+
+    @property
+    def state(self) -> str:
+        """``active``, ``draining``, ``recovering`` or ``down``, for people and programs."""
+        if not self.live:
+            return "down"
+        if self.facts.get("phase", "serving") != "serving":
+            return "recovering"
+        return self.facts.get("state", "active")
+
+    @property
+    def cap(self) -> int:
+        """How many requests may wait in each queue of the lane."""
+        return number(self.facts.get("lane_cap", ""), DEFAULT_CAP)
+
+    def room(self, *, bulk: bool) -> int:
+        """How many more may join the queue."""
+        return self.cap - (self.waiting_bulk if bulk else self.waiting)
+
+    def refusal(self, *, bulk: bool, create: bool) -> PeerlaneError | None:
+        """Why a request would be refused now, before it is sent; None if it would not."""
+        if not self.facts:
+            return Unavailable(f"no gateway {self.gateway} is registered; `peerlane gateway list` shows those that are")
+        if not self.live:
+            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
+        if self.state == "recovering":
+            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
+        if self.room(bulk=bulk) <= 0:
+            return Unavailable(f"the lane of {self.gateway} is full: {self.cap} requests wait", 5.0)
+        if create and self.state == "draining":
+            return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
+        return None
+
+
+class Lanes:
+    """One caller's view of all lanes, on a connection pool of its own. Raises redis.RedisError as it comes."""
+
+    def __init__(self, redis: Redis, *, result_ttl: int) -> None:
+        self.redis = redis
+        self.listeners = Listeners(redis)
+        self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
+        self._result_ttl = result_ttl
+        self._believed: dict[str, tuple[float, LaneState]] = {}
+        #: Requests that this process has let pass since it looked, by gateway and queue.
+        self._passed: dict[tuple[str, bool], int] = {}
+
+    def look(self, gateway: str) -> LaneState:
+        """Look at a lane now."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.hgetall(names.gateway_key(gateway))
+        pipe.time()
+        pipe.llen(names.lane_queue(gateway))
+        pipe.llen(names.bulk_queue(gateway))
+        raw, (seconds, micros), waiting, bulk = cast(
+            "tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(pipe.execute())
+        )
+        now = seconds * 1000 + micros // 1000
+        self.clock.heard(now)
+        found = LaneState.of(gateway, raw, waiting, bulk, now=now)
+        self._believed[gateway] = (time.monotonic(), found)
+        self._passed[gateway, False] = self._passed[gateway, True] = 0
+        return found
+
+    def check(self, gateway: str, *, bulk: bool = False, create: bool = True) -> LaneState:
+        """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.
+
+        Raises:
+            Unavailable: unknown gateway, no live writer, or a full lane.
+            Draining: a create for a gateway that is being emptied.
+        """
+        at, state = self._believed.get(gateway, (0.0, None))
+        if (
+            state is None
+            or time.monotonic() - at > BELIEVED_FOR
+            or self._passed.get((gateway, bulk), 0) >= min(state.room(bulk=bulk) * BELIEVED_ROOM, BELIEVED_REQUESTS)
+            or state.refusal(bulk=bulk, create=create)
+        ):
+            state = self.look(gateway)
+        if refusal := state.refusal(bulk=bulk, create=create):
+            raise refusal
+        self._passed[gateway, bulk] = self._passed.get((gateway, bulk), 0) + 1
+        return state
+
+    def stored(self, request_id: str) -> str | None:
+        """The request's commit record, if there is one."""
+        found = cast("bytes | None", self.redis.get(names.result_key(request_id)))
+        return None if found is None else found.decode(errors="replace")
+
+    def cancel(self, request_id: str, *, deadline: int = 0) -> str:
+        """Make sure that the request has an outcome: its commit record, or from now on a tombstone. Which it was.
+
+        ``deadline`` is the request's, in ms; 0 where it is not known.
+        """
+        left = (deadline - self.clock.now_ms()) // 1000 if deadline else LONGEST_DEADLINE
+        life = max(self._result_ttl, left + TOMBSTONE_MARGIN)
+        key, stone = names.result_key(request_id), results.tombstone(request_id)
+        before = cast("bytes | None", self.redis.set(key, stone, nx=True, get=True, ex=life))
+        if before is not None:
+            return before.decode(errors="replace")
+        self.redis.publish(key, stone)  # whoever else waits for this request learns it too
+        return stone
+
+
+_lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()
+
+
+def lanes_of(app: PeerlaneApp) -> Lanes:
+    """The app's view of the lanes, made when first asked for."""
+    found = _lanes.get(app)
+    if found is None:
+        found = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)
+        _lanes[app] = found
+    return found

@@ -1,0 +1,55 @@
+"""Emptying a gateway: its state in Redis, which the commit script obeys. A gateway that is down drains too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from redis.client import Pipeline
+from redis.exceptions import RedisError
+
+from config import names
+from tasks.connection import reason
+from tasks.errors import OutcomeUnknown, Unavailable
+from tasks.lane.admission import Lanes
+
+State = Literal["active", "draining"]
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """A gateway's state before and after; equal where there was nothing to do."""
+
+    gateway: str
+    before: str
+    after: State
+
+
+def switch(lanes: Lanes, gateway: str, state: State) -> Switched:
+    """Set a gateway's state. Every create that commits after this returns obeys it.
+
+    Raises:
+        Unavailable: no such gateway is registered.
+        OutcomeUnknown: Redis could not be reached; doing it again is harmless.
+    """
+    key = names.gateway_key(gateway)
+
+    def flip(pipe: Pipeline) -> Any:
+        # Only where a gateway has registered: its name in the set and a hash of nothing but a state would be a ghost.
+        known, before = cast("list[bytes | None]", pipe.hmget(key, "public_key", "state"))
+        pipe.multi()
+        if known is None:
+            return None
+        pipe.hset(key, "state", state)
+        return "active" if before is None else before.decode(errors="replace")
+
+    try:
+        before = cast("str | None", lanes.redis.transaction(flip, key, value_from_callable=True))
+        lanes.look(gateway)  # what this process believes of the lane is older
+    except RedisError as error:
+        raise OutcomeUnknown(
+            f"Redis could not be reached ({reason(error)}): whether {gateway} is {state} is unknown; ask again"
+        ) from error
+    if before is None:
+        raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
+    return Switched(gateway, before, state)

@@ -1,0 +1,91 @@
+"""Many requests at once, a bounded number of them outstanding: sent ahead, answered in the order they were sent."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from tasks.lane.admission import lanes_of
+from tasks.lane.result import LaneResult, settle
+from tasks.wire import outcome as results
+from tasks.wire.model import PeerResult
+
+_Wish = TypeVar("_Wish")
+
+#: Seconds in which Redis has to tell what became of a request whose time is up.
+_SETTLE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[_Wish]):
+    """What one wish came to."""
+
+    wish: _Wish
+    #: The result, or why there is none.
+    outcome: PeerResult | PeerlaneError
+    #: From sending to having the answer in hand.
+    seconds: float
+
+
+def in_window(
+    send: Callable[[_Wish], LaneResult], wishes: Iterable[_Wish], *, timeout: float, size: int = 32
+) -> Generator[Answer[_Wish]]:
+    """Send every wish, at most ``size`` of them outstanding, and yield each one's answer in order.
+
+    ``send`` may raise a PeerlaneError, which is then that wish's answer. Every request has ``timeout`` seconds of
+    its own. One thread: the answers arrive while the oldest is waited for. Where the caller stops early, what is
+    outstanding is cancelled: nothing takes effect unseen, but for what had committed already.
+    """
+    outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]] = deque()
+    try:
+        for wish in wishes:
+            began = time.monotonic()
+            try:
+                outstanding.append((wish, send(wish), began))
+            except PeerlaneError as error:
+                outstanding.append((wish, error, began))
+            if len(outstanding) >= size:
+                yield _answer(outstanding, timeout)
+        while outstanding:
+            yield _answer(outstanding, timeout)
+    finally:
+        for _, sent, _ in outstanding:
+            if isinstance(sent, LaneResult):
+                with suppress(PeerlaneError):
+                    _settled(sent, 0)
+
+
+def _answer(outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]], timeout: float) -> Answer[_Wish]:
+    wish, sent, began = outstanding[0]
+    outcome: PeerResult | PeerlaneError
+    if isinstance(sent, PeerlaneError):
+        outcome = sent
+    else:
+        try:
+            left = began + timeout - time.monotonic()
+            # Celery waits in steps of a second: those whose time ran out side by side are not waited for in a row.
+            found = sent.get(timeout=left) if left > 0 else _settled(sent, timeout)
+            outcome = PeerResult.model_validate(found)
+        except PeerlaneError as error:
+            outcome = error
+    outstanding.popleft()
+    return Answer(wish, outcome, time.monotonic() - began)
+
+
+def _settled(sent: LaneResult, timeout: float) -> dict[str, Any]:
+    """The outcome as it is in Redis; where there is none yet, the request is cancelled for good."""
+    sent.forget()
+    request_id = str(sent.id)
+    record = settle(lanes_of(cast("Any", sent.app)), request_id, sent.deadline, until=time.monotonic() + _SETTLE)
+    if record is None:
+        raise OutcomeUnknown("Redis could not be reached: whether the request took effect is unknown", request_id)
+    try:
+        return results.decode(record)
+    except TimedOut:
+        message = f"no outcome within {timeout:g} s: the request was cancelled and will never take effect"
+        raise TimedOut(message) from None

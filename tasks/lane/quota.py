@@ -1,0 +1,65 @@
+"""A fair share of a lane: no one value of a gateway's ``fair_label`` (a tenant, say) fills it and shuts out the others.
+
+Requests that wait are counted per value in Redis, by id. A create joins before it is sent; the commit script lets it
+go. What got lost in between is forgotten some time after its deadline, so nothing has to be cleaned up.
+Creates without the label share one share among them. Deletes and sweeps make room: they are not counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import cast
+
+from config import names
+from tasks.errors import Unavailable
+from tasks.lane.admission import Lanes, LaneState
+
+#: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.
+LINGERS_MS = 30_000
+#: Seconds after which a value that nobody uses is forgotten; above the longest deadline.
+FORGOTTEN_AFTER = 90_000
+#: Seconds after which asking again is sensible: a lane moves a thousand requests and more in that time.
+RETRY_AFTER = 1.0
+
+
+def share_key(gateway: str, label: str, labels: object) -> str:
+    """Where the requests are counted that have the value which ``labels`` has for ``label``.
+
+    ``labels`` may be anything: whoever asks has not checked them yet.
+    """
+    value = cast("Mapping[object, object]", labels).get(label) if isinstance(labels, Mapping) else None
+    told = value if isinstance(value, str) else ""
+    digest = hashlib.sha256(f"{label}={told}".encode(errors="replace")).hexdigest()[:32]
+    return names.share_key(gateway, digest)
+
+
+def limit(lane: LaneState) -> int:
+    """How many requests of one value a lane takes; at least one."""
+    try:
+        share = float(lane.facts.get("fair_share", "0.5"))
+    except ValueError:
+        share = 0.5
+    return max(1, int(share * lane.cap)) if 0 < share <= 1 else lane.cap
+
+
+def join(lanes: Lanes, lane: LaneState, labels: Mapping[str, str], request_id: str, *, deadline: int) -> None:
+    """Count a request in before it is sent, where its gateway has a ``fair_label``. Raises redis.RedisError.
+
+    Raises:
+        Unavailable: its value has used up its share; nothing was sent.
+    """
+    label = lane.facts.get("fair_label")
+    if not label:
+        return
+    key = share_key(lane.gateway, label, labels)
+    pipe = lanes.redis.pipeline(transaction=True)
+    pipe.zremrangebyscore(key, "-inf", lanes.clock.now_ms())
+    pipe.zadd(key, {request_id: deadline + LINGERS_MS})
+    pipe.zcard(key)
+    pipe.expire(key, FORGOTTEN_AFTER)
+    _, added, waiting, _ = cast("tuple[int, int, int, bool]", tuple(pipe.execute()))
+    if added and waiting > limit(lane):  # what is asked again under the same id was counted before
+        lanes.redis.zrem(key, request_id)
+        whose = f"{label}={labels[label]}" if label in labels else f"requests without the label {label}"
+        raise Unavailable(f"the share of {whose} in the lane of {lane.gateway} is used up", RETRY_AFTER)

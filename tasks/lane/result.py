@@ -1,0 +1,126 @@
+"""Waiting for a result: a caller always learns the truth. When its patience ends, the request is cancelled."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any, cast
+
+from celery.result import AsyncResult
+from redis.exceptions import RedisError, ResponseError
+
+from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from tasks.lane.admission import LONGEST_DEADLINE, Lanes, lanes_of
+from tasks.lane.subscription import Listening
+from tasks.wire import outcome as results
+
+#: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
+GRACE = 0.8
+_PAUSE = 0.05
+
+
+class LaneResult(AsyncResult[dict[str, Any]]):
+    """A request's result. Unlike Celery's own, ``get`` never leaves a request behind that may still take effect."""
+
+    #: The request's deadline in ms on Redis' clock, where this process sent it.
+    deadline: int = 0
+
+    def get(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
+        *,
+        listening: Listening | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Wait for the outcome; at most ``timeout`` plus two seconds. Without a timeout, until the request's deadline.
+
+        ``listening`` was begun before a new request was sent: then there is nothing to do but to wait.
+
+        Raises:
+            PeerlaneError: the request's refusal.
+            TimedOut: cancelled just now; the request can never take effect.
+            OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
+        """
+        del options  # how Celery would wait
+        lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
+        until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
+        record = await_record(lanes, request_id, until, listening)
+        cancelled = record is None
+        if record is None:
+            record = settle(lanes, request_id, self.deadline, until=until + GRACE)
+        if record is None:
+            raise OutcomeUnknown(
+                "Redis could not be reached, or takes no writes: whether the request took effect is unknown; "
+                "ask again with the same id",
+                request_id,
+            )
+        try:
+            return results.decode(record)
+        except PeerlaneError as error:
+            if not propagate:
+                return cast("dict[str, Any]", error)
+            raise (_timed_out(error, timeout) if cancelled else error) from None
+
+    def _left(self, lanes: Lanes) -> float:
+        """Seconds until the deadline has passed for certain; where it is not known, as long as any can be."""
+        if not self.deadline:
+            return LONGEST_DEADLINE
+        try:
+            return max(0.0, self.deadline - lanes.clock.now_ms()) / 1000 + 0.5
+        except RedisError:
+            return 1.0
+
+    def forget(self) -> None:
+        """Nothing is kept of it here. The commit record stays: it is what makes a redelivery harmless."""
+
+
+def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:
+    """The request's commit record as soon as there is one; None ``until`` then. Outlives restarts of Redis."""
+    fresh = listening is not None
+    while True:
+        try:
+            if listening is None:
+                if (stored := lanes.stored(request_id)) is not None:
+                    return stored
+                listening = lanes.listeners.listen(request_id)
+            # Between the look and the subscription it may have come.
+            if not fresh and (stored := lanes.stored(request_id)) is not None:
+                return stored
+            return listening.wait(until)
+        except (RedisError, OSError):
+            if time.monotonic() + _PAUSE >= until:
+                return None
+            time.sleep(_PAUSE)
+        finally:
+            if listening is not None:
+                listening.close()
+        listening, fresh = None, False
+
+
+def _timed_out(error: PeerlaneError, timeout: float | None) -> PeerlaneError:
+    if isinstance(error, TimedOut) and timeout is not None:
+        # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
+        told = round(timeout, 1) or timeout
+        return TimedOut(f"no outcome within {told:g} s: the request was cancelled and will never take effect")
+    return error
+
+
+def settle(lanes: Lanes, request_id: str, deadline: int, *, until: float) -> str | None:
+    """Make sure that a request has an outcome: its commit record or a tombstone; None if neither can be had.
+
+    A Redis that takes no writes (full, read-only) stores no tombstone. Then a deadline that has passed settles nothing:
+    the same request may have been asked before with a later one, and wait in the lane.
+
+    ``until`` is a moment on the monotonic clock; at least one attempt is made.
+    """
+    while True:
+        with suppress(RedisError, OSError):
+            try:
+                return lanes.cancel(request_id, deadline=deadline)
+            except ResponseError:
+                if (stored := lanes.stored(request_id)) is not None:
+                    return stored
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.05)

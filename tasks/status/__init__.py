@@ -1,0 +1,1 @@
+"""What Redis says of gateways: status, alarms, rates. Reads only; sends no request."""

@@ -1,0 +1,1 @@
+"""Text of wg and wg-quick, in and out. No Redis."""

@@ -1,0 +1,37 @@
+"""A gateway's peers as a file: ``wg syncconf``, ``setconf`` and ``addconf`` take it, and so does ``gateway import``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tasks.client.gateway import GatewayInfo
+from tasks.errors import SettingsError
+from tasks.wgfile.parser import rendered_peer
+from tasks.wire.model import SEALED, Peer
+
+
+def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
+    """The peers, as long as their preshared keys are in clear.
+
+    Raises:
+        SettingsError: one is sealed, and this host does not have the key to it.
+    """
+    for peer in peers:
+        if peer.preshared_key is not None and SEALED.fullmatch(peer.preshared_key):
+            raise SettingsError(
+                f"the preshared key of peer {peer.public_key} is sealed: set PEERLANE_PSK_KEY_FILE to what opens it"
+            )
+        yield peer
+
+
+def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
+    """The file's lines, peers in the order of their addresses. Holds preshared keys: treat it as a secret."""
+    yield f"# The peers of the gateway {gateway.name}, public key {gateway.public_key}."
+    yield "[Interface]"
+    yield "# There is no PrivateKey here: it never leaves the gateway. `wg syncconf` and `wg setconf` clear what is not"
+    yield "# named, so put the line `PrivateKey = …` here for them; `wg addconf` needs none."
+    if gateway.listen_port:
+        yield f"ListenPort = {gateway.listen_port}"
+    for peer in sorted(readable(peers), key=lambda peer: (peer.allowed_ips, peer.public_key)):
+        yield ""
+        yield from rendered_peer(peer)

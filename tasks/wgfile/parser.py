@@ -1,0 +1,271 @@
+"""Reads and writes the files of ``wg`` and wg-quick. Pure: bytes in, facts, peers and problems out; never an error.
+
+Files come from strangers: whatever they hold, ``parse_conf`` returns. Private keys become public ones at once, and no
+problem's sentence quotes a value that could be a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from tasks.errors import Invalid
+from tasks.wgfile import comments as annotations
+from tasks.wgfile.values import VALUES
+from tasks.wire.model import Peer, parse
+from tasks.wire.overlaps import overlaps
+
+#: Problems told of one file; the rest of a hopeless file is only mentioned.
+MAX_PROBLEMS = 100
+#: Bytes of a line; 1,024 IPv6 prefixes fit.
+MAX_LINE = 64 * 1024
+
+#: wg-quick's, of which nothing is for the gateway.
+_IGNORED = ("FwMark", "DNS", "MTU", "Table", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig")
+_INTERFACE_KEYS = ("PrivateKey", "ListenPort", "Address", *_IGNORED)
+_PEER_KEYS = ("PublicKey", "PresharedKey", "AllowedIPs", "PersistentKeepalive", "Endpoint")
+_REPEATED = ("Address", "AllowedIPs", *_IGNORED)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a file is not taken, and where."""
+
+    line: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfPeer:
+    """One peer as a file has it. ``line`` is that of its section."""
+
+    line: int
+    peer: Peer
+    #: Fields that the file names; of the others ``peer`` holds defaults.
+    named: frozenset[str] = frozenset()
+    #: Where the peer was last seen; information only, the kernel learns it anew.
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedConf:
+    """A file's content. Where there are problems, ``peers`` lacks those that have some: import nothing then."""
+
+    #: The interface's; None if the file names no PrivateKey.
+    public_key: str | None
+    listen_port: int | None
+    #: The interface's, such as ``10.8.0.1/16``.
+    addresses: tuple[str, ...]
+    peers: tuple[ConfPeer, ...]
+    problems: tuple[Problem, ...]
+
+
+def parse_conf(data: bytes) -> ParsedConf:
+    """Read a file. Total: for any bytes it returns, and never quotes a secret."""
+    reader = _Reader()
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, raw in enumerate(lines, 1):
+        reader.take(number, raw)
+    return reader.end(len(lines))
+
+
+def rendered_peer(peer: Peer) -> Iterator[str]:
+    """The lines of a peer's section, as ``wg`` and ``parse_conf`` read them. Holds the preshared key."""
+    yield "[Peer]"
+    yield from annotations.written(peer)
+    yield f"PublicKey = {peer.public_key}"
+    if peer.preshared_key is not None:
+        yield f"PresharedKey = {peer.preshared_key}"
+    if peer.allowed_ips:
+        yield f"AllowedIPs = {', '.join(str(prefix) for prefix in peer.allowed_ips)}"
+    if peer.keepalive:
+        yield f"PersistentKeepalive = {peer.keepalive}"
+
+
+@dataclass(slots=True)
+class _Section:
+    kind: str
+    line: int
+    keys: set[str] = field(default_factory=set[str])
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    found: dict[str, Any] = field(default_factory=dict[str, Any])
+    sound: bool = True
+
+
+class _Reader:
+    """One pass over the lines. Comments wait until it is clear which section they belong to."""
+
+    def __init__(self) -> None:
+        self._section: _Section | None = None
+        self._interface: _Section | None = None
+        self._peers: list[ConfPeer] = []
+        self._problems: list[Problem] = []
+        self._untold = False
+        #: Comments since the last key or section: those before the first blank line, and those after.
+        self._near: list[tuple[int, str]] = []
+        self._far: list[tuple[int, str]] = []
+        self._gap = False
+
+    def take(self, number: int, raw: bytes) -> None:
+        if len(raw) > MAX_LINE:
+            self._problem(number, f"the line is longer than {MAX_LINE} bytes")
+            return
+        try:
+            text = raw.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            self._problem(number, "the line is not UTF-8; save the file in that encoding")
+            return
+        if "\0" in text:
+            self._problem(number, "the line holds a NUL character; is this a text file, in UTF-8?")
+            return
+        content, mark, remark = text.partition("#")
+        content = "".join(content.split())
+        if mark and not content:
+            (self._far if self._gap else self._near).append((number, mark + remark))
+        elif not content:
+            self._gap = True
+        elif content.startswith("["):
+            self._open(number, content)
+        else:
+            self._key(number, content)
+            if mark and self._section is not None:
+                self._annotate(self._section, [(number, mark + remark)])
+
+    def end(self, last: int) -> ParsedConf:
+        if not self._gap:
+            self._near, self._far = [*self._near, *self._far], []
+        self._close()
+        self._refuse_duplicates()
+        interface = self._interface.found if self._interface else {}
+        if self._untold:
+            self._problems.append(Problem(last, f"more problems than {MAX_PROBLEMS}: the rest is not listed"))
+        return ParsedConf(
+            public_key=interface.get("public_key"),
+            listen_port=interface.get("listen_port"),
+            addresses=tuple(interface.get("addresses", ())),
+            peers=tuple(self._peers),
+            problems=tuple(sorted(self._problems, key=lambda problem: problem.line)),
+        )
+
+    def _problem(self, line: int, sentence: str, section: _Section | None = None) -> None:
+        if section is not None:
+            section.sound = False
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(Problem(line, sentence))
+        else:
+            self._untold = True
+
+    def _open(self, number: int, header: str) -> None:
+        # What follows a blank line, or touches the next section, is the next one's.
+        before = self._far
+        if self._section is None or not self._gap:
+            before, self._near = [*self._near, *self._far], []
+        self._far = []
+        self._close()
+        kind = {"[interface]": "Interface", "[peer]": "Peer"}.get(header.lower(), "")
+        self._section = _Section(kind, number)
+        if not kind:
+            self._problem(number, "no such section: a file has [Interface] and [Peer]")
+        elif kind == "Interface":
+            if self._interface is not None:
+                self._problem(number, f"a second [Interface]; the first is at line {self._interface.line}")
+            else:
+                self._interface = self._section
+        self._annotate(self._section, before)
+
+    def _close(self) -> None:
+        """End the current section; comments near its last key are still its own."""
+        section, self._section = self._section, None
+        near, self._near, self._gap = self._near, [], False
+        if section is None or section.kind != "Peer":
+            return
+        self._annotate(section, near)
+        if "PublicKey" not in section.keys:
+            self._problem(section.line, "the peer has no PublicKey", section)
+        elif not section.found.get("allowed_ips") and section.sound:
+            self._problem(section.line, "the peer has no AllowedIPs", section)
+        if not section.sound:
+            return
+        fields = {name: value for name, value in section.found.items() if name != "endpoint"}
+        fields["labels"] = section.labels
+        if fields.get("pinned") and fields.keys() & {"ttl", "expires_at"}:
+            self._problem(section.line, "a pinned peer never expires: ttl or pinned, not both", section)
+            return
+        try:
+            peer = parse(Peer, fields)
+        except Invalid as error:
+            self._problem(section.line, str(error), section)
+            return
+        named = frozenset(fields) - (set() if section.labels else {"labels"})
+        self._peers.append(ConfPeer(section.line, peer, named, section.found.get("endpoint")))
+
+    def _key(self, number: int, content: str) -> None:
+        section = self._section
+        key, equals, value = content.partition("=")
+        if not equals:
+            self._problem(number, "neither a section nor KEY = VALUE", section)
+            return
+        if section is None:
+            self._problem(number, "a key before any section: [Interface] or [Peer] comes first")
+            return
+        self._annotate(section, [*self._near, *self._far])
+        self._near, self._far, self._gap = [], [], False
+        if not section.kind:
+            return
+        known = {name.lower(): name for name in (_PEER_KEYS if section.kind == "Peer" else _INTERFACE_KEYS)}
+        name = known.get(key.lower()) if key.isascii() else None
+        if name is None:
+            # Not quoted: a line broken in the wrong place may be half of a secret.
+            near = get_close_matches(key.lower()[:32], list(known), 1)
+            hint = f"; did you mean {known[near[0]]}?" if near else ""
+            self._problem(number, f"no such key in [{section.kind}]{hint}", section)
+            return
+        if name in section.keys and name not in _REPEATED:
+            self._problem(number, f"{name} stands a second time in this section", section)
+            return
+        section.keys.add(name)
+        if name not in VALUES:
+            return
+        field_name, read = VALUES[name]
+        try:
+            found = read(value)
+        except ValueError as error:
+            self._problem(number, str(error), section)
+            return
+        # Lists add up over repeated lines.
+        section.found[field_name] = (*section.found.get(field_name, ()), *found) if isinstance(found, tuple) else found
+
+    def _annotate(self, section: _Section, comments: list[tuple[int, str]]) -> None:
+        if section.kind != "Peer":
+            return
+        for number, comment in comments:
+            try:
+                note = annotations.read(comment)
+            except ValueError as error:
+                self._problem(number, str(error), section)
+                continue
+            if note is None:
+                continue
+            if note.label is None:
+                section.found.setdefault(note.field, note.value)
+            else:
+                section.labels.setdefault(note.label, str(note.value))
+
+    def _refuse_duplicates(self) -> None:
+        first: dict[str, int] = {}
+        for found in self._peers:
+            other = first.setdefault(found.peer.public_key, found.line)
+            if other != found.line:
+                self._problem(found.line, f"the peer {found.peer.public_key} stands at line {other} already")
+        held = ((prefix, found) for found in self._peers for prefix in found.peer.allowed_ips)
+        for (wide, one), (narrow, other) in overlaps(held):
+            if one.peer.public_key == other.peer.public_key:
+                continue
+            (earlier, mine), (later, theirs) = sorted(
+                ((one.line, wide), (other.line, narrow)), key=lambda pair: pair[0]
+            )
+            self._problem(later, f"AllowedIPs: {theirs} overlaps {mine} of the peer at line {earlier}")
+            if self._untold:
+                return

@@ -1,0 +1,1 @@
+"""Values and records that cross the queue. Pure: no Redis, no Celery."""

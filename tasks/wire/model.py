@@ -1,0 +1,297 @@
+"""What crosses the queue: requests, results and stored records, checked once at the edge, frozen afterwards."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from config import names
+from tasks.errors import Invalid, StorageError
+from tasks.wire.prefix import Prefix
+
+#: Version of the stored record; a writer refuses records of a version it does not know.
+RECORD_VERSION = 1
+
+MAX_PREFIXES = 1024
+MAX_LABELS = 32
+MAX_TTL = 10 * 365 * 24 * 3600
+
+_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:/]+")
+#: A preshared key as tasks.wire.psk_cipher seals it. Whoever cannot open it can still carry it.
+SEALED = re.compile(r"enc:1:[0-9a-f]{8}:[A-Za-z0-9+/]{80}")
+_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_ZERO_KEY = base64.b64encode(bytes(32)).decode()
+
+
+def _key(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a {what} is text: 44 characters of base64")  # noqa: TRY004 - pydantic wants ValueError
+    if not _KEY.fullmatch(value):
+        try:
+            size = len(base64.b64decode(value, validate=True))
+        except (binascii.Error, ValueError):
+            raise ValueError(f"not a {what}: expected 44 characters of base64, as `wg pubkey` prints") from None
+        if size != 32:
+            raise ValueError(f"not a {what}: {size} bytes instead of 32") from None
+        raise ValueError(f"not a canonical {what}: the last characters hold stray bits; encode the key anew")
+    if value == _ZERO_KEY:
+        raise ValueError(f"the all-zero {what} is nobody's key")
+    return value
+
+
+def check_public_key(value: object) -> str:
+    """A canonical, nonzero public key in base64.
+
+    Raises:
+        ValueError: with a sentence for a person.
+    """
+    return _key(value, "public key")
+
+
+def _check_preshared_key(value: object) -> str:
+    if isinstance(value, str) and SEALED.fullmatch(value):
+        return value
+    try:
+        return _key(value, "preshared key")
+    except ValueError as error:
+        # The value itself is secret: only the reason may travel.
+        raise ValueError(str(error).replace("as `wg pubkey` prints", "as `wg genpsk` prints")) from None
+
+
+def _check_gateway(value: str) -> str:
+    if not names.GATEWAY_NAME.fullmatch(value):
+        raise ValueError("a gateway's name is a-z, 0-9 and -, at most 63 characters, and starts with no -")
+    return value
+
+
+def _check_prefix(value: object) -> Prefix:
+    if isinstance(value, Prefix):
+        return value
+    if not isinstance(value, str) or len(value) > 64:
+        raise ValueError("a prefix is text such as 10.8.0.7/32")
+    try:
+        return Prefix.parse(value)
+    except ValueError as error:
+        # Show only what can be an address: a key pasted into the wrong field stays out of the error.
+        shown = value if _ADDRESS.fullmatch(value) else "a prefix given"
+        raise ValueError(f"{shown} {error}") from None
+
+
+def _check_prefixes(value: object) -> object:
+    if not isinstance(value, (list, tuple, frozenset, set)):
+        raise ValueError("allowed_ips is a list of prefixes")  # noqa: TRY004 - pydantic wants ValueError
+    if not value:
+        raise ValueError("allowed_ips is empty; leave it out to have addresses allocated")
+    if len(cast("list[object]", value)) > MAX_PREFIXES:
+        raise ValueError(f"more than {MAX_PREFIXES} prefixes")
+    found = sorted({_check_prefix(item) for item in cast("list[object]", value)})
+    for one, other in pairwise(found):
+        if one.overlaps(other):
+            raise ValueError(f"{one} and {other} overlap")
+    return tuple(found)
+
+
+def _check_labels(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > MAX_LABELS:
+        raise ValueError(f"more than {MAX_LABELS} labels")
+    for name, text in value.items():
+        if not _LABEL.fullmatch(name):
+            raise ValueError("a label's name is a-z, 0-9, and . _ / - inside, at most 63 characters")
+        if len(text) > 256 or not text.isprintable():
+            raise ValueError(f"the label {name} is longer than 256 characters or not printable")
+    return dict(sorted(value.items()))
+
+
+def _seconds(value: object) -> object:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def _whole(value: object) -> object:
+    """JSON from other languages writes 60.0 for 60; nothing else is coerced."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+GatewayName = Annotated[str, AfterValidator(_check_gateway)]
+PublicKey = Annotated[str, BeforeValidator(check_public_key)]
+PresharedKey = Annotated[str, BeforeValidator(_check_preshared_key)]
+Prefixes = Annotated[tuple[Prefix, ...], BeforeValidator(_check_prefixes)]
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+Keepalive = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
+Ttl = Annotated[int, BeforeValidator(_whole), BeforeValidator(_seconds), Field(ge=1, le=MAX_TTL)]
+#: Milliseconds since 1970 on Redis' clock.
+Deadline = Annotated[int, Field(ge=0, le=2**53)]
+
+Outcome = Literal["created", "existing", "deleted", "absent"]
+
+
+class Wire(BaseModel):
+    """Base of what crosses the queue: frozen, strict, nothing unknown, no input in errors."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class CreatePeer(Wire):
+    """The wish for a peer."""
+
+    gateway: GatewayName
+    public_key: PublicKey
+    #: None: one address per family is allocated from the gateway's pools.
+    allowed_ips: Prefixes | None = None
+    preshared_key: PresharedKey | None = Field(default=None, repr=False)
+    #: Seconds between keepalives that the gateway sends; 0 for none.
+    keepalive: Keepalive = 0
+    #: Seconds until the peer expires; None for never.
+    ttl: Ttl | None = None
+    labels: Labels = Field(default_factory=dict)
+    #: A pinned peer is never removed by a sweep.
+    pinned: bool = False
+    deadline: Deadline | None = None
+
+    @model_validator(mode="after")
+    def _pinned_or_expiring(self) -> Self:
+        if self.pinned and self.ttl is not None:
+            raise ValueError("a pinned peer never expires: give ttl or pinned, not both")
+        return self
+
+
+class DeletePeer(Wire):
+    """The wish that a peer be gone."""
+
+    gateway: GatewayName
+    public_key: PublicKey
+    deadline: Deadline | None = None
+
+
+class Peer(Wire):
+    """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
+
+    public_key: PublicKey
+    allowed_ips: Prefixes
+    preshared_key: PresharedKey | None = Field(default=None, repr=False)
+    keepalive: Keepalive = 0
+    ttl: Ttl | None = None
+    expires_at: int | None = None
+    labels: Labels = Field(default_factory=dict)
+    pinned: bool = False
+    created_at: int = 0
+    #: When this gateway took the peer over, where an import has dated it back.
+    imported_at: int | None = None
+
+    def record(self) -> str:
+        """The stored record (JSON)."""
+        found: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(p) for p in self.allowed_ips]}
+        for name in (
+            "preshared_key",
+            "keepalive",
+            "ttl",
+            "expires_at",
+            "labels",
+            "pinned",
+            "created_at",
+            "imported_at",
+        ):
+            if value := getattr(self, name):
+                found[name] = value
+        return json.dumps(found, separators=(",", ":"))
+
+    @classmethod
+    def from_record(cls, public_key: str, record: str | bytes) -> Self:
+        """From a stored record.
+
+        Raises:
+            StorageError: it does not parse, or is of a version this program does not know.
+        """
+        try:
+            found = json.loads(record)
+            if not isinstance(found, dict):
+                raise ValueError("not a JSON object")  # noqa: TRY004 - one way out for every fault
+            fields = cast("dict[str, Any]", found)
+            version = fields.pop("v", None)
+            if version != RECORD_VERSION:
+                # Whatever else stands there may be anything, a secret too.
+                shown = f"version {version}" if type(version) is int and 0 <= version < 10**6 else "no version"
+                raise ValueError(f"{shown}, this program knows version {RECORD_VERSION}")
+            return cls(public_key=public_key, **fields)
+        except ValidationError as error:
+            raise StorageError(f"the record of peer {public_key[:44]} does not parse: {_sentence(error)}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = "not JSON" if isinstance(error, json.JSONDecodeError | RecursionError) else str(error)
+            raise StorageError(f"the record of peer {public_key[:44]} does not parse: {reason}") from None
+
+    def public(self) -> dict[str, Any]:
+        """The peer for programs: everything but the preshared key itself."""
+        return {
+            "public_key": self.public_key,
+            "allowed_ips": [str(p) for p in self.allowed_ips],
+            "has_preshared_key": self.preshared_key is not None,
+            "keepalive": self.keepalive,
+            "ttl": self.ttl,
+            "expires_at": self.expires_at,
+            "labels": self.labels,
+            "pinned": self.pinned,
+            "created_at": self.created_at,
+        }
+
+
+class PeerResult(BaseModel):
+    """What a create or delete answers: the outcome and, but for ``absent``, the peer. Never a secret."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    outcome: Outcome
+    gateway: str
+    public_key: str
+    allowed_ips: tuple[str, ...] = ()
+    has_preshared_key: bool = False
+    keepalive: int = 0
+    ttl: int | None = None
+    expires_at: int | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    pinned: bool = False
+    created_at: int | None = None
+    #: The gateway's own key and where clients dial it: with them the result is a whole client configuration.
+    gateway_public_key: str | None = None
+    endpoint: str | None = None
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _sentence(error: ValidationError) -> str:
+    parts: list[str] = []
+    for found in error.errors(include_url=False, include_input=False, include_context=False)[:5]:
+        path = [str(part)[:64] for part in found["loc"] if not str(part).startswith("function-")]
+        what = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            what = "no such argument"
+            if not _ARGUMENT.fullmatch(path[-1]):
+                path[-1] = "(hidden)"  # what is no name may be a value in the wrong place
+        where = ".".join(path)
+        parts.append(f"{where}: {what}" if where else what)
+    return "; ".join(parts)
+
+
+def parse(model: type[_Model], arguments: Mapping[str, Any]) -> _Model:
+    """Check arguments from outside.
+
+    Raises:
+        Invalid: names each bad argument and says what it should be; never shows a preshared key.
+    """
+    try:
+        return model(**{str(name): value for name, value in arguments.items()})
+    except ValidationError as error:
+        raise Invalid(_sentence(error)) from None
+    except TypeError as error:
+        raise Invalid(f"the arguments do not fit: {error}") from None

@@ -1,0 +1,157 @@
+"""Preshared keys sealed before they reach Redis, with a key that only gateways and API hosts hold. Optional.
+
+A sealed key is ``enc:1:ID:TEXT``: the version, which of our keys it was sealed with, and nonce, ciphertext and tag in
+base64. The cipher is ChaCha20-Poly1305 under a key of its own for each peer of each gateway, so what stands in one
+peer's record is nothing in another's, and random nonces cannot meet.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from config.settings import Settings
+from tasks.errors import SettingsError
+from tasks.wire.bulk import StagedPeer
+from tasks.wire.model import SEALED, CreatePeer, Peer
+
+_PREFIX = "enc:1:"
+_NONCE = 12
+_LIMIT = 64 * 1024
+
+_Holder = TypeVar("_Holder", CreatePeer, StagedPeer, Peer)
+
+
+class Unsealable(ValueError):
+    """A sealed key that no key of ours opens; with a sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    raw: bytes
+
+    @property
+    def id(self) -> str:
+        """Names the key and tells nothing of it."""
+        return hashlib.sha256(b"peerlane psk key id\0" + self.raw).hexdigest()[:8]
+
+    def cipher(self, context: bytes) -> ChaCha20Poly1305:
+        """That of one peer of one gateway."""
+        return ChaCha20Poly1305(hmac.digest(self.raw, b"peerlane psk 1\0" + context, "sha256"))
+
+
+class Sealing:
+    """Seals with the first of its keys, opens with any. Without keys it leaves what is clear as it is."""
+
+    def __init__(self, keys: Sequence[bytes] = ()) -> None:
+        self._keys = tuple(_Key(raw) for raw in keys)
+
+    def seal(self, gateway: str, public_key: str, preshared_key: str | None) -> str | None:
+        """What is to be sent or stored of a peer's preshared key."""
+        if preshared_key is None or not self._keys or SEALED.fullmatch(preshared_key):
+            return preshared_key
+        context = _context(gateway, public_key)
+        nonce = secrets.token_bytes(_NONCE)
+        text = self._keys[0].cipher(context).encrypt(nonce, base64.b64decode(preshared_key), context)
+        return f"{_PREFIX}{self._keys[0].id}:{base64.b64encode(nonce + text).decode()}"
+
+    def open(self, gateway: str, public_key: str, stored: str | None) -> str | None:
+        """The preshared key of what was sent or stored.
+
+        Raises:
+            Unsealable: no key of ours opens it.
+        """
+        if stored is None or not SEALED.fullmatch(stored):
+            return stored
+        name, _, text = stored.removeprefix(_PREFIX).partition(":")
+        key = next((key for key in self._keys if key.id == name), None)
+        if key is None:
+            held = "PEERLANE_PSK_KEY_FILE holds another" if self._keys else "PEERLANE_PSK_KEY_FILE is not set"
+            raise Unsealable(f"its preshared key is sealed with the key {name}, and {held}")
+        raw, context = base64.b64decode(text), _context(gateway, public_key)
+        try:
+            return base64.b64encode(key.cipher(context).decrypt(raw[:_NONCE], raw[_NONCE:], context)).decode()
+        except InvalidTag:
+            raise Unsealable("its preshared key was sealed for another peer, or changed since") from None
+
+    def current(self, stored: str | None) -> bool:
+        """Whether it stands as this would write it now."""
+        return stored is None or not self._keys or stored.startswith(f"{_PREFIX}{self._keys[0].id}:")
+
+    def sealed(self, gateway: str, holder: _Holder) -> _Holder:
+        """A peer or a wish with its preshared key sealed."""
+        return _with(holder, self.seal(gateway, holder.public_key, holder.preshared_key))
+
+    def opened(self, gateway: str, holder: _Holder) -> _Holder:
+        """A peer or a wish with its preshared key in clear. Raises Unsealable."""
+        return _with(holder, self.open(gateway, holder.public_key, holder.preshared_key))
+
+
+def _with(holder: _Holder, preshared_key: str | None) -> _Holder:
+    if preshared_key == holder.preshared_key:
+        return holder
+    return holder.model_copy(update={"preshared_key": preshared_key})
+
+
+def _context(gateway: str, public_key: str) -> bytes:
+    return f"{gateway}|{public_key}".encode()
+
+
+def sealing_of(settings: Settings) -> Sealing:
+    """The settings' sealing; its file is read once in the life of a process.
+
+    Raises:
+        SettingsError: the file cannot be used.
+    """
+    return _from_file(settings.psk_key_file) if settings.psk_key_file is not None else Sealing()
+
+
+@cache
+def _from_file(path: Path) -> Sealing:
+    try:
+        content = _read_private(path)
+    except OSError as error:
+        raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path}: {error.strerror or error}") from None
+    lines = [line.strip() for line in content.splitlines()]
+    keys = [_decoded(path, line) for line in lines if line and not line.startswith(b"#")]
+    if not keys:
+        raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path} holds no key; `wg genpsk` makes one")
+    return Sealing(keys)
+
+
+def _read_private(path: Path) -> bytes:
+    # O_NONBLOCK: a FIFO by that name must not hang the start.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path} is not a regular file")
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise SettingsError(f"PEERLANE_PSK_KEY_FILE: others may use {path} (mode {mode:04o}); chmod 600 it")
+        if status.st_uid not in (0, os.geteuid()):
+            raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path} belongs to another user (uid {status.st_uid})")
+        return file.read(_LIMIT)
+
+
+def _decoded(path: Path, line: bytes) -> bytes:
+    try:
+        raw = base64.b64decode(line, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or not any(raw):
+        # Not shown: a line that is nearly a key is nearly a secret.
+        raise SettingsError(f"PEERLANE_PSK_KEY_FILE: a line of {path} is no key: 32 bytes in base64, the newest first")
+    return raw

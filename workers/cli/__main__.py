@@ -1,0 +1,5 @@
+"""``python -m workers.cli``: how processes of ours start each other."""
+
+from workers.cli.main import main
+
+main()

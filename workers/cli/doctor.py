@@ -1,0 +1,45 @@
+"""``peerlane doctor``: what this host and its Redis lack, each with what to do; and the settings, secrets hidden."""
+
+from __future__ import annotations
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from tasks.cli.program import Command, Told
+from tasks.cli.session import Session, pass_session
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+@click.command("doctor", cls=Command)
+@click.option("--settings", "with_settings", is_flag=True, help="Show every setting too, secrets hidden.")
+@pass_session
+def doctor(session: Session, *, with_settings: bool) -> None:
+    """Look at this host, its Redis and the fleet; change nothing.
+
+    Exit status 1 if something fails. Run it with PEERLANE_GATEWAY set to have it judge the host as a gateway.
+    """
+    from config.settings import shown
+    from workers.cli.doctor_checks import examine
+
+    checks = list(examine(session.settings))
+    failed = any(check.verdict == "failed" for check in checks)
+    if session.output.json:
+        settings = {"settings": shown(session.settings)} if with_settings else {}
+        session.output.document({"checks": [check.as_dict() for check in checks], **settings})
+        raise Told(int(failed))
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "what", ""):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        table.add_row(Text(check.verdict, _STYLES[check.verdict]), check.what, check.sentence)
+    session.output.show(table)
+    if with_settings:
+        listed = Table(box=None, pad_edge=False)
+        listed.add_column("setting")
+        listed.add_column("value", overflow="fold")
+        for name, value in shown(session.settings).items():
+            listed.add_row(f"PEERLANE_{name.upper()}", "" if value is None else str(value))
+        session.output.show(listed)
+    raise Told(int(failed))

@@ -1,0 +1,108 @@
+"""What ``peerlane doctor`` looks at: are this host and its Redis fit for what they are to do? Changes nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config import names
+from config.settings import Settings
+from tasks.connection import connect, reason
+from tasks.lane.admission import Lanes
+from tasks.status.alarms import read_alarms
+from workers.dataplane.kernel import kernel_available
+from workers.store.redis_checks import judge, told_appendfsync
+
+Verdict = Literal["ok", "warning", "failed"]
+
+#: Seconds by which a host's clock may differ from Redis' before it is worth a word; deadlines use Redis' alone.
+CLOCK_APART = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Verdict
+    sentence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The check for programs."""
+        return asdict(self)
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check, one after the other; what cannot be looked at is a failed check, never an error."""
+    yield Check("Python", "ok", sys.version.split(" ", 1)[0])
+    yield from _kernel(settings)
+    redis = connect(settings, timeout=2.0)
+    try:
+        yield from _redis(redis, settings.redis_appendfsync)
+        yield from _gateways(Lanes(redis, result_ttl=settings.result_ttl))
+    except (RedisError, OSError) as error:
+        yield Check("Redis", "failed", f"cannot be used: {reason(error)}; see PEERLANE_REDIS_URL")
+    finally:
+        redis.close()
+
+
+def _kernel(settings: Settings) -> Iterator[Check]:
+    gateway = settings.gateway is not None
+    missing = kernel_available()
+    if missing is None:
+        yield Check("WireGuard", "ok", "this process can make WireGuard devices here")
+    else:
+        wanted = gateway and settings.dataplane != "memory"
+        yield Check("WireGuard", "failed" if wanted else "warning", f"{missing}; only gateways need it")
+    if gateway:
+        for family in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            path = Path("/proc/sys/net", family)
+            if path.exists() and path.read_text().strip() != "1":
+                name = family.replace("/", ".")
+                yield Check(
+                    "forwarding", "warning", f"net.{name} is 0: peers reach this host only (sysctl -w net.{name}=1)"
+                )
+
+
+def _redis(redis: Redis, stated: str | None) -> Iterator[Check]:
+    began = time.time()
+    seconds, micros = redis.time()
+    took = time.time() - began
+    info = redis.info()
+    kind = "Valkey" if "valkey_version" in info else "Redis"
+    version = str(info.get("valkey_version") or info.get("redis_version"))
+    yield Check("Redis", "ok", f"{kind} {version}, answers in {took * 1000:.1f} ms")
+    apart = seconds + micros / 1e6 - (began + took / 2)
+    if abs(apart) > CLOCK_APART:
+        told = f"this host's clock and Redis' are {abs(apart):.0f} s apart; nothing breaks, but logs will not match"
+        yield Check("clock", "warning", told)
+    told = told_appendfsync(redis)
+    found = judge(info, told or stated)
+    for item in found:
+        yield Check("durability", "failed" if item.fatal else "warning", item.sentence)
+    if not found:
+        only = "" if told else ", as PEERLANE_REDIS_APPENDFSYNC states and this Redis user may not check"
+        yield Check("durability", "ok", f"what is confirmed is on disk first{only}")
+
+
+def _gateways(lanes: Lanes) -> Iterator[Check]:
+    registered = names.well_formed(cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY)))
+    if not registered:
+        yield Check("gateways", "warning", "none has registered yet: peerlane gateway run NAME")
+    for name in registered:
+        lane = lanes.look(name)
+        waiting = f"{lane.facts.get('peers', '0')} peers, {lane.waiting} + {lane.waiting_bulk} requests wait"
+        if lane.live:
+            yield Check(f"gateway {name}", "ok", f"{lane.state}, {waiting}")
+        else:
+            silent = "never gave a sign of life" if lane.silent_for is None else "has no live writer"
+            yield Check(f"gateway {name}", "failed", f"{silent}; {waiting}")
+        for alarm in read_alarms(lanes.redis, name):
+            yield Check(f"gateway {name}", "failed", f"ALARM {alarm.kind}: {alarm.message}")

@@ -1,0 +1,60 @@
+"""``peerlane``: the client's commands, and those that run on a gateway. Loads pyroute2 for none of its help."""
+
+from __future__ import annotations
+
+import click
+
+from tasks.cli.acl import acl
+from tasks.cli.gateway.commands import gateway
+from tasks.cli.peer.commands import peer
+from tasks.cli.program import Program
+from tasks.cli.session import Session, pass_session
+from tasks.cli.top.command import top
+from workers.cli.doctor import doctor
+from workers.cli.functions import functions
+from workers.cli.run import run
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path; see PEERLANE_REDIS_URL."
+)
+@click.version_option(package_name="peerlane", message="%(prog)s %(version)s")
+@pass_session
+def main(session: Session, redis_url: str | None) -> None:
+    """WireGuard peers for a fleet of gateways: one lane and one writer per gateway.
+
+    Settings come from PEERLANE_* variables or /etc/peerlane/peerlane.toml. Exit status: 0 done, 1 refused or failed,
+    2 usage, 3 timed out, unavailable or unknown.
+    """
+    if redis_url is not None:
+        session.overrides["redis_url"] = redis_url
+
+
+main.add_command(acl)
+main.add_command(doctor)
+main.add_command(functions)
+gateway.add_command(run)
+main.add_command(gateway)
+main.add_command(peer)
+main.add_command(top)
+
+
+@main.command()
+@click.option("--peers", type=click.IntRange(10, 50_000), default=1000, show_default=True, help="How many to create.")
+@click.option("--gateways", "count", type=click.IntRange(1, 8), default=2, show_default=True, help="How many to start.")
+@click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
+@click.option("--flower/--no-flower", default=True, help="Start Flower too, if it is installed.")
+@pass_session
+def demo(session: Session, peers: int, count: int, *, keep: bool, flower: bool) -> None:
+    """Everything on this machine: a server, gateways, beat, Flower; then it ends by itself.
+
+    Needs no root, no Redis and no WireGuard, and uses the kernel's WireGuard where it may.
+    """
+    from workers.demo.demo import run_demo
+
+    run_demo(session.output, peers=peers, count=count, keep=keep, flower=flower)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""``peerlane gateway run``: a gateway's writer and observer in the foreground, and how their end is told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from config.settings import Settings
+from tasks.cli.output import as_document
+from tasks.cli.parameters import GatewayName
+from tasks.cli.program import Command, Told
+from tasks.cli.session import Session, pass_session
+from tasks.errors import Fenced, PeerlaneError, WriterError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.command(cls=Command)
+@click.argument("name", type=GatewayName())
+@click.option("--interface", metavar="DEVICE", help="WireGuard device, made if it is not there.  [default: wg0]")
+@click.option("--dataplane", type=click.Choice(["auto", "kernel", "memory"]), help="memory keeps no tunnel: for tests.")
+@click.option("--pool", "pools", multiple=True, metavar="PREFIX", help="Peers get addresses from it; repeatable.")
+@click.option("--serves", multiple=True, metavar="PREFIX", help="Peers may ask for prefixes in it; repeatable.")
+@click.option("--endpoint", metavar="HOST:PORT", help="What clients dial.  [default: this host's name]")
+@click.option("--listen-port", type=click.IntRange(1, 65535), help="UDP port of the device.  [default: 51820]")
+@click.option("--private-key-file", type=click.Path(path_type=Path), help="Made with mode 0600 if it is not there.")
+@click.option("--user", metavar="NAME", help="Whom to become where root starts it; keeps CAP_NET_ADMIN.")
+@click.option("--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path.")
+@click.option(
+    "--require-durable/--no-require-durable",
+    default=None,
+    help="Refuse a Redis that could lose what it confirms.  [default: warn]",
+)
+@click.option("--only", type=click.Choice(["writer", "observer"]), help="One of the two processes, on its own.")
+@click.option("--loglevel", type=click.Choice(LEVELS), default="info", show_default=True)
+@pass_session
+def run(session: Session, name: str, only: str | None, loglevel: str, **options: Any) -> None:
+    """Run a gateway's writer and observer, in the foreground, until SIGTERM or Ctrl-C.
+
+    Each is started again if it dies. Alone they are the same as `celery -A workers.gateway worker` and
+    `celery -A workers.observer worker` with PEERLANE_GATEWAY=NAME. What is not said here comes from the settings.
+
+    While Redis is away it tries again, without end. With --json the first start that fails ends it, with one document:
+    whoever reads that decides when to try again.
+    """
+    session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
+    settings = session.settings
+    if only is not None:
+        raise Told(_run_one(session, settings, only, loglevel))
+    from tasks.wire.psk_cipher import sealing_of
+    from workers.host.privileges import confine_gateway
+
+    confine_gateway(settings)
+    sealing_of(settings)  # what both would refuse is told once
+    raise Told(_run_both(session, settings, loglevel))
+
+
+def _run_one(session: Session, settings: Settings, which: str, loglevel: str) -> int:
+    from workers.gateway import GatewayApp
+    from workers.observer import ObserverApp
+
+    _quiet_noise(loglevel)
+    bar = _RecoveryBar()
+    app = ObserverApp(settings) if which == "observer" else GatewayApp(settings, progress=bar)
+    # Celery turns what is printed from here on into log lines.
+    streams = sys.stdout, sys.stderr
+    if session.output.json:
+        sys.__stdout__ = sys.__stderr__  # type: ignore[misc] - Celery says there that it ends; a program reads the document
+    worker = cast("Any", app.Worker(loglevel=loglevel, quiet=True))
+    worker.start()
+    bar.close()
+    sys.stdout, sys.stderr = streams
+    status = int(worker.exitcode or 0)
+    if status and session.output.json:
+        session.output.error(as_document(worker.refusal or _why_it_ended(worker, which, status)))
+    elif session.output.json:
+        session.output.document(_ended(settings))
+    return status
+
+
+def _why_it_ended(worker: Any, which: str, status: int) -> PeerlaneError:
+    writer = getattr(worker.service, "writer", None)
+    if writer is not None and writer.fenced:
+        return Fenced("a newer writer has taken over; this one has ended")
+    return WriterError(f"the {which} ended with status {status}; its log has the details")
+
+
+def _ended(settings: Settings) -> dict[str, object]:
+    return {"gateway": settings.gateway, "outcome": "ended"}
+
+
+def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
+    """Writer and observer, each a process of its own; what the command line says reaches them as variables."""
+    from workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
+
+    logging.basicConfig(level=loglevel.upper(), format="[%(asctime)s: %(levelname)s/gateway run] %(message)s")
+    command = [sys.executable, "-m", "workers.cli", "gateway", "run", str(settings.gateway), "--loglevel", loglevel]
+    command += ["--json"] if session.output.json else []
+    parts = [
+        Part("writer", [*command, "--only", "writer"], writer_is_final, decides=True),
+        Part("observer", [*command, "--only", "observer"], observer_is_final),
+    ]
+    environment = {**os.environ, **_as_variables(session.overrides)}
+    if not session.output.json:
+        return supervise(parts, environment)
+    heard: list[str] = []
+    status = supervise(parts, environment, hear=lambda said: heard.append(said.decode(errors="replace")))
+    if any(said.strip() for said in heard):
+        session.output.lines(heard[-1])
+    elif status:
+        lost = WriterError(f"the gateway ended with status {status}; its log has the details")
+        session.output.error(as_document(lost))
+    else:
+        session.output.document(_ended(settings))
+    return status
+
+
+def _as_variables(overrides: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        f"PEERLANE_{key.upper()}": ",".join(map(str, cast("tuple[Any, ...]", value)))
+        if isinstance(value, tuple)
+        else str(value)
+        for key, value in overrides.items()
+    }
+
+
+def _quiet_noise(loglevel: str) -> None:
+    # A gateway needs CAP_NET_ADMIN, so root is its normal user; and it takes no pickle, which the warning is about.
+    from celery.exceptions import SecurityWarning
+
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    if loglevel != "debug":
+        # One line per request, at thousands a second; refusals are their callers' business.
+        logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+
+
+class _RecoveryBar:
+    """The recovery's progress: a bar on a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        # Not sys.stderr: Celery turns what is written there into log lines.
+        self._console = Console(file=sys.__stderr__)
+        self._progress = Progress(console=self._console, transient=True)
+        self._task: Any = None
+        self._tenth = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._console.is_terminal:
+            if (tenth := done * 10 // max(total, 1)) != self._tenth or done == total:
+                self._tenth = tenth
+                logging.getLogger(__name__).info("recovering: %d of %d changes made", done, total)
+            return
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("recovering", total=total)
+        self._progress.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._task is not None:
+            self._progress.stop()
+            self._progress.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,97 @@
+"""Reading the real device: what the observer needs, and nothing that could change anything."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+
+from tasks.errors import KernelError
+from tasks.wire.prefix import Prefix
+from workers.dataplane import DevicePeer, routes
+from workers.dataplane import wireguard as wire
+from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from workers.dataplane.counters import PeerCounters
+from workers.dataplane.errors import translated
+from workers.dataplane.netlink import GENL_ID_CTRL, Interrupted, family_id, family_request
+
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP = 1
+
+
+class KernelCounters:
+    """Counters of a device by name, on a socket of its own. Needs CAP_NET_ADMIN, as every WireGuard dump does."""
+
+    def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
+        self._interface = interface
+        self.complete = False
+        self._generic = Channel(NETLINK_GENERIC, timeout=timeout)
+
+    def counters(self) -> Iterator[list[PeerCounters]]:
+        """See ``CounterSource.counters``: one batch per datagram of the dump, at most some 200 peers."""
+        with translated(f"read the counters of {self._interface}"):
+            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            self.complete = False
+            try:
+                for payload in self._generic.dump(family, family, wire.encode_get(self._interface)):
+                    yield wire.read_counters(payload)
+            except Interrupted:
+                return
+            self.complete = True
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._generic.close()
+
+
+def device_index(interface: str) -> int:
+    """The number of the device, another one each time it is made; 0 if it is not there."""
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
+
+
+class KernelView:
+    """A device's peers and routes, on sockets of its own. Raises KernelError where the device cannot be asked."""
+
+    def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
+        self._interface = interface
+        self._generic = Channel(NETLINK_GENERIC, timeout=timeout)
+        self._routes = routes.RouteTable(Channel(NETLINK_ROUTE, timeout=timeout))
+
+    def peers(self) -> Mapping[str, DevicePeer]:
+        """Every peer; read again, a few times, where a change interrupts it."""
+
+        def read() -> Mapping[str, DevicePeer]:
+            return wire.read_peers(self._generic.dump(family, family, wire.encode_get(self._interface)))
+
+        with translated(f"read the peers of {self._interface}"):
+            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            return uninterrupted(read)
+
+    def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
+        """The routes of single peers, and all others that lead to the device."""
+        index = device_index(self._interface)
+        if not index:
+            raise KernelError(f"there is no device {self._interface}")
+        with translated(f"read the routes to {self._interface}"):
+            found = self._routes.read(index)
+        return (
+            frozenset(route.prefix for route in found if route.protocol == routes.PER_PEER),
+            frozenset(route.prefix for route in found if route.protocol != routes.PER_PEER),
+        )
+
+    def up(self) -> bool:
+        """Whether the device is up."""
+        request = struct.pack("16sH14x", self._interface.encode(), 0)
+        with translated(f"look at {self._interface}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request)
+        (flags,) = struct.unpack_from("=H", answer, 16)
+        return bool(flags & _IFF_UP)
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        self._generic.close()
+        self._routes.close()

@@ -1,0 +1,1 @@
+"""``peerlane demo``: a server, processes, figures. Only the command line imports it."""

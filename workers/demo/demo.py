@@ -1,0 +1,263 @@
+"""``peerlane demo``: the whole of Peerlane on this machine, told as it happens, gone when it ends.
+
+Every peer goes the real way: client, queue, writer, data plane, commit. What is printed was measured just now.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.rule import Rule
+from rich.text import Text
+
+from config import names
+from tasks.admin import maintenance as upkeep
+from tasks.cli.output import Output, as_document
+from tasks.cli.peer.qr import qr_code
+from tasks.cli.tables import facts, gateway_table
+from tasks.client.gateway import GatewayInfo, gateways
+from tasks.errors import TimedOut
+from tasks.lane.admission import lanes_of
+from tasks.wgfile.client_config import client_config
+from tasks.wire.keys import make_key_pair
+from workers.demo.benchmark import PATIENCE, Ask, DemoFailed, Figures, figures_table, measured
+from workers.demo.local_fleet import NAMES, Fleet, choose_dataplane
+from workers.demo.process import LOOK
+from workers.demo.signals import Ending
+
+#: Requests made one at a time first, at most, to see what a caller waits when nobody else asks.
+ALONE = 100
+#: Peers at most that are made to expire.
+SHORT_LIVED = 250
+
+
+class Demo:
+    """The demo's parts, in the order they are told. ``found`` collects what programs get."""
+
+    def __init__(self, fleet: Fleet, output: Output, ending: Ending, *, peers: int) -> None:
+        self.fleet = fleet
+        self.output = output
+        self.ending = ending
+        self.peers = peers
+        self.found: dict[str, Any] = {}
+        self._there: list[Ask] = []
+
+    def start(self, why: str) -> None:
+        """Start everything, and say what runs."""
+        output, fleet = self.output, self.fleet
+        began = time.monotonic()
+        if output.err.is_terminal:
+            with output.err.status("starting the server") as status:
+                fleet.start(lambda what: status.update(f"starting {what}"))
+        else:
+            fleet.start()
+        seconds = time.monotonic() - began
+        server = fleet.server.program
+        kind = "Valkey" if "valkey" in server.path.name else "Redis"
+        running = {
+            "server": f"{kind} {server.version}, append-only file, synced each second",
+            "gateways": f"{', '.join(fleet.names)}: one lane, one writer and one observer each",
+            "data plane": f"{fleet.dataplane}, {why}",
+            "beside them": "beat" + (f", Flower at {fleet.flower_url}" if fleet.flower_url else ""),
+        }
+        self._say(Text("Peerlane on this machine", "bold"))
+        self._say(facts(running))
+        self._say(Text(f"  ready in {seconds:.1f} s", "dim"))
+        self.found |= {"dataplane": fleet.dataplane, "dataplane_reason": why, "gateways": list(fleet.names)}
+        self.found |= {"server": server.version, "redis_url": fleet.url, "flower_url": fleet.flower_url}
+
+    def create(self) -> None:
+        """Create the peers, some of them one at a time."""
+        self._part(f"{self.peers:,} peers, each installed and stored before its caller hears of it")
+        asks = [Ask(self._name(number), make_key_pair().public_key) for number in range(self.peers)]
+        alone = min(ALONE, len(asks) // 10)
+        first, many = self._measured("creating", names.CREATE_PEER, asks, alone)
+        self._there += asks
+        self._figures("created", first, many)
+        self._say(gateway_table(self._counted()))
+
+    def _counted(self) -> list[GatewayInfo]:
+        """The gateways, once they tell of all peers: with a heartbeat, so within a second or so."""
+        deadline = time.monotonic() + 5
+        while True:
+            found = gateways(self.fleet.app)
+            if sum(one.peers for one in found) >= len(self._there) or time.monotonic() > deadline:
+                return found
+            time.sleep(LOOK)
+
+    def sweep(self) -> None:
+        """Peers whose time is up, and the sweep that removes them and nobody else."""
+        # A fifth of all at most: a sweep of more than half would wait for a person's word.
+        count = min(SHORT_LIVED, max(1, self.peers // 4))
+        self._part(f"{count:,} more that expire after a second, and the sweep of each gateway's observer")
+        asks = [Ask(self._name(number), make_key_pair().public_key, {"ttl": 1}) for number in range(count)]
+        self._measured("creating", names.CREATE_PEER, asks)
+        self._await_expiry(asks[-len(self.fleet.names) :])
+        began = time.monotonic()
+        reports = {name: upkeep.sweep(self.fleet.app, name, timeout=PATIENCE) for name in self.fleet.names}
+        seconds = time.monotonic() - began
+        left, expected = self._left(), {(ask.gateway, ask.public_key) for ask in self._there}
+        if left != expected:
+            raise DemoFailed(
+                f"sweeps removed {len(expected - left)} too many and left {len(left - expected)}: {reports}"
+            )
+        self._say(Text(f"  removed: {count:,} expired peers, in {seconds:.2f} s", "bold green"))
+        self._say(Text(f"  left: the other {len(left):,} peers", "dim"))
+        self.found["swept"] = {"count": count, "left": len(left), "seconds": round(seconds, 3)}
+
+    def _await_expiry(self, last: Sequence[Ask]) -> None:
+        """Return once the gateways' last peers have expired, by Redis' clock: that is what sweeps go by."""
+        peers = [self.fleet.gateway(ask.gateway).peer(ask.public_key) for ask in last]
+        until = max((peer.expires_at or 0 for peer in peers if peer is not None), default=0)
+        redis = lanes_of(self.fleet.app).redis
+        while redis.time()[0] < until:
+            self.ending.check()
+            time.sleep(LOOK)
+
+    def _left(self) -> set[tuple[str, str]]:
+        """Every peer that Redis holds: gateway and key."""
+        return {(name, peer.public_key) for name in self.fleet.names for peer in self.fleet.gateway(name).peers()}
+
+    def show_client(self) -> None:
+        """One client's configuration, as text and as a QR code."""
+        name = self.fleet.names[0]
+        self._part("a client's configuration: peerlane peer create iad --ttl 1h --conf - --qr".replace("iad", name))
+        pair, gateway = make_key_pair(), self.fleet.gateway(name)
+        result = gateway.create_peer(pair.public_key, ttl=3600, labels={"name": "laptop"}, timeout=PATIENCE)
+        self._there.append(Ask(name, pair.public_key))
+        text = client_config(result, gateway.info(), private_key=pair.private_key).render()
+        self._say(Text(text.rstrip("\n"), "cyan"))
+        code, width = qr_code(text)
+        if self.output.json:
+            return
+        if self.output.out.width < width:
+            self._say(Text(f"(its QR code needs {width} columns)", "dim"))
+        else:
+            self._say(Text())
+            self.output.out.print(code, soft_wrap=True)
+        self._say(Text("  The private key was made here; nobody else has it.", "dim"))
+
+    def conflict(self) -> None:
+        """A conflict, as somebody at a shell meets it."""
+        ask = self._there[0]
+        self._part("a conflict, at a shell: the key is there with another wish")
+        words = ["peer", "create", ask.gateway, "--keepalive", "25", "--public-key", ask.public_key]
+        ran = subprocess.run(
+            [sys.executable, "-m", "workers.cli", "--redis", self.fleet.url, *words],
+            cwd=self.fleet.directory,
+            env=self.fleet.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        if ran.returncode != 1 or "error: " not in ran.stderr:
+            raise DemoFailed(f"a conflict was answered with status {ran.returncode}: {ran.stderr or ran.stdout}")
+        self._say(Text(f"$ peerlane {' '.join(words[:5])} \\\n      {' '.join(words[5:])}", "bold"))
+        self._say(Text(ran.stderr.strip(), "red"))
+        self._say(Text("$ echo $?\n1", "bold"))
+        self.found["conflict"] = ran.stderr.strip().removeprefix("error: ")
+
+    def time_out(self) -> None:
+        """A timeout, as an API meets it: the caller is told, and it is true."""
+        name = self.fleet.names[-1]
+        self._part(f"a timeout, in an API: the writer of {name} is frozen (SIGSTOP), then goes on")
+        gateway, child, key = self.fleet.gateway(name), self.fleet.gateways[name], make_key_pair().public_key
+        child.pause()
+        try:
+            gateway.create_peer(key, timeout=1)
+        except TimedOut as error:
+            told = error
+        else:
+            raise DemoFailed(f"the gateway {name} was frozen and created a peer")
+        finally:
+            child.resume()
+        # The lane is first in, first out: with this answer the cancelled request has been dealt with.
+        after = gateway.delete_peer(key, timeout=PATIENCE).outcome
+        if after != "absent":
+            raise DemoFailed(f"a request that had timed out took effect on {name}")
+        self._say(Text(f'>>> Gateway("{name}").create_peer(key, timeout=1)', "bold"))
+        self._say(Text(f"TimedOut: {told}", "red"))
+        self._say(Text(f'>>> Gateway("{name}").delete_peer(key).outcome    # {name} goes on', "bold"))
+        self._say(Text(f"'{after}'"))
+        self.found["timeout"] = as_document(told)
+
+    def delete(self) -> None:
+        """Delete every peer, and look that none is left."""
+        self._part("and all of them deleted again")
+        asks, self._there = self._there, []
+        _, many = self._measured("deleting", names.DELETE_PEER, asks)
+        if left := len(self._left()):
+            raise DemoFailed(f"{left} peers are left after all were deleted")
+        self._figures("deleted", None, many)
+        self._say(Text("  left: 0 peers", "dim"))
+
+    def keep(self) -> None:
+        """Leave it running until Ctrl-C."""
+        fleet = self.fleet
+        self._part("running until Ctrl-C")
+        addresses = {"Redis": fleet.url, "Flower": fleet.flower_url, "logs": str(fleet.directory)}
+        self._say(facts(addresses))
+        self._say(Text(f"\nexport PEERLANE_REDIS_URL={fleet.url}", "bold"))
+        for words in ("gateway list", f"peer create {fleet.names[0]} --ttl 1h --qr", f"peer list {fleet.names[0]}"):
+            self._say(Text(f"peerlane {words}", "bold"))
+        # Whoever reads this through a pipe has to get it before the wait.
+        sys.stdout.flush()
+        try:
+            while all(child.status() is None for child in fleet.gateways.values()):
+                time.sleep(0.5)
+                self.ending.check()
+        except KeyboardInterrupt:
+            return
+        raise DemoFailed("a gateway has ended:\n" + "\n".join(child.tail() for child in fleet.gateways.values()))
+
+    def _name(self, number: int) -> str:
+        return self.fleet.names[number % len(self.fleet.names)]
+
+    def _measured(self, title: str, task: str, asks: Sequence[Ask], alone: int = 0) -> tuple[Figures | None, Figures]:
+        return measured(
+            self.fleet.app, task, asks, title=title, output=self.output, check=self.ending.check, alone=alone
+        )
+
+    def _figures(self, verb: str, first: Figures | None, many: Figures) -> None:
+        self._say(figures_table(verb, first, many))
+        self.found[verb] = many.as_dict() | ({"alone": first.as_dict()} if first is not None else {})
+
+    def _part(self, title: str) -> None:
+        self._say(Text())
+        on_terminal = self.output.out.is_terminal
+        self._say(Rule(Text(title, "bold"), align="left", style="dim") if on_terminal else Text(f"== {title}"))
+
+    def _say(self, what: Any) -> None:
+        if not self.output.json:
+            self.output.show(what)
+
+
+def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool) -> None:
+    """The demo, from the first process to the last file.
+
+    Raises:
+        PeerlaneError: a part did not come up, or something did not go as it has to; all has been ended.
+    """
+    dataplane, why = choose_dataplane()
+    began = time.monotonic()
+    with Ending() as ending, Fleet(NAMES[:count], dataplane, flower=flower, ending=ending) as fleet:
+        demo = Demo(fleet, output, ending, peers=peers)
+        demo.start(why)
+        demo.create()
+        demo.sweep()
+        demo.show_client()
+        demo.conflict()
+        demo.time_out()
+        demo.delete()
+        if keep:
+            demo.keep()
+    seconds = time.monotonic() - began
+    if output.json:
+        output.document({**demo.found, "seconds": round(seconds, 1)})
+    else:
+        output.show(Text(f"\nEverything that was started has been stopped. {seconds:.1f} s in all.", "green"))

@@ -1,0 +1,1 @@
+"""The host: lock, privileges, supervisor. No Redis."""

@@ -1,0 +1,1 @@
+"""How Celery and kombu take, refuse and acknowledge a message. No plan, no device."""

@@ -1,0 +1,137 @@
+"""The broker connection of a writer: kombu's Redis transport, which must outlive whatever is put on its queue."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from queue import Empty
+from typing import Any, cast
+
+from celery.app.amqp import AMQP
+from kombu.transport import redis as kombu_redis
+from redis import Redis
+
+from config import names
+from config.broker import OwnConnection, UnboundChannel, UnboundTransport
+from workers.lane.poison import set_aside
+from workers.lane.unacked import LaneQoS
+
+log = logging.getLogger(__name__)
+
+#: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
+MAX_MESSAGE = 512 * 1024
+
+#: It becomes a field in Redis, so it has to be text that UTF-8 can hold: JSON can name what is none. Kombu's is a UUID.
+_TAG = re.compile(r"[!-~]{1,200}")
+
+
+def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 - one question after another
+    """Kombu's envelope, if kombu and Celery can take it without raising; else what is wrong with it.
+
+    Both index into the envelope unasked, and an error there would end the worker. The body stays as it is.
+    """
+    if len(raw) > MAX_MESSAGE:
+        return f"larger than {MAX_MESSAGE} bytes"
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if not isinstance(found, dict):
+        return "not a JSON object"
+    envelope = cast("dict[str, Any]", found)
+    properties = envelope.get("properties")
+    if not isinstance(properties, dict):
+        return "without properties"
+    known = cast("dict[str, Any]", properties)
+    if not isinstance(known.get("delivery_tag"), str) or not _TAG.fullmatch(known["delivery_tag"]):
+        return "without a delivery tag"
+    info = known.get("delivery_info")
+    if not isinstance(info, dict) or not all(
+        isinstance(cast("dict[str, Any]", info).get(name), str) for name in ("exchange", "routing_key")
+    ):
+        return "without delivery information"
+    if known.get("body_encoding") not in (None, "base64"):
+        return "in an unknown body encoding"
+    if not isinstance(envelope.get("body"), str):
+        return "without a body"
+    headers = envelope.get("headers")
+    if not isinstance(headers, dict):
+        return "without headers"
+    if not isinstance(cast("dict[str, Any]", headers).setdefault("task", ""), str):
+        headers["task"] = ""  # a name that no task has; Celery would fail on one that cannot be looked up
+    cast("dict[str, Any]", headers).pop("compression", None)  # kombu would inflate without a limit
+    if not all(isinstance(envelope.get(name), str) for name in ("content-type", "content-encoding")):
+        return "without a content type"
+    if known.get("body_encoding") == "base64":
+        try:
+            kombu_redis.Channel.codecs["base64"].decode(envelope["body"])
+        except (ValueError, TypeError):
+            return "with a body that is no base64"
+    return envelope
+
+
+class LaneChannel(UnboundChannel):
+    """One client is kept instead of built for each call, and reading is guarded."""
+
+    QoS = LaneQoS
+
+    _kept_client: Redis | None = None
+
+    def _create_client(self, asynchronous: bool = False) -> Redis:  # noqa: FBT001, FBT002 - kombu's signature
+        # Building a redis.Redis costs as much as a round trip; the pools are the same for the channel's life.
+        if asynchronous:
+            return cast("Redis", super()._create_client(asynchronous=True))
+        if self._kept_client is None:
+            self._kept_client = cast("Redis", super()._create_client())
+        return self._kept_client
+
+    def _brpop_read(self, **options: Any) -> bool:
+        # As in kombu 5.7, but that a message is looked at before it is delivered.
+        try:
+            connection = self.client.connection
+            try:
+                answer = cast("tuple[bytes, bytes] | None", self.client.parse_response(connection, "BRPOP", **options))
+            except self.connection_errors:
+                connection.disconnect()
+                raise
+            if not answer:
+                raise Empty
+            queue = answer[0].decode().rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            self.take(queue, answer[1])
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def take(self, queue: str, raw: bytes) -> None:
+        """Hand a message on, if it is one."""
+        envelope = sound_envelope(raw)
+        if isinstance(envelope, str):
+            log.warning("a message of %d bytes on %s was refused: it is %s", len(raw), queue, envelope)
+            with self.conn_or_acquire() as client:
+                gateway, why = names.gateway_of_queue(queue), f"it is {envelope}"
+                set_aside(client, gateway, why=why, queue=queue, message=raw)
+            return
+        # Where it came from is where it goes back to, whatever its sender has written there.
+        envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
+        self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
+
+
+class LaneTransport(UnboundTransport):
+    """That of those who consume."""
+
+    Channel = LaneChannel
+
+
+class LaneConnection(OwnConnection):
+    """Uses it."""
+
+    own_transport = LaneTransport
+
+
+class LaneMessaging(AMQP):
+    """Named in config.celery_app for those who consume."""
+
+    Connection = LaneConnection

@@ -1,0 +1,83 @@
+"""A gateway sets messages aside: what ended its writer again and again, and what was no request at all.
+
+Only what was delivered before is counted, so a request that is carried out pays nothing for this.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from config import names
+from tasks.admin.poison import MOST, SetAside, read_request
+from tasks.connection import reason
+from tasks.wire.psk_cipher import Sealing
+
+log = logging.getLogger(__name__)
+
+#: Deliveries of one message; what has not come to an end after them is set aside at the next.
+DELIVERIES = 3
+#: Seconds for which deliveries are counted; above the longest deadline.
+COUNTED_FOR = 90_000
+
+
+def spent(redis: Redis, gateway: str, message: Any) -> bool:
+    """Whether a message that was delivered before has been so often enough. Counts this delivery.
+
+    Raises redis.RedisError where Redis is away: then the message comes again.
+    """
+    key = names.deliveries_key(gateway, str(message.headers.get("id")))
+    pipe = redis.pipeline(transaction=True)
+    pipe.incr(key)
+    pipe.expire(key, COUNTED_FOR)
+    try:
+        return int(pipe.execute()[0]) >= DELIVERIES
+    except ResponseError as error:
+        log.warning("a delivery could not be counted (%s)", reason(error))
+        return False
+
+
+def was_delivered(message: Any) -> bool:
+    """Whether a message comes from the store of those taken and not acknowledged."""
+    info = message.delivery_info
+    return message.headers.get("redelivered") is True or (isinstance(info, dict) and "redelivered" in info)
+
+
+def set_aside(
+    redis: Redis,
+    gateway: str,
+    *,
+    why: str,
+    queue: str,
+    message: bytes,
+    request_id: str | None = None,
+    sealing: Sealing | None = None,
+) -> None:
+    """Keep for people what a message asked for, in place of the oldest if need be. Never in a log; never an error.
+
+    A preshared key is kept only if ``sealing`` seals it.
+    """
+    request = read_request(message, sealing or Sealing())
+    try:
+        seconds, micros = redis.time()
+        at = seconds * 1000 + micros // 1000
+        found = SetAside(secrets.token_hex(4), at, why, queue, len(message), request, request_id)
+        pipe = redis.pipeline(transaction=True)
+        pipe.lpush(names.poison_key(gateway), found.record())
+        pipe.ltrim(names.poison_key(gateway), 0, MOST - 1)
+        pipe.execute()
+    except RedisError as error:
+        log.warning("a message of %d bytes could not be set aside (%s)", len(message), reason(error))
+
+
+def content(message: Any) -> bytes:
+    """A delivered message as it was on the queue."""
+    with suppress(ValueError, TypeError):
+        return json.dumps(message._raw).encode()  # noqa: SLF001 - what kombu itself puts back on a queue
+    return b""

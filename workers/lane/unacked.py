@@ -1,0 +1,142 @@
+"""Messages taken and not acknowledged: how they are noted, and how those of a dead worker come back to its lane."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from contextlib import suppress
+from typing import Any, cast
+
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.json import dumps
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError, WatchError
+
+from config import names
+from tasks.connection import reason
+from workers.lane.poison import set_aside
+
+log = logging.getLogger(__name__)
+
+_QoS: Any = kombu_redis.QoS  # kombu carries no types for it
+
+
+class LaneQoS(_QoS):
+    """kombu's store of messages taken and not acknowledged.
+
+    kombu lets one worker at a time look for old ones, under a lock that takes a Lua script to release. A lane has one
+    worker, and where two overlap for a moment, each message comes back in a transaction that only one of them wins.
+    """
+
+    #: The tag of a message that a commit has struck out of the store already, and that is still to be acknowledged.
+    struck_out: str | None = None
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """As kombu's, and ``message.answered`` tells whether its request had an outcome then: in the same round trip.
+
+        What was cancelled, or is asked or delivered again, is so known before anything is done for it.
+        """
+        exchange, queue = message.delivery_info["exchange"], message.delivery_info["routing_key"]
+        gateway, request_id = names.gateway_of_queue(queue), message.headers.get("id")
+        # Of a sound id only: another key might not be for this Redis user to read, which would end the whole step.
+        lane = queue in (names.lane_queue(gateway), names.bulk_queue(gateway))
+        asking = lane and names.is_request_id(gateway, request_id)
+        with self.pipe_or_acquire() as pipe:
+            pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
+            pipe.hset(self.unacked_key, delivery_tag, dumps([message._raw, exchange, queue]))  # noqa: SLF001 - as kombu does
+            if asking:
+                pipe.get(names.result_key(request_id))
+            answers = cast("list[object]", pipe.execute(raise_on_error=False))
+        for failed in answers[:2]:
+            if isinstance(failed, Exception):
+                raise failed
+        # An error here is a key of another kind in the result's place: in doubt, too.
+        message.answered = asking and answers[2] is not None
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Strike a message out of the store; where Redis does not confirm that, it comes again, which is harmless."""
+        if self.struck_out == delivery_tag:
+            self.struck_out = None
+            virtual.QoS.ack(self, delivery_tag)
+            return
+        try:
+            super().ack(delivery_tag)
+        except (RedisError, OSError) as error:
+            log.warning("a message could not be acknowledged (%s): it will come again", type(error).__name__)
+            # kombu would count it as being worked on for ever, and with prefetch 1 never take another.
+            self._quick_ack(delivery_tag)
+
+    def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
+        """Give back to the lane what was taken longer ago than the visibility timeout."""
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
+            return
+        with self.channel.conn_or_acquire() as client:
+            before = time.time() - self.visibility_timeout
+            found = client.zrange(
+                self.unacked_index_key, before, 0, desc=True, byscore=True, offset=num and start, num=num
+            )
+            for tag in cast("list[bytes]", found or []):
+                self.restore_by_tag(tag, client)
+
+
+def take_back(redis: Redis, gateway: str) -> int:
+    """Put what earlier writers of this gateway had taken back at the head of its lane, the oldest first; how many.
+
+    For a writer that has the newest epoch and does not consume yet: all of it is in the hands of writers that can
+    commit nothing any more, whether they are dead or not. Nothing is lost where this is interrupted.
+    Raises redis.RedisError where Redis is away.
+    """
+    count = 0
+    try:
+        tags = cast("list[bytes]", redis.zrange(names.unacked_key(gateway, "_index"), 0, -1))
+        for tag in reversed(tags):  # the newest first: each goes before those that are there
+            count += _take_back(redis, gateway, cast("str", tag))  # redis-py takes bytes too
+    except ResponseError as error:
+        log.warning("what an earlier writer had taken comes back only after a while (%s)", reason(error))
+    return count
+
+
+def _take_back(redis: Redis, gateway: str, tag: str) -> bool:
+    unacked = names.unacked_key(gateway)
+    with redis.pipeline() as pipe:
+        while True:
+            pipe.watch(unacked)
+            noted = cast("bytes | None", pipe.hget(unacked, tag))
+            again = _again(gateway, noted) if noted is not None else None
+            pipe.multi()
+            pipe.zrem(names.unacked_key(gateway, "_index"), tag)
+            pipe.hdel(unacked, tag)
+            if again is not None:
+                pipe.rpush(*again)
+            with suppress(WatchError):  # whoever lives on has acknowledged something just now
+                pipe.execute()
+                break
+    if noted is not None and again is None:
+        set_aside(
+            redis,
+            gateway,
+            why="it was noted as taken, but not by a writer",
+            queue=names.lane_queue(gateway),
+            message=noted,
+        )
+    return again is not None
+
+
+def _again(gateway: str, noted: bytes) -> tuple[str, str] | None:
+    """(queue, message) of a note, marked as delivered before; None if it is not one that a writer makes."""
+    try:
+        message, _, queue = json.loads(noted)
+        if queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):
+            return None
+        message["headers"]["redelivered"] = True
+        message["properties"]["delivery_info"]["redelivered"] = True
+        # Another tag: a writer that lives on, somewhere else, strikes out nothing of ours by acknowledging late.
+        message["properties"]["delivery_tag"] = str(uuid.uuid4())
+        return queue, json.dumps(message)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

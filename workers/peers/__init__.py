@@ -1,0 +1,1 @@
+"""Pure: peer table, plans, pools, drift. No input or output, no clock."""

@@ -1,0 +1,60 @@
+"""Addresses for peers that name none: the smallest free one of a pool, freed ones first again."""
+
+from __future__ import annotations
+
+import heapq
+
+from tasks.wire.prefix import Prefix
+from workers.peers.prefix_index import PrefixIndex
+
+
+class AddressPool:
+    """One pool. Which addresses are taken is the index' business; the pool only remembers where to look next.
+
+    Law: ``smallest_free`` is the smallest address of the pool that nobody holds. The cursor is below every free
+    address that is not on the heap, and every address freed below the cursor is on the heap.
+    """
+
+    def __init__(self, prefix: Prefix, index: PrefixIndex, reserved: frozenset[int] = frozenset()) -> None:
+        """``reserved`` are addresses never given out, besides the pool's first and, in IPv4, its last."""
+        self.prefix = prefix
+        self._index = index
+        self._first, self._end = prefix.network, prefix.last
+        if prefix.bits - prefix.length >= 2:
+            # The network address, and the broadcast address that only IPv4 has.
+            self._first += 1
+            self._end -= 1 if prefix.version == 4 else 0
+        self._reserved = reserved
+        self._cursor = self._first
+        self._freed: list[tuple[int, int]] = []
+
+    def smallest_free(self) -> Prefix | None:
+        """The smallest free address as a host prefix, or None when the pool is full. Takes nothing."""
+        while self._freed:
+            start, end = self._freed[0]
+            free = self._next_free(start, end)
+            if free == start:
+                return Prefix.host(self.prefix.version, start)
+            heapq.heappop(self._freed)
+            if free is not None:
+                heapq.heappush(self._freed, (free, end))
+        free = self._next_free(self._cursor, self._end)
+        self._cursor = self._end + 1 if free is None else free
+        return None if free is None else Prefix.host(self.prefix.version, free)
+
+    def freed(self, prefix: Prefix) -> None:
+        """Tell that ``prefix``, which lies in this pool or around it, is no longer held."""
+        start, end = max(prefix.network, self._first), min(prefix.last, self._end, self._cursor - 1)
+        if start <= end:
+            heapq.heappush(self._freed, (start, end))
+
+    def _next_free(self, start: int, end: int) -> int | None:
+        while start <= end:
+            if start in self._reserved:
+                start += 1
+                continue
+            holder = self._index.holder(self.prefix.version, start)
+            if holder is None:
+                return start
+            start = holder.last + 1
+        return None

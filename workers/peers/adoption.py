@@ -1,0 +1,83 @@
+"""Peers that a live device holds and Redis does not know: which can be taken over, which cannot, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.errors import Invalid, PeerlaneError
+from tasks.wire.bulk import LISTED
+from tasks.wire.model import CreatePeer, parse
+from workers.dataplane import DevicePeer
+from workers.peers.plan import PeerTable, Plan
+
+#: Why a peer cannot be one of ours. On the device it costs nothing: no packet can go to it, and none comes from it.
+NO_ALLOWED_IPS = "it has no allowed IPs"
+
+
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """What a device holds beyond the table."""
+
+    wishes: Sequence[CreatePeer]
+    #: Public keys of peers without allowed IPs: people switch a peer off that way.
+    left_out: Sequence[str]
+    #: What cannot be taken over for another reason, by public key.
+    refused: Mapping[str, PeerlaneError]
+
+
+def strangers(table: PeerTable, device: Mapping[str, DevicePeer]) -> Strangers:
+    """All of them, sorted out."""
+    wishes: list[CreatePeer] = []
+    left_out: list[str] = []
+    refused: dict[str, PeerlaneError] = {}
+    for key, held in device.items():
+        if key in table.peers and key not in table.foreign:
+            continue
+        try:
+            wishes.append(adoptable(table.policy.gateway, held))
+        except Invalid as error:
+            if held.allowed_ips:
+                refused[key] = error
+            else:
+                left_out.append(key)
+    return Strangers(wishes, sorted(left_out), refused)
+
+
+def adoptable(gateway: str, held: DevicePeer) -> CreatePeer:
+    """The wish that would have made a peer which the device holds.
+
+    Raises:
+        Invalid: no wish makes such a peer, for example one without allowed IPs.
+    """
+    if not held.allowed_ips:
+        raise Invalid(NO_ALLOWED_IPS)
+    return parse(
+        CreatePeer,
+        {
+            "gateway": gateway,
+            "public_key": held.public_key,
+            "allowed_ips": tuple(held.allowed_ips),
+            "preshared_key": held.preshared_key,
+            "keepalive": held.keepalive,
+        },
+    )
+
+
+def summary(
+    outcome: str, gateway: str, plans: Iterable[Plan], found: Strangers, refused: Mapping[str, PeerlaneError]
+) -> dict[str, Any]:
+    """What an import of a live device comes to, or would; at most ``LISTED`` peers of a kind, the rest counted."""
+    outcomes = [plan.outcome for plan in plans]
+    conflicts = [{"public_key": key, "kind": error.code, "message": str(error)} for key, error in refused.items()]
+    left_out = [{"public_key": key, "kind": "no_allowed_ips", "message": NO_ALLOWED_IPS} for key in found.left_out]
+    return {
+        "outcome": outcome,
+        "gateway": gateway,
+        "created": outcomes.count("created"),
+        "existing": outcomes.count("existing"),
+        "left_out": left_out[:LISTED],
+        "conflicts": conflicts[:LISTED],
+        "unlisted": max(0, len(left_out) - LISTED) + max(0, len(conflicts) - LISTED),
+    }

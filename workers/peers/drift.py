@@ -1,0 +1,76 @@
+"""Kernel against Redis: what differs, by kind, and the smallest changes that mend it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.wire.model import Peer
+from tasks.wire.prefix import Prefix
+from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute
+from workers.peers.plan import PeerTable, as_set_peer
+
+Kind = Literal["missing", "unknown", "allowed_ips", "preshared_key", "keepalive", "missing_route", "unknown_route"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One difference, and the change that mends it. ``subject`` is a public key or a prefix."""
+
+    kind: Kind
+    subject: str
+    change: Change
+
+
+def drifts(
+    table: PeerTable,
+    device: Mapping[str, DevicePeer],
+    routes: Iterable[Prefix],
+    untouchable: frozenset[str] = frozenset(),
+) -> list[Drift]:
+    """Every difference, in the order in which mending is safe: what must go first, then what must come.
+
+    A peer that holds another's addresses is mended before that other, so removals and shrinking come first: adding
+    an allowed IP moves it silently, and the later removal of the thief would not give it back. ``untouchable`` are
+    keys whose records do not parse: their peers stay as they are.
+    """
+    gone: list[Drift] = []
+    shrunk: list[Drift] = []
+    wrong: list[Drift] = []
+    missing: list[Drift] = []
+    for key, held in device.items():
+        if key in untouchable:
+            continue
+        peer = table.peers.get(key)
+        if peer is None:
+            gone.append(Drift("unknown", key, RemovePeer(key)))
+        elif kind := _differs(peer, held):
+            extra = held.allowed_ips - frozenset(peer.allowed_ips)
+            (shrunk if extra else wrong).append(Drift(kind, key, as_set_peer(peer)))
+    missing += [
+        Drift("missing", key, as_set_peer(peer))
+        for key, peer in table.peers.items()
+        if key not in device and key not in untouchable
+    ]
+    wanted = {p for peer in table.peers.values() for p in peer.allowed_ips if table.needs_route(p)}
+    there = set(routes)
+    stray = [Drift("unknown_route", str(p), RemoveRoute(p)) for p in sorted(there - wanted)]
+    lacking = [Drift("missing_route", str(p), AddRoute(p)) for p in sorted(wanted - there)]
+    return gone + shrunk + wrong + missing + stray + lacking
+
+
+def _differs(peer: Peer, held: DevicePeer) -> Kind | None:
+    if held.allowed_ips != frozenset(peer.allowed_ips):
+        return "allowed_ips"
+    if held.preshared_key != peer.preshared_key:
+        return "preshared_key"
+    if held.keepalive != peer.keepalive:
+        return "keepalive"
+    return None
+
+
+def counted(found: Iterable[Drift]) -> dict[str, int]:
+    """How many of each kind."""
+    return dict(Counter(drift.kind for drift in found))

@@ -1,0 +1,276 @@
+"""From a request's arguments to a decision: what to change on the device and in Redis, and what to answer.
+
+One function per task. They ask the table, and for imports the device and what was staged; they change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+
+from config import names
+from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
+from tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
+from tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
+from tasks.wire.psk_cipher import Sealing, Unsealable
+from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
+from workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
+from workers.peers.plan import PeerTable, Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
+
+#: Conflicts named in the refusal of an import; the rest is counted.
+NAMED_CONFLICTS = 20
+
+
+Wish = TypeVar("Wish", CreatePeer, StagedPeer)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What decisions are made on."""
+
+    table: PeerTable
+    #: Seconds since 1970 on Redis' clock.
+    now: int
+    #: ``active`` or ``draining``.
+    state: str
+    #: What results say of the gateway.
+    facts: Mapping[str, str]
+    #: Reads the device's peers.
+    device: Callable[[], Mapping[str, DevicePeer]]
+    #: Reads what was staged under a token.
+    staged: Callable[[str], Sequence[str]]
+    #: Opens preshared keys that were sealed on their way here.
+    sealing: Sealing = field(default_factory=Sealing)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a request comes to."""
+
+    plans: tuple[Plan, ...]
+    changes: tuple[Change, ...]
+    result: Mapping[str, Any]
+    #: In ms on Redis' clock; 0 for none.
+    deadline: int = 0
+    #: Whether the device itself is to be made what it should be, before the changes.
+    reopen: bool = False
+
+    @property
+    def removes(self) -> bool:
+        """Whether a peer's session would end."""
+        return any(plan.after is None and plan.before is not None for plan in self.plans)
+
+
+def create_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """One peer, wished for."""
+    wish = _opened(ground, parse(CreatePeer, arguments))
+    plan = plan_create(ground.table, wish, now=ground.now, state=ground.state)
+    return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
+
+
+def delete_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """One peer, no longer wished for."""
+    wish = parse(DeletePeer, arguments)
+    plan = plan_delete(ground.table, wish)
+    return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
+
+
+def _opened(ground: Ground, wish: Wish) -> Wish:
+    try:
+        return ground.sealing.opened(ground.table.policy.gateway, wish)
+    except Unsealable as error:
+        raise Invalid(f"peer {wish.public_key}: {error}") from None
+
+
+def _answer(ground: Ground, plan: Plan) -> dict[str, Any]:
+    peer = plan.after or plan.before
+    found: dict[str, Any] = {"outcome": plan.outcome, "gateway": ground.table.policy.gateway}
+    found |= peer.public() if peer is not None else {"public_key": plan.public_key}
+    return {**found, **ground.facts} if plan.after is not None else found
+
+
+def remove_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """Peers that a sweep found stale; those that are not any more are kept, with the reason."""
+    wish = parse(RemovePeers, arguments)
+    check_lane(ground.table.policy, wish.gateway)
+    plans: list[Plan] = []
+    kept: dict[str, str] = {}
+    for victim in wish.victims:
+        peer = ground.table.peers.get(victim.public_key)
+        if reason := _why_kept(ground, victim, peer):
+            kept[victim.public_key] = reason
+        else:
+            plans.append(Plan("deleted", victim.public_key, peer, None, device_changes(ground.table, peer, None)))
+    result = {
+        "outcome": "removed",
+        "gateway": wish.gateway,
+        "removed": [plan.public_key for plan in plans],
+        "kept": kept,
+    }
+    return Decision(tuple(plans), _changes(plans), result, wish.deadline or 0)
+
+
+def _why_kept(ground: Ground, victim: Victim, peer: Peer | None) -> str | None:
+    if peer is None:
+        return "gone already"
+    if victim.public_key in ground.table.broken:
+        return "its record does not parse"
+    if peer.pinned:
+        return "pinned"
+    if peer.created_at != victim.created_at:
+        return "created anew since"
+    if victim.reason == "expired" and (peer.expires_at is None or peer.expires_at > ground.now):
+        return "not expired"
+    return None
+
+
+def mend_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """Assert again on the device what the table holds of these keys and routes; right ones are not disturbed."""
+    wish = parse(MendPeers, arguments)
+    table = ground.table
+    check_lane(table.policy, wish.gateway)
+    changes: list[Change] = []
+    mended = {"removed": 0, "set": 0, "routes": 0} | ({"device": 1} if wish.device else {})
+    for key in wish.keys:
+        if key in table.broken or key == table.policy.public_key:
+            continue
+        peer = table.peers.get(key)
+        changes.append(as_set_peer(peer) if peer is not None else RemovePeer(key))
+        mended["set" if peer is not None else "removed"] += 1
+    for prefix in wish.routes or ():
+        wanted = table.index.owner(prefix) is not None and table.needs_route(prefix)
+        changes.append(AddRoute(prefix) if wanted else RemoveRoute(prefix))
+        mended["routes"] += 1
+    changes.sort(key=lambda change: not isinstance(change, (RemovePeer, RemoveRoute)))
+    result = {"outcome": "mended", "gateway": wish.gateway, "mended": mended}
+    return Decision((), tuple(changes), result, wish.deadline or 0, reopen=wish.device)
+
+
+def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+    """Staged peers, or those of the live device: all of them or none.
+
+    Raises:
+        Conflict: names up to 20 of the peers that cannot be taken, and why.
+        Draining, PoolExhausted: the gateway takes no new peers, or not so many.
+        Invalid: what was staged is not there, or not what the request says.
+    """
+    wish = parse(ImportPeers, arguments)
+    table = ground.table
+    check_lane(table.policy, wish.gateway)
+    device = ground.device()
+    staged = {} if wish.live else _staged(ground, wish)
+    known = {key: None if key in table.foreign else table.peers.get(key) for key in staged}
+    taken = [entry.wish(wish.gateway, known[key]) for key, entry in staged.items()]
+    found = strangers(table, device) if wish.live else None
+    wishes = found.wishes if found is not None else taken
+    plans, refused = plan_many(table, wishes, now=ground.now, state=ground.state)
+    if found is not None:
+        refused |= found.refused
+        if wish.dry_run:
+            told = summary("would_import", wish.gateway, plans, found, refused)
+            return Decision((), (), told, wish.deadline or 0)
+        if not wish.leave_out:
+            refused |= dict.fromkeys(found.left_out, Invalid(NO_ALLOWED_IPS))
+    plans = [_dated(plan, staged.get(plan.public_key), refused, ground.now) for plan in plans]
+    for error in refused.values():
+        if isinstance(error, (Draining, PoolExhausted)):
+            raise type(error)(f"nothing was imported: {error}")
+    if refused:
+        named = "; ".join(f"{key}: {error}" for key, error in list(refused.items())[:NAMED_CONFLICTS])
+        more = len(refused) - NAMED_CONFLICTS
+        raise Conflict(f"nothing was imported: {named}" + (f"; and {more} more" if more > 0 else ""))
+    if found is not None:
+        result = summary("imported", wish.gateway, plans, found, {})
+    else:
+        outcomes = [plan.outcome for plan in plans]
+        counts = {"created": outcomes.count("created"), "existing": outcomes.count("existing")}
+        result = {"outcome": "imported", "gateway": wish.gateway, **counts}
+    return Decision(tuple(plans), differing(_changes(plans), device), result, wish.deadline or 0)
+
+
+def plan_many(
+    table: PeerTable, wishes: Sequence[CreatePeer], *, now: int, state: str
+) -> tuple[list[Plan], dict[str, PeerlaneError]]:
+    """Plan wishes as if one after the other; the plans, and what was refused by public key."""
+    trial = PeerTable(table.policy, table.peers.values())
+    trial.broken.update(table.broken)
+    trial.foreign.update(table.foreign)
+    plans: list[Plan] = []
+    refused: dict[str, PeerlaneError] = {}
+    for wish in wishes:
+        if wish.public_key in trial.foreign:
+            trial.drop(wish.public_key)  # the device has it already: this is what takes it over
+        try:
+            plan = plan_create(trial, wish, now=now, state=state)
+        except PoolExhausted as error:
+            refused[wish.public_key] = error
+            break
+        except PeerlaneError as error:
+            refused[wish.public_key] = error
+            continue
+        plans.append(plan)
+        if plan.after is not None:
+            trial.put(plan.after)
+    return plans, refused
+
+
+def differing(changes: Sequence[Change], device: Mapping[str, DevicePeer]) -> tuple[Change, ...]:
+    """Without those that set a peer to what the device holds already: its packets are not disturbed."""
+    return tuple(change for change in changes if not (isinstance(change, SetPeer) and _holds(device, change)))
+
+
+def _holds(device: Mapping[str, DevicePeer], wanted: SetPeer) -> bool:
+    held = device.get(wanted.public_key)
+    return held is not None and wanted == SetPeer(held.public_key, held.allowed_ips, held.preshared_key, held.keepalive)
+
+
+def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError], now: int) -> Plan:
+    """The plan with the times that an import names instead of those it would have by itself."""
+    if entry is None or plan.after is None:
+        return plan
+    named = {"expires_at": entry.expires_at, "created_at": entry.created_at}
+    if plan.outcome == "created":
+        times = {name: value for name, value in named.items() if value is not None}
+        if entry.created_at is not None:
+            times["imported_at"] = now  # it is new here, however old it is: its client has yet to come
+        return replace(plan, after=plan.after.model_copy(update=times))
+    if entry.expires_at not in (None, plan.after.expires_at):
+        refused[plan.public_key] = Conflict("the peer is there already with another expires_at")
+    return plan
+
+
+def _staged(ground: Ground, wish: ImportPeers) -> dict[str, StagedPeer]:
+    entries = ground.staged(str(wish.token))
+    digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
+    if len(entries) != wish.count or digest != wish.digest:
+        raise Invalid("what was staged for this import is not there any more, or not whole: import again")
+    found: dict[str, StagedPeer] = {}
+    for entry in entries:
+        try:
+            fields = json.loads(entry)
+        except (ValueError, RecursionError):
+            raise Invalid("a staged entry is not JSON") from None
+        if not isinstance(fields, dict):
+            raise Invalid("a staged entry is not a JSON object")
+        peer = _opened(ground, parse(StagedPeer, cast("dict[str, Any]", fields)))
+        if peer.public_key in found:
+            raise Invalid(f"the peer {peer.public_key} is staged twice")
+        found[peer.public_key] = peer
+    return found
+
+
+def _changes(plans: Sequence[Plan]) -> tuple[Change, ...]:
+    return tuple(change for plan in plans for change in plan.changes)
+
+
+#: Task name → the function that decides.
+PLANNERS: Mapping[str, Callable[[Ground, Mapping[str, Any]], Decision]] = {
+    names.CREATE_PEER: create_peer,
+    names.DELETE_PEER: delete_peer,
+    names.REMOVE_PEERS: remove_peers,
+    names.MEND_PEERS: mend_peers,
+    names.IMPORT_PEERS: import_peers,
+}

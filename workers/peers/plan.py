@@ -1,0 +1,251 @@
+"""Decide, purely: the peer table in memory, and what a request means for it and for the device. No I/O, no clock.
+
+``plan_create`` and ``plan_delete`` change nothing; ``PeerTable.put`` and ``drop`` make a committed plan true in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, StorageError
+from tasks.wire.model import CreatePeer, DeletePeer, Outcome, Peer
+from tasks.wire.prefix import Prefix
+from workers.dataplane import AddRoute, Change, RemovePeer, RemoveRoute, SetPeer
+from workers.peers.address_pool import AddressPool
+from workers.peers.prefix_index import PrefixIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one gateway gives to peers."""
+
+    gateway: str
+    public_key: str
+    pools: tuple[Prefix, ...]
+    serves: tuple[Prefix, ...] = ()
+    #: The gateway's own addresses, as host prefixes.
+    own_addresses: tuple[Prefix, ...] = ()
+    max_peers: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request comes to. No ``changes`` and ``before is after``: there is nothing to do."""
+
+    outcome: Outcome
+    public_key: str
+    before: Peer | None
+    after: Peer | None
+    changes: tuple[Change, ...] = field(default=())
+    #: Whether Redis holds a record of ``before``; a foreign peer has none.
+    stored: bool = True
+
+
+class PeerTable:
+    """Every peer of the gateway, and who holds which prefix. Belongs to the writer alone."""
+
+    def __init__(self, policy: Policy, peers: Iterable[Peer] = ()) -> None:
+        """``peers`` do not overlap: what Redis holds was checked when it was created.
+
+        Raises:
+            ValueError: two peers hold overlapping prefixes.
+        """
+        self.policy = policy
+        self.peers: dict[str, Peer] = {peer.public_key: peer for peer in peers}
+        #: Keys whose records cannot be used, with the reason; ``peers`` has what is known of their addresses.
+        self.broken: dict[str, str] = {}
+        #: Keys that the device holds and Redis does not; kept in ``peers`` so that nobody gets their addresses.
+        self.foreign: set[str] = set()
+        self.index = PrefixIndex()
+        self.index.fill((prefix, peer.public_key) for peer in self.peers.values() for prefix in peer.allowed_ips)
+        self._refuse_overlaps()
+        reserved = frozenset(address.network for address in policy.own_addresses)
+        self.pools = [AddressPool(pool, self.index, reserved) for pool in policy.pools]
+
+    def _refuse_overlaps(self) -> None:
+        previous: Prefix | None = None
+        for prefix in sorted(self.index):
+            if previous is not None and previous.overlaps(prefix):
+                raise ValueError(
+                    f"peers {self.index.owner(previous)} and {self.index.owner(prefix)} overlap: "
+                    f"{previous} and {prefix}"
+                )
+            previous = prefix
+        held = sum(len(peer.allowed_ips) for peer in self.peers.values())
+        if held != len(self.index):
+            raise ValueError("two peers hold the same prefix")
+
+    def put(self, peer: Peer) -> None:
+        """The peer is there now, in place of any earlier one of the same key."""
+        self.drop(peer.public_key)
+        self.peers[peer.public_key] = peer
+        for prefix in peer.allowed_ips:
+            self.index.add(prefix, peer.public_key)
+
+    def drop(self, public_key: str) -> None:
+        """The peer is gone; its addresses are free again. No error if it was not there."""
+        peer = self.peers.pop(public_key, None)
+        if peer is None:
+            return
+        self.broken.pop(public_key, None)
+        self.foreign.discard(public_key)
+        for prefix in peer.allowed_ips:
+            self.index.remove(prefix)
+            for pool in self.pools:
+                if pool.prefix.overlaps(prefix):
+                    pool.freed(prefix)
+
+    def needs_route(self, prefix: Prefix) -> bool:
+        """Whether no pool's covering route leads to this prefix."""
+        return not any(pool.contains(prefix) for pool in self.policy.pools)
+
+
+def as_set_peer(peer: Peer) -> SetPeer:
+    """The peer as the device shall hold it."""
+    return SetPeer(peer.public_key, frozenset(peer.allowed_ips), peer.preshared_key, peer.keepalive)
+
+
+def device_changes(table: PeerTable, before: Peer | None, after: Peer | None) -> tuple[Change, ...]:
+    """What turns the device from holding ``before`` into holding ``after``, both of one public key."""
+    changes: list[Change] = []
+    old = {p for p in before.allowed_ips if table.needs_route(p)} if before else set[Prefix]()
+    new = {p for p in after.allowed_ips if table.needs_route(p)} if after else set[Prefix]()
+    changes += [RemoveRoute(prefix) for prefix in sorted(old - new)]
+    if after is not None:
+        if before is None or as_set_peer(before) != as_set_peer(after):
+            changes.append(as_set_peer(after))
+    elif before is not None:
+        changes.append(RemovePeer(before.public_key))
+    changes += [AddRoute(prefix) for prefix in sorted(new - old)]
+    return tuple(changes)
+
+
+def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "active") -> Plan:
+    """What creating ``wish`` comes to. ``now`` is in seconds; ``state`` is the gateway's.
+
+    A peer that has expired is made anew, with another wish too; it keeps its addresses where none are asked for.
+
+    Raises:
+        Invalid: the gateway's own key, or addresses that the gateway does not serve.
+        Conflict: the key is there with another wish, or addresses overlap another peer's or the gateway's.
+        PoolExhausted: no address, or no room for another peer.
+        Draining: the gateway takes no new peers.
+        StorageError: the stored record of this key does not parse.
+    """
+    policy = table.policy
+    check_lane(policy, wish.gateway)
+    if wish.public_key == policy.public_key:
+        raise Invalid(f"that is the public key of the gateway {policy.gateway} itself; make a key pair for the peer")
+    if (reason := table.broken.get(wish.public_key)) is not None:
+        raise StorageError(f"{reason}; delete the peer to be rid of it, or mend the record and reconcile")
+    held = table.peers.get(wish.public_key)
+    # What has expired is as good as gone, though no sweep has come by yet: nobody is told that it exists.
+    if held is not None and not _over(held, now):
+        if differs := _differences(held, wish):
+            raise Conflict(
+                f"the peer is there already with another {', '.join(differs)}; delete it first or ask for the same"
+            )
+        return Plan("existing", wish.public_key, held, held)
+    if state != "active":
+        raise draining(policy)
+    if held is None and len(table.peers) >= policy.max_peers:
+        raise PoolExhausted(f"the gateway {policy.gateway} is full: it holds {len(table.peers)} peers, its limit")
+    if wish.allowed_ips is not None:
+        allowed_ips = wish.allowed_ips
+        for prefix in allowed_ips:
+            _check_served(table, prefix, wish.public_key)
+    else:
+        allowed_ips = held.allowed_ips if held is not None else _allocate(table)
+    peer = Peer(
+        public_key=wish.public_key,
+        allowed_ips=allowed_ips,
+        preshared_key=wish.preshared_key,
+        keepalive=wish.keepalive,
+        ttl=wish.ttl,
+        expires_at=None if wish.ttl is None else now + wish.ttl,
+        labels=wish.labels,
+        pinned=wish.pinned,
+        created_at=now,
+    )
+    return Plan("created", peer.public_key, held, peer, device_changes(table, held, peer))
+
+
+def _over(peer: Peer, now: int) -> bool:
+    return not peer.pinned and peer.expires_at is not None and peer.expires_at <= now
+
+
+def draining(policy: Policy) -> Draining:
+    """The refusal of a gateway that is being emptied."""
+    return Draining(f"the gateway {policy.gateway} is being drained and takes no new peers; use another gateway")
+
+
+def plan_delete(table: PeerTable, wish: DeletePeer) -> Plan:
+    """What deleting comes to; what is not there is ``absent``, no error.
+
+    Raises:
+        Invalid: the wish is for another gateway.
+    """
+    check_lane(table.policy, wish.gateway)
+    held = table.peers.get(wish.public_key)
+    if held is None:
+        return Plan("absent", wish.public_key, None, None)
+    stored = wish.public_key not in table.foreign
+    return Plan("deleted", wish.public_key, held, None, device_changes(table, held, None), stored)
+
+
+def check_lane(policy: Policy, gateway: str) -> None:
+    """Refuse what is meant for another gateway.
+
+    Raises:
+        Invalid: names both.
+    """
+    if gateway != policy.gateway:
+        raise Invalid(f"this lane serves the gateway {policy.gateway}, not {gateway}")
+
+
+def _differences(held: Peer, wish: CreatePeer) -> list[str]:
+    """In what the wish is another than the one that made ``held``. Addresses that were not asked for do not count."""
+    pairs: Mapping[str, tuple[object, object]] = {
+        "allowed_ips": (held.allowed_ips, wish.allowed_ips or held.allowed_ips),
+        "preshared_key": (held.preshared_key, wish.preshared_key),
+        "keepalive": (held.keepalive, wish.keepalive),
+        "ttl": (held.ttl, wish.ttl),
+        "labels": (held.labels, wish.labels),
+        "pinned": (held.pinned, wish.pinned),
+    }
+    return [name for name, (have, want) in pairs.items() if have != want]
+
+
+def _allocate(table: PeerTable) -> tuple[Prefix, ...]:
+    """One address for each family that has pools, from the first pool of the family with room."""
+    found: list[Prefix] = []
+    for version in (4, 6):
+        pools = [pool for pool in table.pools if pool.prefix.version == version]
+        free = next((address for pool in pools if (address := pool.smallest_free()) is not None), None)
+        if free is not None:
+            found.append(free)
+        elif pools:
+            full = ", ".join(str(pool.prefix) for pool in pools)
+            raise PoolExhausted(f"no free IPv{version} address is left in {full}; delete peers or add a pool")
+    if not found:
+        raise Invalid("this gateway has no pools: name the allowed_ips")
+    return tuple(found)
+
+
+def _check_served(table: PeerTable, prefix: Prefix, public_key: str) -> None:
+    policy = table.policy
+    served = (*policy.pools, *policy.serves)
+    if not any(area.contains(prefix) for area in served):
+        listed = ", ".join(str(area) for area in served) or "nothing"
+        raise Invalid(
+            f"allowed_ips: {prefix} is outside what the gateway {policy.gateway} serves ({listed});"
+            " its PEERLANE_SERVES can add to that"
+        )
+    for own in policy.own_addresses:
+        if prefix.contains(own):
+            raise Conflict(f"allowed_ips: {prefix} holds the gateway's own address {own.address}")
+    for other, owner in table.index.overlapping(prefix):
+        if owner == public_key:
+            continue
+        raise Conflict(f"allowed_ips: {prefix} overlaps {other}, which another peer holds")

@@ -1,0 +1,1 @@
+"""The commit and its Lua, loading, checks of the server. No decision."""

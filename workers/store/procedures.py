@@ -1,0 +1,110 @@
+"""The store's Lua procedures, called as Redis functions where an administrator has loaded them, else as scripts.
+
+A function is stored with the data: it outlives restarts, and whoever calls it need not be allowed to send Lua of his
+own. A script is forgotten at each restart, and who may load one may run any (docs/adr/0007). The names end in a digest
+of the code: two versions of Peerlane use one server side by side, each with its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One procedure."""
+
+    file: str
+    #: As Redis knows them. A function without ``allow-oom`` is refused as a whole where memory is full.
+    flags: tuple[str, ...] = ()
+
+
+#: ``release`` is ``commit`` for removals, which are what helps where memory is full.
+SOURCES = {
+    "commit": Source("commit.lua"),
+    "release": Source("commit.lua", ("allow-oom",)),
+    "check": Source("check.lua", ("no-writes",)),
+    "heartbeat": Source("heartbeat.lua"),
+}
+
+
+class FunctionsMissing(NoPermissionError):
+    """The functions are not loaded, and this Redis user may not load scripts instead."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Peerlane's functions of this version are not loaded, and this Redis user may send no scripts; "
+            "an administrator runs `peerlane functions --load`"
+        )
+
+
+@cache
+def body(file: str) -> str:
+    """A procedure's code, as a script."""
+    return (files("workers.store") / file).read_text()
+
+
+@cache
+def digest() -> str:
+    """What this version's names end in."""
+    content = "\0".join(f"{name}\0{source.flags}\0{body(source.file)}" for name, source in SOURCES.items())
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def library() -> str:
+    """The library of all functions, as FUNCTION LOAD takes it."""
+    parts = [f"#!lua name=peerlane_{digest()}"]
+    for name, source in SOURCES.items():
+        flags = ", ".join(f"'{flag}'" for flag in source.flags)
+        code = f"function(KEYS, ARGV)\n{body(source.file)}end"
+        parts.append(
+            f"redis.register_function{{function_name='{name}_{digest()}', callback={code}, flags={{{flags}}}}}"
+        )
+    return "\n".join(parts) + "\n"
+
+
+def load(redis: Redis) -> str:
+    """Load the library, which takes an administrator; its name. Raises redis.RedisError."""
+    redis.function_load(library(), replace=True)
+    return f"peerlane_{digest()}"
+
+
+class Procedure:
+    """One of ``SOURCES`` on a server. Raises redis.RedisError as it comes, FunctionsMissing among them."""
+
+    def __init__(self, redis: Redis, name: str) -> None:
+        self._redis = redis
+        self._function = f"{name}_{digest()}"
+        self._script = redis.register_script(body(SOURCES[name].file))
+        self._as_script = False
+
+    def __call__(self, keys: Sequence[str], args: Sequence[str | int], client: Redis | None = None) -> object:
+        """Call it; ``client`` is the calling thread's own."""
+        if not self._as_script:
+            try:
+                return (client or self._redis).fcall(self._function, len(keys), *keys, *(str(arg) for arg in args))
+            except ResponseError as error:
+                if not _absent(error):
+                    raise
+        try:
+            answer = self._script(keys=keys, args=args, client=client)
+        except NoPermissionError as error:
+            self._as_script = False  # once they are loaded, they are used
+            if "'evalsha'" in str(error) or "'script" in str(error):
+                raise FunctionsMissing from None
+            raise
+        self._as_script = True
+        return answer
+
+
+def _absent(error: ResponseError) -> bool:
+    """Whether an error says that there is no such function, or that this server or user has none at all."""
+    told = str(error)
+    return "unction not found" in told or "nknown command" in told or "'fcall'" in told

@@ -1,0 +1,235 @@
+"""The gateway's hashes in Redis: load, commit, settle, heartbeat. The only module that writes them. No decisions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from redis import Redis
+
+from config import names
+from tasks.errors import StorageError
+from tasks.lane.server_clock import ServerClock
+from tasks.wire import outcome as results
+from tasks.wire.model import Peer, check_public_key
+from tasks.wire.prefix import Prefix
+from tasks.wire.psk_cipher import Sealing, Unsealable
+from workers.peers.plan import Plan
+from workers.store.activity import decode
+from workers.store.procedures import Procedure
+
+log = logging.getLogger(__name__)
+
+#: Peers loaded per round trip.
+PAGE = 2_000
+
+Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "draining", "late", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a script answered; ``stored`` is the commit record for ``duplicate`` and ``expired``."""
+
+    verdict: Verdict
+    stored: str
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What Redis holds. ``broken`` records do not parse: they stay as they are, and so do their addresses."""
+
+    peers: dict[str, Peer]
+    broken: dict[str, Peer]
+    reasons: dict[str, str]
+    #: Peers whose preshared key is not stored as it would be now: in clear, or sealed with an old key.
+    outdated: list[str] = field(default_factory=list[str])
+    #: When, in seconds since 1970 on Redis' clock.
+    at: int = 0
+
+
+def _change(plan: Plan, record: str | None) -> dict[str, Any]:
+    old = plan.before.allowed_ips if plan.before else ()
+    new = plan.after.allowed_ips if plan.after else ()
+    change: dict[str, Any] = {
+        "key": plan.public_key,
+        "before": plan.before is not None and plan.stored,
+        "gone": [str(prefix) for prefix in old if prefix not in new],
+        "taken": [str(prefix) for prefix in new if prefix not in old],
+    }
+    if plan.before is plan.after:
+        change["kept"] = True
+    elif record is not None:
+        change["record"] = record
+    return change
+
+
+class Store:
+    """One gateway's state. Every method raises redis.RedisError as it comes: waiting is the writer's business."""
+
+    def __init__(self, redis: Redis, gateway: str, *, result_ttl: int, sealing: Sealing | None = None) -> None:
+        self.redis = redis
+        self.gateway = gateway
+        self.epoch = 0
+        self.sealing = sealing or Sealing()
+        self._result_ttl = result_ttl
+        self._peers, self._addresses = names.peers_key(gateway), names.addresses_key(gateway)
+        self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
+        self._unacked = names.unacked_key(gateway), names.unacked_key(gateway, "_index")
+        self._commit, self._release = Procedure(redis, "commit"), Procedure(redis, "release")
+        self._check, self._beat = Procedure(redis, "check"), Procedure(redis, "heartbeat")
+        self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
+
+    def prepare(self) -> None:
+        """Make sure that the procedures can be called, before anybody is made way for.
+
+        Raises redis.RedisError, FunctionsMissing among them.
+        """
+        self.check(names.request_id(self.gateway, "start"), 0)
+
+    def open_epoch(self) -> int:
+        """Begin a new epoch: from here on every earlier writer of this gateway is refused."""
+        self.epoch = int(self.redis.incr(self._epoch))
+        return self.epoch
+
+    def commit(
+        self,
+        request_id: str,
+        deadline: int,
+        result: str,
+        plans: Sequence[Plan] = (),
+        *,
+        share: str | None = None,
+        tag: str = "",
+    ) -> Answer:
+        """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments.
+
+        ``share`` is the key under which the request counts in a share of the lane (tasks.lane.quota); it leaves it.
+        ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
+        """
+        changing = [plan for plan in plans if plan.before is not plan.after]
+        removal = bool(changing) and all(plan.after is None for plan in changing)
+        return self._answer(
+            (self._release if removal else self._commit)(
+                keys=[
+                    names.result_key(request_id),
+                    self._epoch,
+                    self._peers,
+                    self._addresses,
+                    self._gateway,
+                    *self._unacked,
+                    *([share] if share else []),
+                ],
+                args=[
+                    self.epoch,
+                    deadline,
+                    result,
+                    self._result_ttl,
+                    results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
+                    json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":")),
+                    int(any(plan.outcome == "created" for plan in plans)),
+                    tag,
+                    *([request_id] if share else []),
+                ],
+            )
+        )
+
+    def check(self, request_id: str, deadline: int) -> Answer:
+        """Whether the request could still commit: ``open``, or why not."""
+        return self._answer(self._check(keys=[names.result_key(request_id), self._epoch], args=[self.epoch, deadline]))
+
+    def _answer(self, raw: object) -> Answer:
+        verdict, stored, now = cast("tuple[bytes, bytes, int]", raw)
+        self.clock.heard(now)
+        return Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace"))
+
+    def peer(self, public_key: str) -> Peer | None:
+        """One peer as stored.
+
+        Raises:
+            StorageError: its record does not parse.
+        """
+        record = cast("bytes | None", self.redis.hget(self._peers, public_key))
+        return None if record is None else self._opened(Peer.from_record(public_key, record))
+
+    def _record(self, plan: Plan) -> str | None:
+        """What is to be stored."""
+        if plan.after is None or plan.after is plan.before:
+            return None
+        return self.sealing.sealed(self.gateway, plan.after).record()
+
+    def _opened(self, stored: Peer) -> Peer:
+        try:
+            return self.sealing.opened(self.gateway, stored)
+        except Unsealable as error:
+            raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
+
+    def load(self) -> Loaded:
+        """Everything, page by page. A record that does not parse is set aside, never dropped."""
+        loaded = Loaded({}, {}, {}, at=self.clock.now_ms() // 1000)
+        bad: dict[str, str] = {}
+        for name, record in self._pages(self._peers):
+            try:
+                check_public_key(name)
+                stored = Peer.from_record(name, record)
+                loaded.peers[name] = self._opened(stored)
+                if not self.sealing.current(stored.preshared_key):
+                    loaded.outdated.append(name)
+            except (ValueError, StorageError) as error:
+                bad[name] = str(error)
+        if bad:
+            held: dict[str, list[Prefix]] = {}
+            for text, owner in self._pages(self._addresses):
+                if owner in bad:
+                    try:
+                        held.setdefault(owner, []).append(Prefix.parse(text))
+                    except ValueError:
+                        log.warning("gateway %s: the address entry %.64r does not parse", self.gateway, text)
+            for name, reason in bad.items():
+                log.error("gateway %s: %s; left as it is", self.gateway, reason)
+                loaded.broken[name] = Peer.model_construct(
+                    public_key=name, allowed_ips=tuple(sorted(held.get(name, []))), labels={}
+                )
+                loaded.reasons[name] = reason
+        return loaded
+
+    def _pages(self, key: str) -> Iterator[tuple[str, str]]:
+        cursor = 0
+        while True:
+            cursor, page = cast("tuple[int, dict[bytes, bytes]]", self.redis.hscan(key, cursor, count=PAGE))
+            for name, value in page.items():
+                yield name.decode(errors="replace"), value.decode(errors="replace")
+            if cursor == 0:
+                return
+
+    def register(self, facts: Mapping[str, str | float]) -> None:
+        """Tell the fleet that this gateway is there, and what it is."""
+        self.redis.sadd(names.GATEWAYS_KEY, self.gateway)
+        self.redis.hset(self._gateway, mapping=cast("Any", dict(facts)))
+
+    def facts(self) -> dict[str, str]:
+        """What the gateway says of itself."""
+        found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
+        return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
+
+    def heartbeat(self, redis: Redis | None = None, **fields: str | int) -> bool:
+        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client."""
+        pairs = [part for pair in fields.items() for part in pair]
+        return bool(self._beat(keys=[self._gateway, self._epoch], args=[self.epoch, *pairs], client=redis))
+
+    def staged(self, token: str) -> list[str]:
+        """What an import has brought, in order."""
+        found = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))
+        return [entry.decode(errors="replace") for entry in found]
+
+    def last_seen(self) -> dict[str, float]:
+        """When the observer last saw each peer; a peer it never saw is not in it."""
+        found = {name: decode(record) for name, record in self._pages(names.seen_key(self.gateway))}
+        return {name: float(seen.last_seen) for name, seen in found.items() if seen is not None}
+
+    def state(self) -> str:
+        """``active`` or ``draining``."""
+        found = cast("bytes | None", self.redis.hget(self._gateway, "state"))
+        return found.decode(errors="replace") if found else "active"

@@ -1,0 +1,1 @@
+"""What the observer does: activity, sweep, reconcile. Never writes to the device."""

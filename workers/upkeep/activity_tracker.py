@@ -1,0 +1,227 @@
+"""The observer's eyes: reads the device's counters, keeps what they tell in Redis, watches Redis' clock."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from redis import Redis
+
+from config import names
+from tasks.errors import KernelError
+from tasks.status.alarms import clear_alarm, raise_alarm, read_alarms
+from workers.dataplane.counters import CounterSource
+from workers.store.activity import Seen, advance, decode, encode
+from workers.upkeep.clock_monitor import TOLERANCE, ClockWatch
+from workers.upkeep.sweep_policy import Refusal, Sight
+
+log = logging.getLogger(__name__)
+
+#: Entries written, dropped or loaded per round trip: Redis is busy with one for well under a millisecond.
+SLICE = 500
+#: Seconds for which the activity of a peer that is gone is kept: one that comes back keeps its totals.
+FORGET_AFTER = 3600.0
+
+
+class Counted:
+    """Every peer's activity, in memory and in Redis. Belongs to the observer's thread."""
+
+    def __init__(self, redis: Redis, gateway: str, source: CounterSource, index: Callable[[], int]) -> None:
+        """``index`` tells the device's number, which is another one once the device is made anew."""
+        self._redis, self._key = redis, names.seen_key(gateway)
+        self._gateway = gateway
+        self._source, self._index = source, index
+        self._device = 0
+        #: Since when this device has been watched.
+        self._since = 0
+        self._unwritten: set[str] = set()
+        self._gone: dict[str, float] = {}
+        self.seen: dict[str, Seen] = {}
+        #: The last reading, or None where there was none or it failed.
+        self.sight: Sight | None = None
+        #: Why the last reading failed.
+        self.trouble: str | None = None
+        #: When the last reading began, on the monotonic clock, and how long it took.
+        self.read_at = float("-inf")
+        self.took = 0.0
+        #: Bytes received from peers and sent to them since this process began to watch.
+        self._moved = (0, 0)
+        #: When ``reading`` told last, on the monotonic clock, and what had moved by then; None before the first time.
+        self._told: tuple[float, tuple[int, int]] | None = None
+
+    def load(self) -> None:
+        """What was known before this process. Raises redis.RedisError."""
+        cursor, unreadable = 0, 0
+        while True:
+            cursor, page = cast("tuple[int, dict[bytes, bytes]]", self._redis.hscan(self._key, cursor, count=SLICE))
+            for name, stored in page.items():
+                if (found := decode(stored)) is None:
+                    unreadable += 1
+                else:
+                    self.seen[name.decode(errors="replace")] = found
+            if cursor == 0:
+                break
+        if unreadable:
+            log.warning("gateway %s: %d entries of activity are not readable and begin anew", self._gateway, unreadable)
+
+    def recall(self, newcomers: Collection[str]) -> None:
+        """Look up who has come to this gateway since the last look: a restore brings peers and what they did before.
+
+        Raises redis.RedisError.
+        """
+        for keys in _slices([key for key in newcomers if key not in self.seen]):
+            pipe = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipe.hget(self._key, key)
+            for key, stored in zip(keys, cast("list[bytes | None]", pipe.execute()), strict=True):
+                if stored is not None and (found := decode(stored)) is not None:
+                    self.seen[key] = found
+
+    def read(self, now: int) -> None:
+        """Read all counters; ``now`` is in seconds on Redis' clock. What goes wrong is in ``trouble``."""
+        self.read_at = time.monotonic()
+        device = self._index()
+        if device != self._device:
+            self._since = now  # counters of a new device begin at 0: they tell nothing yet
+        self._device, self._since = device, min(self._since, now)
+        shown: set[str] = set()
+        try:
+            for batch in self._source.counters():
+                for raw in batch:
+                    shown.add(raw.public_key)
+                    before = self.seen.get(raw.public_key)
+                    after = advance(before, raw, now)
+                    if after is not before and after is not None:
+                        rx, tx = (before.rx, before.tx) if before is not None else (0, 0)
+                        self._moved = (self._moved[0] + after.rx - rx, self._moved[1] + after.tx - tx)
+                        self.seen[raw.public_key] = after
+                        self._unwritten.add(raw.public_key)
+        except KernelError as error:
+            self.sight, self.trouble = None, error.message
+            return
+        finally:
+            self.took = time.monotonic() - self.read_at
+        self.trouble = None
+        self.sight = Sight(shown, self._source.complete, self._since)
+
+    def reading(self, now: int) -> dict[str, Any]:
+        """The last reading as others are told it; with the bytes a second since it was told before, if it was."""
+        shown = len(self.sight.shown) if self.sight is not None else 0
+        found: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
+        if self.trouble is None:
+            before, self._told = self._told, (self.read_at, self._moved)
+            if before is not None and (seconds := self.read_at - before[0]) > 0:
+                rx, tx = (round((n - m) / seconds) for n, m in zip(self._moved, before[1], strict=True))
+                found |= {"rx_per_second": rx, "tx_per_second": tx}
+        return found
+
+    def complete_with(self, peers: Collection[str]) -> None:
+        """A reading that shows all of ``peers`` lacks none that matters, though it was interrupted."""
+        if self.sight is not None and not self.sight.complete and all(key in self.sight.shown for key in peers):
+            self.sight = replace(self.sight, complete=True)
+
+    def write(self) -> None:
+        """Write what has changed. Raises redis.RedisError; what was not written stays to be written."""
+        for keys in _slices(list(self._unwritten)):
+            fields = {key: encode(self.seen[key]) for key in keys if key in self.seen}
+            if fields:
+                self._redis.hset(self._key, mapping=cast("Any", fields))
+            self._unwritten.difference_update(keys)
+
+    def forget(self, peers: Collection[str]) -> int:
+        """Drop what is known of peers that neither Redis nor the device has had for a while; how many.
+
+        Raises redis.RedisError.
+        """
+        now = time.monotonic()
+        shown = self.sight.shown if self.sight is not None else ()
+        gone = [key for key in self.seen if key not in peers and key not in shown]
+        self._gone = {key: self._gone.get(key, now) for key in gone}
+        old = [key for key, since in self._gone.items() if now - since >= FORGET_AFTER]
+        for keys in _slices(old):
+            self._redis.hdel(self._key, *keys)
+            for key in keys:
+                del self.seen[key], self._gone[key]
+            self._unwritten.difference_update(keys)
+        return len(old)
+
+
+class Clock:
+    """Redis' clock, and whether it can be trusted. A jump is an alarm that outlives this process."""
+
+    KIND = "clock"
+
+    def __init__(self, redis: Redis, gateway: str) -> None:
+        self._redis, self._gateway = redis, gateway
+        self._watch = ClockWatch()
+        self._known = False
+        #: Since when it has run as it should, seconds on it; None while nobody knows.
+        self.sure_since: int | None = None
+
+    def look(self) -> int:
+        """Seconds on Redis' clock, now. Raises redis.RedisError."""
+        if not self._known:
+            self._remember()
+        server, steady = self._both()
+        was, jumped = self._watch.jumped, self._watch.look(server, steady)
+        if jumped is not None:
+            message = (
+                f"Redis' clock is {abs(jumped):,.0f} s {'ahead of' if jumped > 0 else 'behind'} where it should be; "
+                "nothing is swept until it is right again, or `sweep --force` takes it as it is"
+            )
+            detail = {"boot": _boot(), "offset": self._watch.offset}
+            if was is None or abs(was - jumped) > TOLERANCE:
+                raise_alarm(self._redis, self._gateway, self.KIND, message, now=int(server), detail=detail)
+            self.sure_since = None
+        else:
+            if was is not None:
+                clear_alarm(self._redis, self._gateway, self.KIND, "the clocks agree again")
+            if self.sure_since is None:
+                self.sure_since = int(server)
+        return int(server)
+
+    def held(self) -> list[Refusal]:
+        """Why the time that ``look`` told is not to be acted on."""
+        if self._watch.jumped is None:
+            return []
+        return [Refusal(self.KIND, f"Redis' clock has jumped by {self._watch.jumped:+,.0f} s")]
+
+    def accept(self) -> None:
+        """A person says that Redis' clock is right. Raises redis.RedisError."""
+        self._watch.accept(*self._both())
+        self.sure_since = None
+        clear_alarm(self._redis, self._gateway, self.KIND, "a person has taken the clock as it is")
+
+    def _both(self) -> tuple[float, float]:
+        seconds, micros = self._redis.time()
+        # Not CLOCK_MONOTONIC: that stands still while the host sleeps.
+        return seconds + micros / 1e6, time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def _remember(self) -> None:
+        # An alarm that an earlier process raised still tells how the clocks stood before the jump; where the host was
+        # started since, its own wall clock has to do.
+        for alarm in read_alarms(self._redis, self._gateway):
+            if alarm.kind != self.KIND:
+                continue
+            offset = alarm.detail.get("offset")
+            if alarm.detail.get("boot") != _boot() or not isinstance(offset, (int, float)):
+                offset = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._watch = ClockWatch(float(offset))
+            if self._watch.look(*self._both()) is None:
+                clear_alarm(self._redis, self._gateway, self.KIND, "the clocks agree again")
+        self._known = True
+
+
+def _boot() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
+
+
+def _slices(keys: Sequence[str]) -> list[Sequence[str]]:
+    return [keys[start : start + SLICE] for start in range(0, len(keys), SLICE)]

@@ -1,0 +1,199 @@
+"""A reconciliation, carried out: device and Redis compared twice, and what differs both times mended by the writer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from config import names
+from tasks.admin.maintenance import ReconcileGateway
+from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
+from tasks.status.alarms import clear_alarm, raise_alarm
+from tasks.wire.prefix import Prefix
+from workers import failpoints
+from workers.dataplane import DevicePeer
+from workers.peers.drift import Drift, counted, drifts
+from workers.peers.plan import Policy
+from workers.store.store import Store
+from workers.upkeep.activity_tracker import Clock
+from workers.upkeep.sweeper import GoOn
+from workers.upkeep.writer_requests import Errands
+from workers.writer.recovery import MANY_UNKNOWN, Unknown, build_table
+
+log = logging.getLogger(__name__)
+
+#: Seconds between the two looks: far longer than a request is between device and Redis.
+PAUSE = 1.0
+#: Keys, or routes, per request.
+SLICE = 64
+#: Differences that a report lists; it counts the rest.
+LISTED = 10_000
+
+UNKNOWN_ALARM = "unknown_peers"
+
+
+class View(Protocol):
+    """What is read of the device (``observe.KernelView``)."""
+
+    def peers(self) -> Mapping[str, DevicePeer]: ...
+    def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]: ...
+    def up(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One comparison."""
+
+    found: list[Drift]
+    #: Peers on the device.
+    peers: int
+    #: What is wrong with the device itself: down, or a covering route that is not there.
+    device: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class Reconciler:
+    """One gateway's reconciliations. Raises redis.RedisError where Redis is away, KernelError where the device is."""
+
+    store: Store
+    policy: Policy
+    #: What becomes of peers that only the device knows.
+    unknown: Unknown
+    #: None where the device is in its writer's memory.
+    view: View | None
+    clock: Clock
+    errands: Errands
+
+    def reconcile(self, wish: ReconcileGateway, go_on: GoOn) -> dict[str, Any]:
+        """Compare and mend now; the report."""
+        began = time.monotonic()
+        report: dict[str, Any] = {"outcome": "reconciled", "gateway": self.policy.gateway, "found": {}, "mended": {}}
+        if self.view is None:
+            note = "the device is in its writer's memory, where only the writer sees it"
+            return {**report, "outcome": "skipped", "note": note}
+        look = self._compare(self.view)
+        if look.found or look.device:
+            time.sleep(PAUSE)  # a request in flight has changed one side and not yet the other
+            failpoints.reach("between_looks")
+            look = _both(look, self._compare(self.view))
+        found = counted(look.found) | ({"device": len(look.device)} if look.device else {})
+        held_back = self._held_back(look)
+        report |= {"found": found, "held_back": held_back, "device": list(look.device), "peers": look.peers}
+        if wish.dry_run:
+            report["outcome"] = "listed"
+            report["drifts"] = [{"kind": drift.kind, "subject": drift.subject} for drift in look.found[:LISTED]]
+            report["unlisted"] = max(0, len(look.found) - LISTED)
+        else:
+            self._alarms(look, held_back)
+            report |= self._mend(look, held_back, go_on)
+        if found:
+            log.warning("gateway %s: device and Redis differed: %s", self.policy.gateway, found)
+        return {**report, "seconds": round(time.monotonic() - began, 3)}
+
+    def _compare(self, view: View) -> Look:
+        # Redis first, as in a sweep; what a request changes between the two looks is gone at the second comparison.
+        table = build_table(self.policy, self.store.load())
+        device = view.peers()
+        routes, others = view.routes()
+        wrong = [f"no route for {pool}" for pool in self.policy.pools if pool not in routes | others]
+        if not view.up():
+            wrong.insert(0, "the device is down")
+        return Look(drifts(table, device, routes, frozenset(table.broken)), len(device), tuple(wrong))
+
+    def _held_back(self, look: Look) -> str | None:
+        """Why unknown peers are left alone; None if they are not."""
+        unknown = sum(drift.kind == "unknown" for drift in look.found)
+        if not unknown or self.unknown == "adopt":
+            return None
+        if self.unknown == "keep":
+            return "PEERLANE_UNKNOWN_PEERS is keep"
+        if unknown > MANY_UNKNOWN and unknown * 2 > look.peers:
+            return (
+                f"Redis knows {look.peers - unknown:,} of the {look.peers:,} peers on the device: has it lost its "
+                "data? Nothing is removed. Bring Redis' data back, or take the peers over with `gateway import --live`"
+            )
+        return None
+
+    def _alarms(self, look: Look, held_back: str | None) -> None:
+        if held_back is not None and self.unknown == "remove":
+            raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, held_back, now=self.clock.look())
+        elif not any(drift.kind == "unknown" for drift in look.found):
+            clear_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM)
+
+    def _mend(self, look: Look, held_back: str | None, go_on: GoOn) -> dict[str, Any]:
+        mended: dict[str, int] = {}
+        strangers = held_back is None and self.unknown == "remove"
+        keys = [d.subject for d in look.found if not d.kind.endswith("_route") and (d.kind != "unknown" or strangers)]
+        routes = [d.subject for d in look.found if d.kind.endswith("_route")]
+        told: dict[str, Any] = {}
+
+        def wanted() -> bool:
+            return go_on({"mended": sum(mended.values()), "of": len(keys) + len(routes)})
+
+        try:
+            if self.unknown == "adopt" and any(drift.kind == "unknown" for drift in look.found):
+                told = self._adopt(mended, wanted)
+            requests = _requests(keys, routes, device=bool(look.device))
+            for result in self.errands.run(names.MEND_PEERS, requests, wanted):
+                for kind, count in result["mended"].items():
+                    mended[kind] = mended.get(kind, 0) + int(count)
+                if not wanted():
+                    break
+        except PeerlaneError as error:
+            log.warning("gateway %s: the reconciliation stops: %s", self.policy.gateway, error)
+            return {**told, "mended": mended, "stopped": error.as_dict()}
+        return {**told, "mended": {kind: count for kind, count in mended.items() if count}}
+
+    def _adopt(self, mended: dict[str, int], wanted: Callable[[], bool]) -> dict[str, Any]:
+        """Take over what only the device knows; why not, for the report, where one cannot be taken, and so none.
+
+        That is no reason to leave the rest unmended. Raises PeerlaneError where the writer could not be asked.
+        """
+        try:
+            told: dict[str, Any] = {}
+            for result in self.errands.run(names.IMPORT_PEERS, [{"live": True, "leave_out": True}], wanted):
+                mended["adopted"] = int(result["created"])
+                told |= self._left_out([str(one["public_key"]) for one in result["left_out"]])
+            return told
+        except (Conflict, Invalid, PoolExhausted, Draining) as refusal:
+            log.warning("gateway %s: unknown peers were not adopted: %s", self.policy.gateway, refusal)
+            return {"not_adopted": refusal.as_dict()}
+
+    def _left_out(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Say what could not be adopted in a report, and in an alarm until the device holds no unknown peer."""
+        if not keys:
+            return {}
+        named = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+        message = f"{len(keys)} peers on the device have no allowed IPs and were not adopted: {named}"
+        raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, message, now=self.clock.look())
+        return {"left_out": list(keys)}
+
+
+def _both(first: Look, second: Look) -> Look:
+    """What the second look shows and the first one did."""
+    before = {(drift.kind, drift.subject) for drift in first.found}
+    return Look(
+        [drift for drift in second.found if (drift.kind, drift.subject) in before],
+        second.peers,
+        tuple(wrong for wrong in second.device if wrong in first.device),
+    )
+
+
+def _requests(keys: Sequence[str], routes: Sequence[str], *, device: bool) -> Iterator[dict[str, Any]]:
+    """In an order in which mending is safe: the device itself, what must go, what must come, routes."""
+    if device:
+        yield {"device": True}
+    for start in range(0, len(keys), SLICE):
+        yield {"keys": list(keys[start : start + SLICE])}
+    some: list[Prefix] = []
+    for route in sorted(map(Prefix.parse, routes)):
+        # A request's prefixes do not overlap; stray routes may.
+        if len(some) == SLICE or any(other.overlaps(route) for other in some):
+            yield {"routes": [str(prefix) for prefix in some]}
+            some = []
+        some.append(route)
+    if some:
+        yield {"routes": [str(prefix) for prefix in some]}

@@ -1,0 +1,45 @@
+"""Whether anybody asks an observer to sweep. Where no beat runs, expired peers would stay, and nobody know of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from redis import Redis
+
+from tasks.status.alarms import clear_alarm, raise_alarm
+
+#: Intervals between sweeps that may go by without one being asked for, and seconds at least.
+MISSED, AT_LEAST = 5, 300.0
+
+
+class Attendance:
+    """Raises an alarm when scheduled requests stay out, and takes it back with the next. Raises redis.RedisError."""
+
+    KIND = "unattended"
+
+    def __init__(self, redis: Redis, gateway: str, *, steady: Callable[[], float] = time.monotonic) -> None:
+        self._redis, self._gateway, self._steady = redis, gateway, steady
+        self._since = steady()
+        self._asked = self._raised = False
+
+    def asked(self) -> None:
+        """A beat has just asked."""
+        self._asked, self._since = True, self._steady()
+
+    def excused(self) -> None:
+        """Nobody could ask until now, as Redis was away."""
+        self._since = self._steady()
+
+    def look(self, every: Callable[[], float], now: int) -> None:
+        """Raise the alarm, or take it back. ``every``: seconds between sweeps; ``now``: seconds on Redis' clock."""
+        if self._asked:
+            self._asked = self._raised = False
+            clear_alarm(self._redis, self._gateway, self.KIND, "sweeps are asked for")  # an earlier process' too
+        elif not self._raised and (silent := self._steady() - self._since) > AT_LEAST and silent > MISSED * every():
+            message = (
+                f"nobody has asked for a sweep for {silent:,.0f} s: is a beat running? Until one does, peers that"
+                " expire stay"
+            )
+            raise_alarm(self._redis, self._gateway, self.KIND, message, now=now)
+            self._raised = True

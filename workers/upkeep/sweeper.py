@@ -1,0 +1,182 @@
+"""A sweep, carried out: look, decide, have the writer remove what is stale, slice by slice; look anew in time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import Redis
+
+from config import names
+from tasks.admin.maintenance import SweepGateway
+from tasks.errors import PeerlaneError
+from tasks.status.alarms import clear_alarm, raise_alarm
+from workers import failpoints
+from workers.upkeep.activity_tracker import Clock, Counted
+from workers.upkeep.peer_cache import Roster
+from workers.upkeep.sweep_policy import Decision, Limits, Refusal, Victim, judge
+from workers.upkeep.writer_requests import Errands
+
+log = logging.getLogger(__name__)
+
+#: Victims per request: few, so that an interactive request never waits long behind one.
+SLICE = 32
+#: Seconds after which a decision is made anew.
+FRESH = 30.0
+#: Victims that a report lists; it counts the rest.
+LISTED = 10_000
+#: Readings tried until one is complete: each change on the device interrupts one.
+TRIES = 3
+
+#: Alarms that a sweep raises, and takes back.
+ALARMS = ("sweep", "counters")
+
+
+#: Told now and again how far it is; answers whether it is to go on.
+GoOn = Callable[[dict[str, Any]], bool]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a sweep has done so far."""
+
+    removed: Counter[str] = field(default_factory=Counter[str])
+    kept: Counter[str] = field(default_factory=Counter[str])
+    #: The refusal that ended it early.
+    stopped: PeerlaneError | None = None
+
+
+@dataclass(kw_only=True)
+class Sweeper:
+    """One gateway's sweeps. Raises redis.RedisError where Redis is away."""
+
+    redis: Redis
+    gateway: str
+    limits: Limits
+    clock: Clock
+    #: None where there are no counters to read: then only expiry counts.
+    counted: Counted | None
+    errands: Errands
+
+    def __post_init__(self) -> None:
+        self._roster = Roster(self.redis, self.gateway)
+
+    def sweep(self, wish: SweepGateway, go_on: GoOn) -> dict[str, Any]:
+        """Sweep now; the report."""
+        began = time.monotonic()
+        if wish.force and not wish.dry_run:
+            self.clock.accept()
+        looked = began
+        first = decision = self._look(force=wish.force)
+        tally = Tally()
+        if not wish.dry_run:
+            if decision.refusal is not None:
+                self._alarm(decision)
+            else:
+                for kind in ALARMS:
+                    clear_alarm(self.redis, self.gateway, kind, "a person forced the sweep" if wish.force else "gone")
+                while self._remove(decision, looked, tally, go_on):
+                    looked = time.monotonic()
+                    decision = self._look(force=wish.force)
+                    if decision.refusal is not None:
+                        break
+        outcome = "listed" if wish.dry_run else "refused" if first.refusal is not None else "swept"
+        report: dict[str, Any] = {
+            "outcome": outcome,
+            "gateway": self.gateway,
+            "peers": first.peers,
+            "stale": first.counts,
+            "removed": dict(tally.removed),
+            "kept": dict(tally.kept),
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        if first.refusal is not None:
+            report["refusal"] = {"kind": first.refusal.kind, "message": first.refusal.message}
+        if tally.stopped is not None:
+            report["stopped"] = tally.stopped.as_dict()
+        if wish.dry_run:
+            report["victims"] = [victim._asdict() for victim in first.victims[:LISTED]]
+            report["unlisted"] = max(0, len(first.victims) - LISTED)
+        return report
+
+    def _look(self, *, force: bool) -> Decision:
+        now = self.clock.look()
+        held: list[Refusal] = self.clock.held()
+        # Redis first: a peer that is made after this look cannot be missing from the reading that follows.
+        peers = self._roster.read()
+        counted = self.counted
+        if counted is None:
+            return judge(peers, {}, now, self.limits, None, held=held, force=force, sure_since=self.clock.sure_since)
+        counted.recall(self._roster.newcomers)
+        for _ in range(TRIES):
+            counted.read(now)
+            counted.complete_with(peers)
+            if counted.sight is None or counted.sight.complete:
+                break
+        counted.write()
+        counted.forget(peers)
+        if counted.trouble is not None:
+            held.append(Refusal("counters", f"the counters cannot be read: {counted.trouble}"))
+        return judge(
+            peers,
+            counted.seen,
+            now,
+            self.limits,
+            counted.sight,
+            held=held,
+            force=force,
+            sure_since=self.clock.sure_since,
+        )
+
+    def _alarm(self, decision: Decision) -> None:
+        refusal = decision.refusal
+        if refusal is None:
+            return
+        if refusal.kind in ALARMS:
+            detail = {"peers": decision.peers, "stale": decision.counts}
+            raise_alarm(self.redis, self.gateway, refusal.kind, refusal.message, now=self.clock.look(), detail=detail)
+        if refusal.kind == "sweep":  # the last thing that is looked at; of what comes after a refusal nobody knows
+            clear_alarm(self.redis, self.gateway, "counters")
+
+    def _remove(self, decision: Decision, looked: float, tally: Tally, go_on: GoOn) -> bool:
+        """Remove the victims; whether there are more, and it is time to look anew."""
+        before = tally.removed.total()
+        reasons = {victim.public_key: victim.reason for victim in decision.victims}
+        answered = 0
+        if decision.victims:
+            failpoints.reach("after_decision")
+
+        def wanted() -> bool:
+            return go_on({"removed": tally.removed.total(), "of": before + len(decision.victims)})
+
+        try:
+            for result in self.errands.run(names.REMOVE_PEERS, _requests(decision.victims, looked), wanted):
+                tally.removed.update(reasons[key] for key in result["removed"])
+                tally.kept.update(result["kept"].values())
+                answered += len(result["removed"]) + len(result["kept"])
+                if not wanted():
+                    return False
+                failpoints.reach("between_slices")
+        except PeerlaneError as error:
+            tally.stopped = error
+            log.warning("gateway %s: the sweep stops: %s", self.gateway, error)
+            return False
+        # Where a whole round removed nothing, another one would not either.
+        return answered < len(decision.victims) and tally.removed.total() > before
+
+
+def _requests(victims: Sequence[Victim], looked: float) -> Iterator[dict[str, Any]]:
+    """Slices of victims, until the decision is too old to act on."""
+    for start in range(0, len(victims), SLICE):
+        if time.monotonic() - looked > FRESH:
+            return
+        yield {
+            "victims": [
+                {"public_key": victim.public_key, "reason": victim.reason, "created_at": victim.created_at}
+                for victim in victims[start : start + SLICE]
+            ]
+        }

@@ -1,0 +1,1 @@
+"""One request from plan to commit; start, takeover, heartbeat. No Celery, no kombu."""

@@ -1,0 +1,82 @@
+"""The writer's one side thread: tells the fleet that the writer lives, and hears what it has to know meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config import names
+from config.settings import Settings
+from tasks.connection import connect
+from workers.store.store import Store
+from workers.writer.writer import Writer
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two beats.
+EVERY = 1.0
+
+
+def run_of(redis: Redis) -> str:
+    """Which run of the Redis server this is; another one after each restart."""
+    return str(redis.info("server").get("run_id"))
+
+
+class Heartbeat(threading.Thread):
+    """The one side thread: tells that the writer lives, listens for its being replaced. Touches no table, no device."""
+
+    def __init__(self, settings: Settings, store: Store, writer: Writer, *, run: str | None = None) -> None:
+        """``run`` is the run of Redis that the writer loads its peers from (``run_of``), asked before it does."""
+        super().__init__(name="heartbeat", daemon=True)
+        self.phase = "recovering"
+        self.state = "active"
+        self.replaced = False
+        self.redis_restarted = False
+        #: How far a recovery has come: changes made / to make.
+        self.recovered = ""
+        self._store, self._writer = store, writer
+        self._redis = connect(settings)
+        self._run = run
+        self._ended = threading.Event()
+        self._telling = threading.Lock()
+
+    def enter(self, phase: str) -> None:
+        """Tell the phase now, from the writer's thread. No beat that was on its way tells an older one afterwards."""
+        with self._telling:
+            self.phase = phase
+            self._store.heartbeat(phase=phase)
+
+    def run(self) -> None:
+        while not self._ended.wait(EVERY):
+            try:
+                self._beat(self._redis)
+            except RedisError as error:
+                log.debug("no heartbeat: %s", type(error).__name__)
+
+    def _beat(self, redis: Redis) -> None:
+        with self._telling:
+            writer = self._writer
+            told = {"phase": self.phase, "recovered": self.recovered, "peers": len(writer.table.peers)}
+            done = {"answered": writer.answered, "created": writer.created, "deleted": writer.deleted}
+            if not self._store.heartbeat(redis, **told, **done):
+                self.replaced = True
+        found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
+        self.state = found.decode(errors="replace") if found else "active"
+        run = run_of(redis)
+        if self._run is not None and run != self._run:
+            self.redis_restarted = True  # it may have come back without its last second
+        self._run = run
+
+    def stop(self) -> None:
+        """End the thread and tell callers at once."""
+        self._ended.set()
+        if self.is_alive():
+            self.join(timeout=3)
+        try:
+            self._store.heartbeat(self._redis, heartbeat="0", phase="stopped")
+        except RedisError:
+            log.debug("Redis is away; callers will notice the silence")

@@ -1,0 +1,47 @@
+"""The commits of a start that nobody asked for: peers taken over from the device, preshared keys sealed anew."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+
+from config import names
+from tasks.wire import outcome as results
+from workers.peers.plan import Plan
+from workers.store.store import Answer
+from workers.writer.recovery import Recovered
+
+log = logging.getLogger(__name__)
+
+#: Peers stored in one commit.
+SLICE = 256
+
+#: (request id, record, plans) → the answer; raises Fenced where the writer has been replaced.
+Commit = Callable[[str, str, Sequence[Plan]], Answer]
+
+
+def adopt(gateway: str, done: Recovered, commit: Commit) -> None:
+    """Store the peers that only the device knew, slice by slice; each slice is a commit of its own."""
+    for start in range(0, len(done.adopted), SLICE):
+        plans = done.adopted[start : start + SLICE]
+        answer = _commit_slice(gateway, "adopted", plans, commit)
+        for plan in plans:
+            if plan.after is not None and answer.verdict in ("committed", "duplicate"):
+                done.table.put(plan.after)
+
+
+def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commit) -> None:
+    """Store anew the peers whose preshared keys stand in clear, or are sealed with an old key."""
+    peers = [peer for key in outdated if key not in done.table.broken and (peer := done.table.peers.get(key))]
+    for start in range(0, len(peers), SLICE):
+        part = peers[start : start + SLICE]
+        plans = [Plan("existing", one.public_key, one, one.model_copy()) for one in part]
+        _commit_slice(gateway, "resealed", plans, commit)
+    if peers:
+        log.warning("gateway %s: %d preshared keys were sealed anew", gateway, len(peers))
+
+
+def _commit_slice(gateway: str, outcome: str, plans: Sequence[Plan], commit: Commit) -> Answer:
+    request_id = names.request_id(gateway, f"{outcome}-{uuid.uuid4()}")
+    return commit(request_id, results.encode(request_id, {"outcome": outcome, "count": len(plans)}), plans)

@@ -1,0 +1,57 @@
+"""One writer after another: who serves a gateway now, and when the next may take over."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+from tasks.errors import LaneHeld
+from tasks.lane.admission import LIVE_FOR_MS, number
+from workers.host.lock import namespace
+from workers.store.store import Store
+
+
+def holder(device: str) -> dict[str, str | int]:
+    """Who this writer is, for a second one to name; ``device`` is what its lock is named after."""
+    return {
+        "holder_host": socket.gethostname(),
+        "holder_pid": os.getpid(),
+        "holder_lock": f"{namespace()}/{device}",
+    }
+
+
+def elsewhere(facts: Mapping[str, str], device: str, now_ms: int) -> str | None:
+    """Where the live writer is, if it has another device than the one of that name here; None if it has not.
+
+    ``facts`` are the gateway's holder_host, holder_lock and heartbeat.
+    """
+    lock, here = facts.get("holder_lock", ""), namespace()
+    live = now_ms - number(facts.get("heartbeat", "0")) < LIVE_FOR_MS
+    if not live or not lock or lock == f"{here}/{device}" or "unknown" in (lock.split("/")[0], here.split("/")[0]):
+        return None
+    return facts.get("holder_host") or "another host"
+
+
+def await_predecessor(store: Store, device: str) -> None:
+    """Go on once no other writer serves this gateway.
+
+    Where the last one held the lock that this one holds now, it is gone. Elsewhere (another host, namespace or
+    device) only the heartbeat tells: one that goes on is a live writer; one that stopped without a word is waited out.
+
+    Raises:
+        LaneHeld: another writer lives; says where.
+    """
+    facts = store.facts()
+    beat = facts.get("heartbeat", "0")
+    had_this_lock = facts.get("holder_lock") == f"{namespace()}/{device}"
+    deadline = time.monotonic() + LIVE_FOR_MS / 1000 + 1
+    while not had_this_lock and store.clock.now_ms() - number(beat) < LIVE_FOR_MS:
+        time.sleep(0.2)
+        facts = store.facts()
+        if facts.get("heartbeat") != beat or time.monotonic() > deadline:
+            raise LaneHeld(
+                f"the gateway {store.gateway} has a live writer: process {facts.get('holder_pid')} on "
+                f"{facts.get('holder_host')}"
+            )
