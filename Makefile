@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.made-from-the-lock
+# Runs a program of tests/ with what it imports from the other folders there.
+TEST_PYTHON := PYTHONPATH=$(CURDIR)/tests/support:$(CURDIR)/tests/faults:$(CURDIR)/tests/bench $(BIN)/python
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Kernel tests need a kernel that has WireGuard. Where one stands beside the repository, they run under it.
@@ -29,17 +31,17 @@ test: $(STAMP)  ## all tests (ARGS go to pytest)
 	@$(BIN)/pytest $(ARGS)
 
 bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep (ARGS=--json)
-	@for bench in lane flood sweep; do $(BIN)/python tests/bench_$$bench.py $(ARGS) || exit; done
+	@for bench in lane flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
 
 # The picture and the figures that the README shows: ARGS='--peers 0,10000,50000,100000' measures one point more.
 bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)
-	@$(BIN)/python tests/bench_curve.py --json docs/latency.json --svg docs/latency.svg $(ARGS)
+	@$(TEST_PYTHON) tests/bench/bench_curve.py --json docs/latency.json --svg docs/latency.svg $(ARGS)
 
 faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS='--runs 20 --seed 7')
-	@$(BIN)/python tests/fault_runs.py $(ARGS)
+	@$(TEST_PYTHON) tests/faults/fault_runs.py $(ARGS)
 
 fuzz: $(STAMP)  ## a hundred thousand messages and records that nobody wrote by hand (ARGS="--messages N")
-	@$(BIN)/python tests/fuzz_run.py $(ARGS)
+	@$(TEST_PYTHON) tests/faults/fuzz_run.py $(ARGS)
 
 check: lint types imports test  ## what a change must pass: format, lint, types, imports, tests
 

@@ -1,7 +1,7 @@
 """The seam to the device: a Protocol of six methods, in our terms. Netlink lives in ``kernel`` alone.
 
 Implementations: ``kernel`` (the real device) and ``memory`` (keeps state and shares the kernel's quirks). One contract
-suite, tests/test_dataplane_contract.py, runs on both. A data plane belongs to one thread of one process.
+suite, tests/dataplane/test_dataplane_contract.py, runs on both. A data plane belongs to one thread of one process.
 """
 
 from __future__ import annotations

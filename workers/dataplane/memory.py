@@ -1,6 +1,6 @@
 """A device that lives in the process: for the demo, for tests, for hosts without WireGuard.
 
-It keeps state and shares the kernel's quirks (see tests/test_dataplane_contract.py): allowed IPs move silently to
+It keeps state and shares the kernel's quirks (test_dataplane_contract.py): allowed IPs move silently to
 whoever asked last and do not come back, the device's own key is ignored, a failing ``apply`` leaves its first part.
 """
 

@@ -1,0 +1,210 @@
+"""Too much for a lane: it is refused at once and says when to come back, and no tenant takes the lane for itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from keys import some_key
+from servers import RedisServer
+from waiting import Stopwatch, eventually
+from writer_alone import WriterAlone
+
+from config import names
+from config.celery_app import PeerlaneApp
+from tasks.errors import TimedOut, Unavailable
+from tasks.lane.admission import lanes_of
+from tasks.lane.result import LaneResult
+from tasks.lane.tasks import task_of
+
+CAP = 40
+
+
+class Caller:
+    """An API process: sends and does not wait."""
+
+    def __init__(self, gateway: GatewayProcess, app: PeerlaneApp) -> None:
+        self.app, self._gateway = app, gateway
+        self._create = task_of(app, names.CREATE_PEER)
+        self._delete = task_of(app, names.DELETE_PEER)
+
+    def send(self, labels: Mapping[str, str] | None = None, **options: Any) -> LaneResult:
+        kwargs: dict[str, Any] = {"gateway": self._gateway.name, "public_key": some_key()}
+        options.setdefault("expires", 60)
+        return self._create.apply_async(kwargs=kwargs | ({"labels": dict(labels)} if labels else {}), **options)
+
+    def send_delete(self) -> LaneResult:
+        return self._delete.apply_async(kwargs={"gateway": self._gateway.name, "public_key": some_key()}, expires=60)
+
+    def send_until_refused(self, labels: Mapping[str, str] | None = None, **options: Any) -> tuple[int, Unavailable]:
+        """How many were taken before the first refusal, and that refusal."""
+        for count in range(10 * CAP):
+            try:
+                self.send(labels, **options).forget()
+            except Unavailable as refusal:
+                return count, refusal
+        raise AssertionError("nothing was refused")
+
+
+@pytest.fixture
+def callers(settings: MakeSettings) -> Any:
+    made: list[PeerlaneApp] = []
+
+    def make(gateway: GatewayProcess) -> Caller:
+        made.append(PeerlaneApp(settings(redis_url=gateway.settings["redis_url"])))
+        return Caller(gateway, made[-1])
+
+    yield make
+    for app in made:
+        close(app)
+
+
+def shares(server: RedisServer, gateway: GatewayProcess) -> dict[str, list[str]]:
+    """The requests that count in the gateway's shares, by key."""
+    redis: Any = server.redis
+    return {key: redis.zrange(key, 0, -1) for key in redis.scan_iter(names.share_key(gateway.name, "*"))}
+
+
+def counted(server: RedisServer, gateway: GatewayProcess) -> int:
+    """Requests that count in any share of the gateway's lane."""
+    return sum(len(members) for members in shares(server, gateway).values())
+
+
+def test_beyond_the_cap_a_caller_is_refused_at_once_and_told_when_to_come_back(
+    gateway: MakeGateway, callers: Any
+) -> None:
+    one = gateway(lane_cap=CAP)
+    caller = callers(one)
+    one.pause()
+    taken, _ = caller.send_until_refused()
+    watch = Stopwatch()
+    with pytest.raises(Unavailable, match=rf"the lane of {one.name} is full: {CAP} requests wait") as refusal:
+        caller.send()
+    assert watch.seconds < 0.5, "a full lane is no reason to wait"
+    assert refusal.value.retry_after == 5.0
+    assert taken in {CAP, CAP + 1}, "one may be in the writer's hands"
+    one.resume()
+    eventually(lambda: one.look().waiting == 0, "the lane being empty")
+    assert caller.send().get(timeout=10)["outcome"] == "created"
+
+
+def test_a_full_bulk_queue_leaves_the_interactive_one_open(gateway: MakeGateway, callers: Any) -> None:
+    one = gateway(lane_cap=CAP)
+    caller = callers(one)
+    one.pause()
+    caller.send_until_refused(bulk=True)
+    interactive = caller.send()
+    one.resume()
+    assert interactive.get(timeout=10)["outcome"] == "created"
+
+
+def test_a_burst_from_many_processes_stops_near_the_cap(gateway: MakeGateway, callers: Any) -> None:
+    cap, count = 400, 4
+    one = gateway(lane_cap=cap)
+    together = [callers(one) for _ in range(count)]
+    one.pause()
+    for caller in together:
+        lanes_of(caller.app).check(one.name)  # each believes for a second from now that the lane is empty
+    threads = [threading.Thread(target=caller.send_until_refused) for caller in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert cap <= one.look().waiting <= cap * 1.1
+    one.resume()
+    eventually(lambda: one.look().waiting == 0, "the lane being empty", within=30)
+
+
+def test_one_tenant_floods_and_anothers_create_is_served(
+    gateway: MakeGateway, callers: Any, redis_server: RedisServer
+) -> None:
+    one = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.5)
+    loud, quiet = callers(one), callers(one)
+    one.pause()
+    taken, refusal = loud.send_until_refused({"tenant": "loud", "job": "1"})
+    assert taken == CAP // 2
+    assert str(refusal) == f"the share of tenant=loud in the lane of {one.name} is used up"
+    assert refusal.retry_after is not None
+    with pytest.raises(Unavailable, match="tenant=loud"):
+        quiet.send({"tenant": "loud", "job": "2"})  # the share is the tenant's, not the process'
+    served = quiet.send({"tenant": "quiet"})
+    one.resume()
+    assert served.get(timeout=10)["labels"] == {"tenant": "quiet"}
+    eventually(lambda: counted(redis_server, one) == 0, "every share being free again")
+    assert loud.send({"tenant": "loud"}).get(timeout=10)["outcome"] == "created"
+
+
+def test_requests_without_the_label_share_one_share_and_deletes_are_not_counted(
+    gateway: MakeGateway, callers: Any
+) -> None:
+    one = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.1)
+    caller = callers(one)
+    one.pause()
+    taken, refusal = caller.send_until_refused({"job": "1"})
+    assert taken == CAP // 10
+    assert "requests without the label tenant" in str(refusal)
+    gone = caller.send_delete()
+    one.resume()
+    assert gone.get(timeout=10)["outcome"] == "absent"
+
+
+def test_a_refused_create_leaves_its_share_too(gateway: MakeGateway, callers: Any, redis_server: RedisServer) -> None:
+    one = gateway(lane_cap=CAP, fair_label="tenant")
+    caller = callers(one)
+    key = some_key()
+    create = task_of(caller.app, names.CREATE_PEER)
+    for ips in (["10.8.0.7"], ["10.8.0.8"], ["10.8.0.8"]):  # created; a conflict, twice
+        kwargs = {"gateway": one.name, "public_key": key, "allowed_ips": ips, "labels": {"tenant": "a"}}
+        create.apply_async(kwargs=kwargs, expires=10).get(timeout=10, propagate=False)
+    assert counted(redis_server, one) == 0
+
+
+def test_what_was_lost_on_its_way_leaves_its_share_after_its_deadline(
+    gateway: MakeGateway, callers: Any, redis_server: RedisServer
+) -> None:
+    one = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.1)
+    caller = callers(one)
+    one.pause()
+    caller.send_until_refused({"tenant": "a"})
+    redis = redis_server.redis
+    assert redis.delete(names.lane_queue(one.name)) == 1, "the messages are gone, and nobody will commit them"
+    one.resume()
+    ((key, members),) = shares(redis_server, one).items()
+    for member in members:
+        redis.zincrby(key, -120_000, member)  # two minutes later
+    assert caller.send({"tenant": "a"}).get(timeout=10)["outcome"] == "created"
+    assert counted(redis_server, one) <= 1, "one may have been in the writer's hands"
+
+
+def test_what_waited_beyond_its_deadline_is_told_so_and_leaves_its_share(
+    gateway: MakeGateway, client: MakeClient, callers: Any, redis_server: RedisServer
+) -> None:
+    one = gateway(fair_label="tenant")
+    caller = callers(one)
+    client(one).create_peer(some_key())
+    one.pause()
+    late = [caller.send({"tenant": "a"}, expires=0.2) for _ in range(3)]
+    with pytest.raises(TimedOut):
+        late[0].get(timeout=0.3)
+    one.resume()
+    for result in late[1:]:
+        with pytest.raises(TimedOut):
+            result.get(timeout=10)
+    eventually(lambda: counted(redis_server, one) == 0, "what came too late leaving its share")
+    assert client(one).create_peer(some_key()).outcome == "created"
+
+
+def test_what_waited_beyond_its_deadline_does_not_touch_the_device(redis_server: RedisServer, tmp_path: Path) -> None:
+    bench = WriterAlone(redis_server, tmp_path)
+    try:
+        bench.create()
+        bench.plane.made.clear()
+        with pytest.raises(TimedOut):
+            bench.create(deadline=bench.writer.store.clock.now_ms() - 1)
+        assert bench.plane.made == []
+    finally:
+        bench.close()

