@@ -4,6 +4,7 @@ WORKDIR /src
 COPY constraints.txt .
 RUN pip wheel --no-cache-dir --require-hashes --requirement constraints.txt --wheel-dir /wheels
 COPY pyproject.toml README.md LICENSE ./
+COPY peerlane peerlane
 COPY config config
 COPY tasks tasks
 COPY workers workers

@@ -65,7 +65,7 @@ lock: $(STAMP)  ## write constraints.txt anew from pyproject.toml (ARGS=--upgrad
 
 clean:  ## remove .venv and everything that was built or cached
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	@find config tasks workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find config tasks workers peerlane tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: whatever fails or is interrupted before, the next make begins again.
 $(STAMP): constraints.txt pyproject.toml

@@ -2,3 +2,6 @@
 
 Imports nothing of ours; both other packages import this one.
 """
+
+if __name__ != "peerlane.config":
+    raise ImportError(f"import peerlane.config: {__name__} would be a second copy of it")

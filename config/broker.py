@@ -65,6 +65,6 @@ class _OwnPool(ConnectionPool):
 
 
 class OwnMessaging(AMQP):
-    """Named in config.celery_app for all who send."""
+    """Named in peerlane.config.celery_app for all who send."""
 
     Connection = OwnConnection

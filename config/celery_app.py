@@ -11,9 +11,9 @@ from celery import Celery
 from celery.signals import import_modules
 from kombu import Exchange, Queue
 
-from config import names
-from config.flower_ending import hear_sigterm
-from config.settings import BadSettings, Settings, celery_url, current, redis_tls
+from peerlane.config import names
+from peerlane.config.flower_ending import hear_sigterm
+from peerlane.config.settings import BadSettings, Settings, celery_url, current, redis_tls
 
 Role = Literal["client", "writer", "observer"]
 
@@ -54,7 +54,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "result_serializer": "json",
         "accept_content": ["json"],  # no pickle, no yaml
         "result_accept_content": ["json"],
-        "task_routes": ["config.routing.route_task"],
+        "task_routes": ["peerlane.config.routing.route_task"],
         "task_default_queue": "peerlane.unrouted",  # nothing consumes it; every task of ours is routed
         "result_expires": settings.result_ttl,
         "redis_socket_timeout": 2,  # default 120: one GET would hold get(timeout=1) for two minutes
@@ -78,8 +78,8 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_max": 0.1}},
             "redis_socket_timeout": 1,
             "broker_transport_options": broker_options | {"socket_timeout": 1},  # nothing of a client's blocks longer
-            "imports": ["tasks.lane.tasks"],
-            "beat_scheduler": "config.schedule:GatewayScheduler",
+            "imports": ["peerlane.tasks.lane.tasks"],
+            "beat_scheduler": "peerlane.config.schedule:GatewayScheduler",
         }
     else:
         if settings.gateway is None:
@@ -93,7 +93,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "unacked_mutex_key": names.unacked_key(gateway, f"{part}_mutex"),
         }
         found |= {
-            "result_backend": f"workers.lane.result_backend:CommitBackend+{url.removeprefix('redis+')}",
+            "result_backend": f"peerlane.workers.lane.result_backend:CommitBackend+{url.removeprefix('redis+')}",
             "task_queues": lane_queues(gateway) if role == "writer" else [_queue(names.observer_queue(gateway))],
             "task_create_missing_queues": False,  # a writer serves its own lane and no other
             "worker_pool": "solo",  # the writer is the worker: one process, no threads (docs/adr/0001)
@@ -102,14 +102,14 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             # A crash redelivers; the commit record makes that harmless. A sweep is not repeated: the next one comes.
             "task_acks_late": role == "writer",
             "task_acks_on_failure_or_timeout": True,
-            "worker_consumer": "workers.lane.worker:LaneConsumer",
+            "worker_consumer": "peerlane.workers.lane.worker:LaneConsumer",
             "worker_disable_rate_limits": True,
             "worker_send_task_events": True,  # Flower
             "worker_cancel_long_running_tasks_on_connection_loss": False,  # acts on pool children; solo has none
             "worker_soft_shutdown_timeout": 5.0,
             "worker_hijack_root_logger": False,
             "result_backend_always_retry": True,  # False wedged the worker when Redis was away at result time
-            "imports": ["tasks.lane.tasks"],
+            "imports": ["peerlane.tasks.lane.tasks"],
         }
     return found
 
@@ -117,17 +117,19 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
 class PeerlaneApp(Celery):
     """A Celery app that knows its settings; for a gateway's roles, one whose worker is ``workers.lane.worker``'s."""
 
-    control_cls = "config.control:NoControl"
+    control_cls = "peerlane.config.control:NoControl"
 
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
         """Without ``settings`` the process' own are read when first used, not now."""
-        messaging = "config.broker:OwnMessaging" if role == "client" else "workers.lane.broker:LaneMessaging"
+        messaging = (
+            "peerlane.config.broker:OwnMessaging" if role == "client" else "peerlane.workers.lane.broker:LaneMessaging"
+        )
         super().__init__("peerlane", set_as_current=role != "client", amqp=messaging)
         self.role: Role = role
         self._settings = settings
         self.add_defaults(lambda: celery_settings(self.settings, role))
         if role != "client":
-            self.Worker = self.subclass_with_self("workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
+            self.Worker = self.subclass_with_self("peerlane.workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
 
     @property
     def settings(self) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from config import names
+from peerlane.config import names
 
 #: Tasks that go to the bulk queue whoever sends them.
 BULK_TASKS = frozenset({names.REMOVE_PEERS, names.MEND_PEERS, names.IMPORT_PEERS})

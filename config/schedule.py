@@ -21,9 +21,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import redis_tls
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import redis_tls
 
 log = logging.getLogger(__name__)
 

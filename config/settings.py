@@ -20,9 +20,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from config import names
-from config import validators as forms
-from config.hosts import parse_dns, parse_endpoint
+from peerlane.config import names
+from peerlane.config import validators as forms
+from peerlane.config.hosts import parse_dns, parse_endpoint
 
 #: Variable that names the TOML file; without it, this path is read if it is there.
 SETTINGS_FILE_VARIABLE = "PEERLANE_SETTINGS"

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from config.hosts import is_host
+from peerlane.config.hosts import is_host
 
 Network = IPv4Network | IPv6Network
 

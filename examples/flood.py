@@ -7,9 +7,7 @@ import sys
 import time
 from collections import Counter
 
-from tasks import AsyncGateway
-from tasks.errors import PeerlaneError
-from tasks.wire.keys import make_key_pair
+from peerlane import AsyncGateway, PeerlaneError, make_key_pair
 
 
 async def main(name: str, count: int) -> int:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from tasks import Gateway
-from tasks.errors import PeerlaneError, TimedOut
-from tasks.wire.keys import make_key_pair
+from peerlane import Gateway, PeerlaneError, TimedOut, make_key_pair
 
 
 def main(name: str) -> int:

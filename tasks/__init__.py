@@ -1,26 +1,7 @@
-"""What crosses the queue, for API hosts: the client, the Celery tasks, the model, the errors.
+"""What API hosts and operators use: the client, the Celery tasks, the errors, the operators' commands.
 
-    from tasks import Gateway
-    peer = Gateway("iad").create_peer(public_key=key, ttl=3600, timeout=5)
-
-Needs neither pyroute2 nor root. Imports config, never workers.
+Needs neither pyroute2 nor root. Imports config, never workers. The public names stand in ``peerlane``.
 """
 
-from tasks.client.aio_gateway import AsyncGateway
-from tasks.client.fleet import AsyncFleet, Fleet
-from tasks.client.gateway import Gateway, GatewayInfo, gateways
-from tasks.lane.tasks import create_peer, delete_peer
-from tasks.wire.model import Peer, PeerResult
-
-__all__ = [
-    "AsyncFleet",
-    "AsyncGateway",
-    "Fleet",
-    "Gateway",
-    "GatewayInfo",
-    "Peer",
-    "PeerResult",
-    "create_peer",
-    "delete_peer",
-    "gateways",
-]
+if __name__ != "peerlane.tasks":
+    raise ImportError(f"import peerlane.tasks: {__name__} would be a second copy of it")

@@ -19,8 +19,8 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
-from config.settings import Settings, redis_tls
-from tasks.errors import RedisAway, RedisRefuses
+from peerlane.config.settings import Settings, redis_tls
+from peerlane.tasks.errors import RedisAway, RedisRefuses
 
 
 def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:

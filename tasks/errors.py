@@ -178,3 +178,13 @@ class SettingsError(PeerlaneError):
 
     code = "settings"
     exit_code = 2
+
+
+#: Where callers import the errors from, and the module that stored results and pickles name: it outlives moved files.
+ERROR_MODULE = "peerlane"
+#: Every class of the tree, by name.
+ERRORS: dict[str, type[PeerlaneError]] = {
+    name: kind for name, kind in list(globals().items()) if isinstance(kind, type) and issubclass(kind, PeerlaneError)
+}
+for _kind in ERRORS.values():
+    _kind.__module__ = ERROR_MODULE

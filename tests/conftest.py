@@ -15,9 +15,9 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from servers import RedisServer
 
-from config.celery_app import PeerlaneApp
-from config.settings import Settings, read
-from tasks import Gateway
+from peerlane import Gateway
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import Settings, read
 
 pytest_plugins = ["pytester", "kernel_bridge"]
 
@@ -33,7 +33,7 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # py
     """Tests see the defaults, whatever the environment and /etc/peerlane say."""
     for name in [name for name in os.environ if name.startswith("PEERLANE_") and not name.startswith("PEERLANE_TEST_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("config.settings.DEFAULT_SETTINGS_FILE", "/nonexistent/peerlane.toml")
+    monkeypatch.setattr("peerlane.config.settings.DEFAULT_SETTINGS_FILE", "/nonexistent/peerlane.toml")
 
 
 def _serving() -> Iterator[RedisServer]:

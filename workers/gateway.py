@@ -1,17 +1,17 @@
-"""The composition root of a gateway: settings in, a writer out; ``celery -A workers.gateway worker``."""
+"""The composition root of a gateway: settings in, a writer out; ``celery -A peerlane.workers.gateway worker``."""
 
 from __future__ import annotations
 
 from typing import cast
 
-from config.celery_app import PeerlaneApp
-from config.settings import Settings
-from tasks.lane.tasks import register
-from workers.lane.result_backend import CommitBackend
-from workers.lane.worker import LaneWriter
-from workers.service import GatewayService
-from workers.writer.recovery import Progress
-from workers.writer.writer import Writer
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import Settings
+from peerlane.tasks.lane.tasks import register
+from peerlane.workers.lane.result_backend import CommitBackend
+from peerlane.workers.lane.worker import LaneWriter
+from peerlane.workers.service import GatewayService
+from peerlane.workers.writer.recovery import Progress
+from peerlane.workers.writer.writer import Writer
 
 
 class GatewayApp(PeerlaneApp):
@@ -32,7 +32,7 @@ class GatewayApp(PeerlaneApp):
         backend.gateway = service.name
         backend.is_settled = lambda request_id: request_id == writer.settled_request
         for task in register(self).values():
-            task.Strategy = "workers.lane.worker:lane_strategy"
+            task.Strategy = "peerlane.workers.lane.worker:lane_strategy"
             task.writer = LaneWriter(writer)
 
 

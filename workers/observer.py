@@ -1,4 +1,4 @@
-"""The composition root of a gateway's observer: ``celery -A workers.observer worker`` with PEERLANE_GATEWAY.
+"""The composition root of a gateway's observer: ``celery -A peerlane.workers.observer worker`` with PEERLANE_GATEWAY.
 
 It reads the device and never writes to it: what it finds stale or wrong it has the writer remove or mend. One process,
 one thread: counters are read between tasks, on a timer.
@@ -19,32 +19,32 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.schedule import ACTS, interval
-from config.settings import Settings
-from tasks.admin import maintenance as upkeep
-from tasks.admin.maintenance import ReconcileGateway, SweepGateway
-from tasks.connection import away, connect, reason
-from tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
-from tasks.lane.admission import lanes_of
-from tasks.wire.model import parse
-from tasks.wire.outcome import encode
-from tasks.wire.psk_cipher import sealing_of
-from workers.dataplane.factory import device_spec, memory_device
-from workers.dataplane.reader import KernelCounters, KernelView, device_index
-from workers.host.lock import ObserverLock
-from workers.host.privileges import confine_gateway
-from workers.lane.result_backend import CommitBackend
-from workers.peers.plan import Policy
-from workers.store.store import Store
-from workers.upkeep.activity_tracker import Clock, Counted
-from workers.upkeep.reconciler import Reconciler
-from workers.upkeep.schedule_watchdog import Attendance
-from workers.upkeep.sweep_policy import Limits
-from workers.upkeep.sweeper import Sweeper
-from workers.upkeep.writer_requests import Errands
-from workers.writer.takeover import elsewhere
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.schedule import ACTS, interval
+from peerlane.config.settings import Settings
+from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.admin.maintenance import ReconcileGateway, SweepGateway
+from peerlane.tasks.connection import away, connect, reason
+from peerlane.tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.wire.model import parse
+from peerlane.tasks.wire.outcome import encode
+from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.workers.dataplane.factory import device_spec, memory_device
+from peerlane.workers.dataplane.reader import KernelCounters, KernelView, device_index
+from peerlane.workers.host.lock import ObserverLock
+from peerlane.workers.host.privileges import confine_gateway
+from peerlane.workers.lane.result_backend import CommitBackend
+from peerlane.workers.peers.plan import Policy
+from peerlane.workers.store.store import Store
+from peerlane.workers.upkeep.activity_tracker import Clock, Counted
+from peerlane.workers.upkeep.reconciler import Reconciler
+from peerlane.workers.upkeep.schedule_watchdog import Attendance
+from peerlane.workers.upkeep.sweep_policy import Limits
+from peerlane.workers.upkeep.sweeper import Sweeper
+from peerlane.workers.upkeep.writer_requests import Errands
+from peerlane.workers.writer.takeover import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ NICENESS = 10
 LAPSE = 5.0
 #: Seconds between two looks at whether a running sweep is to go on.
 BREATH = 1.0
-#: What the gateway's hash says of where its writer is (workers.writer.takeover).
+#: What the gateway's hash says of where its writer is (peerlane.workers.writer.takeover).
 HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 

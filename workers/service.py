@@ -7,27 +7,27 @@ import logging
 from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
-from config.settings import Settings
-from tasks.connection import away, connect
-from tasks.errors import PeerlaneError, SettingsError
-from tasks.status.alarms import raise_alarm
-from tasks.wire.outcome import encode
-from tasks.wire.prefix import Prefix
-from tasks.wire.psk_cipher import sealing_of
-from workers.dataplane import DataPlane
-from workers.dataplane.factory import device_spec, memory_device, open_plane
-from workers.host.lock import WriterLock
-from workers.host.privileges import confine_gateway
-from workers.lane.unacked import take_back
-from workers.lane.worker import EXIT_REPLACED
-from workers.peers.plan import Policy
-from workers.store.redis_checks import check_durability
-from workers.store.store import Store
-from workers.writer.heartbeat import Heartbeat, run_of
-from workers.writer.recovery import Progress, Recovered
-from workers.writer.registration import gateway_labels, own_name, registration
-from workers.writer.takeover import await_predecessor, holder
-from workers.writer.writer import Writer
+from peerlane.config.settings import Settings
+from peerlane.tasks.connection import away, connect
+from peerlane.tasks.errors import PeerlaneError, SettingsError
+from peerlane.tasks.status.alarms import raise_alarm
+from peerlane.tasks.wire.outcome import encode
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.workers.dataplane import DataPlane
+from peerlane.workers.dataplane.factory import device_spec, memory_device, open_plane
+from peerlane.workers.host.lock import WriterLock
+from peerlane.workers.host.privileges import confine_gateway
+from peerlane.workers.lane.unacked import take_back
+from peerlane.workers.lane.worker import EXIT_REPLACED
+from peerlane.workers.peers.plan import Policy
+from peerlane.workers.store.redis_checks import check_durability
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.heartbeat import Heartbeat, run_of
+from peerlane.workers.writer.recovery import Progress, Recovered
+from peerlane.workers.writer.registration import gateway_labels, own_name, registration
+from peerlane.workers.writer.takeover import await_predecessor, holder
+from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from config import names
+from peerlane.config import names
 
 Role = Literal["writer", "observer", "api", "operator", "restorer", "beat", "flower", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -16,9 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from config import names
-from tasks.errors import Invalid
-from tasks.wgfile.client_config import write_private
+from peerlane.config import names
+from peerlane.tasks.errors import Invalid
+from peerlane.tasks.wgfile.client_config import write_private
 
 FORMAT = "peerlane-backup"
 #: A program reads the versions it knows, and no other.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.admin.archive import Archive
-from tasks.errors import Invalid, StorageError
-from tasks.wire.model import Peer, check_public_key
-from tasks.wire.prefix import Prefix
+from peerlane.tasks.admin.archive import Archive
+from peerlane.tasks.errors import Invalid, StorageError
+from peerlane.tasks.wire.model import Peer, check_public_key
+from peerlane.tasks.wire.prefix import Prefix
 
 
 def why_unreadable(key: str, record: str) -> str | None:

@@ -13,13 +13,13 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError, WatchError
 
-from config import names
-from config.settings import Settings
-from tasks.admin.archive import PARTS, Archive, Part, read_archive
-from tasks.admin.archive_check import refuse_unsound, why_unreadable
-from tasks.connection import connect, reason
-from tasks.errors import Conflict, Invalid, OutcomeUnknown, StorageError, Unavailable
-from tasks.lane.admission import Lanes
+from peerlane.config import names
+from peerlane.config.settings import Settings
+from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
+from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
+from peerlane.tasks.connection import connect, reason
+from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, StorageError, Unavailable
+from peerlane.tasks.lane.admission import Lanes
 
 #: Entries per round trip.
 PAGE = 1_000
@@ -73,7 +73,7 @@ def back_up(
         Unavailable: no such gateway is registered.
         StorageError: Redis has no room for the copy that is read from, or does not allow it.
         OutcomeUnknown: Redis could not be reached; no file was written.
-        FileExists, NotWritten: see tasks.wgfile.client_config.
+        FileExists, NotWritten: see peerlane.tasks.wgfile.client_config.
     """
     with _asked(settings) as redis:
         found = _snapshot(redis, gateway, progress)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.client.gateway import GatewayInfo
-from tasks.wgfile.parser import ConfPeer
-from tasks.wire.model import Peer
-from tasks.wire.overlaps import overlaps
-from tasks.wire.prefix import Prefix
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.wgfile.parser import ConfPeer
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.overlaps import overlaps
+from peerlane.tasks.wire.prefix import Prefix
 
 Kind = Literal["own_key", "another_wish", "broken_record", "not_served", "own_address", "overlap"]
 

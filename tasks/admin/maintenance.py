@@ -11,13 +11,13 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.connection import reason
-from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut, Unavailable, WriterError
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import LaneResult
-from tasks.wire.model import Deadline, GatewayName, Wire, parse
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut, Unavailable, WriterError
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.wire.model import Deadline, GatewayName, Wire, parse
 
 #: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
 OBSERVER_LIVE_FOR_MS = 15_000
@@ -57,7 +57,7 @@ class UpkeepTask(Task[..., dict[str, Any]]):
     typing = False
     throws = (PeerlaneError,)
     ignore_result = False
-    #: Set on an observer only (workers.observer).
+    #: Set on an observer only (peerlane.workers.observer).
     observer: ClassVar[Observes | None] = None
 
     def run(self, **arguments: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ReconcileTask(UpkeepTask):
 def register(application: PeerlaneApp, observer: Observes) -> None:
     """Give an observer's app its tasks."""
     for title, kind in (("SweepTask", SweepTask), ("ReconcileTask", ReconcileTask)):
-        fields = {"observer": observer, "Strategy": "workers.lane.worker:lane_strategy"}
+        fields = {"observer": observer, "Strategy": "peerlane.workers.lane.worker:lane_strategy"}
         application.register_task(cast("UpkeepTask", type(title, (kind,), fields)()))
 
 

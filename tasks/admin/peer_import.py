@@ -18,19 +18,19 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.admin.import_conflicts import Clash, clashes, is_there
-from tasks.client.gateway import PAGE, Gateway
-from tasks.connection import reason
-from tasks.errors import Conflict, Invalid, OutcomeUnknown
-from tasks.lane import tasks as definitions
-from tasks.lane.admission import Lanes, lanes_of
-from tasks.wgfile.export import readable
-from tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
-from tasks.wire.bulk import MAX_IMPORT
-from tasks.wire.prefix import Prefix
-from tasks.wire.psk_cipher import sealing_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
+from peerlane.tasks.client.gateway import PAGE, Gateway
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane.admission import Lanes, lanes_of
+from peerlane.tasks.wgfile.export import readable
+from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
+from peerlane.tasks.wire.bulk import MAX_IMPORT
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.psk_cipher import sealing_of
 
 #: Seconds that an import is waited for unless told otherwise: thousands of peers are one request.
 TIMEOUT = 60.0
@@ -244,7 +244,7 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
 
 
 def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
-    """The staged entry of a file's peer: what the file names of it, as tasks.wire.bulk.StagedPeer reads it."""
+    """The staged entry of a file's peer: what the file names of it, as peerlane.tasks.wire.bulk.StagedPeer reads it."""
     peer = one.peer
     fields: dict[str, Any] = {"public_key": peer.public_key, "allowed_ips": [str(p) for p in peer.allowed_ips]}
     fields |= {name: value for name in _FIELDS if name in one.named and (value := getattr(peer, name)) is not None}

@@ -15,13 +15,13 @@ from typing import Any, cast
 
 from redis import Redis
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.errors import Invalid, PeerlaneError
-from tasks.lane.tasks import TASKS, task_of
-from tasks.wire import outcome as results
-from tasks.wire.model import SEALED, parse
-from tasks.wire.psk_cipher import Sealing
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.lane.tasks import TASKS, task_of
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import SEALED, parse
+from peerlane.tasks.wire.psk_cipher import Sealing
 
 #: Messages that are kept; the oldest go first.
 MOST = 1_000

@@ -9,12 +9,12 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError, WatchError
 
-from config import names
-from config.settings import Settings
-from tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
-from tasks.connection import connect, reason
-from tasks.errors import Conflict, OutcomeUnknown, StorageError, Unavailable
-from tasks.lane.admission import Lanes, number
+from peerlane.config import names
+from peerlane.config.settings import Settings
+from peerlane.tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
+from peerlane.tasks.connection import connect, reason
+from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, Unavailable
+from peerlane.tasks.lane.admission import Lanes, number
 
 #: Seconds that Redis may take for an answer.
 PATIENCE = 10.0

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from tasks.admin.acl import ROLES, Form, Role, nobody, users
-from tasks.cli.parameters import GatewayName
-from tasks.cli.program import Command
-from tasks.cli.session import Session, pass_session
+from peerlane.tasks.admin.acl import ROLES, Form, Role, nobody, users
+from peerlane.tasks.cli.parameters import GatewayName
+from peerlane.tasks.cli.program import Command
+from peerlane.tasks.cli.session import Session, pass_session
 
 
 @click.command("acl", cls=Command)

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from tasks.cli.stdio import PlainConsole, takes_all_of_unicode, without_surrogates
-from tasks.errors import PeerlaneError
+from peerlane.tasks.cli.stdio import PlainConsole, takes_all_of_unicode, without_surrogates
+from peerlane.tasks.errors import PeerlaneError
 
 #: Columns for output that goes to no terminal: wide enough for any line of ours, so that none is folded.
 UNFOLDED = 4096

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from config import names
+from peerlane.config import names
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]{1,12})([smhdw]?)")

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, cast
 
 import click
 
-from config.settings import BadSettings
-from tasks.cli.output import Output, as_document
-from tasks.cli.session import Session
-from tasks.cli.stdio import abandon_output, prepare, without_surrogates
-from tasks.errors import PeerlaneError, SettingsError
+from peerlane.config.settings import BadSettings
+from peerlane.tasks.cli.output import Output, as_document
+from peerlane.tasks.cli.session import Session
+from peerlane.tasks.cli.stdio import abandon_output, prepare, without_surrogates
+from peerlane.tasks.errors import PeerlaneError, SettingsError
 
 INTERRUPTED = 130
 #: What writing to a standard stream fails with, besides a closed pipe.

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from config.celery_app import PeerlaneApp
-from config.settings import Settings, read
-from tasks.cli.output import Output
-from tasks.client.gateway import Gateway
-from tasks.lane.admission import lanes_of
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import Settings, read
+from peerlane.tasks.cli.output import Output
+from peerlane.tasks.client.gateway import Gateway
+from peerlane.tasks.lane.admission import lanes_of
 
 
 class Session:

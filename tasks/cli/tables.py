@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from tasks.client.gateway import GatewayInfo
-from tasks.wire.model import Peer, PeerResult
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.wire.model import Peer, PeerResult
 
 _STATES = {"active": "green", "draining": "yellow", "recovering": "yellow", "down": "red"}
 

@@ -18,18 +18,18 @@ from typing import Any, Self, cast
 
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.client.aio_subscription import ResultListener, end
-from tasks.client.gateway import Gateway, GatewayInfo, create_arguments
-from tasks.connection import reason
-from tasks.errors import OutcomeUnknown, TimedOut
-from tasks.lane import tasks as definitions
-from tasks.lane.admission import TOMBSTONE_MARGIN
-from tasks.lane.drain import Switched
-from tasks.lane.result import GRACE
-from tasks.wire import outcome as results
-from tasks.wire.model import Peer, PeerResult
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.aio_subscription import ResultListener, end
+from peerlane.tasks.client.gateway import Gateway, GatewayInfo, create_arguments
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import OutcomeUnknown, TimedOut
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane.admission import TOMBSTONE_MARGIN
+from peerlane.tasks.lane.drain import Switched
+from peerlane.tasks.lane.result import GRACE
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import Peer, PeerResult
 
 #: Peers handed from the reading thread at a time.
 PAGE = 500
@@ -45,7 +45,7 @@ def _loop_time(moment: float) -> float:
 class AsyncGateway:
     """One gateway, seen from an asyncio program. Use it as a context manager, within one event loop.
 
-    Every call raises what the calls of ``tasks.client.gateway.Gateway`` raise.
+    Every call raises what the calls of ``peerlane.tasks.client.gateway.Gateway`` raise.
     """
 
     def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:

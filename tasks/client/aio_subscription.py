@@ -16,8 +16,8 @@ from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from config import names
-from config.settings import Settings, redis_tls
+from peerlane.config import names
+from peerlane.config.settings import Settings, redis_tls
 
 #: Connections for cancelling and reading results; waiting needs none of them.
 CONNECTIONS = 8

@@ -12,15 +12,23 @@ from typing import Self, TypedDict, Unpack
 
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.client.aio_gateway import AsyncGateway
-from tasks.client.gateway import Gateway, GatewayInfo, gateways
-from tasks.connection import reason
-from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, PoolExhausted, StorageError, TimedOut, Unavailable
-from tasks.lane import tasks as definitions
-from tasks.lane.admission import lanes_of
-from tasks.wire.model import DeletePeer, Peer, PeerResult, parse
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.aio_gateway import AsyncGateway
+from peerlane.tasks.client.gateway import Gateway, GatewayInfo, gateways
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import (
+    Draining,
+    OutcomeUnknown,
+    PeerlaneError,
+    PoolExhausted,
+    StorageError,
+    TimedOut,
+    Unavailable,
+)
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
 #: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.

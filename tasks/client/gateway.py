@@ -12,15 +12,15 @@ from typing import Any, cast
 
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.connection import reason
-from tasks.errors import OutcomeUnknown, StorageError, Unavailable
-from tasks.lane import tasks as definitions
-from tasks.lane.admission import Lanes, LaneState, lanes_of, number
-from tasks.lane.drain import Switched, switch
-from tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
-from tasks.wire.psk_cipher import Unsealable, sealing_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import OutcomeUnknown, StorageError, Unavailable
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane.admission import Lanes, LaneState, lanes_of, number
+from peerlane.tasks.lane.drain import Switched, switch
+from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
+from peerlane.tasks.wire.psk_cipher import Unsealable, sealing_of
 
 #: Peers read per round trip.
 PAGE = 1_000
@@ -140,7 +140,7 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
 class Gateway:
     """One gateway, seen from an API host. Threads may share it.
 
-    Every call that asks the gateway's writer raises the errors of ``tasks.errors``; ``timeout`` is in seconds.
+    Every call that asks the gateway's writer raises the errors of ``peerlane.tasks.errors``; ``timeout`` is in seconds.
     """
 
     def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:

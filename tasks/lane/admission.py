@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 
 from redis import Redis
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.connection import connect
-from tasks.errors import Draining, PeerlaneError, Unavailable
-from tasks.lane.server_clock import ServerClock
-from tasks.lane.subscription import Listeners
-from tasks.wire import outcome as results
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.connection import connect
+from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
+from peerlane.tasks.lane.server_clock import ServerClock
+from peerlane.tasks.lane.subscription import Listeners
+from peerlane.tasks.wire import outcome as results
 
 #: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
 LIVE_FOR_MS = 5_000
@@ -31,7 +31,7 @@ BELIEVED_REQUESTS = 64
 DEFAULT_CAP = 20_000
 #: Margin added to a tombstone's life beyond its request's deadline, in seconds.
 TOMBSTONE_MARGIN = 60
-#: Seconds that a deadline is ahead at most (tasks.lane.tasks); the tombstone of an unknown one lives as long.
+#: Seconds that a deadline is ahead at most (peerlane.tasks.lane.tasks); the tombstone of an unknown one lives as long.
 LONGEST_DEADLINE = 86_400
 
 

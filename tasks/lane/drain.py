@@ -8,10 +8,10 @@ from typing import Any, Literal, cast
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from config import names
-from tasks.connection import reason
-from tasks.errors import OutcomeUnknown, Unavailable
-from tasks.lane.admission import Lanes
+from peerlane.config import names
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import OutcomeUnknown, Unavailable
+from peerlane.tasks.lane.admission import Lanes
 
 State = Literal["active", "draining"]
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import LaneResult, settle
-from tasks.wire import outcome as results
-from tasks.wire.model import PeerResult
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import LaneResult, settle
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import PeerResult
 
 _Wish = TypeVar("_Wish")
 

@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import cast
 
-from config import names
-from tasks.errors import Unavailable
-from tasks.lane.admission import Lanes, LaneState
+from peerlane.config import names
+from peerlane.tasks.errors import Unavailable
+from peerlane.tasks.lane.admission import Lanes, LaneState
 
 #: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.
 LINGERS_MS = 30_000

@@ -9,10 +9,10 @@ from typing import Any, cast
 from celery.result import AsyncResult
 from redis.exceptions import RedisError, ResponseError
 
-from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from tasks.lane.admission import LONGEST_DEADLINE, Lanes, lanes_of
-from tasks.lane.subscription import Listening
-from tasks.wire import outcome as results
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from peerlane.tasks.lane.admission import LONGEST_DEADLINE, Lanes, lanes_of
+from peerlane.tasks.lane.subscription import Listening
+from peerlane.tasks.wire import outcome as results
 
 #: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
 GRACE = 0.8

@@ -17,7 +17,7 @@ from redis.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from config import names
+from peerlane.config import names
 
 #: Subscriptions kept for the next request; more are made where more threads wait at once.
 KEPT = 32

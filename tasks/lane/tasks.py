@@ -13,16 +13,16 @@ from celery.local import PromiseProxy
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp, app
-from tasks.connection import reason
-from tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
-from tasks.lane import quota as fairness
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import LaneResult, settle
-from tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers
-from tasks.wire.model import CreatePeer, DeletePeer, parse
-from tasks.wire.psk_cipher import sealing_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp, app
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from peerlane.tasks.lane import quota as fairness
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import LaneResult, settle
+from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
+from peerlane.tasks.wire.psk_cipher import sealing_of
 
 
 class PeerWriter(Protocol):
@@ -40,7 +40,7 @@ class LaneTask(Task[..., dict[str, Any]]):
     ignore_result = False
     always_bulk: ClassVar[bool] = False
     model: ClassVar[type[CreatePeer | DeletePeer | RemovePeers | MendPeers | ImportPeers]]
-    #: Set on a gateway only (workers.gateway): the writer that carries requests out.
+    #: Set on a gateway only (peerlane.workers.gateway): the writer that carries requests out.
     writer: PeerWriter | None = None
 
     def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride] - keywords only, on purpose
@@ -121,21 +121,21 @@ class LaneTask(Task[..., dict[str, Any]]):
 
 
 class CreatePeerTask(LaneTask):
-    """Create a peer on a gateway; arguments as in tasks.wire.model.CreatePeer."""
+    """Create a peer on a gateway; arguments as in peerlane.tasks.wire.model.CreatePeer."""
 
     name = names.CREATE_PEER
     model = CreatePeer
 
 
 class DeletePeerTask(LaneTask):
-    """Delete a peer from a gateway; arguments as in tasks.wire.model.DeletePeer."""
+    """Delete a peer from a gateway; arguments as in peerlane.tasks.wire.model.DeletePeer."""
 
     name = names.DELETE_PEER
     model = DeletePeer
 
 
 class RemovePeersTask(LaneTask):
-    """Remove a slice of what a sweep found stale; arguments as in tasks.wire.bulk.RemovePeers."""
+    """Remove a slice of what a sweep found stale; arguments as in peerlane.tasks.wire.bulk.RemovePeers."""
 
     name = names.REMOVE_PEERS
     model = RemovePeers
@@ -143,7 +143,7 @@ class RemovePeersTask(LaneTask):
 
 
 class MendPeersTask(LaneTask):
-    """Mend a slice of what a reconciliation found; arguments as in tasks.wire.bulk.MendPeers."""
+    """Mend a slice of what a reconciliation found; arguments as in peerlane.tasks.wire.bulk.MendPeers."""
 
     name = names.MEND_PEERS
     model = MendPeers
@@ -151,7 +151,7 @@ class MendPeersTask(LaneTask):
 
 
 class ImportPeersTask(LaneTask):
-    """Take over staged peers, or the live device's; arguments as in tasks.wire.bulk.ImportPeers."""
+    """Take over staged peers, or the live device's; arguments as in peerlane.tasks.wire.bulk.ImportPeers."""
 
     name = names.IMPORT_PEERS
     model = ImportPeers

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from redis import Redis
 
-from config import names
+from peerlane.config import names
 
 log = logging.getLogger(__name__)
 

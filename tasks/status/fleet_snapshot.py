@@ -9,11 +9,11 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from config import names
-from tasks.errors import Unavailable
-from tasks.lane.admission import LaneState
-from tasks.status.alarms import parse_alarms
-from tasks.status.gateway_status import Condition, condition_of
+from peerlane.config import names
+from peerlane.tasks.errors import Unavailable
+from peerlane.tasks.lane.admission import LaneState
+from peerlane.tasks.status.alarms import parse_alarms
+from peerlane.tasks.status.gateway_status import Condition, condition_of
 
 #: Gateways asked about in one round trip.
 SLICE = 200

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.errors import OutcomeUnknown
-from tasks.lane.admission import lanes_of, number
-from tasks.status.alarms import Alarm, read_alarms
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import OutcomeUnknown
+from peerlane.tasks.lane.admission import lanes_of, number
+from peerlane.tasks.status.alarms import Alarm, read_alarms
 
 
 @dataclass(frozen=True, slots=True)

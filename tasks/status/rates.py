@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
-from tasks.lane.admission import LaneState, number
-from tasks.status.alarms import Alarm
-from tasks.status.fleet_snapshot import Glance, Look
-from tasks.status.gateway_status import Condition
+from peerlane.tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
+from peerlane.tasks.lane.admission import LaneState, number
+from peerlane.tasks.status.alarms import Alarm
+from peerlane.tasks.status.fleet_snapshot import Glance, Look
+from peerlane.tasks.status.gateway_status import Condition
 
 #: Seconds below which a lane that answers nothing is not remarkable: what a writer tells is up to a second old.
 REMARKABLE = 1.0

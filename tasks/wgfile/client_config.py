@@ -11,11 +11,11 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config.hosts import parse_dns, parse_endpoint
-from tasks.client.gateway import GatewayInfo
-from tasks.errors import PeerlaneError, StorageError
-from tasks.wire.model import PeerResult, check_public_key
-from tasks.wire.prefix import Prefix
+from peerlane.config.hosts import parse_dns, parse_endpoint
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.errors import PeerlaneError, StorageError
+from peerlane.tasks.wire.model import PeerResult, check_public_key
+from peerlane.tasks.wire.prefix import Prefix
 
 
 class FileExists(PeerlaneError):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tasks.wire.model import Peer
+from peerlane.tasks.wire.model import Peer
 
 #: Label that other programs' ways of naming a peer become, and that ``# friendly_name`` is written for.
 NAME = "name"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tasks.client.gateway import GatewayInfo
-from tasks.errors import SettingsError
-from tasks.wgfile.parser import rendered_peer
-from tasks.wire.model import SEALED, Peer
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.errors import SettingsError
+from peerlane.tasks.wgfile.parser import rendered_peer
+from peerlane.tasks.wire.model import SEALED, Peer
 
 
 def readable(peers: Iterable[Peer]) -> Iterator[Peer]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tasks.wire.model import (
+from peerlane.tasks.wire.model import (
     CreatePeer,
     Deadline,
     GatewayName,

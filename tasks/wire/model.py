@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from config import names
-from tasks.errors import Invalid, StorageError
-from tasks.wire.prefix import Prefix
+from peerlane.config import names
+from peerlane.tasks.errors import Invalid, StorageError
+from peerlane.tasks.wire.prefix import Prefix
 
 #: Version of the stored record; a writer refuses records of a version it does not know.
 RECORD_VERSION = 1
@@ -27,7 +27,7 @@ MAX_TTL = 10 * 365 * 24 * 3600
 _KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:/]+")
-#: A preshared key as tasks.wire.psk_cipher seals it. Whoever cannot open it can still carry it.
+#: A preshared key as peerlane.tasks.wire.psk_cipher seals it. Whoever cannot open it can still carry it.
 SEALED = re.compile(r"enc:1:[0-9a-f]{8}:[A-Za-z0-9+/]{80}")
 _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _ZERO_KEY = base64.b64encode(bytes(32)).decode()

@@ -7,12 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from tasks import errors
-from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut, WriterError
-
-_ERRORS = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PeerlaneError)
-}
+from peerlane.tasks.errors import ERROR_MODULE, ERRORS, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 
 
 def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> str:
@@ -21,7 +16,7 @@ def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> str:
         kind = type(outcome)
         status, result = (
             "FAILURE",
-            cast("Any", {"exc_type": kind.__name__, "exc_message": list(outcome.args), "exc_module": kind.__module__}),
+            cast("Any", {"exc_type": kind.__name__, "exc_message": list(outcome.args), "exc_module": ERROR_MODULE}),
         )
     else:
         status, result = "SUCCESS", outcome
@@ -44,8 +39,8 @@ def tombstone(request_id: str, message: str = "cancelled: its caller had stopped
 def error_from_wire(result: object) -> PeerlaneError:
     """The error in a FAILURE record; one of ours where it is one, else a WriterError."""
     fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
-    kind = _ERRORS.get(str(fields.get("exc_type")))
-    if kind is not None and fields.get("exc_module") == errors.__name__:
+    kind = ERRORS.get(str(fields.get("exc_type")))
+    if kind is not None and fields.get("exc_module") == ERROR_MODULE:
         match fields.get("exc_message"):
             case [str(message), str(request_id)] if kind is OutcomeUnknown:
                 return OutcomeUnknown(message, request_id)

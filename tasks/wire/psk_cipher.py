@@ -23,10 +23,10 @@ from typing import TypeVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from config.settings import Settings
-from tasks.errors import SettingsError
-from tasks.wire.bulk import StagedPeer
-from tasks.wire.model import SEALED, CreatePeer, Peer
+from peerlane.config.settings import Settings
+from peerlane.tasks.errors import SettingsError
+from peerlane.tasks.wire.bulk import StagedPeer
+from peerlane.tasks.wire.model import SEALED, CreatePeer, Peer
 
 _PREFIX = "enc:1:"
 _NONCE = 12

@@ -28,12 +28,12 @@ from keys import some_key
 from rich.table import Table
 from servers import RedisServer
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
 
 POOL = Prefix.parse("10.8.0.0/13")
 INTERFACE, BASELINE = "plbench0", "plbench1"

@@ -25,10 +25,10 @@ from rich.table import Table
 from servers import RedisServer
 from writer_alone import WriterAlone
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks.lane.tasks import task_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.lane.tasks import task_of
 
 NAME = "bench"
 MODES = {

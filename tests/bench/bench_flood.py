@@ -25,11 +25,11 @@ from rich.table import Table
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
-from tasks.lane.tasks import task_of
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.lane.tasks import task_of
 
 NAME = "bench"
 EVERY = 0.2

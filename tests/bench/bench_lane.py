@@ -29,10 +29,10 @@ from rich.table import Table
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks.lane.tasks import task_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.lane.tasks import task_of
 
 COMMAND = [sys.executable, "-m", "celery", "-A", "bench_stock_worker", "worker", "-l", "warning", "-Q", "stock"]
 

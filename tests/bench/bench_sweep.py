@@ -32,12 +32,12 @@ from servers import RedisServer
 from stale import SETTINGS, create, crowd
 from waiting import Stopwatch, eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
-from tasks.wire.outcome import decode
-from workers.upkeep import sweeper as sweeping
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.wire.outcome import decode
+from peerlane.workers.upkeep import sweeper as sweeping
 
 #: Creates until the sweep is frozen, or let go: some of its slices go by meanwhile.
 TURN = 25
@@ -144,7 +144,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         site.await_serving(within=300)
         start = watch.seconds
         caller = Caller(Gateway(name, app=app))
-        application = "bench_sweep_observer" if chosen.slices else "workers.observer"
+        application = "bench_sweep_observer" if chosen.slices else "peerlane.workers.observer"
         with ending(observer := Observer(site, wait=False, application=application)):
             # The sweep that it makes by itself at its start is refused: nine of ten are too many.
             eventually(lambda: observer.told("sweep"), "the observer's start", within=300)

@@ -9,9 +9,9 @@ from typing import Any
 
 from bench_sweep import SIZE_FILE
 
-from workers.observer import app
-from workers.upkeep import sweeper as sweeping
-from workers.upkeep.sweep_policy import Victim
+from peerlane.workers.observer import app
+from peerlane.workers.upkeep import sweeper as sweeping
+from peerlane.workers.upkeep.sweep_policy import Victim
 
 __all__ = ["app"]
 

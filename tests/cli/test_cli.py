@@ -23,8 +23,8 @@ from keys import some_key
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
-from tasks.cli.parameters import parse_duration
-from tasks.client.gateway import Gateway
+from peerlane.tasks.cli.parameters import parse_duration
+from peerlane.tasks.client.gateway import Gateway
 
 PUBLIC = re.compile(r"[A-Za-z0-9+/]{43}=")
 
@@ -49,7 +49,10 @@ def count(shell: Shell, iad: GatewayProcess) -> int:
 
 
 def test_help_and_all_that_it_imports_do_without_pyroute2() -> None:
-    program = "import sys; from workers.cli.main import main; main(['gateway', 'run', '--help'], standalone_mode=False)"
+    program = (
+        "import sys; from peerlane.workers.cli.main import main; "
+        "main(['gateway', 'run', '--help'], standalone_mode=False)"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", f"{program}; sys.exit('pyroute2' in sys.modules)"],
         cwd=ROOT,

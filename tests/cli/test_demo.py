@@ -15,7 +15,7 @@ from commands import ended, spawned
 from redis import Redis
 from waiting import eventually
 
-from config import names
+from peerlane.config import names
 
 #: Seconds for a whole demo on a slow machine under load.
 PATIENCE = 240.0

@@ -9,7 +9,7 @@ from commands import Shell, document, peerlane
 from gateways import MakeGateway
 from servers import RedisServer
 
-from tasks.status.alarms import raise_alarm
+from peerlane.tasks.status.alarms import raise_alarm
 
 
 def found(told: dict[str, Any], what: str) -> list[tuple[str, str]]:

@@ -17,9 +17,9 @@ from gateways import ROOT, GatewayProcess, MakeClient, MakeGateway, clean_enviro
 from keys import some_key
 from servers import RedisServer
 
-from config import names
-from config.settings import BadSettings, read
-from workers.cli.main import main
+from peerlane.config import names
+from peerlane.config.settings import BadSettings, read
+from peerlane.workers.cli.main import main
 
 NOT_UTF8 = os.fsdecode(b"\xff\xfe")
 DOCUMENTED = (0, 1, 2, 3)
@@ -41,7 +41,7 @@ def run(
     words: Sequence[str], *, environment: Mapping[str, str] | None = None, streams: str | None = None, drop: str = ""
 ) -> tuple[int, bytes, bytes]:
     """A command as a process; with ``streams``, what is done to its streams, as in ``"$@" | head``."""
-    command = [sys.executable, "-m", "workers.cli", *words]
+    command = [sys.executable, "-m", "peerlane.workers.cli", *words]
     settings = {"PEERLANE_REDIS_URL": "unix:///nonexistent/redis.sock", **(environment or {})}
     told = {name: value for name, value in (clean_environment() | settings).items() if name not in drop.split()}
     if streams is not None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import some_key
 
-from tasks.cli.peer.batch_file import FIELDS, read_lines
-from tasks.errors import Invalid
+from peerlane.tasks.cli.peer.batch_file import FIELDS, read_lines
+from peerlane.tasks.errors import Invalid
 
 HEADER = "public_key,allowed_ips,ttl\n"
 

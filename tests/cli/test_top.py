@@ -23,13 +23,13 @@ from rich.console import Console
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.settings import read
-from tasks.cli.top.screen import frame
-from tasks.connection import connect
-from tasks.status.alarms import Alarm
-from tasks.status.fleet_snapshot import Overview
-from tasks.status.rates import Row, Wait
+from peerlane.config import names
+from peerlane.config.settings import read
+from peerlane.tasks.cli.top.screen import frame
+from peerlane.tasks.connection import connect
+from peerlane.tasks.status.alarms import Alarm
+from peerlane.tasks.status.fleet_snapshot import Overview
+from peerlane.tasks.status.rates import Row, Wait
 
 ROW = Row(
     gateway="iad",

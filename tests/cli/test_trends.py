@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.lane.admission import LaneState
-from tasks.status.alarms import Alarm
-from tasks.status.fleet_snapshot import Glance, Look
-from tasks.status.gateway_status import condition_of
-from tasks.status.rates import Row, Trends, Wait
+from peerlane.tasks.lane.admission import LaneState
+from peerlane.tasks.status.alarms import Alarm
+from peerlane.tasks.status.fleet_snapshot import Glance, Look
+from peerlane.tasks.status.gateway_status import condition_of
+from peerlane.tasks.status.rates import Row, Trends, Wait
 
 NOW = 1_800_000_000.0
 

@@ -11,9 +11,9 @@ from observers import Observer, ending
 from servers import RedisServer
 from waiting import eventually
 
-from tasks import Gateway
-from tasks.connection import connect
-from tasks.status.alarms import clear_alarm, raise_alarm
+from peerlane import Gateway
+from peerlane.tasks.connection import connect
+from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 
 
 def expired(peers: Gateway, shell: Shell, count: int) -> list[str]:

@@ -16,11 +16,11 @@ from loops import run_and_leave_nothing
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks import AsyncFleet, AsyncGateway, Gateway
-from tasks.errors import Draining, OutcomeUnknown, PeerlaneError, TimedOut, Unavailable
-from tasks.wire.model import PeerResult
+from peerlane import AsyncFleet, AsyncGateway, Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import Draining, OutcomeUnknown, PeerlaneError, TimedOut, Unavailable
+from peerlane.tasks.wire.model import PeerResult
 
 #: Seconds after which a program gives up: while it connects, is subscribed, waits, asks for the last word.
 MOMENTS = (0.0, 0.05, 0.6, 1.05, 1.6)

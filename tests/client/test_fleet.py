@@ -18,12 +18,12 @@ from servers import RedisServer
 from sites import peerlane
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks import AsyncFleet, Fleet, Gateway, GatewayInfo
-from tasks.client.fleet import Choice, Turns, choose
-from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, TimedOut, Unavailable
-from tasks.lane.admission import LaneState
+from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.fleet import Choice, Turns, choose
+from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, TimedOut, Unavailable
+from peerlane.tasks.lane.admission import LaneState
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from keys import some_key
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
-from config import names
-from tasks import Gateway
-from tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
-from tasks.lane.admission import BELIEVED_FOR, LIVE_FOR_MS, lanes_of
-from tasks.lane.tasks import CreatePeerTask, DeletePeerTask
-from tasks.wire.outcome import decode
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
+from peerlane.tasks.lane.admission import BELIEVED_FOR, LIVE_FOR_MS, lanes_of
+from peerlane.tasks.lane.tasks import CreatePeerTask, DeletePeerTask
+from peerlane.tasks.wire.outcome import decode
 
 
 def new_request(gateway: GatewayProcess) -> str:

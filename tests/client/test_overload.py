@@ -14,12 +14,12 @@ from servers import RedisServer
 from waiting import Stopwatch, eventually
 from writer_alone import WriterAlone
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.errors import TimedOut, Unavailable
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import LaneResult
-from tasks.lane.tasks import task_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import TimedOut, Unavailable
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
 
 CAP = 40
 

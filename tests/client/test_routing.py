@@ -7,11 +7,11 @@ from celery.app.defaults import SETTING_KEYS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import names
-from config.celery_app import PeerlaneApp, celery_settings
-from config.routing import BULK_TASKS, LANE_TASKS, OBSERVER_TASKS, route_task
-from config.settings import read
-from tasks.lane.tasks import task_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp, celery_settings
+from peerlane.config.routing import BULK_TASKS, LANE_TASKS, OBSERVER_TASKS, route_task
+from peerlane.config.settings import read
+from peerlane.tasks.lane.tasks import task_of
 
 gateway_names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 

@@ -10,14 +10,14 @@ from gateways import GatewayProcess
 from keys import some_key
 from waiting import Stopwatch
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.client.gateway import Gateway
-from tasks.errors import Invalid, TimedOut
-from tasks.lane.pipeline import in_window
-from tasks.lane.result import LaneResult
-from tasks.lane.tasks import task_of
-from tasks.wire.model import PeerResult
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.gateway import Gateway
+from peerlane.tasks.errors import Invalid, TimedOut
+from peerlane.tasks.lane.pipeline import in_window
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.model import PeerResult
 
 
 @pytest.fixture

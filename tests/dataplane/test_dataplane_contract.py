@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keys import key_number, some_key
 
-from tasks.errors import KernelError, SettingsError
-from tasks.wire.prefix import Prefix
-from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
+from peerlane.tasks.errors import KernelError, SettingsError
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
 
 ALICE, BOB, CAROL = some_key(), some_key(), some_key()
 SECRET = keyfile.encode_key(bytes(range(7, 39)))

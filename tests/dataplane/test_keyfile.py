@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.dataplane import keyfile
+from peerlane.workers.dataplane import keyfile
 
 
 @pytest.fixture

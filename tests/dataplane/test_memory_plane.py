@@ -8,9 +8,9 @@ import pytest
 from devices import prefix, prefixes, spec_for
 from keys import some_key
 
-from tasks.errors import KernelError
-from workers.dataplane import AddRoute, SetPeer
-from workers.dataplane.memory import MemoryDataPlane
+from peerlane.tasks.errors import KernelError
+from peerlane.workers.dataplane import AddRoute, SetPeer
+from peerlane.workers.dataplane.memory import MemoryDataPlane
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from keys import key_number, some_key
 from pyroute2.netlink.generic.wireguard import wgmsg
 
-from tasks.wire.prefix import Prefix
-from workers.dataplane import DevicePeer, RemovePeer, SetPeer
-from workers.dataplane import wireguard as wire
-from workers.dataplane.channel import uninterrupted
-from workers.dataplane.counters import PeerCounters
-from workers.dataplane.keyfile import decode_key, encode_key
-from workers.dataplane.netlink import (
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import DevicePeer, RemovePeer, SetPeer
+from peerlane.workers.dataplane import wireguard as wire
+from peerlane.workers.dataplane.channel import uninterrupted
+from peerlane.workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.keyfile import decode_key, encode_key
+from peerlane.workers.dataplane.netlink import (
     NLA_F_NESTED,
     NLM_F_ACK_TLVS,
     NLM_F_CAPPED,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from config import names
-from config.settings import Settings
+from peerlane.config import names
+from peerlane.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(

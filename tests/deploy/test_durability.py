@@ -14,9 +14,9 @@ from redis import Redis
 from redis.exceptions import ResponseError
 from servers import RedisServer
 
-from tasks.errors import StorageError
-from workers.cli.doctor_checks import examine
-from workers.store.redis_checks import check_durability, judge
+from peerlane.tasks.errors import StorageError
+from peerlane.workers.cli.doctor_checks import examine
+from peerlane.workers.store.redis_checks import check_durability, judge
 
 #: What INFO says of a server that keeps everything.
 SOUND: Mapping[str, Any] = {

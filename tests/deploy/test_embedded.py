@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from workers.demo.process import Child, StartFailed
-from workers.demo.redis_server import EmbeddedServer, NoServer, ServerProgram, find_program, serving
+from peerlane.workers.demo.process import Child, StartFailed
+from peerlane.workers.demo.redis_server import EmbeddedServer, NoServer, ServerProgram, find_program, serving
 
 
 def connect(server: EmbeddedServer) -> Redis:

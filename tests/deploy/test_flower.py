@@ -16,10 +16,10 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
-from tasks.lane.admission import lanes_of
+from peerlane import Gateway
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.lane.admission import lanes_of
 
 #: What Flower serves to anybody who reaches its port (2.2): it has no switch for these.
 OPEN = ("/healthcheck", "/metrics")

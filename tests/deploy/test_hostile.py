@@ -17,12 +17,12 @@ from redis import Redis
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
-from tasks.errors import Conflict, Invalid, PeerlaneError, WriterError
-from tasks.wire import outcome as results
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.errors import Conflict, Invalid, PeerlaneError, WriterError
+from peerlane.tasks.wire import outcome as results
 
 SECRET = base64.b64encode(bytes(range(7, 39))).decode()
 FAR = "2099-01-01T00:00:00+00:00"

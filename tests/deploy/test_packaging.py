@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("config", "tasks", "workers")
+#: The folders at the root that peerlane/ links to.
+FOLDERS = ("config", "tasks", "workers")
+
+#: Imports every module of peerlane and prints each file that is loaded under two names.
+TWICE = """
+import importlib, os, pkgutil, sys
+import peerlane
+for module in pkgutil.walk_packages(peerlane.__path__, "peerlane."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+files = {}
+for name, module in list(sys.modules.items()):
+    if path := getattr(module, "__file__", None):
+        files.setdefault(os.path.realpath(path), set()).add(name)
+print(sum(name.startswith("peerlane.") for name in sys.modules))
+print(sorted(names for names in files.values() if len(names) > 1 and any("peerlane" in n for n in names)))
+print(sorted(set(sys.modules) & {"config", "tasks", "workers"}))
+"""
 
 #: Imports every module of the packages named as arguments, where nothing can import pyroute2.
 IMPORT_WITHOUT_PYROUTE2 = """
@@ -39,59 +56,110 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
-def sources(package: str) -> set[str]:
-    """Every file of a package, relative to the repository."""
+def sources() -> set[str]:
+    """Every file of the package, named as in the wheel."""
     return {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        f"peerlane/{path.relative_to(ROOT)}" if folder in FOLDERS else str(path.relative_to(ROOT))
+        for folder in (*FOLDERS, "peerlane")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.parent.is_symlink()
     }
+
+
+def build(target: str, directory: Path, source: Path = ROOT) -> Path:
+    """A wheel or an sdist, built as a front end builds it."""
+    built = run(sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", directory, cwd=source)
+    assert built.returncode == 0, built.stderr
+    (path,) = directory.glob("*.whl" if target == "wheel" else "*.tar.gz")
+    return path
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    """The wheel, built as `pip wheel` builds it."""
-    target = tmp_path_factory.mktemp("wheel")
-    built = run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target, cwd=ROOT)
-    assert built.returncode == 0, built.stderr
-    (path,) = target.glob("*.whl")
-    with zipfile.ZipFile(path) as opened:
+    with zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel"))) as opened:
         yield opened
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_package_that_imports_is_this_projects(package: str, tmp_path: Path) -> None:
-    found = run(sys.executable, "-I", "-c", f"import {package}; print({package}.__file__)", cwd=tmp_path)
-    assert found.stdout.strip() == str(ROOT / package / "__init__.py"), found.stderr
+def test_the_package_that_imports_is_this_projects(tmp_path: Path) -> None:
+    printed = run(sys.executable, "-I", "-c", "import peerlane; print(peerlane.__file__)", cwd=tmp_path)
+    assert printed.stdout.strip() == str(ROOT / "peerlane" / "__init__.py"), printed.stderr
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_other_distribution_installs_a_package_of_this_name(package: str) -> None:
-    owners = importlib.metadata.packages_distributions().get(package, [])
-    assert set(owners) <= {"peerlane"}
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_folder_at_the_root_is_linked_into_peerlane(folder: str) -> None:
+    link = ROOT / "peerlane" / folder
+    assert link.is_symlink()
+    assert link.readlink() == Path("..", folder)
 
 
-def test_the_wheel_holds_exactly_the_three_packages(wheel: zipfile.ZipFile) -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_an_editable_install_offers_no_folder_under_its_bare_name(folder: str, tmp_path: Path) -> None:
+    imported = run(sys.executable, "-I", "-c", f"import {folder}", cwd=tmp_path)
+    assert "ModuleNotFoundError" in imported.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_bare_import_at_the_root_is_refused_with_a_sentence(folder: str) -> None:
+    imported = run(sys.executable, "-c", f"import {folder}", cwd=ROOT)
+    assert f"import peerlane.{folder}: {folder} would be a second copy of it" in imported.stderr
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "root"])
+def test_no_file_is_loaded_under_two_names(place: str, tmp_path: Path) -> None:
+    loaded = run(sys.executable, "-c", TWICE, cwd=ROOT if place == "root" else tmp_path)
+    count, twice, bare = loaded.stdout.splitlines()
+    assert int(count) > 100, loaded.stderr
+    assert (twice, bare) == ("[]", "[]")
+
+
+def test_the_public_names_are_all_there_and_nothing_is_loaded_for_them_before_use(tmp_path: Path) -> None:
+    program = """
+import sys, peerlane
+print(sorted(name for name in sys.modules if name.startswith("peerlane.")), "celery" in sys.modules)
+print([name for name in peerlane.__all__ if getattr(peerlane, name).__module__.partition(".")[0] != "peerlane"])
+print(hasattr(peerlane, "no_such_name"), set(peerlane.__all__) <= set(dir(peerlane)))
+"""
+    asked = run(sys.executable, "-c", program, cwd=tmp_path)
+    assert asked.stdout.splitlines() == ["[] False", "['create_peer', 'delete_peer']", "False True"], asked.stderr
+
+
+def test_the_wheel_holds_peerlane_alone(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"peerlane"}
 
 
-def test_the_wheel_holds_every_file_of_the_packages_scripts_for_redis_included(wheel: zipfile.ZipFile) -> None:
-    expected = {path for package in PACKAGES for path in sources(package)}
-    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
+def test_the_wheel_holds_every_file_once_scripts_for_redis_and_the_mark_of_types_included(
+    wheel: zipfile.ZipFile,
+) -> None:
+    expected = sources()
+    assert sorted(name for name in wheel.namelist() if ".dist-info/" not in name) == sorted(expected)
     assert any(name.endswith(".lua") for name in expected)
+    assert "peerlane/py.typed" in expected
+
+
+def test_an_sdist_builds_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Hatchling skips a folder that it has met under another path (pypa/hatch#1197): only-include prevents that."""
+    with tarfile.open(build("sdist", tmp_path / "sdist")) as opened:
+        opened.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    with zipfile.ZipFile(build("wheel", tmp_path / "again", source)) as again:
+        assert sorted(again.namelist()) == sorted(wheel.namelist())
+        for name in wheel.namelist():
+            assert again.read(name) == wheel.read(name), name
 
 
 def test_the_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
-    assert "peerlane = workers.cli.main:main" in wheel.read(entry_points).decode()
+    assert "peerlane = peerlane.workers.cli.main:main" in wheel.read(entry_points).decode()
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
 
 
 def test_what_an_api_host_imports_needs_no_pyroute2(tmp_path: Path) -> None:
-    imported = run(sys.executable, "-c", IMPORT_WITHOUT_PYROUTE2, "config", "tasks", cwd=tmp_path)
+    imported = run(sys.executable, "-c", IMPORT_WITHOUT_PYROUTE2, "peerlane.config", "peerlane.tasks", cwd=tmp_path)
     assert imported.returncode == 0, imported.stderr
-    assert {"config", "config.celery_app", "tasks", "tasks.errors"} <= set(imported.stdout.split())
+    assert {"peerlane.config.celery_app", "peerlane.tasks.errors", "peerlane.tasks.cli.program"} <= set(
+        imported.stdout.split()
+    )
 
 
 def test_the_blocker_of_that_test_does_block(tmp_path: Path) -> None:
@@ -112,15 +180,16 @@ def test_the_import_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("config/names.py", "import tasks.errors", "never back"),
-        ("tasks/errors.py", "import workers.dataplane", "never back"),
+        ("config/names.py", "import peerlane.tasks.errors", "never back"),
+        ("tasks/errors.py", "import peerlane.workers.dataplane", "never back"),
         ("tasks/errors.py", "import pyroute2", "never reach pyroute2"),
-        ("workers/peers/plan.py", "import pyroute2", "only workers.dataplane.kernel"),
+        ("workers/peers/plan.py", "import pyroute2", "only peerlane.workers.dataplane.kernel"),
     ],
 )
 def test_an_import_against_a_contract_is_caught(module: str, line: str, contract: str, tmp_path: Path) -> None:
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (*FOLDERS, "peerlane"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / module).open("a") as source:
         source.write(f"\n{line}\n")

@@ -8,8 +8,8 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
-from config.celery_app import PeerlaneApp
-from config.settings import celery_url
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import celery_url
 
 COMMANDS: dict[str, dict[str, object]] = {
     "add_consumer": {"queue": "gateway.elsewhere", "exchange": "gateway.elsewhere"},

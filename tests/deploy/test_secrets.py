@@ -17,13 +17,13 @@ from fenced import fenced
 from keys import some_key
 from secret_scene import MISPLACED, Scene, play
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read, shown
-from tasks.admin.acl import ROLES, users
-from tasks.wire.keys import KeyPair
-from tasks.wire.model import CreatePeer, Peer
-from tasks.wire.prefix import Prefix
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read, shown
+from peerlane.tasks.admin.acl import ROLES, users
+from peerlane.tasks.wire.keys import KeyPair
+from peerlane.tasks.wire.model import CreatePeer, Peer
+from peerlane.tasks.wire.prefix import Prefix
 
 
 @pytest.fixture(scope="module", params=["sealed", "clear"])
@@ -76,7 +76,7 @@ def test_no_command_shows_one(scene: Scene) -> None:
 
 
 def test_no_command_line_holds_one(scene: Scene) -> None:
-    assert any(b"workers.gateway" in line for line in scene.command_lines)
+    assert any(b"peerlane.workers.gateway" in line for line in scene.command_lines)
     assert [trace for line in scene.command_lines for trace in planted.traces(line)] == []
 
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from redis import Redis
 from servers import RedisServer
 
-from config.celery_app import PeerlaneApp
-from config.names import CREATE_PEER
-from config.settings import BadSettings, Settings, celery_url, read, shown
-from config.validators import network
-from tasks.connection import connect
-from tasks.lane.admission import lanes_of
-from tasks.wire.prefix import Prefix
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.names import CREATE_PEER
+from peerlane.config.settings import BadSettings, Settings, celery_url, read, shown
+from peerlane.config.validators import network
+from peerlane.tasks.connection import connect
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.wire.prefix import Prefix
 
 PASSWORD = "correct-horse-battery"
 

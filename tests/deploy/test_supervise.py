@@ -16,10 +16,10 @@ from redis import Redis
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.admin import maintenance as upkeep
-from workers.host.supervisor import LONGEST, observer_is_final, pause_after, writer_is_final
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.workers.host.supervisor import LONGEST, observer_is_final, pause_after, writer_is_final
 
 
 def alive(pid: int) -> bool:
@@ -41,7 +41,7 @@ class Supervised:
             for name, script in scripts.items()
         )
         program = (
-            "import logging, sys; from workers.host.supervisor import *; logging.basicConfig(level='INFO');"
+            "import logging, sys; from peerlane.workers.host.supervisor import *; logging.basicConfig(level='INFO');"
             f"sys.exit(supervise([{parts}]))"
         )
         self.log = directory / "log"
@@ -145,7 +145,7 @@ class GatewayRun:
         self.log = directory / f"{os.urandom(4).hex()}.log"
         told = {"REDIS_URL": url, "PRIVATE_KEY_FILE": str(directory / "key"), "SWEEP_EVERY": "1"}
         environment = clean_environment() | {f"PEERLANE_{key}": value for key, value in told.items()}
-        command = ["-m", "workers.cli", "gateway", "run", name, "--dataplane", "memory"]
+        command = ["-m", "peerlane.workers.cli", "gateway", "run", name, "--dataplane", "memory"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True

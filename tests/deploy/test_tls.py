@@ -26,14 +26,14 @@ from observers import beat, ending
 from servers import RedisServer
 from waiting import eventually
 
-from config.celery_app import PeerlaneApp
-from config.settings import BadSettings, read
-from tasks import AsyncGateway
-from tasks.admin.acl import users
-from tasks.errors import OutcomeUnknown, Unavailable
-from workers.cli.main import main
-from workers.lane.worker import EXIT_AWAY
-from workers.store import procedures as functions
+from peerlane import AsyncGateway
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import BadSettings, read
+from peerlane.tasks.admin.acl import users
+from peerlane.tasks.errors import OutcomeUnknown, Unavailable
+from peerlane.workers.cli.main import main
+from peerlane.workers.lane.worker import EXIT_AWAY
+from peerlane.workers.store import procedures as functions
 
 PASSWORD = "only-for-these-tests"
 

@@ -21,12 +21,12 @@ from typing import Any, cast
 from fault_choices import Ask, Chooser, ask_from
 from fault_history import Call, End, History, Stalls
 
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
-from tasks.client.aio_gateway import AsyncGateway
-from tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, Refused, StorageError, WriterError
-from tasks.wire.model import PeerResult
+from peerlane import Gateway
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.client.aio_gateway import AsyncGateway
+from peerlane.tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, Refused, StorageError, WriterError
+from peerlane.tasks.wire.model import PeerResult
 
 #: Errors after which the caller knows that nothing was changed.
 DEFINITE = (Refused, KernelError, StorageError, WriterError)

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from config.settings import Settings
-from tasks.errors import KernelError
-from tasks.wire.prefix import Prefix
-from workers import failpoints, gateway, service
-from workers.dataplane import (
+from peerlane.config.settings import Settings
+from peerlane.tasks.errors import KernelError
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers import failpoints, gateway, service
+from peerlane.workers.dataplane import (
     AddRoute,
     Change,
     DataPlane,
@@ -28,7 +28,7 @@ from workers.dataplane import (
     RemoveRoute,
     SetPeer,
 )
-from workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.dataplane.memory import MemoryDataPlane
 
 #: Names the device's file to the gateway's process.
 VARIABLE = "PEERLANE_TEST_DEVICE"

@@ -14,11 +14,11 @@ from devices import run
 from fault_evidence import Final, Held, Life
 from redis import Redis
 
-from config import names
-from config.settings import read
-from tasks.wire.prefix import Prefix
-from workers.dataplane import RemovePeer, SetPeer
-from workers.dataplane.factory import device_spec
+from peerlane.config import names
+from peerlane.config.settings import read
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import RemovePeer, SetPeer
+from peerlane.workers.dataplane.factory import device_spec
 
 Plane = Literal["kernel", "memory"]
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from fault_evidence import Commit, Life, Sighting
 
-from config import names
+from peerlane.config import names
 
 _WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _MOMENT = re.compile(rb"^\+(\d+\.\d+) ")

@@ -16,15 +16,15 @@ from typing import Any, TypeVar, cast
 
 import fault_device
 
-from config.settings import current
-from tasks.errors import KernelError
-from tasks.wire.prefix import Prefix
-from workers import observer
-from workers.dataplane import DevicePeer, DeviceSpec
-from workers.dataplane.counters import PeerCounters
-from workers.dataplane.factory import device_spec
-from workers.upkeep import sweeper as sweeping
-from workers.upkeep import writer_requests as errands
+from peerlane.config.settings import current
+from peerlane.tasks.errors import KernelError
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers import observer
+from peerlane.workers.dataplane import DevicePeer, DeviceSpec
+from peerlane.workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.factory import device_spec
+from peerlane.workers.upkeep import sweeper as sweeping
+from peerlane.workers.upkeep import writer_requests as errands
 
 #: Names how many seconds a decision holds, instead of the product's 30.
 WITHIN = "PEERLANE_TEST_WITHIN"

@@ -10,7 +10,7 @@ from typing import Any, cast
 from fault_of_order import await_epoch
 from fault_play import Run
 
-from config import names
+from peerlane.config import names
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 

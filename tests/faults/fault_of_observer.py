@@ -17,7 +17,7 @@ from fault_of_writer import writer_killed
 from fault_play import Run, Work
 from fault_site import DECIDED_FOR
 
-from config import names
+from peerlane.config import names
 
 #: Peers that live for two seconds come first; then there is time for several sweeps.
 UPKEEP = Work(calls=30, seconds=4.0, upkeep=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from fault_play import Run
 
-from config import names
+from peerlane.config import names
 
 
 def second_writer(run: Run) -> None:

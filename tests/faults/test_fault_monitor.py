@@ -12,8 +12,8 @@ from observers import Observer, ending
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from workers.store.activity import Seen, encode
+from peerlane.config import names
+from peerlane.workers.store.activity import Seen, encode
 
 
 def test_every_commit_is_seen_with_its_epoch_and_what_it_wrote(

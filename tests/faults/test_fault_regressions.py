@@ -18,16 +18,16 @@ from loops import run_and_leave_nothing
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks import Gateway
-from tasks.client.aio_gateway import AsyncGateway
-from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import settle
-from tasks.lane.tasks import task_of
-from tasks.wire import outcome as results
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.client.aio_gateway import AsyncGateway
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import settle
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire import outcome as results
 
 
 @pytest.fixture

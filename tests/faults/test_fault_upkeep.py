@@ -15,25 +15,25 @@ from redis import Redis
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks import Gateway
-from tasks.admin import maintenance as upkeep
-from tasks.admin.maintenance import ReconcileGateway, SweepGateway
-from tasks.errors import TimedOut
-from tasks.lane.tasks import task_of
-from tasks.wire.model import PeerResult
-from tasks.wire.prefix import Prefix
-from workers import failpoints
-from workers.dataplane import DevicePeer
-from workers.peers.plan import Policy
-from workers.store.store import Store
-from workers.upkeep import sweeper as sweeping
-from workers.upkeep.activity_tracker import Clock
-from workers.upkeep.reconciler import Reconciler
-from workers.upkeep.sweep_policy import Limits
-from workers.upkeep.sweeper import Sweeper
-from workers.upkeep.writer_requests import Errands
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.admin.maintenance import ReconcileGateway, SweepGateway
+from peerlane.tasks.errors import TimedOut
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.model import PeerResult
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers import failpoints
+from peerlane.workers.dataplane import DevicePeer
+from peerlane.workers.peers.plan import Policy
+from peerlane.workers.store.store import Store
+from peerlane.workers.upkeep import sweeper as sweeping
+from peerlane.workers.upkeep.activity_tracker import Clock
+from peerlane.workers.upkeep.reconciler import Reconciler
+from peerlane.workers.upkeep.sweep_policy import Limits
+from peerlane.workers.upkeep.sweeper import Sweeper
+from peerlane.workers.upkeep.writer_requests import Errands
 
 
 @pytest.fixture

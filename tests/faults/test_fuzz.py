@@ -16,10 +16,10 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.client.gateway import gateways
-from tasks.errors import Draining, WriterError
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.gateway import gateways
+from peerlane.tasks.errors import Draining, WriterError
 
 FIRST = 1_000_000
 

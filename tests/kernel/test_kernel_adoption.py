@@ -17,11 +17,11 @@ from servers import RedisServer
 from sites import ENDPOINT, Sites, peerlane, sites, steady_ping
 from waiting import Stopwatch
 
-from config import names
-from tasks.wgfile.parser import parse_conf
-from tasks.wire.keys import KeyPair, make_key_pair, make_preshared_key
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
+from peerlane.config import names
+from peerlane.tasks.wgfile.parser import parse_conf
+from peerlane.tasks.wire.keys import KeyPair, make_key_pair, make_preshared_key
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(280)]
 

@@ -15,13 +15,13 @@ import pytest
 from devices import Rig, delete, kernel_rig, prefix, prefixes, run, wg_dump
 from keys import key_number, some_key
 
-from tasks.errors import KernelError, SettingsError
-from tasks.wire.prefix import Prefix
-from workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
-from workers.dataplane import wireguard as wire
-from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
-from workers.dataplane.kernel import KernelDataPlane, kernel_available
-from workers.dataplane.netlink import (
+from peerlane.tasks.errors import KernelError, SettingsError
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
+from peerlane.workers.dataplane import wireguard as wire
+from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
+from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available
+from peerlane.workers.dataplane.netlink import (
     GENL_ID_CTRL,
     NLM_F_REQUEST,
     NLMSG_NOOP,
@@ -30,7 +30,7 @@ from workers.dataplane.netlink import (
     family_request,
     frame,
 )
-from workers.dataplane.routes import PER_PEER, RTM_DELROUTE, Route, encode_route
+from peerlane.workers.dataplane.routes import PER_PEER, RTM_DELROUTE, Route, encode_route
 
 pytestmark = pytest.mark.kernel
 

@@ -14,10 +14,10 @@ from servers import RedisServer
 from sites import ENDPOINT, Sites, peerlane, sites, steady_ping
 from waiting import eventually
 
-from config import names
-from tasks.errors import Invalid
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
+from peerlane.config import names
+from peerlane.tasks.errors import Invalid
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

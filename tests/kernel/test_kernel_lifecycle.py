@@ -16,11 +16,11 @@ from sites import ENDPOINT, Sites, peerlane, sites, steady_ping
 from stale import SETTINGS, create_during_a_sweep, crowd, quiet_creates, told
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.admin import maintenance as upkeep
-from tasks.wire.outcome import decode as outcome
-from workers.store.activity import Seen, decode
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.wire.outcome import decode as outcome
+from peerlane.workers.store.activity import Seen, decode
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

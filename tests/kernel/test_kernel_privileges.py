@@ -21,10 +21,10 @@ from observers import Observer, ending
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.settings import read
-from tasks.errors import SettingsError
-from workers.host.privileges import CAP_NET_ADMIN, Rights, confine
+from peerlane.config import names
+from peerlane.config.settings import read
+from peerlane.tasks.errors import SettingsError
+from peerlane.workers.host.privileges import CAP_NET_ADMIN, Rights, confine
 
 USER = "nobody"
 UID = pwd.getpwnam(USER).pw_uid
@@ -179,7 +179,7 @@ def test_both_processes_of_gateway_run_have_given_up_what_root_has(
     own_redis: RedisServer, gateway: Make, client: MakeClient
 ) -> None:
     one = gateway(user=USER)
-    one.program = ["-m", "workers.cli", "gateway", "run", "iad", "--loglevel"]
+    one.program = ["-m", "peerlane.workers.cli", "gateway", "run", "iad", "--loglevel"]
     one.start()
     eventually(lambda: own_redis.redis.hget(names.observer_key("iad"), "pid"), "the observer", within=30)
     writer = own_redis.redis.hget(names.gateway_key("iad"), "holder_pid")

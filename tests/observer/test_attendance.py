@@ -9,9 +9,9 @@ import pytest
 from gateways import MakeSettings, new_name
 from redis import Redis
 
-from tasks.connection import connect
-from tasks.status.alarms import read_alarms
-from workers.upkeep.schedule_watchdog import Attendance
+from peerlane.tasks.connection import connect
+from peerlane.tasks.status.alarms import read_alarms
+from peerlane.workers.upkeep.schedule_watchdog import Attendance
 
 
 @dataclass

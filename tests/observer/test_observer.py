@@ -19,19 +19,19 @@ from redis import Redis
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks import Gateway
-from tasks.admin import maintenance as upkeep
-from tasks.admin.maintenance import SweepGateway
-from tasks.errors import PeerlaneError, TimedOut, Unavailable
-from tasks.status.alarms import raise_alarm, read_alarms
-from tasks.wire.outcome import decode
-from workers.upkeep.activity_tracker import Clock
-from workers.upkeep.schedule_watchdog import Attendance
-from workers.upkeep.sweep_policy import Limits
-from workers.upkeep.sweeper import Sweeper
-from workers.upkeep.writer_requests import Errands
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.admin.maintenance import SweepGateway
+from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
+from peerlane.tasks.status.alarms import raise_alarm, read_alarms
+from peerlane.tasks.wire.outcome import decode
+from peerlane.workers.upkeep.activity_tracker import Clock
+from peerlane.workers.upkeep.schedule_watchdog import Attendance
+from peerlane.workers.upkeep.sweep_policy import Limits
+from peerlane.workers.upkeep.sweeper import Sweeper
+from peerlane.workers.upkeep.writer_requests import Errands
 
 
 @pytest.fixture

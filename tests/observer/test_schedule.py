@@ -13,8 +13,8 @@ from observers import Observer, Process, beat, ending
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.schedule import ACTS, ENOUGH, REFRESH, Due
+from peerlane.config import names
+from peerlane.config.schedule import ACTS, ENOUGH, REFRESH, Due
 
 _CARRIED_OUT = re.compile(r"Task peerlane\.sweep\[[^\]]*\.sweep-(\d+)\] succeeded in [^:]*: \{'outcome': '(\w+)'")
 _ASKED_FOR = re.compile(r"sweep (\S+): asked for, slot (\d+)")

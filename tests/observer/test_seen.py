@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from workers.dataplane.counters import PeerCounters
-from workers.store.activity import Seen, advance, decode, encode, endpoint_text
+from peerlane.workers.dataplane.counters import PeerCounters
+from peerlane.workers.store.activity import Seen, advance, decode, encode, endpoint_text
 
 KEY = key_number(1)
 U64 = (1 << 64) - 1

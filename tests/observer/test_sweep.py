@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from workers.store.activity import Seen
-from workers.upkeep.clock_monitor import TOLERANCE, ClockWatch
-from workers.upkeep.peer_cache import Life
-from workers.upkeep.sweep_policy import Decision, Limits, Refusal, Sight, decide, excessive, implausible, judge
+from peerlane.workers.store.activity import Seen
+from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockWatch
+from peerlane.workers.upkeep.peer_cache import Life
+from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, Sight, decide, excessive, implausible, judge
 
 NOW = 1_800_000_000
 DAY = 86_400

@@ -13,22 +13,22 @@ from gateways import MakeSettings, close, new_name
 from keys import key_number
 from redis import Redis
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.admin.maintenance import SweepGateway
-from tasks.connection import connect
-from tasks.errors import KernelError
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import RemovePeer, SetPeer
-from workers.dataplane.counters import PeerCounters
-from workers.dataplane.memory import MemoryDataPlane
-from workers.store.activity import Seen, decode, encode
-from workers.upkeep import activity_tracker as watching
-from workers.upkeep.activity_tracker import Clock, Counted
-from workers.upkeep.sweep_policy import Limits
-from workers.upkeep.sweeper import Sweeper
-from workers.upkeep.writer_requests import Errands
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin.maintenance import SweepGateway
+from peerlane.tasks.connection import connect
+from peerlane.tasks.errors import KernelError
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import RemovePeer, SetPeer
+from peerlane.workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.store.activity import Seen, decode, encode
+from peerlane.workers.upkeep import activity_tracker as watching
+from peerlane.workers.upkeep.activity_tracker import Clock, Counted
+from peerlane.workers.upkeep.sweep_policy import Limits
+from peerlane.workers.upkeep.sweeper import Sweeper
+from peerlane.workers.upkeep.writer_requests import Errands
 
 ONE, TWO = key_number(1), key_number(2)
 NOW = 1_800_000_000

@@ -16,19 +16,19 @@ from observers import Observer, beat, ending
 from redis.exceptions import ResponseError
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks import AsyncGateway, Gateway, gateways
-from tasks.admin import poison
-from tasks.admin.acl import PLACEHOLDER, User, users
-from tasks.admin.backup import back_up, restore
-from tasks.admin.maintenance import sweep
-from tasks.admin.peer_import import import_file
-from tasks.admin.removal import Removed, remove
-from tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
-from tasks.lane.admission import lanes_of
-from workers.cli.main import main
-from workers.lane.worker import EXIT_AWAY
+from peerlane import AsyncGateway, Gateway, gateways
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin import poison
+from peerlane.tasks.admin.acl import PLACEHOLDER, User, users
+from peerlane.tasks.admin.backup import back_up, restore
+from peerlane.tasks.admin.maintenance import sweep
+from peerlane.tasks.admin.peer_import import import_file
+from peerlane.tasks.admin.removal import Removed, remove
+from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.workers.cli.main import main
+from peerlane.workers.lane.worker import EXIT_AWAY
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from fenced import GATEWAYS, FencedServer, fenced
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from config import names
-from tasks.admin.acl import ROLES, users
-from workers.store import procedures as functions
+from peerlane.config import names
+from peerlane.tasks.admin.acl import ROLES, users
+from peerlane.workers.store import procedures as functions
 
 PEER = "Zm9vZm9vZm9vZm9vZm9vZm9vZm9vZm9vZm9vZm9vZm8="
 RECORD = '{"v":1,"allowed_ips":["10.8.0.2/32"]}'

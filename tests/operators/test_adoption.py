@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from tasks.admin.peer_import import AdoptionClash, Imported, NotTaken
-from tasks.errors import Conflict, Invalid
-from tasks.wire.bulk import LISTED
-from tasks.wire.prefix import Prefix
-from workers.dataplane import DevicePeer
-from workers.peers.adoption import NO_ALLOWED_IPS
-from workers.peers.handlers import Decision, Ground, import_peers
-from workers.peers.plan import PeerTable, Policy
+from peerlane.tasks.admin.peer_import import AdoptionClash, Imported, NotTaken
+from peerlane.tasks.errors import Conflict, Invalid
+from peerlane.tasks.wire.bulk import LISTED
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import DevicePeer
+from peerlane.workers.peers.adoption import NO_ALLOWED_IPS
+from peerlane.workers.peers.handlers import Decision, Ground, import_peers
+from peerlane.workers.peers.plan import PeerTable, Policy
 
 POLICY = Policy("iad", key_number(9_999), (Prefix.parse("10.8.0.0/16"),))
 

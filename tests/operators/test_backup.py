@@ -19,16 +19,16 @@ from servers import RedisServer
 from sites import peerlane
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import Settings, read
-from tasks import Gateway
-from tasks.admin.archive import read_archive
-from tasks.admin.archive_check import refuse_unsound
-from tasks.admin.backup import back_up, restore
-from tasks.errors import Conflict, Invalid, OutcomeUnknown, PeerlaneError, Unavailable
-from tasks.wgfile.client_config import FileExists
-from tasks.wire.keys import make_preshared_key
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import Settings, read
+from peerlane.tasks.admin.archive import read_archive
+from peerlane.tasks.admin.archive_check import refuse_unsound
+from peerlane.tasks.admin.backup import back_up, restore
+from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, PeerlaneError, Unavailable
+from peerlane.tasks.wgfile.client_config import FileExists
+from peerlane.tasks.wire.keys import make_preshared_key
 
 
 @pytest.fixture

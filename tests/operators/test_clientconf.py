@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from config.hosts import parse_endpoint
-from tasks.client.gateway import GatewayInfo
-from tasks.errors import PeerlaneError, StorageError
-from tasks.lane.admission import LaneState
-from tasks.wgfile.client_config import (
+from peerlane.config.hosts import parse_endpoint
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.errors import PeerlaneError, StorageError
+from peerlane.tasks.lane.admission import LaneState
+from peerlane.tasks.wgfile.client_config import (
     FileExists,
     NotWritten,
     client_config,
     refuse_if_there,
     write_private,
 )
-from tasks.wire.model import PeerResult
+from peerlane.tasks.wire.model import PeerResult
 
 PRIVATE, PUBLIC, GATEWAY, PRESHARED = (key_number(number) for number in (1, 2, 3, 4))
 

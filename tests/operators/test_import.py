@@ -17,9 +17,9 @@ from keys import key_number, some_key
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.admin.peer_import import (
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin.peer_import import (
     ImportClash,
     Imported,
     UnreadableConf,
@@ -28,15 +28,15 @@ from tasks.admin.peer_import import (
     import_file,
     import_live,
 )
-from tasks.connection import connect
-from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
-from tasks.lane import tasks as definitions
-from tasks.wgfile.export import render_export
-from tasks.wire.keys import make_key_pair, make_preshared_key
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.upkeep.peer_cache import Roster
-from workers.upkeep.sweep_policy import Limits, Sight, decide
+from peerlane.tasks.connection import connect
+from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.wgfile.export import render_export
+from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.upkeep.peer_cache import Roster
+from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def test_a_live_import_where_nothing_is_unknown_takes_nothing(gateway: MakeGatew
 
 def peerlane(server: RedisServer, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "workers.cli", *arguments],
+        [sys.executable, "-m", "peerlane.workers.cli", *arguments],
         input=stdin,
         capture_output=True,
         check=False,

@@ -18,10 +18,10 @@ from servers import RedisServer
 from sites import peerlane
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks import Gateway
-from tasks.admin.poison import (
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin.poison import (
     LONGEST,
     MOST,
     SecretLeftOut,
@@ -34,14 +34,14 @@ from tasks.admin.poison import (
     set_aside_messages,
     shown,
 )
-from tasks.errors import Conflict, Invalid, WriterError
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import LaneResult
-from tasks.lane.tasks import task_of
-from tasks.wire.keys import make_preshared_key
-from tasks.wire.model import SEALED
-from tasks.wire.psk_cipher import Sealing
-from workers.lane.poison import DELIVERIES, set_aside
+from peerlane.tasks.errors import Conflict, Invalid, WriterError
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.keys import make_preshared_key
+from peerlane.tasks.wire.model import SEALED
+from peerlane.tasks.wire.psk_cipher import Sealing
+from peerlane.workers.lane.poison import DELIVERIES, set_aside
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from servers import RedisServer
 from sites import peerlane
 from waiting import eventually
 
-from config import names
-from tasks.admin.backup import back_up, restore
-from tasks.admin.removal import Removed, remove
-from tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
-from tasks.lane.admission import Lanes
-from tasks.wire.keys import make_preshared_key
+from peerlane.config import names
+from peerlane.tasks.admin.backup import back_up, restore
+from peerlane.tasks.admin.removal import Removed, remove
+from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
+from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.wire.keys import make_preshared_key
 
 
 def held(server: RedisServer, name: str) -> set[str]:

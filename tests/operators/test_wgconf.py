@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
 
-from tasks.client.gateway import GatewayInfo
-from tasks.lane.admission import LaneState
-from tasks.wgfile.export import render_export
-from tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
-from tasks.wire.keys import make_key_pair
-from tasks.wire.model import Peer
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.lane.admission import LaneState
+from peerlane.tasks.wgfile.export import render_export
+from peerlane.tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
+from peerlane.tasks.wire.keys import make_key_pair
+from peerlane.tasks.wire.model import Peer
 
 ALICE, BOB = key_number(1), key_number(2)
 SECRET = make_key_pair()

@@ -12,7 +12,7 @@ from typing import Any, cast
 from click.testing import CliRunner, Result
 from gateways import ROOT, GatewayProcess, clean_environment
 
-from workers.cli.main import main
+from peerlane.workers.cli.main import main
 
 
 def peerlane(*words: str | Path, redis: str = "unix:///nonexistent/redis.sock", stdin: str | bytes = "") -> Result:
@@ -48,7 +48,7 @@ def spawned(*words: str | Path, redis: str | None = None, **options: Any) -> sub
     """Start a command as a process of its own, in a session of its own."""
     environment = clean_environment() | ({} if redis is None else {"PEERLANE_REDIS_URL": redis})
     return subprocess.Popen(
-        [sys.executable, "-m", "workers.cli", *map(str, words)],
+        [sys.executable, "-m", "peerlane.workers.cli", *map(str, words)],
         cwd=ROOT,
         env=environment | options.pop("environment", {}),
         stdin=subprocess.DEVNULL,

@@ -12,12 +12,12 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from tasks.wire.prefix import Prefix
-from workers.dataplane import DataPlane, DeviceSpec
-from workers.dataplane.counters import CounterSource
-from workers.dataplane.kernel import KernelDataPlane
-from workers.dataplane.memory import MemoryDataPlane
-from workers.dataplane.reader import KernelCounters
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.dataplane.counters import CounterSource
+from peerlane.workers.dataplane.kernel import KernelDataPlane
+from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.dataplane.reader import KernelCounters
 
 
 @dataclass(frozen=True)

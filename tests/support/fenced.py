@@ -15,8 +15,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import RedisServer
 
-from workers.cli.main import main
-from workers.store import procedures as functions
+from peerlane.workers.cli.main import main
+from peerlane.workers.store import procedures as functions
 
 #: Two gateways, so that there is something foreign to each.
 GATEWAYS = ("iad", "fra")

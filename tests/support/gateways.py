@@ -1,4 +1,4 @@
-"""A gateway as operators start it, ``celery -A workers.gateway worker``, in a process of its own; and its clients."""
+"""A gateway as operators start it, ``celery -A peerlane.workers.gateway worker``, as a process; and its clients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from redis import Redis
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import Settings, read, redis_tls
-from tasks import Gateway
-from tasks.lane.admission import Lanes, LaneState, lanes_of
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import Settings, read, redis_tls
+from peerlane.tasks.lane.admission import Lanes, LaneState, lanes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +58,7 @@ class GatewayProcess:
         self.may_show_tracebacks = False
         self.loglevel = "info"
         #: What the interpreter runs: the writer alone, unless a test says otherwise.
-        self.program = ["-m", "celery", "-A", "workers.gateway", "worker", "-l"]
+        self.program = ["-m", "celery", "-A", "peerlane.workers.gateway", "worker", "-l"]
         self._log = directory / f"{name}.log"
         tls = {name: value for name, value in settings.items() if name in ("redis_ca", "redis_client_cert")}
         self._redis = Redis.from_url(redis_url, socket_timeout=10, **redis_tls(read(redis_url=redis_url, **tls)))

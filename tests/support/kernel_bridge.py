@@ -32,7 +32,7 @@ from typing import IO, Any
 
 import pytest
 
-from workers.dataplane.kernel import kernel_available
+from peerlane.workers.dataplane.kernel import kernel_available
 
 COMMAND = "PEERLANE_TEST_KERNEL"
 MISSING = (

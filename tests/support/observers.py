@@ -15,7 +15,7 @@ from gateways import ROOT, GatewayProcess, as_variable, clean_environment
 from redis import Redis
 from waiting import eventually
 
-from config import names
+from peerlane.config import names
 
 
 class Process:
@@ -94,7 +94,12 @@ class Observer(Process):
     """One gateway's observer, once it has started."""
 
     def __init__(
-        self, gateway: GatewayProcess, *, wait: bool = True, application: str = "workers.observer", **settings: Any
+        self,
+        gateway: GatewayProcess,
+        *,
+        wait: bool = True,
+        application: str = "peerlane.workers.observer",
+        **settings: Any,
     ) -> None:
         """It has the gateway's settings, and ``settings`` over them."""
         self.name = gateway.name
@@ -142,4 +147,6 @@ def ending(*processes: Process) -> Generator[None]:
 
 def beat(redis_url: str, log: Path, **settings: Any) -> Process:
     """A beat."""
-    return Process(["-A", "config.celery_app", "beat", "--pidfile="], log, {"redis_url": redis_url, **settings})
+    return Process(
+        ["-A", "peerlane.config.celery_app", "beat", "--pidfile="], log, {"redis_url": redis_url, **settings}
+    )

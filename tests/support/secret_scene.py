@@ -21,12 +21,12 @@ from keys import some_key
 from observers import Observer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from config.settings import BadSettings, read
-from tasks import Gateway
-from tasks.admin.peer_import import import_file
-from tasks.errors import PeerlaneError
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import BadSettings, read
+from peerlane.tasks.admin.peer_import import import_file
+from peerlane.tasks.errors import PeerlaneError
 
 ROOT = Path(__file__).resolve().parents[2]
 BROKEN = some_key()
@@ -238,7 +238,7 @@ def _command(scene: Scene, server: FencedServer, directory: Path, settings: dict
         (["doctor"], url),
     ):
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.cli", *words],
+            [sys.executable, "-m", "peerlane.workers.cli", *words],
             cwd=ROOT,
             env=clean_environment() | variables | {"PEERLANE_REDIS_URL": redis},
             stdin=subprocess.DEVNULL,

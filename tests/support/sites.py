@@ -96,7 +96,7 @@ def sites() -> Generator[Sites]:
 def peerlane(*arguments: str, redis_url: str, expect: int = 0) -> Any:
     """The command line, as a user types it, with ``--json``; what it prints. AssertionError on another exit status."""
     done = subprocess.run(
-        [sys.executable, "-m", "workers.cli", *arguments, "--json"],
+        [sys.executable, "-m", "peerlane.workers.cli", *arguments, "--json"],
         cwd=ROOT,
         env=clean_environment() | {"PEERLANE_REDIS_URL": redis_url},
         capture_output=True,

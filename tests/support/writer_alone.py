@@ -11,15 +11,15 @@ from keys import some_key
 from redis import Redis
 from servers import RedisServer
 
-from config import names
-from tasks.wire import outcome as results
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import Change, DeviceSpec
-from workers.dataplane.memory import MemoryDataPlane
-from workers.peers.plan import Policy
-from workers.store.store import Store
-from workers.writer.writer import Writer
+from peerlane.config import names
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import Change, DeviceSpec
+from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.peers.plan import Policy
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/24"), Prefix.parse("fd00:8::/64"))
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
+import json
 import pickle
 
 import pytest
 
-from tasks import errors
-from tasks.errors import OutcomeUnknown, PeerlaneError, Refused
-from tasks.wire import outcome as results
+import peerlane
+from peerlane.tasks import errors
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, Refused
+from peerlane.tasks.wire import outcome as results
 
-ALL = [
-    kind
-    for _, kind in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(kind, PeerlaneError) and kind.__module__ == errors.__name__
-]
+ALL = list(errors.ERRORS.values())
 #: Those that are raised; the other two are there to be caught.
 RAISED = [kind for kind in ALL if kind not in (PeerlaneError, Refused)]
 
@@ -71,3 +68,19 @@ def test_an_unknown_outcome_names_the_request_to_ask_again_with() -> None:
 def test_what_is_refused_has_changed_nothing_and_what_is_unknown_is_not_refused() -> None:
     refused = {kind.__name__ for kind in ALL if issubclass(kind, Refused)} - {"Refused"}
     assert refused == {"Invalid", "Conflict", "PoolExhausted", "Draining", "Unavailable", "TimedOut"}
+
+
+@pytest.mark.parametrize("kind", RAISED, ids=lambda kind: kind.__name__)
+class TestAnErrorIsKnownByTheNameThatCallersImport:
+    def test_peerlane_exports_it(self, kind: type[PeerlaneError]) -> None:
+        assert getattr(peerlane, kind.__name__) is kind
+        assert kind.__name__ in peerlane.__all__
+
+    def test_a_stored_result_names_peerlane_wherever_its_file_is(self, kind: type[PeerlaneError]) -> None:
+        stored = json.loads(results.encode("iad.1", kind("what happened")))
+        assert stored["result"]["exc_module"] == "peerlane"
+
+    def test_it_can_be_pickled(self, kind: type[PeerlaneError]) -> None:
+        error = pickle.loads(pickle.dumps(kind("what happened")))  # noqa: S301 - our own bytes
+        assert type(error) is kind
+        assert error.as_dict() == kind("what happened").as_dict()

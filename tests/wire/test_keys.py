@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tasks.wire.keys import make_key_pair, make_preshared_key
-from tasks.wire.model import CreatePeer, check_public_key
+from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
+from peerlane.tasks.wire.model import CreatePeer, check_public_key
 
 
 def test_the_public_half_belongs_to_the_private_one() -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from keys import key_number, some_key
 from pydantic import ValidationError
 
-from tasks.errors import Invalid, StorageError
-from tasks.wire.model import MAX_LABELS, MAX_PREFIXES, MAX_TTL, CreatePeer, DeletePeer, Peer, PeerResult, parse
-from tasks.wire.prefix import Prefix
+from peerlane.tasks.errors import Invalid, StorageError
+from peerlane.tasks.wire.model import MAX_LABELS, MAX_PREFIXES, MAX_TTL, CreatePeer, DeletePeer, Peer, PeerResult, parse
+from peerlane.tasks.wire.prefix import Prefix
 
 KEY = key_number(1)
 SECRET = "Zm9yIHRlc3RzIG9ubHksIG5vYm9keSdzIHNlY3JldCE="

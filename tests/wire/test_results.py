@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import Conflict, PeerlaneError, TimedOut, WriterError
-from tasks.wire import outcome as results
+from peerlane.tasks.errors import Conflict, PeerlaneError, TimedOut, WriterError
+from peerlane.tasks.wire import outcome as results
 
 anything = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -46,9 +46,9 @@ class TestAnError:
             {"exc_type": "Conflict", "exc_message": ["x"], "exc_module": "os"},
             {"exc_type": "SystemExit", "exc_message": [0], "exc_module": "builtins"},
             {"exc_type": "system", "exc_message": ["id"], "exc_module": "os"},
-            {"exc_type": "Conflict", "exc_message": "x", "exc_module": "tasks.errors"},
-            {"exc_type": "Conflict", "exc_message": [], "exc_module": "tasks.errors"},
-            {"exc_type": "ClassVar", "exc_message": ["x"], "exc_module": "tasks.errors"},
+            {"exc_type": "Conflict", "exc_message": "x", "exc_module": "peerlane"},
+            {"exc_type": "Conflict", "exc_message": [], "exc_module": "peerlane"},
+            {"exc_type": "ClassVar", "exc_message": ["x"], "exc_module": "peerlane"},
             {},
             None,
             "x",
@@ -60,7 +60,7 @@ class TestAnError:
 
     @pytest.mark.parametrize("arguments", [["m", 1.0, "too many"], [None], [{"a": 1}], [["x"]], [1], ["m", "later"]])
     def test_with_strange_arguments_is_still_one_of_ours(self, arguments: list[Any]) -> None:
-        failure = {"exc_type": "Conflict", "exc_message": arguments, "exc_module": "tasks.errors"}
+        failure = {"exc_type": "Conflict", "exc_message": arguments, "exc_module": "peerlane"}
         error = results.error_from_wire(failure)
         assert isinstance(error, PeerlaneError)
         assert isinstance(str(error), str)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from keys import some_key
 from servers import RedisServer
 
-from config import names
-from config.settings import read
-from tasks import Gateway
-from tasks.admin.peer_import import import_file
-from tasks.errors import Invalid, SettingsError
-from tasks.wgfile.export import render_export
-from tasks.wire.model import SEALED
-from tasks.wire.psk_cipher import Sealing, Unsealable, sealing_of
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.settings import read
+from peerlane.tasks.admin.peer_import import import_file
+from peerlane.tasks.errors import Invalid, SettingsError
+from peerlane.tasks.wgfile.export import render_export
+from peerlane.tasks.wire.model import SEALED
+from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable, sealing_of
 
 KEY, OTHER = os.urandom(32), os.urandom(32)
 PEER, NEIGHBOUR = some_key(), some_key()

@@ -14,14 +14,14 @@ from redis import Redis
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from tasks.errors import Conflict, TimedOut
-from tasks.lane.admission import Lanes
-from tasks.wire import outcome as results
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.peers.plan import Plan
-from workers.store.store import Store
+from peerlane.config import names
+from peerlane.tasks.errors import Conflict, TimedOut
+from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.peers.plan import Plan
+from peerlane.workers.store.store import Store
 
 TTL = 600
 

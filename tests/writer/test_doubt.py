@@ -15,15 +15,15 @@ from keys import some_key
 from program_path import PROGRAM_PATH
 from servers import RedisServer
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.errors import TimedOut
-from tasks.lane.admission import Lanes
-from tasks.lane.quota import share_key
-from tasks.lane.tasks import task_of
-from tasks.wire import outcome as results
-from workers.store.store import Answer
-from workers.writer.writer import NEARLY_LATE, SURE_FOR
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import TimedOut
+from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.lane.quota import share_key
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire import outcome as results
+from peerlane.workers.store.store import Answer
+from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR
 
 
 class Lane(FuzzedLane):

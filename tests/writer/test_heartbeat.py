@@ -14,11 +14,11 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from tasks.errors import Conflict
-from workers.store.store import Store
-from workers.writer.heartbeat import Heartbeat
-from workers.writer.writer import Writer
+from peerlane.config import names
+from peerlane.tasks.errors import Conflict
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.heartbeat import Heartbeat
+from peerlane.workers.writer.writer import Writer
 
 
 class SlowStore:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from keys import key_number
 
-from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, StorageError
-from tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
-from tasks.wire.prefix import Prefix
-from workers.dataplane import AddRoute, RemovePeer, RemoveRoute, SetPeer
-from workers.peers.plan import PeerTable, Plan, Policy, plan_create, plan_delete
+from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, StorageError
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import AddRoute, RemovePeer, RemoveRoute, SetPeer
+from peerlane.workers.peers.plan import PeerTable, Plan, Policy, plan_create, plan_delete
 
 NOW = 1_800_000_000
 OWN_KEY = key_number(999)

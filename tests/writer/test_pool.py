@@ -6,9 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tasks.wire.prefix import Prefix
-from workers.peers.address_pool import AddressPool
-from workers.peers.prefix_index import PrefixIndex
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.peers.address_pool import AddressPool
+from peerlane.workers.peers.prefix_index import PrefixIndex
 
 POOLS = [Prefix.parse(text) for text in ("10.8.0.0/28", "10.8.0.16/30", "10.8.0.20/31", "10.8.0.22/32", "fd00::/124")]
 

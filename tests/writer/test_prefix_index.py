@@ -6,8 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tasks.wire.prefix import Prefix
-from workers.peers.prefix_index import PrefixIndex
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.peers.prefix_index import PrefixIndex
 
 
 def _prefix(version: int, number: int, length: int) -> Prefix:

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keys import key_number
 
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import AddRoute, DevicePeer, DeviceSpec, RemovePeer, SetPeer
-from workers.dataplane.memory import MemoryDataPlane
-from workers.peers.drift import counted, drifts
-from workers.peers.plan import PeerTable, Policy
-from workers.store.store import Loaded
-from workers.writer.recovery import build_table, recover
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import AddRoute, DevicePeer, DeviceSpec, RemovePeer, SetPeer
+from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.peers.drift import counted, drifts
+from peerlane.workers.peers.plan import PeerTable, Policy
+from peerlane.workers.store.store import Loaded
+from peerlane.workers.writer.recovery import build_table, recover
 
 POOL = Prefix.parse("10.8.0.0/24")
 POLICY = Policy("iad", key_number(999), (POOL,), (Prefix.parse("192.168.0.0/24"),))

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from keys import key_number
 
-from tasks.wire.model import CreatePeer, Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import AddRoute, Change, DeviceSpec, SetPeer
-from workers.dataplane.memory import MemoryDataPlane
-from workers.peers.plan import Policy, plan_create
-from workers.store.store import Loaded
-from workers.upkeep.peer_cache import Life
-from workers.upkeep.sweep_policy import Limits, Sight, decide
-from workers.writer.recovery import MANY_UNKNOWN, Unknown, recover
+from peerlane.tasks.wire.model import CreatePeer, Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import AddRoute, Change, DeviceSpec, SetPeer
+from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.peers.plan import Policy, plan_create
+from peerlane.workers.store.store import Loaded
+from peerlane.workers.upkeep.peer_cache import Life
+from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
+from peerlane.workers.writer.recovery import MANY_UNKNOWN, Unknown, recover
 
 POOL = Prefix.parse("10.8.0.0/16")
 

@@ -18,11 +18,11 @@ from redis.client import Pipeline
 from servers import RedisServer
 from waiting import eventually
 
-from config import names
-from config.celery_app import PeerlaneApp
-from tasks.admin.poison import set_aside_messages
-from tasks.lane.tasks import task_of
-from workers.lane.unacked import take_back
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admin.poison import set_aside_messages
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.workers.lane.unacked import take_back
 
 
 @pytest.fixture

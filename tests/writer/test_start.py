@@ -22,9 +22,9 @@ from gateways import ROOT, clean_environment
 from servers import RedisServer
 from waiting import eventually
 
-from config.settings import read
-from tasks.errors import NoDataPlane
-from workers.dataplane.factory import open_plane
+from peerlane.config.settings import read
+from peerlane.tasks.errors import NoDataPlane
+from peerlane.workers.dataplane.factory import open_plane
 
 NOBODY = "no-such-user"
 
@@ -197,7 +197,7 @@ def test_a_start_that_fails_is_one_document(
     case: Any, only: Sequence[str], stack: ExitStack, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     wanted: Case = case(stack, tmp_path)
-    words = ("workers.cli", "gateway", "run", "iad", "--json", *only)
+    words = ("peerlane.workers.cli", "gateway", "run", "iad", "--json", *only)
     status, out, err = end_of(started(words, redis_server.url, wanted.told, tmp_path, wanted.prefix))
     assert status == wanted.status, err
     error = only_document(out)["error"]
@@ -214,7 +214,7 @@ def test_and_the_same_sentence_from_celery(
     case: Any, stack: ExitStack, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     wanted: Case = case(stack, tmp_path)
-    words = ("celery", "-A", "workers.gateway", "worker", "-l", "info")
+    words = ("celery", "-A", "peerlane.workers.gateway", "worker", "-l", "info")
     told = {"GATEWAY": "iad", **wanted.told}
     status, out, err = end_of(started(words, redis_server.url, told, tmp_path, wanted.prefix))
     assert status == wanted.status, err
@@ -223,7 +223,7 @@ def test_and_the_same_sentence_from_celery(
     assert "battery-staple" not in out + err
 
 
-@pytest.mark.parametrize("part", ["workers.gateway", "workers.observer"])
+@pytest.mark.parametrize("part", ["peerlane.workers.gateway", "peerlane.workers.observer"])
 def test_celery_without_a_gateways_name_says_which_setting_is_missing(
     part: str, redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -234,7 +234,7 @@ def test_celery_without_a_gateways_name_says_which_setting_is_missing(
 
 @pytest.mark.parametrize("words", [("beat",), ("report",)])
 def test_celery_on_any_host_says_what_is_wrong_with_the_settings(words: Sequence[str], tmp_path: Path) -> None:
-    command = ("celery", "-A", "config.celery_app", *words)
+    command = ("celery", "-A", "peerlane.config.celery_app", *words)
     status, out, err = end_of(started(command, "redis://h/zero", {}, tmp_path))
     assert (status, "PEERLANE_REDIS_URL: expected redis://HOST:PORT/DB" in err) == (2, True)
     assert "Traceback" not in out + err
@@ -242,9 +242,9 @@ def test_celery_on_any_host_says_what_is_wrong_with_the_settings(words: Sequence
 
 @pytest.mark.parametrize(("only", "says"), [("writer", "has a writer"), ("observer", "has an observer")])
 def test_a_second_one_names_the_first(only: str, says: str, redis_server: RedisServer, tmp_path: Path) -> None:
-    first = started(("workers.cli", "gateway", "run", "second", "--json"), redis_server.url, {}, tmp_path)
+    first = started(("peerlane.workers.cli", "gateway", "run", "second", "--json"), redis_server.url, {}, tmp_path)
     try:
-        words = ("workers.cli", "gateway", "run", "second", "--json", "--only", only)
+        words = ("peerlane.workers.cli", "gateway", "run", "second", "--json", "--only", only)
 
         eventually(lambda: _is_there("second", redis_server), "the first one", within=30)
         status, out, _ = end_of(started(words, redis_server.url, {}, tmp_path))
@@ -253,7 +253,7 @@ def test_a_second_one_names_the_first(only: str, says: str, redis_server: RedisS
         assert says in error["message"]
         assert "process" in error["message"]
         if only == "writer":
-            both = ("workers.cli", "gateway", "run", "second", "--json")
+            both = ("peerlane.workers.cli", "gateway", "run", "second", "--json")
             status, out, _ = end_of(started(both, redis_server.url, {}, tmp_path))
             assert (status, only_document(out)["error"]["code"]) == (1, "lane_held")
     finally:
@@ -272,7 +272,7 @@ def test_a_user_without_rights_and_missing_functions_are_told_by_name(
 ) -> None:
     with fenced(printed(capsys, *GATEWAYS, "--passwords"), load=False) as server:
         for user, says in (("writer-iad", "`peerlane functions --load`"), ("beat", "see `peerlane acl`")):
-            words = ("workers.cli", "gateway", "run", "iad", "--json")
+            words = ("peerlane.workers.cli", "gateway", "run", "iad", "--json")
             status, out, err = end_of(started(words, server.url_of(user), {}, tmp_path))
             error = only_document(out)["error"]
             assert (status, error["code"], error["retryable"]) == (3, "redis_refuses", False), err
@@ -281,7 +281,7 @@ def test_a_user_without_rights_and_missing_functions_are_told_by_name(
 
 @pytest.mark.parametrize("only", ["writer", "observer"])
 def test_one_of_the_two_alone_ends_with_one_document_too(only: str, redis_server: RedisServer, tmp_path: Path) -> None:
-    words = ("workers.cli", "gateway", "run", f"alone-{only}", "--json", "--only", only)
+    words = ("peerlane.workers.cli", "gateway", "run", f"alone-{only}", "--json", "--only", only)
     process = started(words, redis_server.url, {}, tmp_path)
     part = "gateway" if only == "writer" else "observer"
     key = f"peerlane:{{alone-{only}}}:{part}"
@@ -292,7 +292,7 @@ def test_one_of_the_two_alone_ends_with_one_document_too(only: str, redis_server
 
 
 def test_a_writer_that_is_replaced_ends_with_a_document(redis_server: RedisServer, tmp_path: Path) -> None:
-    words = ("workers.cli", "gateway", "run", "replaced", "--json", "--only", "writer")
+    words = ("peerlane.workers.cli", "gateway", "run", "replaced", "--json", "--only", "writer")
     process = started(words, redis_server.url, {}, tmp_path)
     eventually(lambda: redis_server.redis.hget("peerlane:{replaced}:gateway", "phase") == "serving", "a writer")
     redis_server.redis.incr("peerlane:{replaced}:epoch")
@@ -303,7 +303,7 @@ def test_a_writer_that_is_replaced_ends_with_a_document(redis_server: RedisServe
 def test_without_json_it_waits_for_redis(own_redis: RedisServer, tmp_path: Path) -> None:
     server = own_redis
     server.stop()
-    process = started(("workers.cli", "gateway", "run", "patient"), server.url, {}, tmp_path)
+    process = started(("peerlane.workers.cli", "gateway", "run", "patient"), server.url, {}, tmp_path)
     try:
         said = iter(process.stderr or ())
         assert any("the writer ended with status 3" in line for line in said)

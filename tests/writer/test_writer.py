@@ -16,8 +16,8 @@ from servers import RedisServer
 from waiting import eventually
 from writer_alone import WatchedPlane, WriterAlone
 
-from config import names
-from tasks.errors import (
+from peerlane.config import names
+from peerlane.tasks.errors import (
     Conflict,
     Draining,
     Fenced,
@@ -29,11 +29,11 @@ from tasks.errors import (
     TimedOut,
     WriterError,
 )
-from tasks.lane.admission import Lanes
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import Change, RemovePeer, SetPeer
-from workers.writer.retry import Stopping
+from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
+from peerlane.workers.writer.retry import Stopping
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""``python -m workers.cli``: how processes of ours start each other."""
+"""``python -m peerlane.workers.cli``: how processes of ours start each other."""
 
-from workers.cli.main import main
+from peerlane.workers.cli.main import main
 
 main()

@@ -6,8 +6,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from tasks.cli.program import Command, Told
-from tasks.cli.session import Session, pass_session
+from peerlane.tasks.cli.program import Command, Told
+from peerlane.tasks.cli.session import Session, pass_session
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 
@@ -20,8 +20,8 @@ def doctor(session: Session, *, with_settings: bool) -> None:
 
     Exit status 1 if something fails. Run it with PEERLANE_GATEWAY set to have it judge the host as a gateway.
     """
-    from config.settings import shown
-    from workers.cli.doctor_checks import examine
+    from peerlane.config.settings import shown
+    from peerlane.workers.cli.doctor_checks import examine
 
     checks = list(examine(session.settings))
     failed = any(check.verdict == "failed" for check in checks)

@@ -12,13 +12,13 @@ from typing import Any, Literal, cast
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config import names
-from config.settings import Settings
-from tasks.connection import connect, reason
-from tasks.lane.admission import Lanes
-from tasks.status.alarms import read_alarms
-from workers.dataplane.kernel import kernel_available
-from workers.store.redis_checks import judge, told_appendfsync
+from peerlane.config import names
+from peerlane.config.settings import Settings
+from peerlane.tasks.connection import connect, reason
+from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.status.alarms import read_alarms
+from peerlane.workers.dataplane.kernel import kernel_available
+from peerlane.workers.store.redis_checks import judge, told_appendfsync
 
 Verdict = Literal["ok", "warning", "failed"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from tasks.cli.program import Command
-from tasks.cli.session import Session, pass_session
+from peerlane.tasks.cli.program import Command
+from peerlane.tasks.cli.session import Session, pass_session
 
 
 @click.command("functions", cls=Command)
@@ -18,9 +18,9 @@ def functions(session: Session, *, load: bool) -> None:
     """
     from redis.exceptions import RedisError
 
-    from tasks.connection import connect, reason
-    from tasks.errors import StorageError
-    from workers.store import procedures as code
+    from peerlane.tasks.connection import connect, reason
+    from peerlane.tasks.errors import StorageError
+    from peerlane.workers.store import procedures as code
 
     if not load:
         if session.output.json:

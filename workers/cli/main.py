@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from tasks.cli.acl import acl
-from tasks.cli.gateway.commands import gateway
-from tasks.cli.peer.commands import peer
-from tasks.cli.program import Program
-from tasks.cli.session import Session, pass_session
-from tasks.cli.top.command import top
-from workers.cli.doctor import doctor
-from workers.cli.functions import functions
-from workers.cli.run import run
+from peerlane.tasks.cli.acl import acl
+from peerlane.tasks.cli.gateway.commands import gateway
+from peerlane.tasks.cli.peer.commands import peer
+from peerlane.tasks.cli.program import Program
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.cli.top.command import top
+from peerlane.workers.cli.doctor import doctor
+from peerlane.workers.cli.functions import functions
+from peerlane.workers.cli.run import run
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,7 +51,7 @@ def demo(session: Session, peers: int, count: int, *, keep: bool, flower: bool) 
 
     Needs no root, no Redis and no WireGuard, and uses the kernel's WireGuard where it may.
     """
-    from workers.demo.demo import run_demo
+    from peerlane.workers.demo.demo import run_demo
 
     run_demo(session.output, peers=peers, count=count, keep=keep, flower=flower)
 

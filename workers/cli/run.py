@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import click
 
-from config.settings import Settings
-from tasks.cli.output import as_document
-from tasks.cli.parameters import GatewayName
-from tasks.cli.program import Command, Told
-from tasks.cli.session import Session, pass_session
-from tasks.errors import Fenced, PeerlaneError, WriterError
+from peerlane.config.settings import Settings
+from peerlane.tasks.cli.output import as_document
+from peerlane.tasks.cli.parameters import GatewayName
+from peerlane.tasks.cli.program import Command, Told
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.errors import Fenced, PeerlaneError, WriterError
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -44,8 +44,9 @@ LEVELS = ("debug", "info", "warning", "error")
 def run(session: Session, name: str, only: str | None, loglevel: str, **options: Any) -> None:
     """Run a gateway's writer and observer, in the foreground, until SIGTERM or Ctrl-C.
 
-    Each is started again if it dies. Alone they are the same as `celery -A workers.gateway worker` and
-    `celery -A workers.observer worker` with PEERLANE_GATEWAY=NAME. What is not said here comes from the settings.
+    Each is started again if it dies. Alone they are the same as `celery -A peerlane.workers.gateway worker` and
+    `celery -A peerlane.workers.observer worker` with PEERLANE_GATEWAY=NAME. What is not given here comes from the
+    settings.
 
     While Redis is away it tries again, without end. With --json the first start that fails ends it, with one document:
     whoever reads that decides when to try again.
@@ -54,8 +55,8 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
     settings = session.settings
     if only is not None:
         raise Told(_run_one(session, settings, only, loglevel))
-    from tasks.wire.psk_cipher import sealing_of
-    from workers.host.privileges import confine_gateway
+    from peerlane.tasks.wire.psk_cipher import sealing_of
+    from peerlane.workers.host.privileges import confine_gateway
 
     confine_gateway(settings)
     sealing_of(settings)  # what both would refuse is told once
@@ -63,8 +64,8 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
 
 
 def _run_one(session: Session, settings: Settings, which: str, loglevel: str) -> int:
-    from workers.gateway import GatewayApp
-    from workers.observer import ObserverApp
+    from peerlane.workers.gateway import GatewayApp
+    from peerlane.workers.observer import ObserverApp
 
     _quiet_noise(loglevel)
     bar = _RecoveryBar()
@@ -98,10 +99,19 @@ def _ended(settings: Settings) -> dict[str, object]:
 
 def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     """Writer and observer, each a process of its own; what the command line says reaches them as variables."""
-    from workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
+    from peerlane.workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
 
     logging.basicConfig(level=loglevel.upper(), format="[%(asctime)s: %(levelname)s/gateway run] %(message)s")
-    command = [sys.executable, "-m", "workers.cli", "gateway", "run", str(settings.gateway), "--loglevel", loglevel]
+    command = [
+        sys.executable,
+        "-m",
+        "peerlane.workers.cli",
+        "gateway",
+        "run",
+        str(settings.gateway),
+        "--loglevel",
+        loglevel,
+    ]
     command += ["--json"] if session.output.json else []
     parts = [
         Part("writer", [*command, "--only", "writer"], writer_is_final, decides=True),

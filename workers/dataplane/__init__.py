@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.prefix import Prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from tasks.errors import KernelError
-from workers.dataplane.netlink import Interrupted
+from peerlane.tasks.errors import KernelError
+from peerlane.workers.dataplane.netlink import Interrupted
 
 #: What an errno means here, where the kernel's own words would not tell.
 _MEANING = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from config.settings import Settings
-from tasks.errors import NoDataPlane
-from tasks.wire.prefix import Prefix
-from workers.dataplane import DataPlane, DeviceSpec
-from workers.dataplane.memory import MemoryDataPlane
+from peerlane.config.settings import Settings
+from peerlane.tasks.errors import NoDataPlane
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.dataplane.memory import MemoryDataPlane
 
 
 def device_spec(settings: Settings) -> tuple[DeviceSpec, tuple[Prefix, ...], tuple[Prefix, ...]]:
@@ -40,7 +40,7 @@ def open_plane(settings: Settings) -> tuple[str, DataPlane]:
     if settings.dataplane == "memory":
         return "memory", MemoryDataPlane()
     # pyroute2 is there on hosts with the extra «gateway» only; a memory gateway does without.
-    from workers.dataplane.kernel import KernelDataPlane, kernel_available  # noqa: PLC0415
+    from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available  # noqa: PLC0415
 
     missing = kernel_available()
     if missing is None:

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import KernelError, SettingsError
-from tasks.wire.prefix import Prefix
-from workers.dataplane import (
+from peerlane.tasks.errors import KernelError, SettingsError
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import (
     AddRoute,
     Change,
     DeviceFacts,
@@ -31,10 +31,10 @@ from workers.dataplane import (
     keyfile,
     routes,
 )
-from workers.dataplane import wireguard as wire
-from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
-from workers.dataplane.errors import translated
-from workers.dataplane.netlink import (
+from peerlane.workers.dataplane import wireguard as wire
+from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from peerlane.workers.dataplane.errors import translated
+from peerlane.workers.dataplane.netlink import (
     GENL_ID_CTRL,
     Malformed,
     family_id,

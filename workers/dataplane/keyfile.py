@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tasks.errors import SettingsError
+from peerlane.tasks.errors import SettingsError
 
 #: Longest key file that is read at all; a well-formed one has 44 characters and a newline.
 _LIMIT = 256

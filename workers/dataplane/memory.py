@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from tasks.errors import KernelError
-from tasks.wire.prefix import Prefix
-from workers.dataplane import (
+from peerlane.tasks.errors import KernelError
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import (
     AddRoute,
     Change,
     DeviceFacts,
@@ -23,7 +23,7 @@ from workers.dataplane import (
     SetPeer,
     keyfile,
 )
-from workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.counters import PeerCounters
 
 #: What a port of 0 becomes: the kernel picks one, and so does this.
 _PICKED_PORT = 51820

@@ -7,14 +7,14 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 
-from tasks.errors import KernelError
-from tasks.wire.prefix import Prefix
-from workers.dataplane import DevicePeer, routes
-from workers.dataplane import wireguard as wire
-from workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
-from workers.dataplane.counters import PeerCounters
-from workers.dataplane.errors import translated
-from workers.dataplane.netlink import GENL_ID_CTRL, Interrupted, family_id, family_request
+from peerlane.tasks.errors import KernelError
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import DevicePeer, routes
+from peerlane.workers.dataplane import wireguard as wire
+from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from peerlane.workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.errors import translated
+from peerlane.workers.dataplane.netlink import GENL_ID_CTRL, Interrupted, family_id, family_request
 
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP = 1

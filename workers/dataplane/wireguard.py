@@ -11,11 +11,19 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from tasks.wire.prefix import Prefix
-from workers.dataplane import DevicePeer, RemovePeer, SetPeer
-from workers.dataplane.counters import PeerCounters
-from workers.dataplane.keyfile import decode_key, encode_key
-from workers.dataplane.netlink import ATTRIBUTE, NLA_F_NESTED, NLA_TYPE_MASK, Malformed, Payload, attribute, attributes
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import DevicePeer, RemovePeer, SetPeer
+from peerlane.workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.keyfile import decode_key, encode_key
+from peerlane.workers.dataplane.netlink import (
+    ATTRIBUTE,
+    NLA_F_NESTED,
+    NLA_TYPE_MASK,
+    Malformed,
+    Payload,
+    attribute,
+    attributes,
+)
 
 FAMILY = "wireguard"
 

@@ -10,14 +10,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from config.celery_app import PeerlaneApp
-from tasks.cli.output import Output
-from tasks.cli.peer.batch import progress_bar
-from tasks.errors import PeerlaneError
-from tasks.lane.pipeline import in_window
-from tasks.lane.result import LaneResult
-from tasks.lane.tasks import task_of
-from tasks.wire.model import PeerResult
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.cli.output import Output
+from peerlane.tasks.cli.peer.batch import progress_bar
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.lane.pipeline import in_window
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.model import PeerResult
 
 #: Requests outstanding at once when many are made.
 WINDOW = 32

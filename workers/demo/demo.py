@@ -14,20 +14,20 @@ from typing import Any
 from rich.rule import Rule
 from rich.text import Text
 
-from config import names
-from tasks.admin import maintenance as upkeep
-from tasks.cli.output import Output, as_document
-from tasks.cli.peer.qr import qr_code
-from tasks.cli.tables import facts, gateway_table
-from tasks.client.gateway import GatewayInfo, gateways
-from tasks.errors import TimedOut
-from tasks.lane.admission import lanes_of
-from tasks.wgfile.client_config import client_config
-from tasks.wire.keys import make_key_pair
-from workers.demo.benchmark import PATIENCE, Ask, DemoFailed, Figures, figures_table, measured
-from workers.demo.local_fleet import NAMES, Fleet, choose_dataplane
-from workers.demo.process import LOOK
-from workers.demo.signals import Ending
+from peerlane.config import names
+from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.cli.output import Output, as_document
+from peerlane.tasks.cli.peer.qr import qr_code
+from peerlane.tasks.cli.tables import facts, gateway_table
+from peerlane.tasks.client.gateway import GatewayInfo, gateways
+from peerlane.tasks.errors import TimedOut
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.wgfile.client_config import client_config
+from peerlane.tasks.wire.keys import make_key_pair
+from peerlane.workers.demo.benchmark import PATIENCE, Ask, DemoFailed, Figures, figures_table, measured
+from peerlane.workers.demo.local_fleet import NAMES, Fleet, choose_dataplane
+from peerlane.workers.demo.process import LOOK
+from peerlane.workers.demo.signals import Ending
 
 #: Requests made one at a time first, at most, to see what a caller waits when nobody else asks.
 ALONE = 100
@@ -147,7 +147,7 @@ class Demo:
         self._part("a conflict, at a shell: the key is there with another wish")
         words = ["peer", "create", ask.gateway, "--keepalive", "25", "--public-key", ask.public_key]
         ran = subprocess.run(
-            [sys.executable, "-m", "workers.cli", "--redis", self.fleet.url, *words],
+            [sys.executable, "-m", "peerlane.workers.cli", "--redis", self.fleet.url, *words],
             cwd=self.fleet.directory,
             env=self.fleet.environment,
             capture_output=True,

@@ -19,14 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from config.celery_app import PeerlaneApp
-from config.settings import read
-from tasks.client.gateway import Gateway
-from tasks.lane.admission import lanes_of
-from tasks.status.gateway_status import read_condition
-from workers.demo.process import Child
-from workers.demo.redis_server import EmbeddedServer
-from workers.demo.signals import Ending, Undisturbed
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.client.gateway import Gateway
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.status.gateway_status import read_condition
+from peerlane.workers.demo.process import Child
+from peerlane.workers.demo.redis_server import EmbeddedServer
+from peerlane.workers.demo.signals import Ending, Undisturbed
 
 NAMES = ("iad", "fra", "sin", "gru", "syd", "nrt", "jnb", "lhr")
 
@@ -41,7 +41,7 @@ Report = Callable[[str], None]
 
 def choose_dataplane() -> tuple[str, str]:
     """``kernel`` or ``memory``, and why, as the end of a sentence."""
-    from workers.dataplane.kernel import kernel_available  # noqa: PLC0415 - of no use to who only reads the names
+    from peerlane.workers.dataplane.kernel import kernel_available  # noqa: PLC0415 - of no use to who only reads the names
 
     missing = kernel_available()
     if missing is not None:
@@ -126,7 +126,7 @@ class Fleet:
             with self._ending.undivided():
                 self.gateways[name] = Child(name, self._writer_command(number, name), self.directory, environment)
         report("beat" + (" and Flower" if self._with_flower else ""))
-        celery = [sys.executable, "-m", "celery", "-A", "config.celery_app"]
+        celery = [sys.executable, "-m", "celery", "-A", "peerlane.config.celery_app"]
         beat = [*celery, "beat", "--pidfile=", "--loglevel=info"]
         with self._ending.undivided():
             self._others.append(Child("beat", beat, self.directory, environment))
@@ -170,7 +170,7 @@ class Fleet:
         return (["nsenter", f"--net=/proc/{writer}/ns/net", "--"] if self.dataplane == "kernel" else []) + command
 
     def _gateway_command(self, name: str, only: str) -> list[str]:
-        command = [sys.executable, "-m", "workers.cli", "gateway", "run", name, "--only", only]
+        command = [sys.executable, "-m", "peerlane.workers.cli", "gateway", "run", name, "--only", only]
         return [*command, "--dataplane", self.dataplane]
 
     @property
@@ -185,7 +185,7 @@ class Fleet:
         }
         # Packages are imported from where this process has them, installed or not.
         path = os.pathsep.join(
-            part for part in (str(Path(__file__).parent.parent), inherited.get("PYTHONPATH")) if part
+            part for part in (str(Path(__file__).parent.parent.parent), inherited.get("PYTHONPATH")) if part
         )
         return inherited | {
             "PEERLANE_SETTINGS": str(empty),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tasks.errors import PeerlaneError
+from peerlane.tasks.errors import PeerlaneError
 
 #: Seconds between two looks at what is being waited for.
 LOOK = 0.02

@@ -18,8 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tasks.errors import PeerlaneError
-from workers.demo.process import Child
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.workers.demo.process import Child
 
 #: A cancel is SET with NX and GET at once, which servers before this take for a syntax error.
 OLDEST = (7, 0)

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from config import names
-from tasks.errors import LaneHeld
+from peerlane.config import names
+from peerlane.tasks.errors import LaneHeld
 
 _UCRED = struct.Struct("iII")
 _A = {"writer": "a writer", "observer": "an observer"}

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.settings import Settings
-from tasks.errors import SettingsError
+from peerlane.config.settings import Settings
+from peerlane.tasks.errors import SettingsError
 
 CAP_NET_ADMIN = 12
 _CAP_SETPCAP = 8

@@ -12,10 +12,10 @@ from celery.app.amqp import AMQP
 from kombu.transport import redis as kombu_redis
 from redis import Redis
 
-from config import names
-from config.broker import OwnConnection, UnboundChannel, UnboundTransport
-from workers.lane.poison import set_aside
-from workers.lane.unacked import LaneQoS
+from peerlane.config import names
+from peerlane.config.broker import OwnConnection, UnboundChannel, UnboundTransport
+from peerlane.workers.lane.poison import set_aside
+from peerlane.workers.lane.unacked import LaneQoS
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,6 @@ class LaneConnection(OwnConnection):
 
 
 class LaneMessaging(AMQP):
-    """Named in config.celery_app for those who consume."""
+    """Named in peerlane.config.celery_app for those who consume."""
 
     Connection = LaneConnection

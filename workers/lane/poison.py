@@ -14,10 +14,10 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from config import names
-from tasks.admin.poison import MOST, SetAside, read_request
-from tasks.connection import reason
-from tasks.wire.psk_cipher import Sealing
+from peerlane.config import names
+from peerlane.tasks.admin.poison import MOST, SetAside, read_request
+from peerlane.tasks.connection import reason
+from peerlane.tasks.wire.psk_cipher import Sealing
 
 log = logging.getLogger(__name__)
 

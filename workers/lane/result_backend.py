@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from celery.backends.redis import RedisBackend
 
-from config import names
+from peerlane.config import names
 
 
 def _never(_request_id: str) -> bool:
@@ -17,7 +17,7 @@ def _never(_request_id: str) -> bool:
 class CommitBackend(RedisBackend):
     """Stores only what no commit has stored, only once, and only for requests of this gateway's lane."""
 
-    #: Whether the commit record of a request is in Redis already; set by workers.gateway.
+    #: Whether the commit record of a request is in Redis already; set by peerlane.workers.gateway.
     is_settled: Callable[[str], bool] = staticmethod(_never)
     gateway: str = ""
 

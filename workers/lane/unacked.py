@@ -15,9 +15,9 @@ from kombu.utils.json import dumps
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
-from config import names
-from tasks.connection import reason
-from workers.lane.poison import set_aside
+from peerlane.config import names
+from peerlane.tasks.connection import reason
+from peerlane.workers.lane.poison import set_aside
 
 log = logging.getLogger(__name__)
 

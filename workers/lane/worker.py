@@ -17,15 +17,15 @@ from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.state import task_reserved
 
-from config import names
-from config.routing import LANE_TASKS
-from tasks.errors import Fenced, Invalid, PeerlaneError, RedisAway, WriterError
-from tasks.wire.model import check_public_key
-from tasks.wire.psk_cipher import sealing_of
-from workers import failpoints
-from workers.lane import poison
-from workers.writer.retry import Stopping
-from workers.writer.writer import Writer
+from peerlane.config import names
+from peerlane.config.routing import LANE_TASKS
+from peerlane.tasks.errors import Fenced, Invalid, PeerlaneError, RedisAway, WriterError
+from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.workers import failpoints
+from peerlane.workers.lane import poison
+from peerlane.workers.writer.retry import Stopping
+from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ TAG = "tag"
 
 
 class Service(Protocol):
-    """What the worker drives; see workers.service."""
+    """What the worker drives; see peerlane.workers.service."""
 
     name: str
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 
-from tasks.wire.prefix import Prefix
-from workers.peers.prefix_index import PrefixIndex
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.peers.prefix_index import PrefixIndex
 
 
 class AddressPool:

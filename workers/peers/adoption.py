@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import Invalid, PeerlaneError
-from tasks.wire.bulk import LISTED
-from tasks.wire.model import CreatePeer, parse
-from workers.dataplane import DevicePeer
-from workers.peers.plan import PeerTable, Plan
+from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.wire.bulk import LISTED
+from peerlane.tasks.wire.model import CreatePeer, parse
+from peerlane.workers.dataplane import DevicePeer
+from peerlane.workers.peers.plan import PeerTable, Plan
 
 #: Why a peer cannot be one of ours. On the device it costs nothing: no packet can go to it, and none comes from it.
 NO_ALLOWED_IPS = "it has no allowed IPs"

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.wire.model import Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute
-from workers.peers.plan import PeerTable, as_set_peer
+from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute
+from peerlane.workers.peers.plan import PeerTable, as_set_peer
 
 Kind = Literal["missing", "unknown", "allowed_ips", "preshared_key", "keepalive", "missing_route", "unknown_route"]
 

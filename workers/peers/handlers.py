@@ -11,14 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
-from config import names
-from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
-from tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
-from tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
-from tasks.wire.psk_cipher import Sealing, Unsealable
-from workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
-from workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
-from workers.peers.plan import PeerTable, Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
+from peerlane.config import names
+from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
+from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
+from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable
+from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
+from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
+from peerlane.workers.peers.plan import (
+    PeerTable,
+    Plan,
+    as_set_peer,
+    check_lane,
+    device_changes,
+    plan_create,
+    plan_delete,
+)
 
 #: Conflicts named in the refusal of an import; the rest is counted.
 NAMED_CONFLICTS = 20

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tasks.errors import Conflict, Draining, Invalid, PoolExhausted, StorageError
-from tasks.wire.model import CreatePeer, DeletePeer, Outcome, Peer
-from tasks.wire.prefix import Prefix
-from workers.dataplane import AddRoute, Change, RemovePeer, RemoveRoute, SetPeer
-from workers.peers.address_pool import AddressPool
-from workers.peers.prefix_index import PrefixIndex
+from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, StorageError
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Outcome, Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.dataplane import AddRoute, Change, RemovePeer, RemoveRoute, SetPeer
+from peerlane.workers.peers.address_pool import AddressPool
+from peerlane.workers.peers.prefix_index import PrefixIndex
 
 
 @dataclass(frozen=True, slots=True)

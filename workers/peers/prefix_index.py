@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 
-from tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.prefix import Prefix
 
 
 class PrefixIndex:

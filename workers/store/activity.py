@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.counters import PeerCounters
 
 #: Version of the stored form.
 VERSION = "1"

@@ -48,7 +48,7 @@ class FunctionsMissing(NoPermissionError):
 @cache
 def body(file: str) -> str:
     """A procedure's code, as a script."""
-    return (files("workers.store") / file).read_text()
+    return (files("peerlane.workers.store") / file).read_text()
 
 
 @cache

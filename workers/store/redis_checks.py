@@ -14,8 +14,8 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from tasks.connection import reason
-from tasks.errors import RedisAway, StorageError
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import RedisAway, StorageError
 
 log = logging.getLogger(__name__)
 

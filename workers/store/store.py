@@ -10,16 +10,16 @@ from typing import Any, Literal, cast
 
 from redis import Redis
 
-from config import names
-from tasks.errors import StorageError
-from tasks.lane.server_clock import ServerClock
-from tasks.wire import outcome as results
-from tasks.wire.model import Peer, check_public_key
-from tasks.wire.prefix import Prefix
-from tasks.wire.psk_cipher import Sealing, Unsealable
-from workers.peers.plan import Plan
-from workers.store.activity import decode
-from workers.store.procedures import Procedure
+from peerlane.config import names
+from peerlane.tasks.errors import StorageError
+from peerlane.tasks.lane.server_clock import ServerClock
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import Peer, check_public_key
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable
+from peerlane.workers.peers.plan import Plan
+from peerlane.workers.store.activity import decode
+from peerlane.workers.store.procedures import Procedure
 
 log = logging.getLogger(__name__)
 

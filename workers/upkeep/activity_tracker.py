@@ -12,13 +12,13 @@ from typing import Any, cast
 
 from redis import Redis
 
-from config import names
-from tasks.errors import KernelError
-from tasks.status.alarms import clear_alarm, raise_alarm, read_alarms
-from workers.dataplane.counters import CounterSource
-from workers.store.activity import Seen, advance, decode, encode
-from workers.upkeep.clock_monitor import TOLERANCE, ClockWatch
-from workers.upkeep.sweep_policy import Refusal, Sight
+from peerlane.config import names
+from peerlane.tasks.errors import KernelError
+from peerlane.tasks.status.alarms import clear_alarm, raise_alarm, read_alarms
+from peerlane.workers.dataplane.counters import CounterSource
+from peerlane.workers.store.activity import Seen, advance, decode, encode
+from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockWatch
+from peerlane.workers.upkeep.sweep_policy import Refusal, Sight
 
 log = logging.getLogger(__name__)
 

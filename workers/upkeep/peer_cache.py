@@ -6,9 +6,9 @@ from typing import NamedTuple, cast
 
 from redis import Redis
 
-from config import names
-from tasks.errors import StorageError
-from tasks.wire.model import Peer, check_public_key
+from peerlane.config import names
+from peerlane.tasks.errors import StorageError
+from peerlane.tasks.wire.model import Peer, check_public_key
 
 #: Peers read per round trip.
 PAGE = 1_000

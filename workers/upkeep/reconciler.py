@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from config import names
-from tasks.admin.maintenance import ReconcileGateway
-from tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
-from tasks.status.alarms import clear_alarm, raise_alarm
-from tasks.wire.prefix import Prefix
-from workers import failpoints
-from workers.dataplane import DevicePeer
-from workers.peers.drift import Drift, counted, drifts
-from workers.peers.plan import Policy
-from workers.store.store import Store
-from workers.upkeep.activity_tracker import Clock
-from workers.upkeep.sweeper import GoOn
-from workers.upkeep.writer_requests import Errands
-from workers.writer.recovery import MANY_UNKNOWN, Unknown, build_table
+from peerlane.config import names
+from peerlane.tasks.admin.maintenance import ReconcileGateway
+from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
+from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers import failpoints
+from peerlane.workers.dataplane import DevicePeer
+from peerlane.workers.peers.drift import Drift, counted, drifts
+from peerlane.workers.peers.plan import Policy
+from peerlane.workers.store.store import Store
+from peerlane.workers.upkeep.activity_tracker import Clock
+from peerlane.workers.upkeep.sweeper import GoOn
+from peerlane.workers.upkeep.writer_requests import Errands
+from peerlane.workers.writer.recovery import MANY_UNKNOWN, Unknown, build_table
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from redis import Redis
 
-from tasks.status.alarms import clear_alarm, raise_alarm
+from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 
 #: Intervals between sweeps that may go by without one being asked for, and seconds at least.
 MISSED, AT_LEAST = 5, 300.0

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from config.settings import Settings
-from tasks.wire.bulk import Reason
-from workers.store.activity import Seen
+from peerlane.config.settings import Settings
+from peerlane.tasks.wire.bulk import Reason
+from peerlane.workers.store.activity import Seen
 
 #: Fewer peers than this say nothing about whether a reading is plausible.
 FEW = 10

@@ -11,15 +11,15 @@ from typing import Any
 
 from redis import Redis
 
-from config import names
-from tasks.admin.maintenance import SweepGateway
-from tasks.errors import PeerlaneError
-from tasks.status.alarms import clear_alarm, raise_alarm
-from workers import failpoints
-from workers.upkeep.activity_tracker import Clock, Counted
-from workers.upkeep.peer_cache import Roster
-from workers.upkeep.sweep_policy import Decision, Limits, Refusal, Victim, judge
-from workers.upkeep.writer_requests import Errands
+from peerlane.config import names
+from peerlane.tasks.admin.maintenance import SweepGateway
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
+from peerlane.workers import failpoints
+from peerlane.workers.upkeep.activity_tracker import Clock, Counted
+from peerlane.workers.upkeep.peer_cache import Roster
+from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, Victim, judge
+from peerlane.workers.upkeep.writer_requests import Errands
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from config.celery_app import PeerlaneApp
-from tasks.errors import PeerlaneError, TimedOut
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import LaneResult, await_record
-from tasks.lane.tasks import task_of
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import PeerlaneError, TimedOut
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import LaneResult, await_record
+from peerlane.tasks.lane.tasks import task_of
 
 #: Requests outstanding: the writer never waits for the observer, and whoever joins the bulk queue waits behind few.
 WINDOW = 4

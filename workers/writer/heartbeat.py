@@ -9,11 +9,11 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import RedisError
 
-from config import names
-from config.settings import Settings
-from tasks.connection import connect
-from workers.store.store import Store
-from workers.writer.writer import Writer
+from peerlane.config import names
+from peerlane.config.settings import Settings
+from peerlane.tasks.connection import connect
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.errors import PeerlaneError
-from tasks.wire.model import CreatePeer, Peer
-from tasks.wire.prefix import Prefix
-from workers import failpoints
-from workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
-from workers.peers.adoption import adoptable
-from workers.peers.drift import Drift, counted, drifts
-from workers.peers.handlers import plan_many
-from workers.peers.plan import PeerTable, Plan, Policy, as_set_peer
-from workers.store.store import Loaded
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.wire.model import CreatePeer, Peer
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers import failpoints
+from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
+from peerlane.workers.peers.adoption import adoptable
+from peerlane.workers.peers.drift import Drift, counted, drifts
+from peerlane.workers.peers.handlers import plan_many
+from peerlane.workers.peers.plan import PeerTable, Plan, Policy, as_set_peer
+from peerlane.workers.store.store import Loaded
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 
-from config.settings import Settings
-from tasks.wire.prefix import Prefix
+from peerlane.config.settings import Settings
+from peerlane.tasks.wire.prefix import Prefix
 
 VERSION = "0.1.0"
 

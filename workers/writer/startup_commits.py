@@ -6,11 +6,11 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 
-from config import names
-from tasks.wire import outcome as results
-from workers.peers.plan import Plan
-from workers.store.store import Answer
-from workers.writer.recovery import Recovered
+from peerlane.config import names
+from peerlane.tasks.wire import outcome as results
+from peerlane.workers.peers.plan import Plan
+from peerlane.workers.store.store import Answer
+from peerlane.workers.writer.recovery import Recovered
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import socket
 import time
 from collections.abc import Mapping
 
-from tasks.errors import LaneHeld
-from tasks.lane.admission import LIVE_FOR_MS, number
-from workers.host.lock import namespace
-from workers.store.store import Store
+from peerlane.tasks.errors import LaneHeld
+from peerlane.tasks.lane.admission import LIVE_FOR_MS, number
+from peerlane.workers.host.lock import namespace
+from peerlane.workers.store.store import Store
 
 
 def holder(device: str) -> dict[str, str | int]:

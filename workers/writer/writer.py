@@ -21,18 +21,18 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from config import names
-from tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
-from tasks.lane.quota import share_key
-from tasks.wire import outcome as results
-from workers import failpoints
-from workers.dataplane import DataPlane, DeviceSpec
-from workers.peers.handlers import PLANNERS, Decision, Ground
-from workers.peers.plan import PeerTable, Plan, Policy, draining
-from workers.store.store import Answer, Store
-from workers.writer.recovery import Progress, Recovered, Unknown, recover, settling
-from workers.writer.retry import Patience, Stopping
-from workers.writer.startup_commits import adopt, reseal
+from peerlane.config import names
+from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
+from peerlane.tasks.lane.quota import share_key
+from peerlane.tasks.wire import outcome as results
+from peerlane.workers import failpoints
+from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.peers.handlers import PLANNERS, Decision, Ground
+from peerlane.workers.peers.plan import PeerTable, Plan, Policy, draining
+from peerlane.workers.store.store import Answer, Store
+from peerlane.workers.writer.recovery import Progress, Recovered, Unknown, recover, settling
+from peerlane.workers.writer.retry import Patience, Stopping
+from peerlane.workers.writer.startup_commits import adopt, reseal
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class _Stale(Exception):
 
 
 class Writer:
-    """Applies requests for one gateway. Built by ``workers.service``; every method runs in one thread."""
+    """Applies requests for one gateway. Built by ``peerlane.workers.service``; every method runs in one thread."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Writer:
         self.plane = plane
         self.facts = facts or {}
         self.table = PeerTable(policy)
-        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``workers.service``.
+        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``peerlane.workers.service``.
         self.state = "active"
         #: Why the device or the table may differ from Redis; None while they are known to agree.
         self.recovery_needed: str | None = _NOT_STARTED

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from tasks.admin.backup import Progress, back_up
-from tasks.admin.backup import restore as restore_state
-from tasks.cli.parameters import GatewayName
-from tasks.cli.peer.batch import progress_bar
-from tasks.cli.program import Command
-from tasks.cli.session import Session, pass_session
-from tasks.wgfile.client_config import refuse_if_there
+from peerlane.tasks.admin.backup import Progress, back_up
+from peerlane.tasks.admin.backup import restore as restore_state
+from peerlane.tasks.cli.parameters import GatewayName
+from peerlane.tasks.cli.peer.batch import progress_bar
+from peerlane.tasks.cli.program import Command
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.wgfile.client_config import refuse_if_there
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import click
 
-from tasks.cli.gateway.backup import backup, restore
-from tasks.cli.gateway.drain import drain, resume
-from tasks.cli.gateway.import_ import import_peers
-from tasks.cli.gateway.maintenance import condition_facts, reconcile, sweep
-from tasks.cli.gateway.poison import poison
-from tasks.cli.gateway.remove import remove
-from tasks.cli.parameters import GatewayName
-from tasks.cli.program import Group
-from tasks.cli.session import Session, pass_session
-from tasks.cli.tables import facts, gateway_facts, gateway_table
-from tasks.client.gateway import gateways
-from tasks.status.gateway_status import read_condition
-from tasks.wgfile.client_config import write_private
-from tasks.wgfile.export import render_export
+from peerlane.tasks.cli.gateway.backup import backup, restore
+from peerlane.tasks.cli.gateway.drain import drain, resume
+from peerlane.tasks.cli.gateway.import_ import import_peers
+from peerlane.tasks.cli.gateway.maintenance import condition_facts, reconcile, sweep
+from peerlane.tasks.cli.gateway.poison import poison
+from peerlane.tasks.cli.gateway.remove import remove
+from peerlane.tasks.cli.parameters import GatewayName
+from peerlane.tasks.cli.program import Group
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.cli.tables import facts, gateway_facts, gateway_table
+from peerlane.tasks.client.gateway import gateways
+from peerlane.tasks.status.gateway_status import read_condition
+from peerlane.tasks.wgfile.client_config import write_private
+from peerlane.tasks.wgfile.export import render_export
 
 
 @click.group("gateway", cls=Group)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import click
 from rich.table import Table
 
-from tasks.admin.peer_import import (
+from peerlane.tasks.admin.peer_import import (
     MAX_BYTES,
     TIMEOUT,
     AdoptionClash,
@@ -20,11 +20,11 @@ from tasks.admin.peer_import import (
     import_file,
     import_live,
 )
-from tasks.cli.output import as_document
-from tasks.cli.parameters import GatewayName, Seconds
-from tasks.cli.program import Command, Told
-from tasks.cli.session import Session, pass_session
-from tasks.errors import Invalid
+from peerlane.tasks.cli.output import as_document
+from peerlane.tasks.cli.parameters import GatewayName, Seconds
+from peerlane.tasks.cli.program import Command, Told
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.errors import Invalid
 
 #: Rows of a table for people; --json gives all.
 ROWS = 200

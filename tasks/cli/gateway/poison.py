@@ -8,14 +8,14 @@ import click
 from redis.exceptions import RedisError
 from rich.table import Table
 
-from tasks.admin import poison as messages
-from tasks.cli.parameters import GatewayName, Seconds
-from tasks.cli.program import Command
-from tasks.cli.session import Session, pass_session
-from tasks.cli.tables import facts
-from tasks.connection import reason
-from tasks.errors import OutcomeUnknown
-from tasks.lane.admission import Lanes, lanes_of
+from peerlane.tasks.admin import poison as messages
+from peerlane.tasks.cli.parameters import GatewayName, Seconds
+from peerlane.tasks.cli.program import Command
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.cli.tables import facts
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import OutcomeUnknown
+from peerlane.tasks.lane.admission import Lanes, lanes_of
 
 #: Rows of a table for people; --json gives all.
 ROWS = 100

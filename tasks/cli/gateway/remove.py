@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 
-from tasks.admin.removal import remove as forget
-from tasks.cli.parameters import GatewayName
-from tasks.cli.program import Command
-from tasks.cli.session import Session, pass_session
+from peerlane.tasks.admin.removal import remove as forget
+from peerlane.tasks.cli.parameters import GatewayName
+from peerlane.tasks.cli.program import Command
+from peerlane.tasks.cli.session import Session, pass_session
 
 
 @click.command(cls=Command)

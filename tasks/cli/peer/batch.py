@@ -12,16 +12,16 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from config import names
-from tasks.cli.output import Output, as_document
-from tasks.cli.peer.batch_file import Line
-from tasks.cli.program import INTERRUPTED, Told
-from tasks.cli.session import Session
-from tasks.errors import Invalid, PeerlaneError
-from tasks.lane.pipeline import in_window
-from tasks.lane.result import LaneResult
-from tasks.lane.tasks import task_of
-from tasks.wire.model import PeerResult
+from peerlane.config import names
+from peerlane.tasks.cli.output import Output, as_document
+from peerlane.tasks.cli.peer.batch_file import Line
+from peerlane.tasks.cli.program import INTERRUPTED, Told
+from peerlane.tasks.cli.session import Session
+from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.lane.pipeline import in_window
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.model import PeerResult
 
 
 def progress_bar(output: Output) -> Progress:

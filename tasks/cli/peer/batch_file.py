@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tasks.cli.parameters import parse_duration, parse_label
-from tasks.errors import Invalid
+from peerlane.tasks.cli.parameters import parse_duration, parse_label
+from peerlane.tasks.errors import Invalid
 
 FIELDS = ("public_key", "allowed_ips", "preshared_key", "keepalive", "ttl", "labels", "pinned")
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import click
 
-from tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
-from tasks.cli.peer.batch import create_many, delete_many
-from tasks.cli.peer.batch_file import read_lines
-from tasks.cli.peer.create import STDOUT, Order, create_one
-from tasks.cli.peer.request import ask, fail, new_request_id
-from tasks.cli.program import Group
-from tasks.cli.session import Session, pass_session
-from tasks.cli.tables import facts, peer_facts, peer_row, peer_table
-from tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
+from peerlane.tasks.cli.peer.batch import create_many, delete_many
+from peerlane.tasks.cli.peer.batch_file import read_lines
+from peerlane.tasks.cli.peer.create import STDOUT, Order, create_one
+from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
+from peerlane.tasks.cli.program import Group
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.cli.tables import facts, peer_facts, peer_row, peer_table
+from peerlane.tasks.errors import Invalid, PeerlaneError
 
 #: Peers shown in one table; a pipe and --json give all.
 TABLE = 1_000

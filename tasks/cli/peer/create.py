@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.cli.output import as_document
-from tasks.cli.peer.qr import qr_code
-from tasks.cli.peer.request import ask, fail, new_request_id
-from tasks.cli.program import Told
-from tasks.cli.session import Session
-from tasks.cli.tables import facts, peer_facts
-from tasks.client.fleet import ELSEWHERE, Fleet
-from tasks.client.gateway import GatewayInfo
-from tasks.errors import Conflict, PeerlaneError
-from tasks.wgfile.client_config import ClientConfig, client_config, refuse_if_there, write_private
-from tasks.wire.keys import make_key_pair, make_preshared_key
-from tasks.wire.model import PeerResult
+from peerlane.tasks.cli.output import as_document
+from peerlane.tasks.cli.peer.qr import qr_code
+from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
+from peerlane.tasks.cli.program import Told
+from peerlane.tasks.cli.session import Session
+from peerlane.tasks.cli.tables import facts, peer_facts
+from peerlane.tasks.client.fleet import ELSEWHERE, Fleet
+from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.errors import Conflict, PeerlaneError
+from peerlane.tasks.wgfile.client_config import ClientConfig, client_config, refuse_if_there, write_private
+from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
+from peerlane.tasks.wire.model import PeerResult
 
 #: ``--conf -``: standard output.
 STDOUT = Path("-")

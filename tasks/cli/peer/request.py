@@ -6,15 +6,15 @@ import time
 import uuid
 from collections.abc import Callable
 
-from config import names
-from tasks.cli.output import Output, as_document
-from tasks.cli.program import INTERRUPTED, Told
-from tasks.cli.session import Session
-from tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from tasks.lane.admission import lanes_of
-from tasks.lane.result import settle
-from tasks.wire import outcome as results
-from tasks.wire.model import PeerResult
+from peerlane.config import names
+from peerlane.tasks.cli.output import Output, as_document
+from peerlane.tasks.cli.program import INTERRUPTED, Told
+from peerlane.tasks.cli.session import Session
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.result import settle
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import PeerResult
 
 #: Seconds in which an interrupted request is settled.
 SETTLE = 2.0

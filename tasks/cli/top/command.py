@@ -16,16 +16,16 @@ from redis.exceptions import RedisError
 from rich.console import RenderableType
 from rich.live import Live
 
-from tasks.cli.output import UNFOLDED, Output, as_document
-from tasks.cli.parameters import GatewayName, Seconds
-from tasks.cli.program import Command
-from tasks.cli.session import Session, pass_session
-from tasks.cli.top.screen import frame
-from tasks.connection import reason
-from tasks.errors import OutcomeUnknown
-from tasks.lane.admission import lanes_of
-from tasks.status.fleet_snapshot import Overview
-from tasks.status.rates import Row, Trends
+from peerlane.tasks.cli.output import UNFOLDED, Output, as_document
+from peerlane.tasks.cli.parameters import GatewayName, Seconds
+from peerlane.tasks.cli.program import Command
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.cli.top.screen import frame
+from peerlane.tasks.connection import reason
+from peerlane.tasks.errors import OutcomeUnknown
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.status.fleet_snapshot import Overview
+from peerlane.tasks.status.rates import Row, Trends
 
 
 @click.command(cls=Command)

@@ -13,8 +13,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from tasks.cli.tables import span, state
-from tasks.status.rates import Row, Wait
+from peerlane.tasks.cli.tables import span, state
+from peerlane.tasks.status.rates import Row, Wait
 
 #: Columns from which on there is room for all.
 WIDE = 110
