@@ -1,8 +1,8 @@
 # The wheels: every one checked against the lock's hashes.
 FROM python:3.13-slim AS wheels
 WORKDIR /src
-COPY constraints.txt .
-RUN pip wheel --no-cache-dir --require-hashes --requirement constraints.txt --wheel-dir /wheels
+COPY constraints-image.txt .
+RUN pip wheel --no-cache-dir --require-hashes --requirement constraints-image.txt --wheel-dir /wheels
 COPY pyproject.toml README.md LICENSE ./
 COPY peerlane peerlane
 COPY config config

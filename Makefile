@@ -59,9 +59,14 @@ types: $(STAMP)  ## pyright, strict
 imports: $(STAMP)  ## workers -> tasks -> config, and netlink behind its one door
 	@$(call quietly,$(BIN)/lint-imports --no-logo)
 
-lock: $(STAMP)  ## write constraints.txt anew from pyproject.toml (ARGS=--upgrade moves the pins)
-	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header --quiet --output-file constraints.txt $(ARGS)
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --no-header --quiet
+
+# The second is that part of the first which the image is made from: no developer's tool is among it.
+lock: $(STAMP)  ## write constraints.txt and constraints-image.txt anew (ARGS=--upgrade moves the pins)
+	@$(LOCK) --all-extras --group dev --output-file constraints.txt $(ARGS)
+	@rm -f constraints-image.txt
+	@$(LOCK) --extra gateway --extra flower --group build --constraint constraints.txt --output-file constraints-image.txt
 
 clean:  ## remove .venv and everything that was built or cached
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
