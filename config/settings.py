@@ -209,6 +209,9 @@ class Settings(BaseSettings):
 
 
 def _from_file(settings: type[BaseSettings], path: Path, named: str | None) -> tuple[PydanticBaseSettingsSource, ...]:
+    # Nobody was promised the default one: in a directory that is closed to us there is none.
+    if not named and not forms.is_file(path):
+        return ()
     try:
         if path.is_file():
             return (TomlConfigSettingsSource(settings, path),)
@@ -216,7 +219,8 @@ def _from_file(settings: type[BaseSettings], path: Path, named: str | None) -> t
             raise BadSettings(f"{SETTINGS_FILE_VARIABLE} names {named}, which is not a file")
         return ()
     except OSError as error:
-        raise BadSettings(f"the settings file {path} cannot be read: {error.strerror}") from None
+        way_out = "" if named else f"; {SETTINGS_FILE_VARIABLE} names another"
+        raise BadSettings(f"the settings file {path} cannot be read: {error.strerror}{way_out}") from None
     except UnicodeDecodeError:  # not chained: it quotes what is in the file
         raise BadSettings(f"the settings file {path} is not UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -22,11 +22,12 @@ def careless_umask() -> Generator[None]:
 
 
 @pytest.mark.usefixtures("careless_umask")
-def test_neither_the_file_nor_its_new_directory_is_open_to_others_whatever_the_umask(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "private.key"
+def test_the_file_is_closed_to_others_and_they_cannot_change_its_new_directory(tmp_path: Path) -> None:
+    path = tmp_path / "newer" / "new" / "private.key"
     keyfile.load_or_make(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+    assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o755
 
 
 def test_processes_that_race_to_make_it_all_get_the_same_key(tmp_path: Path) -> None:

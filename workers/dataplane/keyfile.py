@@ -114,8 +114,20 @@ def _load(path: Path) -> bytes:
     return clamp(private)
 
 
+def _make_directory(path: Path) -> None:
+    """Make it and those above, 0755 whatever the umask: others may have settings there. The key itself is closed."""
+    for directory in [*reversed(path.parents), path]:
+        if directory.is_dir():
+            continue
+        try:
+            directory.mkdir()
+        except FileExistsError:  # by another process just now, which sees to its mode
+            continue
+        directory.chmod(0o755)
+
+
 def _make(path: Path, private: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_directory(path.parent)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
