@@ -186,5 +186,5 @@ ERROR_MODULE = "peerlane"
 ERRORS: dict[str, type[PeerlaneError]] = {
     name: kind for name, kind in list(globals().items()) if isinstance(kind, type) and issubclass(kind, PeerlaneError)
 }
-for _kind in ERRORS.values():
-    _kind.__module__ = ERROR_MODULE
+for _name in ERRORS:
+    ERRORS[_name].__module__ = ERROR_MODULE

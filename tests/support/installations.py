@@ -11,7 +11,7 @@ from pathlib import Path
 
 from waiting import eventually
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: Where the tools of these tests are; an environment under test has none of them.
 TOOLS = Path(sys.executable).parent
 

