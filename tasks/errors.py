@@ -186,5 +186,11 @@ ERROR_MODULE = "peerlane"
 ERRORS: dict[str, type[PeerlaneError]] = {
     name: kind for name, kind in list(globals().items()) if isinstance(kind, type) and issubclass(kind, PeerlaneError)
 }
-for _name in ERRORS:
-    ERRORS[_name].__module__ = ERROR_MODULE
+
+
+def _publish() -> None:
+    for kind in ERRORS.values():
+        kind.__module__ = ERROR_MODULE
+
+
+_publish()
