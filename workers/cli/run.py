@@ -102,16 +102,9 @@ def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     from peerlane.workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
 
     logging.basicConfig(level=loglevel.upper(), format="[%(asctime)s: %(levelname)s/gateway run] %(message)s")
-    command = [
-        sys.executable,
-        "-m",
-        "peerlane.workers.cli",
-        "gateway",
-        "run",
-        str(settings.gateway),
-        "--loglevel",
-        loglevel,
-    ]
+    # -P: nothing is imported from the working directory, which may be anybody's.
+    command = [sys.executable, "-P", "-m", "peerlane.workers.cli"]
+    command += ["gateway", "run", str(settings.gateway), "--loglevel", loglevel]
     command += ["--json"] if session.output.json else []
     parts = [
         Part("writer", [*command, "--only", "writer"], writer_is_final, decides=True),

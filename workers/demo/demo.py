@@ -147,7 +147,7 @@ class Demo:
         self._part("a conflict, at a shell: the key is there with another wish")
         words = ["peer", "create", ask.gateway, "--keepalive", "25", "--public-key", ask.public_key]
         ran = subprocess.run(
-            [sys.executable, "-m", "peerlane.workers.cli", "--redis", self.fleet.url, *words],
+            [sys.executable, "-P", "-m", "peerlane.workers.cli", "--redis", self.fleet.url, *words],
             cwd=self.fleet.directory,
             env=self.fleet.environment,
             capture_output=True,

@@ -126,7 +126,7 @@ class Fleet:
             with self._ending.undivided():
                 self.gateways[name] = Child(name, self._writer_command(number, name), self.directory, environment)
         report("beat" + (" and Flower" if self._with_flower else ""))
-        celery = [sys.executable, "-m", "celery", "-A", "peerlane.config.celery_app"]
+        celery = [sys.executable, "-P", "-m", "celery", "-A", "peerlane.config.celery_app"]
         beat = [*celery, "beat", "--pidfile=", "--loglevel=info"]
         with self._ending.undivided():
             self._others.append(Child("beat", beat, self.directory, environment))
@@ -170,7 +170,7 @@ class Fleet:
         return (["nsenter", f"--net=/proc/{writer}/ns/net", "--"] if self.dataplane == "kernel" else []) + command
 
     def _gateway_command(self, name: str, only: str) -> list[str]:
-        command = [sys.executable, "-m", "peerlane.workers.cli", "gateway", "run", name, "--only", only]
+        command = [sys.executable, "-P", "-m", "peerlane.workers.cli", "gateway", "run", name, "--only", only]
         return [*command, "--dataplane", self.dataplane]
 
     @property
