@@ -14,16 +14,19 @@ import click
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
-from peerlane.config import names
+from peerlane.config import forms, links, names
 from peerlane.config import validators as forms
 from peerlane.config.hosts import parse_dns, parse_endpoint
 
+#: What the variables of all settings begin with.
+PREFIX = "PEERLANE_"
 #: Variable that names the TOML file; without it, this path is read if it is there.
 SETTINGS_FILE_VARIABLE = "PEERLANE_SETTINGS"
 DEFAULT_SETTINGS_FILE = "/etc/peerlane/peerlane.toml"
@@ -204,6 +207,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         del dotenv_settings, file_secret_settings  # neither is one of our sources
+        if isinstance(env_settings, EnvSettingsSource):
+            foreign = {name.lower() for name in os.environ if links.of_an_engine(name, os.environ, PREFIX)}
+            env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k not in foreign}
         named = os.environ.get(SETTINGS_FILE_VARIABLE)
         return (init_settings, env_settings, *_from_file(settings_cls, Path(named or DEFAULT_SETTINGS_FILE), named))
 
@@ -241,6 +247,7 @@ def read(**overrides: Any) -> Settings:
         if (told := name.lower()).startswith("peerlane_")
         and told.removeprefix("peerlane_") not in known
         and not told.startswith("peerlane_test_")
+        and not links.of_an_engine(name, os.environ, PREFIX)
     )
     if stray:
         raise BadSettings(
