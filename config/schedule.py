@@ -120,8 +120,15 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         if self._away:
             self._away = False
             log.warning("Redis is back")
+        self._sign_of_life()
         nearest = min((due.every - now % due.every for due in self._due), default=REFRESH)
         return max(0.01, min(nearest, REFRESH))
+
+    def _sign_of_life(self) -> None:
+        """For health checks: the file's age says how long ago beat could do its work."""
+        if self._settings.beat_file is not None:
+            with suppress(OSError):  # it grows old, which is told by whoever looks
+                self._settings.beat_file.touch()
 
     def _send(self, due: Due, slot: int) -> None:
         log.info("%s: asked for, slot %d", due.name, slot)

@@ -122,6 +122,7 @@ class Settings(BaseSettings):
     # What the observer and the sweeps do on this gateway. 0 switches a limit off.
     observe_every: float = Field(30.0, ge=1, le=3600, description="seconds between two readings of the counters")
     sweep_every: float = Field(60.0, ge=1, le=86_400, description="seconds between two sweeps (beat, and gateways)")
+    beat_file: Named | None = Field(None, description="touched by beat whenever it has looked at what is due")
     reconcile_every: float = Field(300.0, ge=5, le=86_400, description="seconds between two reconciliations")
     sweep_never_after: Span = Field(86_400, description="a peer that never handshaked is stale after this")
     sweep_idle_after: Span = Field(30 * 86_400, description="a peer not seen for this long is stale")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -84,6 +86,11 @@ def test_a_service_cannot_write_to_its_image_or_gain_privileges(service: str) ->
 def test_ours_start_when_redis_is_healthy(service: str) -> None:
     assert SERVICES[service]["depends_on"] == {"redis": {"condition": "service_healthy"}}
     assert "healthcheck" in SERVICES["redis"]
+
+
+@every_service
+def test_the_health_of_a_service_is_looked_at(service: str) -> None:
+    assert SERVICES[service]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
 
 def test_the_gateways_key_outlives_its_container() -> None:
@@ -203,11 +210,60 @@ def test_redis_keeps_what_was_confirmed_and_listens_on_loopback(composed_redis: 
         assert redis.config_get(setting) == {setting: value}
 
 
-def test_beat_starts_and_ends_when_asked(composed_redis: str, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with running(command_line("beat", {}), log, {"PEERLANE_REDIS_URL": composed_redis}) as beat:
+def healthy(service: str, environment: Mapping[str, str], changes: Mapping[str, str]) -> bool:
+    """What a service's own health check says, with this machine's paths; each change must be of what stands there."""
+    kind, *words = cast("list[str]", SERVICES[service]["healthcheck"]["test"])
+    for old, new in changes.items():
+        assert old in words[-1]
+        words[-1] = words[-1].replace(old, new)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["sh", "-c", *words] if kind == "CMD-SHELL" else words,
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ran.returncode in (0, 1), ran.stderr
+    return ran.returncode == 0
+
+
+def test_beat_starts_is_healthy_while_it_can_work_and_ends_when_asked(composed_redis: str, tmp_path: Path) -> None:
+    log, file = tmp_path / "log", tmp_path / "beat"
+    assert SERVICES["beat"]["environment"]["PEERLANE_BEAT_FILE"] == "/tmp/beat"  # noqa: S108 - a tmpfs of its own
+    environment = {"PEERLANE_REDIS_URL": composed_redis, "PEERLANE_BEAT_FILE": str(file)}
+    changes = {"/tmp/beat": str(file)}  # noqa: S108 - as above
+    assert not healthy("beat", environment, changes)
+    with running(command_line("beat", {}), log, environment) as beat:
         beat.until("schedule", lambda: "gateways are looked after" in log.read_text())
+        beat.until("health", lambda: healthy("beat", environment, changes))
+        os.kill(beat.process.pid, signal.SIGSTOP)
+        os.utime(file, (0, 0))
+        assert not healthy("beat", environment, changes)
+        os.kill(beat.process.pid, signal.SIGCONT)
+        beat.until("health again", lambda: healthy("beat", environment, changes))
         assert beat.end() == 0
+
+
+def test_a_beat_without_redis_is_not_healthy(tmp_path: Path) -> None:
+    log, file = tmp_path / "log", tmp_path / "beat"
+    environment = {"PEERLANE_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0", "PEERLANE_BEAT_FILE": str(file)}
+    with running(command_line("beat", {}), log, environment) as beat:
+        beat.until("word that Redis is away", lambda: "Redis is away" in log.read_text())
+        assert not file.exists()
+
+
+def test_a_gateway_is_healthy_while_its_lane_is_served(composed_redis: str, tmp_path: Path) -> None:
+    (name,) = re.findall(r"gateway run (\S+)", " ".join(SERVICES["gateway"]["command"]))
+    log = tmp_path / "log"
+    environment = {"PEERLANE_REDIS_URL": composed_redis, "PEERLANE_PRIVATE_KEY_FILE": str(tmp_path / "key")}
+    assert not healthy("gateway", environment, {})
+    command = [*command_line("gateway", {}), "--dataplane", "memory"]
+    with running(command, log, environment) as gateway:
+        gateway.until("health", lambda: healthy("gateway", environment, {f"show {name} ": f"show {name} "}))
+        assert gateway.end() == 0
+    assert not healthy("gateway", environment, {})
 
 
 @dataclass(frozen=True)
@@ -240,6 +296,7 @@ def flower(composed_redis: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     page = Page(f"http://127.0.0.1:{port}")
     with running(command, tmp_path_factory.mktemp("flower") / "log", environment) as process:
         process.until("healthy page", lambda: page.status("/healthcheck") == 200)
+        assert healthy("flower", {}, {":5555/": f":{port}/"})
         yield page
         assert process.end() == 0
 
