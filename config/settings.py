@@ -21,8 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from peerlane.config import forms, links, names
-from peerlane.config import validators as forms
+from peerlane.config import links, names, validators
 from peerlane.config.hosts import parse_dns, parse_endpoint
 
 #: What the variables of all settings begin with.
@@ -147,7 +146,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: SecretStr) -> SecretStr:
-        forms.check_redis_url(value.get_secret_value())
+        validators.check_redis_url(value.get_secret_value())
         return value
 
     @field_validator("endpoint")
@@ -158,25 +157,25 @@ class Settings(BaseSettings):
     @field_validator("pools")
     @classmethod
     def _pools(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        forms.check_pools(value)
+        validators.check_pools(value)
         return value
 
     @field_validator("serves")
     @classmethod
     def _serves(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         # Pools that are malformed are told of by themselves.
-        forms.check_areas(value, info.data.get("pools", ()))
+        validators.check_areas(value, info.data.get("pools", ()))
         return value
 
     @field_validator("client_allowed_ips", "dns")
     @classmethod
     def _each(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(parse_dns(text) if info.field_name == "dns" else str(forms.network(text)) for text in value)
+        return tuple(parse_dns(text) if info.field_name == "dns" else str(validators.network(text)) for text in value)
 
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        forms.check_labels(value)
+        validators.check_labels(value)
         return value
 
     @field_validator("redis_ca", "redis_client_cert", "redis_client_key")
@@ -187,8 +186,8 @@ class Settings(BaseSettings):
         url = info.data.get("redis_url")
         if isinstance(url, SecretStr) and not url.get_secret_value().startswith("rediss://"):
             raise ValueError("it is for TLS, and PEERLANE_REDIS_URL does not begin with rediss://")
-        if not forms.is_file(value):
-            raise ValueError(f"{forms.quoted(str(value))} is not a file")
+        if not validators.is_file(value):
+            raise ValueError(f"{validators.quoted(str(value))} is not a file")
         if info.field_name == "redis_client_key" and info.data.get("redis_client_cert") is None:
             raise ValueError("a key without PEERLANE_REDIS_CLIENT_CERT")
         return value
@@ -217,7 +216,7 @@ class Settings(BaseSettings):
 
 def _from_file(settings: type[BaseSettings], path: Path, named: str | None) -> tuple[PydanticBaseSettingsSource, ...]:
     # Nobody was promised the default one: in a directory that is closed to us there is none.
-    if not named and not forms.is_file(path):
+    if not named and not validators.is_file(path):
         return ()
     try:
         if path.is_file():
@@ -252,7 +251,9 @@ def read(**overrides: Any) -> Settings:
     )
     if stray:
         raise BadSettings(
-            "; ".join(f"no such setting: {forms.quoted(n)}{forms.nearest(n, known, variable=True)}" for n in stray)
+            "; ".join(
+                f"no such setting: {validators.quoted(n)}{validators.nearest(n, known, variable=True)}" for n in stray
+            )
         )
     try:
         return Settings(**overrides)
@@ -265,9 +266,8 @@ def read(**overrides: Any) -> Settings:
 
 def _sentence(name: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":  # variables were looked at before: it is the file's
-        return (
-            f"the settings file has no such setting: {forms.quoted(name)}{forms.nearest(name, Settings.model_fields)}"
-        )
+        nearest = validators.nearest(name, Settings.model_fields)
+        return f"the settings file has no such setting: {validators.quoted(name)}{nearest}"
     return f"PEERLANE_{name.upper()}: {message.removeprefix('Value error, ')}"
 
 

@@ -34,7 +34,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & {"pyroute2", "f
 
 CALL = """
 import sys
-from peerlane.tasks import Gateway
+from peerlane import Gateway
 gateway = Gateway(sys.argv[1], timeout=30)
 created = gateway.create_peer(sys.argv[2])
 print(created.outcome, len(created.allowed_ips), gateway.delete_peer(sys.argv[2]).outcome)
@@ -42,7 +42,7 @@ print(created.outcome, len(created.allowed_ips), gateway.delete_peer(sys.argv[2]
 
 CALL_OF_ASYNCIO = """
 import asyncio, sys
-from peerlane.tasks import AsyncGateway
+from peerlane import AsyncGateway
 async def main():
     async with AsyncGateway(sys.argv[1], timeout=30) as gateway:
         print((await gateway.create_peer(sys.argv[2])).outcome)
@@ -51,7 +51,7 @@ asyncio.run(main())
 
 CALL_OF_CELERY = """
 import sys
-from peerlane.tasks import create_peer
+from peerlane import create_peer
 asked = create_peer.apply_async(kwargs={"gateway": sys.argv[1], "public_key": sys.argv[2]}, expires=30)
 print(asked.get(timeout=30)["outcome"])
 """

@@ -18,8 +18,8 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
+from peerlane import Gateway
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks import Gateway
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.status.gateway_status import read_condition
 

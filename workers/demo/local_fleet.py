@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import peerlane
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.client.gateway import Gateway
@@ -185,7 +186,7 @@ class Fleet:
         }
         # Packages are imported from where this process has them, installed or not.
         path = os.pathsep.join(
-            part for part in (str(Path(__file__).parent.parent.parent), inherited.get("PYTHONPATH")) if part
+            part for part in (str(Path(peerlane.__file__).parents[1]), inherited.get("PYTHONPATH")) if part
         )
         return inherited | {
             "PEERLANE_SETTINGS": str(empty),
