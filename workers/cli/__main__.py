@@ -2,4 +2,5 @@
 
 from peerlane.workers.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()
