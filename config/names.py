@@ -132,7 +132,7 @@ def share_key(gateway: str, digest: str) -> str:
 
 
 def poison_key(gateway: str) -> str:
-    """List of messages that were set aside, the latest first (peerlane.tasks.admin.poison)."""
+    """List of messages that were set aside, the latest first (peerlane.tasks.lane.set_aside)."""
     return f"peerlane:{{{gateway}}}:poison"
 
 

@@ -16,14 +16,11 @@ from typing import Any, cast
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import BaseSchedule, schedstate
 from kombu.exceptions import OperationalError
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
-from redis.retry import Retry
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.settings import redis_tls
+from peerlane.config.redis import connect
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +83,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         super().__init__(*args, **options)
         application = cast("PeerlaneApp", self.app)
         self._settings = application.settings
-        self._redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments in redis-py
-            self._settings.redis_url.get_secret_value(),
-            socket_timeout=2.0,
-            socket_connect_timeout=1.0,
-            retry=Retry(NoBackoff(), 0),
-            **redis_tls(self._settings),
-        )
+        self._redis = connect(self._settings)
 
     @property
     def info(self) -> str:

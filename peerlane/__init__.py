@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peerlane.tasks.client.aio_gateway import AsyncGateway
     from peerlane.tasks.client.fleet import AsyncFleet, Fleet
-    from peerlane.tasks.client.gateway import Gateway, GatewayInfo, gateways
+    from peerlane.tasks.client.gateway import Gateway, gateways
     from peerlane.tasks.errors import (
         Conflict,
         Draining,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Unavailable,
         WriterError,
     )
+    from peerlane.tasks.lane.gateway_info import GatewayInfo
     from peerlane.tasks.lane.tasks import create_peer, delete_peer
     from peerlane.tasks.wire.keys import make_key_pair
     from peerlane.tasks.wire.model import Peer, PeerResult
@@ -78,7 +79,7 @@ _MODULES = {
     "AsyncGateway": "peerlane.tasks.client.aio_gateway",
     "Fleet": "peerlane.tasks.client.fleet",
     "Gateway": "peerlane.tasks.client.gateway",
-    "GatewayInfo": "peerlane.tasks.client.gateway",
+    "GatewayInfo": "peerlane.tasks.lane.gateway_info",
     "Peer": "peerlane.tasks.wire.model",
     "PeerResult": "peerlane.tasks.wire.model",
     "create_peer": "peerlane.tasks.lane.tasks",

@@ -21,22 +21,23 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.redis import connect, reason
 from peerlane.config.schedule import ACTS, interval
 from peerlane.config.settings import Settings
-from peerlane.tasks.admin import maintenance as upkeep
-from peerlane.tasks.admin.maintenance import ReconcileGateway, SweepGateway
-from peerlane.tasks.connection import away, connect, reason
 from peerlane.tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.observer_tasks import register
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 from peerlane.workers.dataplane.factory import device_spec, memory_device
 from peerlane.workers.dataplane.reader import KernelCounters, KernelView, device_index
 from peerlane.workers.host.lock import ObserverLock
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.plan import Policy
+from peerlane.workers.store.redis_checks import away
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import Clock, Counted
 from peerlane.workers.upkeep.reconciler import Reconciler
@@ -230,7 +231,7 @@ class ObserverService:
 
 
 class Asks:
-    """Requests to the observer: checked, claimed once per slot, carried out, reported (``tasks.admin.maintenance``)."""
+    """Requests to the observer: checked, claimed once per slot, carried out, reported (``tasks.wire.upkeep``)."""
 
     def __init__(
         self, redis: Redis, settings: Settings, attendance: Attendance, sweeper: Sweeper, reconciler: Reconciler
@@ -334,7 +335,7 @@ class ObserverApp(PeerlaneApp):
     def bind(self, service: ObserverService) -> None:
         """Give this app its tasks and its result backend a started service."""
         cast("CommitBackend", self.backend).gateway = service.name
-        upkeep.register(self, service.asks)
+        register(self, service.asks)
 
 
 def _told(error: Exception) -> str:

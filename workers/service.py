@@ -7,8 +7,8 @@ import logging
 from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
+from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.connection import away, connect
 from peerlane.tasks.errors import PeerlaneError, SettingsError
 from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.wire.outcome import encode
@@ -21,7 +21,7 @@ from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.lane.unacked import take_back
 from peerlane.workers.lane.worker import EXIT_REPLACED
 from peerlane.workers.peers.plan import Policy
-from peerlane.workers.store.redis_checks import check_durability
+from peerlane.workers.store.redis_checks import away, check_durability
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat, run_of
 from peerlane.workers.writer.recovery import Progress, Recovered

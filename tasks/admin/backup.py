@@ -14,10 +14,10 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from peerlane.config import names
+from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
-from peerlane.tasks.connection import connect, reason
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, StorageError, Unavailable
 from peerlane.tasks.lane.admission import Lanes
 

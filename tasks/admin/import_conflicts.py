@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.parser import ConfPeer
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.overlaps import overlaps

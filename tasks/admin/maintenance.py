@@ -1,89 +1,23 @@
-"""What a gateway's observer is asked: sweep, reconcile. The models, the tasks, and the calls of operators."""
+"""Operators' requests to a gateway's observer: sweep now, reconcile now; each waits for the report."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, cast
 
-from celery import Task
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.connection import reason
-from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut, Unavailable, WriterError
+from peerlane.config.redis import reason
+from peerlane.tasks.errors import OutcomeUnknown, TimedOut, Unavailable
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.wire.model import Deadline, GatewayName, Wire, parse
-
-#: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
-OBSERVER_LIVE_FOR_MS = 15_000
-
-
-class SweepGateway(Wire):
-    """Remove what is stale. ``slot``: asked for by a beat, once for each slot."""
-
-    gateway: GatewayName
-    slot: int | None = None
-    #: Overrules the circuit breaker, and takes Redis' clock as it is.
-    force: bool = False
-    #: Say what would go, and why; remove nothing.
-    dry_run: bool = False
-    deadline: Deadline | None = None
-
-
-class ReconcileGateway(Wire):
-    """Compare the device with Redis and have the writer mend what differs."""
-
-    gateway: GatewayName
-    slot: int | None = None
-    dry_run: bool = False
-    deadline: Deadline | None = None
-
-
-class Observes(Protocol):
-    """What the tasks need of a gateway's observer. It returns the result or raises the refusal."""
-
-    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
-
-
-class UpkeepTask(Task[..., dict[str, Any]]):
-    """A task of a gateway's observer. Its id is ``GATEWAY.<token>``; its arguments are keywords only."""
-
-    abstract = True
-    typing = False
-    throws = (PeerlaneError,)
-    ignore_result = False
-    #: Set on an observer only (peerlane.workers.observer).
-    observer: ClassVar[Observes | None] = None
-
-    def run(self, **arguments: Any) -> dict[str, Any]:
-        """On the gateway: look, decide, and have the writer do it."""
-        if self.observer is None:
-            raise WriterError("this worker is no gateway's observer: start it with `peerlane gateway run`")
-        return self.observer.carry_out(self.name, str(self.request.id), arguments)
-
-
-class SweepTask(UpkeepTask):
-    """Arguments as in SweepGateway."""
-
-    name = names.SWEEP
-
-
-class ReconcileTask(UpkeepTask):
-    """Arguments as in ReconcileGateway."""
-
-    name = names.RECONCILE
-
-
-def register(application: PeerlaneApp, observer: Observes) -> None:
-    """Give an observer's app its tasks."""
-    for title, kind in (("SweepTask", SweepTask), ("ReconcileTask", ReconcileTask)):
-        fields = {"observer": observer, "Strategy": "peerlane.workers.lane.worker:lane_strategy"}
-        application.register_task(cast("UpkeepTask", type(title, (kind,), fields)()))
+from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
+from peerlane.tasks.wire.model import parse
+from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 
 
 def sweep(

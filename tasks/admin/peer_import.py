@@ -20,9 +20,9 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.redis import reason
 from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
 from peerlane.tasks.client.gateway import PAGE, Gateway
-from peerlane.tasks.connection import reason
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import Lanes, lanes_of

@@ -10,11 +10,11 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError, WatchError
 
 from peerlane.config import names
+from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
-from peerlane.tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
-from peerlane.tasks.connection import connect, reason
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, Unavailable
 from peerlane.tasks.lane.admission import Lanes, number
+from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
 
 #: Seconds that Redis may take for an answer.
 PATIENCE = 10.0

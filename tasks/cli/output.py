@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from peerlane.tasks.cli.stdio import PlainConsole, takes_all_of_unicode, without_surrogates
@@ -64,3 +65,18 @@ def _console(*, stderr: bool) -> Console:
 def as_document(error: PeerlaneError, **about: object) -> dict[str, Any]:
     """An error for programs; ``about`` says of what, where that is known."""
     return {**error.as_dict(), **{name: value for name, value in about.items() if value not in (None, "")}}
+
+
+def progress_bar(output: Output) -> Progress:
+    """A bar on standard error, where that is a terminal; nothing otherwise."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        console=output.err,
+        disable=not output.err.is_terminal,
+        expand=True,
+        transient=True,
+    )

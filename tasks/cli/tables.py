@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from peerlane.tasks.client.gateway import GatewayInfo
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import Peer, PeerResult
 
 _STATES = {"active": "green", "draining": "yellow", "recovering": "yellow", "down": "red"}

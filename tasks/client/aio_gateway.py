@@ -20,13 +20,14 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.redis import reason
 from peerlane.tasks.client.aio_subscription import ResultListener, end
-from peerlane.tasks.client.gateway import Gateway, GatewayInfo, create_arguments
-from peerlane.tasks.connection import reason
+from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.errors import OutcomeUnknown, TimedOut
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import TOMBSTONE_MARGIN
 from peerlane.tasks.lane.drain import Switched
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.lane.result import GRACE
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer, PeerResult

@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.redis import reason
 from peerlane.tasks.client.aio_gateway import AsyncGateway
-from peerlane.tasks.client.gateway import Gateway, GatewayInfo, gateways
-from peerlane.tasks.connection import reason
+from peerlane.tasks.client.gateway import Gateway, gateways
 from peerlane.tasks.errors import (
     Draining,
     OutcomeUnknown,
@@ -28,6 +28,7 @@ from peerlane.tasks.errors import (
 )
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -14,105 +12,17 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.connection import reason
+from peerlane.config.redis import reason
 from peerlane.tasks.errors import OutcomeUnknown, StorageError, Unavailable
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.admission import Lanes, LaneState, lanes_of, number
+from peerlane.tasks.lane.admission import Lanes, lanes_of
 from peerlane.tasks.lane.drain import Switched, switch
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, sealing_of
 
 #: Peers read per round trip.
 PAGE = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayInfo:
-    """What clients need to know of a gateway."""
-
-    name: str
-    #: ``active``, ``draining``, ``recovering`` or ``down``.
-    state: str
-    public_key: str
-    endpoint: str
-    listen_port: int
-    pools: tuple[str, ...]
-    #: Prefixes beyond the pools that a peer may ask for.
-    serves: tuple[str, ...]
-    #: The gateway's own, inside the tunnel.
-    addresses: tuple[str, ...]
-    #: Where it stands and what it is, for clients that name no gateway.
-    region: str | None
-    labels: Mapping[str, str]
-    #: What a client configuration routes into the tunnel.
-    client_allowed_ips: tuple[str, ...]
-    dns: tuple[str, ...]
-    mtu: int | None
-    peers: int
-    max_peers: int
-    #: How many peers more it takes, as of its last heartbeat; only its writer knows for certain.
-    room: int
-    #: Requests waiting: interactive, bulk.
-    waiting: int
-    waiting_bulk: int
-    #: ``kernel`` or ``memory``.
-    dataplane: str
-    interface: str
-    version: str
-    epoch: int
-    holder: str
-    #: Seconds since the writer's last sign of life; None if it never gave one.
-    silent_for: float | None
-
-    @classmethod
-    def from_state(cls, lane: LaneState) -> GatewayInfo:
-        """From one look at a lane whose gateway is registered."""
-        facts = lane.facts
-
-        def listed(name: str) -> tuple[str, ...]:
-            try:
-                found = json.loads(facts.get(name, "[]"))
-            except (ValueError, RecursionError):
-                return ()
-            return tuple(str(item) for item in cast("list[object]", found)) if isinstance(found, list) else ()
-
-        def count(name: str) -> int:
-            return number(facts.get(name, ""))
-
-        return cls(
-            name=lane.gateway,
-            state=lane.state,
-            public_key=facts.get("public_key", ""),
-            endpoint=facts.get("endpoint", ""),
-            listen_port=count("listen_port"),
-            pools=listed("pools"),
-            serves=listed("serves"),
-            addresses=listed("addresses"),
-            region=facts.get("region") or None,
-            labels=_labels(facts.get("labels", "{}")),
-            client_allowed_ips=listed("client_allowed_ips"),
-            dns=listed("dns"),
-            mtu=count("mtu") or None,
-            peers=count("peers"),
-            max_peers=count("max_peers"),
-            room=max(0, count("max_peers") - count("peers")),
-            waiting=lane.waiting,
-            waiting_bulk=lane.waiting_bulk,
-            dataplane=facts.get("dataplane", ""),
-            interface=facts.get("interface", ""),
-            version=facts.get("version", ""),
-            epoch=count("epoch"),
-            holder=f"{facts.get('holder_host', '')}:{facts.get('holder_pid', '')}",
-            silent_for=None if lane.silent_for is None else lane.silent_for / 1000,
-        )
-
-
-def _labels(text: str) -> dict[str, str]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return {str(k): str(v) for k, v in cast("dict[object, object]", found).items()} if isinstance(found, dict) else {}
 
 
 def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order

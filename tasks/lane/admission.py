@@ -13,7 +13,7 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.connection import connect
+from peerlane.config.redis import connect
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
 from peerlane.tasks.lane.server_clock import ServerClock
 from peerlane.tasks.lane.subscription import Listeners

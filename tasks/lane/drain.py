@@ -9,7 +9,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.tasks.connection import reason
+from peerlane.config.redis import reason
 from peerlane.tasks.errors import OutcomeUnknown, Unavailable
 from peerlane.tasks.lane.admission import Lanes
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
-from peerlane.tasks.connection import reason
+from peerlane.config.redis import reason
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of

@@ -15,6 +15,9 @@ from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane.admission import lanes_of, number
 from peerlane.tasks.status.alarms import Alarm, read_alarms
 
+#: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
+OBSERVER_LIVE_FOR_MS = 15_000
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:

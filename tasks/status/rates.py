@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from peerlane.tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
 from peerlane.tasks.lane.admission import LaneState, number
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import Glance, Look
-from peerlane.tasks.status.gateway_status import Condition
+from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS, Condition
 
 #: Seconds below which a lane that answers nothing is not remarkable: what a writer tells is up to a second old.
 REMARKABLE = 1.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peerlane.config.hosts import parse_dns, parse_endpoint
-from peerlane.tasks.client.gateway import GatewayInfo
 from peerlane.tasks.errors import PeerlaneError, StorageError
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import PeerResult, check_public_key
 from peerlane.tasks.wire.prefix import Prefix
 

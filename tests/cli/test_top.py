@@ -24,9 +24,9 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
+from peerlane.config.redis import connect
 from peerlane.config.settings import read
 from peerlane.tasks.cli.top.screen import frame
-from peerlane.tasks.connection import connect
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import Overview
 from peerlane.tasks.status.rates import Row, Wait

@@ -184,6 +184,10 @@ def test_the_import_contracts_hold() -> None:
         ("tasks/errors.py", "import peerlane.workers.dataplane", "never back"),
         ("tasks/errors.py", "import pyroute2", "never reach pyroute2"),
         ("workers/peers/plan.py", "import pyroute2", "only peerlane.workers.dataplane.kernel"),
+        ("tasks/wgfile/export.py", "import peerlane.tasks.client.gateway", "inside tasks"),
+        ("tasks/status/rates.py", "import peerlane.tasks.admin.maintenance", "inside tasks"),
+        ("tasks/wire/model.py", "import peerlane.tasks.lane.tasks", "inside tasks"),
+        ("tasks/client/gateway.py", "import rich", "API hosts load no terminal"),
     ],
 )
 def test_an_import_against_a_contract_is_caught(module: str, line: str, contract: str, tmp_path: Path) -> None:

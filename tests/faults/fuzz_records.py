@@ -18,9 +18,9 @@ from servers import RedisServer
 
 from peerlane.config import names
 from peerlane.tasks.admin.poison import set_aside_messages, shown
-from peerlane.tasks.client.gateway import GatewayInfo
 from peerlane.tasks.errors import Fenced, PeerlaneError, PoolExhausted, StorageError
 from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer

@@ -23,10 +23,10 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
-from peerlane.tasks.admin.maintenance import SweepGateway
 from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.status.alarms import raise_alarm, read_alarms
 from peerlane.tasks.wire.outcome import decode
+from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.upkeep.activity_tracker import Clock
 from peerlane.workers.upkeep.schedule_watchdog import Attendance
 from peerlane.workers.upkeep.sweep_policy import Limits

@@ -15,11 +15,11 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.admin.maintenance import SweepGateway
-from peerlane.tasks.connection import connect
+from peerlane.config.redis import connect
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.memory import MemoryDataPlane

@@ -19,6 +19,7 @@ from waiting import eventually
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.redis import connect
 from peerlane.tasks.admin.peer_import import (
     ImportClash,
     Imported,
@@ -28,7 +29,6 @@ from peerlane.tasks.admin.peer_import import (
     import_file,
     import_live,
 )
-from peerlane.tasks.connection import connect
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.wgfile.export import render_export

@@ -21,22 +21,11 @@ from waiting import eventually
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.admin.poison import (
-    LONGEST,
-    MOST,
-    SecretLeftOut,
-    SetAside,
-    drop,
-    drop_all,
-    find,
-    read_request,
-    replay,
-    set_aside_messages,
-    shown,
-)
+from peerlane.tasks.admin.poison import SecretLeftOut, drop, drop_all, find, replay, set_aside_messages, shown
 from peerlane.tasks.errors import Conflict, Invalid, WriterError
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.set_aside import LONGEST, MOST, SetAside, read_request
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.keys import make_preshared_key
 from peerlane.tasks.wire.model import SEALED

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
 
-from peerlane.tasks.client.gateway import GatewayInfo
 from peerlane.tasks.lane.admission import LaneState
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.export import render_export
 from peerlane.tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
 from peerlane.tasks.wire.keys import make_key_pair

@@ -13,8 +13,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
+from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
-from peerlane.tasks.connection import connect, reason
 from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.workers.dataplane.kernel import kernel_available

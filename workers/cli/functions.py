@@ -18,7 +18,7 @@ def functions(session: Session, *, load: bool) -> None:
     """
     from redis.exceptions import RedisError
 
-    from peerlane.tasks.connection import connect, reason
+    from peerlane.config.redis import connect, reason
     from peerlane.tasks.errors import StorageError
     from peerlane.workers.store import procedures as code
 

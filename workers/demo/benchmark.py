@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.cli.output import Output
-from peerlane.tasks.cli.peer.batch import progress_bar
+from peerlane.tasks.cli.output import Output, progress_bar
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.pipeline import in_window
 from peerlane.tasks.lane.result import LaneResult

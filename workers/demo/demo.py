@@ -19,9 +19,10 @@ from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.peer.qr import qr_code
 from peerlane.tasks.cli.tables import facts, gateway_table
-from peerlane.tasks.client.gateway import GatewayInfo, gateways
+from peerlane.tasks.client.gateway import gateways
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.client_config import client_config
 from peerlane.tasks.wire.keys import make_key_pair
 from peerlane.workers.demo.benchmark import PATIENCE, Ask, DemoFailed, Figures, figures_table, measured

@@ -15,8 +15,8 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
-from peerlane.tasks.admin.poison import MOST, SetAside, read_request
-from peerlane.tasks.connection import reason
+from peerlane.config.redis import reason
+from peerlane.tasks.lane.set_aside import MOST, SetAside, read_request
 from peerlane.tasks.wire.psk_cipher import Sealing
 
 log = logging.getLogger(__name__)

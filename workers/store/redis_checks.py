@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from peerlane.tasks.connection import reason
-from peerlane.tasks.errors import RedisAway, StorageError
+from peerlane.config.redis import reason
+from peerlane.tasks.errors import RedisAway, RedisRefuses, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,12 @@ def check_durability(redis: Redis, *, require: bool = False, stated: str | None 
             demanded = "" if found.fatal else "; PEERLANE_REQUIRE_DURABLE forbids that"
             raise (RedisAway if found.passing else StorageError)(found.sentence + demanded)
         log.warning("%s", found.sentence)
+
+
+def away(error: RedisError) -> RedisAway:
+    """Why a gateway cannot start, of what redis-py raised."""
+    refused = isinstance(error, AuthenticationError | NoPermissionError)
+    return (RedisRefuses if refused else RedisAway)(f"Redis cannot be used: {reason(error)}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from peerlane.config import names
-from peerlane.tasks.admin.maintenance import ReconcileGateway
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.upkeep import ReconcileGateway
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DevicePeer
 from peerlane.workers.peers.drift import Drift, counted, drifts

@@ -12,9 +12,9 @@ from typing import Any
 from redis import Redis
 
 from peerlane.config import names
-from peerlane.tasks.admin.maintenance import SweepGateway
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
+from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers import failpoints
 from peerlane.workers.upkeep.activity_tracker import Clock, Counted
 from peerlane.workers.upkeep.peer_cache import Roster

@@ -10,8 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
+from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.connection import connect
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.writer import Writer
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from peerlane.tasks.connection import reason
+from peerlane.config.redis import reason
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import click
 
 from peerlane.tasks.admin.backup import Progress, back_up
 from peerlane.tasks.admin.backup import restore as restore_state
+from peerlane.tasks.cli.output import progress_bar
 from peerlane.tasks.cli.parameters import GatewayName
-from peerlane.tasks.cli.peer.batch import progress_bar
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.wgfile.client_config import refuse_if_there

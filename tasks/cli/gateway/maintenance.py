@@ -11,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlane.tasks.admin import maintenance as upkeep
-from peerlane.tasks.admin.maintenance import OBSERVER_LIVE_FOR_MS
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command, Told
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import span
-from peerlane.tasks.status.gateway_status import Condition, read_condition
+from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS, Condition, read_condition
 
 #: Rows of a table for people; --json gives all that the gateway listed.
 ROWS = 200

@@ -8,12 +8,12 @@ import click
 from redis.exceptions import RedisError
 from rich.table import Table
 
+from peerlane.config.redis import reason
 from peerlane.tasks.admin import poison as messages
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts
-from peerlane.tasks.connection import reason
 from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane.admission import Lanes, lanes_of
 

@@ -9,11 +9,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from peerlane.config import names
-from peerlane.tasks.cli.output import Output, as_document
+from peerlane.tasks.cli.output import Output, as_document, progress_bar
 from peerlane.tasks.cli.peer.batch_file import Line
 from peerlane.tasks.cli.program import INTERRUPTED, Told
 from peerlane.tasks.cli.session import Session
@@ -22,21 +21,6 @@ from peerlane.tasks.lane.pipeline import in_window
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.model import PeerResult
-
-
-def progress_bar(output: Output) -> Progress:
-    """A bar on standard error, where that is a terminal; nothing otherwise."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        console=output.err,
-        disable=not output.err.is_terminal,
-        expand=True,
-        transient=True,
-    )
 
 
 @dataclass(slots=True)

@@ -17,8 +17,8 @@ from peerlane.tasks.cli.program import Told
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.tables import facts, peer_facts
 from peerlane.tasks.client.fleet import ELSEWHERE, Fleet
-from peerlane.tasks.client.gateway import GatewayInfo
 from peerlane.tasks.errors import Conflict, PeerlaneError
+from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.client_config import ClientConfig, client_config, refuse_if_there, write_private
 from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.wire.model import PeerResult

@@ -16,12 +16,12 @@ from redis.exceptions import RedisError
 from rich.console import RenderableType
 from rich.live import Live
 
+from peerlane.config.redis import reason
 from peerlane.tasks.cli.output import UNFOLDED, Output, as_document
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.top.screen import frame
-from peerlane.tasks.connection import reason
 from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.status.fleet_snapshot import Overview

@@ -1,4 +1,4 @@
-"""Connections to Redis, with the same limits for every role: a frozen server is noticed, never waited for."""
+"""Connections to Redis, with the same time limits for every role, and what redis-py's errors mean to an operator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from redis.exceptions import (
     ClusterError,
     NoPermissionError,
     ReadOnlyError,
-    RedisError,
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
 from peerlane.config.settings import Settings, redis_tls
-from peerlane.tasks.errors import RedisAway, RedisRefuses
 
 
 def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
@@ -47,12 +45,6 @@ def reason(error: BaseException) -> str:
             if (found := tell(one)) is not None:
                 return found
     return type(error).__name__
-
-
-def away(error: RedisError) -> RedisAway:
-    """Why a gateway cannot start, of what redis-py raised."""
-    refused = isinstance(error, AuthenticationError | NoPermissionError)
-    return (RedisRefuses if refused else RedisAway)(f"Redis cannot be used: {reason(error)}")
 
 
 def _of_tls(one: BaseException) -> str | None:

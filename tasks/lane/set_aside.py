@@ -1,0 +1,106 @@
+"""A message that a gateway has set aside, as it is stored: the request that it asked for, or its size alone.
+
+A message may hold a secret in any place, so none is stored as it came: of one that parses as a request its checked
+arguments, the preshared key encrypted or left out; of any other its size.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from peerlane.tasks.errors import Invalid
+from peerlane.tasks.lane.tasks import TASKS
+from peerlane.tasks.wire.model import SEALED, parse
+from peerlane.tasks.wire.psk_cipher import Sealing
+
+#: Messages that are kept; the oldest go first.
+MOST = 1_000
+#: Bytes of a message that is read as a request; the largest sound one is about 60 KiB.
+LONGEST = 64 * 1024
+
+#: What may stand in a record of Redis' list in the place of a preshared key, besides a sealed one.
+LEFT_OUT = "left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a set-aside message asks for: arguments that the task's model has checked, no preshared key in clear."""
+
+    task: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it holds all that the message asked for."""
+        return self.arguments.get("preshared_key") != LEFT_OUT
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """One message."""
+
+    id: str
+    #: Milliseconds since 1970 on Redis' clock.
+    at: int
+    reason: str
+    queue: str
+    #: Bytes it had.
+    size: int
+    #: None where it was no sound request.
+    request: Request | None = None
+    #: Where it names a well-formed one of this gateway.
+    request_id: str | None = None
+
+    def record(self) -> str:
+        """The stored form (JSON)."""
+        found: dict[str, Any] = {"id": self.id, "at": self.at, "reason": self.reason, "queue": self.queue}
+        found |= {"size": self.size, "request_id": self.request_id}
+        if self.request is not None:
+            found |= {"task": self.request.task, "arguments": dict(self.request.arguments)}
+        return json.dumps(found, separators=(",", ":"))
+
+    @classmethod
+    def from_record(cls, record: bytes) -> SetAside | None:
+        """From the stored form; None for what is not one."""
+        try:
+            fields = json.loads(record)
+            request = fields.get("request_id")
+            return cls(
+                *(str(fields["id"])[:64], int(fields["at"]), str(fields["reason"])[:500], str(fields["queue"])[:200]),
+                *(int(fields["size"]), _request(fields), request if isinstance(request, str) else None),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            return None
+
+
+def _request(fields: Mapping[str, Any]) -> Request | None:
+    task, arguments = fields.get("task"), fields.get("arguments")
+    if not isinstance(task, str) or task not in TASKS or not isinstance(arguments, dict):
+        return None
+    return Request(task, cast("dict[str, Any]", arguments))
+
+
+def read_request(message: bytes, sealing: Sealing) -> Request | None:
+    """What a message off a queue asks for, without its secret; None where it is no sound request of a lane."""
+    if len(message) > LONGEST:
+        return None
+    try:
+        envelope = json.loads(message)
+        task, body = envelope["headers"]["task"], envelope["body"]
+        if envelope["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        _, arguments, _ = json.loads(body)
+        wish = parse(TASKS[task].model, arguments)
+    except (Invalid, ValueError, TypeError, KeyError, AttributeError, binascii.Error, RecursionError):
+        return None
+    # The model takes no argument that it does not know; what else the message held, in its headers say, is not kept.
+    kept = {name: value for name, value in cast("dict[str, Any]", arguments).items() if value is not None}
+    if (secret := kept.get("preshared_key")) is not None:
+        sealed = sealing.seal(wish.gateway, kept["public_key"], secret)
+        kept["preshared_key"] = sealed if sealed is not None and SEALED.fullmatch(sealed) else LEFT_OUT
+    return Request(task, kept)
