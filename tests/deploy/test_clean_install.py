@@ -19,6 +19,7 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
+from peerlane.config import names
 from peerlane.workers.demo.local_fleet import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -142,9 +143,9 @@ def test_a_gateway_serves_every_kind_of_caller(
 
 
 def test_beat_starts_and_schedules(install: Install, own_redis: RedisServer, empty: Path, tmp_path: Path) -> None:
-    own_redis.redis.sadd("peerlane:gateways", "iad")
-    own_redis.redis.hset("peerlane:{iad}:gateway", mapping={"sweep_every": "1"})
-    command = ["-A", "peerlane.config.celery_app", "beat", "--loglevel=info"]
+    own_redis.redis.sadd(names.GATEWAYS_KEY, "iad")
+    own_redis.redis.hset(names.gateway_key("iad"), mapping={"sweep_every": "1"})
+    command = ["-A", "peerlane", "beat", "--loglevel=info"]
     with install().running(
         "celery", *command, cwd=empty, log=tmp_path / "log", env={"PEERLANE_REDIS_URL": own_redis.url}
     ) as beat:
@@ -156,7 +157,7 @@ def test_flower_is_well(install: Install, own_redis: RedisServer, empty: Path, t
     port = free_port()
     command = [
         "-A",
-        "peerlane.config.celery_app",
+        "peerlane",
         "flower",
         "--address=127.0.0.1",
         f"--port={port}",
