@@ -24,13 +24,13 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.schedule import ACTS, interval
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin import maintenance as upkeep
-from peerlane.tasks.admin.maintenance import ReconcileGateway, SweepGateway
 from peerlane.tasks.connection import away, connect, reason
 from peerlane.tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 from peerlane.workers.dataplane.factory import device_spec, memory_device
 from peerlane.workers.dataplane.reader import KernelCounters, KernelView, device_index
 from peerlane.workers.host.lock import ObserverLock

@@ -1,4 +1,4 @@
-"""What a gateway's observer is asked: sweep, reconcile. The models, the tasks, and the calls of operators."""
+"""What a gateway's observer is asked: sweep, reconcile. The tasks, and the calls of operators."""
 
 from __future__ import annotations
 
@@ -17,31 +17,11 @@ from peerlane.tasks.connection import reason
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut, Unavailable, WriterError
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.wire.model import Deadline, GatewayName, Wire, parse
+from peerlane.tasks.wire.model import parse
+from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 
 #: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
 OBSERVER_LIVE_FOR_MS = 15_000
-
-
-class SweepGateway(Wire):
-    """Remove what is stale. ``slot``: asked for by a beat, once for each slot."""
-
-    gateway: GatewayName
-    slot: int | None = None
-    #: Overrules the circuit breaker, and takes Redis' clock as it is.
-    force: bool = False
-    #: Say what would go, and why; remove nothing.
-    dry_run: bool = False
-    deadline: Deadline | None = None
-
-
-class ReconcileGateway(Wire):
-    """Compare the device with Redis and have the writer mend what differs."""
-
-    gateway: GatewayName
-    slot: int | None = None
-    dry_run: bool = False
-    deadline: Deadline | None = None
 
 
 class Observes(Protocol):
@@ -82,7 +62,7 @@ class ReconcileTask(UpkeepTask):
 def register(application: PeerlaneApp, observer: Observes) -> None:
     """Give an observer's app its tasks."""
     for title, kind in (("SweepTask", SweepTask), ("ReconcileTask", ReconcileTask)):
-        fields = {"observer": observer, "Strategy": "peerlane.workers.lane.worker:lane_strategy"}
+        fields = {"observer": observer, "Strategy": "peerlane.workers.lane.strategy:LaneStrategy"}
         application.register_task(cast("UpkeepTask", type(title, (kind,), fields)()))
 
 

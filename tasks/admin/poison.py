@@ -18,7 +18,8 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, PeerlaneError
-from peerlane.tasks.lane.tasks import TASKS, task_of
+from peerlane.tasks.lane.registry import LANE_TASKS
+from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import SEALED, parse
 from peerlane.tasks.wire.psk_cipher import Sealing
@@ -91,7 +92,7 @@ class SetAside:
 
 def _request(fields: Mapping[str, Any]) -> Request | None:
     task, arguments = fields.get("task"), fields.get("arguments")
-    if not isinstance(task, str) or task not in TASKS or not isinstance(arguments, dict):
+    if not isinstance(task, str) or task not in LANE_TASKS or not isinstance(arguments, dict):
         return None
     return Request(task, cast("dict[str, Any]", arguments))
 
@@ -106,7 +107,7 @@ def read_request(message: bytes, sealing: Sealing) -> Request | None:
         if envelope["properties"].get("body_encoding") == "base64":
             body = base64.b64decode(body)
         _, arguments, _ = json.loads(body)
-        wish = parse(TASKS[task].model, arguments)
+        wish = parse(LANE_TASKS[task].model, arguments)
     except (Invalid, ValueError, TypeError, KeyError, AttributeError, binascii.Error, RecursionError):
         return None
     # The model takes no argument that it does not know; what else the message held, in its headers say, is not kept.
@@ -196,7 +197,7 @@ def shown(found: SetAside, outcome: str | None = None) -> dict[str, Any]:
         # Checked once more: what stands in the list may be somebody else's.
         secret = "preshared_key" in request.arguments
         clear = {name: value for name, value in request.arguments.items() if name != "preshared_key"}
-        parse(TASKS[request.task].model, clear)
+        parse(LANE_TASKS[request.task].model, clear)
     except Invalid as error:
         return about | {"not_shown": error.message}
     about["arguments"] = clear
