@@ -8,7 +8,7 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import Settings
 from peerlane.tasks.lane.tasks import register
 from peerlane.workers.lane.result_backend import CommitBackend
-from peerlane.workers.lane.worker import LaneWriter
+from peerlane.workers.lane.strategy import LaneWriter
 from peerlane.workers.service import GatewayService
 from peerlane.workers.writer.recovery import Progress
 from peerlane.workers.writer.writer import Writer
@@ -28,11 +28,9 @@ class GatewayApp(PeerlaneApp):
     def bind(self, service: GatewayService) -> None:
         """Give this app's tasks and result backend the writer of a started service."""
         writer = cast("Writer", service.writer)
-        backend = cast("CommitBackend", self.backend)
-        backend.gateway = service.name
-        backend.is_settled = lambda request_id: request_id == writer.settled_request
+        cast("CommitBackend", self.backend).gateway = service.name
         for task in register(self).values():
-            task.Strategy = "peerlane.workers.lane.worker:lane_strategy"
+            task.Strategy = "peerlane.workers.lane.strategy:LaneStrategy"
             task.writer = LaneWriter(writer)
 
 

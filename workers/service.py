@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.errors import PeerlaneError, SettingsError
+from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.prefix import Prefix
@@ -19,7 +19,6 @@ from peerlane.workers.dataplane.factory import device_spec, memory_device, open_
 from peerlane.workers.host.lock import WriterLock
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.lane.unacked import take_back
-from peerlane.workers.lane.worker import EXIT_REPLACED
 from peerlane.workers.peers.plan import Policy
 from peerlane.workers.store.redis_checks import away, check_durability
 from peerlane.workers.store.store import Store
@@ -93,7 +92,9 @@ class GatewayService:
                 unknown=self.settings.unknown_peers,
                 spec=self.spec,
                 fair_label=self.settings.fair_label,
-                stopping=lambda: worker_state.should_stop is not None or worker_state.should_terminate is not None,
+                shutdown_requested=lambda: (
+                    worker_state.should_stop is not None or worker_state.should_terminate is not None
+                ),
             )
             store.register(
                 {
@@ -130,7 +131,7 @@ class GatewayService:
         if writer.fenced or beating.replaced:
             writer.fenced = True
             log.critical("gateway %s: a newer writer has taken over; this one stops", self.name)
-            worker_state.should_stop = EXIT_REPLACED
+            worker_state.should_stop = Fenced.exit_code
             return
         writer.state = beating.state
         if beating.redis_restarted:

@@ -9,8 +9,9 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.lane.set_aside import SetAside
-from peerlane.tasks.lane.tasks import TASKS, task_of
+from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import parse
 
@@ -100,7 +101,7 @@ def shown(found: SetAside, outcome: str | None = None) -> dict[str, Any]:
         # Checked once more: what stands in the list may be somebody else's.
         secret = "preshared_key" in request.arguments
         clear = {name: value for name, value in request.arguments.items() if name != "preshared_key"}
-        parse(TASKS[request.task].model, clear)
+        parse(LANE_TASKS[request.task].model, clear)
     except Invalid as error:
         return about | {"not_shown": error.message}
     about["arguments"] = clear

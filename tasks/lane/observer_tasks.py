@@ -50,5 +50,5 @@ class ReconcileTask(UpkeepTask):
 def register(application: PeerlaneApp, observer: Observes) -> None:
     """Give an observer's app its tasks."""
     for title, kind in (("SweepTask", SweepTask), ("ReconcileTask", ReconcileTask)):
-        fields = {"observer": observer, "Strategy": "peerlane.workers.lane.worker:lane_strategy"}
+        fields = {"observer": observer, "Strategy": "peerlane.workers.lane.strategy:LaneStrategy"}
         application.register_task(cast("UpkeepTask", type(title, (kind,), fields)()))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from peerlane.tasks.errors import Invalid
-from peerlane.tasks.lane.tasks import TASKS
+from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.model import SEALED, parse
 from peerlane.tasks.wire.psk_cipher import Sealing
 
@@ -80,7 +80,7 @@ class SetAside:
 
 def _request(fields: Mapping[str, Any]) -> Request | None:
     task, arguments = fields.get("task"), fields.get("arguments")
-    if not isinstance(task, str) or task not in TASKS or not isinstance(arguments, dict):
+    if not isinstance(task, str) or task not in LANE_TASKS or not isinstance(arguments, dict):
         return None
     return Request(task, cast("dict[str, Any]", arguments))
 
@@ -95,7 +95,7 @@ def read_request(message: bytes, sealing: Sealing) -> Request | None:
         if envelope["properties"].get("body_encoding") == "base64":
             body = base64.b64decode(body)
         _, arguments, _ = json.loads(body)
-        wish = parse(TASKS[task].model, arguments)
+        wish = parse(LANE_TASKS[task].model, arguments)
     except (Invalid, ValueError, TypeError, KeyError, AttributeError, binascii.Error, RecursionError):
         return None
     # The model takes no argument that it does not know; what else the message held, in its headers say, is not kept.

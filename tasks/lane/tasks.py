@@ -19,16 +19,18 @@ from peerlane.config.redis import reason
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
-from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers
-from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
+from peerlane.tasks.wire.bulk import ImportPeers
+from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.tasks.wire.psk_cipher import sealing_of
 
 
 class PeerWriter(Protocol):
-    """What the tasks need of a gateway's writer. Both return the committed result or raise the committed refusal."""
+    """What the tasks need of a gateway's writer. It returns the committed result or raises the committed refusal."""
 
-    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
+    #: ``taken`` is the message in hand (peerlane.workers.lane.strategy); nothing here looks into it.
+    def carry_out(self, task: str, taken: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
 
 class LaneTask(Task[..., dict[str, Any]]):
@@ -39,7 +41,7 @@ class LaneTask(Task[..., dict[str, Any]]):
     throws = (PeerlaneError,)  # refusals are outcomes, not faults: no traceback in the log
     ignore_result = False
     always_bulk: ClassVar[bool] = False
-    model: ClassVar[type[CreatePeer | DeletePeer | RemovePeers | MendPeers | ImportPeers]]
+    model: ClassVar[LaneModel]
     #: Set on a gateway only (peerlane.workers.gateway): the writer that carries requests out.
     writer: PeerWriter | None = None
 
@@ -115,57 +117,10 @@ class LaneTask(Task[..., dict[str, Any]]):
 
     def run(self, **arguments: Any) -> Any:
         """On the gateway: plan, apply, commit. The result is stored by the commit; this one is for logs and Flower."""
-        if self.writer is None:
+        taken = getattr(self.request, "taken", None)
+        if self.writer is None or taken is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
-        return _in_short(self.writer.carry_out(self.name, str(self.request.id), arguments))
-
-
-class CreatePeerTask(LaneTask):
-    """Create a peer on a gateway; arguments as in peerlane.tasks.wire.model.CreatePeer."""
-
-    name = names.CREATE_PEER
-    model = CreatePeer
-
-
-class DeletePeerTask(LaneTask):
-    """Delete a peer from a gateway; arguments as in peerlane.tasks.wire.model.DeletePeer."""
-
-    name = names.DELETE_PEER
-    model = DeletePeer
-
-
-class RemovePeersTask(LaneTask):
-    """Remove a slice of what a sweep found stale; arguments as in peerlane.tasks.wire.bulk.RemovePeers."""
-
-    name = names.REMOVE_PEERS
-    model = RemovePeers
-    always_bulk = True
-
-
-class MendPeersTask(LaneTask):
-    """Mend a slice of what a reconciliation found; arguments as in peerlane.tasks.wire.bulk.MendPeers."""
-
-    name = names.MEND_PEERS
-    model = MendPeers
-    always_bulk = True
-
-
-class ImportPeersTask(LaneTask):
-    """Take over staged peers, or the live device's; arguments as in peerlane.tasks.wire.bulk.ImportPeers."""
-
-    name = names.IMPORT_PEERS
-    model = ImportPeers
-    always_bulk = True
-
-
-#: Every task of a lane, by name.
-TASKS: dict[str, type[LaneTask]] = {
-    names.CREATE_PEER: CreatePeerTask,
-    names.DELETE_PEER: DeletePeerTask,
-    names.REMOVE_PEERS: RemovePeersTask,
-    names.MEND_PEERS: MendPeersTask,
-    names.IMPORT_PEERS: ImportPeersTask,
-}
+        return _in_short(self.writer.carry_out(self.name, taken, arguments))
 
 
 def register(application: PeerlaneApp) -> dict[str, LaneTask]:
@@ -173,9 +128,17 @@ def register(application: PeerlaneApp) -> dict[str, LaneTask]:
 
     Celery binds a task's class, not its instance, to an app: each app gets classes of its own.
     """
-    return {
-        name: application.register_task(cast("LaneTask", type(name, (kind,), {})())) for name, kind in TASKS.items()
+    return {name: application.register_task(_task(row)) for name, row in LANE_TASKS.items()}
+
+
+def _task(row: LaneTaskRow) -> LaneTask:
+    fields = {
+        "name": row.name,
+        "model": row.model,
+        "always_bulk": row.queue is names.bulk_queue,
+        "__doc__": f"{row.summary} Arguments as in {row.model.__module__}.{row.model.__name__}.",
     }
+    return cast("LaneTask", type(row.name, (LaneTask,), fields)())
 
 
 def task_of(application: PeerlaneApp, name: str) -> LaneTask:

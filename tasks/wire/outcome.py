@@ -36,6 +36,18 @@ def tombstone(request_id: str, message: str = "cancelled: its caller had stopped
     return encode(request_id, TimedOut(message))
 
 
+def late(request_id: str) -> str:
+    """The commit record of a request whose deadline passes before its commit: made for each commit, stored for few."""
+    return _LATE.replace(_ID, request_id, 1).replace(_DATE, datetime.now(UTC).isoformat(), 1)
+
+
+_ID, _DATE = "@request-id@", "@date@"
+_LATE = json.dumps(
+    {**json.loads(tombstone(_ID, "its deadline had passed before the gateway could commit it")), "date_done": _DATE},
+    separators=(",", ":"),
+)
+
+
 def error_from_wire(result: object) -> PeerlaneError:
     """The error in a FAILURE record; one of ours where it is one, else a WriterError."""
     fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}

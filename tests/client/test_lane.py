@@ -16,7 +16,7 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
 from peerlane.tasks.lane.admission import BELIEVED_FOR, LIVE_FOR_MS, lanes_of
-from peerlane.tasks.lane.tasks import CreatePeerTask, DeletePeerTask
+from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.wire.outcome import decode
 
 
@@ -24,7 +24,7 @@ def new_request(gateway: GatewayProcess) -> str:
     return names.request_id(gateway.name, str(uuid.uuid4()))
 
 
-def plain(client: Gateway) -> tuple[CreatePeerTask, DeletePeerTask]:
+def plain(client: Gateway) -> tuple[LaneTask, LaneTask]:
     """The client's tasks, for use as in plain Celery."""
     tasks: Any = client._app.tasks  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a test's app has no global tasks
     return tasks[names.CREATE_PEER], tasks[names.DELETE_PEER]

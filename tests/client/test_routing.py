@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, celery_settings
-from peerlane.config.routing import BULK_TASKS, LANE_TASKS, OBSERVER_TASKS, route_task
+from peerlane.config.schedule import ACTS
 from peerlane.config.settings import read
-from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.lane.registry import LANE_TASKS, TASKS, UPKEEP_TASKS, route_task
+from peerlane.tasks.lane.tasks import LaneTask, register, task_of
+from peerlane.workers.peers.handlers import PLANNERS
 
 gateway_names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 
@@ -21,14 +23,14 @@ class TestTheRouter:
     def test_sends_each_request_to_its_gateways_lane(self, gateway: str) -> None:
         for task in (names.CREATE_PEER, names.DELETE_PEER):
             assert route_task(task, (), {"gateway": gateway}, {}) == {"queue": f"gateway.{gateway}"}
-        for task in BULK_TASKS:
+        for task in (names.REMOVE_PEERS, names.MEND_PEERS, names.IMPORT_PEERS):
             assert route_task(task, (), {"gateway": gateway}, {}) == {"queue": f"gateway.{gateway}.bulk"}
-        for task in OBSERVER_TASKS:
+        for task in (names.SWEEP, names.RECONCILE):
             assert route_task(task, (), {"gateway": gateway}, {}) == {"queue": f"gateway.{gateway}.observer"}
 
     @pytest.mark.parametrize("gateway", ["", "IAD", "iad.bulk", "iad\n", "-iad", "a" * 64, None, 7, ["iad"], "i{a}d"])
     def test_sends_nothing_for_what_is_no_gateway(self, gateway: object) -> None:
-        for task in LANE_TASKS:
+        for task in TASKS:
             with pytest.raises(ValueError, match="keyword argument gateway"):
                 route_task(task, (), {"gateway": gateway}, {})
             with pytest.raises(ValueError, match="keyword argument gateway"):
@@ -36,6 +38,29 @@ class TestTheRouter:
 
     def test_leaves_other_tasks_alone(self) -> None:
         assert route_task("celery.backend_cleanup", (), {"gateway": "iad"}, {}) is None
+
+
+class TestTheRowsOfTasks:
+    """One row a task; what is bound to it elsewhere is bound to all of them and to nothing else."""
+
+    def test_have_a_planner_each(self) -> None:
+        assert PLANNERS.keys() == LANE_TASKS.keys()
+
+    def test_have_a_celery_task_each(self) -> None:
+        tasks = register(PeerlaneApp(read()))
+        assert tasks.keys() == LANE_TASKS.keys()
+        for name, task in tasks.items():
+            row = LANE_TASKS[name]
+            assert isinstance(task, LaneTask)
+            assert (task.name, task.model) == (name, row.model)
+            assert task.always_bulk == (row.queue("iad") == "gateway.iad.bulk")
+
+    def test_of_the_observer_are_those_that_it_is_scheduled_for(self) -> None:
+        assert UPKEEP_TASKS.keys() == ACTS.keys()
+
+    def test_tell_each_name_once(self) -> None:
+        assert TASKS.keys() == {row.name for row in TASKS.values()}
+        assert len(TASKS) == len(LANE_TASKS) + len(UPKEEP_TASKS)
 
 
 class TestNames:

@@ -30,9 +30,8 @@ from peerlane import AsyncGateway
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import BadSettings, read
 from peerlane.tasks.admin.acl import users
-from peerlane.tasks.errors import OutcomeUnknown, Unavailable
+from peerlane.tasks.errors import OutcomeUnknown, RedisAway, Unavailable
 from peerlane.workers.cli.main import main
-from peerlane.workers.lane.worker import EXIT_AWAY
 from peerlane.workers.store import procedures as functions
 
 PASSWORD = "only-for-these-tests"
@@ -285,7 +284,7 @@ def test_a_writer_says_why_and_ends_without_a_traceback(bad: tuple[Bad, dict[str
     rest = {name: value for name, value in bad[1].items() if name != "redis_url"}
     writer = GatewayProcess("iad", url, tmp_path, dataplane="memory", **rest)
     writer.start(wait=False)
-    assert writer.await_end(within=40) == EXIT_AWAY
+    assert writer.await_end(within=40) == RedisAway.exit_code
     assert bad[0].says in writer.log
     writer.finish()
 

@@ -15,6 +15,7 @@ from keys import key_number, some_key
 from redis import Redis
 from redis.exceptions import RedisError
 from servers import RedisServer
+from writer_alone import create_peer
 
 from peerlane.config import names
 from peerlane.tasks.admin.poison import set_aside_messages, shown
@@ -81,7 +82,7 @@ class FuzzedRecords:
         assert self._state() == before, "a start changes no record"
         wish = {"gateway": self.name, "public_key": some_key()}
         with suppress(PoolExhausted):  # one strange record may hold all addresses there are
-            made = writer.create_peer(f"{self.name}.r{seed}", wish)
+            made = create_peer(writer, f"{self.name}.r{seed}", wish)
             assert made["outcome"] == "created"
             assert not set(map(Prefix.parse, made["allowed_ips"])) & held.keys(), "an address is given twice"
         self._read_by_others()
@@ -126,12 +127,12 @@ class FuzzedRecords:
             with suppress(PeerlaneError):
                 results.decode(cast("str", self._value(chance)))
             with suppress(PeerlaneError):
-                writer.create_peer(request, wish)
+                create_peer(writer, request, wish)
             assert wish["public_key"] not in plane.peers(), "a request with an outcome is carried out again"
             self.redis.delete(key)
         self.redis.set(names.epoch_key(self.name), cast("str", self._value(chance)))
         with suppress(Fenced, StorageError):
-            writer.create_peer(f"{self.name}.e{seed}", {"gateway": self.name, "public_key": some_key()})
+            create_peer(writer, f"{self.name}.e{seed}", {"gateway": self.name, "public_key": some_key()})
         with suppress(RedisError):
             Store(self.redis, self.name, result_ttl=600).open_epoch()
         self.redis.delete(names.epoch_key(self.name))

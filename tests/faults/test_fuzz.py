@@ -15,6 +15,7 @@ from gateways import MakeClient, MakeGateway, MakeSettings, close
 from keys import some_key
 from servers import RedisServer
 from waiting import eventually
+from writer_alone import create_peer
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
@@ -79,7 +80,7 @@ def test_a_result_that_is_no_text_answers_a_request_with_an_error_and_the_writer
     lane.redis.set(names.result_key(request), b"\xff\xfe")
     wish = {"gateway": lane.name, "public_key": some_key()}
     with pytest.raises(WriterError):
-        lane.writer.create_peer(request, wish)
+        create_peer(lane.writer, request, wish)
     assert wish["public_key"] not in lane.writer.plane.peers()
     lane.check()
 

@@ -25,10 +25,9 @@ from peerlane.tasks.admin.backup import back_up, restore
 from peerlane.tasks.admin.maintenance import sweep
 from peerlane.tasks.admin.peer_import import import_file
 from peerlane.tasks.admin.removal import Removed, remove
-from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
+from peerlane.tasks.errors import Conflict, OutcomeUnknown, RedisAway, StorageError, TimedOut, Unavailable
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.workers.cli.main import main
-from peerlane.workers.lane.worker import EXIT_AWAY
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_without_its_functions_a_writer_says_what_to_do_and_starts_once_it_is_do
     with fenced(printed(capsys, *GATEWAYS, "--passwords"), load=False) as server:
         writer = GatewayProcess("iad", server.url_of("writer-iad"), tmp_path, dataplane="memory")
         writer.start(wait=False)
-        assert writer.await_end() == EXIT_AWAY
+        assert writer.await_end() == RedisAway.exit_code
         assert "an administrator runs `peerlane functions --load`" in writer.log
         assert main.main(["--redis", server.url_of("admin"), "functions", "--load"], standalone_mode=False) == 0
         writer.start()

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
+from peerlane.config import names
 from peerlane.tasks.admin.peer_import import AdoptionClash, Imported, NotTaken
 from peerlane.tasks.errors import Conflict, Invalid
 from peerlane.tasks.wire.bulk import LISTED
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import DevicePeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS
-from peerlane.workers.peers.handlers import Decision, Ground, import_peers
+from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import PeerTable, Policy
 
 POLICY = Policy("iad", key_number(9_999), (Prefix.parse("10.8.0.0/16"),))
@@ -29,8 +30,8 @@ def held(number: int, *allowed_ips: str) -> DevicePeer:
 def plan(peers: Iterable[DevicePeer], table: PeerTable | None = None, **flags: bool) -> Decision:
     """What the writer decides on a live import of a device that holds ``peers``."""
     device = {peer.public_key: peer for peer in peers}
-    ground = Ground(table or PeerTable(POLICY), 1, "active", {}, lambda: device, lambda _: [])
-    return import_peers(ground, {"gateway": "iad", "live": True, **flags})
+    context = PlanningContext(table or PeerTable(POLICY), 1, "active", {}, lambda: device, lambda _: [])
+    return decide(names.IMPORT_PEERS, context, {"gateway": "iad", "live": True, **flags})
 
 
 def keys(listed: Iterable[dict[str, Any]]) -> set[str]:
@@ -90,9 +91,11 @@ def test_a_long_list_is_cut_and_the_rest_counted() -> None:
 
 @pytest.mark.parametrize("flag", ["leave_out", "dry_run"])
 def test_these_words_are_for_a_live_device(flag: str) -> None:
-    ground = Ground(PeerTable(POLICY), 1, "active", {}, dict, lambda _: [])
+    context = PlanningContext(PeerTable(POLICY), 1, "active", {}, dict, lambda _: [])
     with pytest.raises(Invalid, match="for an import of the live device"):
-        import_peers(ground, {"gateway": "iad", "token": "t", "count": 1, "digest": "0" * 64, flag: True})
+        decide(
+            names.IMPORT_PEERS, context, {"gateway": "iad", "token": "t", "count": 1, "digest": "0" * 64, flag: True}
+        )
 
 
 @given(st.sets(st.integers(1, 40), max_size=12), st.sets(st.integers(1, 40), max_size=12))

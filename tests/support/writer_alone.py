@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from redis import Redis
 from servers import RedisServer
 
 from peerlane.config import names
+from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
@@ -19,9 +20,28 @@ from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.plan import Policy
 from peerlane.workers.store.store import Store
+from peerlane.workers.writer.delivery import Delivery
 from peerlane.workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/24"), Prefix.parse("fd00:8::/64"))
+
+
+def carry_out(
+    writer: Writer, task: str, request_id: str, arguments: Mapping[str, Any], *, redelivered: bool = False
+) -> dict[str, Any]:
+    """Have a writer carry a request out that came by no message; its result. Raises its refusal."""
+    result = writer.carry_out(task, Delivery(request_id, redelivered=redelivered), arguments).result
+    if isinstance(result, PeerlaneError):
+        raise result
+    return dict(result)
+
+
+def create_peer(writer: Writer, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return carry_out(writer, names.CREATE_PEER, request_id, arguments)
+
+
+def delete_peer(writer: Writer, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return carry_out(writer, names.DELETE_PEER, request_id, arguments)
 
 
 class WatchedPlane(MemoryDataPlane):
@@ -75,7 +95,7 @@ class WriterAlone:
             store,
             self.plane,
             {"gateway_public_key": self.public_key, "endpoint": "gw:51820"},
-            stopping=lambda: self.stopping,
+            shutdown_requested=lambda: self.stopping,
         )
         writer.recover()
         self.plane.made.clear()
@@ -92,12 +112,11 @@ class WriterAlone:
     def create(self, key: str | None = None, *, request: str | None = None, **arguments: Any) -> dict[str, Any]:
         key = key or some_key()
         wish = {"gateway": self.name, "public_key": key, **arguments}
-        return self.writer.create_peer(request or self.request(), wish)
+        return create_peer(self.writer, request or self.request(), wish)
 
     def delete(self, key: str, *, request: str | None = None, **arguments: Any) -> dict[str, Any]:
-        return self.writer.delete_peer(
-            request or self.request(), {"gateway": self.name, "public_key": key, **arguments}
-        )
+        wish = {"gateway": self.name, "public_key": key, **arguments}
+        return delete_peer(self.writer, request or self.request(), wish)
 
     def now(self) -> int:
         return self.writer.store.clock.now_ms()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -35,6 +36,16 @@ class TestAnError:
         with pytest.raises(Conflict, match="taken") as caught:
             results.decode(results.encode("iad.1", Conflict("taken", 2.5)))
         assert caught.value.retry_after == 2.5
+
+    def test_of_what_came_too_late_is_a_whole_tombstone_of_this_moment(self) -> None:
+        record = json.loads(results.late("iad.some-request"))
+        assert record == {
+            **json.loads(results.tombstone("iad.some-request", record["result"]["exc_message"][0])),
+            "date_done": record["date_done"],
+        }
+        assert abs(datetime.fromisoformat(record["date_done"]) - datetime.now(UTC)) < timedelta(minutes=1)
+        with pytest.raises(TimedOut, match="deadline had passed"):
+            results.decode(results.late("iad.some-request"))
 
     def test_of_a_tombstone_is_timed_out(self) -> None:
         with pytest.raises(TimedOut, match="cancelled"):

@@ -14,6 +14,7 @@ from gateways import MakeClient, MakeGateway, MakeSettings, close
 from keys import some_key
 from program_path import PROGRAM_PATH
 from servers import RedisServer
+from writer_alone import carry_out, create_peer, delete_peer
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
@@ -89,7 +90,7 @@ def test_a_create_that_is_delivered_again_after_its_peer_has_gone_touches_no_dev
     key = some_key()
     request_id, raw = lane.message(public_key=key)
     lane.take(raw)
-    lane.writer.delete_peer(names.request_id(lane.name, "gone"), {"gateway": lane.name, "public_key": key})
+    delete_peer(lane.writer, names.request_id(lane.name, "gone"), {"gateway": lane.name, "public_key": key})
     lane.changes.clear()
     again = json.loads(raw)
     again["headers"]["redelivered"] = True
@@ -153,11 +154,11 @@ def test_a_create_that_is_asked_again_counts_no_longer_in_its_share_of_the_lane(
     arguments = {"gateway": lane.name, "public_key": key, "labels": {"tenant": "a"}}
     lane.writer._fair_label = "tenant"  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as if the settings said so
     share, request_id = share_key(lane.name, "tenant", arguments["labels"]), names.request_id(lane.name, "twice")
-    lane.writer.carry_out(names.CREATE_PEER, request_id, arguments)
-    lane.writer.delete_peer(names.request_id(lane.name, "gone"), {"gateway": lane.name, "public_key": key})
+    create_peer(lane.writer, request_id, arguments)
+    delete_peer(lane.writer, names.request_id(lane.name, "gone"), {"gateway": lane.name, "public_key": key})
     lane.changes.clear()
     lane.redis.zadd(share, {request_id: 1})  # as its caller does
-    found = lane.writer.carry_out(names.CREATE_PEER, request_id, arguments, doubtful=True)
+    found = carry_out(lane.writer, names.CREATE_PEER, request_id, arguments, redelivered=True)
     assert found["outcome"] == "created"
     assert lane.redis.zcard(share) == 0
     assert lane.changes == []

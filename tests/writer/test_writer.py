@@ -33,7 +33,7 @@ from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
-from peerlane.workers.writer.retry import Stopping
+from peerlane.workers.writer.retry import ShutdownRequested
 
 
 @pytest.fixture
@@ -462,7 +462,7 @@ class TestRedisIsAway:
     def test_a_writer_that_is_told_to_stop_waits_no_longer(self, own_bench: WriterAlone) -> None:
         own_bench.server.stop()
         own_bench.stopping = True
-        with pytest.raises(Stopping):
+        with pytest.raises(ShutdownRequested):
             own_bench.create()
         own_bench.stopping = False
         own_bench.server.start()

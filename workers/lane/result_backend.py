@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 from celery.backends.redis import RedisBackend
 
 from peerlane.config import names
-
-
-def _never(_request_id: str) -> bool:
-    return False
+from peerlane.workers.lane.strategy import TAKEN, TakenMessage
 
 
 class CommitBackend(RedisBackend):
     """Stores only what no commit has stored, only once, and only for requests of this gateway's lane."""
 
-    #: Whether the commit record of a request is in Redis already; set by peerlane.workers.gateway.
-    is_settled: Callable[[str], bool] = staticmethod(_never)
+    #: Set by peerlane.workers.gateway.
     gateway: str = ""
 
     @property
@@ -34,8 +29,10 @@ class CommitBackend(RedisBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Store a result that is nobody's commit: a failure before the writer saw the request."""
-        if self.is_settled(task_id) or not names.is_request_id(self.gateway, task_id):
+        """Store a result that is nobody's commit: a failure before the writer saw the request, an observer's report."""
+        taken = cast("TakenMessage | None", getattr(request, TAKEN, None))
+        settled = taken is not None and taken.outcome is not None
+        if settled or not names.is_request_id(self.gateway, task_id):
             return result
         return super().store_result(task_id, result, state, None, request=request, **kwargs)
 

@@ -31,9 +31,6 @@ class LaneQoS(_QoS):
     worker, and where two overlap for a moment, each message comes back in a transaction that only one of them wins.
     """
 
-    #: The tag of a message that a commit has struck out of the store already, and that is still to be acknowledged.
-    struck_out: str | None = None
-
     def append(self, message: Any, delivery_tag: str) -> None:
         """As kombu's, and ``message.answered`` tells whether its request had an outcome then: in the same round trip.
 
@@ -59,16 +56,16 @@ class LaneQoS(_QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Strike a message out of the store; where Redis does not confirm that, it comes again, which is harmless."""
-        if self.struck_out == delivery_tag:
-            self.struck_out = None
-            virtual.QoS.ack(self, delivery_tag)
-            return
         try:
             super().ack(delivery_tag)
         except (RedisError, OSError) as error:
             log.warning("a message could not be acknowledged (%s): it will come again", type(error).__name__)
             # kombu would count it as being worked on for ever, and with prefetch 1 never take another.
             self._quick_ack(delivery_tag)
+
+    def acknowledged_elsewhere(self, delivery_tag: str) -> None:
+        """A commit has struck this message out of the store: it is not in hand any more."""
+        virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
         """Give back to the lane what was taken longer ago than the visibility timeout."""

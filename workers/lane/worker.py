@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
-from celery import bootsteps, current_task
+from celery import bootsteps
 from celery.apps.worker import Worker
-from celery.exceptions import Reject, WorkerShutdown
-from celery.utils.imports import symbol_by_name
-from celery.worker import request as celery_request
-from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
-from celery.worker.state import task_reserved
 
 from peerlane.config import names
-from peerlane.config.routing import LANE_TASKS
-from peerlane.tasks.errors import Fenced, Invalid, PeerlaneError, RedisAway, WriterError
-from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.lane.registry import TASKS
 from peerlane.tasks.wire.psk_cipher import sealing_of
-from peerlane.workers import failpoints
 from peerlane.workers.lane import poison
-from peerlane.workers.writer.retry import Stopping
-from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
-
-EXIT_REPLACED = 1
-#: Redis could not be used at the start. It passes by itself: a supervisor may try again (workers.host.supervisor).
-EXIT_AWAY = RedisAway.exit_code
-
-#: Header of a request that may have an outcome already.
-DOUBTFUL = "doubtful"
-#: Header: the tag of the message a request came by.
-TAG = "tag"
 
 
 class Service(Protocol):
@@ -49,156 +29,6 @@ class Service(Protocol):
     def stop(self) -> None: ...
     def refuse(self, request_id: str, error: PeerlaneError) -> None: ...
 
-
-class LaneWriter:
-    """The writer as the tasks see it: what must end the worker ends it."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """See Writer.carry_out."""
-        # What lane_strategy has written into the request's headers.
-        doubtful = bool(getattr(current_task.request, DOUBTFUL, True)) if current_task else True
-        tag = str(getattr(current_task.request, TAG, "")) if current_task else ""
-        try:
-            return self._writer.carry_out(task, request_id, arguments, doubtful=doubtful, tag=tag)
-        except Fenced as error:
-            # The request goes back to the lane for the writer that has taken over; this worker ends.
-            worker_state.should_stop = EXIT_REPLACED
-            raise Reject(error.message, requeue=True) from None
-        except Stopping:
-            raise WorkerShutdown(0) from None
-        finally:
-            failpoints.reach("before_acknowledge")
-
-    def has_acknowledged(self, tag: str) -> bool:
-        """Whether the message of this tag, the last one carried out, was acknowledged by its request's commit."""
-        return bool(tag) and self._writer.acknowledged == tag
-
-
-def open_request(message: Any) -> tuple[str, dict[str, Any]]:
-    """The request id and keyword arguments of a message whose envelope is sound.
-
-    Only plain JSON is read, whatever kombu would decode; everything else that Celery's protocol can carry (ETA,
-    callbacks, chords, time limits, other headers) is left behind.
-
-    Raises:
-        Invalid: the message is no request.
-    """
-    if message.content_type != "application/json" or str(message.content_encoding).lower() not in ("utf-8", "utf8"):
-        raise Invalid("a request is JSON in UTF-8 (content type application/json)")
-    try:
-        body = json.loads(message.body)
-    except (ValueError, TypeError, RecursionError):
-        raise Invalid("the request's body is not JSON") from None
-    if not isinstance(body, list) or len(cast("list[Any]", body)) != 3:
-        raise Invalid("a request's body is [args, kwargs, embed], as Celery's protocol 2 has it")
-    args, kwargs, _ = cast("list[Any]", body)
-    if args:
-        raise Invalid("a request takes keyword arguments only")
-    if not isinstance(kwargs, dict):
-        raise Invalid("a request's keyword arguments are a JSON object")
-    if "self" in kwargs:  # Celery calls the task with it, and would fail before the model could refuse it
-        raise Invalid("self: no such argument")
-    return str(message.headers.get("id")), cast("dict[str, Any]", kwargs)
-
-
-def lane_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
-    """Celery's per-task strategy for requests: the stock one without ETA, expiry, revocation and rate limits."""
-    eventer = consumer.event_dispatcher
-    sends_events = bool(eventer and eventer.enabled and task.send_events)
-    request_class = cast("Any", celery_request).create_request_cls(
-        symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, eventer, app=app
-    )
-    handle = consumer.on_task_request
-    gateway = cast("LaneConsumer", consumer).service.name
-
-    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
-        del body
-        request_id = message.headers.get("id")
-        if not names.is_request_id(gateway, request_id):
-            consumer.refuse(message, request_id, Invalid(f"its id is not {gateway}.TOKEN"))
-            return
-        if poison.was_delivered(message) and consumer.spent(message):
-            consumer.refuse(message, request_id, WriterError(_SPENT))
-            return
-        try:
-            request_id, arguments = open_request(message)
-        except Invalid as error:
-            consumer.refuse(message, request_id, error)
-            return
-        headers = {
-            "lang": "py",
-            "task": task.name,
-            "id": request_id,
-            "root_id": request_id,
-            "parent_id": None,
-            "argsrepr": "()",
-            "kwargsrepr": shown(arguments),
-            "origin": str(message.headers.get("origin"))[:128],
-            "retries": 0,
-            DOUBTFUL: poison.was_delivered(message) or message.answered,
-            TAG: message.delivery_tag,
-        }
-
-        def acknowledge(*told: Any) -> None:
-            tag, writer = message.delivery_tag, getattr(task, "writer", None)
-            if isinstance(writer, LaneWriter) and writer.has_acknowledged(tag):
-                message.channel.qos.struck_out = tag
-            ack(*told)
-
-        request = request_class(
-            message,
-            on_ack=acknowledge,
-            on_reject=reject,
-            app=app,
-            hostname=consumer.hostname,
-            eventer=eventer,
-            task=task,
-            connection_errors=consumer.connection_errors,
-            body=((), arguments, {}),
-            headers=headers,
-            decoded=True,
-            utc=True,
-        )
-        if sends_events:
-            eventer.send(
-                "task-received",
-                uuid=request_id,
-                name=task.name,
-                args="()",
-                kwargs=headers["kwargsrepr"],
-                root_id=request_id,
-                parent_id=None,
-                retries=0,
-                eta=None,
-                expires=None,
-            )
-        task_reserved(request)
-        for callback in callbacks or ():
-            callback(request)
-        handle(request)
-
-    return on_message
-
-
-def shown(arguments: Mapping[str, Any]) -> str:
-    """What events and Flower show of a request on its arrival: whose it is. The rest is not checked yet.
-
-    A preshared key may stand in any of it, misnamed or in the wrong place; what was granted, the result shows.
-    """
-    key = arguments.get("public_key")
-    try:
-        return repr({"public_key": check_public_key(key)} if key is not None else {})
-    except ValueError:
-        return "{'public_key': '(malformed)'}"
-
-
-_SPENT = (
-    f"set aside after {poison.DELIVERIES} deliveries, of which none came to an end; an operator can look at it "
-    "(gateway poison)"
-)
 
 _Consumer: Any = Consumer  # celery-types knows none of its attributes
 
@@ -214,7 +44,7 @@ class LaneConsumer(_Consumer):
     def update_strategies(self) -> None:
         """Requests alone: Celery's own tasks (maps, chords, cleanups) would run here for whoever can publish."""
         super().update_strategies()
-        for name in self.strategies.keys() - LANE_TASKS:
+        for name in self.strategies.keys() - TASKS.keys():
             del self.strategies[name]
 
     def spent(self, message: Any) -> bool:

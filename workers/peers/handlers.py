@@ -1,6 +1,7 @@
 """From a request's arguments to a decision: what to change on the device and in Redis, and what to answer.
 
-One function per task. They ask the table, and for imports the device and what was staged; they change nothing.
+One function per task, which takes its checked arguments. They ask the table, and for imports the device and what was
+staged; they change nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
+from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
 from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable
@@ -36,7 +38,7 @@ Wish = TypeVar("Wish", CreatePeer, StagedPeer)
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class PlanningContext:
     """What decisions are made on."""
 
     table: PeerTable
@@ -72,46 +74,44 @@ class Decision:
         return any(plan.after is None and plan.before is not None for plan in self.plans)
 
 
-def create_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+def create_peer(context: PlanningContext, wish: CreatePeer) -> Decision:
     """One peer, wished for."""
-    wish = _opened(ground, parse(CreatePeer, arguments))
-    plan = plan_create(ground.table, wish, now=ground.now, state=ground.state)
-    return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
+    wish = _opened(context, wish)
+    plan = plan_create(context.table, wish, now=context.now, state=context.state)
+    return Decision((plan,), plan.changes, _answer(context, plan), wish.deadline or 0)
 
 
-def delete_peer(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+def delete_peer(context: PlanningContext, wish: DeletePeer) -> Decision:
     """One peer, no longer wished for."""
-    wish = parse(DeletePeer, arguments)
-    plan = plan_delete(ground.table, wish)
-    return Decision((plan,), plan.changes, _answer(ground, plan), wish.deadline or 0)
+    plan = plan_delete(context.table, wish)
+    return Decision((plan,), plan.changes, _answer(context, plan), wish.deadline or 0)
 
 
-def _opened(ground: Ground, wish: Wish) -> Wish:
+def _opened(context: PlanningContext, wish: Wish) -> Wish:
     try:
-        return ground.sealing.opened(ground.table.policy.gateway, wish)
+        return context.sealing.opened(context.table.policy.gateway, wish)
     except Unsealable as error:
         raise Invalid(f"peer {wish.public_key}: {error}") from None
 
 
-def _answer(ground: Ground, plan: Plan) -> dict[str, Any]:
+def _answer(context: PlanningContext, plan: Plan) -> dict[str, Any]:
     peer = plan.after or plan.before
-    found: dict[str, Any] = {"outcome": plan.outcome, "gateway": ground.table.policy.gateway}
+    found: dict[str, Any] = {"outcome": plan.outcome, "gateway": context.table.policy.gateway}
     found |= peer.public() if peer is not None else {"public_key": plan.public_key}
-    return {**found, **ground.facts} if plan.after is not None else found
+    return {**found, **context.facts} if plan.after is not None else found
 
 
-def remove_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+def remove_peers(context: PlanningContext, wish: RemovePeers) -> Decision:
     """Peers that a sweep found stale; those that are not any more are kept, with the reason."""
-    wish = parse(RemovePeers, arguments)
-    check_lane(ground.table.policy, wish.gateway)
+    check_lane(context.table.policy, wish.gateway)
     plans: list[Plan] = []
     kept: dict[str, str] = {}
     for victim in wish.victims:
-        peer = ground.table.peers.get(victim.public_key)
-        if reason := _why_kept(ground, victim, peer):
+        peer = context.table.peers.get(victim.public_key)
+        if reason := _why_kept(context, victim, peer):
             kept[victim.public_key] = reason
         else:
-            plans.append(Plan("deleted", victim.public_key, peer, None, device_changes(ground.table, peer, None)))
+            plans.append(Plan("deleted", victim.public_key, peer, None, device_changes(context.table, peer, None)))
     result = {
         "outcome": "removed",
         "gateway": wish.gateway,
@@ -121,24 +121,23 @@ def remove_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
     return Decision(tuple(plans), _changes(plans), result, wish.deadline or 0)
 
 
-def _why_kept(ground: Ground, victim: Victim, peer: Peer | None) -> str | None:
+def _why_kept(context: PlanningContext, victim: Victim, peer: Peer | None) -> str | None:
     if peer is None:
         return "gone already"
-    if victim.public_key in ground.table.broken:
+    if victim.public_key in context.table.broken:
         return "its record does not parse"
     if peer.pinned:
         return "pinned"
     if peer.created_at != victim.created_at:
         return "created anew since"
-    if victim.reason == "expired" and (peer.expires_at is None or peer.expires_at > ground.now):
+    if victim.reason == "expired" and (peer.expires_at is None or peer.expires_at > context.now):
         return "not expired"
     return None
 
 
-def mend_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+def mend_peers(context: PlanningContext, wish: MendPeers) -> Decision:
     """Assert again on the device what the table holds of these keys and routes; right ones are not disturbed."""
-    wish = parse(MendPeers, arguments)
-    table = ground.table
+    table = context.table
     check_lane(table.policy, wish.gateway)
     changes: list[Change] = []
     mended = {"removed": 0, "set": 0, "routes": 0} | ({"device": 1} if wish.device else {})
@@ -157,7 +156,7 @@ def mend_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
     return Decision((), tuple(changes), result, wish.deadline or 0, reopen=wish.device)
 
 
-def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
+def import_peers(context: PlanningContext, wish: ImportPeers) -> Decision:
     """Staged peers, or those of the live device: all of them or none.
 
     Raises:
@@ -165,16 +164,15 @@ def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
         Draining, PoolExhausted: the gateway takes no new peers, or not so many.
         Invalid: what was staged is not there, or not what the request says.
     """
-    wish = parse(ImportPeers, arguments)
-    table = ground.table
+    table = context.table
     check_lane(table.policy, wish.gateway)
-    device = ground.device()
-    staged = {} if wish.live else _staged(ground, wish)
+    device = context.device()
+    staged = {} if wish.live else _staged(context, wish)
     known = {key: None if key in table.foreign else table.peers.get(key) for key in staged}
     taken = [entry.wish(wish.gateway, known[key]) for key, entry in staged.items()]
     found = strangers(table, device) if wish.live else None
     wishes = found.wishes if found is not None else taken
-    plans, refused = plan_many(table, wishes, now=ground.now, state=ground.state)
+    plans, refused = plan_many(table, wishes, now=context.now, state=context.state)
     if found is not None:
         refused |= found.refused
         if wish.dry_run:
@@ -182,7 +180,7 @@ def import_peers(ground: Ground, arguments: Mapping[str, Any]) -> Decision:
             return Decision((), (), told, wish.deadline or 0)
         if not wish.leave_out:
             refused |= dict.fromkeys(found.left_out, Invalid(NO_ALLOWED_IPS))
-    plans = [_dated(plan, staged.get(plan.public_key), refused, ground.now) for plan in plans]
+    plans = [_dated(plan, staged.get(plan.public_key), refused, context.now) for plan in plans]
     for error in refused.values():
         if isinstance(error, (Draining, PoolExhausted)):
             raise type(error)(f"nothing was imported: {error}")
@@ -250,8 +248,8 @@ def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneErro
     return plan
 
 
-def _staged(ground: Ground, wish: ImportPeers) -> dict[str, StagedPeer]:
-    entries = ground.staged(str(wish.token))
+def _staged(context: PlanningContext, wish: ImportPeers) -> dict[str, StagedPeer]:
+    entries = context.staged(str(wish.token))
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
     if len(entries) != wish.count or digest != wish.digest:
         raise Invalid("what was staged for this import is not there any more, or not whole: import again")
@@ -263,7 +261,7 @@ def _staged(ground: Ground, wish: ImportPeers) -> dict[str, StagedPeer]:
             raise Invalid("a staged entry is not JSON") from None
         if not isinstance(fields, dict):
             raise Invalid("a staged entry is not a JSON object")
-        peer = _opened(ground, parse(StagedPeer, cast("dict[str, Any]", fields)))
+        peer = _opened(context, parse(StagedPeer, cast("dict[str, Any]", fields)))
         if peer.public_key in found:
             raise Invalid(f"the peer {peer.public_key} is staged twice")
         found[peer.public_key] = peer
@@ -274,11 +272,20 @@ def _changes(plans: Sequence[Plan]) -> tuple[Change, ...]:
     return tuple(change for plan in plans for change in plan.changes)
 
 
-#: Task name → the function that decides.
-PLANNERS: Mapping[str, Callable[[Ground, Mapping[str, Any]], Decision]] = {
+#: Task name → the function that decides; the names are those of peerlane.tasks.lane.registry.
+PLANNERS: Mapping[str, Callable[[PlanningContext, Any], Decision]] = {
     names.CREATE_PEER: create_peer,
     names.DELETE_PEER: delete_peer,
     names.REMOVE_PEERS: remove_peers,
     names.MEND_PEERS: mend_peers,
     names.IMPORT_PEERS: import_peers,
 }
+
+
+def decide(task: str, context: PlanningContext, arguments: Mapping[str, Any]) -> Decision:
+    """What a request comes to.
+
+    Raises:
+        PeerlaneError: it is refused.
+    """
+    return PLANNERS[task](context, parse(LANE_TASKS[task].model, arguments))

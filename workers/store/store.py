@@ -36,6 +36,11 @@ class Answer:
     verdict: Verdict
     stored: str
 
+    @property
+    def settles(self) -> bool:
+        """Whether the request has its outcome now, and its message is acknowledged."""
+        return self.verdict in ("committed", "duplicate", "expired")
+
 
 @dataclass(slots=True)
 class Loaded:
@@ -127,7 +132,7 @@ class Store:
                     deadline,
                     result,
                     self._result_ttl,
-                    results.tombstone(request_id, "its deadline had passed before the gateway could commit it"),
+                    results.late(request_id),
                     json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":")),
                     int(any(plan.outcome == "created" for plan in plans)),
                     tag,

@@ -1,4 +1,4 @@
-"""Asking Redis until it answers: a writer waits its outages out, where nothing else could be done anyway."""
+"""Retries a Redis call with backoff until it succeeds or shutdown is requested."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ AWAY = (RedisConnectionError, RedisTimeoutError)
 _T = TypeVar("_T")
 
 
-class Stopping(BaseException):
-    """The worker is told to stop while the writer waits for Redis. Not an error: nothing may catch and store it."""
+class ShutdownRequested(BaseException):
+    """The worker is to stop while the writer waits for Redis. Not an error: nothing may catch and store it."""
 
 
-class Patience:
-    """Waits as long as nobody tells the worker to stop."""
+class RetryUntilShutdown:
+    """Calls Redis again, with growing pauses, while it is away."""
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
-        self._stopping = stopping
+    def __init__(self, shutdown_requested: Callable[[], bool]) -> None:
+        self._shutdown_requested = shutdown_requested
 
-    def __call__(self, ask: Callable[[], _T]) -> _T:
-        """Ask until there is an answer; every error but Redis' being away is the answer.
+    def __call__(self, call: Callable[[], _T]) -> _T:
+        """Call until there is an answer; every error but Redis' being away is the answer.
 
         Raises:
-            Stopping: the worker is told to stop.
+            ShutdownRequested: the worker is to stop.
         """
         wait = 0.05
         while True:
             try:
-                return ask()
+                return call()
             except AWAY as error:
-                if self._stopping():
-                    raise Stopping from None
+                if self._shutdown_requested():
+                    raise ShutdownRequested from None
                 log.warning("Redis is away (%s); asking again", reason(error))
                 time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
                 wait = min(wait * 2, 1.0)

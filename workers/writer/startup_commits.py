@@ -1,4 +1,4 @@
-"""The commits of a start that nobody asked for: peers taken over from the device, preshared keys sealed anew."""
+"""Commits made at startup without a client request: adopting unknown peers, re-encrypting preshared keys."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commi
     peers = [peer for key in outdated if key not in done.table.broken and (peer := done.table.peers.get(key))]
     for start in range(0, len(peers), SLICE):
         part = peers[start : start + SLICE]
-        plans = [Plan("existing", one.public_key, one, one.model_copy()) for one in part]
+        plans = [Plan("existing", peer.public_key, peer, peer.model_copy()) for peer in part]
         _commit_slice(gateway, "resealed", plans, commit)
     if peers:
         log.warning("gateway %s: %d preshared keys were sealed anew", gateway, len(peers))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,16 +26,18 @@ from peerlane.tasks.lane.quota import share_key
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
-from peerlane.workers.peers.handlers import PLANNERS, Decision, Ground
+from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import PeerTable, Plan, Policy, draining
 from peerlane.workers.store.store import Answer, Store
+from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.recovery import Progress, Recovered, Unknown, recover, settling
-from peerlane.workers.writer.retry import Patience, Stopping
+from peerlane.workers.writer.request import Request, decoded, error_code
+from peerlane.workers.writer.retry import RetryUntilShutdown
 from peerlane.workers.writer.startup_commits import adopt, reseal
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which nobody can be sure any more that a request is still open: its caller may have cancelled.
+#: Seconds since delivery after which Redis is asked whether a request was cancelled, before the device is touched.
 SURE_FOR = 0.25
 #: Milliseconds before its deadline from which on a request may be late by Redis' clock, which is read from afar.
 NEARLY_LATE = 100
@@ -62,7 +63,7 @@ class Writer:
         unknown: Unknown = "remove",
         spec: DeviceSpec | None = None,
         fair_label: str | None = None,
-        stopping: Callable[[], bool] = lambda: False,
+        shutdown_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         """``facts`` is what results say of the gateway; ``spec`` lets a lost device be made again."""
         self.policy = policy
@@ -76,20 +77,12 @@ class Writer:
         self.recovery_needed: str | None = _NOT_STARTED
         #: Set once a newer writer has been seen; from then on nothing is changed any more.
         self.fenced = False
-        #: The request whose commit record is in Redis already, for the result backend.
-        self.settled_request: str | None = None
         #: Since this writer began, for the heartbeat to tell: requests answered; peers created and deleted.
         self.answered = self.created = self.deleted = 0
         self._unknown: Unknown = unknown
         self._spec = spec
         self._fair_label = fair_label
-        #: Where the request at hand counts in a share of the lane.
-        self._share: str | None = None
-        #: Of the message the request at hand came by, '' for none; and of the last one that a commit acknowledged.
-        self._tag = self.acknowledged = ""
-        #: Until when, on the monotonic clock, the request at hand is taken to be open without asking.
-        self._sure_until = 0.0
-        self._patiently = Patience(stopping)
+        self._until_answered = RetryUntilShutdown(shutdown_requested)
 
     def recover(self, progress: Progress | None = None) -> Recovered:
         """Make the device equal to Redis and the table anew; makes the device first if it is gone.
@@ -100,98 +93,114 @@ class Writer:
         self.recovery_needed = self.recovery_needed or "asked for"
         if self._spec is not None:
             self.plane.open(self._spec)
-        loaded = self._patiently(self.store.load)
+        loaded = self._until_answered(self.store.load)
         done = recover(
             self.policy,
             loaded,
             self.plane,
             unknown=self._unknown,
             first_start=self.store.epoch == 1 and self.recovery_needed == _NOT_STARTED,
-            seen=lambda: self._patiently(self.store.last_seen),
+            seen=lambda: self._until_answered(self.store.last_seen),
             progress=progress,
         )
-        adopt(self.policy.gateway, done, self._commit_unasked)
-        reseal(self.policy.gateway, done, loaded.outdated, self._commit_unasked)
+        adopt(self.policy.gateway, done, self._commit_at_startup)
+        reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
         self.table = done.table
-        self.state = self._patiently(self.store.state)
+        self.state = self._until_answered(self.store.state)
         self.recovery_needed = None
         return done
 
-    def _commit_unasked(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
-        answer = self._patiently(lambda: self.store.commit(request_id, 0, record, plans))
+    def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
+        answer = self._until_answered(lambda: self.store.commit(request_id, 0, record, plans))
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
         return answer
 
-    def create_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """``carry_out`` for names.CREATE_PEER."""
-        return self.carry_out(names.CREATE_PEER, request_id, arguments)
-
-    def delete_peer(self, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """``carry_out`` for names.DELETE_PEER."""
-        return self.carry_out(names.DELETE_PEER, request_id, arguments)
-
-    def carry_out(
-        self, task: str, request_id: str, arguments: Mapping[str, Any], *, doubtful: bool = False, tag: str = ""
-    ) -> dict[str, Any]:
-        """Carry a request out and commit; the committed result.
-
-        ``doubtful``: it may have an outcome already, so Redis is asked before the device is touched. Whoever knows
-        that it had none a moment ago spares the round trip: the commit asks too. ``tag`` is that of the message it
-        came by, which the commit acknowledges; then ``acknowledged`` names it.
+    def carry_out(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Outcome:
+        """Carry a request out and commit; what became of it, a refusal too.
 
         Raises:
-            PeerlaneError: the committed refusal, or Fenced.
+            Fenced: a newer writer has taken over; nothing was changed.
+            ShutdownRequested: the worker is to stop, and Redis is away; the request is still open.
         """
         self._refuse_if_fenced()
-        self._sure_until = 0.0 if doubtful else time.monotonic() + SURE_FOR
-        # The same message may come twice, with the same tag.
-        self._share, self._tag, self.acknowledged = None, tag, ""
-        if self._fair_label is not None and task == names.CREATE_PEER:
-            self._share = share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
+        request = Request(task, delivery, arguments, self._share(task, arguments))
         try:
             for _ in range(2):
                 # Where somebody changed Redis behind the writer's back: once more, on what is there now.
                 with contextlib.suppress(_Stale):
-                    return self._decide_and_carry_out(task, request_id, arguments)
-            raise WriterError(_CHANGED)
-        except (Fenced, Stopping):
+                    return self._carry_out(request)
+            return self._commit_refusal(request, WriterError(_CHANGED))
+        except Fenced:
             raise
         except PeerlaneError as error:
-            raise self._commit_refusal(request_id, arguments, error) from None
+            return self._commit_refusal(request, error)
         except Exception as error:
             # Unforeseen: the device may hold half of it. Nobody is told "created"; everything is read anew.
-            log.exception("request %s failed in an unforeseen way", request_id)
+            log.exception("request %s failed in an unforeseen way", request.id)
             self.recovery_needed = "an unforeseen failure"
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")
-            raise self._commit_refusal(request_id, arguments, unforeseen) from None
+            return self._commit_refusal(request, unforeseen)
 
-    def _decide_and_carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _share(self, task: str, arguments: Mapping[str, Any]) -> str | None:
+        if self._fair_label is None or task != names.CREATE_PEER:
+            return None
+        return share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
+
+    def _carry_out(self, request: Request) -> Outcome:
         if self.recovery_needed is not None:
             self.recover()
-        return self._carry_out(request_id, PLANNERS[task](self._ground(), arguments))
+        decision = decide(request.task, self._context(), request.arguments)
+        if self._doubtful(request, decision) and (known := self._ask_first(request, decision)) is not None:
+            return known
+        self._apply(decision)
+        answer = self._commit_decision(request, decision)
+        if answer is None:
+            log.info("request %s: an earlier try of this commit had reached Redis", request.id)
+        elif answer.verdict != "committed":
+            return self._not_committed(answer, decision, applied=bool(decision.changes))
+        self._enter(decision.plans)
+        return self._answered(Outcome(dict(decision.result), acknowledged=True))
 
-    def _ground(self) -> Ground:
-        return Ground(
+    def _context(self) -> PlanningContext:
+        return PlanningContext(
             table=self.table,
-            now=self._patiently(self.store.clock.now_ms) // 1000,
+            now=self._until_answered(self.store.clock.now_ms) // 1000,
             # What the heartbeat has heard is up to a second old: a gateway that was just resumed takes peers at once.
-            state=self.state if self.state == "active" else self._patiently(self.store.state),
+            state=self.state if self.state == "active" else self._until_answered(self.store.state),
             facts=self.facts,
             device=self.plane.peers,
-            staged=lambda token: self._patiently(lambda: self.store.staged(token)),
+            staged=lambda token: self._until_answered(lambda: self.store.staged(token)),
             sealing=self.store.sealing,
         )
 
-    def _carry_out(self, request_id: str, decision: Decision) -> dict[str, Any]:
-        deadline, outcome = decision.deadline, str(decision.result["outcome"])
-        # No peer has access for a moment that nobody confirms: what was answered, cancelled or comes too late is told
-        # so before the device is touched.
-        late = 0 < deadline < self._patiently(self.store.clock.now_ms) + NEARLY_LATE
-        doubtful = (late or time.monotonic() > self._sure_until) and (decision.changes or decision.reopen)
-        if (decision.removes or doubtful) and (early := self._ask_first(request_id, decision)) is not None:
-            return early
+    def _doubtful(self, request: Request, decision: Decision) -> bool:
+        """Whether to ask Redis before the device is touched.
+
+        No peer has access for a moment that nobody confirms: what was answered, cancelled or comes too late is told
+        so first. Whoever had no outcome a moment ago is spared the round trip: the commit asks too.
+        """
+        if decision.removes:
+            return True
+        late = 0 < decision.deadline < self._until_answered(self.store.clock.now_ms) + NEARLY_LATE
+        return (late or request.delivery.in_doubt(SURE_FOR)) and bool(decision.changes or decision.reopen)
+
+    def _ask_first(self, request: Request, decision: Decision) -> Outcome | None:
+        """What became of a request that cannot commit any more. None: it still can."""
+        answer = self._until_answered(lambda: self.store.check(request.id, decision.deadline))
+        if answer.verdict == "open":
+            return None
+        if answer.verdict == "late":
+            raise TimedOut("its deadline had passed before the gateway could commit it")
+        if answer.verdict == "duplicate" and request.share is not None:
+            # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
+            answer = self._commit(request, decision.deadline, answer.stored)
+            return self._not_committed(answer, decision, applied=False)
+        return self._not_committed(answer, decision, applied=False, acknowledged=False)
+
+    def _apply(self, decision: Decision) -> None:
+        outcome = str(decision.result["outcome"])
         try:
             if decision.reopen and self._spec is not None:
                 self.plane.open(self._spec)
@@ -201,46 +210,27 @@ class Writer:
         except KernelError:
             self._settle(decision)
             raise
-        record = results.encode(request_id, decision.result)
+
+    def _commit_decision(self, request: Request, decision: Decision) -> Answer | None:
+        """The commit's answer; None if an earlier try of this very commit had reached Redis."""
+        outcome = str(decision.result["outcome"])
+        record = results.encode(request.id, decision.result)
         failpoints.reach("before_commit", outcome)
         try:
-            answer = self._commit(request_id, deadline, record, decision.plans)
+            answer = self._commit(request, decision.deadline, record, decision.plans)
         except ResponseError as error:
             # Out of memory, read-only, disk full: Redis refuses writes, so nothing is confirmed.
             self._settle(decision)
             raise StorageError(
-                f"Redis refused to store the outcome ({_first_word(error)}); nothing was changed"
+                f"Redis refused to store the outcome ({error_code(error)}); nothing was changed"
             ) from None
         failpoints.reach("after_commit", outcome)
-        if answer.verdict == "duplicate" and answer.stored == record:
-            log.info("request %s: an earlier try of this commit had reached Redis", request_id)
-        elif answer.verdict != "committed":
-            return self._not_committed(request_id, answer, decision, applied=bool(decision.changes))
-        self._settled(request_id)
-        for plan in decision.plans:
-            if plan.before is plan.after:
-                continue
-            self.created += plan.outcome == "created"
-            self.deleted += plan.outcome == "deleted"
-            if plan.after is not None:
-                self.table.put(plan.after)
-            else:
-                self.table.drop(plan.public_key)
-        return dict(decision.result)
+        return None if answer.verdict == "duplicate" and answer.stored == record else answer
 
-    def _ask_first(self, request_id: str, decision: Decision) -> dict[str, Any] | None:
-        """Whether it can still commit. None: go on."""
-        answer = self._patiently(lambda: self.store.check(request_id, decision.deadline))
-        if answer.verdict == "open":
-            return None
-        if answer.verdict == "late":
-            raise TimedOut("its deadline had passed before the gateway could commit it")
-        if answer.verdict == "duplicate" and self._share is not None:
-            # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
-            self._commit(request_id, decision.deadline, answer.stored)
-        return self._not_committed(request_id, answer, decision, applied=False)
-
-    def _not_committed(self, request_id: str, answer: Answer, decision: Decision, *, applied: bool) -> dict[str, Any]:
+    def _not_committed(
+        self, answer: Answer, decision: Decision, *, applied: bool, acknowledged: bool = True
+    ) -> Outcome:
+        """``acknowledged``: the answer is a commit's, which acknowledges what has an outcome."""
         if applied:
             self._settle(decision)
         if answer.verdict == "fenced":
@@ -252,38 +242,47 @@ class Writer:
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"
             raise _Stale
-        self._settled(request_id)
-        return results.decode(answer.stored)
+        return self._answered(Outcome(decoded(answer.stored), acknowledged=acknowledged))
 
-    def _commit_refusal(self, request_id: str, arguments: Mapping[str, Any], refusal: PeerlaneError) -> PeerlaneError:
-        """Store the refusal as the request's outcome; what is to be raised for it."""
-        deadline = arguments.get("deadline")
+    def _enter(self, plans: Sequence[Plan]) -> None:
+        """Make the table equal to what was committed."""
+        for plan in plans:
+            if plan.before is plan.after:
+                continue
+            self.created += plan.outcome == "created"
+            self.deleted += plan.outcome == "deleted"
+            if plan.after is not None:
+                self.table.put(plan.after)
+            else:
+                self.table.drop(plan.public_key)
+
+    def _commit_refusal(self, request: Request, refusal: PeerlaneError) -> Outcome:
+        """Store the refusal as the request's outcome.
+
+        Raises:
+            Fenced: a newer writer has taken over.
+        """
+        deadline = request.arguments.get("deadline")
         late_after = deadline if isinstance(deadline, int) and not isinstance(deadline, bool) and deadline > 0 else 0
-        record = results.encode(request_id, refusal)
+        record = results.encode(request.id, refusal)
         try:
-            answer = self._commit(request_id, min(late_after, 2**53), record)
+            answer = self._commit(request, min(late_after, 2**53), record)
         except ResponseError as error:
-            log.warning("request %s: Redis refused to store its refusal (%s)", request_id, _first_word(error))
-            self._settled(request_id)  # the caller's deadline settles it: nothing was changed
-            return refusal
+            log.warning("request %s: Redis refused to store its refusal (%s)", request.id, error_code(error))
+            return self._answered(Outcome(refusal))  # the caller's deadline settles it: nothing was changed
         if answer.verdict == "fenced":
             self.fenced = True
-            return Fenced(_REPLACED)
-        self._settled(request_id)
-        if answer.verdict in ("duplicate", "expired") and answer.stored != record:
-            try:
-                results.decode(answer.stored)
-            except PeerlaneError as stored:
-                return stored
-        return refusal
+            self._refuse_if_fenced()
+        stored = decoded(answer.stored) if answer.verdict in ("duplicate", "expired") else refusal
+        outcome = stored if isinstance(stored, PeerlaneError) else refusal
+        return self._answered(Outcome(outcome, acknowledged=answer.settles))
 
-    def _commit(self, request_id: str, deadline: int, record: str, plans: Sequence[Plan] = ()) -> Answer:
-        """Commit the request at hand. Raises redis.ResponseError where Redis takes no writes."""
-        share, tag = self._share, self._tag
-        answer = self._patiently(lambda: self.store.commit(request_id, deadline, record, plans, share=share, tag=tag))
-        if answer.verdict in ("committed", "duplicate", "expired"):
-            self.acknowledged = tag
-        return answer
+    def _commit(self, request: Request, deadline: int, record: str, plans: Sequence[Plan] = ()) -> Answer:
+        """Raises redis.ResponseError where Redis takes no writes."""
+        share, tag = request.share, request.delivery.tag
+        return self._until_answered(
+            lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag)
+        )
 
     def _settle(self, decision: Decision) -> None:
         """Make device and table equal to Redis for the decision's peers; where that fails, all is read anew."""
@@ -294,7 +293,7 @@ class Writer:
             return
         for plan in decision.plans:
             try:
-                truth = self._patiently(partial(self.store.peer, plan.public_key))
+                truth = self._until_answered(partial(self.store.peer, plan.public_key))
                 self.plane.apply(settling(self.table, plan, truth))
             except (KernelError, StorageError, RedisError) as error:
                 log.warning("peer %s could not be settled (%s); recovering", plan.public_key, type(error).__name__)
@@ -305,9 +304,9 @@ class Writer:
             elif self.table.peers.get(plan.public_key) != truth:
                 self.recovery_needed = "Redis was changed by somebody else"
 
-    def _settled(self, request_id: str) -> None:
-        self.settled_request = request_id
+    def _answered(self, outcome: Outcome) -> Outcome:
         self.answered += 1
+        return outcome
 
     def _refuse_if_fenced(self) -> None:
         if self.fenced:
@@ -317,9 +316,3 @@ class Writer:
 _CHANGED = "what Redis holds changes under the writer; nothing was changed, ask again with another request id"
 _NOT_STARTED = "not started"
 _REPLACED = "a newer writer has taken this gateway over; this one stops"
-
-
-def _first_word(error: ResponseError) -> str:
-    """What kind of error it is (OutOfMemoryError, MISCONF …); its text may quote what was sent."""
-    # redis-py takes the code off where it has a class for it.
-    return str(error).split(" ", 1)[0][:32] if type(error) is ResponseError else type(error).__name__

@@ -1,0 +1,38 @@
+"""What goes down with a request and comes back up: how its message was delivered, and what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peerlane.tasks.errors import PeerlaneError
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How a request was delivered. Made where its message is taken (peerlane.workers.lane), passed down as it is."""
+
+    request_id: str
+    #: Of the message; a commit acknowledges it in the same step. '' where there is no message.
+    tag: str = ""
+    #: The message was delivered before.
+    redelivered: bool = False
+    #: The request had an outcome when the message was taken, or something else in the place of one.
+    answered: bool = False
+    #: When it was taken, on the monotonic clock.
+    taken_at: float = field(default_factory=time.monotonic)
+
+    def in_doubt(self, sure_for: float) -> bool:
+        """Whether the request may have an outcome already; nobody is sure longer than ``sure_for`` seconds."""
+        return self.redelivered or self.answered or time.monotonic() > self.taken_at + sure_for
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request: settled in Redis, but for a refusal that Redis refused to store."""
+
+    result: Mapping[str, Any] | PeerlaneError
+    #: Whether its message was acknowledged in the same step.
+    acknowledged: bool = False

@@ -1,0 +1,43 @@
+"""One request on its way through the writer, and how what Redis says of it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.wire import outcome as results
+from peerlane.workers.writer.delivery import Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request on its way through the writer."""
+
+    task: str
+    delivery: Delivery
+    arguments: Mapping[str, Any]
+    #: The key under which it counts in a share of the lane.
+    share: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Its id, which is its Celery task's."""
+        return self.delivery.request_id
+
+
+def decoded(stored: str) -> dict[str, Any] | PeerlaneError:
+    """The result in a commit record, or the error; a WriterError where it is no record."""
+    try:
+        return results.decode(stored)
+    except PeerlaneError as error:
+        return error
+
+
+def error_code(error: ResponseError) -> str:
+    """What kind of error it is (OutOfMemoryError, MISCONF …); its text may quote what was sent."""
+    # redis-py takes the code off where it has a class for it.
+    return str(error).split(" ", 1)[0][:32] if type(error) is ResponseError else type(error).__name__
