@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +11,18 @@ from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import RedisError, WatchError
 
 from peerlane.config import names
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
-from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, StorageError, Unavailable
-from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.errors import Conflict, Invalid, Unavailable
+from peerlane.tasks.lane.admission import Lanes, unknown_gateway
+from peerlane.tasks.lane.redis_errors import PAGE, reaching, scan
+from peerlane.tasks.lane.server_clock import milliseconds
 
-#: Entries per round trip.
-PAGE = 1_000
 #: Seconds for which copies and staged hashes outlive a backup or a restore that dies.
 KEPT_FOR = 3_600
 #: Seconds that Redis may take to copy a gateway's hashes; it does nothing else meanwhile.
@@ -99,17 +99,17 @@ def _snapshot(redis: Redis, gateway: str, progress: Progress | None) -> Archive:
         pipe.hlen(copies[part])
     try:
         answers = pipe.execute()
-        (seconds, micros), facts, epoch = answers[:3]
+        time_reply, facts, epoch = answers[:3]
         total = sum(answers[3 + len(PARTS) + 1 :: 2])
         if not facts:
-            raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
+            raise unknown_gateway(gateway)
         told = {_text(name): _text(value) for name, value in cast("dict[bytes, bytes]", facts).items()}
         kept = {name: told[name] for name in told if name not in OF_THE_PROCESS and not name.startswith("holder_")}
         number = _text(epoch or b"0")
-        found = Archive(gateway, seconds * 1000 + micros // 1000, int(number) if number.isdecimal() else 0, kept)
+        found = Archive(gateway, milliseconds(time_reply), int(number) if number.isdecimal() else 0, kept)
         done = 0
         for part in PARTS:
-            for name, value in _pages(redis, copies[part]):
+            for name, value in scan(redis, copies[part]):
                 found.parts[part][_text(name)] = _text(value)
                 done += 1
                 if progress is not None and done % PAGE == 0:
@@ -213,25 +213,13 @@ def _exchange(pipe: Pipeline, found: Archive, staged: dict[Part, str], live: dic
 
 @contextmanager
 def _asked(settings: Settings) -> Generator[Redis]:
-    """A connection with patience; what it raises, in our words."""
+    """A connection that waits long for an answer; its failures are Peerlane's errors."""
     redis = connect(settings, timeout=PATIENCE)
     try:
-        yield redis
-    except ResponseError as error:
-        raise StorageError(f"Redis refused ({reason(error)}); nothing was changed") from None
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); doing it again is harmless") from error
+        with reaching("doing it again is harmless", refused="nothing was changed"):
+            yield redis
     finally:
         redis.close()
-
-
-def _pages(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
-    cursor = 0
-    while True:
-        cursor, page = cast("tuple[int, dict[bytes, bytes]]", redis.hscan(key, cursor, count=PAGE))
-        yield from page.items()
-        if cursor == 0:
-            return
 
 
 def _text(value: bytes) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import uuid
 from typing import Any, cast
 
-from kombu.exceptions import OperationalError
 from redis import Redis
-from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import reason
-from peerlane.tasks.errors import OutcomeUnknown, TimedOut, Unavailable
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.errors import TimedOut, Unavailable
+from peerlane.tasks.lane.admission import lanes_of, number, unknown_gateway
+from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reaching, unknown
 from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.server_clock import milliseconds
 from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
@@ -50,15 +49,13 @@ def _ask(
     parse(model, arguments)
     lanes = lanes_of(app)
     request_id = names.request_id(gateway, str(uuid.uuid4()))
-    try:
+    with reaching("nothing was sent"):
         _check(lanes.redis, gateway)
         arguments["deadline"] = lanes.clock.now_ms() + int(timeout * 1000)
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent") from error
     try:
         app.send_task(task, kwargs=arguments, task_id=request_id)
-    except (OperationalError, RedisError, OSError, RuntimeError) as error:
-        raise OutcomeUnknown("Redis could not be reached: whether it was asked is unknown", request_id) from error
+    except SEND_ERRORS as error:
+        raise unknown(error, "whether it was asked is unknown", request_id) from error
     result = LaneResult(request_id, backend=app.backend, app=app)
     result.deadline = arguments["deadline"]
     try:
@@ -74,9 +71,9 @@ def _check(redis: Redis, gateway: str) -> None:
     pipe.exists(names.gateway_key(gateway))
     pipe.hget(names.observer_key(gateway), "heartbeat")
     pipe.time()
-    known, beat, (seconds, micros) = cast("tuple[int, bytes | None, tuple[int, int]]", tuple(pipe.execute()))
+    known, beat, time_reply = cast("tuple[int, bytes | None, tuple[int, int]]", tuple(pipe.execute()))
     if not known:
-        raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
-    silent_for = seconds * 1000 + micros // 1000 - int(beat or 0)
+        raise unknown_gateway(gateway)
+    silent_for = milliseconds(time_reply) - number((beat or b"0").decode(errors="replace"))
     if silent_for > OBSERVER_LIVE_FOR_MS:
         raise Unavailable(f"the gateway {gateway} has no live observer; `peerlane gateway run` starts one", 5.0)

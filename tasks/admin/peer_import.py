@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import reason
 from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
-from peerlane.tasks.client.gateway import PAGE, Gateway
-from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown
+from peerlane.tasks.client.gateway import Gateway
+from peerlane.tasks.errors import Conflict, Invalid
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import Lanes, lanes_of
+from peerlane.tasks.lane.redis_errors import PAGE, reaching, scan
 from peerlane.tasks.wgfile.export import readable
 from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
 from peerlane.tasks.wire.bulk import MAX_IMPORT
@@ -254,28 +254,17 @@ def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda
 
 
 def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
-    try:
+    with reaching("nothing was imported"):
         for start in range(0, len(entries), PAGE):
             pipe = lanes.redis.pipeline(transaction=True)
             pipe.rpush(key, *entries[start : start + PAGE])
             pipe.expire(key, STAGED_FOR)
             pipe.execute()
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was imported") from error
 
 
 def _addresses(lanes: Lanes, gateway: str) -> dict[Prefix, str]:
-    found: dict[Prefix, str] = {}
-    cursor = 0
-    while True:
-        try:
-            cursor, page = cast(
-                "tuple[int, dict[bytes, bytes]]", lanes.redis.hscan(names.addresses_key(gateway), cursor, count=PAGE)
-            )
-        except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
-        for text, owner in page.items():
-            with suppress(ValueError):  # the writer reports those by itself
-                found[Prefix.parse(text.decode(errors="replace"))] = owner.decode(errors="replace")
-        if cursor == 0:
-            return found
+    owners: dict[Prefix, str] = {}
+    for text, owner in scan(lanes.redis, names.addresses_key(gateway)):
+        with suppress(ValueError):  # the writer reports those by itself
+            owners[Prefix.parse(text.decode(errors="replace"))] = owner.decode(errors="replace")
+    return owners

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import NoPermissionError, RedisError, ResponseError, WatchError
+from redis.exceptions import NoPermissionError, WatchError
 
 from peerlane.config import names
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, Unavailable
-from peerlane.tasks.lane.admission import Lanes, number
+from peerlane.tasks.errors import Conflict, StorageError, Unavailable
+from peerlane.tasks.lane.admission import Lanes, number, unknown_gateway
+from peerlane.tasks.lane.redis_errors import reaching
+from peerlane.tasks.lane.server_clock import milliseconds
 from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
 
 #: Seconds that Redis may take for an answer.
@@ -47,18 +49,15 @@ def remove(settings: Settings, gateway: str, *, force: bool = False) -> Removed:
         OutcomeUnknown: Redis could not be reached; doing it again is harmless.
     """
     redis = connect(settings, timeout=PATIENCE)
+    consequence = f"whether {gateway} is removed is unknown; ask again"
     try:
-        return _remove(Lanes(redis, result_ttl=settings.result_ttl), gateway, force=force)
-    except WatchError:
-        raise Conflict(
-            f"nothing was removed: the gateway {gateway} changed meanwhile; is its writer starting?"
-        ) from None
-    except ResponseError as error:
-        raise StorageError(f"Redis refused ({reason(error)}); nothing was changed") from None
-    except RedisError as error:
-        raise OutcomeUnknown(
-            f"Redis could not be reached ({reason(error)}): whether {gateway} is removed is unknown; ask again"
-        ) from error
+        with reaching(consequence, refused="nothing was changed"):
+            try:
+                return _remove(Lanes(redis, result_ttl=settings.result_ttl), gateway, force=force)
+            except WatchError:
+                raise Conflict(
+                    f"nothing was removed: the gateway {gateway} changed meanwhile; is its writer starting?"
+                ) from None
     finally:
         redis.close()
 
@@ -94,14 +93,14 @@ def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
     pipe.time()
     pipe.hlen(names.peers_key(gateway))
     pipe.hlen(names.unacked_key(gateway))
-    members, beat, (seconds, micros), peers, taken = cast(
+    members, beat, time_reply, peers, taken = cast(
         "tuple[set[bytes], bytes | None, tuple[int, int], int, int]", tuple(pipe.execute())
     )
     if not lane.facts and gateway.encode() not in members:
-        raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
+        raise unknown_gateway(gateway)
     if lane.live:
         raise Unavailable(f"the gateway {gateway} has a live writer: stop it, wait five seconds, then remove", 5.0)
-    silent_for = seconds * 1000 + micros // 1000 - number((beat or b"0").decode(errors="replace"))
+    silent_for = milliseconds(time_reply) - number((beat or b"0").decode(errors="replace"))
     if silent_for < OBSERVER_LIVE_FOR_MS:
         wait = OBSERVER_LIVE_FOR_MS / 1000
         raise Unavailable(f"the gateway {gateway} has a live observer: stop it, wait {wait:g} s, then remove", wait)

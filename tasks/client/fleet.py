@@ -10,16 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self, TypedDict, Unpack
 
-from redis.exceptions import RedisError
-
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import reason
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.gateway import Gateway, gateways
 from peerlane.tasks.errors import (
     Draining,
-    OutcomeUnknown,
     PeerlaneError,
     PoolExhausted,
     StorageError,
@@ -29,6 +25,7 @@ from peerlane.tasks.errors import (
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.lane.redis_errors import reaching
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
@@ -156,14 +153,12 @@ class Fleet:
         if not among:
             return []
         parse(DeletePeer, {"gateway": among[0], "public_key": public_key})
-        try:
-            pipe = lanes_of(self._app).redis.pipeline(transaction=False)
-            for name in among:
-                pipe.hget(names.peers_key(name), public_key)
-            pipe.time()
+        pipe = lanes_of(self._app).redis.pipeline(transaction=False)
+        for name in among:
+            pipe.hget(names.peers_key(name), public_key)
+        pipe.time()
+        with reaching("nothing was sent"):
             *found, (now, _) = pipe.execute()
-        except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent") from error
         return [name for name, record in zip(among, found, strict=True) if record and _binds(public_key, record, now)]
 
 

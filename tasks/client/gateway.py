@@ -8,21 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
-from redis.exceptions import RedisError
-
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import reason
-from peerlane.tasks.errors import OutcomeUnknown, StorageError, Unavailable
+from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.admission import Lanes, lanes_of
+from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.lane.drain import Switched, switch
 from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.lane.redis_errors import reaching, scan
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, sealing_of
-
-#: Peers read per round trip.
-PAGE = 1_000
 
 
 def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
@@ -114,10 +109,8 @@ class Gateway:
         within = timeout or self._timeout or self._app.settings.timeout
         until = time.monotonic() + within
         identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
-        try:
+        with reaching("nothing was sent", identity):
             listening = self._lanes.listeners.listen(identity)
-        except (RedisError, OSError) as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
         with listening:
             sent = task.apply_async(
                 kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
@@ -147,12 +140,10 @@ class Gateway:
             Unavailable: no such gateway is registered.
             OutcomeUnknown: Redis could not be reached.
         """
-        try:
+        with reaching():
             lane = self._lanes.look(self.name)
-        except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
         if not lane.facts:
-            raise Unavailable(f"no gateway {self.name} is registered; `peerlane gateway list` shows those that are")
+            raise unknown_gateway(self.name)
         return GatewayInfo.from_state(lane)
 
     def peer(self, public_key: str) -> Peer | None:
@@ -164,10 +155,8 @@ class Gateway:
             OutcomeUnknown: Redis could not be reached.
         """
         parse(DeletePeer, {"gateway": self.name, "public_key": public_key})
-        try:
+        with reaching():
             record = cast("bytes | None", self._lanes.redis.hget(names.peers_key(self.name), public_key))
-        except RedisError as error:
-            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
         return None if record is None else self._opened(Peer.from_record(public_key, record))
 
     def _opened(self, stored: Peer) -> Peer:
@@ -183,26 +172,16 @@ class Gateway:
         Raises:
             OutcomeUnknown: Redis could not be reached.
         """
-        cursor, seen = 0, set[str]()
-        while True:
+        seen = set[str]()
+        for raw, record in scan(self._lanes.redis, names.peers_key(self.name)):
+            key = raw.decode(errors="replace")
+            if key in seen:  # a hash that grows while it is scanned shows some twice
+                continue
+            seen.add(key)
             try:
-                cursor, page = cast(
-                    "tuple[int, dict[bytes, bytes]]",
-                    self._lanes.redis.hscan(names.peers_key(self.name), cursor, count=PAGE),
-                )
-            except RedisError as error:
-                raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
-            for raw, record in page.items():
-                key = raw.decode(errors="replace")
-                if key in seen:  # a hash that grows while it is scanned shows some twice
-                    continue
-                seen.add(key)
-                try:
-                    yield self._opened(Peer.from_record(check_public_key(key), record))
-                except (ValueError, StorageError):
-                    continue
-            if cursor == 0:
-                return
+                yield self._opened(Peer.from_record(check_public_key(key), record))
+            except (ValueError, StorageError):
+                continue
 
 
 def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
@@ -212,8 +191,6 @@ def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
         OutcomeUnknown: Redis could not be reached.
     """
     lanes = lanes_of(app or definitions.app)
-    try:
-        found = cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY))
-        return [GatewayInfo.from_state(lanes.look(name)) for name in names.well_formed(found)]
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
+    with reaching():
+        members = cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY))
+        return [GatewayInfo.from_state(lanes.look(name)) for name in names.well_formed(members)]

@@ -15,7 +15,7 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
-from peerlane.tasks.lane.server_clock import ServerClock
+from peerlane.tasks.lane.server_clock import ServerClock, milliseconds
 from peerlane.tasks.lane.subscription import Listeners
 from peerlane.tasks.wire import outcome as results
 
@@ -23,8 +23,8 @@ from peerlane.tasks.wire import outcome as results
 LIVE_FOR_MS = 5_000
 #: Seconds for which an answer about a lane is believed.
 BELIEVED_FOR = 1.0
-#: Of the room that a look has shown, one process uses so much before it looks again, and no more than so many requests:
-#: others use it too.
+#: Share, and maximum, of the free places in a queue that one process may fill before it reads the queue's length again:
+#: other processes fill them too.
 BELIEVED_ROOM = 1 / 8
 BELIEVED_REQUESTS = 64
 #: Requests that may wait where a gateway does not say how many.
@@ -41,6 +41,11 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 def number(told: str, otherwise: int = 0) -> int:
     """A number that another program has stored; ``otherwise`` where what is stored is none."""
     return int(told) if _NUMBER.fullmatch(told) else otherwise
+
+
+def unknown_gateway(name: str) -> Unavailable:
+    """The refusal for a gateway that has never registered."""
+    return Unavailable(f"no gateway {name} is registered; `peerlane gateway list` shows those that are")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class LaneState:
     def refusal(self, *, bulk: bool, create: bool) -> PeerlaneError | None:
         """Why a request would be refused now, before it is sent; None if it would not."""
         if not self.facts:
-            return Unavailable(f"no gateway {self.gateway} is registered; `peerlane gateway list` shows those that are")
+            return unknown_gateway(self.gateway)
         if not self.live:
             return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
         if self.state == "recovering":
@@ -119,10 +124,10 @@ class Lanes:
         pipe.time()
         pipe.llen(names.lane_queue(gateway))
         pipe.llen(names.bulk_queue(gateway))
-        raw, (seconds, micros), waiting, bulk = cast(
+        raw, time_reply, waiting, bulk = cast(
             "tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(pipe.execute())
         )
-        now = seconds * 1000 + micros // 1000
+        now = milliseconds(time_reply)
         self.clock.heard(now)
         found = LaneState.of(gateway, raw, waiting, bulk, now=now)
         self._believed[gateway] = (time.monotonic(), found)

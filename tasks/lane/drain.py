@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import reason
-from peerlane.tasks.errors import OutcomeUnknown, Unavailable
-from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.lane.admission import Lanes, unknown_gateway
+from peerlane.tasks.lane.redis_errors import reaching
 
 State = Literal["active", "draining"]
 
@@ -43,13 +41,9 @@ def switch(lanes: Lanes, gateway: str, state: State) -> Switched:
         pipe.hset(key, "state", state)
         return "active" if before is None else before.decode(errors="replace")
 
-    try:
+    with reaching(f"whether {gateway} is {state} is unknown; ask again"):
         before = cast("str | None", lanes.redis.transaction(flip, key, value_from_callable=True))
         lanes.look(gateway)  # what this process believes of the lane is older
-    except RedisError as error:
-        raise OutcomeUnknown(
-            f"Redis could not be reached ({reason(error)}): whether {gateway} is {state} is unknown; ask again"
-        ) from error
     if before is None:
-        raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
+        raise unknown_gateway(gateway)
     return Switched(gateway, before, state)

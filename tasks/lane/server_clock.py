@@ -9,6 +9,12 @@ from collections.abc import Callable
 RESYNC = 30.0
 
 
+def milliseconds(time_reply: tuple[int, int]) -> int:
+    """Redis' answer to TIME, (seconds, microseconds), in milliseconds."""
+    seconds, micros = time_reply
+    return seconds * 1000 + micros // 1000
+
+
 class ServerClock:
     """Milliseconds since 1970 on the Redis server's clock, from its last answer and this host's monotonic clock."""
 
@@ -23,8 +29,7 @@ class ServerClock:
         local = time.monotonic()
         offset = self._offset
         if offset is None or local - self._asked_at > RESYNC:
-            seconds, micros = self._ask()
-            offset = self.heard(seconds * 1000 + micros // 1000)
+            offset = self.heard(milliseconds(self._ask()))
             local = self._asked_at
         return int(local * 1000 + offset)
 

@@ -45,6 +45,9 @@ class Listening:
             self._pubsub.subscribe(self._channel)
             if self._await("subscribe", time.monotonic() + within) is None:
                 raise RedisConnectionError("the subscription was not confirmed")
+        except OSError as error:  # as redis-py tells it of its other connections
+            self.close()
+            raise RedisConnectionError(type(error).__name__) from error
         except BaseException:
             self.close()
             raise
@@ -66,7 +69,7 @@ class Listening:
     def _await(self, kind: str, until: float) -> str | None:
         while (left := until - time.monotonic()) > 0:
             message = cast("dict[str, Any] | None", self._pubsub.get_message(timeout=left))
-            # An earlier request's word on a kept subscription is not for this one.
+            # Late messages for the request that used this kept subscription before are ignored.
             if message is not None and message["type"] == kind and message["channel"] == self._channel:
                 data = message["data"]
                 return data.decode(errors="replace") if isinstance(data, bytes) else str(data)

@@ -10,15 +10,13 @@ from typing import Any, ClassVar, Protocol, cast
 
 from celery import Task
 from celery.local import PromiseProxy
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
-from peerlane.config.redis import reason
-from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from peerlane.tasks.errors import Invalid, PeerlaneError, TimedOut, WriterError
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.redis_errors import SEND_ERRORS, UNSETTLED, reaching, unknown
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
@@ -82,29 +80,25 @@ class LaneTask(Task[..., dict[str, Any]]):
         if not names.is_request_id(wish.gateway, request_id):
             raise Invalid(f"a request id is {wish.gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
         lanes = lanes_of(application)
-        try:
+        with reaching("nothing was sent", request_id):
             lane = lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, ImportPeers))
             if wish.deadline is None:
                 within = application.settings.request_deadline if expires is None else _seconds_until(expires)
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
             if isinstance(wish, CreatePeer):
                 fairness.join(lanes, lane, wish.labels, request_id, deadline=arguments["deadline"])
-        except RedisError as error:
-            raise OutcomeUnknown(
-                f"Redis could not be reached ({reason(error)}); nothing was sent", request_id
-            ) from error
         wire = _wire(arguments)
         options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
         try:
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
-        except (OperationalError, RedisError, OSError, RuntimeError) as error:
+        except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.
             # One attempt where Redis stands still: with the publish it takes 2 s, whatever the caller's timeout.
             record = settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 0.9)
             if record is None:
-                raise OutcomeUnknown(_UNREACHABLE, request_id) from error
+                raise unknown(error, UNSETTLED, request_id) from error
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
         result.deadline = wire["deadline"]
@@ -151,8 +145,6 @@ def task_of(application: PeerlaneApp, name: str) -> LaneTask:
 # Made when first used: registering reads the settings, and an import reads nothing.
 create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEER)))
 delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
-
-_UNREACHABLE = "Redis could not be reached: whether the request took effect is unknown; ask again with the same id"
 
 
 def _seconds_until(expires: float | datetime) -> float:

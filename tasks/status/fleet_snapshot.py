@@ -10,8 +10,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
-from peerlane.tasks.errors import Unavailable
-from peerlane.tasks.lane.admission import LaneState
+from peerlane.tasks.lane.admission import LaneState, unknown_gateway
 from peerlane.tasks.status.alarms import parse_alarms
 from peerlane.tasks.status.gateway_status import Condition, condition_of
 
@@ -59,7 +58,7 @@ class Overview:
         registered = names.well_formed(members)
         for name in self._wanted:
             if name not in registered:
-                raise Unavailable(f"no gateway {name} is registered; `peerlane gateway list` shows those that are")
+                raise unknown_gateway(name)
         at = seconds + micros / 1e6
         return Look(at, tuple(self._glances(self._wanted or registered, at)))
 

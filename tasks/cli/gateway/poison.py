@@ -5,17 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import click
-from redis.exceptions import RedisError
 from rich.table import Table
 
-from peerlane.config.redis import reason
 from peerlane.tasks.admin import poison as messages
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts
-from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane.admission import Lanes, lanes_of
+from peerlane.tasks.lane.redis_errors import reaching
 
 #: Rows of a table for people; --json gives all.
 ROWS = 100
@@ -42,23 +40,23 @@ def poison(  # noqa: PLR0917 - one parameter for each option
     if sum(map(bool, (show, replay, drop, drop_all))) > 1:
         raise click.UsageError("one of --show, --replay, --drop and --drop-all at a time")
     lanes = lanes_of(session.app)
-    try:
-        if show:
-            _show(session, lanes, name, show)
-        elif replay:
-            within = timeout or session.settings.timeout
+    if show:
+        _show(session, lanes, name, show)
+    elif replay:
+        within = timeout or session.settings.timeout
+        with reaching():
             result = messages.replay(session.app, lanes.redis, name, replay, timeout=within)
-            _say(session, {"gateway": name, "replayed": replay, "result": result}, f"done: {result.get('outcome')}")
-        elif drop:
+        _say(session, {"gateway": name, "replayed": replay, "result": result}, f"done: {result.get('outcome')}")
+    elif drop:
+        with reaching():
             messages.drop(lanes.redis, name, drop)
-            _say(session, {"gateway": name, "dropped": 1}, f"{drop} is forgotten")
-        elif drop_all:
+        _say(session, {"gateway": name, "dropped": 1}, f"{drop} is forgotten")
+    elif drop_all:
+        with reaching():
             count = messages.drop_all(lanes.redis, name)
-            _say(session, {"gateway": name, "dropped": count}, f"{count:,} messages are forgotten")
-        else:
-            _list(session, lanes, name)
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)})") from error
+        _say(session, {"gateway": name, "dropped": count}, f"{count:,} messages are forgotten")
+    else:
+        _list(session, lanes, name)
 
 
 def _say(session: Session, document: dict[str, object], sentence: str) -> None:
@@ -69,8 +67,9 @@ def _say(session: Session, document: dict[str, object], sentence: str) -> None:
 
 
 def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
-    found = messages.find(lanes.redis, name, wanted)
-    about = messages.shown(found, lanes.stored(found.request_id) if found.request_id else None)
+    with reaching():
+        found = messages.find(lanes.redis, name, wanted)
+        about = messages.shown(found, lanes.stored(found.request_id) if found.request_id else None)
     if session.output.json:
         session.output.document(about)
         return
@@ -80,7 +79,8 @@ def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
 
 
 def _list(session: Session, lanes: Lanes, name: str) -> None:
-    found = messages.set_aside_messages(lanes.redis, name)
+    with reaching():
+        found = messages.set_aside_messages(lanes.redis, name)
     if session.output.json:
         told = [
             {"id": one.id, "at": one.at // 1000, "reason": one.reason, "request_id": one.request_id, "size": one.size}

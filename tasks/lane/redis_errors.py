@@ -1,0 +1,58 @@
+"""Translates what redis-py and kombu raise into Peerlane's errors, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from peerlane.config.redis import failure
+from peerlane.tasks.errors import OutcomeUnknown, StorageError
+
+#: What sending a message through Celery may raise.
+SEND_ERRORS = (OperationalError, RedisError, OSError, RuntimeError)
+
+#: Fields of a hash read per round trip.
+PAGE = 1_000
+
+#: What a request's caller has to know where its outcome could not be learned.
+UNSETTLED = "whether the request took effect is unknown; ask again with the same id"
+
+
+def unknown(error: BaseException, consequence: str = "", request_id: str = "") -> OutcomeUnknown:
+    """The error for a caller: what failed, and what follows from it for what was asked."""
+    return OutcomeUnknown("; ".join(filter(None, (failure(error), consequence))), request_id)
+
+
+@contextmanager
+def reaching(consequence: str = "", request_id: str = "", *, refused: str | None = None) -> Generator[None]:
+    """Translate every failure of the Redis commands inside.
+
+    With ``refused`` a refusal by Redis is an error of its own, and ``refused`` says what follows from it.
+
+    Raises:
+        OutcomeUnknown: a command failed; ``consequence`` says what follows from that.
+        StorageError: Redis refused a command, and ``refused`` was given.
+    """
+    try:
+        yield
+    except RedisError as error:
+        if refused is not None and isinstance(error, ResponseError):
+            raise StorageError(f"{failure(error)}; {refused}") from None  # its text may quote what was sent
+        raise unknown(error, consequence, request_id) from error
+
+
+def scan(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
+    """A hash's fields and values, in no order; one that changes meanwhile may be told twice. Raises OutcomeUnknown."""
+    pages = cast("Iterator[tuple[bytes, bytes]]", redis.hscan_iter(key, count=PAGE))
+    while True:
+        with reaching():
+            try:
+                entry = next(pages)
+            except StopIteration:
+                return
+        yield entry
