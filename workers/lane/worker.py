@@ -40,7 +40,7 @@ TAG = "tag"
 
 
 class Service(Protocol):
-    """What the worker drives; see peerlane.workers.service."""
+    """What the worker drives; see peerlane.workers.gateway and .observer."""
 
     name: str
 
