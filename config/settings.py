@@ -56,6 +56,8 @@ def _named(value: object) -> object:
 
 Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Named = Annotated[Path, BeforeValidator(_named)]
+#: The data planes there are (peerlane.workers.dataplane.factory).
+DataPlaneKind = Literal["kernel", "memory"]
 #: A span of time that a limit may have, in seconds: 0 to ten years.
 Span = Annotated[int, Field(ge=0, le=10 * 366 * 86_400)]
 
@@ -92,7 +94,7 @@ class Settings(BaseSettings):
     # The gateway this process serves (writer, observer).
     gateway: str | None = Field(None, description="name of the gateway this host serves")
     interface: str = Field("wg0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$", description="WireGuard device")
-    dataplane: Literal["auto", "kernel", "memory"] = Field("auto", description="kernel, memory (keeps nothing) or auto")
+    dataplane: DataPlaneKind = Field("kernel", description="kernel, or memory: keeps no tunnel, for tests and the demo")
     private_key_file: Named | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
     user: str | None = Field(None, min_length=1, description="who the gateway's processes become when root starts them")
     listen_port: int = Field(51820, ge=1, le=65535, description="UDP port of the device")

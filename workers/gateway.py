@@ -1,33 +1,235 @@
-"""The composition root of a gateway: settings in, a writer out; ``celery -A peerlane.workers.gateway worker``."""
+"""The composition root of a gateway's writer: ``celery -A peerlane.workers.gateway worker`` with PEERLANE_GATEWAY.
+
+It is made as the observer is (``observer``): the app makes the service, the worker starts it, the app's tasks are bound
+to it, the worker ticks it once a second and stops it.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
+from celery.worker import state as worker_state
+from redis.exceptions import RedisError
+
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
+from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
+from peerlane.tasks.status.alarms import raise_alarm
+from peerlane.tasks.wire.outcome import encode
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.workers.dataplane import DeviceFacts
+from peerlane.workers.dataplane.factory import device_spec, open_plane
+from peerlane.workers.host.lock import WriterLock
+from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.lane.strategy import LaneWriter
-from peerlane.workers.service import GatewayService
-from peerlane.workers.writer.recovery import Progress
+from peerlane.workers.lane.unacked import take_back
+from peerlane.workers.peers.table import Policy
+from peerlane.workers.store.redis_checks import away, check_durability
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.heartbeat import Heartbeat, run_of
+from peerlane.workers.writer.recovery import Progress, Recovered
+from peerlane.workers.writer.registration import gateway_labels, own_name, registration
+from peerlane.workers.writer.takeover import await_predecessor, holder
 from peerlane.workers.writer.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+class GatewayService:
+    """One gateway's writer with all it needs: lock, epoch, device, heartbeat. Driven by the worker."""
+
+    def __init__(self, settings: Settings, *, progress: Progress | None = None) -> None:
+        """Raises SettingsError where the settings cannot make a gateway; touches nothing yet."""
+        if settings.gateway is None:
+            raise SettingsError("PEERLANE_GATEWAY is not set: name the gateway this host serves")
+        self.settings = settings
+        self.name = settings.gateway
+        self.spec, self.pools, self.serves = device_spec(settings)
+        self.labels = gateway_labels(settings)
+        self._plane = open_plane(settings)
+        self._redis = connect(settings)
+        self._progress = progress
+        self._lock = WriterLock(self._plane.lock_name)
+        self._opened: Store | None = None
+        self._writer: Writer | None = None
+        self._heartbeat: Heartbeat | None = None
+
+    def start(self) -> None:
+        """Lock, epoch, device, recovery; afterwards the lane may be consumed.
+
+        Raises:
+            LaneHeld: another live writer has this gateway or its device.
+            RedisAway: Redis cannot be reached, or does not let this user in.
+            StorageError: Redis is not set up to keep what it confirms.
+            KernelError: the device could not be made, read or changed.
+            SettingsError: privileges that are not needed could not be given up.
+        """
+        confine_gateway(self.settings.user, on_host=self._plane.on_host)
+        self._plane.require()
+        self._lock.acquire()
+        try:
+            self._open()
+            self._serve()
+        except RedisError as error:
+            raise away(error) from error
+
+    def _open(self) -> None:
+        """Every part: the hashes, the device, the writer, its heartbeat."""
+        settings = self.settings
+        store = self._opened = Store(
+            self._redis, self.name, result_ttl=settings.result_ttl, sealing=sealing_of(settings)
+        )
+        check_durability(self._redis, require=settings.require_durable, stated=settings.redis_appendfsync)
+        store.prepare()
+        await_predecessor(store, self._lock.device)
+        run = run_of(self._redis)  # before anything is loaded: a restart while that goes on is noticed
+        store.open_epoch()
+        device = self._plane.writer.open(self.spec)
+        endpoint = settings.endpoint or f"{own_name()}:{device.listen_port}"
+        policy = Policy(
+            gateway=self.name,
+            public_key=device.public_key,
+            pools=self.pools,
+            serves=self.serves,
+            own_addresses=tuple(Prefix.host(pool.version, address) for address, pool in self.spec.addresses),
+            max_peers=settings.max_peers,
+        )
+        self._writer = Writer(
+            policy,
+            store,
+            self._plane.writer,
+            {"gateway_public_key": device.public_key, "endpoint": endpoint},
+            unknown=settings.unknown_peers,
+            spec=self.spec,
+            fair_label=settings.fair_label,
+            shutdown_requested=lambda: (
+                worker_state.should_stop is not None or worker_state.should_terminate is not None
+            ),
+        )
+        self._register(device, endpoint, policy)
+        self._heartbeat = Heartbeat(self.settings, store, self._writer, run=run)
+
+    def _register(self, device: DeviceFacts, endpoint: str, policy: Policy) -> None:
+        self.store.register(
+            {
+                **registration(self.settings, self.labels, self.pools, self.serves, policy.own_addresses),
+                "public_key": device.public_key,
+                "endpoint": endpoint,
+                "listen_port": device.listen_port,
+                "dataplane": self._plane.kind,
+                "epoch": self.store.epoch,
+                "phase": "recovering",
+                **holder(self._lock.device),
+            }
+        )
+
+    def _serve(self) -> None:
+        """Make the device equal to Redis, and tell that requests may come."""
+        heartbeat = self.heartbeat
+        heartbeat.start()
+        done = self.writer.recover(self._on_progress)
+        self._tell_of_kept(done)
+        if (taken := take_back(self._redis, self.name)) > 0:
+            log.warning("gateway %s: %d requests that an earlier writer had taken are next", self.name, taken)
+        heartbeat.enter("serving")
+        mended = ", ".join(f"{count} {kind}" for kind, count in sorted(done.mended.items())) or "nothing to mend"
+        log.info(
+            "gateway %s: epoch %d, %s data plane, %d peers, %s",
+            *(self.name, self.store.epoch, self._plane.kind, len(done.table.peers), mended),
+        )
+
+    @property
+    def store(self) -> Store:
+        """The gateway's hashes; there once the service has started."""
+        return cast("Store", self._opened)
+
+    @property
+    def writer(self) -> Writer:
+        """What carries requests out; there once the service has started."""
+        return cast("Writer", self._writer)
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """What tells that the writer lives; there once the service has started."""
+        return cast("Heartbeat", self._heartbeat)
+
+    def tick(self) -> None:
+        """Once a second, between requests, in the writer's thread: stop when replaced, recover when needed."""
+        writer, heartbeat = self.writer, self.heartbeat
+        if writer.fenced or heartbeat.replaced:
+            writer.fenced = True
+            log.critical("gateway %s: a newer writer has taken over; this one stops", self.name)
+            worker_state.should_stop = Fenced.exit_code
+            return
+        writer.state = heartbeat.state
+        if heartbeat.redis_restarted:
+            heartbeat.redis_restarted = False
+            writer.recovery_needed = "Redis has restarted"
+        if writer.recovery_needed is None and not self._plane.writer.alive():
+            writer.recovery_needed = "the device is gone"
+        if writer.recovery_needed is not None:
+            self._recover(writer, heartbeat)
+
+    def _recover(self, writer: Writer, heartbeat: Heartbeat) -> None:
+        log.warning("gateway %s: recovering, because of %s", self.name, writer.recovery_needed)
+        try:
+            heartbeat.phase = "recovering"  # callers are refused at once instead of waiting behind this
+            done = writer.recover(self._on_progress)
+            self._tell_of_kept(done)
+            heartbeat.phase = "serving"
+            log.warning("gateway %s: recovered, %s", self.name, dict(done.mended) or "nothing to mend")
+        except (PeerlaneError, RedisError) as error:
+            log.error("gateway %s: not recovered yet: %s", self.name, error)
+
+    def _on_progress(self, done: int, total: int) -> None:
+        self.heartbeat.recovered = f"{done}/{total}"
+        if self._progress is not None:
+            self._progress(done, total)
+
+    def _tell_of_kept(self, done: Recovered) -> None:
+        """An alarm for peers that a start has left on the device though Redis does not know them."""
+        if done.kept:
+            message = (
+                f"{len(done.kept)} peers on the device are unknown to Redis and were kept: import them "
+                f"(peerlane gateway import {self.name} --live), or delete them"
+            )
+            now = self.store.clock.now_ms() // 1000
+            raise_alarm(self._redis, self.name, "unknown_peers", message, now=now)
+
+    def refuse(self, request_id: str, error: PeerlaneError) -> None:
+        """Store ``error`` as the outcome of a request that is none."""
+        try:
+            self.store.commit(request_id, 0, encode(request_id, error))
+        except RedisError as failure:
+            log.warning("request %s: its refusal could not be stored (%s)", request_id, type(failure).__name__)
+
+    def stop(self) -> None:
+        """Let go: callers learn at once that nobody serves the lane."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self._plane.close()
+        self._lock.release()
 
 
 class GatewayApp(PeerlaneApp):
-    """The Celery app of a gateway: its worker is the writer."""
+    """The Celery app of a gateway's writer."""
 
     def __init__(self, settings: Settings | None = None, *, progress: Progress | None = None) -> None:
         super().__init__(settings, "writer")
         self._progress = progress
 
     def make_service(self) -> GatewayService:
-        """The gateway's service; not started yet."""
+        """The writer's service; not started yet."""
         return GatewayService(self.settings, progress=self._progress)
 
     def bind(self, service: GatewayService) -> None:
         """Give this app's tasks and result backend the writer of a started service."""
-        writer = cast("Writer", service.writer)
+        writer = service.writer
         cast("CommitBackend", self.backend).gateway = service.name
         for task in register(self).values():
             task.Strategy = "peerlane.workers.lane.strategy:LaneStrategy"

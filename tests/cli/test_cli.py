@@ -61,7 +61,7 @@ def test_help_and_all_that_it_imports_do_without_pyroute2() -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "--dataplane [auto|kernel|memory]" in ran.stdout
+    assert "--dataplane [kernel|memory]" in ran.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,10 @@ from typing import Any, cast
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.workers import failpoints, gateway, service
+from peerlane.workers import failpoints, gateway
 from peerlane.workers.dataplane import (
     AddRoute,
     Change,
-    DataPlane,
     DeviceFacts,
     DevicePeer,
     DeviceSpec,
@@ -28,6 +27,7 @@ from peerlane.workers.dataplane import (
     RemoveRoute,
     SetPeer,
 )
+from peerlane.workers.dataplane.factory import Plane
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 
 #: Names the device's file to the gateway's process.
@@ -140,12 +140,12 @@ def _decoded(line: str) -> Change:
             raise ValueError(f"no change: {other}")
 
 
-def open_plane(settings: Settings) -> tuple[str, DataPlane]:
-    """In place of workers.service's: as the kernel's, this device outlives its writer and is locked by its name."""
-    del settings
-    return "kernel", LastingDevice(Path(os.environ[VARIABLE]))
+def open_plane(settings: Settings) -> Plane:
+    """In place of the factory's: as the kernel's, this device outlives its writer and is locked by its name."""
+    device = LastingDevice(Path(os.environ[VARIABLE]))
+    return Plane("kernel", settings.interface, device, None, None, on_host=True, missing=lambda: None)
 
 
 if VARIABLE in os.environ:  # in the gateway's process: `celery -A fault_device worker`
-    cast("Any", service).open_plane = open_plane
+    cast("Any", gateway).open_plane = open_plane
 app = gateway.app

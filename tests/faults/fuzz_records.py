@@ -28,7 +28,7 @@ from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
-from peerlane.workers.peers.plan import Policy
+from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.activity import decode
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.peer_cache import Roster

@@ -26,10 +26,10 @@ from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DevicePeer
-from peerlane.workers.peers.plan import Policy
+from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep import sweeper as sweeping
-from peerlane.workers.upkeep.activity_tracker import Clock
+from peerlane.workers.upkeep.clock_monitor import Clock
 from peerlane.workers.upkeep.reconciler import Reconciler
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
@@ -129,6 +129,12 @@ class EmptyDevice:
 
     def up(self) -> bool:
         return True
+
+    def index(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_it(

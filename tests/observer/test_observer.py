@@ -27,7 +27,7 @@ from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.status.alarms import raise_alarm, read_alarms
 from peerlane.tasks.wire.outcome import decode
 from peerlane.tasks.wire.upkeep import SweepGateway
-from peerlane.workers.upkeep.activity_tracker import Clock
+from peerlane.workers.upkeep.clock_monitor import Clock
 from peerlane.workers.upkeep.schedule_watchdog import Attendance
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper

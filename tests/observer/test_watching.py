@@ -25,7 +25,8 @@ from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.store.activity import Seen, decode, encode
 from peerlane.workers.upkeep import activity_tracker as watching
-from peerlane.workers.upkeep.activity_tracker import Clock, Counted
+from peerlane.workers.upkeep.activity_tracker import Counted
+from peerlane.workers.upkeep.clock_monitor import Clock
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import Errands
@@ -46,6 +47,9 @@ class Flawed:
         if self.fails:
             raise KernelError("there is no such device")
         yield from self.plane.counters()
+
+    def close(self) -> None:
+        self.plane.close()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import DevicePeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
-from peerlane.workers.peers.plan import PeerTable, Policy
+from peerlane.workers.peers.table import PeerTable, Policy
 
 POLICY = Policy("iad", key_number(9_999), (Prefix.parse("10.8.0.0/16"),))
 

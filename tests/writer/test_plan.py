@@ -14,7 +14,8 @@ from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Re
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import AddRoute, RemovePeer, RemoveRoute, SetPeer
-from peerlane.workers.peers.plan import PeerTable, Plan, Policy, plan_create, plan_delete
+from peerlane.workers.peers.plan import Plan, plan_create, plan_delete
+from peerlane.workers.peers.table import PeerTable, Policy
 
 NOW = 1_800_000_000
 OWN_KEY = key_number(999)

@@ -13,11 +13,12 @@ from peerlane.tasks.wire.model import CreatePeer, Peer
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import AddRoute, Change, DeviceSpec, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
-from peerlane.workers.peers.plan import Policy, plan_create
-from peerlane.workers.store.store import Loaded
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Unknown
+from peerlane.workers.peers.plan import plan_create
+from peerlane.workers.peers.table import Loaded, Policy
 from peerlane.workers.upkeep.peer_cache import Life
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
-from peerlane.workers.writer.recovery import MANY_UNKNOWN, Unknown, recover
+from peerlane.workers.writer.recovery import recover
 
 POOL = Prefix.parse("10.8.0.0/16")
 

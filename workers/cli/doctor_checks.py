@@ -17,7 +17,7 @@ from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.status.alarms import read_alarms
-from peerlane.workers.dataplane.kernel import kernel_available
+from peerlane.workers.dataplane.factory import open_plane
 from peerlane.workers.store.redis_checks import judge, told_appendfsync
 
 Verdict = Literal["ok", "warning", "failed"]
@@ -55,12 +55,13 @@ def examine(settings: Settings) -> Iterator[Check]:
 
 def _kernel(settings: Settings) -> Iterator[Check]:
     gateway = settings.gateway is not None
-    missing = kernel_available()
+    plane = open_plane(settings)
+    missing = plane.missing()
     if missing is None:
-        yield Check("WireGuard", "ok", "this process can make WireGuard devices here")
+        yield Check("data plane", "ok", f"{plane.kind}: this process can use it here")
     else:
-        wanted = gateway and settings.dataplane != "memory"
-        yield Check("WireGuard", "failed" if wanted else "warning", f"{missing}; only gateways need it")
+        verdict: Verdict = "failed" if gateway else "warning"
+        yield Check("data plane", verdict, f"{plane.kind}: {missing}; only gateways need it")
     if gateway:
         for family in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             path = Path("/proc/sys/net", family)

@@ -8,11 +8,11 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import click
 
-from peerlane.config.settings import Settings
+from peerlane.config.settings import DataPlaneKind, Settings
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command, Told
@@ -25,7 +25,7 @@ LEVELS = ("debug", "info", "warning", "error")
 @click.command(cls=Command)
 @click.argument("name", type=GatewayName())
 @click.option("--interface", metavar="DEVICE", help="WireGuard device, made if it is not there.  [default: wg0]")
-@click.option("--dataplane", type=click.Choice(["auto", "kernel", "memory"]), help="memory keeps no tunnel: for tests.")
+@click.option("--dataplane", type=click.Choice(get_args(DataPlaneKind)), help="memory keeps no tunnel: for tests.")
 @click.option("--pool", "pools", multiple=True, metavar="PREFIX", help="Peers get addresses from it; repeatable.")
 @click.option("--serves", multiple=True, metavar="PREFIX", help="Peers may ask for prefixes in it; repeatable.")
 @click.option("--endpoint", metavar="HOST:PORT", help="What clients dial.  [default: this host's name]")
@@ -56,9 +56,10 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
     if only is not None:
         raise Told(_run_one(session, settings, only, loglevel))
     from peerlane.tasks.wire.psk_cipher import sealing_of
+    from peerlane.workers.dataplane.factory import open_plane
     from peerlane.workers.host.privileges import confine_gateway
 
-    confine_gateway(settings)
+    confine_gateway(settings.user, on_host=open_plane(settings).on_host)
     sealing_of(settings)  # what both would refuse is told once
     raise Told(_run_both(session, settings, loglevel))
 

@@ -1,7 +1,8 @@
-"""The seam to the device: a Protocol of six methods, in our terms. Netlink lives in ``kernel`` alone.
+"""The interface to the device: ``DataPlane`` changes it, ``DeviceView`` and ``counters.CounterSource`` read it.
 
-Implementations: ``kernel`` (the real device) and ``memory`` (keeps state and shares the kernel's quirks). One contract
-suite, tests/dataplane/test_dataplane_contract.py, runs on both. A data plane belongs to one thread of one process.
+Implementations: ``kernel`` (WireGuard by netlink) and ``memory`` (keeps state and shares the kernel's quirks);
+``factory`` puts together which parts each has. One contract suite, tests/dataplane/test_dataplane_contract.py, runs on
+both. A data plane belongs to one thread of one process.
 """
 
 from __future__ import annotations
@@ -117,4 +118,28 @@ class DataPlane(Protocol):
 
     def close(self) -> None:
         """Let go of sockets. The device stays as it is."""
+        ...
+
+
+class DeviceView(Protocol):
+    """What the observer reads of a device beside its counters. Raises KernelError where it cannot be asked."""
+
+    def peers(self) -> Mapping[str, DevicePeer]:
+        """Every peer by public key."""
+        ...
+
+    def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
+        """The routes of single peers, and all others that lead to the device."""
+        ...
+
+    def up(self) -> bool:
+        """Whether the device is up."""
+        ...
+
+    def index(self) -> int:
+        """The number of the device, another one each time it is made; 0 if it is not there."""
+        ...
+
+    def close(self) -> None:
+        """Let go of sockets."""
         ...

@@ -36,3 +36,7 @@ class CounterSource(Protocol):
             KernelError: the device cannot be asked.
         """
         ...
+
+    def close(self) -> None:
+        """Let go of sockets."""
+        ...

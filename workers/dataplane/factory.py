@@ -1,14 +1,62 @@
-"""The device that a gateway's settings ask for: what it is to be, on which data plane, and what its lock is called."""
+"""A gateway's data plane, by its settings: the writing and the reading side together, and what the device is to be.
+
+The only place that knows which kinds there are. Another kind takes a module of its own, a row in ``_KINDS`` and its
+name in ``config.settings.DataPlaneKind``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from peerlane.config.settings import Settings
+from peerlane.config.settings import DataPlaneKind, Settings
 from peerlane.tasks.errors import NoDataPlane
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.dataplane import DataPlane, DeviceSpec, DeviceView
+from peerlane.workers.dataplane.counters import CounterSource
+from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available
 from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.dataplane.reader import KernelCounters, KernelView
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One gateway's data plane: what its writer and its observer need of the device. Made without touching it."""
+
+    kind: str
+    #: What the writer's and the observer's lock are named after.
+    lock_name: str
+    writer: DataPlane
+    #: None, as ``view`` is, where only the writer's process has the device.
+    counters: CounterSource | None
+    view: DeviceView | None
+    #: Whether it changes this host's network: its processes then give up every right but that one.
+    on_host: bool
+    #: Why this process cannot use it here; None if it can.
+    missing: Callable[[], str | None]
+
+    def require(self) -> None:
+        """Go on if this process can use it.
+
+        Raises:
+            NoDataPlane: says why not.
+        """
+        if (reason := self.missing()) is not None:
+            raise NoDataPlane(
+                f"this host cannot run a gateway: {reason}; PEERLANE_DATAPLANE=memory keeps no tunnel, for tests"
+            )
+
+    def close(self) -> None:
+        """Let go of sockets. The device stays as it is."""
+        for part in (self.writer, self.counters, self.view):
+            if part is not None:
+                part.close()
+
+
+def open_plane(settings: Settings) -> Plane:
+    """The data plane that the settings ask for. Needs no rights yet; sockets open when they are first used."""
+    return _KINDS[settings.dataplane](settings)
 
 
 def device_spec(settings: Settings) -> tuple[DeviceSpec, tuple[Prefix, ...], tuple[Prefix, ...]]:
@@ -25,26 +73,17 @@ def device_spec(settings: Settings) -> tuple[DeviceSpec, tuple[Prefix, ...], tup
     return spec, pools, serves
 
 
-def memory_device(settings: Settings) -> str:
-    """What the lock calls a device in memory: namesakes of two fleets on one host do not disturb each other."""
+def _kernel(settings: Settings) -> Plane:
+    interface = settings.interface
+    counters, view = KernelCounters(interface), KernelView(interface)
+    return Plane("kernel", interface, KernelDataPlane(), counters, view, on_host=True, missing=kernel_available)
+
+
+def _memory(settings: Settings) -> Plane:
+    # Namesakes of two fleets on one host do not disturb each other.
     fleet = hashlib.sha256(settings.redis_url.get_secret_value().encode()).hexdigest()[:8]
-    return f"memory:{settings.gateway}@{fleet}"
+    lock_name = f"memory:{settings.gateway}@{fleet}"
+    return Plane("memory", lock_name, MemoryDataPlane(), None, None, on_host=False, missing=lambda: None)
 
 
-def open_plane(settings: Settings) -> tuple[str, DataPlane]:
-    """The data plane the settings ask for, and which it is.
-
-    Raises:
-        NoDataPlane: the kernel's was asked for and cannot be used here; says why.
-    """
-    if settings.dataplane == "memory":
-        return "memory", MemoryDataPlane()
-    # pyroute2 is there on hosts with the extra «gateway» only; a memory gateway does without.
-    from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available  # noqa: PLC0415
-
-    missing = kernel_available()
-    if missing is None:
-        return "kernel", KernelDataPlane()
-    raise NoDataPlane(
-        f"this host cannot run a gateway: {missing}; PEERLANE_DATAPLANE=memory keeps no tunnel, for tests"
-    )
+_KINDS: Mapping[DataPlaneKind, Callable[[Settings], Plane]] = {"kernel": _kernel, "memory": _memory}

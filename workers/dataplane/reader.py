@@ -45,14 +45,6 @@ class KernelCounters:
         self._generic.close()
 
 
-def device_index(interface: str) -> int:
-    """The number of the device, another one each time it is made; 0 if it is not there."""
-    try:
-        return socket.if_nametoindex(interface)
-    except OSError:
-        return 0
-
-
 class KernelView:
     """A device's peers and routes, on sockets of its own. Raises KernelError where the device cannot be asked."""
 
@@ -73,7 +65,7 @@ class KernelView:
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
         """The routes of single peers, and all others that lead to the device."""
-        index = device_index(self._interface)
+        index = self.index()
         if not index:
             raise KernelError(f"there is no device {self._interface}")
         with translated(f"read the routes to {self._interface}"):
@@ -82,6 +74,13 @@ class KernelView:
             frozenset(route.prefix for route in found if route.protocol == routes.PER_PEER),
             frozenset(route.prefix for route in found if route.protocol != routes.PER_PEER),
         )
+
+    def index(self) -> int:
+        """See ``DeviceView.index``."""
+        try:
+            return socket.if_nametoindex(self._interface)
+        except OSError:
+            return 0
 
     def up(self) -> bool:
         """Whether the device is up."""

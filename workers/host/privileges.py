@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peerlane.config.settings import Settings
 from peerlane.tasks.errors import SettingsError
 
 CAP_NET_ADMIN = 12
@@ -66,14 +65,14 @@ class Rights:
         )
 
 
-def confine_gateway(settings: Settings) -> None:
-    """``confine`` as the settings say; a gateway in memory, for tests, is left as it is unless they name a user.
+def confine_gateway(user: str | None, *, on_host: bool) -> None:
+    """``confine`` for a data plane that changes this host's network; for another one only if a user is named.
 
     Raises:
         SettingsError: as ``confine`` does.
     """
-    if settings.user is not None or settings.dataplane != "memory":
-        confine(settings.user)
+    if user is not None or on_host:
+        confine(user)
 
 
 def confine(user: str | None) -> None:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Service(Protocol):
-    """What the worker drives; see peerlane.workers.service."""
+    """What the worker drives; see peerlane.workers.gateway and .observer."""
 
     name: str
 

@@ -10,7 +10,8 @@ from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.wire.bulk import LISTED
 from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.workers.dataplane import DevicePeer
-from peerlane.workers.peers.plan import PeerTable, Plan
+from peerlane.workers.peers.plan import Plan
+from peerlane.workers.peers.table import PeerTable
 
 #: Why a peer cannot be one of ours. On the device it costs nothing: no packet can go to it, and none comes from it.
 NO_ALLOWED_IPS = "it has no allowed IPs"

@@ -10,9 +10,16 @@ from typing import Literal
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute
-from peerlane.workers.peers.plan import PeerTable, as_set_peer
+from peerlane.workers.peers.plan import as_set_peer
+from peerlane.workers.peers.table import PeerTable
 
 Kind = Literal["missing", "unknown", "allowed_ips", "preshared_key", "keepalive", "missing_route", "unknown_route"]
+#: What becomes of peers that only the device knows.
+Unknown = Literal["remove", "keep", "adopt"]
+
+#: So many unknown peers, and more than half of what the device holds, are never removed without being asked:
+#: it is likelier that Redis has lost its data than that somebody added them by hand.
+MANY_UNKNOWN = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,8 @@ from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
 from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
-from peerlane.workers.peers.plan import (
-    PeerTable,
-    Plan,
-    as_set_peer,
-    check_lane,
-    device_changes,
-    plan_create,
-    plan_delete,
-)
+from peerlane.workers.peers.plan import Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
+from peerlane.workers.peers.table import PeerTable
 
 #: Conflicts named in the refusal of an import; the rest is counted.
 NAMED_CONFLICTS = 20

@@ -1,32 +1,18 @@
-"""Decide, purely: the peer table in memory, and what a request means for it and for the device. No I/O, no clock.
+"""What a request means for the peer table and for the device: a plan, or a refusal. Pure: no I/O, no clock.
 
 ``plan_create`` and ``plan_delete`` change nothing; ``PeerTable.put`` and ``drop`` make a committed plan true in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, StorageError
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Outcome, Peer
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import AddRoute, Change, RemovePeer, RemoveRoute, SetPeer
-from peerlane.workers.peers.address_pool import AddressPool
-from peerlane.workers.peers.prefix_index import PrefixIndex
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What one gateway gives to peers."""
-
-    gateway: str
-    public_key: str
-    pools: tuple[Prefix, ...]
-    serves: tuple[Prefix, ...] = ()
-    #: The gateway's own addresses, as host prefixes.
-    own_addresses: tuple[Prefix, ...] = ()
-    max_peers: int = 1 << 20
+from peerlane.workers.peers.table import PeerTable, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,65 +26,6 @@ class Plan:
     changes: tuple[Change, ...] = field(default=())
     #: Whether Redis holds a record of ``before``; a foreign peer has none.
     stored: bool = True
-
-
-class PeerTable:
-    """Every peer of the gateway, and who holds which prefix. Belongs to the writer alone."""
-
-    def __init__(self, policy: Policy, peers: Iterable[Peer] = ()) -> None:
-        """``peers`` do not overlap: what Redis holds was checked when it was created.
-
-        Raises:
-            ValueError: two peers hold overlapping prefixes.
-        """
-        self.policy = policy
-        self.peers: dict[str, Peer] = {peer.public_key: peer for peer in peers}
-        #: Keys whose records cannot be used, with the reason; ``peers`` has what is known of their addresses.
-        self.broken: dict[str, str] = {}
-        #: Keys that the device holds and Redis does not; kept in ``peers`` so that nobody gets their addresses.
-        self.foreign: set[str] = set()
-        self.index = PrefixIndex()
-        self.index.fill((prefix, peer.public_key) for peer in self.peers.values() for prefix in peer.allowed_ips)
-        self._refuse_overlaps()
-        reserved = frozenset(address.network for address in policy.own_addresses)
-        self.pools = [AddressPool(pool, self.index, reserved) for pool in policy.pools]
-
-    def _refuse_overlaps(self) -> None:
-        previous: Prefix | None = None
-        for prefix in sorted(self.index):
-            if previous is not None and previous.overlaps(prefix):
-                raise ValueError(
-                    f"peers {self.index.owner(previous)} and {self.index.owner(prefix)} overlap: "
-                    f"{previous} and {prefix}"
-                )
-            previous = prefix
-        held = sum(len(peer.allowed_ips) for peer in self.peers.values())
-        if held != len(self.index):
-            raise ValueError("two peers hold the same prefix")
-
-    def put(self, peer: Peer) -> None:
-        """The peer is there now, in place of any earlier one of the same key."""
-        self.drop(peer.public_key)
-        self.peers[peer.public_key] = peer
-        for prefix in peer.allowed_ips:
-            self.index.add(prefix, peer.public_key)
-
-    def drop(self, public_key: str) -> None:
-        """The peer is gone; its addresses are free again. No error if it was not there."""
-        peer = self.peers.pop(public_key, None)
-        if peer is None:
-            return
-        self.broken.pop(public_key, None)
-        self.foreign.discard(public_key)
-        for prefix in peer.allowed_ips:
-            self.index.remove(prefix)
-            for pool in self.pools:
-                if pool.prefix.overlaps(prefix):
-                    pool.freed(prefix)
-
-    def needs_route(self, prefix: Prefix) -> bool:
-        """Whether no pool's covering route leads to this prefix."""
-        return not any(pool.contains(prefix) for pool in self.policy.pools)
 
 
 def as_set_peer(peer: Peer) -> SetPeer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from redis import Redis
@@ -18,6 +18,7 @@ from peerlane.tasks.wire.model import Peer, check_public_key
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable
 from peerlane.workers.peers.plan import Plan
+from peerlane.workers.peers.table import Loaded
 from peerlane.workers.store.activity import decode
 from peerlane.workers.store.procedures import Procedure
 
@@ -40,19 +41,6 @@ class Answer:
     def settles(self) -> bool:
         """Whether the request has its outcome now, and its message is acknowledged."""
         return self.verdict in ("committed", "duplicate", "expired")
-
-
-@dataclass(slots=True)
-class Loaded:
-    """What Redis holds. ``broken`` records do not parse: they stay as they are, and so do their addresses."""
-
-    peers: dict[str, Peer]
-    broken: dict[str, Peer]
-    reasons: dict[str, str]
-    #: Peers whose preshared key is not stored as it would be now: in clear, or sealed with an old key.
-    outdated: list[str] = field(default_factory=list[str])
-    #: When, in seconds since 1970 on Redis' clock.
-    at: int = 0
 
 
 def _change(plan: Plan, record: str | None) -> dict[str, Any]:

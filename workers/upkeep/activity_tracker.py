@@ -1,24 +1,20 @@
-"""The observer's eyes: reads the device's counters, keeps what they tell in Redis, watches Redis' clock."""
+"""Every peer's activity: read from the device's counters, kept in memory and in Redis."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.status.alarms import clear_alarm, raise_alarm, read_alarms
 from peerlane.workers.dataplane.counters import CounterSource
 from peerlane.workers.store.activity import Seen, advance, decode, encode
-from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockWatch
-from peerlane.workers.upkeep.sweep_policy import Refusal, Sight
+from peerlane.workers.upkeep.sweep_policy import Sight
 
 log = logging.getLogger(__name__)
 
@@ -149,78 +145,6 @@ class Counted:
                 del self.seen[key], self._gone[key]
             self._unwritten.difference_update(keys)
         return len(old)
-
-
-class Clock:
-    """Redis' clock, and whether it can be trusted. A jump is an alarm that outlives this process."""
-
-    KIND = "clock"
-
-    def __init__(self, redis: Redis, gateway: str) -> None:
-        self._redis, self._gateway = redis, gateway
-        self._watch = ClockWatch()
-        self._known = False
-        #: Since when it has run as it should, seconds on it; None while nobody knows.
-        self.sure_since: int | None = None
-
-    def look(self) -> int:
-        """Seconds on Redis' clock, now. Raises redis.RedisError."""
-        if not self._known:
-            self._remember()
-        server, steady = self._both()
-        was, jumped = self._watch.jumped, self._watch.look(server, steady)
-        if jumped is not None:
-            message = (
-                f"Redis' clock is {abs(jumped):,.0f} s {'ahead of' if jumped > 0 else 'behind'} where it should be; "
-                "nothing is swept until it is right again, or `sweep --force` takes it as it is"
-            )
-            detail = {"boot": _boot(), "offset": self._watch.offset}
-            if was is None or abs(was - jumped) > TOLERANCE:
-                raise_alarm(self._redis, self._gateway, self.KIND, message, now=int(server), detail=detail)
-            self.sure_since = None
-        else:
-            if was is not None:
-                clear_alarm(self._redis, self._gateway, self.KIND, "the clocks agree again")
-            if self.sure_since is None:
-                self.sure_since = int(server)
-        return int(server)
-
-    def held(self) -> list[Refusal]:
-        """Why the time that ``look`` told is not to be acted on."""
-        if self._watch.jumped is None:
-            return []
-        return [Refusal(self.KIND, f"Redis' clock has jumped by {self._watch.jumped:+,.0f} s")]
-
-    def accept(self) -> None:
-        """A person says that Redis' clock is right. Raises redis.RedisError."""
-        self._watch.accept(*self._both())
-        self.sure_since = None
-        clear_alarm(self._redis, self._gateway, self.KIND, "a person has taken the clock as it is")
-
-    def _both(self) -> tuple[float, float]:
-        seconds, micros = self._redis.time()
-        # Not CLOCK_MONOTONIC: that stands still while the host sleeps.
-        return seconds + micros / 1e6, time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    def _remember(self) -> None:
-        # An alarm that an earlier process raised still tells how the clocks stood before the jump; where the host was
-        # started since, its own wall clock has to do.
-        for alarm in read_alarms(self._redis, self._gateway):
-            if alarm.kind != self.KIND:
-                continue
-            offset = alarm.detail.get("offset")
-            if alarm.detail.get("boot") != _boot() or not isinstance(offset, (int, float)):
-                offset = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-            self._watch = ClockWatch(float(offset))
-            if self._watch.look(*self._both()) is None:
-                clear_alarm(self._redis, self._gateway, self.KIND, "the clocks agree again")
-        self._known = True
-
-
-def _boot() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return ""
 
 
 def _slices(keys: Sequence[str]) -> list[Sequence[str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
@@ -14,14 +14,12 @@ from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway
 from peerlane.workers import failpoints
-from peerlane.workers.dataplane import DevicePeer
-from peerlane.workers.peers.drift import Drift, counted, drifts
-from peerlane.workers.peers.plan import Policy
+from peerlane.workers.dataplane import DeviceView
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, drifts
+from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
-from peerlane.workers.upkeep.activity_tracker import Clock
-from peerlane.workers.upkeep.sweeper import GoOn
-from peerlane.workers.upkeep.writer_requests import Errands
-from peerlane.workers.writer.recovery import MANY_UNKNOWN, Unknown, build_table
+from peerlane.workers.upkeep.clock_monitor import Clock
+from peerlane.workers.upkeep.writer_requests import Errands, GoOn
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +31,6 @@ SLICE = 64
 LISTED = 10_000
 
 UNKNOWN_ALARM = "unknown_peers"
-
-
-class View(Protocol):
-    """What is read of the device (``observe.KernelView``)."""
-
-    def peers(self) -> Mapping[str, DevicePeer]: ...
-    def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]: ...
-    def up(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +53,7 @@ class Reconciler:
     #: What becomes of peers that only the device knows.
     unknown: Unknown
     #: None where the device is in its writer's memory.
-    view: View | None
+    view: DeviceView | None
     clock: Clock
     errands: Errands
 
@@ -93,7 +83,7 @@ class Reconciler:
             log.warning("gateway %s: device and Redis differed: %s", self.policy.gateway, found)
         return {**report, "seconds": round(time.monotonic() - began, 3)}
 
-    def _compare(self, view: View) -> Look:
+    def _compare(self, view: DeviceView) -> Look:
         # Redis first, as in a sweep; what a request changes between the two looks is gone at the second comparison.
         table = build_table(self.policy, self.store.load())
         device = view.peers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,11 @@ from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers import failpoints
-from peerlane.workers.upkeep.activity_tracker import Clock, Counted
+from peerlane.workers.upkeep.activity_tracker import Counted
+from peerlane.workers.upkeep.clock_monitor import Clock
 from peerlane.workers.upkeep.peer_cache import Roster
 from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, Victim, judge
-from peerlane.workers.upkeep.writer_requests import Errands
+from peerlane.workers.upkeep.writer_requests import Errands, GoOn
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,6 @@ TRIES = 3
 
 #: Alarms that a sweep raises, and takes back.
 ALARMS = ("sweep", "counters")
-
-
-#: Told now and again how far it is; answers whether it is to go on.
-GoOn = Callable[[dict[str, Any]], bool]
 
 
 @dataclass(slots=True)

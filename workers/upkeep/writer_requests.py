@@ -25,6 +25,9 @@ WITHIN = 30.0
 #: Seconds between two looks at whether what is awaited is still wanted.
 BREATH = 1.0
 
+#: Told now and again how far an act is; answers whether it is to go on.
+GoOn = Callable[[dict[str, Any]], bool]
+
 
 class Errands:
     """One gateway's writer, asked from its observer."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.wire.model import CreatePeer, Peer
@@ -13,22 +11,16 @@ from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
 from peerlane.workers.peers.adoption import adoptable
-from peerlane.workers.peers.drift import Drift, counted, drifts
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, drifts
 from peerlane.workers.peers.handlers import plan_many
-from peerlane.workers.peers.plan import PeerTable, Plan, Policy, as_set_peer
-from peerlane.workers.store.store import Loaded
-
-log = logging.getLogger(__name__)
+from peerlane.workers.peers.plan import Plan, as_set_peer
+from peerlane.workers.peers.table import Loaded, PeerTable, Policy, build_table
 
 #: Changes sent to the device between two reports of progress.
 BATCH = 256
-#: So many unknown peers, and more than half of what the device holds, are never removed without being asked:
-#: it is likelier that Redis has lost its data than that somebody added them by hand.
-MANY_UNKNOWN = 10
 
 #: (done, total) changes.
 Progress = Callable[[int, int], None]
-Unknown = Literal["remove", "keep", "adopt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +34,6 @@ class Recovered:
     kept: Mapping[str, str] = field(default_factory=dict[str, str])
     #: Plans for unknown peers to take over; the writer commits them.
     adopted: Sequence[Plan] = ()
-
-
-def build_table(policy: Policy, loaded: Loaded) -> PeerTable:
-    """The table of what Redis holds. Where two records overlap, the younger is set aside as broken."""
-    try:
-        table = PeerTable(policy, [*loaded.peers.values(), *loaded.broken.values()])
-    except ValueError:
-        table = PeerTable(policy)
-        oldest_first = sorted(loaded.peers.values(), key=lambda peer: (peer.created_at, peer.public_key))
-        for peer in [*oldest_first, *loaded.broken.values()]:
-            free = [p for p in peer.allowed_ips if not any(True for _ in table.index.overlapping(p))]
-            if len(free) < len(peer.allowed_ips):
-                reason = f"the record of peer {peer.public_key} holds addresses that an older peer holds"
-                log.error("gateway %s: %s; left as it is", policy.gateway, reason)
-                loaded.reasons.setdefault(peer.public_key, reason)
-                loaded.broken[peer.public_key] = peer
-            table.put(peer.model_copy(update={"allowed_ips": tuple(free)}))
-    table.broken.update(loaded.reasons)
-    return table
 
 
 def recover(

@@ -26,11 +26,13 @@ from peerlane.tasks.lane.quota import share_key
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
-from peerlane.workers.peers.plan import PeerTable, Plan, Policy, draining
+from peerlane.workers.peers.plan import Plan, draining
+from peerlane.workers.peers.table import PeerTable, Policy
 from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.delivery import Delivery, Outcome
-from peerlane.workers.writer.recovery import Progress, Recovered, Unknown, recover, settling
+from peerlane.workers.writer.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.writer.request import Request, decoded, error_code
 from peerlane.workers.writer.retry import RetryUntilShutdown
 from peerlane.workers.writer.startup_commits import adopt, reseal
@@ -51,7 +53,7 @@ class _Stale(Exception):
 
 
 class Writer:
-    """Applies requests for one gateway. Built by ``peerlane.workers.service``; every method runs in one thread."""
+    """Applies requests for one gateway. Built by ``peerlane.workers.gateway``; every method runs in one thread."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Writer:
         self.plane = plane
         self.facts = facts or {}
         self.table = PeerTable(policy)
-        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``peerlane.workers.service``.
+        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``peerlane.workers.gateway``.
         self.state = "active"
         #: Why the device or the table may differ from Redis; None while they are known to agree.
         self.recovery_needed: str | None = _NOT_STARTED
