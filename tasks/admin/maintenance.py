@@ -11,11 +11,11 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import reason
 from peerlane.tasks.errors import OutcomeUnknown, TimedOut, Unavailable
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.redis_errors import reading
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
+from peerlane.tasks.status.gateway_status import observer_is_live, observer_silence
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 
@@ -28,6 +28,7 @@ def sweep(
     Raises:
         Unavailable: the gateway is unknown, or nobody observes it.
         TimedOut: no report within ``timeout``; the sweep stops, what it had removed stays removed.
+        StorageError: Redis refuses this to this user; nothing was sent.
         OutcomeUnknown: Redis could not be reached.
     """
     return _ask(app, names.SWEEP, SweepGateway, gateway, timeout, dry_run=dry_run, force=force)
@@ -50,11 +51,9 @@ def _ask(
     parse(model, arguments)
     lanes = lanes_of(app)
     request_id = names.request_id(gateway, str(uuid.uuid4()))
-    try:
+    with reading("; nothing was sent"):
         _check(lanes.redis, gateway)
         arguments["deadline"] = lanes.clock.now_ms() + int(timeout * 1000)
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent") from error
     try:
         app.send_task(task, kwargs=arguments, task_id=request_id)
     except (OperationalError, RedisError, OSError, RuntimeError) as error:
@@ -77,6 +76,5 @@ def _check(redis: Redis, gateway: str) -> None:
     known, beat, (seconds, micros) = cast("tuple[int, bytes | None, tuple[int, int]]", tuple(pipe.execute()))
     if not known:
         raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
-    silent_for = seconds * 1000 + micros // 1000 - int(beat or 0)
-    if silent_for > OBSERVER_LIVE_FOR_MS:
+    if not observer_is_live(observer_silence(beat, seconds * 1000 + micros // 1000)):
         raise Unavailable(f"the gateway {gateway} has no live observer; `peerlane gateway run` starts one", 5.0)

@@ -14,7 +14,7 @@ from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, Unavailable
 from peerlane.tasks.lane.admission import Lanes, number
-from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
+from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS, observer_is_live, observer_silence
 
 #: Seconds that Redis may take for an answer.
 PATIENCE = 10.0
@@ -101,8 +101,7 @@ def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
         raise Unavailable(f"no gateway {gateway} is registered; `peerlane gateway list` shows those that are")
     if lane.live:
         raise Unavailable(f"the gateway {gateway} has a live writer: stop it, wait five seconds, then remove", 5.0)
-    silent_for = seconds * 1000 + micros // 1000 - number((beat or b"0").decode(errors="replace"))
-    if silent_for < OBSERVER_LIVE_FOR_MS:
+    if observer_is_live(observer_silence(beat, seconds * 1000 + micros // 1000)):
         wait = OBSERVER_LIVE_FOR_MS / 1000
         raise Unavailable(f"the gateway {gateway} has a live observer: stop it, wait {wait:g} s, then remove", wait)
     found = Removed(gateway, peers, lane.waiting + lane.waiting_bulk + taken)
