@@ -143,6 +143,11 @@ class ObserverService:
         log.info("gateway %s: observed, %s", self.name, "no counters in memory" if memory else f"device {interface}")
 
     @property
+    def paused(self) -> bool:
+        """Whether the writer is elsewhere: what beat asks is for the observer there."""
+        return self._elsewhere is not None
+
+    @property
     def asks(self) -> Asks:
         """What carries requests out; there once the service has started."""
         return cast("Asks", self._asks)

@@ -43,6 +43,7 @@ class GatewayService:
         self.name = settings.gateway
         self.spec, self.pools, self.serves = device_spec(settings)
         self.labels = gateway_labels(settings)
+        self.paused = False
         self.writer: Writer | None = None
         self._progress = progress
         self._plane: DataPlane | None = None
