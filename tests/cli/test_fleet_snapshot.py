@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from commands import document, peerlane
@@ -39,19 +38,19 @@ def register(redis: Redis, name: str, **facts: object) -> None:
 
 
 @pytest.fixture
-def fleet(own_redis: RedisServer) -> Iterator[RedisServer]:
+def fleet(own_redis: RedisServer) -> RedisServer:
     """Fifty gateways."""
     for number in range(50):
         register(own_redis.redis, f"gw-{number:02}")
     raise_alarm(own_redis.redis, "gw-07", "clock", "it is late", now=100)
     own_redis.redis.lpush(names.poison_key("gw-08"), "x", "y")
-    yield own_redis
+    return own_redis
 
 
 def round_trips(server: RedisServer, *words: str) -> tuple[int, Any]:
     """How often a command wrote to Redis and waited for the answers, by the events of Redis' own loop."""
     sent: list[int] = []
-    original: Any = Redis.execute_command
+    original = cast("Any", Redis).execute_command
     from redis.client import Pipeline  # noqa: PLC0415 - counted for this call alone
 
     through = Pipeline.execute
