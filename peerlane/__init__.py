@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from peerlane.tasks.lane.gateway_info import GatewayInfo
     from peerlane.tasks.lane.tasks import create_peer, delete_peer
+    from peerlane.tasks.wire.activity import PeerActivity
     from peerlane.tasks.wire.keys import make_key_pair
     from peerlane.tasks.wire.model import Peer, PeerResult
 
@@ -56,6 +57,7 @@ __all__ = [
     "NoDataPlane",
     "OutcomeUnknown",
     "Peer",
+    "PeerActivity",
     "PeerResult",
     "PeerlaneError",
     "PoolExhausted",
@@ -81,6 +83,7 @@ _MODULES = {
     "Gateway": "peerlane.tasks.client.gateway",
     "GatewayInfo": "peerlane.tasks.lane.gateway_info",
     "Peer": "peerlane.tasks.wire.model",
+    "PeerActivity": "peerlane.tasks.wire.activity",
     "PeerResult": "peerlane.tasks.wire.model",
     "create_peer": "peerlane.tasks.lane.tasks",
     "delete_peer": "peerlane.tasks.lane.tasks",

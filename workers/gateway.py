@@ -51,6 +51,7 @@ class GatewayService:
         self.name = settings.gateway
         self.spec, self.pools, self.serves = device_spec(settings)
         self.labels = gateway_labels(settings)
+        self.paused = False
         self._plane = open_plane(settings)
         self._redis = connect(settings)
         self._progress = progress

@@ -141,6 +141,11 @@ class ObserverService:
         log.info("gateway %s: observed, %s data plane, %s", self.name, self._plane.kind, observed)
 
     @property
+    def paused(self) -> bool:
+        """Whether the writer is elsewhere: what beat asks is for the observer there."""
+        return self._elsewhere is not None
+
+    @property
     def handler(self) -> UpkeepHandler:
         """What carries requests out; there once the service has started."""
         return cast("UpkeepHandler", self._handler)

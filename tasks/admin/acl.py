@@ -164,6 +164,7 @@ def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector(("lpush", "llen"), lanes),
         Selector(("get", "mget", "set"), results),  # set: to cancel
         Selector(("hget", "hexists", "hscan"), tuple(f"R:{names.peers_key(name)}" for name in gateways)),
+        Selector(("hget", "hmget"), tuple(f"R:{names.seen_key(name)}" for name in gateways)),
         Selector(("zadd", "zcard", "zrem", "zremrangebyscore", "expire"), shares),
         # What any gateway says of itself is no secret, and lists of gateways show all of them.
         Selector(("hgetall",), (f"R:{names.gateway_key('*')}",)),

@@ -10,11 +10,11 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.errors import TimedOut, Unavailable
-from peerlane.tasks.lane.admission import lanes_of, number, unknown_gateway
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reaching, unknown
+from peerlane.tasks.lane.admission import lanes_of, unknown_gateway
+from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reading, unknown
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.server_clock import milliseconds
-from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
+from peerlane.tasks.status.gateway_status import observer_is_live, observer_silence
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 
@@ -27,6 +27,7 @@ def sweep(
     Raises:
         Unavailable: the gateway is unknown, or nobody observes it.
         TimedOut: no report within ``timeout``; the sweep stops, what it had removed stays removed.
+        StorageError: Redis refuses this to this user; nothing was sent.
         OutcomeUnknown: Redis could not be reached.
     """
     return _ask(app, names.SWEEP, SweepGateway, gateway, timeout, dry_run=dry_run, force=force)
@@ -49,7 +50,7 @@ def _ask(
     parse(model, arguments)
     lanes = lanes_of(app)
     request_id = names.request_id(gateway, str(uuid.uuid4()))
-    with reaching("nothing was sent"):
+    with reading("nothing was sent"):
         _check(lanes.redis, gateway)
         arguments["deadline"] = lanes.clock.now_ms() + int(timeout * 1000)
     try:
@@ -74,6 +75,5 @@ def _check(redis: Redis, gateway: str) -> None:
     known, beat, time_reply = cast("tuple[int, bytes | None, tuple[int, int]]", tuple(pipe.execute()))
     if not known:
         raise unknown_gateway(gateway)
-    silent_for = milliseconds(time_reply) - number((beat or b"0").decode(errors="replace"))
-    if silent_for > OBSERVER_LIVE_FOR_MS:
+    if not observer_is_live(observer_silence(beat, milliseconds(time_reply))):
         raise Unavailable(f"the gateway {gateway} has no live observer; `peerlane gateway run` starts one", 5.0)

@@ -16,7 +16,7 @@ from peerlane.tasks.errors import Conflict, StorageError, Unavailable
 from peerlane.tasks.lane.admission import Lanes, number, unknown_gateway
 from peerlane.tasks.lane.redis_errors import reaching
 from peerlane.tasks.lane.server_clock import milliseconds
-from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS
+from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS, observer_is_live, observer_silence
 
 #: Seconds that Redis may take for an answer.
 PATIENCE = 10.0
@@ -100,8 +100,7 @@ def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
         raise unknown_gateway(gateway)
     if lane.live:
         raise Unavailable(f"the gateway {gateway} has a live writer: stop it, wait five seconds, then remove", 5.0)
-    silent_for = milliseconds(time_reply) - number((beat or b"0").decode(errors="replace"))
-    if silent_for < OBSERVER_LIVE_FOR_MS:
+    if observer_is_live(observer_silence(beat, milliseconds(time_reply))):
         wait = OBSERVER_LIVE_FOR_MS / 1000
         raise Unavailable(f"the gateway {gateway} has a live observer: stop it, wait {wait:g} s, then remove", wait)
     found = Removed(gateway, peers, lane.waiting + lane.waiting_bulk + taken)

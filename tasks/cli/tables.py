@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
 
-_STATES = {"active": "green", "draining": "yellow", "recovering": "yellow", "down": "red"}
+_STATES = {"active": "green", "draining": "yellow", "recovering": "yellow", "stopped": "red", "down": "red"}
 
 
 def facts(pairs: Mapping[str, object]) -> Table:
@@ -55,25 +56,60 @@ def peer_facts(peer: Peer | PeerResult) -> dict[str, object]:
     }
 
 
-def peer_table(peers: Iterable[Peer]) -> Table:
-    """Many peers."""
+def activity_facts(activity: PeerActivity | None, *, created: bool = True) -> dict[str, object]:
+    """What a gateway's observer knows of a peer; ``created``: whether it may have been seen at all."""
+    if activity is None:
+        return {"last seen": "never, as far as the gateway's observer knows" if created else None}
+    return {
+        "last seen": "never" if activity.last_seen is None else f"{seen(activity)} ago",
+        "endpoint": activity.endpoint,
+        "received": size(activity.rx_bytes),
+        "sent": size(activity.tx_bytes),
+    }
+
+
+def seen(activity: PeerActivity | None) -> str:
+    """How long ago a peer was last seen, by this host's clock; ``never`` where it was not."""
+    if activity is None or activity.last_seen is None:
+        return "never"
+    return span(max(0.0, time.time() - activity.last_seen))
+
+
+def size(count: int) -> str:
+    """Bytes, in units of 1,000."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.5:
+            return f"{amount:.1f} {unit}" if unit != "B" and amount < 10 else f"{amount:.0f} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} TB"
+
+
+def peer_table(peers: Iterable[tuple[Peer, PeerActivity | None]], *, with_activity: bool = True) -> Table:
+    """Many peers; without their activity where this Redis user may not see it."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("public key", no_wrap=True, min_width=44)
     table.add_column("allowed IPs", no_wrap=True)
     table.add_column("expires", no_wrap=True)
+    if with_activity:
+        table.add_column("seen", no_wrap=True)
+        table.add_column("received", no_wrap=True, justify="right")
+        table.add_column("sent", no_wrap=True, justify="right")
     table.add_column("labels", overflow="fold")
-    for peer in peers:
+    for peer, activity in peers:
+        moved = (activity.rx_bytes, activity.tx_bytes) if activity is not None else (0, 0)
         table.add_row(
             peer.public_key,
             "\n".join(str(prefix) for prefix in peer.allowed_ips),
             (expiry(peer.expires_at) or "").removeprefix("in "),
+            *((seen(activity), *map(size, moved)) if with_activity else ()),
             "\n".join(f"{name}={value}" for name, value in peer.labels.items()),
         )
     return table
 
 
-def peer_row(peer: Peer) -> str:
-    """One peer on one line, tab-separated, in the order of ``wg show dump``; what is unset as ``wg`` writes it."""
+def peer_row(peer: Peer, activity: PeerActivity | None) -> str:
+    """One peer on one line, tab-separated; what is unset as ``wg show dump`` writes it. New fields come last."""
     return "\t".join(
         (
             peer.public_key,
@@ -82,12 +118,17 @@ def peer_row(peer: Peer) -> str:
             str(peer.keepalive or "off"),
             str(peer.expires_at or 0),
             ",".join(f"{name}={value}" for name, value in peer.labels.items()) or "(none)",
+            str((activity.last_seen if activity is not None else None) or 0),
+            str(activity.rx_bytes if activity is not None else 0),
+            str(activity.tx_bytes if activity is not None else 0),
+            (activity.endpoint if activity is not None else None) or "(none)",
         )
     )
 
 
-def state(name: str) -> Text:
-    """A gateway's state in its colour."""
+def state(name: str, *, stopped: bool = False) -> Text:
+    """A gateway's state in its colour; one whose writer ended in good order is ``stopped`` for people."""
+    name = "stopped" if stopped else name
     return Text(name, _STATES.get(name, ""))
 
 
@@ -104,14 +145,19 @@ def gateway_table(gateways: Iterable[GatewayInfo]) -> Table:
     for one in gateways:
         waiting = str(one.waiting + one.waiting_bulk)
         region, peers = one.region or "", f"{one.peers:,}"
-        table.add_row(one.name, state(one.state), region, peers, waiting, one.dataplane, one.endpoint)
+        table.add_row(
+            one.name, state(one.state, stopped=one.stopped), region, peers, waiting, one.dataplane, one.endpoint
+        )
     return table
 
 
-def gateway_facts(one: GatewayInfo) -> dict[str, object]:
-    """One gateway."""
-    silent = "never heard of" if one.silent_for is None else f"last sign of life {span(one.silent_for)} ago"
-    colour = state(one.state)
+def gateway_facts(one: GatewayInfo, *, now: float) -> dict[str, object]:
+    """One gateway; ``now`` is Redis' clock."""
+    if one.stopped:
+        silent = f"{span(max(0.0, now - one.stopped_at))} ago" if one.stopped_at else "in good order"
+    else:
+        silent = "never heard of" if one.silent_for is None else f"last sign of life {span(one.silent_for)} ago"
+    colour = state(one.state, stopped=one.stopped)
     return {
         "state": colour if one.state == "active" else Text.assemble(colour, f", {silent}"),
         "public key": one.public_key,

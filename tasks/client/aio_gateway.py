@@ -30,6 +30,7 @@ from peerlane.tasks.lane.drain import Switched
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.lane.result import GRACE
 from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
 
 #: Peers handed from the reading thread at a time.
@@ -122,6 +123,10 @@ class AsyncGateway:
     async def peer(self, public_key: str) -> Peer | None:
         """As Gateway.peer."""
         return await self._in_thread(self._sync.peer, public_key)
+
+    async def activity(self, public_key: str) -> PeerActivity | None:
+        """As Gateway.activity."""
+        return await self._in_thread(self._sync.activity, public_key)
 
     async def peers(self) -> AsyncIterator[Peer]:
         """As Gateway.peers."""

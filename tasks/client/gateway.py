@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from itertools import islice
 from typing import Any, cast
 
 from peerlane.config import names
@@ -15,7 +17,9 @@ from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.lane.drain import Switched, switch
 from peerlane.tasks.lane.gateway_info import GatewayInfo
-from peerlane.tasks.lane.redis_errors import reaching, scan
+from peerlane.tasks.lane.redis_errors import PAGE, reaching, reading, scan
+from peerlane.tasks.status.fleet_snapshot import FleetReader
+from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, sealing_of
 
@@ -138,9 +142,10 @@ class Gateway:
 
         Raises:
             Unavailable: no such gateway is registered.
+            StorageError: Redis refuses to show it to this user.
             OutcomeUnknown: Redis could not be reached.
         """
-        with reaching():
+        with reading():
             lane = self._lanes.look(self.name)
         if not lane.facts:
             raise unknown_gateway(self.name)
@@ -151,11 +156,11 @@ class Gateway:
 
         Raises:
             Invalid: not a public key.
-            StorageError: its record does not parse.
+            StorageError: its record does not parse, or Redis refuses to show it to this user.
             OutcomeUnknown: Redis could not be reached.
         """
         parse(DeletePeer, {"gateway": self.name, "public_key": public_key})
-        with reaching():
+        with reading():
             record = cast("bytes | None", self._lanes.redis.hget(names.peers_key(self.name), public_key))
         return None if record is None else self._opened(Peer.from_record(public_key, record))
 
@@ -166,31 +171,70 @@ class Gateway:
         except Unsealable:
             return stored
 
+    def activity(self, public_key: str) -> PeerActivity | None:
+        """When a peer was last seen and what it has sent and received; None where nothing is known of it.
+
+        Kept by the gateway's observer, which reads the device every PEERLANE_OBSERVE_EVERY seconds.
+
+        Raises:
+            Invalid: not a public key.
+            StorageError: Redis refuses to show it to this user (print its rights anew: ``peerlane acl``).
+            OutcomeUnknown: Redis could not be reached.
+        """
+        parse(DeletePeer, {"gateway": self.name, "public_key": public_key})
+        with reading():
+            pipe = self._lanes.redis.pipeline(transaction=False)
+            pipe.hget(names.peers_key(self.name), public_key)
+            pipe.hget(names.seen_key(self.name), public_key)
+            record, stored = cast("tuple[bytes | None, bytes | None]", tuple(pipe.execute()))
+        created_at = Peer.from_record(public_key, record).created_at if record is not None else 0
+        return PeerActivity.from_stored(stored, created_at)
+
     def peers(self) -> Iterator[Peer]:
         """Every peer as stored, page by page, in no order; a record that does not parse is left out.
 
         Raises:
+            StorageError: Redis refuses to show them to this user.
             OutcomeUnknown: Redis could not be reached.
         """
-        seen = set[str]()
-        for raw, record in scan(self._lanes.redis, names.peers_key(self.name)):
-            key = raw.decode(errors="replace")
-            if key in seen:  # a hash that grows while it is scanned shows some twice
-                continue
-            seen.add(key)
-            try:
-                yield self._opened(Peer.from_record(check_public_key(key), record))
-            except (ValueError, StorageError):
-                continue
+        for page in self._pages():
+            yield from page
+
+    def peers_with_activity(self) -> Iterator[tuple[Peer, PeerActivity | None]]:
+        """Every peer with what ``activity`` tells of it. Raises as ``peers`` and ``activity`` do."""
+        for page in self._pages():
+            with reading():
+                fields = [peer.public_key for peer in page]
+                stored = cast("list[bytes | None]", self._lanes.redis.hmget(names.seen_key(self.name), fields))
+            for peer, activity in zip(page, stored, strict=True):
+                yield peer, PeerActivity.from_stored(activity, peer.created_at)
+
+    def _pages(self) -> Iterator[list[Peer]]:
+        """Pages of at least one peer; what does not parse is left out."""
+        seen = set[str]()  # a hash that grows while it is scanned shows some twice
+        entries = scan(self._lanes.redis, names.peers_key(self.name))
+        while entry_page := list(islice(entries, PAGE)):
+            peers: list[Peer] = []
+            for raw, record in entry_page:
+                key = raw.decode(errors="replace")
+                if key in seen:
+                    continue
+                seen.add(key)
+                with suppress(ValueError, StorageError):
+                    peers.append(self._opened(Peer.from_record(check_public_key(key), record)))
+            if peers:
+                yield peers
 
 
 def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
     """Every registered gateway, by name.
 
     Raises:
+        StorageError: Redis refuses to show them to this user.
         OutcomeUnknown: Redis could not be reached.
     """
     lanes = lanes_of(app or definitions.app)
-    with reaching():
-        members = cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY))
-        return [GatewayInfo.from_state(lanes.look(name)) for name in names.well_formed(members)]
+    snapshot = FleetReader(lanes.redis, lanes_only=True).read()
+    for status in snapshot.gateways:
+        lanes.believe(status.lane)
+    return [status.info for status in snapshot.gateways]

@@ -54,7 +54,7 @@ class LaneState:
 
     gateway: str
     facts: Mapping[str, str]
-    #: Milliseconds since the writer's last sign of life; None if it never gave one.
+    #: Milliseconds since the writer's last sign of life; None if it never gave one, or ended in good order.
     silent_for: int | None
     #: Requests waiting: interactive, bulk.
     waiting: int
@@ -64,13 +64,18 @@ class LaneState:
     def of(cls, gateway: str, raw: Mapping[bytes, bytes], waiting: int, waiting_bulk: int, *, now: int) -> LaneState:
         """From the gateway's hash and the lengths of its queues; ``now`` is in ms on Redis' clock."""
         facts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
-        beat = number(facts.get("heartbeat", ""), -1)
-        return cls(gateway, facts, max(0, now - beat) if beat >= 0 else None, waiting, waiting_bulk)
+        beat = number(facts.get("heartbeat", ""))  # a writer that ends in good order leaves 0
+        return cls(gateway, facts, max(0, now - beat) if beat else None, waiting, waiting_bulk)
 
     @property
     def live(self) -> bool:
         """Whether a writer serves the lane now."""
         return self.silent_for is not None and self.silent_for < LIVE_FOR_MS
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its writer ended in good order, and none has started since."""
+        return not self.live and self.facts.get("phase") == "stopped"
 
     @property
     def state(self) -> str:
@@ -129,10 +134,14 @@ class Lanes:
         )
         now = milliseconds(time_reply)
         self.clock.heard(now)
-        found = LaneState.of(gateway, raw, waiting, bulk, now=now)
-        self._believed[gateway] = (time.monotonic(), found)
-        self._passed[gateway, False] = self._passed[gateway, True] = 0
-        return found
+        lane = LaneState.of(gateway, raw, waiting, bulk, now=now)
+        self.believe(lane)
+        return lane
+
+    def believe(self, lane: LaneState) -> None:
+        """What was just read of a lane holds for a second (``check``)."""
+        self._believed[lane.gateway] = (time.monotonic(), lane)
+        self._passed[lane.gateway, False] = self._passed[lane.gateway, True] = 0
 
     def check(self, gateway: str, *, bulk: bool = False, create: bool = True) -> LaneState:
         """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.

@@ -45,8 +45,11 @@ class GatewayInfo:
     version: str
     epoch: int
     holder: str
-    #: Seconds since the writer's last sign of life; None if it never gave one.
+    #: Seconds since the writer's last sign of life; None if it never gave one, or ended in good order.
     silent_for: float | None
+    #: Whether its writer ended in good order, and when, in seconds on Redis' clock; None where that is not known.
+    stopped: bool = False
+    stopped_at: int | None = None
 
     @classmethod
     def from_state(cls, lane: LaneState) -> GatewayInfo:
@@ -88,6 +91,8 @@ class GatewayInfo:
             epoch=count("epoch"),
             holder=f"{facts.get('holder_host', '')}:{facts.get('holder_pid', '')}",
             silent_for=None if lane.silent_for is None else lane.silent_for / 1000,
+            stopped=lane.stopped,
+            stopped_at=(count("stopped_at") or None) if lane.stopped else None,
         )
 
 

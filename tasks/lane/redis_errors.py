@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 from kombu.exceptions import OperationalError
@@ -46,11 +46,16 @@ def reaching(consequence: str = "", request_id: str = "", *, refused: str | None
         raise unknown(error, consequence, request_id) from error
 
 
+def reading(consequence: str = "nothing was read") -> AbstractContextManager[None]:
+    """``reaching`` for commands that only read: a refusal, for lack of a right say, is a StorageError."""
+    return reaching(consequence, refused=consequence)
+
+
 def scan(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
-    """A hash's fields and values, in no order; one that changes meanwhile may be told twice. Raises OutcomeUnknown."""
+    """A hash's fields and values, in no order; one that changes meanwhile may be told twice. Raises as ``reading``."""
     pages = cast("Iterator[tuple[bytes, bytes]]", redis.hscan_iter(key, count=PAGE))
     while True:
-        with reaching():
+        with reading():
             try:
                 entry = next(pages)
             except StopIteration:

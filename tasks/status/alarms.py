@@ -17,12 +17,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One thing that is wrong. ``since`` is in seconds since 1970 on Redis' clock; ``detail`` is for programs."""
+    """One thing that is wrong. ``since`` is in seconds since 1970 on Redis' clock; ``detail`` is for programs.
+
+    ``at`` is when the message was written last: its numbers are of that moment.
+    """
 
     kind: str
     message: str
     since: int
     detail: Mapping[str, Any]
+    at: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The alarm for programs."""
@@ -30,14 +34,26 @@ class Alarm:
 
 
 def raise_alarm(
-    redis: Redis, gateway: str, kind: str, message: str, *, now: int, detail: Mapping[str, Any] | None = None
+    redis: Redis,
+    gateway: str,
+    kind: str,
+    message: str,
+    *,
+    now: int,
+    began: int | None = None,
+    detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Say that something is wrong; where that was said before, since when stays. Raises redis.RedisError."""
+    """Say that something is wrong, since ``began`` or ``now``; where that was said before, since when stays.
+
+    A message says nothing that changes with time alone: readers show for how long it stands. Raises redis.RedisError.
+    """
     before = _parsed(kind, cast("bytes | None", redis.hget(names.alarms_key(gateway), kind)))
-    since = before.since if before is not None else now
+    since = before.since if before is not None else now if began is None else began
     if before is None or before.message != message:
         log.error("gateway %s: ALARM %s: %s", gateway, kind, message)
-    record = json.dumps({"message": message, "since": since, "detail": dict(detail or {})}, separators=(",", ":"))
+    record = json.dumps(
+        {"message": message, "since": since, "at": now, "detail": dict(detail or {})}, separators=(",", ":")
+    )
     redis.hset(names.alarms_key(gateway), kind, record)
 
 
@@ -66,7 +82,8 @@ def _parsed(kind: str, record: bytes | None) -> Alarm | None:
     try:
         fields = json.loads(record)
         detail = cast("dict[str, Any]", fields["detail"])
-        return Alarm(kind, str(fields["message"]), int(fields["since"]), dict(detail))
+        since = int(fields["since"])
+        return Alarm(kind, str(fields["message"]), since, dict(detail), int(fields.get("at", since)))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         # Written by another version, or by hand: it is an alarm all the same.
         return Alarm(kind, record.decode(errors="replace")[:500], 0, {})

@@ -1,4 +1,4 @@
-"""The whole fleet at a glance, read from Redis in a few round trips; it costs by the gateway, never by the peer."""
+"""The one reader of gateways' status: two round trips of pipelined reads, independent of gateways and peers."""
 
 from __future__ import annotations
 
@@ -10,85 +10,98 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
-from peerlane.tasks.lane.admission import LaneState, unknown_gateway
-from peerlane.tasks.status.alarms import parse_alarms
-from peerlane.tasks.status.gateway_status import Condition, condition_of
-
-#: Gateways asked about in one round trip.
-SLICE = 200
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.lane.admission import LaneState, lanes_of, unknown_gateway
+from peerlane.tasks.lane.redis_errors import reading
+from peerlane.tasks.status.gateway_status import GatewayStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
-    """One gateway at one moment."""
-
-    lane: LaneState
-    #: None where this Redis user may not see it.
-    condition: Condition | None
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One look at the fleet."""
+class FleetSnapshot:
+    """Gateways at one moment."""
 
     #: Redis' clock, in seconds.
     at: float
-    glances: tuple[Glance, ...]
+    #: By name; where some were asked for, in that order.
+    gateways: tuple[GatewayStatus, ...]
+
+    @property
+    def beat_silent_for(self) -> float | None:
+        """Seconds since a beat last asked any of these gateways for anything; None where that is not known."""
+        return min((s.beat_silent_for for s in self.gateways if s.beat_silent_for is not None), default=None)
 
 
-class Overview:
-    """Looks at some gateways, or at all that are registered. Remembers what its Redis user may not see."""
+class FleetReader:
+    """Reads some gateways, or all that are registered. Remembers what its Redis user may not see."""
 
-    def __init__(self, redis: Redis, gateways: Sequence[str] = ()) -> None:
+    def __init__(self, redis: Redis, gateways: Sequence[str] = (), *, lanes_only: bool = False) -> None:
+        """``lanes_only`` leaves out alarms, observers and sweeps, which an API host's Redis user may not see."""
         self._redis = redis
         self._wanted = tuple(dict.fromkeys(gateways))
+        self._lanes_only = lanes_only
         self._refused: set[str] = set()
 
-    def look(self) -> Look:
-        """Look now.
+    def read(self) -> FleetSnapshot:
+        """Read now.
 
         Raises:
             Unavailable: a gateway that was named is not registered.
-            redis.RedisError: as it comes.
+            StorageError: Redis refuses to show a gateway's lane to this user.
+            OutcomeUnknown: Redis could not be reached.
         """
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.time()
-        pipe.smembers(names.GATEWAYS_KEY)
-        (seconds, micros), members = cast("tuple[tuple[int, int], set[bytes]]", tuple(pipe.execute()))
-        registered = names.well_formed(members)
-        for name in self._wanted:
-            if name not in registered:
-                raise unknown_gateway(name)
-        at = seconds + micros / 1e6
-        return Look(at, tuple(self._glances(self._wanted or registered, at)))
-
-    def _glances(self, gateways: Sequence[str], at: float) -> Iterator[Glance]:
-        for start in range(0, len(gateways), SLICE):
-            part = gateways[start : start + SLICE]
+        with reading():
             pipe = self._redis.pipeline(transaction=False)
-            for name in part:
-                pipe.hgetall(names.gateway_key(name))
-                pipe.llen(names.lane_queue(name))
-                pipe.llen(names.bulk_queue(name))
-                if name not in self._refused:
-                    pipe.hgetall(names.observer_key(name))
-                    pipe.hgetall(names.alarms_key(name))
-            answers = iter(pipe.execute(raise_on_error=False))
-            for name in part:
-                facts, waiting, bulk = (_sound(next(answers)) for _ in range(3))
-                lane = LaneState.of(name, facts, waiting, bulk, now=int(at * 1000))
-                yield Glance(lane, None if name in self._refused else self._condition(lane, answers, at))
+            pipe.time()
+            pipe.smembers(names.GATEWAYS_KEY)
+            (seconds, micros), members = cast("tuple[tuple[int, int], set[bytes]]", tuple(pipe.execute()))
+            registered = names.well_formed(members)
+            for name in self._wanted:
+                if name not in registered:
+                    raise unknown_gateway(name)
+            at = seconds + micros / 1e6
+            return FleetSnapshot(at, tuple(self._statuses(self._wanted or registered, at)))
 
-    def _condition(self, lane: LaneState, answers: Iterator[Any], at: float) -> Condition | None:
-        told, alarms = next(answers), next(answers)
-        if isinstance(told, NoPermissionError) or isinstance(alarms, NoPermissionError):
+    def _statuses(self, gateways: Sequence[str], at: float) -> Iterator[GatewayStatus]:
+        if not gateways:
+            return
+        pipe = self._redis.pipeline(transaction=False)
+        for name in gateways:
+            pipe.hgetall(names.gateway_key(name))
+            pipe.llen(names.lane_queue(name))
+            pipe.llen(names.bulk_queue(name))
+            if self._shows(name):
+                pipe.hgetall(names.observer_key(name))
+                pipe.hgetall(names.alarms_key(name))
+                pipe.llen(names.poison_key(name))
+        answers = iter(pipe.execute(raise_on_error=False))
+        for name in gateways:
+            facts, waiting, bulk = (_checked(next(answers)) for _ in range(3))
+            lane = LaneState.of(name, facts, waiting, bulk, now=int(at * 1000))
+            yield self._status(lane, answers, at) if self._shows(name) else GatewayStatus(lane, at, visible=False)
+
+    def _shows(self, name: str) -> bool:
+        return not self._lanes_only and name not in self._refused
+
+    def _status(self, lane: LaneState, answers: Iterator[Any], at: float) -> GatewayStatus:
+        observer, alarms, set_aside = next(answers), next(answers), next(answers)
+        if isinstance(observer, NoPermissionError) or isinstance(alarms, NoPermissionError):
             self._refused.add(lane.gateway)
-            return None
-        recovered = lane.facts.get("recovered", "").encode()
-        return condition_of(lane.gateway, parse_alarms(_sound(alarms)), _sound(told), recovered, now=at)
+            return GatewayStatus(lane, at, visible=False)
+        return GatewayStatus.of(
+            lane,
+            now=at,
+            observer=_checked(observer),
+            alarms=_checked(alarms),
+            set_aside=None if isinstance(set_aside, NoPermissionError) else _checked(set_aside),
+        )
 
 
-def _sound(answer: Any) -> Any:
+def read_gateway(app: PeerlaneApp, gateway: str) -> GatewayStatus:
+    """One gateway's status. Raises as ``FleetReader.read`` does."""
+    return FleetReader(lanes_of(app).redis, (gateway,)).read().gateways[0]
+
+
+def _checked(answer: Any) -> Any:
     if isinstance(answer, RedisError):
         raise answer
     return answer

@@ -1,90 +1,147 @@
-"""How a gateway is, beyond its lane: alarms, its observer, its last sweep and reconciliation, how far a recovery is."""
+"""Gateway status: lane, alarms, observer heartbeat, last sweep and reconciliation, recovery progress. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from redis.exceptions import RedisError
-
-from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.errors import OutcomeUnknown
-from peerlane.tasks.lane.admission import lanes_of, number
-from peerlane.tasks.status.alarms import Alarm, read_alarms
+from peerlane.tasks.lane.admission import LaneState, number
+from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.alarms import Alarm, parse_alarms
 
 #: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
 OBSERVER_LIVE_FOR_MS = 15_000
+#: Intervals between sweeps without a request from beat, and seconds at least, after which beat counts as gone.
+BEAT_MISSED, BEAT_AT_LEAST = 5, 300.0
+
+
+def observer_silence(heartbeat: bytes | None, now_ms: int) -> float | None:
+    """Seconds since an observer's heartbeat; None where it never gave one, or ended in good order, which leaves 0."""
+    at = number((heartbeat or b"").decode(errors="replace"))
+    return max(0, now_ms - at) / 1000 if at else None
+
+
+def observer_is_live(silent_for: float | None) -> bool:
+    """Whether an observer that was silent for so many seconds counts as running."""
+    return silent_for is not None and silent_for * 1000 <= OBSERVER_LIVE_FOR_MS
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """One look. The mappings are what the observer has told last, with ``at`` in seconds on Redis' clock, or empty."""
+class GatewayStatus:
+    """One gateway at one moment. The mappings are the observer's last reports, ``at`` in seconds on Redis' clock."""
 
-    gateway: str
-    alarms: tuple[Alarm, ...]
-    #: Seconds since the observer's last sign of life; None if there is none.
-    observer_silent_for: float | None
-    reading: Mapping[str, Any]
-    sweep: Mapping[str, Any]
-    reconcile: Mapping[str, Any]
-    #: ``done/total`` changes of the writer's last recovery; empty where there was nothing to bring back.
-    recovered: str
+    lane: LaneState
     #: Redis' clock, in seconds.
-    now: int
+    now: float
+    #: Whether this Redis user may see alarms, observer and sweeps; where not, they are empty.
+    visible: bool = True
+    alarms: tuple[Alarm, ...] = ()
+    #: Seconds since the observer's last sign of life; None if there is none.
+    observer_silent_for: float | None = None
+    #: Seconds since beat last asked for a sweep or a reconciliation here; None where that is not known.
+    beat_silent_for: float | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sweep: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reconcile: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    #: Messages that were set aside (``gateway poison``); None where this Redis user may not count them.
+    set_aside: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        lane: LaneState,
+        *,
+        now: float,
+        observer: Mapping[bytes, bytes] | None = None,
+        alarms: Mapping[bytes, bytes] | None = None,
+        set_aside: int | None = None,
+    ) -> GatewayStatus:
+        """From the observer's hash and the alarms' hash, as Redis gives them; ``now`` is Redis' clock in seconds."""
+        report = {name.decode(errors="replace"): value for name, value in (observer or {}).items()}
+        asked_at = number(report.get("asked_at", b"").decode(errors="replace"))
+        return cls(
+            lane=lane,
+            now=now,
+            alarms=tuple(parse_alarms(alarms or {})),
+            observer_silent_for=observer_silence(report.get("heartbeat"), int(now * 1000)),
+            beat_silent_for=max(0.0, now - asked_at) if asked_at else None,
+            reading=_parsed(report.get("reading")),
+            sweep=_parsed(report.get("sweep")),
+            reconcile=_parsed(report.get("reconcile")),
+            set_aside=set_aside,
+        )
+
+    @property
+    def gateway(self) -> str:
+        """Its name."""
+        return self.lane.gateway
+
+    @property
+    def info(self) -> GatewayInfo:
+        """What clients need to know of it."""
+        return GatewayInfo.from_state(self.lane)
+
+    @property
+    def observed(self) -> bool:
+        """Whether an observer is running."""
+        return observer_is_live(self.observer_silent_for)
+
+    @property
+    def beat_missing(self) -> bool:
+        """Whether beat has asked a running observer for nothing for longer than it should."""
+        try:
+            every = float(self.lane.facts.get("sweep_every") or 0)
+        except ValueError:
+            every = 0.0
+        silent = self.beat_silent_for
+        return self.observed and silent is not None and silent > max(BEAT_AT_LEAST, BEAT_MISSED * every)
+
+    @property
+    def recovered(self) -> str:
+        """``done/total`` changes of the writer's last recovery; empty where there was nothing to bring back."""
+        return self.lane.facts.get("recovered", "")
+
+    def ago(self, at: object) -> float:
+        """Seconds since a moment on Redis' clock that a report names."""
+        return max(0.0, self.now - (at if isinstance(at, int) else 0))
 
     def as_dict(self) -> dict[str, Any]:
         """For programs; stands beside a gateway's own facts."""
         return {
             "alarms": [alarm.as_dict() for alarm in self.alarms],
+            "visible": self.visible,
             "observer_silent_for": self.observer_silent_for,
+            "beat_silent_for": self.beat_silent_for,
             "reading": dict(self.reading),
             "sweep": dict(self.sweep),
             "reconcile": dict(self.reconcile),
             "recovered": self.recovered,
+            "set_aside": self.set_aside,
         }
 
 
-def read_condition(app: PeerlaneApp, gateway: str) -> Condition:
-    """Look at a gateway's condition.
-
-    Raises:
-        OutcomeUnknown: Redis could not be reached.
-    """
-    redis = lanes_of(app).redis
-    try:
-        alarms = read_alarms(redis, gateway)
-        raw = cast("dict[bytes, bytes]", redis.hgetall(names.observer_key(gateway)))
-        recovered = cast("bytes | None", redis.hget(names.gateway_key(gateway), "recovered"))
-        seconds, micros = redis.time()
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached ({type(error).__name__})") from error
-    return condition_of(gateway, alarms, raw, recovered or b"", now=seconds + micros / 1e6)
+def removed_count(report: Mapping[str, Any]) -> int:
+    """How many peers a sweep has removed, by its report; while it runs that is one number, afterwards one by reason."""
+    return _total(report.get("removed"))
 
 
-def condition_of(
-    gateway: str, alarms: Sequence[Alarm], raw: Mapping[bytes, bytes], recovered: bytes, *, now: float
-) -> Condition:
-    """From what the observer's hash holds; ``now`` is in seconds on Redis' clock."""
-    told = {name.decode(errors="replace"): value for name, value in raw.items()}
-    beat = number(told.get("heartbeat", b"").decode(errors="replace"))
-    return Condition(
-        gateway=gateway,
-        alarms=tuple(alarms),
-        observer_silent_for=max(0.0, now - beat / 1000) if beat else None,
-        reading=_parsed(told.get("reading")),
-        sweep=_parsed(told.get("sweep")),
-        reconcile=_parsed(told.get("reconcile")),
-        recovered=recovered.decode(errors="replace"),
-        now=int(now),
-    )
+def missed_count(report: Mapping[str, Any]) -> int:
+    """How many stale peers a finished sweep neither removed nor kept for a reason: it failed on them."""
+    if report.get("outcome") != "swept":
+        return 0
+    return max(0, _total(report.get("stale")) - _total(report.get("removed")) - _total(report.get("kept")))
+
+
+def _total(counts: object) -> int:
+    values = cast("dict[object, object]", counts).values() if isinstance(counts, dict) else (counts,)
+    return sum(value for value in values if isinstance(value, int) and not isinstance(value, bool))
 
 
 def _parsed(record: bytes | None) -> Mapping[str, Any]:
     try:
-        found = json.loads(record or b"{}")
-    except ValueError:
+        report = json.loads(record or b"{}")
+    except (ValueError, RecursionError):
         return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return cast("dict[str, Any]", report) if isinstance(report, dict) else {}

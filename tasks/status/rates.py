@@ -1,4 +1,4 @@
-"""What two looks at a fleet tell that one does not: rates, waits, and which gateway needs a person first. Pure."""
+"""Rates and waits, from two snapshots of a fleet; and which gateway needs a person first. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from peerlane.tasks.lane.admission import LaneState, number
 from peerlane.tasks.status.alarms import Alarm
-from peerlane.tasks.status.fleet_snapshot import Glance, Look
-from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS, Condition
+from peerlane.tasks.status.fleet_snapshot import FleetSnapshot
+from peerlane.tasks.status.gateway_status import GatewayStatus, observer_is_live
 
 #: Seconds below which a lane that answers nothing is not remarkable: what a writer tells is up to a second old.
 REMARKABLE = 1.0
@@ -46,7 +46,13 @@ class Row:
     tx_per_second: int | None
     #: Seconds since the last sign of life; None where there is none, as after an end in good order.
     silent_for: float | None
+    #: Whether its writer ended in good order.
+    stopped: bool
     observer_silent_for: float | None
+    #: Seconds since beat last asked its observer for anything; None where that is not known.
+    beat_silent_for: float | None
+    #: Whether that is longer than it should be.
+    beat_missing: bool
     #: Whether this Redis user may see the observer, sweeps and alarms.
     visible: bool
     #: ``done/total`` changes, while it is recovering.
@@ -54,11 +60,20 @@ class Row:
     #: The last sweep's report, with the seconds since as ``ago``; empty if there was none.
     sweep: Mapping[str, Any]
     alarms: tuple[Alarm, ...]
+    #: How many requests may wait in each queue of the lane; one more is refused.
+    lane_cap: int
+    #: Messages that were set aside; None where that is not known.
+    set_aside: int | None
+
+    @property
+    def lane_full(self) -> bool:
+        """Whether a queue takes no more: requests are refused."""
+        return max(self.waiting, self.waiting_bulk) >= self.lane_cap
 
     @property
     def observed(self) -> bool:
         """Whether an observer lives."""
-        return self.observer_silent_for is not None and self.observer_silent_for * 1000 <= OBSERVER_LIVE_FOR_MS
+        return observer_is_live(self.observer_silent_for)
 
     def urgency(self) -> tuple[int, int, int, str]:
         """To sort by: alarms, down, recovering, draining, unobserved, then by what waits."""
@@ -72,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What one look leaves for the next, of one gateway."""
+    """What one snapshot leaves for the next, of one gateway."""
 
     epoch: str
     heartbeat: int
@@ -86,20 +101,20 @@ class _Sample:
     rates: tuple[float, float, float] | None
 
 
-class Trends:
-    """Turns looks into rows. Keeps a few numbers of each gateway from one look to the next."""
+class FleetRates:
+    """Turns snapshots into rows. Keeps a few numbers of each gateway from one snapshot to the next."""
 
     def __init__(self) -> None:
         self._before: dict[str, _Sample] = {}
 
-    def rows(self, look: Look) -> list[Row]:
+    def rows(self, snapshot: FleetSnapshot) -> list[Row]:
         """The gateways, the one in most trouble first."""
         samples = {
-            glance.lane.gateway: _sample(glance.lane, self._before.get(glance.lane.gateway), look.at)
-            for glance in look.glances
+            status.gateway: _sample(status.lane, self._before.get(status.gateway), snapshot.at)
+            for status in snapshot.gateways
         }
         self._before = samples
-        return sorted((_row(one, samples[one.lane.gateway], look.at) for one in look.glances), key=Row.urgency)
+        return sorted((_row(status, samples[status.gateway]) for status in snapshot.gateways), key=Row.urgency)
 
 
 def _sample(lane: LaneState, before: _Sample | None, at: float) -> _Sample:
@@ -135,10 +150,11 @@ def _wait(lane: LaneState, sample: _Sample, at: float) -> Wait | None:
     return Wait(round((lane.waiting or lane.waiting_bulk) / sample.rates[0], 3), "about")
 
 
-def _row(glance: Glance, sample: _Sample, at: float) -> Row:
-    lane, condition = glance.lane, glance.condition
+def _row(status: GatewayStatus, sample: _Sample) -> Row:
+    lane = status.lane
     rates = sample.rates or (None, None, None)
-    reading = _reading(condition)
+    # What a silent observer has told is of another time.
+    reading: Mapping[str, Any] = status.reading if status.observed else {}
     return Row(
         gateway=lane.gateway,
         state=lane.state,
@@ -146,32 +162,23 @@ def _row(glance: Glance, sample: _Sample, at: float) -> Row:
         max_peers=number(lane.facts.get("max_peers", "")),
         waiting=lane.waiting,
         waiting_bulk=lane.waiting_bulk,
-        wait=_wait(lane, sample, at),
+        wait=_wait(lane, sample, status.now),
         created_per_second=None if rates[1] is None else round(rates[1], 2),
         deleted_per_second=None if rates[2] is None else round(rates[2], 2),
         rx_per_second=_whole(reading.get("rx_per_second")),
         tx_per_second=_whole(reading.get("tx_per_second")),
-        # A writer that ends in good order leaves 0.
-        silent_for=lane.silent_for / 1000 if lane.silent_for is not None and sample.heartbeat else None,
-        observer_silent_for=None if condition is None else condition.observer_silent_for,
-        visible=condition is not None,
-        recovered=lane.facts.get("recovered", "") if lane.state == "recovering" else "",
-        sweep=_sweep(condition),
-        alarms=() if condition is None else condition.alarms,
+        silent_for=lane.silent_for / 1000 if lane.silent_for is not None else None,
+        stopped=lane.stopped,
+        observer_silent_for=status.observer_silent_for,
+        beat_silent_for=status.beat_silent_for,
+        beat_missing=status.beat_missing,
+        visible=status.visible,
+        recovered=status.recovered if lane.state == "recovering" else "",
+        sweep={**status.sweep, "ago": int(status.ago(status.sweep.get("at")))} if status.sweep else {},
+        alarms=status.alarms,
+        lane_cap=lane.cap,
+        set_aside=status.set_aside,
     )
-
-
-def _reading(condition: Condition | None) -> Mapping[str, Any]:
-    """The observer's last reading; nothing once it is silent: what it told is of another time."""
-    if condition is None or condition.observer_silent_for is None:
-        return {}
-    return condition.reading if condition.observer_silent_for * 1000 <= OBSERVER_LIVE_FOR_MS else {}
-
-
-def _sweep(condition: Condition | None) -> Mapping[str, Any]:
-    if condition is None or not condition.sweep:
-        return {}
-    return {**condition.sweep, "ago": max(0, condition.now - (_whole(condition.sweep.get("at")) or 0))}
 
 
 def _whole(told: object) -> int | None:

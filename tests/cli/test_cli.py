@@ -152,7 +152,7 @@ def test_what_nobody_foresaw_is_a_sentence_and_no_traceback(monkeypatch: pytest.
         raise ZeroDivisionError("unheard of")
 
     monkeypatch.setattr(Gateway, "info", broken)
-    told = peerlane("gateway", "show", "iad", "--json")
+    told = peerlane("peer", "list", "iad", "--json")
     assert told.exit_code == 1
     error = document(told)["error"]
     assert error["code"] == "unforeseen"
@@ -421,12 +421,13 @@ def test_many_are_deleted_at_once_and_each_is_answered(iad: GatewayProcess, shel
 def test_a_list_through_a_pipe_is_one_line_each_as_wg_writes_them(iad: GatewayProcess, shell: Shell) -> None:
     made = shell.ask("peer", "create", iad.name, "--keepalive", "25", "--label", "user=ada", "--preshared-key")
     other = shell.ask("peer", "create", iad.name)
+    unseen = ["0", "0", "0", "(none)"]
     lines = {
         line.split("\t")[0]: line.split("\t")[1:] for line in shell.run("peer", "list", iad.name).stdout.splitlines()
     }
     assert lines == {
-        made["public_key"]: ["(hidden)", "10.8.0.2/32,fd00:8::2/128", "25", "0", "user=ada"],
-        other["public_key"]: ["(none)", "10.8.0.3/32,fd00:8::3/128", "off", "0", "(none)"],
+        made["public_key"]: ["(hidden)", "10.8.0.2/32,fd00:8::2/128", "25", "0", "user=ada", *unseen],
+        other["public_key"]: ["(none)", "10.8.0.3/32,fd00:8::3/128", "off", "0", "(none)", *unseen],
     }
 
 

@@ -21,7 +21,8 @@ class TestAFleetInGoodOrder:
         site = gateway()
         told = document(Shell(site).run("doctor", "--json"))
         assert found(told, "durability") == [("ok", "what is confirmed is on disk first")]
-        ((verdict, sentence),) = found(told, f"gateway {site.name}")
+        (verdict, sentence), unobserved = found(told, f"gateway {site.name}")
+        assert unobserved == ("warning", "no observer is running: nothing is swept or reconciled")
         assert verdict == "ok"
         assert sentence.startswith("active, 0 peers")
 

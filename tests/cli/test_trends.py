@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,9 +10,9 @@ import pytest
 
 from peerlane.tasks.lane.admission import LaneState
 from peerlane.tasks.status.alarms import Alarm
-from peerlane.tasks.status.fleet_snapshot import Glance, Look
-from peerlane.tasks.status.gateway_status import condition_of
-from peerlane.tasks.status.rates import Row, Trends, Wait
+from peerlane.tasks.status.fleet_snapshot import FleetSnapshot
+from peerlane.tasks.status.gateway_status import GatewayStatus
+from peerlane.tasks.status.rates import FleetRates, Row, Wait
 
 NOW = 1_800_000_000.0
 
@@ -25,25 +26,23 @@ def glance(
     silent: float = 0.0,
     done: Mapping[str, int] | None = None,
     **facts: str,
-) -> Glance:
+) -> GatewayStatus:
     """A serving gateway with a live observer; ``silent`` seconds after the writer's last beat."""
     told = {"phase": "serving", "epoch": "1", "heartbeat": int((at - silent) * 1000), **(done or {}), **facts}
     raw = {key.encode(): str(value).encode() for key, value in told.items()}
     observer = {b"heartbeat": str(int(at * 1000)).encode()}
-    return Glance(
-        LaneState.of(name, raw, waiting, bulk, now=int(at * 1000)), condition_of(name, (), observer, b"", now=at)
-    )
+    return GatewayStatus.of(LaneState.of(name, raw, waiting, bulk, now=int(at * 1000)), now=at, observer=observer)
 
 
 def counted(answered: int, created: int = 0, deleted: int = 0) -> dict[str, int]:
     return {"answered": answered, "created": created, "deleted": deleted}
 
 
-def row_of(*glances: Glance) -> Row:
+def row_of(*glances: GatewayStatus) -> Row:
     """The row after one look at each of these, two seconds apart."""
-    trends, rows = Trends(), list[Row]()
+    rates, rows = FleetRates(), list[Row]()
     for number, one in enumerate(glances):
-        rows = trends.rows(Look(NOW + 2 * number, (one,)))
+        rows = rates.rows(FleetSnapshot(NOW + 2 * number, (one,)))
     return rows[0]
 
 
@@ -72,7 +71,7 @@ def test_between_two_beats_the_last_rate_stands() -> None:
         pytest.param(glance(at=NOW + 2), id="a writer that does not count"),
     ],
 )
-def test_what_cannot_be_compared_is_no_rate(after: Glance) -> None:
+def test_what_cannot_be_compared_is_no_rate(after: GatewayStatus) -> None:
     assert row_of(glance(at=NOW, done=counted(100, 100)), after).created_per_second is None
 
 
@@ -107,26 +106,25 @@ def test_a_writer_that_ended_in_good_order_is_down_without_a_last_sign_of_life()
 
 def test_traffic_of_a_silent_observer_is_not_known() -> None:
     reading = b'{"at": 1, "rx_per_second": 1000, "tx_per_second": 10}'
-    live = condition_of("iad", (), {b"heartbeat": str(int(NOW * 1000)).encode(), b"reading": reading}, b"", now=NOW)
-    row = row_of(replace(glance(at=NOW), condition=live))
+    live = replace(glance(at=NOW), reading=json.loads(reading))
+    row = row_of(live)
     assert (row.rx_per_second, row.tx_per_second) == (1000, 10)
-    row = row_of(replace(glance(at=NOW), condition=replace(live, observer_silent_for=60.0)))
+    row = row_of(replace(live, observer_silent_for=60.0))
     assert (row.rx_per_second, row.tx_per_second) == (None, None)
 
 
 def test_the_gateway_in_most_trouble_stands_first() -> None:
     alarm = Alarm("sweep", "too many", 1, {})
-    unwatched = condition_of("unwatched", (), {}, b"", now=NOW)
     glances = [
         glance("idle", at=NOW),
         glance("busy", at=NOW, waiting=5, bulk=5),
-        replace(glance("unwatched", at=NOW), condition=unwatched),
+        replace(glance("unwatched", at=NOW), observer_silent_for=None),
         glance("draining", at=NOW, state="draining"),
         glance("recovering", at=NOW, phase="recovering"),
         glance("down", at=NOW, silent=60),
-        replace(glance("alarmed", at=NOW), condition=condition_of("alarmed", (alarm,), {}, b"", now=NOW)),
+        replace(glance("alarmed", at=NOW), alarms=(alarm,)),
     ]
-    rows = Trends().rows(Look(NOW, tuple(glances)))
+    rows = FleetRates().rows(FleetSnapshot(NOW, tuple(glances)))
     assert [row.gateway for row in rows] == [
         *("alarmed", "down", "recovering", "draining", "unwatched", "busy", "idle")
     ]

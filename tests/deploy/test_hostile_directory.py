@@ -21,7 +21,7 @@ from waiting import eventually
 from peerlane import Gateway
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.status.gateway_status import read_condition
+from peerlane.tasks.status.fleet_snapshot import read_gateway
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERLANE = Path(sys.executable).parent / "peerlane"
@@ -82,7 +82,7 @@ def test_a_gateway_serves_from_there(
 
     def up() -> bool:
         assert process.poll() is None, log.read_text()
-        return lanes_of(app).look(name).state == "active" and read_condition(app, name).observer_silent_for is not None
+        return lanes_of(app).look(name).state == "active" and read_gateway(app, name).observed
 
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from peerlane.config import names
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.status.alarms import read_alarms
+from peerlane.tasks.errors import OutcomeUnknown, StorageError
+from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
+from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
 from peerlane.workers.dataplane.factory import open_plane
 from peerlane.workers.store.redis_checks import judge, told_appendfsync
 
@@ -46,7 +46,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     redis = connect(settings, timeout=2.0)
     try:
         yield from _redis(redis, settings.redis_appendfsync)
-        yield from _gateways(Lanes(redis, result_ttl=settings.result_ttl))
+        yield from _gateways(redis)
     except (RedisError, OSError) as error:
         yield Check("Redis", "failed", f"cannot be used: {reason(error)}; see PEERLANE_REDIS_URL")
     finally:
@@ -93,17 +93,46 @@ def _redis(redis: Redis, stated: str | None) -> Iterator[Check]:
         yield Check("durability", "ok", f"what is confirmed is on disk first{only}")
 
 
-def _gateways(lanes: Lanes) -> Iterator[Check]:
-    registered = names.well_formed(cast("set[bytes]", lanes.redis.smembers(names.GATEWAYS_KEY)))
-    if not registered:
+def _gateways(redis: Redis) -> Iterator[Check]:
+    try:
+        snapshot = FleetReader(redis).read()
+    except (OutcomeUnknown, StorageError) as error:
+        yield Check("gateways", "failed", error.message)
+        return
+    if not snapshot.gateways:
         yield Check("gateways", "warning", "none has registered yet: peerlane gateway run NAME")
-    for name in registered:
-        lane = lanes.look(name)
-        waiting = f"{lane.facts.get('peers', '0')} peers, {lane.waiting} + {lane.waiting_bulk} requests wait"
-        if lane.live:
-            yield Check(f"gateway {name}", "ok", f"{lane.state}, {waiting}")
-        else:
-            silent = "never gave a sign of life" if lane.silent_for is None else "has no live writer"
-            yield Check(f"gateway {name}", "failed", f"{silent}; {waiting}")
-        for alarm in read_alarms(lanes.redis, name):
-            yield Check(f"gateway {name}", "failed", f"ALARM {alarm.kind}: {alarm.message}")
+    for status in snapshot.gateways:
+        yield from _gateway(status)
+    yield from _beat(snapshot)
+
+
+def _gateway(status: GatewayStatus) -> Iterator[Check]:
+    what, lane = f"gateway {status.gateway}", status.lane
+    waiting = f"{lane.facts.get('peers', '0')} peers, {lane.waiting} + {lane.waiting_bulk} requests wait"
+    if lane.live:
+        yield Check(what, "ok", f"{lane.state}, {waiting}")
+    elif lane.stopped:
+        yield Check(what, "failed", f"its writer was stopped, so it has no live writer; {waiting}")
+    else:
+        silent = "never gave a sign of life" if lane.silent_for is None else "has no live writer"
+        yield Check(what, "failed", f"{silent}; {waiting}")
+    if max(lane.waiting, lane.waiting_bulk) >= lane.cap:
+        yield Check(what, "failed", f"its lane is full, {lane.cap:,} requests wait: more are refused")
+    for alarm in status.alarms:
+        yield Check(what, "failed", f"ALARM {alarm.kind}: {alarm.message}")
+    if not status.visible:
+        yield Check(what, "warning", "this Redis user may not see its alarms, observer and sweeps")
+    elif lane.live and not status.observed:
+        yield Check(what, "warning", "no observer is running: nothing is swept or reconciled")
+    if status.set_aside:
+        yield Check(what, "warning", f"{status.set_aside:,} messages were set aside: peerlane gateway poison")
+    if (missed := missed_count(status.sweep)) or status.sweep.get("stopped"):
+        stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
+        why = f": {stopped['message']}" if "message" in stopped else ""
+        yield Check(what, "warning", f"its last sweep left {missed:,} stale peers where they are{why}")
+
+
+def _beat(snapshot: FleetSnapshot) -> Iterator[Check]:
+    silent = snapshot.beat_silent_for
+    if silent is not None and all(s.beat_missing for s in snapshot.gateways if s.observed):
+        yield Check("beat", "warning", f"has asked for nothing for {silent:,.0f} s: is one running?")

@@ -24,7 +24,7 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.status.gateway_status import read_condition
+from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.workers.demo.process import Child
 from peerlane.workers.demo.redis_server import EmbeddedServer
 from peerlane.workers.demo.signals import Ending, Undisturbed
@@ -201,7 +201,7 @@ class Fleet:
 
     def _observed(self, name: str) -> bool:
         self._ending.check()
-        return read_condition(self.app, name).observer_silent_for is not None
+        return read_gateway(self.app, name).observed
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

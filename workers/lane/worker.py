@@ -23,6 +23,8 @@ class Service(Protocol):
     """What the worker drives; see peerlane.workers.gateway and .observer."""
 
     name: str
+    #: Whether its requests are for somebody else just now: then none is taken off the queue.
+    paused: bool
 
     def start(self) -> None: ...
     def tick(self) -> None: ...
@@ -40,6 +42,20 @@ class LaneConsumer(_Consumer):
     def service(self) -> Service:
         """The gateway's service, which the worker holds."""
         return cast("LaneWorker", self.controller).service
+
+    _paused = False
+
+    def on_ready(self) -> None:
+        """It has just begun to consume."""
+        super().on_ready()
+        self._paused = False
+        self.obey_pause()
+
+    def obey_pause(self) -> None:
+        """Stop taking requests while the service is paused, and go on afterwards."""
+        if self._paused != self.service.paused:
+            self._paused = self.service.paused
+            (self.task_consumer.cancel if self._paused else self.task_consumer.consume)()
 
     def update_strategies(self) -> None:
         """Requests alone: Celery's own tasks (maps, chords, cleanups) would run here for whoever can publish."""
@@ -115,7 +131,11 @@ class TickStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         # Set anew with each connection: a consumer that loses its connection clears the timer.
-        self._timer = parent.timer.call_repeatedly(1.0, parent.service.tick)
+        self._timer = parent.timer.call_repeatedly(1.0, self._tick, (parent,))
+
+    def _tick(self, parent: Any) -> None:
+        parent.service.tick()
+        parent.obey_pause()
 
     def stop(self, parent: Any) -> None:
         if self._timer is not None:

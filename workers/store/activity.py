@@ -9,13 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from peerlane.tasks.wire.activity import LIMIT, VERSION, stored_fields
 from peerlane.workers.dataplane.counters import PeerCounters
-
-#: Version of the stored form.
-VERSION = "1"
-
-#: What a u64 holds; Redis, and the programs that read these fields, are spared anything beyond.
-_LIMIT = 1 << 64
 
 
 class Seen(NamedTuple):
@@ -63,7 +58,7 @@ def advance(before: Seen | None, raw: PeerCounters, now: int) -> Seen | None:
 
 
 def _grown(total: int, before: int, raw: int) -> int:
-    return min(total + (raw - before if raw >= before else raw), _LIMIT - 1)
+    return min(total + (raw - before if raw >= before else raw), LIMIT - 1)
 
 
 def endpoint_text(endpoint: tuple[str, int] | None) -> str:
@@ -81,14 +76,5 @@ def encode(seen: Seen) -> str:
 
 def decode(stored: str | bytes) -> Seen | None:
     """From the stored form; None for what is not one, which then counts as never stored."""
-    try:
-        text = stored if isinstance(stored, str) else stored.decode("ascii")
-        version, *fields = text.split(" ")
-        if version != VERSION or len(fields) not in (6, 7):
-            return None
-        numbers = [int(field) for field in fields[:6]]
-    except ValueError:
-        return None
-    if not all(0 <= number < _LIMIT for number in numbers):
-        return None
-    return Seen(*numbers, endpoint=fields[6] if len(fields) == 7 else "")
+    fields = stored_fields(stored)
+    return None if fields is None else Seen(*fields[0], endpoint=fields[1])

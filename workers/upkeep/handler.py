@@ -60,6 +60,8 @@ class UpkeepHandler:
             note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
             return {"outcome": "skipped", "gateway": self._gateway, "note": note}
         try:
+            if wish.slot is not None:
+                self._redis.hset(names.observer_key(self._gateway), "asked_at", self._redis.time()[0])
             if wish.slot is not None and task == names.SWEEP:
                 self._attendance.asked()
             if wish.slot is not None and (why := self._unclaimable(task, wish.slot)):
@@ -80,9 +82,9 @@ class UpkeepHandler:
         return report
 
     def by_itself(self, task: str) -> None:
-        """Do it now, asked for by nobody."""
+        """Do it now, without a request."""
         report = self.carry_out(task, "", {"gateway": self._gateway})
-        log.info("gateway %s: %s, asked for by nobody: %s", self._gateway, self._act, report)
+        log.info("gateway %s: %s by itself, as the writer or Redis has come back: %s", self._gateway, self._act, report)
 
     def every(self, task: str) -> float:
         """Seconds between two slots, as beat counts them: by what the gateway's hash says, whatever was told here."""

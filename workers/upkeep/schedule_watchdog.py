@@ -1,4 +1,4 @@
-"""Whether anybody asks an observer to sweep. Where no beat runs, expired peers would stay, and nobody know of it."""
+"""Watchdog: raises an alarm when beat stops scheduling sweeps, as expired peers would stay unnoticed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 from redis import Redis
 
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
-
-#: Intervals between sweeps that may go by without one being asked for, and seconds at least.
-MISSED, AT_LEAST = 5, 300.0
+from peerlane.tasks.status.gateway_status import BEAT_AT_LEAST as AT_LEAST
+from peerlane.tasks.status.gateway_status import BEAT_MISSED as MISSED
 
 
 class Attendance:
@@ -37,9 +36,6 @@ class Attendance:
             self._asked = self._raised = False
             clear_alarm(self._redis, self._gateway, self.KIND, "sweeps are asked for")  # an earlier process' too
         elif not self._raised and (silent := self._steady() - self._since) > AT_LEAST and silent > MISSED * every():
-            message = (
-                f"nobody has asked for a sweep for {silent:,.0f} s: is a beat running? Until one does, peers that"
-                " expire stay"
-            )
-            raise_alarm(self._redis, self._gateway, self.KIND, message, now=now)
+            message = "beat asks for no sweeps: is one running? Until one does, peers that expire stay"
+            raise_alarm(self._redis, self._gateway, self.KIND, message, now=now, began=now - int(silent))
             self._raised = True

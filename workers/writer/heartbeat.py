@@ -77,6 +77,7 @@ class Heartbeat(threading.Thread):
         if self.is_alive():
             self.join(timeout=3)
         try:
-            self._store.heartbeat(self._redis, heartbeat="0", phase="stopped")
+            stopped_at = self._store.clock.now_ms() // 1000
+            self._store.heartbeat(self._redis, heartbeat="0", phase="stopped", stopped_at=stopped_at)
         except RedisError:
             log.debug("Redis is away; callers will notice the silence")

@@ -1,4 +1,4 @@
-"""``peerlane gateway list | show | export``: the fleet, read from Redis. No gateway is asked."""
+"""``peerlane gateway list | show | export``: read from Redis alone; no request is sent to a gateway."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import click
 from peerlane.tasks.cli.gateway.backup import backup, restore
 from peerlane.tasks.cli.gateway.drain import drain, resume
 from peerlane.tasks.cli.gateway.import_ import import_peers
-from peerlane.tasks.cli.gateway.maintenance import condition_facts, reconcile, sweep
+from peerlane.tasks.cli.gateway.maintenance import reconcile, status_facts, sweep
 from peerlane.tasks.cli.gateway.poison import poison
 from peerlane.tasks.cli.gateway.remove import remove
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
-from peerlane.tasks.cli.tables import facts, gateway_facts, gateway_table
-from peerlane.tasks.client.gateway import gateways
-from peerlane.tasks.status.gateway_status import read_condition
+from peerlane.tasks.cli.tables import facts, gateway_facts, gateway_table, span
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot, read_gateway
 from peerlane.tasks.wgfile.client_config import write_private
 from peerlane.tasks.wgfile.export import render_export
 
@@ -38,18 +38,42 @@ for command in (backup, restore, poison, remove):
 @pass_session
 def list_gateways(session: Session) -> None:
     """Every gateway that ever registered, and its state."""
-    found = gateways(session.app)
-    alarms = {one.name: read_condition(session.app, one.name).alarms for one in found}
+    snapshot = FleetReader(lanes_of(session.app).redis).read()
     if session.output.json:
-        listed = [asdict(one) | {"alarms": [alarm.as_dict() for alarm in alarms[one.name]]} for one in found]
-        session.output.document({"gateways": listed})
-    elif found:
-        session.output.show(gateway_table(found))
-        for name, standing in alarms.items():
-            for alarm in standing:
-                session.output.warn(f"ALARM {name} {alarm.kind}: {alarm.message}")
+        listed = [
+            asdict(status.info)
+            | {
+                "alarms": [alarm.as_dict() for alarm in status.alarms],
+                "visible": status.visible,
+                "observer_silent_for": status.observer_silent_for,
+                "beat_silent_for": status.beat_silent_for,
+                "set_aside": status.set_aside,
+            }
+            for status in snapshot.gateways
+        ]
+        session.output.document({"gateways": listed, "beat_silent_for": snapshot.beat_silent_for})
+    elif snapshot.gateways:
+        session.output.show(gateway_table(status.info for status in snapshot.gateways))
+        _warn(session, snapshot)
     else:
         session.output.note("no gateway is registered; `peerlane gateway run NAME` starts one")
+
+
+def _warn(session: Session, snapshot: FleetSnapshot) -> None:
+    """What a person has to look at, below the table."""
+    for status in snapshot.gateways:
+        for alarm in status.alarms:
+            session.output.warn(f"ALARM {status.gateway} {alarm.kind}: {alarm.message}")
+        if status.set_aside:
+            count = f"{status.set_aside:,} message{'' if status.set_aside == 1 else 's'} set aside"
+            session.output.warn(f"{status.gateway}: {count}: see `peerlane gateway poison {status.gateway}`")
+    if hidden := sum(not status.visible for status in snapshot.gateways):
+        session.output.warn(f"alarms and observers of {hidden} gateways are not for this Redis user to see")
+    silent = snapshot.beat_silent_for
+    if silent is not None:
+        overdue = all(status.beat_missing for status in snapshot.gateways if status.observed)
+        words = f"beat: last asked for a sweep or a reconciliation {span(silent)} ago"
+        session.output.note(f"{words}: is one running?" if overdue else words, "yellow" if overdue else "dim")
 
 
 @gateway.command()
@@ -57,13 +81,12 @@ def list_gateways(session: Session) -> None:
 @pass_session
 def show(session: Session, name: str) -> None:
     """One gateway: key, endpoint, pools, state, lane, observer, alarms."""
-    info = session.gateway(name).info()
-    condition = read_condition(session.app, name)
+    status = read_gateway(session.app, name)
     if session.output.json:
-        session.output.document(asdict(info) | condition.as_dict())
+        session.output.document(asdict(status.info) | status.as_dict())
     else:
-        session.output.show(info.name)
-        session.output.show(facts(gateway_facts(info) | condition_facts(condition)))
+        session.output.show(name)
+        session.output.show(facts(gateway_facts(status.info, now=status.now) | status_facts(status)))
 
 
 @gateway.command()

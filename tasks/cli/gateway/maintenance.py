@@ -1,4 +1,4 @@
-"""``peerlane gateway sweep | reconcile``, and how a gateway's condition is shown."""
+"""``peerlane gateway sweep | reconcile``, and how a gateway's status is shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command, Told
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import span
-from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS, Condition, read_condition
+from peerlane.tasks.status.alarms import Alarm
+from peerlane.tasks.status.fleet_snapshot import read_gateway
+from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
 
 #: Rows of a table for people; --json gives all that the gateway listed.
 ROWS = 200
@@ -46,6 +48,8 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
     report = upkeep.sweep(session.app, name, dry_run=dry_run, force=force, timeout=timeout)
     if session.output.json:
         session.output.document(report)
+    elif report["outcome"] == "skipped":
+        session.output.warn(f"{name}: nothing was swept: {report['note']}")
     elif dry_run:
         _show_victims(session, report)
     else:
@@ -53,6 +57,8 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
         if report["kept"]:
             session.output.note(f"kept after all: {_counts(report['kept'])}")
     _end(session, report)
+    if report["outcome"] == "skipped":
+        raise Told(1)
 
 
 @click.command(cls=Command)
@@ -101,7 +107,7 @@ def _show_victims(session: Session, report: Mapping[str, Any]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("public key", no_wrap=True, min_width=44)
     table.add_column("why", no_wrap=True)
-    now = read_condition(session.app, report["gateway"]).now
+    now = read_gateway(session.app, report["gateway"]).now
     for victim in islice(victims, ROWS):
         table.add_row(victim["public_key"], f"{_WHY[victim['reason']]} {span(now - victim['since'])} ago")
     session.output.show(table)
@@ -123,46 +129,62 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
-def condition_facts(found: Condition) -> dict[str, object]:
-    """A gateway's condition, for ``gateway show``."""
+def status_facts(status: GatewayStatus) -> dict[str, object]:
+    """A gateway's status, for ``gateway show``."""
+    if not status.visible:
+        return {"alarms": Text("with the observer and sweeps, not for this Redis user to see", "yellow")}
+    set_aside = f"{status.set_aside:,} messages: see `peerlane gateway poison {status.gateway}`"
     return {
-        "recovery": f"{found.recovered} changes made" if found.recovered else None,
-        "observer": _observer(found),
-        "counters": _reading(found),
-        "last sweep": _last(found, found.sweep, ("removed", "stale")),
-        "last reconcile": _last(found, found.reconcile, ("mended", "found")),
-        **{f"ALARM {alarm.kind}": _alarm(found, alarm.message, alarm.since) for alarm in found.alarms},
+        "recovery": f"{status.recovered} changes made" if status.recovered else None,
+        "observer": _observer(status),
+        "beat": _beat(status),
+        "counters": _reading(status),
+        "last sweep": _last(status, status.sweep, ("removed", "stale")),
+        "last reconcile": _last(status, status.reconcile, ("mended", "found")),
+        "set aside": Text(set_aside, "yellow") if status.set_aside else None,
+        **{f"ALARM {alarm.kind}": _alarm(status, alarm) for alarm in status.alarms},
     }
 
 
-def _alarm(found: Condition, message: str, since: int) -> Text:
-    return Text(f"{message} (for {span(max(0, found.now - since))})", "red")
+def _alarm(status: GatewayStatus, alarm: Alarm) -> Text:
+    told = f", as of {span(status.ago(alarm.at))} ago" if alarm.at > alarm.since else ""
+    return Text(f"{alarm.message} (for {span(status.ago(alarm.since))}{told})", "red")
 
 
-def _observer(found: Condition) -> Text:
-    if found.observer_silent_for is None:
+def _observer(status: GatewayStatus) -> Text:
+    if status.observer_silent_for is None:
         return Text("none", "yellow")
-    if found.observer_silent_for * 1000 > OBSERVER_LIVE_FOR_MS:
-        return Text(f"silent for {span(found.observer_silent_for)}", "red")
+    if not status.observed:
+        return Text(f"silent for {span(status.observer_silent_for)}", "red")
     return Text("alive", "green")
 
 
-def _reading(found: Condition) -> str | None:
-    if not found.reading:
+def _beat(status: GatewayStatus) -> Text | None:
+    if status.beat_silent_for is None:
         return None
-    ago = span(max(0, found.now - int(found.reading.get("at", 0))))
-    if trouble := found.reading.get("trouble"):
+    asked = f"last asked {span(status.beat_silent_for)} ago"
+    return Text(f"{asked}: is one running?", "red") if status.beat_missing else Text(asked)
+
+
+def _reading(status: GatewayStatus) -> str | None:
+    if not status.reading:
+        return None
+    ago = span(status.ago(status.reading.get("at")))
+    if trouble := status.reading.get("trouble"):
         return f"not read {ago} ago: {trouble}"
-    return f"of {found.reading.get('peers', 0):,} peers, read {ago} ago in {found.reading.get('seconds', 0):g} s"
+    return f"of {status.reading.get('peers', 0):,} peers, read {ago} ago in {status.reading.get('seconds', 0):g} s"
 
 
-def _last(found: Condition, report: Mapping[str, Any], fields: tuple[str, str]) -> str | None:
+def _last(status: GatewayStatus, report: Mapping[str, Any], fields: tuple[str, str]) -> Text | None:
     if not report:
         return None
-    ago = span(max(0, found.now - int(report.get("at", 0))))
     if report.get("outcome") == "running":
-        return f"running: {', '.join(f'{n} {v:,}' for n, v in report.items() if isinstance(v, int) and n != 'at')}"
+        counts = ", ".join(f"{n} {v:,}" for n, v in report.items() if isinstance(v, int) and n != "at")
+        return Text(f"running: {counts}")
     done: dict[str, int] = report.get(fields[0]) or {}
-    seen: dict[str, int] = report.get(fields[1]) or {}
-    counted = _counts(done) or (f"nothing of {_counts(seen)}" if seen else "nothing")
-    return f"{report.get('outcome')} {ago} ago: {counted} {fields[0]}"
+    planned: dict[str, int] = report.get(fields[1]) or {}
+    counted = _counts(done) or (f"nothing of {_counts(planned)}" if planned else "nothing")
+    sentence = f"{report.get('outcome')} {span(status.ago(report.get('at')))} ago: {counted} {fields[0]}"
+    why: Mapping[str, Any] = report.get("stopped") or report.get("refusal") or {}
+    failed = bool(why) or missed_count(report) > 0
+    return Text(f"{sentence}; {why['message']}" if "message" in why else sentence, "red" if failed else "")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from peerlane.tasks.cli.peer.create import STDOUT, Order, create_one
 from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
 from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
-from peerlane.tasks.cli.tables import facts, peer_facts, peer_row, peer_table
-from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.cli.tables import activity_facts, facts, peer_facts, peer_row, peer_table
+from peerlane.tasks.client.gateway import Gateway
+from peerlane.tasks.errors import Invalid, PeerlaneError, StorageError
+from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.wire.model import Peer
 
 #: Peers shown in one table; a pipe and --json give all.
 TABLE = 1_000
@@ -171,16 +174,22 @@ def delete(session: Session, gateway: str, keys: Sequence[str], timeout: float |
 @click.argument("key")
 @pass_session
 def show(session: Session, gateway: str, key: str) -> None:
-    """One peer as it is stored."""
+    """One peer as it is stored, when it was last seen, and what it has sent and received."""
     one = session.gateway(gateway)
     one.info()  # an unknown gateway is another answer than an unknown peer
     found = one.peer(key)
     if found is None:
         raise NotThere(f"the gateway {gateway} has no peer {key}")
+    try:
+        activity, visible = one.activity(key), True
+    except StorageError as refusal:
+        activity, visible = None, False
+        session.output.warn(f"when it was last seen is not shown: {refusal.message}")
     if session.output.json:
-        session.output.document({"gateway": gateway, **found.public()})
+        about = {"activity": None if activity is None else activity.as_dict()}
+        session.output.document({"gateway": gateway, **found.public(), **about})
     else:
-        session.output.show(facts(peer_facts(found)))
+        session.output.show(facts(peer_facts(found) | activity_facts(activity, created=visible)))
 
 
 @peer.command("list")
@@ -189,20 +198,36 @@ def show(session: Session, gateway: str, key: str) -> None:
 def list_peers(session: Session, gateway: str) -> None:
     """Every peer: a table on a terminal, else one line each, tab-separated.
 
-    The fields are: public key, preshared key, allowed IPs, keepalive, expiry (seconds since 1970), labels.
+    The fields are: public key, preshared key, allowed IPs, keepalive, expiry (seconds since 1970), labels, last seen
+    (seconds since 1970; 0 for never), bytes received from it, bytes sent to it, its endpoint.
     """
     one = session.gateway(gateway)
     one.info()
     output = session.output
+    visible, peers = _with_activity(session, one)
     if output.json:
-        output.document({"gateway": gateway, "peers": [found.public() for found in one.peers()]})
+        listed = [
+            found.public() | {"activity": None if activity is None else activity.as_dict()} for found, activity in peers
+        ]
+        output.document({"gateway": gateway, "peers": listed})
     elif not output.out.is_terminal:
-        for found in one.peers():
-            output.lines(peer_row(found) + "\n")
+        for found, activity in peers:
+            output.lines(peer_row(found, activity) + "\n")
     else:
-        everyone = sorted(one.peers(), key=lambda found: (found.allowed_ips, found.public_key))
+        everyone = sorted(peers, key=lambda pair: (pair[0].allowed_ips, pair[0].public_key))
         if everyone:
-            output.show(peer_table(islice(everyone, TABLE)))
+            output.show(peer_table(islice(everyone, TABLE), with_activity=visible))
         beyond = len(everyone) - TABLE
         rest = f", {beyond:,} not shown: a pipe gets them all" if beyond > 0 else ""
         output.note(f"{len(everyone):,} {'peer' if len(everyone) == 1 else 'peers'}{rest}")
+
+
+def _with_activity(session: Session, one: Gateway) -> tuple[bool, Iterable[tuple[Peer, PeerActivity | None]]]:
+    """Every peer with its activity, if this Redis user may see that (whether it may comes first)."""
+    pairs = one.peers_with_activity()
+    try:
+        first = next(pairs, None)
+    except StorageError as refusal:
+        session.output.warn(f"when peers were last seen is not shown: {refusal.message}")
+        return False, ((found, None) for found in one.peers())
+    return True, () if first is None else chain([first], pairs)

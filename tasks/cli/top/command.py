@@ -12,20 +12,18 @@ from types import FrameType
 from typing import Any
 
 import click
-from redis.exceptions import RedisError
 from rich.console import RenderableType
 from rich.live import Live
 
-from peerlane.config.redis import reason
 from peerlane.tasks.cli.output import UNFOLDED, Output, as_document
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.top.screen import frame
-from peerlane.tasks.errors import OutcomeUnknown
+from peerlane.tasks.errors import OutcomeUnknown, StorageError
 from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.status.fleet_snapshot import Overview
-from peerlane.tasks.status.rates import Row, Trends
+from peerlane.tasks.status.fleet_snapshot import FleetReader
+from peerlane.tasks.status.rates import FleetRates, Row
 
 
 @click.command(cls=Command)
@@ -70,23 +68,24 @@ class Watch:
     """The rows of the last look that succeeded, and what is wrong since."""
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
-        self._overview = Overview(lanes_of(session.app).redis, names)
-        self._trends = Trends()
+        self._reader = FleetReader(lanes_of(session.app).redis, names)
+        self._rates = FleetRates()
         self.rows: list[Row] = []
         #: Redis' clock at that look, in seconds; 0 before the first.
         self.at = 0.0
         #: Why the last look failed; None if it did not.
-        self.away: OutcomeUnknown | None = None
+        self.away: OutcomeUnknown | StorageError | None = None
         self._looked = time.monotonic()
 
     def look(self) -> None:
         """Look now. Raises Unavailable where a gateway that was named is not registered."""
         try:
-            look = self._overview.look()
-        except RedisError as error:
-            self.away = OutcomeUnknown(f"Redis could not be reached ({reason(error)})")
+            snapshot = self._reader.read()
+        except (OutcomeUnknown, StorageError) as error:
+            self.away = error
             return
-        self.rows, self.at, self.away, self._looked = self._trends.rows(look), look.at, None, time.monotonic()
+        self.rows, self.at, self.away = self._rates.rows(snapshot), snapshot.at, None
+        self._looked = time.monotonic()
 
     @property
     def trouble(self) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlane.tasks.cli.tables import span, state
+from peerlane.tasks.status.gateway_status import missed_count, removed_count
 from peerlane.tasks.status.rates import Row, Wait
 
 #: Columns from which on there is room for all.
@@ -46,6 +47,8 @@ def frame(
     if hidden := sum(not row.visible for row in rows):
         words = f"alarms, sweeps and observers of {hidden} are not for this Redis user to see"
         above += [Text(line, "yellow") for line in wrap(words, width)]
+    for sentence in _troubles(rows):
+        above += [Text(line, "yellow") for line in wrap(sentence, width)]
     above += _alarms(rows, at, width, None if height is None else height // 2)
     # Header and footer of the table take a line each.
     room = None if height is None else max(1, height - len(above) - 2)
@@ -79,8 +82,9 @@ def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
     """The fleet in a line, or in two where there is no room."""
     fleet = Text(time.strftime("%H:%M:%S UTC  ", time.gmtime(at)), "bold")
     fleet.append(f"{len(rows):,} gateway{'' if len(rows) == 1 else 's'}", "not bold")
-    counts = Counter(row.state for row in rows)
-    for number, name in enumerate(name for name in ("down", "recovering", "draining", "active") if counts[name]):
+    counts = Counter("stopped" if row.stopped else row.state for row in rows)
+    shown = [name for name in ("down", "stopped", "recovering", "draining", "active") if counts[name]]
+    for number, name in enumerate(shown):
         fleet.append(", " if number else ": ", "not bold")
         fleet.append(
             f"{counts[name]:,} {name}", Style.combine([Style(bold=False), Style.parse(state(name).style or "none")])
@@ -89,6 +93,23 @@ def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
     made, gone = (sum(rate or 0 for rate in map(of, rows)) for of in (_made, _gone))
     sums = Text(f"{sum(row.peers for row in rows):,} peers, +{made:,.0f}/s -{gone:,.0f}/s, {waiting:,} waiting")
     return [Text("; ").join([fleet, sums])] if fleet.cell_len + sums.cell_len + 2 <= width else [fleet, sums]
+
+
+def _troubles(rows: Sequence[Row]) -> list[str]:
+    """What is wrong and has no alarm: full lanes, messages set aside, no beat. One sentence each."""
+    sentences: list[str] = []
+    if full := [f"{row.gateway} ({max(row.waiting, row.waiting_bulk):,} wait)" for row in rows if row.lane_full]:
+        sentences.append(f"full lanes, which refuse requests: {', '.join(full[:5])}{_and_more(full)}")
+    if aside := [f"{row.gateway} ({row.set_aside:,})" for row in rows if row.set_aside]:
+        sentences.append(f"messages set aside (`peerlane gateway poison`): {', '.join(aside[:5])}{_and_more(aside)}")
+    silent = min((row.beat_silent_for for row in rows if row.beat_silent_for is not None), default=None)
+    if silent is not None and all(row.beat_missing for row in rows if row.observed):
+        sentences.append(f"beat has asked for nothing for {span(silent)}: is one running?")
+    return sentences
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 5:,} more" if len(names) > 5 else ""
 
 
 def _alarms(rows: Sequence[Row], at: float, width: int, room: int | None) -> list[Text]:
@@ -118,7 +139,7 @@ def _name(row: Row) -> Text:
 
 def _state(row: Row) -> Text:
     if not row.recovered:
-        return state(row.state)
+        return state(row.state, stopped=row.stopped)
     done, _, total = row.recovered.partition("/")
     share = int(done) * 100 // max(1, int(total)) if done.isdecimal() and total.isdecimal() else 0
     return Text(f"recov. {share}%", "yellow")
@@ -170,7 +191,7 @@ def _bytes(rate: int | None) -> Text:
 
 def _writer(row: Row) -> Text:
     if row.silent_for is None:
-        return Text("none", "red")
+        return Text("ended" if row.stopped else "none", "red")
     return Text(_age(row.silent_for), "red" if row.state == "down" else "")
 
 
@@ -203,13 +224,15 @@ def _sweep(row: Row) -> Text:
 
 def _swept(row: Row) -> Text:
     """How many the last sweep removed, or why none."""
-    outcome = row.sweep.get("outcome")
+    if not row.sweep:
+        return _UNKNOWN.copy()
+    outcome, removed, missed = row.sweep.get("outcome"), removed_count(row.sweep), missed_count(row.sweep)
     if outcome == "refused":
         return Text("refused", "red")
-    removed: Mapping[str, int] | int = row.sweep.get("removed") or 0
-    count = removed if isinstance(removed, int) else sum(removed.values())
-    style = "yellow" if outcome == "running" or row.sweep.get("stopped") else "" if count else "dim"
-    return Text(f"-{count:,}" if count else "0", style) if row.sweep else _UNKNOWN.copy()
+    if missed:
+        return Text(f"-{removed:,} of {removed + missed:,}", "red")
+    style = "yellow" if outcome == "running" or row.sweep.get("stopped") else "" if removed else "dim"
+    return Text(f"-{removed:,}" if removed else "0", style)
 
 
 _COLUMNS = (
