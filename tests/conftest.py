@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ from peerlane import Gateway
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 
-pytest_plugins = ["pytester", "kernel_bridge"]
+# A shell without job control starts what is in its background with Ctrl-C ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["pytester", "speeds", "kernel_bridge"]
 
 hypothesis_settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

@@ -127,6 +127,19 @@ def test_one_start_serves_all_of_a_file(pytester: pytest.Pytester, monkeypatch: 
     assert count.read_text() == "started\n"
 
 
+def test_one_start_serves_all_of_a_file_also_where_several_processes_share_the_tests(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = pytester.path / "starts"
+    kernel = _script(pytester.path / "kernel", f'echo started >> {count}; KERNEL_SIDE=1 exec "$@"')
+    monkeypatch.setenv(kernel_bridge.COMMAND, f"{kernel}")
+    pytester.makepyfile(test_a=TESTS, test_b=TESTS, test_c="def test_here(): pass")
+    result = pytester.runpytest_subprocess("-n", "2", "--dist", "loadfile")
+    result.assert_outcomes(passed=9, failed=2, skipped=2, errors=2)
+    assert count.read_text() == "started\n" * 2
+    assert not list(pytester.path.glob(".pytest_cache/kernel-*"))
+
+
 def test_they_run_beside_those_that_run_here(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernel_bridge.COMMAND, "env")
     pytester.makepyfile(

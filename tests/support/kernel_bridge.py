@@ -10,6 +10,9 @@ places there is:
 
 Where there is none they are skipped, or fail if ``CI`` is ``true``. Each other process is pytest again, with
 ``--kernel-reports FILE``: there each test simply runs, and each report is appended to FILE.
+
+With pytest-xdist (``-n 4 --dist loadfile``) each of its processes has the kernel tests of a file run once it has been
+handed that file.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ SILENCE = 300.0
 _TAIL = 4000
 #: What a shell says of a command that it cannot run.
 _CANNOT_RUN = 127
-_BRIDGE = pytest.StashKey["Bridge | None"]()
+_BRIDGES = pytest.StashKey["dict[Path | None, Bridge | None]"]()
 
 # A mount namespace too, so that /sys shows the network namespace's devices.
 _OWN_NAMESPACE = ["unshare", "--net", "--mount", "sh", "-c"]
@@ -228,6 +231,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: needs a kernel with WireGuard, see tests/support/kernel_bridge.py")
+    config.stash[_BRIDGES] = {}
     sink: Path | None = config.getoption("--kernel-reports")
     if sink is not None:
         config.pluginmanager.register(Reporter(config, sink))
@@ -243,16 +247,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Begin before the first test that runs here: the kernel's side takes as long as all of those."""
     kernel_tests = [item for item in session.items if _is_for_the_kernel(item)]
-    if kernel_tests and not session.config.option.collectonly:
+    if kernel_tests and not session.config.option.collectonly and not _is_one_of_several(session.config):
         _bridge_for(kernel_tests[0])
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Replay a kernel test's reports instead of running it."""
     bridge = _bridge_for(item)
     if bridge is None:
-        return None
+        if nextitem is None or not _is_for_the_kernel(nextitem):
+            return None
+        # Nothing is carried over to a test that is replayed: it would never be torn down.
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+        return True
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in bridge.reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
@@ -277,22 +285,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    bridge = session.config.stash.get(_BRIDGE, None)
-    if bridge is not None:
-        bridge.close()
+    for bridge in session.config.stash[_BRIDGES].values():
+        if bridge is not None:
+            bridge.close()
 
 
 def _is_for_the_kernel(item: pytest.Item) -> bool:
     return item.get_closest_marker("kernel") is not None and item.config.getoption("--kernel-reports") is None
 
 
+def _is_one_of_several(config: pytest.Config) -> bool:
+    """Whether this process is one of pytest-xdist's, which all collect every test and run some of them."""
+    return hasattr(config, "workerinput")
+
+
 def _bridge_for(item: pytest.Item) -> Bridge | None:
     """The bridge that runs this test, begun for the first one; None if the test is to run here."""
     if not _is_for_the_kernel(item):
         return None
-    stash = item.config.stash
-    if _BRIDGE not in stash:
+    bridges = item.config.stash[_BRIDGES]
+    path = item.path if _is_one_of_several(item.config) else None
+    if path not in bridges:
         kernel = find_kernel(item.config.rootpath)
-        items = [other for other in item.session.items if _is_for_the_kernel(other)]
-        stash[_BRIDGE] = None if kernel is None else Bridge(item.config, items, kernel)
-    return stash[_BRIDGE]
+        items = [other for other in item.session.items if _is_for_the_kernel(other) and path in {None, other.path}]
+        bridges[path] = None if kernel is None else Bridge(item.config, items, kernel)
+    return bridges[path]

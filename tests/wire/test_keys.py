@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import subprocess
 
 import pytest
@@ -19,7 +18,7 @@ def test_the_public_half_belongs_to_the_private_one() -> None:
     assert base64.b64encode(private.public_key().public_bytes_raw()).decode() == pair.public_key
 
 
-@pytest.mark.skipif(shutil.which("wg") is None, reason="needs wireguard-tools: apt install wireguard-tools")
+@pytest.mark.needs("wg")
 def test_wg_derives_the_same_public_key() -> None:
     pair = make_key_pair()
     derived = subprocess.run(["wg", "pubkey"], input=pair.private_key, capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """A gateway's data plane, by its settings: the writing and the reading side together, and what the device is to be.
 
 The only place that knows which kinds there are. Another kind takes a module of its own, a row in ``_KINDS`` and its
-name in ``config.settings.DataPlaneKind``.
+name in ``peerlane.config.settings.DataPlaneKind``.
 """
 
 from __future__ import annotations
