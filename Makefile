@@ -14,9 +14,14 @@ export PEERLANE_TEST_KERNEL := ../shared/kernel/run --
 endif
 endif
 
+# The marks of the tests that make test leaves out; tests/speeds.py tells them at its end.
+APART := kernel or slow or faults or browser
+# Most tests wait for processes, so twice as many run at a time as there are processors.
+BESIDE = -n $$(( 2 * $$(nproc) )) --dist loadfile
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test bench bench-kernel fuzz check format lint types imports lock clean
+.PHONY: help demo venv test test-all bench bench-kernel faults fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -27,8 +32,12 @@ demo: $(STAMP)  ## the whole of Peerlane on this machine: no root, no Redis, end
 
 venv: $(STAMP)  ## make .venv from the lock, nothing else
 
-test: $(STAMP)  ## all tests (ARGS go to pytest)
-	@$(BIN)/pytest $(ARGS)
+test: $(STAMP)  ## the quick tests: Python and make suffice (ARGS go to pytest)
+	@$(BIN)/pytest $(BESIDE) -m 'not ($(APART))' $(ARGS)
+
+# What is missing, a kernel or a program, fails here instead of being skipped.
+test-all: $(STAMP)  ## the tests that make test leaves out: kernel, faults, slow, browser; nothing may be missing
+	@CI=true $(BIN)/pytest $(BESIDE) -m '$(APART)' $(ARGS)
 
 bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep (ARGS=--json)
 	@for bench in lane flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
