@@ -52,7 +52,7 @@ faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS=
 fuzz: $(STAMP)  ## a hundred thousand messages and records that nobody wrote by hand (ARGS="--messages N")
 	@$(TEST_PYTHON) tests/faults/fuzz_run.py $(ARGS)
 
-check: lint types imports test  ## what a change must pass: format, lint, types, imports, tests
+check: lint types imports test  ## what a change must pass: format, lint, types, imports, quick tests
 
 format: $(STAMP)  ## rewrite the sources the way lint wants them
 	@$(BIN)/ruff check --quiet --fix-only .
