@@ -22,6 +22,8 @@ PATIENCE = 240.0
 
 pytestmark = pytest.mark.timeout(400)
 
+again = pytest.mark.slow("starts a whole demo once more, a dozen processes: make test has one of its runs")
+
 
 @pytest.fixture
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,6 +49,7 @@ def left_of(here: Path) -> list[str]:
     return found
 
 
+@again
 def test_it_shows_what_it_promises_and_ends_by_itself(here: Path) -> None:
     status, out, err = ended(demo(here, "--peers", "50"), PATIENCE)
     assert status == 0, out + err
@@ -86,12 +89,14 @@ def test_with_json_it_is_one_document(here: Path) -> None:
     assert left_of(here) == []
 
 
+@again
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_while_it_starts_it_stops_all_that_it_started(number: signal.Signals, here: Path) -> None:
     process = demo(here, "--no-flower")
     _interrupted(process, number, here, lambda: len(left_of(here)) >= 4, "its processes running")
 
 
+@again
 def test_interrupted_while_it_creates_it_stops_all_that_it_started(here: Path) -> None:
     process = demo(here, "--no-flower", "--peers", "5000")
     _interrupted(process, signal.SIGINT, here, lambda: _peers(here) > 20, "peers being created")
@@ -117,6 +122,7 @@ def _interrupted(
     assert list(here.iterdir()) == []
 
 
+@again
 def test_kept_it_runs_until_ctrl_c_and_its_addresses_work(here: Path) -> None:
     process = demo(here, "--peers", "10", "--no-flower", "--keep")
     assert process.stdout is not None

@@ -194,6 +194,7 @@ def test_an_outcome_that_came_while_the_subscription_was_lost_is_caught_up_with(
     assert watch.seconds < 30  # its timeout would have told it too
 
 
+@pytest.mark.slow("stands still eleven times, each time until every timeout has passed")
 def test_a_program_that_stood_still_learns_what_became_of_its_request(
     gateway: MakeGateway, make_app: Callable[..., PeerlaneApp]
 ) -> None:

@@ -25,8 +25,11 @@ from peerlane.tasks.wire.keys import KeyPair
 from peerlane.tasks.wire.model import CreatePeer, Peer
 from peerlane.tasks.wire.prefix import Prefix
 
+#: Unsealed, the whole scene plays once more.
+CLEAR = pytest.param("clear", marks=pytest.mark.slow("plays a second scene of thirty processes and commands"))
 
-@pytest.fixture(scope="module", params=["sealed", "clear"])
+
+@pytest.fixture(scope="module", params=["sealed", CLEAR])
 def sealed(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "sealed")
 

@@ -192,7 +192,13 @@ def only_document(out: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-@pytest.mark.parametrize("only", [(), ("--only", "writer")], ids=["both", "writer"])
+@pytest.mark.parametrize(
+    "only",
+    [
+        pytest.param((), id="both", marks=pytest.mark.slow("starts three processes for each case, the other way one")),
+        pytest.param(("--only", "writer"), id="writer"),
+    ],
+)
 def test_a_start_that_fails_is_one_document(
     case: Any, only: Sequence[str], stack: ExitStack, redis_server: RedisServer, tmp_path: Path
 ) -> None:
