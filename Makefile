@@ -16,8 +16,10 @@ endif
 
 # The marks of the tests that make test leaves out; tests/speeds.py tells them at its end.
 APART := kernel or slow or faults or browser
-# Most tests wait for processes, so twice as many run at a time as there are processors.
-BESIDE = -n $$(( 2 * $$(nproc) )) --dist loadfile
+# Each file in one process. Most quick tests wait for processes, so twice as many run at a time as there are processors;
+# a kernel of its own and a fault run keep one busy.
+QUICK = -n $$(( 2 * $$(nproc) )) --dist loadfile -m 'not ($(APART))'
+OTHERS = -n $$(nproc) --dist loadfile -m '$(APART)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -33,11 +35,11 @@ demo: $(STAMP)  ## the whole of Peerlane on this machine: no root, no Redis, end
 venv: $(STAMP)  ## make .venv from the lock, nothing else
 
 test: $(STAMP)  ## the quick tests: Python and make suffice (ARGS go to pytest)
-	@$(BIN)/pytest $(BESIDE) -m 'not ($(APART))' $(ARGS)
+	@$(BIN)/pytest $(QUICK) $(ARGS)
 
 # What is missing, a kernel or a program, fails here instead of being skipped.
 test-all: $(STAMP)  ## the tests that make test leaves out: kernel, faults, slow, browser; nothing may be missing
-	@CI=true $(BIN)/pytest $(BESIDE) -m '$(APART)' $(ARGS)
+	@CI=true $(BIN)/pytest $(OTHERS) $(ARGS)
 
 bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep (ARGS=--json)
 	@for bench in lane flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
