@@ -110,7 +110,9 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    line = not_run(_reasons(terminalreporter.stats.get("skipped", [])), config.stash[_LEFT_OUT])
+    by_mark = str(config.getoption("markexpr")).startswith("not ")
+    left_out = config.stash[_LEFT_OUT] if by_mark else Counter[str]()
+    line = not_run(_reasons(terminalreporter.stats.get("skipped", [])), left_out)
     if line:
         terminalreporter.write_line(line)
 
