@@ -25,7 +25,7 @@ from peerlane.config.redis import connect, reason
 from peerlane.config.schedule import ACTS, interval
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Invalid, PeerlaneError, SettingsError, StorageError, TimedOut
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.outcome import encode
@@ -225,8 +225,7 @@ class ObserverService:
             source.close()
         if self._lock is not None:
             self._lock.release()
-        lanes_of(self._client).redis.close()
-        self._client.close()
+        close_app(self._client)
         self._redis.close()
 
 

@@ -11,7 +11,7 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 from peerlane.tasks.cli.output import Output
 from peerlane.tasks.client.gateway import Gateway
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.admission import close_app
 
 
 class Session:
@@ -40,11 +40,7 @@ class Session:
         """Close every connection that was opened."""
         app = self.__dict__.pop("app", None)
         if app is not None:
-            backend = app.backend
-            backend.result_consumer.stop()
-            backend.client.close()
-            lanes_of(app).redis.close()
-            app.close()
+            close_app(app)
 
 
 pass_session = click.make_pass_decorator(Session)
