@@ -110,11 +110,12 @@ def test_a_refusal_is_the_answer(way: Way, app: PeerlaneApp, own_redis: RedisSer
 
 def test_what_had_no_outcome_never_has_one(way: Way, app: PeerlaneApp, own_redis: RedisServer, request_id: str) -> None:
     with own_redis.redis.pubsub() as others:
+        pubsub: Any = others
         others.subscribe(names.result_key(request_id))
         assert others.get_message(timeout=5) is not None
         with pytest.raises((TimedOut, Interrupted), match="was cancelled and will never take effect"):
             way(app, request_id)
-        heard: Any = others.get_message(timeout=5)
+        heard: Any = pubsub.get_message(timeout=5)
         assert heard is not None, "whoever else waits learns it"
     key = names.result_key(request_id)
     assert own_redis.redis.get(key) == heard["data"]
