@@ -133,6 +133,7 @@ _CLASSES: tuple[tuple[type[BaseException], str], ...] = (
     (FileNotFoundError, "there is no such socket"),
     (PermissionError, "this user may not open its socket"),
     (BrokenPipeError, "it closed the connection: are there as many clients as it may serve (maxclients)?"),
+    (TimeoutError, "it does not answer in time"),
     (RedisTimeout, "it does not answer in time"),
     (BusyLoadingError, "it is still loading its data"),
     (ReadOnlyError, "READONLY: it is a replica, and takes no writes; PEERLANE_REDIS_URL should name the primary"),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-import click
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -22,6 +21,7 @@ from pydantic_settings import (
 )
 
 from peerlane.config import links, names, validators
+from peerlane.config.bad_settings import BadSettings
 from peerlane.config.hosts import parse_dns, parse_endpoint
 
 #: What the variables of all settings begin with.
@@ -29,15 +29,6 @@ PREFIX = "PEERLANE_"
 #: Variable that names the TOML file; without it, this path is read if it is there.
 SETTINGS_FILE_VARIABLE = "PEERLANE_SETTINGS"
 DEFAULT_SETTINGS_FILE = "/etc/peerlane/peerlane.toml"
-
-
-class BadSettings(click.ClickException, ValueError):
-    """A setting is missing or malformed; the message names it and never shows a secret.
-
-    A ClickException, so that `celery -A …` too ends with this sentence instead of a traceback.
-    """
-
-    exit_code = 2
 
 
 def _split(value: object) -> object:

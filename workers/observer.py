@@ -24,7 +24,7 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import PeerlaneError, SettingsError
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import sealing_of
@@ -226,8 +226,7 @@ class ObserverService:
                 self._redis.hset(names.observer_key(self.name), "heartbeat", "0")
         self._plane.close()
         self._lock.release()
-        lanes_of(self._client).redis.close()
-        self._client.close()
+        close_app(self._client)
         self._redis.close()
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, cast
 
 import click
 
-from peerlane.config.settings import BadSettings
+from peerlane.config.bad_settings import BadSettings
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.stdio import abandon_output, prepare, without_surrogates
@@ -50,14 +51,38 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group whose commands, like itself, take ``--json``."""
+    """A group whose commands, like itself, take ``--json``; some are loaded when they are first called."""
 
     command_class = Command
     group_class = type
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, on_use: Mapping[str, tuple[str, str]] | None = None, **options: Any) -> None:
+        """``on_use``: name of a command → where it is, ``module:attribute``, and its line in the help."""
         super().__init__(*args, **options)
+        self.on_use = dict(on_use or {})
         self.params.append(_json_option())
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names."""
+        return sorted({*self.commands, *self.on_use})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name, loaded now if it was not."""
+        if cmd_name not in self.commands and cmd_name in self.on_use:
+            module, _, attribute = self.on_use[cmd_name][0].partition(":")
+            self.commands[cmd_name] = getattr(import_module(module), attribute)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands in the help; loads none."""
+        limit = formatter.width - 6 - max(map(len, self.list_commands(ctx)), default=0)
+        rows = [
+            (name, self.on_use[name][1] if name in self.on_use else self.commands[name].get_short_help_str(limit))
+            for name in self.list_commands(ctx)
+        ]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, if all it was given is text."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.settings import Settings, read
 from peerlane.tasks.cli.output import Output
-from peerlane.tasks.client.gateway import Gateway
-from peerlane.tasks.lane.admission import lanes_of
+
+if TYPE_CHECKING:  # Celery, Redis and pydantic are loaded by the commands that need them
+    from peerlane.config.celery_app import PeerlaneApp
+    from peerlane.config.settings import Settings
+    from peerlane.tasks.client.gateway import Gateway
 
 
 class Session:
@@ -25,26 +26,30 @@ class Session:
     @cached_property
     def settings(self) -> Settings:
         """The settings. Raises BadSettings."""
+        from peerlane.config.settings import read
+
         return read(**self.overrides)
 
     @cached_property
     def app(self) -> PeerlaneApp:
         """The Celery app that sends this run's requests."""
+        from peerlane.config.celery_app import PeerlaneApp
+
         return PeerlaneApp(self.settings)
 
     def gateway(self, name: str) -> Gateway:
         """A gateway, as a client sees it."""
+        from peerlane.tasks.client.gateway import Gateway
+
         return Gateway(name, app=self.app)
 
     def close(self) -> None:
         """Close every connection that was opened."""
         app = self.__dict__.pop("app", None)
         if app is not None:
-            backend = app.backend
-            backend.result_consumer.stop()
-            backend.client.close()
-            lanes_of(app).redis.close()
-            app.close()
+            from peerlane.tasks.lane.admission import close_app
+
+            close_app(app)
 
 
 pass_session = click.make_pass_decorator(Session)

@@ -20,17 +20,17 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import reason
 from peerlane.tasks.client.aio_subscription import ResultListener, end
 from peerlane.tasks.client.gateway import Gateway, create_arguments
-from peerlane.tasks.errors import OutcomeUnknown, TimedOut
+from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.admission import TOMBSTONE_MARGIN
 from peerlane.tasks.lane.drain import Switched
 from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.lane.redis_errors import unknown
 from peerlane.tasks.lane.result import GRACE
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 from peerlane.tasks.wire.model import Peer, PeerResult
 
 #: Peers handed from the reading thread at a time.
@@ -186,7 +186,7 @@ class AsyncGateway:
                 # Redis was silent all the time, or this process stood still: one try tells which.
                 with contextlib.suppress(OutcomeUnknown):
                     return await self._settle(listener, identity, within, 0.0)
-            raise OutcomeUnknown(f"Redis could not be reached ({reason(error)}); nothing was sent", identity) from error
+            raise unknown(error, "nothing was sent", identity) from error
         sending = self._in_thread(
             lambda: task.apply_async(
                 kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
@@ -198,10 +198,10 @@ class AsyncGateway:
                 async with asyncio.timeout_at(_loop_time(began + within + _SENT_WITHIN)):
                     await sending
                 if request_id is not None and (stored := await self._stored(listener, identity)) is not None:
-                    return PeerResult.model_validate(results.decode(stored))
+                    return PeerResult.model_validate(outcome.decode(stored))
                 async with asyncio.timeout_at(_loop_time(began + within)):
                     record = await asyncio.shield(found)
-                return PeerResult.model_validate(results.decode(record))
+                return PeerResult.model_validate(outcome.decode(record))
             return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 0.8))
         finally:
             listener.forget(identity)
@@ -216,30 +216,7 @@ class AsyncGateway:
 
     async def _settle(self, listener: ResultListener, request_id: str, within: float, ends: float) -> PeerResult:
         """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
-        # This process may have stood still: one try is always made.
-        ends = max(ends, _loop_time(time.monotonic() + 1.0))
-        stone, key = results.tombstone(request_id), names.result_key(request_id)
-        # A deadline of a timeout is at most ten minutes, and so is a request's life in the queue.
-        life = max(self._app.settings.result_ttl, int(within) + TOMBSTONE_MARGIN)
-        while True:
-            try:
-                async with asyncio.timeout_at(ends):
-                    before = cast("bytes | None", await listener.redis.set(key, stone, nx=True, get=True, ex=life))
-                break
-            except (RedisError, OSError, TimeoutError) as error:
-                if asyncio.get_running_loop().time() >= ends - 1.0:
-                    raise OutcomeUnknown(
-                        "Redis could not be reached: whether the request took effect is unknown; "
-                        "ask again with the same id",
-                        request_id,
-                    ) from error
-                await asyncio.sleep(0.05)
-        if before is None:
-            with contextlib.suppress(RedisError, OSError):
-                await listener.redis.publish(key, stone)
-        try:
-            return PeerResult.model_validate(results.decode(before or stone))
-        except TimedOut:
-            raise TimedOut(
-                f"no outcome within {within:g} s: the request was cancelled and will never take effect"
-            ) from None
+        # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
+        cancel = Cancel.of(request_id, result_ttl=self._app.settings.result_ttl, seconds_left=within)
+        record = await listener.settle(cancel, ends)
+        return PeerResult.model_validate(result_of(record, timed_out(within)))

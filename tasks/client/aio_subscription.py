@@ -18,6 +18,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config import names
 from peerlane.config.settings import Settings, redis_tls
+from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
+from peerlane.tasks.wire.cancel import Cancel
 
 #: Connections for cancelling and reading results; waiting needs none of them.
 CONNECTIONS = 8
@@ -191,6 +193,46 @@ class ResultListener:
         for confirmed in self._confirmed.values():
             if not confirmed.done():
                 confirmed.set_exception(told)
+
+    async def cancel(self, cancel: Cancel) -> str:
+        """Make sure that a request has an outcome; the record that decides it.
+
+        Raises:
+            redis.ResponseError: Redis stores no tombstone, and has no record of the request.
+            redis.RedisError, OSError: Redis cannot be reached.
+        """
+        try:
+            before = cast(
+                "bytes | None", await self.redis.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
+            )
+        except ResponseError:
+            record = cancel.decide(cast("bytes | None", await self.redis.get(cancel.key)), written=False)
+            if record is None:
+                raise
+            return record
+        return cast("str", cancel.decide(before, written=True))
+
+    async def settle(self, cancel: Cancel, ends: float) -> str:
+        """As ``cancel``, tried again until ``ends`` on the loop's clock; at least one try is made.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
+        """
+        loop = asyncio.get_running_loop()
+        ends = max(ends, loop.time() + 1.0)  # this process may have stood still
+        while True:
+            try:
+                async with asyncio.timeout_at(ends):
+                    record = await self.cancel(cancel)
+                break
+            except (RedisError, OSError) as error:
+                if loop.time() >= ends - 1.0:
+                    raise unknown(error, UNSETTLED, cancel.request_id) from error
+                await asyncio.sleep(0.05)
+        if record == cancel.tombstone:
+            with contextlib.suppress(RedisError, OSError):
+                await self.redis.publish(cancel.key, record)
+        return record
 
     async def close(self) -> None:
         """Close every connection. Nobody may be waiting any more."""

@@ -30,7 +30,7 @@ from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
 #: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
-ELSEWHERE = (Unavailable, Draining, PoolExhausted)
+RETRY_ELSEWHERE = (Unavailable, Draining, PoolExhausted)
 #: Gateways named in a refusal.
 TOLD = 50
 
@@ -125,13 +125,13 @@ class Fleet:
         for gateway, left in turns:
             try:
                 return Gateway(gateway, app=self._app).create_peer(public_key, timeout=left, **wish)
-            except ELSEWHERE as refusal:
+            except RETRY_ELSEWHERE as refusal:
                 turns.refused(gateway, refusal)
         raise turns.nobody()
 
     def turns(
         self, public_key: str, region: str | None, where: Mapping[str, str] | None, timeout: float | None = None
-    ) -> Turns:
+    ) -> Placement:
         """Who is to be asked for this key, in order.
 
         Raises:
@@ -146,7 +146,7 @@ class Fleet:
             choice = Choice(tuple(one for one in matching if one.name == holders[0]), {}, {}, bound=True)
         parts = [f"region {region}"] if region else []
         parts += [f"{name}={value}" for name, value in (where or {}).items()]
-        return Turns(choice, within, " with " + ", ".join(parts) if parts else "")
+        return Placement(choice, within, " with " + ", ".join(parts) if parts else "")
 
     def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:
         """The gateways of ``among`` that have this peer; where its time is up, it is as good as gone."""
@@ -221,12 +221,12 @@ class AsyncFleet:
                 client = self._clients[gateway] = AsyncGateway(gateway, app=self._app)
             try:
                 return await client.create_peer(public_key, timeout=left, **wish)
-            except ELSEWHERE as refusal:
+            except RETRY_ELSEWHERE as refusal:
                 turns.refused(gateway, refusal)
         raise turns.nobody()
 
 
-class Turns:
+class Placement:
     """The candidates of one request, one after the other while time is left, and why each did not take the peer."""
 
     def __init__(self, choice: Choice, within: float, asked_for: str = "") -> None:

@@ -1,15 +1,17 @@
-"""What a caller can know of a lane before and after it asks: is its writer alive, is there room; and cancel."""
+"""A lane as its callers see it: whether its writer lives, whether there is room; cancelling a request."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
@@ -17,7 +19,7 @@ from peerlane.config.redis import connect
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
 from peerlane.tasks.lane.server_clock import ServerClock, milliseconds
 from peerlane.tasks.lane.subscription import Listeners
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.cancel import Cancel
 
 #: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
 LIVE_FOR_MS = 5_000
@@ -29,11 +31,6 @@ BELIEVED_ROOM = 1 / 8
 BELIEVED_REQUESTS = 64
 #: Requests that may wait where a gateway does not say how many.
 DEFAULT_CAP = 20_000
-#: Margin added to a tombstone's life beyond its request's deadline, in seconds.
-TOMBSTONE_MARGIN = 60
-#: Seconds that a deadline is ahead at most (peerlane.tasks.lane.tasks); the tombstone of an unknown one lives as long.
-LONGEST_DEADLINE = 86_400
-
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -169,18 +166,28 @@ class Lanes:
         return None if found is None else found.decode(errors="replace")
 
     def cancel(self, request_id: str, *, deadline: int = 0) -> str:
-        """Make sure that the request has an outcome: its commit record, or from now on a tombstone. Which it was.
+        """Make sure that the request has an outcome; the record that decides it (peerlane.tasks.wire.cancel).
 
         ``deadline`` is the request's, in ms; 0 where it is not known.
+
+        Raises:
+            redis.ResponseError: Redis stores no tombstone, and has no record of the request.
         """
-        left = (deadline - self.clock.now_ms()) // 1000 if deadline else LONGEST_DEADLINE
-        life = max(self._result_ttl, left + TOMBSTONE_MARGIN)
-        key, stone = names.result_key(request_id), results.tombstone(request_id)
-        before = cast("bytes | None", self.redis.set(key, stone, nx=True, get=True, ex=life))
-        if before is not None:
-            return before.decode(errors="replace")
-        self.redis.publish(key, stone)  # whoever else waits for this request learns it too
-        return stone
+        left = (deadline - self.clock.now_ms()) / 1000 if deadline else None
+        cancel = Cancel.of(request_id, result_ttl=self._result_ttl, seconds_left=left)
+        try:
+            before = cast(
+                "bytes | None", self.redis.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
+            )
+        except ResponseError:
+            record = cancel.decide(cast("bytes | None", self.redis.get(cancel.key)), written=False)
+            if record is None:
+                raise
+            return record
+        if before is None:
+            with suppress(RedisError):
+                self.redis.publish(cancel.key, cancel.tombstone)
+        return cast("str", cancel.decide(before, written=True))
 
 
 _lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()
@@ -193,3 +200,14 @@ def lanes_of(app: PeerlaneApp) -> Lanes:
         found = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)
         _lanes[app] = found
     return found
+
+
+def close_app(app: PeerlaneApp) -> None:
+    """Close every connection that an app has opened."""
+    backend = cast("Any", app.backend)
+    backend.result_consumer.stop()
+    backend.client.close()
+    lanes = lanes_of(app)
+    lanes.listeners.close()
+    lanes.redis.close()
+    app.close()

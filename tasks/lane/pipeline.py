@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult, settle
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.cancel import result_of, timed_out
 from peerlane.tasks.wire.model import PeerResult
 
 _Wish = TypeVar("_Wish")
@@ -32,7 +32,7 @@ class Answer(Generic[_Wish]):
     seconds: float
 
 
-def in_window(
+def send_pipelined(
     send: Callable[[_Wish], LaneResult], wishes: Iterable[_Wish], *, timeout: float, size: int = 32
 ) -> Generator[Answer[_Wish]]:
     """Send every wish, at most ``size`` of them outstanding, and yield each one's answer in order.
@@ -78,14 +78,7 @@ def _answer(outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]],
 
 
 def _settled(sent: LaneResult, timeout: float) -> dict[str, Any]:
-    """The outcome as it is in Redis; where there is none yet, the request is cancelled for good."""
-    sent.forget()
-    request_id = str(sent.id)
-    record = settle(lanes_of(cast("Any", sent.app)), request_id, sent.deadline, until=time.monotonic() + _SETTLE)
-    if record is None:
-        raise OutcomeUnknown("Redis could not be reached: whether the request took effect is unknown", request_id)
-    try:
-        return results.decode(record)
-    except TimedOut:
-        message = f"no outcome within {timeout:g} s: the request was cancelled and will never take effect"
-        raise TimedOut(message) from None
+    """The outcome as it is in Redis; where there is none yet, the request is cancelled."""
+    until = time.monotonic() + _SETTLE
+    record = settle(lanes_of(cast("Any", sent.app)), str(sent.id), sent.deadline, until=until)
+    return result_of(record, timed_out(timeout))

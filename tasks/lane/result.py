@@ -1,18 +1,19 @@
-"""Waiting for a result: a caller always learns the truth. When its patience ends, the request is cancelled."""
+"""LaneResult.get() waits for the outcome; on timeout it writes a tombstone, which cancels the request."""
 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import Any, cast
 
 from celery.result import AsyncResult
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from peerlane.tasks.lane.admission import LONGEST_DEADLINE, Lanes, lanes_of
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
+from peerlane.tasks.lane.admission import Lanes, lanes_of
+from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
 from peerlane.tasks.lane.subscription import Listening
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
 
 #: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
 GRACE = 0.8
@@ -46,21 +47,18 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
         record = await_record(lanes, request_id, until, listening)
-        cancelled = record is None
-        if record is None:
-            record = settle(lanes, request_id, self.deadline, until=until + GRACE)
-        if record is None:
-            raise OutcomeUnknown(
-                "Redis could not be reached, or takes no writes: whether the request took effect is unknown; "
-                "ask again with the same id",
-                request_id,
-            )
         try:
-            return results.decode(record)
+            if record is not None:
+                return outcome.decode(record)
+            record = settle(lanes, request_id, self.deadline, until=until + GRACE)
+            if timeout is None:
+                return outcome.decode(record)
+            # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
+            return result_of(record, timed_out(round(timeout, 1) or timeout))
         except PeerlaneError as error:
-            if not propagate:
-                return cast("dict[str, Any]", error)
-            raise (_timed_out(error, timeout) if cancelled else error) from None
+            if propagate or isinstance(error, OutcomeUnknown):
+                raise
+            return cast("dict[str, Any]", error)
 
     def _left(self, lanes: Lanes) -> float:
         """Seconds until the deadline has passed for certain; where it is not known, as long as any can be."""
@@ -98,29 +96,18 @@ def await_record(lanes: Lanes, request_id: str, until: float, listening: Listeni
         listening, fresh = None, False
 
 
-def _timed_out(error: PeerlaneError, timeout: float | None) -> PeerlaneError:
-    if isinstance(error, TimedOut) and timeout is not None:
-        # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
-        told = round(timeout, 1) or timeout
-        return TimedOut(f"no outcome within {told:g} s: the request was cancelled and will never take effect")
-    return error
-
-
-def settle(lanes: Lanes, request_id: str, deadline: int, *, until: float) -> str | None:
-    """Make sure that a request has an outcome: its commit record or a tombstone; None if neither can be had.
-
-    A Redis that takes no writes (full, read-only) stores no tombstone. Then a deadline that has passed settles nothing:
-    the same request may have been asked before with a later one, and wait in the lane.
+def settle(lanes: Lanes, request_id: str, deadline: int, *, until: float) -> str:
+    """Make sure that a request has an outcome: its commit record or a tombstone.
 
     ``until`` is a moment on the monotonic clock; at least one attempt is made.
+
+    Raises:
+        OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
     """
     while True:
-        with suppress(RedisError, OSError):
-            try:
-                return lanes.cancel(request_id, deadline=deadline)
-            except ResponseError:
-                if (stored := lanes.stored(request_id)) is not None:
-                    return stored
-        if time.monotonic() >= until:
-            return None
-        time.sleep(0.05)
+        try:
+            return lanes.cancel(request_id, deadline=deadline)
+        except (RedisError, OSError) as error:
+            if time.monotonic() >= until:
+                raise unknown(error, UNSETTLED, request_id) from error
+        time.sleep(_PAUSE)

@@ -16,7 +16,7 @@ from peerlane.config.celery_app import PeerlaneApp, app
 from peerlane.tasks.errors import Invalid, PeerlaneError, TimedOut, WriterError
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, UNSETTLED, reaching, unknown
+from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reaching
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
@@ -93,12 +93,10 @@ class LaneTask(Task[..., dict[str, Any]]):
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
-        except SEND_ERRORS as error:
+        except SEND_ERRORS:
             # The message may have arrived all the same: make sure that the request has one outcome.
             # One attempt where Redis stands still: with the publish it takes 2 s, whatever the caller's timeout.
-            record = settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 0.9)
-            if record is None:
-                raise unknown(error, UNSETTLED, request_id) from error
+            settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 0.9)
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
         result.deadline = wire["deadline"]

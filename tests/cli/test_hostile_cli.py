@@ -29,7 +29,9 @@ def commands(command: click.Command = main, path: tuple[str, ...] = ()) -> Itera
     """Every command and group, by its words."""
     yield path
     if isinstance(command, click.Group):
-        for name, one in sorted(command.commands.items()):
+        for name in command.list_commands(click.Context(command)):
+            one = command.get_command(click.Context(command), name)
+            assert one is not None
             yield from commands(one, (*path, name))
 
 

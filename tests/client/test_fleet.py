@@ -21,7 +21,7 @@ from waiting import eventually
 from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.client.fleet import Choice, Turns, choose
+from peerlane.tasks.client.fleet import Choice, Placement, choose
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, TimedOut, Unavailable
 from peerlane.tasks.lane.admission import LaneState
 
@@ -165,13 +165,15 @@ def test_equal_room_goes_to_the_shorter_lane_then_by_name() -> None:
 
 
 def test_no_more_is_asked_once_the_time_is_up() -> None:
-    turns = Turns(choose([info()]), within=-1)
+    turns = Placement(choose([info()]), within=-1)
     with pytest.raises(TimedOut):
         next(iter(turns))
 
 
 def test_nobody_taking_a_peer_is_told_with_every_reason() -> None:
-    turns = Turns(choose([info("a", state="down"), info("b", region="us"), info("c", region="eu")], "eu"), 5, " here")
+    turns = Placement(
+        choose([info("a", state="down"), info("b", region="us"), info("c", region="eu")], "eu"), 5, " here"
+    )
     turns.refused("c", PoolExhausted("c is full"))
     told = str(turns.nobody())
     assert told == "no gateway here takes the peer: c: c is full; a: it has no region; b: its region is us"
@@ -179,14 +181,14 @@ def test_nobody_taking_a_peer_is_told_with_every_reason() -> None:
 
 def test_in_a_large_fleet_a_near_miss_is_told_before_gateways_of_other_regions() -> None:
     others = [info(f"a{number}", region="us") for number in range(200)]
-    turns = Turns(choose([*others, info("z", region="eu", labels={"tier": "b"})], "eu", {"tier": "a"}), 5)
+    turns = Placement(choose([*others, info("z", region="eu", labels={"tier": "b"})], "eu", {"tier": "a"}), 5)
     told = str(turns.nobody())
     assert "takes the peer: z: its label tier is b; a0: its region is us" in told
     assert told.endswith("; and 151 more")
 
 
 def test_a_peer_that_is_somewhere_already_is_asked_for_nowhere_else() -> None:
-    turns = Turns(Choice((info(),), {}, {}, bound=True), 5)
+    turns = Placement(Choice((info(),), {}, {}, bound=True), 5)
     with pytest.raises(Unavailable, match="down"):
         turns.refused("iad", Unavailable("down"))
 

@@ -14,7 +14,7 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Invalid, TimedOut
-from peerlane.tasks.lane.pipeline import in_window
+from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.model import PeerResult
@@ -47,7 +47,7 @@ def test_answers_come_in_the_order_of_the_wishes_and_no_more_than_the_window_is_
     iad = gateway()
     send, keys = Sender(iad, app), [some_key() for _ in range(40)]
     answered: list[str] = []
-    for answer in in_window(send, keys, timeout=30, size=8):
+    for answer in send_pipelined(send, keys, timeout=30, size=8):
         assert isinstance(answer.outcome, PeerResult)
         assert answer.seconds > 0
         answered.append(answer.outcome.public_key)
@@ -58,7 +58,7 @@ def test_answers_come_in_the_order_of_the_wishes_and_no_more_than_the_window_is_
 def test_a_wish_that_cannot_be_sent_is_answered_in_its_place(gateway: MakeGateway, app: PeerlaneApp) -> None:
     iad = gateway()
     keys = [some_key(), "short", some_key()]
-    first, second, third = in_window(Sender(iad, app), keys, timeout=30)
+    first, second, third = send_pipelined(Sender(iad, app), keys, timeout=30)
     assert isinstance(second.outcome, Invalid)
     assert [isinstance(answer.outcome, PeerResult) for answer in (first, third)] == [True, True]
 
@@ -70,7 +70,7 @@ def test_those_whose_time_ran_out_side_by_side_are_not_waited_for_in_a_row(
     caller = Gateway(iad.name, app=app)
     iad.pause()
     watch = Stopwatch()
-    answers = list(in_window(Sender(iad, app, 1), [some_key() for _ in range(30)], timeout=1, size=30))
+    answers = list(send_pipelined(Sender(iad, app, 1), [some_key() for _ in range(30)], timeout=1, size=30))
     assert watch.seconds < 6
     assert {type(answer.outcome) for answer in answers} == {TimedOut}
     iad.resume()
@@ -84,7 +84,7 @@ def test_who_stops_early_leaves_nothing_behind_that_may_still_take_effect(
     iad = gateway()
     caller = Gateway(iad.name, app=app)
     keys = [some_key() for _ in range(10)]
-    answers = in_window(Sender(iad, app), keys, timeout=30, size=5)
+    answers = send_pipelined(Sender(iad, app), keys, timeout=30, size=5)
     first = next(answers)
     assert isinstance(first.outcome, PeerResult)
     iad.pause()

@@ -19,7 +19,7 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import Settings, read, redis_tls
-from peerlane.tasks.lane.admission import Lanes, LaneState, lanes_of
+from peerlane.tasks.lane.admission import Lanes, LaneState, close_app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -197,8 +197,4 @@ def new_name() -> str:
 
 def close(app: PeerlaneApp) -> None:
     """Close an app's connections now: what the garbage collector closes is a warning, and so a failure."""
-    backend = cast("Any", app.backend)
-    backend.result_consumer.stop()
-    backend.client.close()
-    app.close()
-    lanes_of(app).redis.close()
+    close_app(app)

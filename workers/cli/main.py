@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import click
 
-from peerlane.tasks.cli.acl import acl
-from peerlane.tasks.cli.gateway.commands import gateway
-from peerlane.tasks.cli.peer.commands import peer
 from peerlane.tasks.cli.program import Program
 from peerlane.tasks.cli.session import Session, pass_session
-from peerlane.tasks.cli.top.command import top
-from peerlane.workers.cli.doctor import doctor
-from peerlane.workers.cli.functions import functions
-from peerlane.workers.cli.run import run
+
+#: Commands that are loaded when they are called: ``--version`` and ``--help`` need neither Celery nor Redis.
+ON_USE = {
+    "acl": ("peerlane.tasks.cli.acl:acl", "Redis users with the least rights for each part."),
+    "doctor": ("peerlane.workers.cli.doctor:doctor", "Look at this host, its Redis and the fleet; change nothing."),
+    "functions": (
+        "peerlane.workers.cli.functions:functions",
+        "The library of Redis functions that writers call, printed or loaded.",
+    ),
+    "gateway": ("peerlane.workers.cli.gateway:gateway", "Gateways: run one, and see the fleet."),
+    "peer": ("peerlane.tasks.cli.peer.commands:peer", "Peers: create, delete, show, list."),
+    "top": (
+        "peerlane.tasks.cli.top.command:top",
+        "Watch the fleet, or some gateways, until Ctrl-C; those in trouble stand first.",
+    ),
+}
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, on_use=ON_USE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path; see PEERLANE_REDIS_URL."
 )
@@ -29,15 +38,6 @@ def main(session: Session, redis_url: str | None) -> None:
     """
     if redis_url is not None:
         session.overrides["redis_url"] = redis_url
-
-
-main.add_command(acl)
-main.add_command(doctor)
-main.add_command(functions)
-gateway.add_command(run)
-main.add_command(gateway)
-main.add_command(peer)
-main.add_command(top)
 
 
 @main.command()

@@ -13,7 +13,7 @@ from rich.text import Text
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.cli.output import Output, progress_bar
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.lane.pipeline import in_window
+from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.model import PeerResult
@@ -100,7 +100,7 @@ def measured(
         for part, size in ((asks[:alone], 1), (asks[alone:], WINDOW)):
             waits: list[float] = []
             began = time.monotonic()
-            for answer in in_window(send, part, timeout=PATIENCE, size=size):
+            for answer in send_pipelined(send, part, timeout=PATIENCE, size=size):
                 check()
                 if not isinstance(answer.outcome, PeerResult):
                     raise DemoFailed(f"{title} on {answer.wish.gateway}: {answer.outcome}")

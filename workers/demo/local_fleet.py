@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import peerlane
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.client.gateway import Gateway
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.admission import close_app, lanes_of
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.workers.demo.process import Child
 from peerlane.workers.demo.redis_server import EmbeddedServer
@@ -213,11 +213,7 @@ class Fleet:
         with Undisturbed():
             if self._app is not None:
                 app, self._app = self._app, None
-                backend: Any = app.backend
-                backend.result_consumer.stop()
-                backend.client.close()
-                lanes_of(app).redis.close()
-                app.close()
+                close_app(app)
             children = [*self.gateways.values(), *self._others]
             self.gateways, self._others = {}, []
             for child in children:

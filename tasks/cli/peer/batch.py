@@ -17,7 +17,7 @@ from peerlane.tasks.cli.peer.batch_file import Line
 from peerlane.tasks.cli.program import INTERRUPTED, Told
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import Invalid, PeerlaneError
-from peerlane.tasks.lane.pipeline import in_window
+from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.model import PeerResult
@@ -60,7 +60,10 @@ def ask_many(
     """Send all; Ctrl-C ends it early, with everything outstanding cancelled."""
     done = Answered(len(lines))
     began = time.monotonic()
-    with progress_bar(session.output) as bar, closing(in_window(send, lines, timeout=timeout, size=size)) as answers:
+    with (
+        progress_bar(session.output) as bar,
+        closing(send_pipelined(send, lines, timeout=timeout, size=size)) as answers,
+    ):
         task = bar.add_task(title, total=len(lines), rate="")
         try:
             for answer in answers:

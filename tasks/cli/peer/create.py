@@ -16,7 +16,7 @@ from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
 from peerlane.tasks.cli.program import Told
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.tables import facts, peer_facts
-from peerlane.tasks.client.fleet import ELSEWHERE, Fleet
+from peerlane.tasks.client.fleet import RETRY_ELSEWHERE, Fleet
 from peerlane.tasks.errors import Conflict, PeerlaneError
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.client_config import ClientConfig, client_config, refuse_if_there, write_private
@@ -144,7 +144,7 @@ def _placed(
     for name, left in turns:
         try:
             return create_on(name, left)
-        except ELSEWHERE as refusal:
+        except RETRY_ELSEWHERE as refusal:
             turns.refused(name, refusal)
     about.pop("gateway", None)
     raise turns.nobody()

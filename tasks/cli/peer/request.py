@@ -10,10 +10,10 @@ from peerlane.config import names
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.program import INTERRUPTED, Told
 from peerlane.tasks.cli.session import Session
-from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import settle
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.cancel import result_of
 from peerlane.tasks.wire.model import PeerResult
 
 #: Seconds in which an interrupted request is settled.
@@ -46,12 +46,8 @@ def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> Pe
         return send()
     except KeyboardInterrupt:
         record = settle(lanes_of(session.app), request_id, 0, until=time.monotonic() + SETTLE)
-    if record is None:
-        raise OutcomeUnknown("interrupted, and Redis could not be reached: the outcome is unknown", request_id)
-    try:
-        return PeerResult.model_validate(results.decode(record))
-    except TimedOut:
-        raise Interrupted("interrupted: the request was cancelled and will never take effect") from None
+    interrupted = Interrupted("interrupted: the request was cancelled and will never take effect")
+    return PeerResult.model_validate(result_of(record, interrupted))
 
 
 def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], **about: object) -> Told:

@@ -1,0 +1,14 @@
+"""The error of settings. Its module loads neither pydantic nor Celery: the command line names it at every start."""
+
+from __future__ import annotations
+
+import click
+
+
+class BadSettings(click.ClickException, ValueError):
+    """A setting is missing or malformed; the message names it and never shows a secret.
+
+    A ClickException, so that `celery -A …` too ends with this sentence instead of a traceback.
+    """
+
+    exit_code = 2
