@@ -58,3 +58,19 @@ def _is_ipv6(text: str) -> bool:
 def is_host(text: str) -> bool:
     """Whether it is a host's name or address, an IPv6 address without brackets."""
     return bool(_HOST_NAME.fullmatch(text)) or _is_ipv6(text)
+
+
+def endpoint_host(endpoint: str) -> str:
+    """The host of an endpoint, an IPv6 address without brackets."""
+    return endpoint.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+
+def endpoint_doubt(endpoint: str) -> str | None:
+    """Why clients elsewhere may not reach an endpoint, as a sentence; None if nothing speaks against it."""
+    host = endpoint_host(endpoint)
+    address, name = _address(host), host.rstrip(".").lower()
+    if name.endswith("localhost") or (address is not None and (address.is_loopback or address.is_unspecified)):
+        return f"{host} leads a client to itself: set PEERLANE_ENDPOINT to what clients dial"
+    if address is None and "." not in name:
+        return f"few clients can look up {host}, a name without a dot: set PEERLANE_ENDPOINT to what clients dial"
+    return None

@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     interface: str = Field("wg0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$", description="WireGuard device")
     dataplane: DataPlaneKind = Field("kernel", description="kernel, or memory: keeps no tunnel, for tests and the demo")
     private_key_file: Named | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
+    accept_new_key: bool = Field(
+        default=False, description="start with another key than the one that clients were given, for one start"
+    )
     user: str | None = Field(None, min_length=1, description="who the gateway's processes become when root starts them")
     listen_port: int = Field(51820, ge=1, le=65535, description="UDP port of the device")
     endpoint: str | None = Field(None, description="host:port that clients dial; default: this host's name")
@@ -125,7 +128,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and info.field_name != "require_durable":
+        if isinstance(value, bool) and info.field_name not in ("require_durable", "accept_new_key"):
             raise ValueError("expected a value, not true or false")
         return value
 

@@ -7,12 +7,14 @@ to it, the worker ticks it once a second and stops it.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import cast
 
 from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.hosts import endpoint_doubt
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
@@ -33,7 +35,13 @@ from peerlane.workers.store.redis_checks import away, check_durability
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat, run_of
 from peerlane.workers.writer.recovery import Progress, Recovered
-from peerlane.workers.writer.registration import gateway_labels, own_name, registration
+from peerlane.workers.writer.registration import (
+    gateway_labels,
+    own_endpoint,
+    registered_key,
+    registration,
+    tell_of_new_key,
+)
 from peerlane.workers.writer.takeover import await_predecessor, holder
 from peerlane.workers.writer.writer import Writer
 
@@ -52,6 +60,8 @@ class GatewayService:
         self.spec, self.pools, self.serves = device_spec(settings)
         self.labels = gateway_labels(settings)
         self.paused = False
+        #: What clients dial; known once the service has started.
+        self.endpoint = settings.endpoint or ""
         self._plane = open_plane(settings)
         self._redis = connect(settings)
         self._progress = progress
@@ -68,9 +78,13 @@ class GatewayService:
             RedisAway: Redis cannot be reached, or does not let this user in.
             StorageError: Redis is not set up to keep what it confirms.
             KernelError: the device could not be made, read or changed.
-            SettingsError: privileges that are not needed could not be given up.
+            SettingsError: privileges that are not needed could not be given up; the key is not the one that clients
+                were given; the pools cannot be served on this host; its name makes no endpoint.
         """
         confine_gateway(self.settings.user, on_host=self._plane.on_host)
+        self.endpoint = own_endpoint(self.settings)
+        if (doubt := endpoint_doubt(self.endpoint)) is not None:
+            log.warning("gateway %s: clients may not reach its endpoint: %s", self.name, doubt)
         self._plane.require()
         self._lock.acquire()
         try:
@@ -89,9 +103,13 @@ class GatewayService:
         store.prepare()
         await_predecessor(store, self._lock.device)
         run = run_of(self._redis)  # before anything is loaded: a restart while that goes on is noticed
+        known = registered_key(store)
+        if known is not None and not settings.accept_new_key:
+            self.spec = replace(self.spec, public_key=known)
         store.open_epoch()
         device = self._plane.writer.open(self.spec)
-        endpoint = settings.endpoint or f"{own_name()}:{device.listen_port}"
+        if known not in (None, "", device.public_key):
+            tell_of_new_key(store, str(known), device.public_key)
         policy = Policy(
             gateway=self.name,
             public_key=device.public_key,
@@ -104,7 +122,7 @@ class GatewayService:
             policy,
             store,
             self._plane.writer,
-            {"gateway_public_key": device.public_key, "endpoint": endpoint},
+            {"gateway_public_key": device.public_key, "endpoint": self.endpoint},
             unknown=settings.unknown_peers,
             spec=self.spec,
             fair_label=settings.fair_label,
@@ -112,15 +130,15 @@ class GatewayService:
                 worker_state.should_stop is not None or worker_state.should_terminate is not None
             ),
         )
-        self._register(device, endpoint, policy)
+        self._register(device, policy)
         self._heartbeat = Heartbeat(self.settings, store, self._writer, run=run)
 
-    def _register(self, device: DeviceFacts, endpoint: str, policy: Policy) -> None:
+    def _register(self, device: DeviceFacts, policy: Policy) -> None:
         self.store.register(
             {
                 **registration(self.settings, self.labels, self.pools, self.serves, policy.own_addresses),
                 "public_key": device.public_key,
-                "endpoint": endpoint,
+                "endpoint": self.endpoint,
                 "listen_port": device.listen_port,
                 "dataplane": self._plane.kind,
                 "epoch": self.store.epoch,

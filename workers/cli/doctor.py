@@ -6,6 +6,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command, Told
 from peerlane.tasks.cli.session import Session, pass_session
 
@@ -13,16 +14,20 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
 @click.command("doctor", cls=Command)
+@click.argument("name", type=GatewayName(), required=False)
 @click.option("--settings", "with_settings", is_flag=True, help="Show every setting too, secrets hidden.")
 @pass_session
-def doctor(session: Session, *, with_settings: bool) -> None:
+def doctor(session: Session, name: str | None, *, with_settings: bool) -> None:
     """Look at this host, its Redis and the fleet; change nothing.
 
-    Exit status 1 if something fails. Run it with PEERLANE_GATEWAY set to have it judge the host as a gateway.
+    Exit status 1 if something fails. With NAME, or PEERLANE_GATEWAY set, it judges this host as that gateway's too:
+    forwarding, endpoint, UDP port and key.
     """
     from peerlane.config.settings import shown
     from peerlane.workers.cli.doctor_checks import examine
 
+    if name is not None:
+        session.overrides["gateway"] = name
     checks = list(examine(session.settings))
     failed = any(check.verdict == "failed" for check in checks)
     if session.output.json:
@@ -39,7 +44,7 @@ def doctor(session: Session, *, with_settings: bool) -> None:
         listed = Table(box=None, pad_edge=False)
         listed.add_column("setting")
         listed.add_column("value", overflow="fold")
-        for name, value in shown(session.settings).items():
-            listed.add_row(f"PEERLANE_{name.upper()}", "" if value is None else str(value))
+        for setting, value in shown(session.settings).items():
+            listed.add_row(f"PEERLANE_{setting.upper()}", "" if value is None else str(value))
         session.output.show(listed)
     raise Told(int(failed))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -15,28 +13,16 @@ from redis.exceptions import RedisError
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
+from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
+from peerlane.workers.cli.check import Check, Verdict
+from peerlane.workers.cli.doctor_gateway import forwarding, on_this_host
 from peerlane.workers.dataplane.factory import open_plane
 from peerlane.workers.store.redis_checks import judge, told_appendfsync
 
-Verdict = Literal["ok", "warning", "failed"]
-
 #: Seconds by which a host's clock may differ from Redis' before it is worth a word; deadlines use Redis' alone.
 CLOCK_APART = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
-
-    what: str
-    verdict: Verdict
-    sentence: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The check for programs."""
-        return asdict(self)
 
 
 def examine(settings: Settings) -> Iterator[Check]:
@@ -47,6 +33,9 @@ def examine(settings: Settings) -> Iterator[Check]:
     try:
         yield from _redis(redis, settings.redis_appendfsync)
         yield from _gateways(redis)
+        if settings.gateway is not None:
+            facts = Lanes(redis, result_ttl=settings.result_ttl).look(settings.gateway).facts
+            yield from on_this_host(settings, facts, redis)
     except (RedisError, OSError) as error:
         yield Check("Redis", "failed", f"cannot be used: {reason(error)}; see PEERLANE_REDIS_URL")
     finally:
@@ -63,13 +52,7 @@ def _kernel(settings: Settings) -> Iterator[Check]:
         verdict: Verdict = "failed" if gateway else "warning"
         yield Check("data plane", verdict, f"{plane.kind}: {missing}; only gateways need it")
     if gateway:
-        for family in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-            path = Path("/proc/sys/net", family)
-            if path.exists() and path.read_text().strip() != "1":
-                name = family.replace("/", ".")
-                yield Check(
-                    "forwarding", "warning", f"net.{name} is 0: peers reach this host only (sysctl -w net.{name}=1)"
-                )
+        yield from forwarding(settings)
 
 
 def _redis(redis: Redis, stated: str | None) -> Iterator[Check]:

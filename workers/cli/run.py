@@ -31,6 +31,12 @@ LEVELS = ("debug", "info", "warning", "error")
 @click.option("--endpoint", metavar="HOST:PORT", help="What clients dial.  [default: this host's name]")
 @click.option("--listen-port", type=click.IntRange(1, 65535), help="UDP port of the device.  [default: 51820]")
 @click.option("--private-key-file", type=click.Path(path_type=Path), help="Made with mode 0600 if it is not there.")
+@click.option(
+    "--accept-new-key",
+    is_flag=True,
+    default=None,
+    help="Start with another key than the one that clients were given; raises an alarm until you clear it.",
+)
 @click.option("--user", metavar="NAME", help="Whom to become where root starts it; keeps CAP_NET_ADMIN.")
 @click.option("--redis", "redis_url", metavar="URL", help="redis://, rediss:// or unix:///path.")
 @click.option(

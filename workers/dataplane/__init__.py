@@ -28,6 +28,8 @@ class DeviceSpec:
     #: Covering routes, one per pool.
     routes: tuple[Prefix, ...] = ()
     mtu: int | None = None
+    #: The public key that clients were given: ``open`` refuses any other. None: any will do.
+    public_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

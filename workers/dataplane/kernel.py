@@ -34,6 +34,7 @@ from peerlane.workers.dataplane import (
 from peerlane.workers.dataplane import wireguard as wire
 from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
 from peerlane.workers.dataplane.errors import translated
+from peerlane.workers.dataplane.host_checks import refuse_overlaps, refuse_without_ipv6
 from peerlane.workers.dataplane.netlink import (
     GENL_ID_CTRL,
     Malformed,
@@ -73,12 +74,16 @@ class KernelDataPlane:
         A key that was changed since this plane first opened the device is changed back.
 
         Raises:
-            SettingsError: the private key file cannot be used, or holds another key than the device.
+            SettingsError: the private key file cannot be used, or holds another key than the device or ``spec`` asks
+                for; IPv6 is off; at the first time, another device has addresses of the pools.
         """
         self._interface, self._index = spec.interface, 0
         with translated(f"set up {spec.interface}"), _links() as links:
             self._family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            refuse_without_ipv6(spec)
             private = self._private_key(links, spec)
+            if self._own is None:  # a device that comes later does not keep ours from being made again
+                refuse_overlaps(links, self._routes, spec)
             index, made = _ensure_link(links, spec.interface)
             device = self._device()
             changed_key = device.private_key is None or not hmac.compare_digest(device.private_key, private)
@@ -109,7 +114,7 @@ class KernelDataPlane:
                 f"{spec.interface} listens on port {port}, PEERLANE_LISTEN_PORT is {spec.listen_port}: set that to"
                 f" {port}, or move the device: `wg set {spec.interface} listen-port {spec.listen_port}`"
             )
-        private = keyfile.load_or_make(spec.private_key_file, held)
+        private = keyfile.load_or_make(spec.private_key_file, held, spec.public_key)
         if lacking:
             _log.warning("%s: its private key is in %s from now on", spec.interface, spec.private_key_file)
         if held is not None and private != self._own:

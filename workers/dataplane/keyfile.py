@@ -45,23 +45,52 @@ def public_key(private: bytes) -> str:
     return encode_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
 
 
-def load_or_make(path: Path, held: bytes | None = None) -> bytes:
+def load_or_make(path: Path, held: bytes | None = None, expected: str | None = None) -> bytes:
     """The private key in ``path``, clamped as the kernel holds it; ``held``, or a new one, is put there if none is.
 
     The file appears with its whole content, mode 0600, or not at all; of two processes making it one wins and both
-    get the winner's key.
+    get the winner's key. ``expected`` is the public key that clients were given, where there is one.
 
     Raises:
-        SettingsError: cannot be read or made, is malformed, or somebody but its owner may read or change it.
+        SettingsError: cannot be read or made, is malformed, or somebody but its owner may read or change it; or it is
+            not the private key of ``expected``. Nothing was made then.
     """
     try:
         try:
-            return _load(path)
+            private = _load(path)
         except FileNotFoundError:
+            if expected is not None and held is None:
+                raise SettingsError(f"private key file {path} is not there, {_way_out(path, expected)}") from None
+            if held is not None:
+                _refuse_unexpected(path, held, expected)
             _make(path, held or secrets.token_bytes(32))
-            return _load(path)
+            private = _load(path)
     except OSError as error:
         raise SettingsError(f"private key file {path}: {error.strerror or error}") from error
+    _refuse_unexpected(path, private, expected)
+    return private
+
+
+def public_key_in(path: Path) -> str:
+    """The public key of a private key file, which stays as it is.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        SettingsError: as ``load_or_make`` does.
+    """
+    return public_key(_load(path))
+
+
+def _refuse_unexpected(path: Path, private: bytes, expected: str | None) -> None:
+    if expected is not None and (ours := public_key(private)) != expected:
+        raise SettingsError(f"the key here has the public key {ours}, {_way_out(path, expected)}")
+
+
+def _way_out(path: Path, expected: str) -> str:
+    return (
+        f"and clients were given {expected}: put the private key of that back into {path}, or start once with"
+        " --accept-new-key (PEERLANE_ACCEPT_NEW_KEY=true) and give every client a new configuration"
+    )
 
 
 def refuse_other(path: Path, interface: str, held: bytes, private: bytes) -> None:

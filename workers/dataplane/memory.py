@@ -49,7 +49,7 @@ class MemoryDataPlane:
 
     def open(self, spec: DeviceSpec) -> DeviceFacts:
         """See ``DataPlane.open``."""
-        private = keyfile.load_or_make(spec.private_key_file, self._private)
+        private = keyfile.load_or_make(spec.private_key_file, self._private, spec.public_key)
         if self._private is not None:
             keyfile.refuse_other(spec.private_key_file, spec.interface, self._private, private)
         public = keyfile.public_key(private)

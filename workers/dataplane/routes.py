@@ -83,6 +83,24 @@ class RouteTable:
 
         return uninterrupted(dump)
 
+    def overlapping(self, prefixes: Collection[Prefix]) -> list[tuple[int, Route]]:
+        """Every unicast route that overlaps one of ``prefixes``, with the index of the device that it leads to."""
+
+        def dump() -> list[tuple[int, Route]]:
+            overlaps: list[tuple[int, Route]] = []
+            for version in sorted({prefix.version for prefix in prefixes}):
+                try:
+                    for payload in self._channel.dump(RTM_GETROUTE, RTM_NEWROUTE, encode_get_routes(version)):
+                        led = read_any_route(payload)
+                        if led is not None and any(led[1].prefix.overlaps(prefix) for prefix in prefixes):
+                            overlaps.append(led)
+                except KernelRefused as error:
+                    if error.errno != errno.ENOENT:
+                        raise
+            return overlaps
+
+        return uninterrupted(dump)
+
     def add(self, index: int, prefixes: Sequence[Prefix], protocol: int) -> None:
         """Make routes to the device. One that leads there already, whoever made it, is fine and stays as it is.
 
@@ -135,15 +153,24 @@ def encode_route(index: int, route: Route) -> bytes:
     )
 
 
-def encode_get_routes(version: int, index: int) -> bytes:
+def encode_get_routes(version: int, index: int | None = None) -> bytes:
     """Payload of RTM_GETROUTE for a dump of one IP version; the kernel filters by table and device where it can."""
-    return _RTMSG.pack(_FAMILY[version], 0, 0, 0, _TABLE_MAIN, 0, 0, _UNICAST, 0) + attribute(
-        _RTA_OIF, _U32.pack(index)
-    )
+    device = b"" if index is None else attribute(_RTA_OIF, _U32.pack(index))
+    return _RTMSG.pack(_FAMILY[version], 0, 0, 0, _TABLE_MAIN, 0, 0, _UNICAST, 0) + device
 
 
 def read_route(payload: Payload, index: int) -> Route | None:
     """The route in one message of a dump; None for any that is not unicast, of the main table, to that device.
+
+    Raises:
+        Malformed: the message makes no sense.
+    """
+    led = read_any_route(payload)
+    return led[1] if led is not None and led[0] == index else None
+
+
+def read_any_route(payload: Payload) -> tuple[int, Route] | None:
+    """The route in one message and its device's index, 0 for several or none; None as ``read_route`` has it.
 
     Raises:
         Malformed: the message makes no sense.
@@ -166,9 +193,9 @@ def read_route(payload: Payload, index: int) -> Route | None:
             device, table = (value, table) if attr == _RTA_OIF else (device, value)
     if len(destination) != size or length > size * 8:
         raise Malformed("a route's destination does not fit its family")
-    if table != _TABLE_MAIN or device != index:
+    if table != _TABLE_MAIN:
         return None
-    return Route(Prefix.from_packed(destination, length), protocol)
+    return device, Route(Prefix.from_packed(destination, length), protocol)
 
 
 def _slices(prefixes: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:

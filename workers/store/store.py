@@ -197,6 +197,10 @@ class Store:
             if cursor == 0:
                 return
 
+    def has_peers(self) -> bool:
+        """Whether any peer is stored, readable or not."""
+        return next(self._pages(self._peers), None) is not None
+
     def register(self, facts: Mapping[str, str | float]) -> None:
         """Tell the fleet that this gateway is there, and what it is."""
         self.redis.sadd(names.GATEWAYS_KEY, self.gateway)

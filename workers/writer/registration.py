@@ -6,10 +6,16 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 
+from peerlane.config.hosts import parse_endpoint
 from peerlane.config.settings import Settings
+from peerlane.tasks.errors import SettingsError
+from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.store.store import Store
 
 VERSION = "0.1.0"
+#: The alarm of a gateway that was started with another key.
+KEY_CHANGED = "key_changed"
 
 
 def registration(
@@ -44,6 +50,40 @@ def gateway_labels(settings: Settings) -> dict[str, str]:
     """What clients choose this gateway by."""
     pairs = [text.partition("=") for text in settings.labels]
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def own_endpoint(settings: Settings) -> str:
+    """What clients dial: the setting, or this host's name with the device's port.
+
+    Raises:
+        SettingsError: there is no setting, and this host's name makes no endpoint.
+    """
+    if settings.endpoint is not None:
+        return settings.endpoint
+    default = f"{own_name()}:{settings.listen_port}"
+    try:
+        return parse_endpoint(default)
+    except ValueError as error:
+        raise SettingsError(
+            f"PEERLANE_ENDPOINT is not set, and this host's name makes none ({default}): {error}"
+        ) from None
+
+
+def registered_key(store: Store) -> str | None:
+    """The public key that clients were given; None while the gateway has no peers. Raises redis.RedisError."""
+    return store.facts().get("public_key") if store.has_peers() else None
+
+
+def tell_of_new_key(store: Store, before: str, now: str) -> None:
+    """Raise an alarm that a person has to clear: no program can know when every client has its new configuration.
+
+    Raises redis.RedisError.
+    """
+    message = (
+        f"the public key has changed from {before} to {now}: configurations that clients were given before do not"
+        f" connect. Give them new ones, then `peerlane gateway clear-alarm {store.gateway} {KEY_CHANGED}`"
+    )
+    raise_alarm(store.redis, store.gateway, KEY_CHANGED, message, now=store.clock.now_ms() // 1000)
 
 
 def own_name() -> str:

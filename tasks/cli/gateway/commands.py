@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from peerlane.config.hosts import endpoint_doubt
+from peerlane.tasks.cli.gateway.alarms import clear_alarm
 from peerlane.tasks.cli.gateway.backup import backup, restore
 from peerlane.tasks.cli.gateway.drain import drain, resume
 from peerlane.tasks.cli.gateway.import_ import import_peers
@@ -30,7 +32,7 @@ def gateway() -> None:
 
 for command in (drain, resume, import_peers, sweep, reconcile):
     gateway.add_command(command)
-for command in (backup, restore, poison, remove):
+for command in (backup, restore, poison, remove, clear_alarm):
     gateway.add_command(command)
 
 
@@ -48,6 +50,7 @@ def list_gateways(session: Session) -> None:
                 "observer_silent_for": status.observer_silent_for,
                 "beat_silent_for": status.beat_silent_for,
                 "set_aside": status.set_aside,
+                "endpoint_doubt": endpoint_doubt(status.info.endpoint),
             }
             for status in snapshot.gateways
         ]
@@ -64,6 +67,8 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
     for status in snapshot.gateways:
         for alarm in status.alarms:
             session.output.warn(f"ALARM {status.gateway} {alarm.kind}: {alarm.message}")
+        if (doubt := endpoint_doubt(status.info.endpoint)) is not None:
+            session.output.warn(f"{status.gateway}: clients may not reach its endpoint: {doubt}")
         if status.set_aside:
             count = f"{status.set_aside:,} message{'' if status.set_aside == 1 else 's'} set aside"
             session.output.warn(f"{status.gateway}: {count}: see `peerlane gateway poison {status.gateway}`")

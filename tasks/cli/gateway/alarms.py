@@ -1,0 +1,35 @@
+"""``peerlane gateway clear-alarm``: a person takes back an alarm that no program can."""
+
+from __future__ import annotations
+
+import click
+from redis.exceptions import RedisError
+
+from peerlane.config.redis import reason
+from peerlane.tasks.cli.parameters import GatewayName
+from peerlane.tasks.cli.program import Command
+from peerlane.tasks.cli.session import Session, pass_session
+from peerlane.tasks.errors import Invalid, OutcomeUnknown
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.status.alarms import clear_alarm as clear
+
+
+@click.command("clear-alarm", cls=Command)
+@click.argument("name", type=GatewayName())
+@click.argument("kind")
+@pass_session
+def clear_alarm(session: Session, name: str, kind: str) -> None:
+    """Clear an alarm, such as key_changed, once what it tells of is done.
+
+    One whose cause is still there is raised again.
+    """
+    try:
+        cleared = clear(lanes_of(session.app).redis, name, kind, "a person has cleared it")
+    except RedisError as error:
+        raise OutcomeUnknown(f"Redis could not be reached: {reason(error)}") from None
+    if not cleared:
+        raise Invalid(f"the gateway {name} has no alarm {kind}; `peerlane gateway show {name}` lists those it has")
+    if session.output.json:
+        session.output.document({"gateway": name, "alarm": kind, "outcome": "cleared"})
+    else:
+        session.output.note(f"the alarm {kind} of {name} is cleared", "green")
