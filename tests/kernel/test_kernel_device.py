@@ -364,7 +364,7 @@ def test_a_route_somebody_else_made_to_the_device_is_fine_and_stays_theirs(rig: 
 
 def test_what_pyroute2_cannot_do_is_a_sentence_too(rig: Rig) -> None:
     with closing(KernelDataPlane()) as plane, pytest.raises(KernelError, match="cannot set up wg/0: ") as caught:
-        plane.open(replace(rig.spec, interface="wg/0"))
+        plane.open(replace(rig.spec, interface="wg/0", addresses=(), routes=()))
     assert isinstance(caught.value.__cause__, OSError)
 
 
