@@ -11,14 +11,15 @@ from typing import Any, ClassVar, Protocol, cast
 from celery import Task
 from celery.local import PromiseProxy
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
 from peerlane.config.redis import reason
-from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, StorageError, TimedOut, WriterError
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.redis_errors import is_refused
 from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
@@ -101,8 +102,8 @@ class LaneTask(Task[..., dict[str, Any]]):
             # The message may have arrived all the same: make sure that the request has one outcome.
             # One attempt where Redis stands still: with the publish it takes 2 s, whatever the caller's timeout.
             record = settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 0.9)
-            if record is None:
-                raise OutcomeUnknown(_UNREACHABLE, request_id) from error
+            if record is None or is_refused(error):
+                raise _not_sent(error, request_id) from error
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
         result.deadline = wire["deadline"]
@@ -190,6 +191,13 @@ create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PE
 delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
 
 _UNREACHABLE = "Redis could not be reached: whether the request took effect is unknown; ask again with the same id"
+
+
+def _not_sent(error: BaseException, request_id: str) -> PeerlaneError:
+    """Why a message was not sent: this Redis user may not, or Redis could not be reached."""
+    if is_refused(error):
+        return StorageError(f"Redis refused, and nothing was sent: {reason(NoPermissionError())}")
+    return OutcomeUnknown(_UNREACHABLE, request_id)
 
 
 def _seconds_until(expires: float | datetime) -> float:
