@@ -8,7 +8,7 @@ from typing import cast
 
 from kombu.exceptions import OperationalError
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from peerlane.config.redis import failure
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
@@ -61,3 +61,13 @@ def scan(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
             except StopIteration:
                 return
         yield entry
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether this Redis user has no right to what failed; kombu hands such an error on as the cause of its own."""
+    cause: BaseException | None = error
+    for _ in range(10):
+        if cause is None or isinstance(cause, NoPermissionError):
+            break
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(cause, NoPermissionError)

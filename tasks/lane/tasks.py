@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, cast
 
 from celery import Task
 from celery.local import PromiseProxy
+from redis.exceptions import NoPermissionError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
-from peerlane.tasks.errors import Invalid, PeerlaneError, TimedOut, WriterError
+from peerlane.config.redis import reason
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, StorageError, TimedOut, WriterError
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reaching
+from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, reaching
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
@@ -93,10 +96,14 @@ class LaneTask(Task[..., dict[str, Any]]):
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
-        except SEND_ERRORS:
+        except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.
             # One attempt where Redis stands still: with the publish it takes 2 s, whatever the caller's timeout.
-            settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 0.9)
+            # A user without the right to send learns that instead, whatever becomes of the attempt.
+            with suppress(OutcomeUnknown) if is_refused(error) else nullcontext():
+                settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 0.9)
+            if is_refused(error):
+                raise StorageError(f"Redis refused, and nothing was sent: {reason(NoPermissionError())}") from error
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
         result.deadline = wire["deadline"]
