@@ -91,7 +91,7 @@ def sweep_walk(server: RedisServer, gateway: Gateway, app: PeerlaneApp, director
         eventually(lambda: server.redis.time()[0] > begun + 2, "the peer to expire")
         earlier = len(lines(output))
         report = sweep(app, NAME, timeout=60)
-        if report["removed"] != 1:
+        if report["removed"] != {"expired": 1}:
             raise RuntimeError(f"the sweep removed no peer: {report}")
         return next_walk(output, earlier)
 
