@@ -28,6 +28,7 @@ from waiting import eventually
 from walk_recorder import Call, Recorder
 
 from peerlane import Gateway
+from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admin.maintenance import sweep
@@ -84,6 +85,9 @@ def caller_walk(gateway: Gateway) -> list[Call]:
 def sweep_walk(server: RedisServer, gateway: Gateway, app: PeerlaneApp, directory: Path) -> list[Call]:
     """A sweep that removes one expired peer, as the observer goes through it."""
     with process(server, directory, "peerlane.workers.observer") as (_, output):
+        eventually(
+            lambda: server.redis.hget(names.observer_key(NAME), "sweep"), "the sweep that a start makes by itself"
+        )
         sweep(app, NAME, timeout=60)
         next_walk(output, 0)
         gateway.create_peer(public_key=some_key(), ttl=1, timeout=30)
