@@ -1,4 +1,4 @@
-"""From the argument ``gateway`` to the queue: callers never type queue names."""
+"""Celery router: selects the queue from a task's ``gateway`` argument."""
 
 from __future__ import annotations
 

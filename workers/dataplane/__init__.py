@@ -1,4 +1,4 @@
-"""The seam to the device: a Protocol of six methods, in our terms. Netlink lives in ``kernel`` alone.
+"""The DataPlane protocol: what a device must do. Only ``kernel`` uses netlink.
 
 Implementations: ``kernel`` (the real device) and ``memory`` (keeps state and shares the kernel's quirks). One contract
 suite, tests/dataplane/test_dataplane_contract.py, runs on both. A data plane belongs to one thread of one process.

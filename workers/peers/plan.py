@@ -1,4 +1,4 @@
-"""Decide, purely: the peer table in memory, and what a request means for it and for the device. No I/O, no clock.
+"""The peer table in memory, and the plans of a create and a delete. No I/O, no clock.
 
 ``plan_create`` and ``plan_delete`` change nothing; ``PeerTable.put`` and ``drop`` make a committed plan true in memory.
 """

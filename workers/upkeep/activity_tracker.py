@@ -1,4 +1,4 @@
-"""The observer's eyes: reads the device's counters, keeps what they tell in Redis, watches Redis' clock."""
+"""Stores per-peer activity from WireGuard counters in Redis; detects jumps of Redis' clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether Redis' clock runs as this host's steady one does. Pure; ``activity_tracker`` reads the clocks.
+"""Detects jumps of Redis' clock against this host's monotonic one. Pure; ``activity_tracker`` reads them.
 
 Expiry is reckoned on Redis' clock. Should that jump by an hour, every peer with a TTL would seem to be out of time.
 """

@@ -1,4 +1,4 @@
-"""Whether anybody asks an observer to sweep. Where no beat runs, expired peers would stay, and nobody know of it."""
+"""Watchdog: raises an alarm when beat stops scheduling sweeps."""
 
 from __future__ import annotations
 
