@@ -14,7 +14,7 @@ export PEERLANE_TEST_KERNEL := ../shared/kernel/run --
 endif
 endif
 
-# The marks of the tests that make test leaves out; tests/speeds.py tells them at its end.
+# The marks of the tests that make test leaves out; tests/support/speeds.py tells them at its end.
 APART := kernel or slow or faults or browser
 # Each file in one process. Most quick tests wait for processes, so twice as many run at a time as there are processors;
 # a kernel of its own and a fault run keep one busy.
@@ -23,7 +23,7 @@ OTHERS = -n $$(nproc) --dist loadfile -m '$(APART)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-all bench bench-kernel faults fuzz check format lint types imports lock clean
+.PHONY: help demo venv test test-all bench bench-kernel walks faults fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -47,6 +47,9 @@ bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task
 # The picture and the figures that the README shows: ARGS='--peers 0,10000,50000,100000' measures one point more.
 bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)
 	@$(TEST_PYTHON) tests/bench/bench_curve.py --json docs/latency.json --svg docs/latency.svg $(ARGS)
+
+walks: $(STAMP)  ## calls, functions and files of a create, a sweep and a list (ARGS=--json)
+	@$(TEST_PYTHON) tests/bench/walks.py $(ARGS)
 
 faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS='--runs 20 --seed 7')
 	@$(TEST_PYTHON) tests/faults/fault_runs.py $(ARGS)

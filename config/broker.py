@@ -38,7 +38,7 @@ class UnboundChannel(_Channel):
 
 
 class UnboundTransport(kombu_redis.Transport):
-    """That of all who send."""
+    """The transport of every process that only sends."""
 
     Channel = UnboundChannel
 
@@ -56,7 +56,7 @@ class OwnConnection(Connection):
 
 
 class _OwnPool(ConnectionPool):
-    """Its connections, which are of kombu's class, use the same transport."""
+    """A pool whose connections use the same transport."""
 
     def new(self) -> Connection:
         made = super().new()

@@ -1,4 +1,4 @@
-"""Flower ends on SIGTERM also while it answers a request.
+"""Makes Flower end on SIGTERM even while it answers a request.
 
 Its own handler raises SystemExit wherever its main thread happens to be. Within a request tornado takes that for the
 request's failure, logs it and goes on: the signal is lost, and Flower serves until it is killed. Its loop can hear of

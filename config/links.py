@@ -1,4 +1,4 @@
-"""Variables that container engines set: links of Docker, services of Kubernetes.
+"""Recognises variables that container engines set: Docker links, Kubernetes services.
 
 Where one of those is named ``peerlane-redis``, its variables begin as our settings do, and are none:
 ``PEERLANE_REDIS_PORT_6379_TCP_ADDR``. The name alone does not tell: ``PEERLANE_LISTEN_PORT`` is a setting and, with

@@ -282,7 +282,7 @@ def celery_url(settings: Settings) -> str:
 
 
 def redis_tls(settings: Settings) -> dict[str, Any]:
-    """What redis-py is told for rediss://; empty for the others. A server without a sound certificate is no server."""
+    """redis-py's TLS options; empty without rediss://. A server whose certificate does not verify is refused."""
     if not settings.redis_url.get_secret_value().startswith("rediss://"):
         return {}
     files = {

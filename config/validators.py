@@ -1,4 +1,4 @@
-"""What settings look like that are more than a number or a name: prefixes, labels, Redis' URL. Pure.
+"""Checks of settings that have a structure: prefixes, labels, the Redis URL. Pure.
 
 What is malformed is a ValueError with a sentence for a person that shows no secret.
 """

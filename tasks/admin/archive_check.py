@@ -1,4 +1,4 @@
-"""Whether what an archive holds can be a gateway's state: every record parses, no two peers have one address. Pure."""
+"""Checks a backup's content: every record parses, no two peers have one address. Pure."""
 
 from __future__ import annotations
 

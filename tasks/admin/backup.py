@@ -1,4 +1,4 @@
-"""A gateway's state out of Redis and back: one consistent snapshot in a file, and all of it swapped in at once."""
+"""Backup and restore: a consistent snapshot of a gateway's state in a file, restored in one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the way of an import: a file's peers against Redis' and against what the gateway serves. Pure."""
+"""Conflicts between a file's peers and what the gateway holds and serves. Pure."""
 
 from __future__ import annotations
 

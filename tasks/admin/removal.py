@@ -1,4 +1,4 @@
-"""Forgetting a gateway that is gone: all that Redis holds of it, in one step, but for its epoch."""
+"""Removes a gateway from Redis in one step; its epoch stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every command ends: a status that scripts can act on, one sentence or one document, never a traceback.
+"""Turns what a command raises into an exit status and one sentence or JSON document.
 
 0 done · 1 refused or failed · 2 usage or settings · 3 timed out, unavailable or unknown · 130 interrupted
 """

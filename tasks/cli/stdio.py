@@ -1,4 +1,4 @@
-"""The three standard streams, whatever the caller made of them: closed, full, in ASCII, a terminal to be taken over."""
+"""Makes the standard streams usable when they are closed, full, in ASCII or a terminal."""
 
 from __future__ import annotations
 

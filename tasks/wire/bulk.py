@@ -1,4 +1,4 @@
-"""What the observer and operators ask of a writer for many peers at once. Checked like single requests."""
+"""Requests to the writer for many peers at once: sweep slices, repairs, imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys made on the caller's side. A private key goes to the person or program that asked, and nowhere else."""
+"""Makes keys on the caller's side. Only the caller gets a private key."""
 
 from __future__ import annotations
 

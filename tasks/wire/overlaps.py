@@ -1,4 +1,4 @@
-"""Which of many prefixes share addresses: one sort, whatever their number. Pure."""
+"""Finds all pairs of prefixes that overlap, with one sort. Pure."""
 
 from __future__ import annotations
 

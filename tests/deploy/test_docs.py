@@ -73,3 +73,11 @@ def test_a_decision_record_is_numbered_without_gaps_and_short() -> None:
         assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == ["Context", "Decision", "Consequences"], (
             record.name
         )
+
+
+def test_every_file_of_the_repository_that_a_document_names_exists() -> None:
+    pages = {document: (ROOT / document).read_text() for document in DOCUMENTS}
+    pattern = r"`((?:config|tasks|workers|tests|deploy|examples|docs|peerlane)/[\w./-]+)`"
+    named = {(document, path) for document, page in pages.items() for path in re.findall(pattern, page)}
+    assert named
+    assert sorted((document, path) for document, path in named if not (ROOT / path).exists()) == []

@@ -1,4 +1,4 @@
-"""``peerlane gateway run``: a gateway's writer and observer in the foreground, and how their end is told."""
+"""``peerlane gateway run``: a gateway's writer and observer in the foreground; reports how they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the observer reads of each peer, often and for all peers: five fields and nothing else."""
+"""Per-peer counters that the observer reads."""
 
 from __future__ import annotations
 

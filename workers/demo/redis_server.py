@@ -1,4 +1,4 @@
-"""A Valkey of one's own: for the demo, for tests, for a single box. Keeps what it confirms unless told otherwise."""
+"""Starts a Valkey server for the demo, for tests or for a single host. Durable by default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Being told to end: SIGINT, SIGTERM and SIGHUP unwind the program, so that whatever it started is ended too."""
+"""Raises an exception on SIGINT, SIGTERM and SIGHUP, so that child processes are ended too."""
 
 from __future__ import annotations
 

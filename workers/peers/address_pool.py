@@ -1,4 +1,4 @@
-"""Addresses for peers that name none: the smallest free one of a pool, freed ones first again."""
+"""Allocates the smallest free address of a pool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peerlane.workers.peers.prefix_index import PrefixIndex
 class AddressPool:
     """One pool. Which addresses are taken is the index' business; the pool only remembers where to look next.
 
-    Law: ``smallest_free`` is the smallest address of the pool that nobody holds. The cursor is below every free
+    Invariant: ``smallest_free`` is the smallest address of the pool that nobody holds. The cursor is below every free
     address that is not on the heap, and every address freed below the cursor is on the heap.
     """
 

@@ -1,4 +1,4 @@
-"""Kernel against Redis: what differs, by kind, and the smallest changes that mend it. Pure."""
+"""Compares the device with Redis: the differences, and the smallest changes that repair them. Pure."""
 
 from __future__ import annotations
 

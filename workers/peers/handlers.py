@@ -1,4 +1,4 @@
-"""From a request's arguments to a decision: what to change on the device and in Redis, and what to answer.
+"""One planner per task: what to change on the device and in Redis, and what to answer.
 
 One function per task, which takes its checked arguments. They ask the table, and for imports the device and what was
 staged; they change nothing.

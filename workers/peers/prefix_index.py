@@ -1,4 +1,4 @@
-"""Who holds which addresses: a set of disjoint prefixes that answers «does this overlap, and whose is it?»."""
+"""Index of disjoint prefixes by owner: finds the owners that a prefix overlaps."""
 
 from __future__ import annotations
 

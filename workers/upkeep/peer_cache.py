@@ -1,4 +1,4 @@
-"""The peers as Redis holds them, as far as a sweep looks at them; records are parsed only where they have changed."""
+"""Reads the peers' records for sweeps; parses only records that changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Roster:
         self._read = False
 
     def read(self) -> dict[str, Life]:
-        """Every peer whose record this program understands: what it does not understand, it has no opinion on.
+        """Every peer whose record this program understands: records that do not parse are skipped.
 
         Raises redis.RedisError.
         """

@@ -1,4 +1,4 @@
-"""A reconciliation, carried out: device and Redis compared twice, and what differs both times mended by the writer."""
+"""Compares device and Redis twice; the writer repairs what differs both times."""
 
 from __future__ import annotations
 

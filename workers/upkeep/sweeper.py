@@ -1,4 +1,4 @@
-"""A sweep, carried out: look, decide, have the writer remove what is stale, slice by slice; look anew in time."""
+"""Carries out a sweep: reads, decides, has the writer remove stale peers slice by slice."""
 
 from __future__ import annotations
 

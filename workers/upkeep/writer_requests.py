@@ -1,4 +1,4 @@
-"""What the observer asks of the writer: a few requests at a time through the lane's bulk queue, each one awaited."""
+"""Sends the observer's requests to the writer through the bulk queue, a few at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of wishes: CSV or JSON lines. A line that is malformed gets its own error and leaves the others alone."""
+"""Reads the peers to create from CSV or JSON lines. A malformed line gets an error of its own."""
 
 from __future__ import annotations
 

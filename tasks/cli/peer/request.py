@@ -1,4 +1,4 @@
-"""Asking a gateway on somebody's behalf: Ctrl-C gets an answer too, and no fresh private key is lost."""
+"""Sends one request for a command: Ctrl-C cancels it, and a new private key is never lost."""
 
 from __future__ import annotations
 

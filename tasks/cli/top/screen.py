@@ -1,4 +1,4 @@
-"""How ``peerlane top`` looks: one table as wide as there is room for, alarms above it, so that none scrolls away."""
+"""Renders ``peerlane top``: one table, alarms above it so that none scrolls away."""
 
 from __future__ import annotations
 
