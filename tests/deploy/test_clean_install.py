@@ -22,7 +22,10 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.workers.demo.local_fleet import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.slow("installs packages into environments of its own, out of the index or its cache"),
+    pytest.mark.timeout(400),
+]
 
 #: Every module of the packages, as `Gateway` and the command line would import them one by one.
 IMPORT_ALL = """

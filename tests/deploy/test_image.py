@@ -25,7 +25,10 @@ from waiting import eventually
 
 from peerlane.config import names
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow("installs packages into environments of its own, out of the index or its cache"),
+    pytest.mark.timeout(600),
+]
 
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 #: Who the image's user is here, where the tests are root's.
