@@ -8,7 +8,7 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import Settings
 from peerlane.tasks.lane.tasks import register
 from peerlane.workers.lane.result_backend import CommitBackend
-from peerlane.workers.lane.strategy import LaneWriter
+from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.service import GatewayService
 from peerlane.workers.writer.recovery import Progress
 from peerlane.workers.writer.writer import Writer
