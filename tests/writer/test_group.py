@@ -268,9 +268,24 @@ class TestWhatIsTaken:
     def test_was_delivered_before_and_goes_alone(self, lane: GroupedLane) -> None:
         again = lane.send(*some(3), redelivered=True)
         fresh = lane.send(*some(3))
+        for taken in (1, 2, 3):
+            lane.wake()
+            assert sum(lane.redis.exists(names.result_key(each)) for each in again) == taken
+        assert lane.commits == []
         lane.wake()
         assert lane.kinds(again + fresh) == ["created"] * 6
         assert lane.commits == [3]
+
+    def test_leaves_where_it_was_what_was_delivered_before(self, lane: GroupedLane) -> None:
+        fresh = lane.send(*some(2))
+        again = lane.send({}, redelivered=True)
+        behind = lane.send({})
+        lane.wake()
+        assert lane.kinds(fresh) == ["created"] * 2
+        assert lane.redis.llen(lane.queue) == 2
+        lane.wake()
+        assert lane.kinds(again) == ["created"]
+        assert not lane.redis.exists(names.result_key(behind[0]))
 
     def test_is_no_message_and_spoils_nothing(self, lane: GroupedLane) -> None:
         sent = lane.send({})
@@ -373,7 +388,7 @@ def test_a_writer_that_dies_with_a_group_in_hand_loses_nothing(
     assert [each["outcome"] for each in answers] == ["created"] * 12
     assert len({each["allowed_ips"][0] for each in answers}) == 12
     eventually(lambda: not redis_server.redis.exists(names.unacked_key(one.name)), "every message being acknowledged")
-    assert {key.decode() for key in cast("Any", redis_server.redis.hkeys(names.peers_key(one.name)))} >= set(keys)
+    assert set(cast("Any", redis_server.redis.hkeys(names.peers_key(one.name)))) >= set(keys)
     close(app)
 
 
@@ -401,7 +416,7 @@ def test_a_message_that_ends_the_writer_again_and_again_takes_one_group_along_an
     with pytest.raises(WriterError, match="set aside"):
         poison.get(timeout=30)
     stored = [
-        json.loads(raw) for raw in cast("list[bytes]", redis_server.redis.lrange(names.poison_key(one.name), 0, -1))
+        json.loads(raw) for raw in cast("list[str]", redis_server.redis.lrange(names.poison_key(one.name), 0, -1))
     ]
     assert len(stored) == 1
     close(app)

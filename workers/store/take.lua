@@ -15,15 +15,22 @@ local function answered(envelope)
   if #token > 64 or not string.match(token, '^[A-Za-z0-9][A-Za-z0-9_-]*$') then return '0' end
   return redis.pcall('GET', 'celery-task-meta-' .. id) and '1' or '0'
 end
-local function tell(queue, raw, tag)
+local function read(raw)
   local ok, envelope = pcall(cjson.decode, raw)
-  taken[#taken + 1] = {queue, raw, tag, ok and answered(envelope) or '0'}
+  return ok and envelope
 end
-local function note(queue, raw)
+local function redelivered(envelope)
+  local headers = type(envelope) == 'table' and envelope.headers
+  return type(headers) == 'table' and headers.redelivered == true
+end
+local function tell(queue, raw, tag, envelope)
+  taken[#taken + 1] = {queue, raw, tag, answered(envelope)}
+end
+local function note(queue, raw, envelope)
   local tag = ARGV[2] .. (#taken + 1)
   redis.call('ZADD', KEYS[4], tonumber(ARGV[1]) + #taken / 1000000, tag)
   redis.call('HSET', KEYS[3], tag, '[' .. raw .. ',"","' .. queue .. '"]')
-  tell(queue, raw, tag)
+  tell(queue, raw, tag, envelope)
 end
 local function noted_before()
   for number = 1, tonumber(ARGV[4]) do
@@ -32,29 +39,41 @@ local function noted_before()
     if not stored then return number > 1 end
     for _, queue in ipairs({KEYS[1], KEYS[2]}) do
       local ends = ',"","' .. queue .. '"]'
-      if string.sub(stored, -#ends) == ends then tell(queue, string.sub(stored, 2, -#ends - 1), tag) end
+      if string.sub(stored, -#ends) == ends then
+        local raw = string.sub(stored, 2, -#ends - 1)
+        tell(queue, raw, tag, read(raw))
+      end
     end
   end
   return true
 end
-local function pop(queue, count)
-  local popped = redis.pcall('RPOP', queue, count)
+-- What was delivered before is taken alone: it may be what ended the writer, and each delivery is counted.
+local function more(queue)
+  local raw = redis.pcall('RPOP', queue)
   -- Without the right to pop, or a queue of another kind: what is in hand goes alone.
-  return popped and not popped.err and popped or {}
+  if not raw or type(raw) == 'table' then return nil end
+  local envelope = read(raw)
+  if redelivered(envelope) then
+    redis.call('RPUSH', queue, raw)
+    return nil
+  end
+  note(queue, raw, envelope)
+  return #raw
 end
 if noted_before() then return taken end
-note(ARGV[6], ARGV[7])
+local first = read(ARGV[7])
+note(ARGV[6], ARGV[7], first)
+if redelivered(first) then return taken end
 local most = tonumber(ARGV[4])
 if ARGV[6] == KEYS[1] then
-  for _, raw in ipairs(pop(KEYS[1], most - 1)) do note(KEYS[1], raw) end
+  while #taken < most and more(KEYS[1]) do end
   return taken
 end
 -- Bulk yields: a group of it is short, and a list, which weighs as much as all of its peers, goes alone.
 local bytes = #ARGV[7]
 while #taken < most and bytes < tonumber(ARGV[5]) and redis.call('LLEN', KEYS[1]) == 0 do
-  local raw = pop(KEYS[2], 1)[1]
-  if not raw then break end
-  note(KEYS[2], raw)
-  bytes = bytes + #raw
+  local size = more(KEYS[2])
+  if not size then break end
+  bytes = bytes + size
 end
 return taken
