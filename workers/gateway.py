@@ -28,7 +28,7 @@ from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import WriterLock
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.lane.result_backend import CommitBackend
-from peerlane.workers.lane.strategy import LaneWriter
+from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import take_back
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.redis_checks import away, check_durability

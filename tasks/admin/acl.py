@@ -121,12 +121,14 @@ def _sets_aside(gateway: str) -> tuple[Selector, ...]:
 def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     results = names.result_key(names.request_id(gateway, "*"))
     state = f"peerlane:{{{gateway}}}:*"
+    queues = names.lane_queue(gateway), names.bulk_queue(gateway)
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
-        *_consumer((names.lane_queue(gateway), names.bulk_queue(gateway)), names.unacked_key(gateway)),
+        *_consumer(queues, names.unacked_key(gateway)),
+        Selector(("rpop",), queues),  # what waits is taken together
         *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
-        Selector(("fcall",), (state, results)),
+        Selector(("fcall",), (state, results, *queues)),
         Selector(("hset", "hget", "hmget", "hgetall", "hdel", "hexists", "hscan"), (state,)),
         Selector(("get", "set"), (results,)),
         Selector(("get", "incrby"), (names.epoch_key(gateway),)),

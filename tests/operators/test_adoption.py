@@ -30,7 +30,7 @@ def held(number: int, *allowed_ips: str) -> DevicePeer:
 def plan(peers: Iterable[DevicePeer], table: PeerTable | None = None, **flags: bool) -> Decision:
     """What the writer decides on a live import of a device that holds ``peers``."""
     device = {peer.public_key: peer for peer in peers}
-    context = PlanningContext(table or PeerTable(POLICY), 1, "active", {}, lambda: device, lambda _: [])
+    context = PlanningContext(table or PeerTable(POLICY), 1_000, "active", {}, lambda: device, lambda _: [])
     return decide(names.IMPORT_PEERS, context, {"gateway": "iad", "live": True, **flags})
 
 
@@ -91,7 +91,7 @@ def test_a_long_list_is_cut_and_the_rest_counted() -> None:
 
 @pytest.mark.parametrize("flag", ["leave_out", "dry_run"])
 def test_these_words_are_for_a_live_device(flag: str) -> None:
-    context = PlanningContext(PeerTable(POLICY), 1, "active", {}, dict, lambda _: [])
+    context = PlanningContext(PeerTable(POLICY), 1_000, "active", {}, dict, lambda _: [])
     with pytest.raises(Invalid, match="for an import of the live device"):
         decide(
             names.IMPORT_PEERS, context, {"gateway": "iad", "token": "t", "count": 1, "digest": "0" * 64, flag: True}

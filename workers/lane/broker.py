@@ -5,22 +5,36 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
+import uuid
 from queue import Empty
 from typing import Any, cast
 
 from celery.app.amqp import AMQP
+from celery.exceptions import WorkerShutdown
+from celery.worker import state as worker_state
 from kombu.transport import redis as kombu_redis
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from peerlane.config import names
 from peerlane.config.broker import OwnConnection, UnboundChannel, UnboundTransport
+from peerlane.config.redis import reason
+from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
 from peerlane.workers.lane.unacked import LaneQoS
+from peerlane.workers.store.procedures import Procedure
+from peerlane.workers.writer.retry import RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
 #: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
 MAX_MESSAGE = 512 * 1024
+
+#: Messages carried out together. Redis is busy with their commit for about a millisecond, other gateways wait so long.
+MOST_IN_A_GROUP = 64
+#: Bytes of messages from the bulk queue after which no more are taken: whoever comes meanwhile waits for few.
+BULK_BYTES = 16 * 1024
 
 #: It becomes a field in Redis, so it has to be text that UTF-8 can hold: JSON can name what is none. Kombu's is a UUID.
 _TAG = re.compile(r"[!-~]{1,200}")
@@ -99,11 +113,69 @@ class LaneChannel(UnboundChannel):
                 raise Empty
             queue = answer[0].decode().rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            self.take(queue, answer[1])
+            self._take_with_others(queue, answer[1])
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    #: While messages that were taken together are delivered: where Celery's strategy collects them.
+    group: Group | None = None
+    _take_many: Procedure | None = None
+    #: Whether this user may not use the procedure: then each message is noted by itself.
+    _one_by_one = False
+
+    def _take_with_others(self, queue: str, raw: bytes) -> None:
+        """Take what else waits in a writer's lane, and have all of it carried out together."""
+        gateway = names.gateway_of_queue(queue)
+        if self._one_by_one or queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):
+            self.take(queue, raw)
+            return
+        try:
+            taken = self._note(gateway, queue, raw)
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None
+        except ResponseError as error:
+            log.warning("gateway %s: messages are taken one by one (%s)", gateway, reason(error))
+            self._one_by_one = True
+            self.take(queue, raw)
+            return
+        group, failures = Group(), list[Exception]()
+        self.group = group
+        for source, message, tag, answered in taken:
+            try:
+                self._hand_on_noted(source.decode(), message, tag.decode(), answered=answered == b"1")
+            except self.connection_errors as error:  # that message comes again; the others are in hand
+                failures.append(error)
+        self.group = None
+        group.carry_out()
+        if failures:
+            raise failures[0]
+
+    def _note(self, gateway: str, queue: str, raw: bytes) -> list[tuple[bytes, bytes, bytes, bytes]]:
+        """Note the message in hand as taken, and others that wait: their queues, themselves, their new tags, doubts."""
+        if self._take_many is None:
+            self._take_many = Procedure(self._create_client(), "take")
+        take, index = self._take_many, names.unacked_key(gateway, "_index")
+        keys = [names.lane_queue(gateway), names.bulk_queue(gateway), names.unacked_key(gateway), index]
+        args = [repr(time.time()), f"{uuid.uuid4().hex}.", gateway, MOST_IN_A_GROUP, BULK_BYTES, queue, raw]
+        until_answered = RetryUntilShutdown(
+            lambda: worker_state.should_stop is not None or worker_state.should_terminate is not None
+        )
+        return cast("list[tuple[bytes, bytes, bytes, bytes]]", until_answered(lambda: take(keys=keys, args=args)))
+
+    def _hand_on_noted(self, queue: str, raw: bytes, tag: str, *, answered: bool) -> None:
+        envelope = sound_envelope(raw)
+        if isinstance(envelope, str):
+            self.take(queue, raw)  # sets it aside
+            with self.conn_or_acquire() as client:
+                gateway = names.gateway_of_queue(queue)
+                client.hdel(names.unacked_key(gateway), tag)
+                client.zrem(names.unacked_key(gateway, "_index"), tag)
+            return
+        envelope["properties"]["delivery_tag"] = tag
+        self.qos.noted[tag] = answered
+        self._deliver(envelope, queue)
 
     def take(self, queue: str, raw: bytes) -> None:
         """Hand a message on, if it is one."""
@@ -114,6 +186,9 @@ class LaneChannel(UnboundChannel):
                 gateway, why = names.gateway_of_queue(queue), f"it is {envelope}"
                 set_aside(client, gateway, why=why, queue=queue, message=raw)
             return
+        self._deliver(envelope, queue)
+
+    def _deliver(self, envelope: dict[str, Any], queue: str) -> None:
         # Where it came from is where it goes back to, whatever its sender has written there.
         envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
         self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does

@@ -7,7 +7,7 @@ from typing import Any, cast
 from celery.backends.redis import RedisBackend
 
 from peerlane.config import names
-from peerlane.workers.lane.strategy import TAKEN, TakenMessage
+from peerlane.workers.lane.taken import TAKEN, TakenMessage
 
 
 class CommitBackend(RedisBackend):

@@ -3,69 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
-from celery.exceptions import Reject, WorkerShutdown
 from celery.utils.imports import symbol_by_name
 from celery.worker import request as celery_request
-from celery.worker import state as worker_state
 from celery.worker.state import task_reserved
 
 from peerlane.config import names
-from peerlane.tasks.errors import Fenced, Invalid, PeerlaneError, WriterError
+from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.model import check_public_key
-from peerlane.workers import failpoints
 from peerlane.workers.lane import poison
-from peerlane.workers.writer.delivery import Delivery, Outcome
-from peerlane.workers.writer.retry import ShutdownRequested
-from peerlane.workers.writer.writer import Writer
+from peerlane.workers.lane.group import Group, Member
+from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
+from peerlane.workers.writer.delivery import Delivery
 
-#: Where a task finds the TakenMessage of its request: an attribute of Celery's ``self.request``.
-TAKEN = "taken"
-
-
-class TakenMessage:
-    """A message in hand: its delivery, and its request's outcome once there is one. The result backend reads it too."""
-
-    def __init__(self, message: Any, delivery: Delivery, acknowledge: Callable[..., None]) -> None:
-        self.delivery = delivery
-        self.outcome: Outcome | None = None
-        self._message, self._acknowledge = message, acknowledge
-
-    def acknowledge(self, *context: Any) -> None:
-        """Acknowledge it, unless the commit of its request has."""
-        if self.outcome is not None and self.outcome.acknowledged:
-            self._message.channel.qos.acknowledged_elsewhere(self.delivery.tag)
-        else:
-            self._acknowledge(*context)
-
-
-class LaneWriter:
-    """The writer as the tasks see it: what must end the worker ends it."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def carry_out(self, task: str, taken: TakenMessage, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Carry a request out; its result.
-
-        Raises:
-            PeerlaneError: its outcome is this refusal.
-        """
-        try:
-            taken.outcome = self._writer.carry_out(task, taken.delivery, arguments)
-        except Fenced as error:
-            # The request goes back to the lane for the writer that has taken over; this worker ends.
-            worker_state.should_stop = Fenced.exit_code
-            raise Reject(error.message, requeue=True) from None
-        except ShutdownRequested:
-            raise WorkerShutdown(0) from None
-        finally:
-            failpoints.reach("before_acknowledge")
-        if isinstance(taken.outcome.result, PeerlaneError):
-            raise taken.outcome.result
-        return taken.outcome.result
+#: Events sent as one message at the end of the event loop's turn; those of a whole group. Celery's default is 24.
+EVENTS_AT_ONCE = 512
 
 
 class LaneStrategy:
@@ -75,6 +30,8 @@ class LaneStrategy:
         self._task, self._app, self._consumer = task, app, consumer
         self._eventer = consumer.event_dispatcher
         self._sends_events = bool(self._eventer and self._eventer.enabled and task.send_events)
+        if self._sends_events:
+            self._eventer.buffer_limit = EVENTS_AT_ONCE
         self._request_class = cast("Any", celery_request).create_request_cls(
             symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, self._eventer, app=app
         )
@@ -88,13 +45,19 @@ class LaneStrategy:
             self._consumer.refuse(message, message.headers.get("id"), error)
             return
         delivery = Delivery(request_id, message.delivery_tag, poison.was_delivered(message), message.answered)
-        request = self._request(message, TakenMessage(message, delivery, ack), arguments, reject)
+        taken = TakenMessage(message, delivery, ack)
+        request = self._request(message, taken, arguments, reject)
         if self._sends_events:
             self._tell_received(request_id, arguments)
         task_reserved(request)
         for callback in callbacks or ():
             callback(request)
-        self._consumer.on_task_request(request)
+        run = partial(self._consumer.on_task_request, request)
+        group, writer = cast("Group | None", message.channel.group), getattr(self._task, "writer", None)
+        if group is not None and isinstance(writer, LaneWriter):
+            group.add(writer, Member(self._task.name, taken, arguments, run))
+        else:
+            run()
 
     def _open(self, message: Any) -> tuple[str, dict[str, Any]]:
         """Request id and arguments. Raises PeerlaneError for a message that is to be refused."""

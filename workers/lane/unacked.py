@@ -31,11 +31,21 @@ class LaneQoS(_QoS):
     worker, and where two overlap for a moment, each message comes back in a transaction that only one of them wins.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: Tags of messages that were noted in the step that took them, and whether their requests were answered then.
+        self.noted: dict[str, bool] = {}
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """As kombu's, and ``message.answered`` tells whether its request had an outcome then: in the same round trip.
 
         What was cancelled, or is asked or delivered again, is so known before anything is done for it.
         """
+        noted = self.noted.pop(delivery_tag, None)
+        if noted is not None:
+            message.answered = noted
+            virtual.QoS.append(self, message, delivery_tag)
+            return
         exchange, queue = message.delivery_info["exchange"], message.delivery_info["routing_key"]
         gateway, request_id = names.gateway_of_queue(queue), message.headers.get("id")
         # Of a sound id only: another key might not be for this Redis user to read, which would end the whole step.

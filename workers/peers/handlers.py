@@ -35,8 +35,8 @@ class PlanningContext:
     """What decisions are made on."""
 
     table: PeerTable
-    #: Seconds since 1970 on Redis' clock.
-    now: int
+    #: Milliseconds since 1970 on Redis' clock.
+    now_ms: int
     #: ``active`` or ``draining``.
     state: str
     #: What results say of the gateway.
@@ -47,6 +47,11 @@ class PlanningContext:
     staged: Callable[[str], Sequence[str]]
     #: Opens preshared keys that were sealed on their way here.
     sealing: Sealing = field(default_factory=Sealing)
+
+    @property
+    def now(self) -> int:
+        """In seconds, as records have it."""
+        return self.now_ms // 1000
 
 
 @dataclass(frozen=True, slots=True)

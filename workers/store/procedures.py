@@ -32,6 +32,8 @@ SOURCES = {
     "release": Source("commit.lua", ("allow-oom",)),
     "check": Source("check.lua", ("no-writes",)),
     "heartbeat": Source("heartbeat.lua"),
+    "commit_many": Source("commit_many.lua"),
+    "take": Source("take.lua"),
 }
 
 
@@ -85,11 +87,13 @@ class Procedure:
         self._script = redis.register_script(body(SOURCES[name].file))
         self._as_script = False
 
-    def __call__(self, keys: Sequence[str], args: Sequence[str | int], client: Redis | None = None) -> object:
+    def __call__(self, keys: Sequence[str], args: Sequence[str | int | bytes], client: Redis | None = None) -> object:
         """Call it; ``client`` is the calling thread's own."""
         if not self._as_script:
             try:
-                return (client or self._redis).fcall(self._function, len(keys), *keys, *(str(arg) for arg in args))
+                return (client or self._redis).fcall(
+                    self._function, len(keys), *keys, *(arg if isinstance(arg, bytes) else str(arg) for arg in args)
+                )
             except ResponseError as error:
                 if not _absent(error):
                     raise

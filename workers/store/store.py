@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: Peers loaded per round trip.
 PAGE = 2_000
 
-Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "draining", "late", "open"]
+Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "draining", "late", "open", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,18 @@ class Answer:
     def settles(self) -> bool:
         """Whether the request has its outcome now, and its message is acknowledged."""
         return self.verdict in ("committed", "duplicate", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What is to be made true, as for ``Store.commit``."""
+
+    request_id: str
+    deadline: int
+    result: str
+    plans: Sequence[Plan] = ()
+    share: str | None = None
+    tag: str = ""
 
 
 def _change(plan: Plan, record: str | None) -> dict[str, Any]:
@@ -72,6 +84,7 @@ class Store:
         self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
         self._unacked = names.unacked_key(gateway), names.unacked_key(gateway, "_index")
         self._commit, self._release = Procedure(redis, "commit"), Procedure(redis, "release")
+        self._commit_many = Procedure(redis, "commit_many")
         self._check, self._beat = Procedure(redis, "check"), Procedure(redis, "heartbeat")
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
 
@@ -121,7 +134,7 @@ class Store:
                     result,
                     self._result_ttl,
                     results.late(request_id),
-                    json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":")),
+                    self._changes(plans),
                     int(any(plan.outcome == "created" for plan in plans)),
                     tag,
                     *([request_id] if share else []),
@@ -131,7 +144,33 @@ class Store:
 
     def check(self, request_id: str, deadline: int) -> Answer:
         """Whether the request could still commit: ``open``, or why not."""
-        return self._answer(self._check(keys=[names.result_key(request_id), self._epoch], args=[self.epoch, deadline]))
+        return self.check_many([(request_id, deadline)])[0]
+
+    def check_many(self, requests: Sequence[tuple[str, int]]) -> list[Answer]:
+        """``check`` for requests (id, deadline), in one round trip."""
+        keys = [self._epoch, *(names.result_key(request_id) for request_id, _ in requests)]
+        return self._answers(self._check(keys=keys, args=[self.epoch, *(deadline for _, deadline in requests)]))
+
+    def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
+        """``commit`` for many requests in one step, each with a verdict of its own; ``failed``: ask for it alone."""
+        keys = [self._epoch, self._peers, self._addresses, self._gateway, *self._unacked]
+        args: list[str | int | bytes] = [self.epoch, self._result_ttl]
+        for each in commits:
+            result_key = names.result_key(each.request_id)
+            keys += [result_key, each.share or result_key]
+            args += [each.deadline, each.result, results.late(each.request_id), self._changes(each.plans)]
+            args += [int(any(plan.outcome == "created" for plan in each.plans)), each.tag, each.request_id]
+        return self._answers(self._commit_many(keys=keys, args=args))
+
+    def _changes(self, plans: Sequence[Plan]) -> str:
+        return json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":"))
+
+    def _answers(self, raw: object) -> list[Answer]:
+        now, *answers = cast("tuple[int, *tuple[tuple[bytes, bytes], ...]]", raw)
+        self.clock.heard(now)
+        return [
+            Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace")) for verdict, stored in answers
+        ]
 
     def _answer(self, raw: object) -> Answer:
         verdict, stored, now = cast("tuple[bytes, bytes, int]", raw)
@@ -146,6 +185,18 @@ class Store:
         """
         record = cast("bytes | None", self.redis.hget(self._peers, public_key))
         return None if record is None else self._opened(Peer.from_record(public_key, record))
+
+    def peers(self, public_keys: Sequence[str]) -> dict[str, Peer | None]:
+        """Peers as stored, in one round trip.
+
+        Raises:
+            StorageError: a record does not parse.
+        """
+        records = cast("list[bytes | None]", self.redis.hmget(self._peers, list(public_keys)))
+        return {
+            key: None if record is None else self._opened(Peer.from_record(key, record))
+            for key, record in zip(public_keys, records, strict=True)
+        }
 
     def _record(self, plan: Plan) -> str | None:
         """What is to be stored."""

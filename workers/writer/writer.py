@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -84,7 +83,7 @@ class Writer:
         self._unknown: Unknown = unknown
         self._spec = spec
         self._fair_label = fair_label
-        self._until_answered = RetryUntilShutdown(shutdown_requested)
+        self.until_answered = RetryUntilShutdown(shutdown_requested)
 
     def recover(self, progress: Progress | None = None) -> Recovered:
         """Make the device equal to Redis and the table anew; makes the device first if it is gone.
@@ -95,25 +94,25 @@ class Writer:
         self.recovery_needed = self.recovery_needed or "asked for"
         if self._spec is not None:
             self.plane.open(self._spec)
-        loaded = self._until_answered(self.store.load)
+        loaded = self.until_answered(self.store.load)
         done = recover(
             self.policy,
             loaded,
             self.plane,
             unknown=self._unknown,
             first_start=self.store.epoch == 1 and self.recovery_needed == _NOT_STARTED,
-            seen=lambda: self._until_answered(self.store.last_seen),
+            seen=lambda: self.until_answered(self.store.last_seen),
             progress=progress,
         )
         adopt(self.policy.gateway, done, self._commit_at_startup)
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
         self.table = done.table
-        self.state = self._until_answered(self.store.state)
+        self.state = self.until_answered(self.store.state)
         self.recovery_needed = None
         return done
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
-        answer = self._until_answered(lambda: self.store.commit(request_id, 0, record, plans))
+        answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans))
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
@@ -127,7 +126,7 @@ class Writer:
             ShutdownRequested: the worker is to stop, and Redis is away; the request is still open.
         """
         self._refuse_if_fenced()
-        request = Request(task, delivery, arguments, self._share(task, arguments))
+        request = self.request(task, delivery, arguments)
         try:
             for _ in range(2):
                 # Where somebody changed Redis behind the writer's back: once more, on what is there now.
@@ -145,15 +144,16 @@ class Writer:
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")
             return self._commit_refusal(request, unforeseen)
 
-    def _share(self, task: str, arguments: Mapping[str, Any]) -> str | None:
-        if self._fair_label is None or task != names.CREATE_PEER:
-            return None
-        return share_key(self.policy.gateway, self._fair_label, arguments.get("labels"))
+    def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
+        """What is to be carried out."""
+        counted = self._fair_label is not None and task == names.CREATE_PEER
+        share = share_key(self.policy.gateway, str(self._fair_label), arguments.get("labels")) if counted else None
+        return Request(task, delivery, arguments, share)
 
     def _carry_out(self, request: Request) -> Outcome:
         if self.recovery_needed is not None:
             self.recover()
-        decision = decide(request.task, self._context(), request.arguments)
+        decision = decide(request.task, self.planning_context(), request.arguments)
         if self._doubtful(request, decision) and (known := self._ask_first(request, decision)) is not None:
             return known
         self._apply(decision)
@@ -162,18 +162,18 @@ class Writer:
             log.info("request %s: an earlier try of this commit had reached Redis", request.id)
         elif answer.verdict != "committed":
             return self._not_committed(answer, decision, applied=bool(decision.changes))
-        self._enter(decision.plans)
-        return self._answered(Outcome(dict(decision.result), acknowledged=True))
+        self.enter(decision.plans)
+        return self.count(Outcome(dict(decision.result), acknowledged=True))
 
-    def _context(self) -> PlanningContext:
+    def planning_context(self) -> PlanningContext:
         return PlanningContext(
             table=self.table,
-            now=self._until_answered(self.store.clock.now_ms) // 1000,
+            now_ms=self.until_answered(self.store.clock.now_ms),
             # What the heartbeat has heard is up to a second old: a gateway that was just resumed takes peers at once.
-            state=self.state if self.state == "active" else self._until_answered(self.store.state),
+            state=self.state if self.state == "active" else self.until_answered(self.store.state),
             facts=self.facts,
             device=self.plane.peers,
-            staged=lambda token: self._until_answered(lambda: self.store.staged(token)),
+            staged=lambda token: self.until_answered(lambda: self.store.staged(token)),
             sealing=self.store.sealing,
         )
 
@@ -185,12 +185,12 @@ class Writer:
         """
         if decision.removes:
             return True
-        late = 0 < decision.deadline < self._until_answered(self.store.clock.now_ms) + NEARLY_LATE
+        late = 0 < decision.deadline < self.until_answered(self.store.clock.now_ms) + NEARLY_LATE
         return (late or request.delivery.in_doubt(SURE_FOR)) and bool(decision.changes or decision.reopen)
 
     def _ask_first(self, request: Request, decision: Decision) -> Outcome | None:
         """What became of a request that cannot commit any more. None: it still can."""
-        answer = self._until_answered(lambda: self.store.check(request.id, decision.deadline))
+        answer = self.until_answered(lambda: self.store.check(request.id, decision.deadline))
         if answer.verdict == "open":
             return None
         if answer.verdict == "late":
@@ -210,7 +210,7 @@ class Writer:
             self.plane.apply(decision.changes)
             failpoints.reach("after_apply", outcome)
         except KernelError:
-            self._settle(decision)
+            self.settle(decision.plans)
             raise
 
     def _commit_decision(self, request: Request, decision: Decision) -> Answer | None:
@@ -222,7 +222,7 @@ class Writer:
             answer = self._commit(request, decision.deadline, record, decision.plans)
         except ResponseError as error:
             # Out of memory, read-only, disk full: Redis refuses writes, so nothing is confirmed.
-            self._settle(decision)
+            self.settle(decision.plans)
             raise StorageError(
                 f"Redis refused to store the outcome ({error_code(error)}); nothing was changed"
             ) from None
@@ -234,7 +234,7 @@ class Writer:
     ) -> Outcome:
         """``acknowledged``: the answer is a commit's, which acknowledges what has an outcome."""
         if applied:
-            self._settle(decision)
+            self.settle(decision.plans)
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
@@ -244,9 +244,9 @@ class Writer:
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"
             raise _Stale
-        return self._answered(Outcome(decoded(answer.stored), acknowledged=acknowledged))
+        return self.count(Outcome(decoded(answer.stored), acknowledged=acknowledged))
 
-    def _enter(self, plans: Sequence[Plan]) -> None:
+    def enter(self, plans: Sequence[Plan]) -> None:
         """Make the table equal to what was committed."""
         for plan in plans:
             if plan.before is plan.after:
@@ -271,42 +271,43 @@ class Writer:
             answer = self._commit(request, min(late_after, 2**53), record)
         except ResponseError as error:
             log.warning("request %s: Redis refused to store its refusal (%s)", request.id, error_code(error))
-            return self._answered(Outcome(refusal))  # the caller's deadline settles it: nothing was changed
+            return self.count(Outcome(refusal))  # the caller's deadline settles it: nothing was changed
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
         stored = decoded(answer.stored) if answer.verdict in ("duplicate", "expired") else refusal
         outcome = stored if isinstance(stored, PeerlaneError) else refusal
-        return self._answered(Outcome(outcome, acknowledged=answer.settles))
+        return self.count(Outcome(outcome, acknowledged=answer.settles))
 
     def _commit(self, request: Request, deadline: int, record: str, plans: Sequence[Plan] = ()) -> Answer:
         """Raises redis.ResponseError where Redis takes no writes."""
         share, tag = request.share, request.delivery.tag
-        return self._until_answered(
-            lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag)
-        )
+        return self.until_answered(lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag))
 
-    def _settle(self, decision: Decision) -> None:
-        """Make device and table equal to Redis for the decision's peers; where that fails, all is read anew."""
-        if not decision.plans:
+    def settle(self, plans: Sequence[Plan]) -> None:
+        """Make device and table equal to Redis for these peers; where that fails, all is read anew."""
+        if not plans:
             return
-        if len(decision.plans) > SETTLED_ONE_BY_ONE:
+        if len(plans) > SETTLED_ONE_BY_ONE:
             self.recovery_needed = "a large request was undone"
             return
-        for plan in decision.plans:
-            try:
-                truth = self._until_answered(partial(self.store.peer, plan.public_key))
-                self.plane.apply(settling(self.table, plan, truth))
-            except (KernelError, StorageError, RedisError) as error:
-                log.warning("peer %s could not be settled (%s); recovering", plan.public_key, type(error).__name__)
-                self.recovery_needed = "a peer could not be settled"
-                return
-            if truth is None:
-                self.table.drop(plan.public_key)
-            elif self.table.peers.get(plan.public_key) != truth:
+        try:
+            stored = self.until_answered(lambda: self.store.peers([plan.public_key for plan in plans]))
+            self.plane.apply(
+                [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
+            )
+        except (KernelError, StorageError, RedisError) as error:
+            log.warning("%d peers could not be settled (%s); recovering", len(plans), type(error).__name__)
+            self.recovery_needed = "a peer could not be settled"
+            return
+        for key, peer in stored.items():
+            if peer is None:
+                self.table.drop(key)
+            elif self.table.peers.get(key) != peer:
                 self.recovery_needed = "Redis was changed by somebody else"
 
-    def _answered(self, outcome: Outcome) -> Outcome:
+    def count(self, outcome: Outcome) -> Outcome:
+        """Count a request that has its outcome."""
         self.answered += 1
         return outcome
 

@@ -1,0 +1,75 @@
+"""A message in hand and what becomes of it, and the writer as Celery's tasks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from celery.exceptions import Reject, WorkerShutdown
+from celery.worker import state as worker_state
+
+from peerlane.tasks.errors import Fenced, PeerlaneError
+from peerlane.workers import failpoints
+from peerlane.workers.writer.delivery import Delivery, Outcome
+from peerlane.workers.writer.group import carry_out_many
+from peerlane.workers.writer.retry import ShutdownRequested
+from peerlane.workers.writer.writer import Writer
+
+#: Where a task finds the TakenMessage of its request: an attribute of Celery's ``self.request``.
+TAKEN = "taken"
+
+
+class TakenMessage:
+    """A message in hand: its delivery, and its request's outcome once there is one. The result backend reads it too."""
+
+    def __init__(self, message: Any, delivery: Delivery, acknowledge: Callable[..., None]) -> None:
+        self.delivery = delivery
+        self.outcome: Outcome | None = None
+        self._message, self._acknowledge = message, acknowledge
+
+    def acknowledge(self, *context: Any) -> None:
+        """Acknowledge it, unless the commit of its request has."""
+        if self.outcome is not None and self.outcome.acknowledged:
+            self._message.channel.qos.acknowledged_elsewhere(self.delivery.tag)
+        else:
+            self._acknowledge(*context)
+
+
+class LaneWriter:
+    """The writer as the tasks see it: what must end the worker ends it."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def carry_out(self, task: str, taken: TakenMessage, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Carry a request out; its result.
+
+        Raises:
+            PeerlaneError: its outcome is this refusal.
+        """
+        try:
+            if taken.outcome is None:  # else it was carried out in a group
+                taken.outcome = self._writer.carry_out(task, taken.delivery, arguments)
+        except Fenced as error:
+            # The request goes back to the lane for the writer that has taken over; this worker ends.
+            worker_state.should_stop = Fenced.exit_code
+            raise Reject(error.message, requeue=True) from None
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None
+        finally:
+            failpoints.reach("before_acknowledge")
+        if isinstance(taken.outcome.result, PeerlaneError):
+            raise taken.outcome.result
+        return taken.outcome.result
+
+    def carry_out_many(self, requests: Sequence[tuple[str, TakenMessage, Mapping[str, Any]]]) -> None:
+        """Carry requests out as one group; each message has its outcome afterwards, but for those met by ``Fenced``."""
+        try:
+            outcomes = carry_out_many(
+                self._writer,
+                [self._writer.request(task, taken.delivery, arguments) for task, taken, arguments in requests],
+            )
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None
+        for (_, taken, _), outcome in zip(requests, outcomes, strict=True):
+            taken.outcome = outcome

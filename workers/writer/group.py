@@ -1,0 +1,191 @@
+"""Requests that waited together are carried out together: planned in turn, one step on the device, one commit.
+
+A plan of a group is made on a table that has the creates planned before it, though they are not committed yet. So:
+- a key comes once in a group; a second request for it begins the next group;
+- a delete leaves the table as it is until it is committed: what it frees is for the next group;
+- a refusal (it may rest on the table: a conflict, a full pool) is made on what is committed only: it ends the group,
+  and is planned again, alone;
+- what was delivered before, may have an outcome, is nearly late, or is no single create or delete goes alone.
+Where a group cannot be finished together (the device or Redis refuses), it is undone, and each goes alone: a bad
+request costs the others time and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import ResponseError
+
+from peerlane.config import names
+from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
+from peerlane.tasks.wire import outcome as results
+from peerlane.workers import failpoints
+from peerlane.workers.peers.handlers import Decision, decide
+from peerlane.workers.peers.plan import PeerTable, Plan
+from peerlane.workers.store.store import Answer, Commit
+from peerlane.workers.writer.delivery import Outcome
+from peerlane.workers.writer.request import Request, decoded
+from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    request: Request
+    decision: Decision
+    record: str
+
+
+def carry_out_many(writer: Writer, requests: Sequence[Request]) -> list[Outcome | None]:
+    """Carry out requests in their order, in groups; what became of each. None: a newer writer has taken over.
+
+    Raises:
+        ShutdownRequested: the worker is to stop, and Redis is away; what has no outcome is still open.
+    """
+    outcomes: dict[str, Outcome | None] = {}
+    todo = list(requests)
+    while todo:
+        group = _plan(writer, todo)
+        if len(group) > 1:
+            todo = todo[len(group) :]
+            outcomes |= _together(writer, group)
+        else:
+            _undo(writer.table, group)
+            request = todo.pop(0)
+            outcomes[request.delivery.tag] = _alone(writer, request)
+    return [outcomes[request.delivery.tag] for request in requests]
+
+
+def _alone(writer: Writer, request: Request) -> Outcome | None:
+    try:
+        return writer.carry_out(request.task, request.delivery, request.arguments)
+    except Fenced:
+        return None
+
+
+def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
+    """The longest beginning that can be carried out together. Its creates are in the table already."""
+    group: list[_Planned] = []
+    if len(requests) < 2 or writer.recovery_needed is not None or writer.fenced or writer.state != "active":
+        return group
+    context, table = writer.planning_context(), writer.table
+    nearly_late = context.now_ms + NEARLY_LATE
+    keys: set[object] = set()
+    for request in requests:
+        key = request.arguments.get("public_key")
+        if (
+            request.task not in (names.CREATE_PEER, names.DELETE_PEER)
+            or request.delivery.in_doubt(SURE_FOR)
+            or not isinstance(key, str)
+            or key in keys
+            or key in table.foreign
+            or key in table.broken
+        ):
+            break
+        try:
+            decision = decide(request.task, context, request.arguments)
+        except PeerlaneError:
+            break
+        except Exception:  # noqa: BLE001 - alone, it is reported
+            break
+        if 0 < decision.deadline < nearly_late:
+            break
+        keys.add(key)
+        group.append(_Planned(request, decision, results.encode(request.id, decision.result)))
+        for plan in decision.plans:
+            if plan.before is not plan.after and plan.after is not None:
+                table.put(plan.after)
+    return group
+
+
+def _undo(table: PeerTable, group: Sequence[_Planned]) -> None:
+    """Make the table what it was before the group's creates were planned."""
+    for planned in reversed(group):
+        for plan in planned.decision.plans:
+            if plan.before is plan.after or plan.after is None:
+                continue
+            if plan.before is not None:
+                table.put(plan.before)
+            else:
+                table.drop(plan.public_key)
+
+
+def _changing(group: Sequence[_Planned]) -> list[Plan]:
+    return [plan for planned in group for plan in planned.decision.plans if plan.before is not plan.after]
+
+
+def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None]:
+    outcomes: dict[str, Outcome | None] = {}
+    alone = _without_answered_deletes(writer, group)
+    try:
+        answers = _apply_and_commit(writer, group)
+    except (KernelError, ResponseError) as error:
+        log.warning("a group of %d requests goes one by one (%s)", len(group), type(error).__name__)
+        _undo(writer.table, group)
+        writer.settle(_changing(group))
+        alone = [planned.request for planned in group] + alone
+    except Exception:
+        log.exception("a group of %d requests failed in an unforeseen way", len(group))
+        writer.recovery_needed = "an unforeseen failure"
+        alone = [planned.request for planned in group] + alone
+    else:
+        open_again: list[_Planned] = []
+        for planned, answer in zip(group, answers, strict=True):
+            if answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == planned.record):
+                writer.enter(planned.decision.plans)
+                outcomes[planned.request.delivery.tag] = writer.count(
+                    Outcome(dict(planned.decision.result), acknowledged=True)
+                )
+                continue
+            open_again.append(planned)
+            if answer.verdict in ("duplicate", "expired"):
+                outcomes[planned.request.delivery.tag] = writer.count(
+                    Outcome(decoded(answer.stored), acknowledged=True)
+                )
+        _undo(writer.table, open_again)
+        writer.settle(_changing(open_again))
+        # Fenced, draining, stale, failed: alone, it becomes clear what that means.
+        alone = [p.request for p in open_again if p.request.delivery.tag not in outcomes] + alone
+    for request in alone:
+        outcomes[request.delivery.tag] = _alone(writer, request)
+    return outcomes
+
+
+def _without_answered_deletes(writer: Writer, group: list[_Planned]) -> list[Request]:
+    """Take those deletes out of the group that cannot commit any more: undoing one would cost its peer the session.
+
+    No other plan of the group rests on a delete.
+    """
+    deletes = [planned for planned in group if planned.decision.removes]
+    if not deletes:
+        return []
+    asked = [(planned.request.id, planned.decision.deadline) for planned in deletes]
+    try:
+        answers = writer.until_answered(lambda: writer.store.check_many(asked))
+    except ResponseError:
+        refused = deletes
+    else:
+        refused = [planned for planned, answer in zip(deletes, answers, strict=True) if answer.verdict != "open"]
+    for planned in refused:
+        group.remove(planned)
+    return [planned.request for planned in refused]
+
+
+def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]:
+    failpoints.reach("before_apply", "group")
+    writer.plane.apply([change for planned in group for change in planned.decision.changes])
+    failpoints.reach("after_apply", "group")
+    commits = [
+        Commit(
+            request.id, decision.deadline, planned.record, decision.plans, share=request.share, tag=request.delivery.tag
+        )
+        for planned in group
+        for request, decision in [(planned.request, planned.decision)]
+    ]
+    failpoints.reach("before_commit", "group")
+    answers = writer.until_answered(lambda: writer.store.commit_many(commits))
+    failpoints.reach("after_commit", "group")
+    return answers
