@@ -10,7 +10,7 @@ import pytest
 from commands import peerlane
 from fenced import FencedServer, fenced
 from gateways import GatewayProcess
-from keys import some_key
+from keys import key_number
 from observers import Observer, ending
 
 from peerlane.config import names
