@@ -16,7 +16,7 @@ from observers import Observer, ending
 from peerlane.config import names
 from peerlane.tasks.admin.acl import ROLES, Role, users
 
-KEY, CONF = some_key(), some_key()
+KEY, CONF = key_number(7_001), key_number(7_002)
 USERS: Mapping[Role, str] = {
     role: f"{role}-iad" if role in ("writer", "observer", "api", "operator", "restorer") else role for role in ROLES
 }
