@@ -119,7 +119,7 @@ def test_an_api_host_may_see_it_and_one_with_rights_of_an_earlier_version_is_tol
             result = peerlane(*command, redis=server.url_of("api-iad"))
             assert result.exit_code == 0, result.output
             assert key in result.stdout
-            assert "not shown: Redis refused" in result.stderr
+            assert "not shown: Redis refuses" in result.stderr
         listed = document(peerlane("peer", "list", "iad", "--json", redis=server.url_of("api-iad")))["peers"]
         assert [one["activity"] for one in listed] == [None]
 

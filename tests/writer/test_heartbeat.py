@@ -25,6 +25,7 @@ class SlowStore:
     """Stands in for a Redis whose answer to the first heartbeat takes long."""
 
     gateway = "iad"
+    clock = SimpleNamespace(now_ms=lambda: 1_000_000)
 
     def __init__(self) -> None:
         self.told: list[str] = []
