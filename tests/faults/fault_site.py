@@ -179,7 +179,7 @@ class Site:
             "PEERLANE_SERVES": ",".join(SERVES),
             "PEERLANE_PRIVATE_KEY_FILE": str(self.directory / "private.key"),
             "PEERLANE_TEST_FAILPOINTS": str(self.failpoints),
-            **{f"PEERLANE_{name.upper()}": str(value) for name, value in UPKEEP.items()},
+            **{f"PEERLANE_{name.upper()}": str(value) for name, value in (UPKEEP | named_endpoint()).items()},
         }
         return found | ({fault_device.VARIABLE: str(self.device_file)} if self.plane == "memory" else {})
 
