@@ -25,7 +25,7 @@ from fault_look import INTERFACE, SERVES, Outside, Plane
 from fault_monitor import Monitor
 from fault_processes import Callers, Supervised
 from faultproxy import FaultProxy
-from gateways import clean_environment
+from gateways import clean_environment, named_endpoint
 from program_path import PROGRAM_PATH
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -179,7 +179,7 @@ class Site:
             "PEERLANE_SERVES": ",".join(SERVES),
             "PEERLANE_PRIVATE_KEY_FILE": str(self.directory / "private.key"),
             "PEERLANE_TEST_FAILPOINTS": str(self.failpoints),
-            **{f"PEERLANE_{name.upper()}": str(value) for name, value in (UPKEEP | named_endpoint()).items()},
+            **{f"PEERLANE_{name.upper()}": str(value) for name, value in {**UPKEEP, **named_endpoint()}.items()},
         }
         return found | ({fault_device.VARIABLE: str(self.device_file)} if self.plane == "memory" else {})
 
