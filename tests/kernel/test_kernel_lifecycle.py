@@ -216,15 +216,12 @@ class TestSweeps:
             hosts.on_gateway("ip", "link", "del", "wg0")
             site.resume()
             eventually(lambda: "wg0" in hosts.on_gateway("wg", "show", "interfaces"), "the device", within=30)
-            report = eventually(
-                lambda: (
-                    (found := upkeep.sweep(app, site.name, timeout=30))["outcome"] == "swept"
-                    and "stopped" not in found
-                    and found
-                ),
-                "a sweep that goes through",
-                within=30,
-            )
+
+            def whole() -> dict[str, Any]:
+                report = upkeep.sweep(app, site.name, timeout=30)
+                return report if report["outcome"] == "swept" and "stopped" not in report else {}
+
+            report = eventually(whole, "a sweep that goes through", within=30)
             # The observer sweeps by itself once the writer is back: then this one finds the stale peers gone.
             assert report["peers"] - sum(report["removed"].values()) == len(expected.staying), report
             assert observer.alarms() == {}
