@@ -155,12 +155,12 @@ class GatewayService:
         self._tell_of_kept(done)
         if (taken := take_back(self._redis, self.name)) > 0:
             log.warning("gateway %s: %d requests that an earlier writer had taken are next", self.name, taken)
-        heartbeat.enter("serving")
         mended = ", ".join(f"{count} {kind}" for kind, count in sorted(done.mended.items())) or "nothing to mend"
         log.info(
             "gateway %s: epoch %d, %s data plane, %d peers, %s",
             *(self.name, self.store.epoch, self._plane.kind, len(done.table.peers), mended),
         )
+        heartbeat.enter("serving")  # last: whoever sees the lane served finds in the log what the start did
 
     @property
     def store(self) -> Store:
