@@ -112,6 +112,32 @@ def gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeGate
         raise complaints[0]
 
 
+@pytest.fixture(scope="session")
+def lasting_gateway(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """The process behind ``shared_gateway``; its log is read once all tests are through."""
+    made = GatewayProcess(
+        new_name(),
+        redis_server.url,
+        tmp_path_factory.mktemp("shared-gateway"),
+        dataplane="memory",
+        endpoint="vpn.example.com:51820",
+    )
+    made.start()
+    yield made
+    made.finish()
+
+
+@pytest.fixture
+def shared_gateway(lasting_gateway: GatewayProcess, client: MakeClient) -> Iterator[GatewayProcess]:
+    """One without peers, for tests that neither end its writer nor change its state: starting one takes a second."""
+    yield lasting_gateway
+    lasting_gateway.resume()
+    assert lasting_gateway.status is None, "a test that ends the writer starts a gateway of its own"
+    lane = client(lasting_gateway, timeout=20)
+    for peer in lane.peers():
+        lane.delete_peer(peer.public_key)
+
+
 @pytest.fixture
 def client(settings: MakeSettings) -> Iterator[MakeClient]:
     """Makes typed clients, each with an app and connections of its own."""

@@ -30,9 +30,9 @@ PUBLIC = re.compile(r"[A-Za-z0-9+/]{43}=")
 
 
 @pytest.fixture
-def iad(gateway: MakeGateway) -> GatewayProcess:
+def iad(shared_gateway: GatewayProcess) -> GatewayProcess:
     """A gateway that keeps its peers in memory."""
-    return gateway(endpoint="vpn.example.com:51820")
+    return shared_gateway
 
 
 @pytest.fixture
@@ -192,7 +192,8 @@ def test_a_gateway_that_nobody_registered_is_unavailable(shell: Shell) -> None:
         assert shell.ask(*words, "nowhere", status=3)["error"]["code"] == "unavailable"
 
 
-def test_a_gateway_without_a_live_writer_is_down_and_refuses_at_once(iad: GatewayProcess, shell: Shell) -> None:
+def test_a_gateway_without_a_live_writer_is_down_and_refuses_at_once(gateway: MakeGateway) -> None:
+    shell = Shell(iad := gateway())
     assert iad.stop() == 0
     assert shell.ask("gateway", "show", iad.name)["state"] == "down"
     watch = Stopwatch()

@@ -127,8 +127,10 @@ def test_an_output_that_is_closed_or_full_is_no_accident(
         assert err == b"error: standard output cannot be written: No space left on device\n"
 
 
-def test_a_closed_stream_is_not_taken_for_a_connection(gateway: MakeGateway, redis_server: RedisServer) -> None:
-    iad = gateway()
+def test_a_closed_stream_is_not_taken_for_a_connection(
+    shared_gateway: GatewayProcess, redis_server: RedisServer
+) -> None:
+    iad = shared_gateway
     status, _, _ = run(
         ("peer", "create", iad.name), environment={"PEERLANE_REDIS_URL": redis_server.url}, streams='"$@" <&- >&- 2>&-'
     )
@@ -178,8 +180,10 @@ def test_a_file_that_is_none_of_ours_is_refused(words: tuple[str, ...], name: st
     ],
     ids=" ".join,
 )
-def test_a_file_that_cannot_be_made_is_refused(words: tuple[str, ...], gateway: MakeGateway, tmp_path: Path) -> None:
-    iad = gateway()
+def test_a_file_that_cannot_be_made_is_refused(
+    words: tuple[str, ...], shared_gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    iad = shared_gateway
     (tmp_path / "plain").write_text("a file, no directory")
     for directory in (tmp_path / "nowhere", tmp_path / "plain", Path("/proc")):
         command = [iad.name if word == "iad" else word.format(directory) for word in words]

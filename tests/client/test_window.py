@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import MakeGateway, MakeSettings, close
+from conftest import MakeSettings, close
 from gateways import GatewayProcess
 from keys import some_key
 from waiting import Stopwatch
@@ -42,9 +42,9 @@ class Sender:
 
 
 def test_answers_come_in_the_order_of_the_wishes_and_no_more_than_the_window_is_out(
-    gateway: MakeGateway, app: PeerlaneApp
+    shared_gateway: GatewayProcess, app: PeerlaneApp
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     send, keys = Sender(iad, app), [some_key() for _ in range(40)]
     answered: list[str] = []
     for answer in send_pipelined(send, keys, timeout=30, size=8):
@@ -55,8 +55,8 @@ def test_answers_come_in_the_order_of_the_wishes_and_no_more_than_the_window_is_
     assert answered == keys
 
 
-def test_a_wish_that_cannot_be_sent_is_answered_in_its_place(gateway: MakeGateway, app: PeerlaneApp) -> None:
-    iad = gateway()
+def test_a_wish_that_cannot_be_sent_is_answered_in_its_place(shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+    iad = shared_gateway
     keys = [some_key(), "short", some_key()]
     first, second, third = send_pipelined(Sender(iad, app), keys, timeout=30)
     assert isinstance(second.outcome, Invalid)
@@ -64,9 +64,9 @@ def test_a_wish_that_cannot_be_sent_is_answered_in_its_place(gateway: MakeGatewa
 
 
 def test_those_whose_time_ran_out_side_by_side_are_not_waited_for_in_a_row(
-    gateway: MakeGateway, app: PeerlaneApp
+    shared_gateway: GatewayProcess, app: PeerlaneApp
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     caller = Gateway(iad.name, app=app)
     iad.pause()
     watch = Stopwatch()
@@ -79,9 +79,9 @@ def test_those_whose_time_ran_out_side_by_side_are_not_waited_for_in_a_row(
 
 
 def test_who_stops_early_leaves_nothing_behind_that_may_still_take_effect(
-    gateway: MakeGateway, app: PeerlaneApp
+    shared_gateway: GatewayProcess, app: PeerlaneApp
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     caller = Gateway(iad.name, app=app)
     keys = [some_key() for _ in range(10)]
     answers = send_pipelined(Sender(iad, app), keys, timeout=30, size=5)

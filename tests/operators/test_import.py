@@ -87,8 +87,10 @@ def stored(server: RedisServer, gateway: GatewayProcess) -> dict[str, str]:
 # What comes in
 
 
-def test_every_property_of_a_peer_comes_in(gateway: MakeGateway, client: MakeClient, app: PeerlaneApp) -> None:
-    iad, wanted = gateway(), peers(40)
+def test_every_property_of_a_peer_comes_in(
+    shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp
+) -> None:
+    iad, wanted = shared_gateway, peers(40)
     done = import_file(rendered(wanted), iad.name, app=app)
     assert done == Imported(outcome="imported", gateway=iad.name, created=40, existing=0)
     assert as_wished(client(iad).peers()) == as_wished(wanted)
@@ -109,9 +111,9 @@ def test_an_export_is_read_back_by_another_gateway_to_the_same_state(
 
 
 def test_a_peer_that_a_file_dates_back_is_not_taken_for_one_that_never_came(
-    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer, settings: MakeSettings
+    shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer, settings: MakeSettings
 ) -> None:
-    iad, (old,) = gateway(), peers(1)
+    iad, (old,) = shared_gateway, peers(1)
     import_file(rendered([old]), iad.name, app=app)
     redis = connect(settings())
     found = Roster(redis, iad.name).read()
@@ -123,8 +125,10 @@ def test_a_peer_that_a_file_dates_back_is_not_taken_for_one_that_never_came(
     assert [victim.reason for victim in decide(found, {}, now + 86_401, Limits(), watched)] == ["never"]
 
 
-def test_importing_twice_changes_nothing(gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer) -> None:
-    iad, data = gateway(), rendered(peers(30))
+def test_importing_twice_changes_nothing(
+    shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad, data = shared_gateway, rendered(peers(30))
     import_file(data, iad.name, app=app)
     before = stored(redis_server, iad)
     assert import_file(data, iad.name, app=app) == Imported(
@@ -133,8 +137,10 @@ def test_importing_twice_changes_nothing(gateway: MakeGateway, app: PeerlaneApp,
     assert stored(redis_server, iad) == before
 
 
-def test_what_a_file_does_not_name_is_left_to_redis(gateway: MakeGateway, client: MakeClient, app: PeerlaneApp) -> None:
-    iad = gateway()
+def test_what_a_file_does_not_name_is_left_to_redis(
+    shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp
+) -> None:
+    iad = shared_gateway
     import_file(rendered(peers(30)), iad.name, app=app)
     for peer in client(iad).peers():
         # As `wg showconf` tells it: with its preshared key, without a comment.
@@ -142,8 +148,10 @@ def test_what_a_file_does_not_name_is_left_to_redis(gateway: MakeGateway, client
         assert import_file(plain, iad.name, app=app).existing == 1
 
 
-def test_a_plain_peer_gets_the_times_of_its_import(gateway: MakeGateway, client: MakeClient, app: PeerlaneApp) -> None:
-    iad, began = gateway(), int(time.time())
+def test_a_plain_peer_gets_the_times_of_its_import(
+    shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp
+) -> None:
+    iad, began = shared_gateway, int(time.time())
     ttl = peer_lines(key_number(2), "10.8.0.3", "# peerlane.ttl = 60")
     import_file(a_file(*peer_lines(key_number(1), "10.8.0.2"), *ttl), iad.name, app=app)
     plain, mortal = sorted(client(iad).peers(), key=lambda peer: peer.public_key)
@@ -152,25 +160,27 @@ def test_a_plain_peer_gets_the_times_of_its_import(gateway: MakeGateway, client:
 
 
 def test_imported_peers_can_be_created_again_and_their_addresses_are_taken(
-    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
+    shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     import_file(a_file(*peer_lines(key_number(1), "10.8.0.2")), iad.name, app=app)
     assert client(iad).create_peer(key_number(1)).outcome == "existing"
     assert "10.8.0.3/32" in client(iad).create_peer(some_key()).allowed_ips
 
 
 def test_a_dry_run_says_what_would_come_in_and_changes_nothing(
-    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer
+    shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     found = import_file(rendered(peers(5)), iad.name, app=app, dry_run=True)
     assert (found.outcome, found.created, found.existing) == ("would_import", 5, 0)
     assert not stored(redis_server, iad)
 
 
-def test_nothing_staged_is_left_behind(gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer) -> None:
-    iad = gateway()
+def test_nothing_staged_is_left_behind(
+    shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    iad = shared_gateway
     import_file(rendered(peers(5)), iad.name, app=app)
     assert not redis_server.redis.keys(names.staged_key("*", "*").replace("{*}", f"{{{iad.name}}}"))
 
@@ -212,9 +222,9 @@ def test_every_conflict_is_listed_and_nothing_comes_in(
 
 
 def test_a_file_of_another_gateway_is_refused_by_its_key(
-    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
+    shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp
 ) -> None:
-    iad, pair = gateway(), make_key_pair()
+    iad, pair = shared_gateway, make_key_pair()
     data = a_file("[Interface]", f"PrivateKey = {pair.private_key}", *peer_lines(key_number(1), "10.8.0.2"))
     with pytest.raises(Conflict) as caught:
         import_file(data, iad.name, app=app)
@@ -231,9 +241,9 @@ def test_the_gateways_own_file_is_taken(gateway: MakeGateway, app: PeerlaneApp) 
 
 
 def test_a_file_with_problems_is_refused_with_all_of_them(
-    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer
+    shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     data = a_file(*peer_lines(key_number(1), "10.8.0.2"), *peer_lines("x", "10.8.0.3"), "[Interface]", "[Interface]")
     with pytest.raises(UnreadableConf) as caught:
         import_file(data, iad.name, app=app)
@@ -242,9 +252,9 @@ def test_a_file_with_problems_is_refused_with_all_of_them(
 
 
 @pytest.mark.parametrize("data", [b"", b"[Interface]\nListenPort = 1\n", b"# nothing\n"])
-def test_a_file_without_peers_is_refused(gateway: MakeGateway, app: PeerlaneApp, data: bytes) -> None:
+def test_a_file_without_peers_is_refused(shared_gateway: GatewayProcess, app: PeerlaneApp, data: bytes) -> None:
     with pytest.raises(Invalid, match="no \\[Peer\\]"):
-        import_file(data, gateway().name, app=app)
+        import_file(data, shared_gateway.name, app=app)
 
 
 def test_a_drained_or_full_or_absent_gateway_takes_no_import(
@@ -264,9 +274,9 @@ def test_a_drained_or_full_or_absent_gateway_takes_no_import(
 
 
 def test_the_writer_refuses_what_came_between_looking_and_importing(
-    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+    shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     checked = check_file(rendered(peers(5)), iad.name, app=app)
     client(iad).create_peer(some_key(), allowed_ips=["10.8.0.4/32"])
     before = stored(redis_server, iad)
@@ -276,9 +286,9 @@ def test_the_writer_refuses_what_came_between_looking_and_importing(
 
 
 def test_what_was_staged_and_changed_is_refused(
-    gateway: MakeGateway, app: PeerlaneApp, redis_server: RedisServer
+    shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     task = definitions.task_of(app, names.IMPORT_PEERS)
     redis_server.redis.rpush(names.staged_key(iad.name, "t"), "{}")
     for arguments in (
@@ -325,9 +335,9 @@ def test_a_writer_killed_in_the_middle_leaves_all_or_nothing(
 
 
 def test_an_import_that_is_given_up_never_comes_in(
-    gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
+    shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     iad.pause()
     with pytest.raises(TimedOut):
         import_file(rendered(peers(5)), iad.name, app=app, timeout=1)
@@ -336,8 +346,8 @@ def test_an_import_that_is_given_up_never_comes_in(
     assert not stored(redis_server, iad)
 
 
-def test_a_live_import_where_nothing_is_unknown_takes_nothing(gateway: MakeGateway, app: PeerlaneApp) -> None:
-    iad = gateway()
+def test_a_live_import_where_nothing_is_unknown_takes_nothing(shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+    iad = shared_gateway
     import_file(rendered(peers(3)), iad.name, app=app)
     assert import_live(iad.name, app=app) == Imported(outcome="imported", gateway=iad.name, created=0, existing=0)
 
@@ -357,8 +367,10 @@ def peerlane(server: RedisServer, *arguments: str, stdin: bytes = b"") -> tuple[
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-def test_the_command_line_imports_and_exports(gateway: MakeGateway, redis_server: RedisServer, tmp_path: Path) -> None:
-    iad, file = gateway(), tmp_path / "wg0.conf"
+def test_the_command_line_imports_and_exports(
+    shared_gateway: GatewayProcess, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    iad, file = shared_gateway, tmp_path / "wg0.conf"
     file.write_bytes(rendered(peers(5)))
     status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, str(file), "--dry-run", "--json")
     assert (status, json.loads(out)["outcome"]) == (0, "would_import")
@@ -371,9 +383,9 @@ def test_the_command_line_imports_and_exports(gateway: MakeGateway, redis_server
 
 
 def test_the_command_line_lists_conflicts_for_people_and_programs(
-    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
+    shared_gateway: GatewayProcess, client: MakeClient, redis_server: RedisServer
 ) -> None:
-    iad = gateway()
+    iad = shared_gateway
     client(iad).create_peer(key_number(9), allowed_ips=["10.8.0.2/32"])
     data = rendered(peers(2))
     status, out, error = peerlane(redis_server, "gateway", "import", iad.name, "-", stdin=data)
@@ -385,8 +397,10 @@ def test_the_command_line_lists_conflicts_for_people_and_programs(
     assert (status, told["kind"], told["public_key"]) == (1, "overlap", key_number(1))
 
 
-def test_the_command_line_lists_problems_without_a_secret(gateway: MakeGateway, redis_server: RedisServer) -> None:
-    iad, secret = gateway(), make_preshared_key()
+def test_the_command_line_lists_problems_without_a_secret(
+    shared_gateway: GatewayProcess, redis_server: RedisServer
+) -> None:
+    iad, secret = shared_gateway, make_preshared_key()
     data = a_file("[Peer]", f"PresharedKey {secret}", f"PublicKey = {secret[:-3]}", "AllowedIPs = 10.8.0.2/8")
     for options in ([], ["--json"]):
         status, out, error = peerlane(redis_server, "gateway", "import", iad.name, "-", *options, stdin=data)

@@ -215,6 +215,7 @@ def test_a_start_that_fails_is_one_document(
         assert "battery-staple" not in text
 
 
+@pytest.mark.slow("starts a process for each case once more, in another way")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_and_the_same_sentence_from_celery(
     case: Any, stack: ExitStack, redis_server: RedisServer, tmp_path: Path
