@@ -22,7 +22,7 @@ from peerlane.tasks.lane.tasks import register
 from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane import DeviceFacts
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import WriterLock
@@ -96,9 +96,7 @@ class GatewayService:
     def _open(self) -> None:
         """Every part: the hashes, the device, the writer, its heartbeat."""
         settings = self.settings
-        store = self._opened = Store(
-            self._redis, self.name, result_ttl=settings.result_ttl, sealing=sealing_of(settings)
-        )
+        store = self._opened = Store(self._redis, self.name, result_ttl=settings.result_ttl, cipher=cipher_of(settings))
         check_durability(self._redis, require=settings.require_durable, stated=settings.redis_appendfsync)
         store.prepare()
         await_predecessor(store, self._lock.device)

@@ -27,7 +27,7 @@ from peerlane.tasks.errors import PeerlaneError, SettingsError
 from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
 from peerlane.tasks.wire.outcome import encode
-from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock
 from peerlane.workers.host.privileges import confine_gateway
@@ -35,14 +35,14 @@ from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.redis_checks import away
 from peerlane.workers.store.store import Store
-from peerlane.workers.upkeep.activity_tracker import Counted
-from peerlane.workers.upkeep.clock_monitor import Clock
+from peerlane.workers.upkeep.activity_tracker import ActivityTracker
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
 from peerlane.workers.upkeep.handler import UpkeepHandler
 from peerlane.workers.upkeep.reconciler import Reconciler
-from peerlane.workers.upkeep.schedule_watchdog import Attendance
+from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
-from peerlane.workers.upkeep.writer_requests import Errands
+from peerlane.workers.upkeep.writer_requests import WriterRequests
 from peerlane.workers.writer.takeover import elsewhere
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,10 @@ class ObserverService:
         self._redis = connect(settings)
         self._client = PeerlaneApp(settings)
         self._lock = ObserverLock(self._plane.lock_name)
-        self._counted: Counted | None = None
-        self._clock = Clock(self._redis, self.name)
+        self._counted: ActivityTracker | None = None
+        self._clock = ClockMonitor(self._redis, self.name)
         self._handler: UpkeepHandler | None = None
-        self._attendance = Attendance(self._redis, self.name)
+        self._attendance = ScheduleWatchdog(self._redis, self.name)
         #: The writer's epoch that was last seen serving: any other has just come (back). None: begin anew.
         self._epoch: bytes | None = None
         #: When it last said that it lives, in ms on Redis' clock.
@@ -103,8 +103,8 @@ class ObserverService:
         """Every part: what reads the device, what sweeps, what reconciles, what takes their requests."""
         counters, view = self._plane.counters, self._plane.view
         if counters is not None and view is not None:
-            self._counted = Counted(self._redis, self.name, counters, view.index)
-        errands = Errands(self._client, self.name)
+            self._counted = ActivityTracker(self._redis, self.name, counters, view.index)
+        errands = WriterRequests(self._client, self.name)
         sweeper = Sweeper(
             redis=self._redis,
             gateway=self.name,
@@ -114,7 +114,7 @@ class ObserverService:
             errands=errands,
         )
         reconciler = Reconciler(
-            store=Store(self._redis, self.name, result_ttl=self.settings.result_ttl, sealing=sealing_of(self.settings)),
+            store=Store(self._redis, self.name, result_ttl=self.settings.result_ttl, cipher=cipher_of(self.settings)),
             policy=Policy(gateway=self.name, public_key="", pools=self.pools, serves=self.serves),
             unknown=self.settings.unknown_peers,
             view=view,
@@ -171,7 +171,7 @@ class ObserverService:
             self._attendance.excused()
             log.warning("gateway %s: not observed just now: %s", self.name, _told(error))
 
-    def _read(self, counted: Counted) -> None:
+    def _read(self, counted: ActivityTracker) -> None:
         before = counted.trouble
         now = self._clock.look()
         counted.read(now)

@@ -30,7 +30,7 @@ from peerlane.tasks.wgfile.export import readable
 from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
 from peerlane.tasks.wire.bulk import MAX_IMPORT
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.tasks.wire.psk_cipher import cipher_of
 
 #: Seconds that an import is waited for unless told otherwise: thousands of peers are one request.
 TIMEOUT = 60.0
@@ -224,7 +224,7 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
     """
     application = app or definitions.app
     task = definitions.task_of(application, names.IMPORT_PEERS)
-    seal = partial(sealing_of(application.settings).seal, found.gateway)
+    seal = partial(cipher_of(application.settings).encrypt, found.gateway)
     entries = [staged(one, seal) for one in (*found.fresh, *found.existing)]
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
     token = uuid.uuid4().hex

@@ -24,7 +24,7 @@ INTERRUPTED = 130
 _LOST = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF)
 
 
-class Told(Exception):
+class Exit(Exception):
     """The command has said all there is to say; only its status is left."""
 
     def __init__(self, status: int) -> None:
@@ -148,7 +148,7 @@ class Program(Group):
         try:
             status = super().main(arguments, prog_name, complete_var, standalone_mode=False, obj=session, **extra)
             return status if isinstance(status, int) else 0
-        except Told as end:
+        except Exit as end:
             return end.status
         except BadSettings as error:
             refusal = SettingsError(str(error))

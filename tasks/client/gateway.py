@@ -21,7 +21,7 @@ from peerlane.tasks.lane.redis_errors import PAGE, reaching, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
-from peerlane.tasks.wire.psk_cipher import Unsealable, sealing_of
+from peerlane.tasks.wire.psk_cipher import Unsealable, cipher_of
 
 
 def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
@@ -167,7 +167,7 @@ class Gateway:
     def _opened(self, stored: Peer) -> Peer:
         """With its preshared key in clear, where this host has the key to it; else as it is stored."""
         try:
-            return sealing_of(self._app.settings).opened(self.name, stored)
+            return cipher_of(self._app.settings).opened(self.name, stored)
         except Unsealable:
             return stored
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.model import SEALED, parse
-from peerlane.tasks.wire.psk_cipher import Sealing
+from peerlane.tasks.wire.psk_cipher import PskCipher
 
 #: Messages that are kept; the oldest go first.
 MOST = 1_000
@@ -85,7 +85,7 @@ def _request(fields: Mapping[str, Any]) -> Request | None:
     return Request(task, cast("dict[str, Any]", arguments))
 
 
-def read_request(message: bytes, sealing: Sealing) -> Request | None:
+def read_request(message: bytes, cipher: PskCipher) -> Request | None:
     """What a message off a queue asks for, without its secret; None where it is no sound request of a lane."""
     if len(message) > LONGEST:
         return None
@@ -101,6 +101,6 @@ def read_request(message: bytes, sealing: Sealing) -> Request | None:
     # The model takes no argument that it does not know; what else the message held, in its headers say, is not kept.
     kept = {name: value for name, value in cast("dict[str, Any]", arguments).items() if value is not None}
     if (secret := kept.get("preshared_key")) is not None:
-        sealed = sealing.seal(wish.gateway, kept["public_key"], secret)
+        sealed = cipher.encrypt(wish.gateway, kept["public_key"], secret)
         kept["preshared_key"] = sealed if sealed is not None and SEALED.fullmatch(sealed) else LEFT_OUT
     return Request(task, kept)

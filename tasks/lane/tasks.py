@@ -24,7 +24,7 @@ from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.model import CreatePeer, parse
-from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.tasks.wire.psk_cipher import cipher_of
 
 
 class PeerWriter(Protocol):
@@ -77,8 +77,8 @@ class LaneTask(Task[..., dict[str, Any]]):
         wish = parse(self.model, arguments)
         application = cast("PeerlaneApp", self.app)
         if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
-            sealing = sealing_of(application.settings)
-            arguments["preshared_key"] = sealing.seal(wish.gateway, wish.public_key, wish.preshared_key)
+            cipher = cipher_of(application.settings)
+            arguments["preshared_key"] = cipher.encrypt(wish.gateway, wish.public_key, wish.preshared_key)
         request_id = task_id or names.request_id(wish.gateway, str(uuid.uuid4()))
         if not names.is_request_id(wish.gateway, request_id):
             raise Invalid(f"a request id is {wish.gateway}.TOKEN, the token of letters, digits, - and _, at most 64")

@@ -53,13 +53,13 @@ class _Key:
         return ChaCha20Poly1305(hmac.digest(self.raw, b"peerlane psk 1\0" + context, "sha256"))
 
 
-class Sealing:
+class PskCipher:
     """Seals with the first of its keys, opens with any. Without keys it leaves what is clear as it is."""
 
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
         self._keys = tuple(_Key(raw) for raw in keys)
 
-    def seal(self, gateway: str, public_key: str, preshared_key: str | None) -> str | None:
+    def encrypt(self, gateway: str, public_key: str, preshared_key: str | None) -> str | None:
         """What is to be sent or stored of a peer's preshared key."""
         if preshared_key is None or not self._keys or SEALED.fullmatch(preshared_key):
             return preshared_key
@@ -68,7 +68,7 @@ class Sealing:
         text = self._keys[0].cipher(context).encrypt(nonce, base64.b64decode(preshared_key), context)
         return f"{_PREFIX}{self._keys[0].id}:{base64.b64encode(nonce + text).decode()}"
 
-    def open(self, gateway: str, public_key: str, stored: str | None) -> str | None:
+    def decrypt(self, gateway: str, public_key: str, stored: str | None) -> str | None:
         """The preshared key of what was sent or stored.
 
         Raises:
@@ -93,11 +93,11 @@ class Sealing:
 
     def sealed(self, gateway: str, holder: _Holder) -> _Holder:
         """A peer or a wish with its preshared key sealed."""
-        return _with(holder, self.seal(gateway, holder.public_key, holder.preshared_key))
+        return _with(holder, self.encrypt(gateway, holder.public_key, holder.preshared_key))
 
     def opened(self, gateway: str, holder: _Holder) -> _Holder:
         """A peer or a wish with its preshared key in clear. Raises Unsealable."""
-        return _with(holder, self.open(gateway, holder.public_key, holder.preshared_key))
+        return _with(holder, self.decrypt(gateway, holder.public_key, holder.preshared_key))
 
 
 def _with(holder: _Holder, preshared_key: str | None) -> _Holder:
@@ -110,17 +110,17 @@ def _context(gateway: str, public_key: str) -> bytes:
     return f"{gateway}|{public_key}".encode()
 
 
-def sealing_of(settings: Settings) -> Sealing:
-    """The settings' sealing; its file is read once in the life of a process.
+def cipher_of(settings: Settings) -> PskCipher:
+    """The cipher of the settings; its key file is read once in the life of a process.
 
     Raises:
         SettingsError: the file cannot be used.
     """
-    return _from_file(settings.psk_key_file) if settings.psk_key_file is not None else Sealing()
+    return _from_file(settings.psk_key_file) if settings.psk_key_file is not None else PskCipher()
 
 
 @cache
-def _from_file(path: Path) -> Sealing:
+def _from_file(path: Path) -> PskCipher:
     try:
         content = _read_private(path)
     except OSError as error:
@@ -129,7 +129,7 @@ def _from_file(path: Path) -> Sealing:
     keys = [_decoded(path, line) for line in lines if line and not line.startswith(b"#")]
     if not keys:
         raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path} holds no key; `wg genpsk` makes one")
-    return Sealing(keys)
+    return PskCipher(keys)
 
 
 def _read_private(path: Path) -> bytes:

@@ -11,14 +11,14 @@ from bench_sweep import SIZE_FILE
 
 from peerlane.workers.observer import app
 from peerlane.workers.upkeep import sweeper as sweeping
-from peerlane.workers.upkeep.sweep_policy import Victim
+from peerlane.workers.upkeep.sweep_policy import StalePeer
 
 __all__ = ["app"]
 
 _as_always = sweeping._requests  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a bench varies what is no setting
 
 
-def _requests(victims: Sequence[Victim], began: float) -> Iterator[dict[str, Any]]:
+def _requests(victims: Sequence[StalePeer], began: float) -> Iterator[dict[str, Any]]:
     start = 0
     while start < len(victims):
         sweeping.SLICE = int(Path(os.environ[SIZE_FILE]).read_text())

@@ -18,12 +18,12 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.cli.tables import activity_facts, peer_table, seen, size
 from peerlane.tasks.wire.model import Peer
-from peerlane.workers.store.activity import Seen, encode
+from peerlane.workers.store.activity import StoredActivity, encode
 
 
 def store(redis: RedisServer, gateway: str, key: str, *, last_seen: int) -> PeerActivity:
     """What an observer would store of a peer."""
-    entry = Seen(last_seen, 5_300, 1_200_000, 1, 2, 3, "192.0.2.1:51820")
+    entry = StoredActivity(last_seen, 5_300, 1_200_000, 1, 2, 3, "192.0.2.1:51820")
     redis.redis.hset(names.seen_key(gateway), key, encode(entry))
     return PeerActivity(last_seen or None, 5_300, 1_200_000, "192.0.2.1:51820")
 

@@ -17,7 +17,7 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.wire.outcome import decode
-from peerlane.workers.store.activity import Seen, encode
+from peerlane.workers.store.activity import StoredActivity, encode
 
 DAY = 86_400
 #: For the writer and the observer: counters count at once, peers go after a day without a handshake or 30 days idle.
@@ -63,7 +63,7 @@ def crowd(redis: Redis, gateway: str, count: int, *, stale: float = 0.9) -> Crow
         peers[key] = json.dumps(record)
         addresses |= dict.fromkeys(allowed_ips, key)
         if last_seen:
-            seen[key] = encode(Seen(last_seen, 1000, 1000, 0, 0, 0))
+            seen[key] = encode(StoredActivity(last_seen, 1000, 1000, 0, 0, 0))
     for name, mapping in (
         (names.peers_key(gateway), peers),
         (names.addresses_key(gateway), addresses),

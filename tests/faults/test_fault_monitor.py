@@ -13,7 +13,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.workers.store.activity import Seen, encode
+from peerlane.workers.store.activity import StoredActivity, encode
 
 
 def test_every_commit_is_seen_with_its_epoch_and_what_it_wrote(
@@ -63,7 +63,7 @@ def test_an_observers_signs_of_life_and_what_it_writes_down_are_seen(
         assert monitor.listening.wait(5)
         with ending(Observer(site, wait=False)):
             eventually(lambda: monitor.beats, "a sign of life", within=30)
-        redis_server.redis.hset(names.seen_key(site.name), key, encode(Seen(7, 8, 9, 1, 2, 3, "192.0.2.1:5")))
+        redis_server.redis.hset(names.seen_key(site.name), key, encode(StoredActivity(7, 8, 9, 1, 2, 3, "192.0.2.1:5")))
         assert eventually(monitor.sightings, "what was written down") == [Sighting(key, 7, 8, 9)]
     finally:
         monitor.close()

@@ -29,11 +29,11 @@ from peerlane.workers.dataplane import DevicePeer
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep import sweeper as sweeping
-from peerlane.workers.upkeep.clock_monitor import Clock
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
 from peerlane.workers.upkeep.reconciler import Reconciler
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
-from peerlane.workers.upkeep.writer_requests import Errands
+from peerlane.workers.upkeep.writer_requests import WriterRequests
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def test_a_sweep_that_stood_still_after_its_decision_looks_again_before_it_remov
         redis=redis,
         gateway=api.name,
         limits=Limits(),
-        clock=Clock(redis, site.name),
+        clock=ClockMonitor(redis, site.name),
         counted=None,
-        errands=Errands(app, api.name),
+        errands=WriterRequests(app, api.name),
     )
     report = made.sweep(SweepGateway(gateway=api.name), lambda _: True)
     assert (report["stale"], report["removed"]) == ({"expired": 1}, {})
@@ -148,8 +148,8 @@ def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_
         policy=Policy(gateway=site.name, public_key="", pools=pools),
         unknown="remove",
         view=EmptyDevice(pools),
-        clock=Clock(redis, site.name),
-        errands=Errands(app, site.name),
+        clock=ClockMonitor(redis, site.name),
+        errands=WriterRequests(app, site.name),
     )
     told: list[dict[str, object]] = []
 

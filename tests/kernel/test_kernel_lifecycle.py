@@ -19,7 +19,7 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
-from peerlane.workers.store.activity import Seen, decode
+from peerlane.workers.store.activity import StoredActivity, decode
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
@@ -39,10 +39,10 @@ def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
     close(made)
 
 
-def activity(server: RedisServer, name: str, key: str) -> Seen:
+def activity(server: RedisServer, name: str, key: str) -> StoredActivity:
     """What the observer has stored of a peer."""
     stored = server.redis.hget(names.seen_key(name), key)
-    return (decode(stored) if stored else None) or Seen(0, 0, 0, 0, 0, 0)
+    return (decode(stored) if stored else None) or StoredActivity(0, 0, 0, 0, 0, 0)
 
 
 def device(hosts: Sites) -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ class TestCounters:
         conf = tmp_path / "pl0.conf"
         key = peerlane("peer", "create", site.name, "--conf", str(conf), redis_url=redis_server.url)["public_key"]
 
-        def known(since: Seen, what: str) -> Seen:
+        def known(since: StoredActivity, what: str) -> StoredActivity:
             """Once more has gone by than ``since``."""
             eventually(lambda: activity(redis_server, site.name, key).rx > since.rx, what, within=30)
             return activity(redis_server, site.name, key)
@@ -67,7 +67,7 @@ class TestCounters:
         observer = Observer(site)
         with ending(observer), hosts.tunnel(conf):
             assert hosts.reaches("10.8.0.1")
-            first = known(Seen(0, 0, 0, 0, 0, 0), "traffic to be counted")
+            first = known(StoredActivity(0, 0, 0, 0, 0, 0), "traffic to be counted")
             assert first.last_seen > 0
             assert first.endpoint.startswith("192.0.2.2:")
 

@@ -27,11 +27,11 @@ from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.status.alarms import raise_alarm, read_alarms
 from peerlane.tasks.wire.outcome import decode
 from peerlane.tasks.wire.upkeep import SweepGateway
-from peerlane.workers.upkeep.clock_monitor import Clock
-from peerlane.workers.upkeep.schedule_watchdog import Attendance
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
+from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
-from peerlane.workers.upkeep.writer_requests import Errands
+from peerlane.workers.upkeep.writer_requests import WriterRequests
 
 
 @pytest.fixture
@@ -242,10 +242,12 @@ def test_the_alarm_that_no_beat_runs_goes_with_its_first_request(
     writer = gateway()
     client(writer)
     with ending(observer := Observer(writer)):
-        raise_alarm(connection := Redis.from_url(redis_server.url), writer.name, Attendance.KIND, "nobody asks", now=1)
+        raise_alarm(
+            connection := Redis.from_url(redis_server.url), writer.name, ScheduleWatchdog.KIND, "nobody asks", now=1
+        )
         connection.close()
         upkeep.sweep(app, writer.name, timeout=10)
-        assert Attendance.KIND in observer.alarms(), "an operator is no beat"
+        assert ScheduleWatchdog.KIND in observer.alarms(), "an operator is no beat"
         slot = int(redis_server.redis.time()[0]) // 60
         request = names.request_id(writer.name, "as-beat-asks")
         app.send_task(names.SWEEP, kwargs={"gateway": writer.name, "slot": slot}, task_id=request)
@@ -355,9 +357,9 @@ def test_nothing_is_swept_by_a_clock_that_jumped_an_hour_not_even_after_a_restar
 
     def sweeper() -> Sweeper:
         """What an observer makes at its start."""
-        clock = Clock(redis, writer.name)
+        clock = ClockMonitor(redis, writer.name)
         clock.look()
-        errands = Errands(app, writer.name)
+        errands = WriterRequests(app, writer.name)
         return Sweeper(redis=redis, gateway=writer.name, limits=Limits(), clock=clock, counted=None, errands=errands)
 
     def swept(by: Sweeper, *, force: bool = False) -> dict[str, Any]:
@@ -398,9 +400,9 @@ def test_an_alarm_stands_while_nobody_can_tell_whether_its_cause_is_gone(
         redis=redis,
         gateway=writer.name,
         limits=Limits(floor=1),
-        clock=Clock(redis, writer.name),
+        clock=ClockMonitor(redis, writer.name),
         counted=None,
-        errands=Errands(app, writer.name),
+        errands=WriterRequests(app, writer.name),
     )
 
     def alarms() -> set[str]:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from peerlane.workers.store.activity import Seen
-from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockWatch
-from peerlane.workers.upkeep.peer_cache import Life
+from peerlane.workers.store.activity import StoredActivity
+from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockDrift
+from peerlane.workers.upkeep.peer_cache import Lifetime
 from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, Sight, decide, excessive, implausible, judge
 
 NOW = 1_800_000_000
@@ -20,8 +20,8 @@ LIMITS = Limits(never_after=DAY, idle_after=30 * DAY, start_grace=600, share=0.5
 ONE, TWO = key_number(1), key_number(2)
 
 
-def seen_at(moment: int) -> Seen:
-    return Seen(moment, 1, 1, 1, 1, 1)
+def seen_at(moment: int) -> StoredActivity:
+    return StoredActivity(moment, 1, 1, 1, 1, 1)
 
 
 def watched(*keys: str, since: int = NOW - DAY, complete: bool = True) -> Sight:
@@ -29,42 +29,42 @@ def watched(*keys: str, since: int = NOW - DAY, complete: bool = True) -> Sight:
 
 
 def reasons(
-    peer: Life, seen: Seen | None, *, now: int = NOW, limits: Limits = LIMITS, sight: Sight | None = None
+    peer: Lifetime, seen: StoredActivity | None, *, now: int = NOW, limits: Limits = LIMITS, sight: Sight | None = None
 ) -> list[str]:
     known = {} if seen is None else {ONE: seen}
     return [victim.reason for victim in decide({ONE: peer}, known, now, limits, sight or watched(ONE))]
 
 
 def test_a_peer_whose_time_is_up_is_expired_from_that_second_on() -> None:
-    peer = Life(NOW - 100, NOW, pinned=False)
+    peer = Lifetime(NOW - 100, NOW, pinned=False)
     assert reasons(peer, seen_at(NOW)) == ["expired"]
     assert reasons(peer, seen_at(NOW - 1), now=NOW - 1) == []
 
 
 def test_a_peer_that_never_handshaked_is_stale_after_its_grace_not_since_1970() -> None:
-    assert reasons(Life(NOW - 60, None, pinned=False), None) == []
-    assert reasons(Life(NOW - DAY, None, pinned=False), None) == []
-    assert reasons(Life(NOW - DAY - 1, None, pinned=False), None) == ["never"]
+    assert reasons(Lifetime(NOW - 60, None, pinned=False), None) == []
+    assert reasons(Lifetime(NOW - DAY, None, pinned=False), None) == []
+    assert reasons(Lifetime(NOW - DAY - 1, None, pinned=False), None) == ["never"]
 
 
 def test_bytes_without_a_handshake_are_no_sign_of_life() -> None:
-    assert reasons(Life(NOW - 2 * DAY, None, pinned=False), seen_at(0)) == ["never"]
+    assert reasons(Lifetime(NOW - 2 * DAY, None, pinned=False), seen_at(0)) == ["never"]
 
 
 def test_a_peer_not_seen_for_long_is_idle() -> None:
-    old = Life(NOW - 90 * DAY, None, pinned=False)
+    old = Lifetime(NOW - 90 * DAY, None, pinned=False)
     assert reasons(old, seen_at(NOW - 30 * DAY)) == []
     assert reasons(old, seen_at(NOW - 30 * DAY - 1)) == ["idle"]
 
 
 def test_a_peer_made_anew_is_not_judged_by_what_its_key_did_before() -> None:
-    assert reasons(Life(NOW - 60, None, pinned=False), seen_at(NOW - 90 * DAY)) == []
-    assert reasons(Life(NOW - 2 * DAY, None, pinned=False), seen_at(NOW - 90 * DAY)) == ["never"]
+    assert reasons(Lifetime(NOW - 60, None, pinned=False), seen_at(NOW - 90 * DAY)) == []
+    assert reasons(Lifetime(NOW - 2 * DAY, None, pinned=False), seen_at(NOW - 90 * DAY)) == ["never"]
 
 
 def test_an_imported_peer_has_its_grace_from_its_import_on_however_old_it_is() -> None:
-    def imported(moment: int) -> Life:
-        return Life(NOW - 90 * DAY, None, pinned=False, imported_at=moment)
+    def imported(moment: int) -> Lifetime:
+        return Lifetime(NOW - 90 * DAY, None, pinned=False, imported_at=moment)
 
     assert reasons(imported(NOW - DAY), None) == []
     assert reasons(imported(NOW - DAY - 1), None) == ["never"]
@@ -72,34 +72,38 @@ def test_an_imported_peer_has_its_grace_from_its_import_on_however_old_it_is() -
 
 def test_a_pinned_peer_is_never_stale() -> None:
     for seen in (None, seen_at(NOW - 90 * DAY)):
-        assert reasons(Life(1, NOW - 1, pinned=True), seen) == []
+        assert reasons(Lifetime(1, NOW - 1, pinned=True), seen) == []
 
 
 def test_after_a_start_only_expired_peers_are_stale() -> None:
     fresh = watched(ONE, since=NOW - 599)
-    assert reasons(Life(1, None, pinned=False), None, sight=fresh) == []
-    assert reasons(Life(1, NOW, pinned=False), None, sight=fresh) == ["expired"]
-    assert reasons(Life(1, None, pinned=False), None, sight=watched(ONE, since=NOW - 600)) == ["never"]
+    assert reasons(Lifetime(1, None, pinned=False), None, sight=fresh) == []
+    assert reasons(Lifetime(1, NOW, pinned=False), None, sight=fresh) == ["expired"]
+    assert reasons(Lifetime(1, None, pinned=False), None, sight=watched(ONE, since=NOW - 600)) == ["never"]
 
 
 def test_a_peer_that_the_reading_does_not_show_is_judged_by_its_expiry_only() -> None:
-    assert reasons(Life(1, None, pinned=False), seen_at(5), sight=watched(TWO)) == []
-    assert reasons(Life(1, 7, pinned=False), seen_at(5), sight=watched(TWO)) == ["expired"]
+    assert reasons(Lifetime(1, None, pinned=False), seen_at(5), sight=watched(TWO)) == []
+    assert reasons(Lifetime(1, 7, pinned=False), seen_at(5), sight=watched(TWO)) == ["expired"]
 
 
 def test_without_counters_only_expiry_counts() -> None:
-    peers = {ONE: Life(1, None, pinned=False), TWO: Life(1, 2, pinned=False)}
+    peers = {ONE: Lifetime(1, None, pinned=False), TWO: Lifetime(1, 2, pinned=False)}
     assert [victim.public_key for victim in decide(peers, {}, NOW, LIMITS, None)] == [TWO]
 
 
 def test_a_limit_of_0_is_off() -> None:
     off = Limits(never_after=0, idle_after=0)
-    assert reasons(Life(1, None, pinned=False), None, limits=off) == []
-    assert reasons(Life(1, None, pinned=False), seen_at(5), limits=off) == []
+    assert reasons(Lifetime(1, None, pinned=False), None, limits=off) == []
+    assert reasons(Lifetime(1, None, pinned=False), seen_at(5), limits=off) == []
 
 
 def test_those_that_expired_first_go_first() -> None:
-    peers = {ONE: Life(1, None, pinned=False), TWO: Life(1, 9, pinned=False), key_number(3): Life(1, 5, pinned=False)}
+    peers = {
+        ONE: Lifetime(1, None, pinned=False),
+        TWO: Lifetime(1, 9, pinned=False),
+        key_number(3): Lifetime(1, 5, pinned=False),
+    }
     found = decide(peers, {}, NOW, LIMITS, watched(*peers))
     assert [(victim.reason, victim.since) for victim in found] == [("expired", 5), ("expired", 9), ("never", 1)]
 
@@ -107,8 +111,8 @@ def test_those_that_expired_first_go_first() -> None:
 # What holds a sweep back
 
 
-def stale(count: int, among: int) -> dict[str, Life]:
-    return {key_number(n + 1): Life(1, 5 if n < count else None, pinned=n >= count) for n in range(among)}
+def stale(count: int, among: int) -> dict[str, Lifetime]:
+    return {key_number(n + 1): Lifetime(1, 5 if n < count else None, pinned=n >= count) for n in range(among)}
 
 
 @pytest.mark.parametrize(("count", "among", "held"), [(50, 50, False), (51, 102, False), (51, 101, True)])
@@ -119,12 +123,12 @@ def test_more_than_the_share_and_more_than_the_floor_needs_a_person(count: int, 
 
 
 def test_who_expired_while_the_clock_was_watched_does_not_count_a_flood_ends_all_at_once() -> None:
-    flood = {key_number(n + 1): Life(NOW - 3600, NOW - 5, pinned=False) for n in range(200)}
+    flood = {key_number(n + 1): Lifetime(NOW - 3600, NOW - 5, pinned=False) for n in range(200)}
     watched_it = judge(flood, {}, NOW, LIMITS, None, sure_since=NOW - 6)
     assert (watched_it.refusal, len(watched_it.victims)) == (None, 200)
     for since in (NOW - 5, None):
         assert judge(flood, {}, NOW, LIMITS, None, sure_since=since).refusal is not None
-    never = {key_number(n + 1): Life(1, None, pinned=False) for n in range(60)}
+    never = {key_number(n + 1): Lifetime(1, None, pinned=False) for n in range(60)}
     assert judge(never, {}, NOW, LIMITS, watched(*never), sure_since=0).refusal is not None
 
 
@@ -150,7 +154,7 @@ def test_a_reading_that_shows_far_fewer_peers_than_redis_holds_is_not_believed(
 
 
 def test_a_report_counts_victims_by_reason() -> None:
-    peers = {ONE: Life(1, 5, pinned=False), TWO: Life(1, None, pinned=False)}
+    peers = {ONE: Lifetime(1, 5, pinned=False), TWO: Lifetime(1, None, pinned=False)}
     assert judge(peers, {}, NOW, LIMITS, watched(ONE, TWO)).counts == {"expired": 1, "never": 1}
     assert Decision(0, ()).counts == {}
 
@@ -159,7 +163,7 @@ def test_a_report_counts_victims_by_reason() -> None:
 
 keys = st.sampled_from([key_number(n) for n in range(1, 30)])
 times = st.integers(NOW - 100 * DAY, NOW + 100 * DAY)
-lives = st.builds(Life, times, st.one_of(st.none(), times), st.booleans())
+lives = st.builds(Lifetime, times, st.one_of(st.none(), times), st.booleans())
 states = st.dictionaries(keys, lives, max_size=25)
 activities = st.dictionaries(keys, st.one_of(st.just(0), times).map(seen_at), max_size=25)
 limits = st.builds(
@@ -175,7 +179,7 @@ sights = st.one_of(st.none(), st.builds(Sight, st.frozensets(keys), st.booleans(
 
 @given(states, activities, limits, sights)
 def test_nobody_pinned_live_or_within_its_time_is_ever_stale(
-    peers: dict[str, Life], seen: dict[str, Seen], policy: Limits, sight: Sight | None
+    peers: dict[str, Lifetime], seen: dict[str, StoredActivity], policy: Limits, sight: Sight | None
 ) -> None:
     for victim in decide(peers, seen, NOW, policy, sight):
         peer, known = peers[victim.public_key], seen.get(victim.public_key)
@@ -198,7 +202,7 @@ def test_nobody_pinned_live_or_within_its_time_is_ever_stale(
 
 @given(states, activities, limits, sights)
 def test_deciding_again_after_the_removal_finds_nobody(
-    peers: dict[str, Life], seen: dict[str, Seen], policy: Limits, sight: Sight | None
+    peers: dict[str, Lifetime], seen: dict[str, StoredActivity], policy: Limits, sight: Sight | None
 ) -> None:
     first = decide(peers, seen, NOW, policy, sight)
     assert decide(peers, seen, NOW, policy, sight) == first
@@ -209,7 +213,7 @@ def test_deciding_again_after_the_removal_finds_nobody(
 
 @given(states, activities, limits, sights, st.integers(0, 200 * DAY))
 def test_who_is_stale_stays_stale(
-    peers: dict[str, Life], seen: dict[str, Seen], policy: Limits, sight: Sight | None, later: int
+    peers: dict[str, Lifetime], seen: dict[str, StoredActivity], policy: Limits, sight: Sight | None, later: int
 ) -> None:
     def found(now: int) -> set[str]:
         return {victim.public_key for victim in decide(peers, seen, now, policy, sight)}
@@ -219,7 +223,7 @@ def test_who_is_stale_stays_stale(
 
 @given(states, activities, limits, sights)
 def test_a_sweep_by_itself_never_removes_more_than_share_and_floor_allow(
-    peers: dict[str, Life], seen: Mapping[str, Seen], policy: Limits, sight: Sight | None
+    peers: dict[str, Lifetime], seen: Mapping[str, StoredActivity], policy: Limits, sight: Sight | None
 ) -> None:
     decision = judge(peers, seen, NOW, policy, sight)
     if decision.refusal is None:
@@ -232,13 +236,13 @@ def test_a_sweep_by_itself_never_removes_more_than_share_and_floor_allow(
 
 
 def test_a_clock_that_is_slewed_is_believed() -> None:
-    watch = ClockWatch()
+    watch = ClockDrift()
     assert all(watch.look(NOW + n * 30 * 1.5, n * 30.0) is None for n in range(100))
 
 
 @pytest.mark.parametrize("hour", [3600.0, -3600.0])
 def test_a_jump_is_noticed_and_lasts_until_the_clock_is_right_again(hour: float) -> None:
-    watch = ClockWatch()
+    watch = ClockDrift()
     watch.look(NOW, 0)
     assert watch.look(NOW + 30 + hour, 30) == hour
     assert watch.look(NOW + 9_000 + hour, 9_000) == hour
@@ -247,7 +251,7 @@ def test_a_jump_is_noticed_and_lasts_until_the_clock_is_right_again(hour: float)
 
 
 def test_a_person_may_take_the_clock_as_it_is() -> None:
-    watch = ClockWatch()
+    watch = ClockDrift()
     watch.look(NOW, 0)
     watch.look(NOW + 3600, 1)
     watch.accept(NOW + 3601, 2)
@@ -255,4 +259,4 @@ def test_a_person_may_take_the_clock_as_it_is() -> None:
 
 
 def test_a_jump_while_nobody_looked_is_noticed_by_what_was_known_before() -> None:
-    assert ClockWatch(offset=NOW).look(NOW + TOLERANCE + 6, 5.0) == TOLERANCE + 1
+    assert ClockDrift(offset=NOW).look(NOW + TOLERANCE + 6, 5.0) == TOLERANCE + 1

@@ -35,7 +35,7 @@ from peerlane.tasks.wgfile.export import render_export
 from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.workers.upkeep.peer_cache import Roster
+from peerlane.workers.upkeep.peer_cache import PeerCache
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
 
 
@@ -116,7 +116,7 @@ def test_a_peer_that_a_file_dates_back_is_not_taken_for_one_that_never_came(
     iad, (old,) = shared_gateway, peers(1)
     import_file(rendered([old]), iad.name, app=app)
     redis = connect(settings())
-    found = Roster(redis, iad.name).read()
+    found = PeerCache(redis, iad.name).read()
     redis.close()
     assert found[old.public_key].created_at == old.created_at
     now = int(redis_server.redis.time()[0])

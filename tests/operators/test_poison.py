@@ -29,7 +29,7 @@ from peerlane.tasks.lane.set_aside import LONGEST, MOST, SetAside, read_request
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.keys import make_preshared_key
 from peerlane.tasks.wire.model import SEALED
-from peerlane.tasks.wire.psk_cipher import Sealing
+from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.workers.lane.poison import DELIVERIES, set_aside
 
 
@@ -274,7 +274,7 @@ def test_a_record_that_somebody_else_wrote_shows_no_secret_either(app: PeerlaneA
 )
 def test_a_secret_in_the_wrong_place_is_not_shown(arguments: dict[str, Any]) -> None:
     message = a_request("iad", **arguments)
-    aside = SetAside("1", 0, "for a test", "gateway.iad", len(message), read_request(message, Sealing()))
+    aside = SetAside("1", 0, "for a test", "gateway.iad", len(message), read_request(message, PskCipher()))
     told = shown(aside)
     assert "arguments" not in told
     assert "SECRET" not in json.dumps(told) + aside.record()
@@ -307,8 +307,8 @@ def test_without_a_sealing_key_a_preshared_key_is_not_kept_and_the_message_is_no
 
 def test_what_came_sealed_stays_as_it_came() -> None:
     key, raw = some_key(), bytes(range(32))
-    sealed = Sealing([raw]).seal("iad", key, make_preshared_key())
-    found = read_request(a_request("iad", public_key=key, preshared_key=sealed), Sealing())
+    sealed = PskCipher([raw]).encrypt("iad", key, make_preshared_key())
+    found = read_request(a_request("iad", public_key=key, preshared_key=sealed), PskCipher())
     assert found is not None
     assert found.complete
     assert found.arguments["preshared_key"] == sealed
@@ -328,7 +328,7 @@ def test_what_came_sealed_stays_as_it_came() -> None:
 )
 def test_no_request_keeps_a_preshared_key_in_clear(arguments: dict[str, Any], seals: bool) -> None:  # noqa: FBT001 - drawn
     message = a_request("iad", **arguments)
-    found = read_request(message, Sealing([bytes(range(32))] if seals else []))
+    found = read_request(message, PskCipher([bytes(range(32))] if seals else []))
     record = SetAside("1", 0, "for a test", "gateway.iad", len(message), found).record()
     secret = str(arguments.get("preshared_key", ""))
     assert len(secret) < 40 or secret not in record

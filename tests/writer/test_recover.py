@@ -16,7 +16,7 @@ from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Unknown
 from peerlane.workers.peers.plan import plan_create
 from peerlane.workers.peers.table import Loaded, Policy
-from peerlane.workers.upkeep.peer_cache import Life
+from peerlane.workers.upkeep.peer_cache import Lifetime
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
 from peerlane.workers.writer.recovery import recover
 
@@ -130,7 +130,7 @@ class TestWhatOnlyTheDeviceKnows:
         (plan,) = recover(policy(), Loaded({}, {}, {}, at=now), plane, unknown="adopt").adopted
         assert plan.after is not None
         assert plan.after.created_at == now
-        life = Life(plan.after.created_at, None, pinned=False)
+        life = Lifetime(plan.after.created_at, None, pinned=False)
         assert decide({plan.public_key: life}, {}, now + 700, Limits(), Sight([plan.public_key], True, now)) == []  # noqa: FBT003 - a NamedTuple's
 
     @pytest.mark.parametrize("unknown", ["keep", "adopt"])

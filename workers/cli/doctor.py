@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlane.tasks.cli.parameters import GatewayName
-from peerlane.tasks.cli.program import Command, Told
+from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -33,7 +33,7 @@ def doctor(session: Session, name: str | None, *, with_settings: bool) -> None:
     if session.output.json:
         settings = {"settings": shown(session.settings)} if with_settings else {}
         session.output.document({"checks": [check.as_dict() for check in checks], **settings})
-        raise Told(int(failed))
+        raise Exit(int(failed))
     table = Table(box=None, pad_edge=False)
     for column in ("", "what", ""):
         table.add_column(column, overflow="fold")
@@ -47,4 +47,4 @@ def doctor(session: Session, name: str | None, *, with_settings: bool) -> None:
         for setting, value in shown(session.settings).items():
             listed.add_row(f"PEERLANE_{setting.upper()}", "" if value is None else str(value))
         session.output.show(listed)
-    raise Told(int(failed))
+    raise Exit(int(failed))

@@ -15,7 +15,7 @@ import click
 from peerlane.config.settings import DataPlaneKind, Settings
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName
-from peerlane.tasks.cli.program import Command, Told
+from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.errors import Fenced, PeerlaneError, WriterError
 
@@ -60,14 +60,14 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
     session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
     settings = session.settings
     if only is not None:
-        raise Told(_run_one(session, settings, only, loglevel))
-    from peerlane.tasks.wire.psk_cipher import sealing_of
+        raise Exit(_run_one(session, settings, only, loglevel))
+    from peerlane.tasks.wire.psk_cipher import cipher_of
     from peerlane.workers.dataplane.factory import open_plane
     from peerlane.workers.host.privileges import confine_gateway
 
     confine_gateway(settings.user, on_host=open_plane(settings).on_host)
-    sealing_of(settings)  # what both would refuse is told once
-    raise Told(_run_both(session, settings, loglevel))
+    cipher_of(settings)  # what both would refuse is told once
+    raise Exit(_run_both(session, settings, loglevel))
 
 
 def _run_one(session: Session, settings: Settings, which: str, loglevel: str) -> int:

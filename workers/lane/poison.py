@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.config.redis import reason
 from peerlane.tasks.lane.set_aside import MOST, SetAside, read_request
-from peerlane.tasks.wire.psk_cipher import Sealing
+from peerlane.tasks.wire.psk_cipher import PskCipher
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +57,13 @@ def set_aside(
     queue: str,
     message: bytes,
     request_id: str | None = None,
-    sealing: Sealing | None = None,
+    cipher: PskCipher | None = None,
 ) -> None:
     """Keep for people what a message asked for, in place of the oldest if need be. Never in a log; never an error.
 
-    A preshared key is kept only if ``sealing`` seals it.
+    A preshared key is kept only if ``cipher`` has a key.
     """
-    request = read_request(message, sealing or Sealing())
+    request = read_request(message, cipher or PskCipher())
     try:
         seconds, micros = redis.time()
         at = seconds * 1000 + micros // 1000

@@ -13,7 +13,7 @@ from celery.worker.consumer import Consumer
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.lane.registry import TASKS
-from peerlane.tasks.wire.psk_cipher import sealing_of
+from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.lane import poison
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class LaneConsumer(_Consumer):
                 queue=queue,
                 message=poison.content(message),
                 request_id=str(request_id) if sound else None,
-                sealing=sealing_of(self.app.settings),
+                cipher=cipher_of(self.app.settings),
             )
         if names.is_request_id(self.service.name, request_id):
             self.service.refuse(str(request_id), error)

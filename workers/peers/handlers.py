@@ -17,7 +17,7 @@ from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, Po
 from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
-from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable
+from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
 from peerlane.workers.peers.plan import Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
@@ -46,7 +46,7 @@ class PlanningContext:
     #: Reads what was staged under a token.
     staged: Callable[[str], Sequence[str]]
     #: Opens preshared keys that were sealed on their way here.
-    sealing: Sealing = field(default_factory=Sealing)
+    cipher: PskCipher = field(default_factory=PskCipher)
 
     @property
     def now(self) -> int:
@@ -87,7 +87,7 @@ def delete_peer(context: PlanningContext, wish: DeletePeer) -> Decision:
 
 def _opened(context: PlanningContext, wish: Wish) -> Wish:
     try:
-        return context.sealing.opened(context.table.policy.gateway, wish)
+        return context.cipher.opened(context.table.policy.gateway, wish)
     except Unsealable as error:
         raise Invalid(f"peer {wish.public_key}: {error}") from None
 

@@ -13,7 +13,7 @@ from peerlane.tasks.wire.activity import LIMIT, VERSION, stored_fields
 from peerlane.workers.dataplane.counters import PeerCounters
 
 
-class Seen(NamedTuple):
+class StoredActivity(NamedTuple):
     """One peer's activity, and the raw values that it was derived from."""
 
     #: Seconds since 1970 on Redis' clock; 0 for never.
@@ -29,7 +29,7 @@ class Seen(NamedTuple):
     endpoint: str = ""
 
 
-def advance(before: Seen | None, raw: PeerCounters, now: int) -> Seen | None:
+def advance(before: StoredActivity | None, raw: PeerCounters, now: int) -> StoredActivity | None:
     """What is known after a reading at ``now``; ``before`` itself where nothing changed.
 
     None where there is nothing to know yet: the peer never handshaked and no byte has gone by.
@@ -41,11 +41,11 @@ def advance(before: Seen | None, raw: PeerCounters, now: int) -> Seen | None:
             return None
         # When it was seen is not known; now is the latest it can have been.
         seen_at = now if handshake else 0
-        return Seen(seen_at, raw.rx_bytes, raw.tx_bytes, handshake, raw.rx_bytes, raw.tx_bytes, endpoint)
+        return StoredActivity(seen_at, raw.rx_bytes, raw.tx_bytes, handshake, raw.rx_bytes, raw.tx_bytes, endpoint)
     if (handshake, raw.rx_bytes, raw.tx_bytes) == before[3:6] and endpoint in ("", before.endpoint):
         return before
     moved = handshake not in (0, before.raw_handshake)
-    return Seen(
+    return StoredActivity(
         # Redis' clock may have been set back since.
         last_seen=max(now, before.last_seen) if moved else before.last_seen,
         rx=_grown(before.rx, before.raw_rx, raw.rx_bytes),
@@ -69,12 +69,12 @@ def endpoint_text(endpoint: tuple[str, int] | None) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def encode(seen: Seen) -> str:
+def encode(seen: StoredActivity) -> str:
     """The stored form: version, then the fields in order, separated by blanks; an operator can read it."""
     return f"{VERSION} {seen[0]} {seen[1]} {seen[2]} {seen[3]} {seen[4]} {seen[5]} {seen.endpoint}".rstrip(" ")
 
 
-def decode(stored: str | bytes) -> Seen | None:
+def decode(stored: str | bytes) -> StoredActivity | None:
     """From the stored form; None for what is not one, which then counts as never stored."""
     fields = stored_fields(stored)
-    return None if fields is None else Seen(*fields[0], endpoint=fields[1])
+    return None if fields is None else StoredActivity(*fields[0], endpoint=fields[1])

@@ -16,7 +16,7 @@ from peerlane.tasks.lane.server_clock import ServerClock
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer, check_public_key
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable
+from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded
 from peerlane.workers.store.activity import decode
@@ -74,11 +74,11 @@ def _change(plan: Plan, record: str | None) -> dict[str, Any]:
 class Store:
     """One gateway's state. Every method raises redis.RedisError as it comes: waiting is the writer's business."""
 
-    def __init__(self, redis: Redis, gateway: str, *, result_ttl: int, sealing: Sealing | None = None) -> None:
+    def __init__(self, redis: Redis, gateway: str, *, result_ttl: int, cipher: PskCipher | None = None) -> None:
         self.redis = redis
         self.gateway = gateway
         self.epoch = 0
-        self.sealing = sealing or Sealing()
+        self.cipher = cipher or PskCipher()
         self._result_ttl = result_ttl
         self._peers, self._addresses = names.peers_key(gateway), names.addresses_key(gateway)
         self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
@@ -202,11 +202,11 @@ class Store:
         """What is to be stored."""
         if plan.after is None or plan.after is plan.before:
             return None
-        return self.sealing.sealed(self.gateway, plan.after).record()
+        return self.cipher.sealed(self.gateway, plan.after).record()
 
     def _opened(self, stored: Peer) -> Peer:
         try:
-            return self.sealing.opened(self.gateway, stored)
+            return self.cipher.opened(self.gateway, stored)
         except Unsealable as error:
             raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
 
@@ -219,7 +219,7 @@ class Store:
                 check_public_key(name)
                 stored = Peer.from_record(name, record)
                 loaded.peers[name] = self._opened(stored)
-                if not self.sealing.current(stored.preshared_key):
+                if not self.cipher.current(stored.preshared_key):
                     loaded.outdated.append(name)
             except (ValueError, StorageError) as error:
                 bad[name] = str(error)

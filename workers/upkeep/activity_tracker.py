@@ -13,7 +13,7 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
 from peerlane.workers.dataplane.counters import CounterSource
-from peerlane.workers.store.activity import Seen, advance, decode, encode
+from peerlane.workers.store.activity import StoredActivity, advance, decode, encode
 from peerlane.workers.upkeep.sweep_policy import Sight
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ SLICE = 500
 FORGET_AFTER = 3600.0
 
 
-class Counted:
+class ActivityTracker:
     """Every peer's activity, in memory and in Redis. Belongs to the observer's thread."""
 
     def __init__(self, redis: Redis, gateway: str, source: CounterSource, index: Callable[[], int]) -> None:
@@ -37,7 +37,7 @@ class Counted:
         self._since = 0
         self._unwritten: set[str] = set()
         self._gone: dict[str, float] = {}
-        self.seen: dict[str, Seen] = {}
+        self.seen: dict[str, StoredActivity] = {}
         #: The last reading, or None where there was none or it failed.
         self.sight: Sight | None = None
         #: Why the last reading failed.

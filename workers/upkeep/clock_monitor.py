@@ -18,7 +18,7 @@ from peerlane.workers.upkeep.sweep_policy import Refusal
 TOLERANCE = 30.0
 
 
-class ClockWatch:
+class ClockDrift:
     """Two clocks, looked at now and again: the server's (seconds since 1970), and one that nobody sets."""
 
     def __init__(self, offset: float | None = None) -> None:
@@ -42,14 +42,14 @@ class ClockWatch:
         self.offset, self.jumped = server - steady, None
 
 
-class Clock:
+class ClockMonitor:
     """Redis' clock, and whether it can be trusted. A jump is an alarm that outlives this process."""
 
     KIND = "clock"
 
     def __init__(self, redis: Redis, gateway: str) -> None:
         self._redis, self._gateway = redis, gateway
-        self._watch = ClockWatch()
+        self._watch = ClockDrift()
         self._known = False
         #: Since when it has run as it should, seconds on it; None while nobody knows.
         self.sure_since: int | None = None
@@ -102,7 +102,7 @@ class Clock:
             offset = alarm.detail.get("offset")
             if alarm.detail.get("boot") != _boot() or not isinstance(offset, (int, float)):
                 offset = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-            self._watch = ClockWatch(float(offset))
+            self._watch = ClockDrift(float(offset))
             if self._watch.look(*self._both()) is None:
                 clear_alarm(self._redis, self._gateway, self.KIND, "the clocks agree again")
         self._known = True

@@ -19,7 +19,7 @@ from peerlane.tasks.errors import Invalid, StorageError, TimedOut
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 from peerlane.workers.upkeep.reconciler import Reconciler
-from peerlane.workers.upkeep.schedule_watchdog import Attendance
+from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class UpkeepHandler:
     """Requests to the observer: checked, claimed once per slot, carried out, reported (``tasks.wire.upkeep``)."""
 
     def __init__(
-        self, redis: Redis, settings: Settings, attendance: Attendance, sweeper: Sweeper, reconciler: Reconciler
+        self, redis: Redis, settings: Settings, attendance: ScheduleWatchdog, sweeper: Sweeper, reconciler: Reconciler
     ) -> None:
         self._redis, self._gateway = redis, sweeper.gateway
         self._every = {names.SWEEP: settings.sweep_every, names.RECONCILE: settings.reconcile_every}

@@ -14,8 +14,8 @@ from peerlane.tasks.wire.model import Peer, check_public_key
 PAGE = 1_000
 
 
-class Life(NamedTuple):
-    """What a sweep looks at of a peer's record (``sweep.Mortal``)."""
+class Lifetime(NamedTuple):
+    """What a sweep looks at of a peer's record (``sweep.SweepCandidate``)."""
 
     created_at: int
     expires_at: int | None
@@ -23,23 +23,23 @@ class Life(NamedTuple):
     imported_at: int | None = None
 
 
-class Roster:
+class PeerCache:
     """Reads all peers of a gateway again and again, cheaply."""
 
     def __init__(self, redis: Redis, gateway: str) -> None:
         self._redis, self._key = redis, names.peers_key(gateway)
         #: Public key → (hash of the record, what it says).
-        self._known: dict[str, tuple[int, Life]] = {}
+        self._known: dict[str, tuple[int, Lifetime]] = {}
         #: Whom the last reading showed and the one before did not; nobody at the first one.
         self.newcomers: list[str] = []
         self._read = False
 
-    def read(self) -> dict[str, Life]:
+    def read(self) -> dict[str, Lifetime]:
         """Every peer whose record this program understands: records that do not parse are skipped.
 
         Raises redis.RedisError.
         """
-        found: dict[str, tuple[int, Life]] = {}
+        found: dict[str, tuple[int, Lifetime]] = {}
         cursor = 0
         while True:
             cursor, page = cast("tuple[int, dict[bytes, bytes]]", self._redis.hscan(self._key, cursor, count=PAGE))
@@ -57,10 +57,10 @@ class Roster:
         return {key: life for key, (_, life) in found.items()}
 
 
-def _life(key: str, record: bytes) -> Life | None:
+def _life(key: str, record: bytes) -> Lifetime | None:
     try:
         check_public_key(key)
         peer = Peer.from_record(key, record)
     except (ValueError, StorageError):
         return None
-    return Life(peer.created_at, peer.expires_at, peer.pinned, peer.imported_at)
+    return Lifetime(peer.created_at, peer.expires_at, peer.pinned, peer.imported_at)

@@ -18,8 +18,8 @@ from peerlane.workers.dataplane import DeviceView
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, drifts
 from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
-from peerlane.workers.upkeep.clock_monitor import Clock
-from peerlane.workers.upkeep.writer_requests import Errands, GoOn
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
+from peerlane.workers.upkeep.writer_requests import GoOn, WriterRequests
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ UNKNOWN_ALARM = "unknown_peers"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Comparison:
     """One comparison."""
 
     found: list[Drift]
@@ -54,8 +54,8 @@ class Reconciler:
     unknown: Unknown
     #: None where the device is in its writer's memory.
     view: DeviceView | None
-    clock: Clock
-    errands: Errands
+    clock: ClockMonitor
+    errands: WriterRequests
 
     def reconcile(self, wish: ReconcileGateway, go_on: GoOn) -> dict[str, Any]:
         """Compare and mend now; the report."""
@@ -83,7 +83,7 @@ class Reconciler:
             log.warning("gateway %s: device and Redis differed: %s", self.policy.gateway, found)
         return {**report, "seconds": round(time.monotonic() - began, 3)}
 
-    def _compare(self, view: DeviceView) -> Look:
+    def _compare(self, view: DeviceView) -> Comparison:
         # Redis first, as in a sweep; what a request changes between the two looks is gone at the second comparison.
         table = build_table(self.policy, self.store.load())
         device = view.peers()
@@ -91,9 +91,9 @@ class Reconciler:
         wrong = [f"no route for {pool}" for pool in self.policy.pools if pool not in routes | others]
         if not view.up():
             wrong.insert(0, "the device is down")
-        return Look(drifts(table, device, routes, frozenset(table.broken)), len(device), tuple(wrong))
+        return Comparison(drifts(table, device, routes, frozenset(table.broken)), len(device), tuple(wrong))
 
-    def _held_back(self, look: Look) -> str | None:
+    def _held_back(self, look: Comparison) -> str | None:
         """Why unknown peers are left alone; None if they are not."""
         unknown = sum(drift.kind == "unknown" for drift in look.found)
         if not unknown or self.unknown == "adopt":
@@ -107,13 +107,13 @@ class Reconciler:
             )
         return None
 
-    def _alarms(self, look: Look, held_back: str | None) -> None:
+    def _alarms(self, look: Comparison, held_back: str | None) -> None:
         if held_back is not None and self.unknown == "remove":
             raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, held_back, now=self.clock.look())
         elif not any(drift.kind == "unknown" for drift in look.found):
             clear_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM)
 
-    def _mend(self, look: Look, held_back: str | None, go_on: GoOn) -> dict[str, Any]:
+    def _mend(self, look: Comparison, held_back: str | None, go_on: GoOn) -> dict[str, Any]:
         mended: dict[str, int] = {}
         strangers = held_back is None and self.unknown == "remove"
         keys = [d.subject for d in look.found if not d.kind.endswith("_route") and (d.kind != "unknown" or strangers)]
@@ -162,10 +162,10 @@ class Reconciler:
         return {"left_out": list(keys)}
 
 
-def _both(first: Look, second: Look) -> Look:
+def _both(first: Comparison, second: Comparison) -> Comparison:
     """What the second look shows and the first one did."""
     before = {(drift.kind, drift.subject) for drift in first.found}
-    return Look(
+    return Comparison(
         [drift for drift in second.found if (drift.kind, drift.subject) in before],
         second.peers,
         tuple(wrong for wrong in second.device if wrong in first.device),

@@ -12,7 +12,7 @@ from peerlane.tasks.status.gateway_status import BEAT_AT_LEAST as AT_LEAST
 from peerlane.tasks.status.gateway_status import BEAT_MISSED as MISSED
 
 
-class Attendance:
+class ScheduleWatchdog:
     """Raises an alarm when scheduled requests stay out, and takes it back with the next. Raises redis.RedisError."""
 
     KIND = "unattended"

@@ -15,13 +15,13 @@ from typing import NamedTuple, Protocol
 
 from peerlane.config.settings import Settings
 from peerlane.tasks.wire.bulk import Reason
-from peerlane.workers.store.activity import Seen
+from peerlane.workers.store.activity import StoredActivity
 
 #: Fewer peers than this say nothing about whether a reading is plausible.
 FEW = 10
 
 
-class Mortal(Protocol):
+class SweepCandidate(Protocol):
     """What a sweep looks at of a peer's record."""
 
     @property
@@ -34,7 +34,7 @@ class Mortal(Protocol):
     def imported_at(self) -> int | None: ...
 
 
-class Victim(NamedTuple):
+class StalePeer(NamedTuple):
     """A stale peer. ``since``: when it expired, was made or imported (never), or was last seen (idle)."""
 
     public_key: str
@@ -91,7 +91,7 @@ class Decision:
     """What a sweep comes to. With a ``refusal`` nothing is removed; ``victims`` then says what would have been."""
 
     peers: int
-    victims: tuple[Victim, ...]
+    victims: tuple[StalePeer, ...]
     refusal: Refusal | None = None
 
     @property
@@ -101,30 +101,30 @@ class Decision:
 
 
 def decide(
-    peers: Mapping[str, Mortal],
-    seen: Mapping[str, Seen],
+    peers: Mapping[str, SweepCandidate],
+    seen: Mapping[str, StoredActivity],
     now: int,
     limits: Limits,
     sight: Sight | None,
-) -> list[Victim]:
+) -> list[StalePeer]:
     """The stale ones among ``peers``, those that expired first in front. Without a ``sight`` only expiry counts."""
     watched = sight is not None and now - sight.since >= limits.start_grace
-    victims: list[Victim] = []
+    victims: list[StalePeer] = []
     for key, peer in peers.items():
         if peer.pinned:
             continue
         if peer.expires_at is not None and peer.expires_at <= now:
-            victims.append(Victim(key, "expired", peer.created_at, peer.expires_at))
+            victims.append(StalePeer(key, "expired", peer.created_at, peer.expires_at))
         elif watched and sight is not None and key in sight.shown:
             known = seen.get(key)
-            # Seen before this peer was made: that was an earlier one with the same key.
+            # StoredActivity before this peer was made: that was an earlier one with the same key.
             at = known.last_seen if known is not None and known.last_seen >= peer.created_at else 0
             if at == 0:
                 since = max(peer.created_at, peer.imported_at or 0)
                 if limits.never_after and now - since > limits.never_after:
-                    victims.append(Victim(key, "never", peer.created_at, since))
+                    victims.append(StalePeer(key, "never", peer.created_at, since))
             elif limits.idle_after and now - at > limits.idle_after:
-                victims.append(Victim(key, "idle", peer.created_at, at))
+                victims.append(StalePeer(key, "idle", peer.created_at, at))
     victims.sort(key=lambda victim: (victim.reason != "expired", victim.since))
     return victims
 
@@ -149,7 +149,9 @@ def implausible(peers: Collection[str], sight: Sight) -> Refusal | None:
     return None
 
 
-def excessive(victims: Collection[Victim], peers: int, limits: Limits, sure_since: int | None = None) -> Refusal | None:
+def excessive(
+    victims: Collection[StalePeer], peers: int, limits: Limits, sure_since: int | None = None
+) -> Refusal | None:
     """Why so many must not go without a person's word; None if they may.
 
     Who expired after ``sure_since`` does not count: their time ran out while the clock was watched. A flood of peers
@@ -166,8 +168,8 @@ def excessive(victims: Collection[Victim], peers: int, limits: Limits, sure_sinc
 
 
 def judge(
-    peers: Mapping[str, Mortal],
-    seen: Mapping[str, Seen],
+    peers: Mapping[str, SweepCandidate],
+    seen: Mapping[str, StoredActivity],
     now: int,
     limits: Limits,
     sight: Sight | None,

@@ -16,11 +16,11 @@ from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers import failpoints
-from peerlane.workers.upkeep.activity_tracker import Counted
-from peerlane.workers.upkeep.clock_monitor import Clock
-from peerlane.workers.upkeep.peer_cache import Roster
-from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, Victim, judge
-from peerlane.workers.upkeep.writer_requests import Errands, GoOn
+from peerlane.workers.upkeep.activity_tracker import ActivityTracker
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
+from peerlane.workers.upkeep.peer_cache import PeerCache
+from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, StalePeer, judge
+from peerlane.workers.upkeep.writer_requests import GoOn, WriterRequests
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +54,13 @@ class Sweeper:
     redis: Redis
     gateway: str
     limits: Limits
-    clock: Clock
+    clock: ClockMonitor
     #: None where there are no counters to read: then only expiry counts.
-    counted: Counted | None
-    errands: Errands
+    counted: ActivityTracker | None
+    errands: WriterRequests
 
     def __post_init__(self) -> None:
-        self._roster = Roster(self.redis, self.gateway)
+        self._roster = PeerCache(self.redis, self.gateway)
 
     def sweep(self, wish: SweepGateway, go_on: GoOn) -> dict[str, Any]:
         """Sweep now; the report."""
@@ -166,7 +166,7 @@ class Sweeper:
         return answered < len(decision.victims) and tally.removed.total() > before
 
 
-def _requests(victims: Sequence[Victim], looked: float) -> Iterator[dict[str, Any]]:
+def _requests(victims: Sequence[StalePeer], looked: float) -> Iterator[dict[str, Any]]:
     """Slices of victims, until the decision is too old to act on."""
     for start in range(0, len(victims), SLICE):
         if time.monotonic() - looked > FRESH:

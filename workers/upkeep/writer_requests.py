@@ -29,7 +29,7 @@ BREATH = 1.0
 GoOn = Callable[[dict[str, Any]], bool]
 
 
-class Errands:
+class WriterRequests:
     """One gateway's writer, asked from its observer."""
 
     def __init__(self, app: PeerlaneApp, gateway: str) -> None:

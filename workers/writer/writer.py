@@ -174,7 +174,7 @@ class Writer:
             facts=self.facts,
             device=self.plane.peers,
             staged=lambda token: self.until_answered(lambda: self.store.staged(token)),
-            sealing=self.store.sealing,
+            cipher=self.store.cipher,
         )
 
     def _doubtful(self, request: Request, decision: Decision) -> bool:

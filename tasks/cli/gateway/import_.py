@@ -22,7 +22,7 @@ from peerlane.tasks.admin.peer_import import (
 )
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
-from peerlane.tasks.cli.program import Command, Told
+from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.errors import Invalid
 
@@ -95,11 +95,11 @@ def _tell(session: Session, done: Imported) -> None:
         )
 
 
-def _told(session: Session, error: UnreadableConf | ImportClash) -> Told:
+def _told(session: Session, error: UnreadableConf | ImportClash) -> Exit:
     output = session.output
     if output.json:
         output.error(as_document(error))
-        return Told(error.exit_code)
+        return Exit(error.exit_code)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("line", justify="right", no_wrap=True)
     if isinstance(error, ImportClash):
@@ -116,20 +116,20 @@ def _told(session: Session, error: UnreadableConf | ImportClash) -> Told:
     output.show(table)
     more = f", the first {ROWS} of them above; --json lists all" if count > ROWS else ""
     output.error({"message": f"nothing was imported: {count:,} {what}{more}"})
-    return Told(error.exit_code)
+    return Exit(error.exit_code)
 
 
-def _told_of_device(session: Session, error: AdoptionClash) -> Told:
+def _told_of_device(session: Session, error: AdoptionClash) -> Exit:
     output, count = session.output, len(error.not_taken) + error.unlisted
     if output.json:
         output.error(as_document(error))
-        return Told(error.exit_code)
+        return Exit(error.exit_code)
     output.show(_listed(error.not_taken))
     more = f", the first {ROWS} of them above; --json lists more" if count > ROWS else ""
     output.error({"message": f"nothing was imported: {count:,} peers cannot be taken over{more}"})
     if any(one.kind == "no_allowed_ips" for one in error.not_taken):
         output.note("give them allowed IPs, remove them with `wg set`, or say --leave-out")
-    return Told(error.exit_code)
+    return Exit(error.exit_code)
 
 
 def _listed(peers: Sequence[NotTaken]) -> Table:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
-from peerlane.tasks.cli.program import Command, Told
+from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import span
 from peerlane.tasks.status.alarms import Alarm
@@ -58,7 +58,7 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
             session.output.note(f"kept after all: {_counts(report['kept'])}")
     _end(session, report)
     if report["outcome"] == "skipped":
-        raise Told(1)
+        raise Exit(1)
 
 
 @click.command(cls=Command)
@@ -96,7 +96,7 @@ def _end(session: Session, report: Mapping[str, Any]) -> None:
     if stopped := report.get("stopped"):
         session.output.warn(f"stopped before its end: {stopped['message']}")
     if report["outcome"] == "refused" or stopped:
-        raise Told(1)
+        raise Exit(1)
 
 
 def _show_victims(session: Session, report: Mapping[str, Any]) -> None:

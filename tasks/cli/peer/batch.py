@@ -14,7 +14,7 @@ from rich.text import Text
 from peerlane.config import names
 from peerlane.tasks.cli.output import Output, as_document, progress_bar
 from peerlane.tasks.cli.peer.batch_file import Line
-from peerlane.tasks.cli.program import INTERRUPTED, Told
+from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.lane.pipeline import send_pipelined
@@ -80,7 +80,7 @@ def create_many(session: Session, gateway: str, lines: Sequence[Line], *, timeou
     """Create every line's peer through the bulk lane, and tell what came of each.
 
     Raises:
-        Told: some failed; all has been said.
+        Exit: some failed; all has been said.
     """
     create = task_of(session.app, names.CREATE_PEER)
     within = timeout or session.settings.timeout
@@ -97,7 +97,7 @@ def delete_many(session: Session, gateway: str, keys: Sequence[str], *, timeout:
     """Delete every key's peer, and tell what came of each.
 
     Raises:
-        Told: some failed; all has been said.
+        Exit: some failed; all has been said.
     """
     delete = task_of(session.app, names.DELETE_PEER)
     within = timeout or session.settings.timeout
@@ -113,7 +113,7 @@ def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> Non
     """One line or object for each answer, then the sum.
 
     Raises:
-        Told: not all of it was done.
+        Exit: not all of it was done.
     """
     if output.json:
         output.document(
@@ -140,7 +140,7 @@ def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> Non
                 "it had taken effect, and the same list can be asked again: what is there is answered with existing"
             )
     if done.status:
-        raise Told(done.status)
+        raise Exit(done.status)
 
 
 def _object(line: Line, found: PeerResult | PeerlaneError, *, numbered: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.peer.qr import qr_code
 from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
-from peerlane.tasks.cli.program import Told
+from peerlane.tasks.cli.program import Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.tables import facts, peer_facts
 from peerlane.tasks.client.fleet import RETRY_ELSEWHERE, Fleet
@@ -66,7 +66,7 @@ def create_one(session: Session, order: Order) -> None:
 
     Raises:
         PeerlaneError: before anything was sent.
-        Told: afterwards; what happened has been said.
+        Exit: afterwards; what happened has been said.
     """
     if order.conf is not None and order.conf != STDOUT and not order.replace_conf:
         refuse_if_there(order.conf)
@@ -98,7 +98,7 @@ def create_one(session: Session, order: Order) -> None:
     else:
         _tell_person(session, made)
     if made.failure is not None:
-        raise Told(made.failure.exit_code)
+        raise Exit(made.failure.exit_code)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from peerlane.config import names
 from peerlane.tasks.cli.output import Output, as_document
-from peerlane.tasks.cli.program import INTERRUPTED, Told
+from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.admission import lanes_of
@@ -50,7 +50,7 @@ def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> Pe
     return PeerResult.model_validate(result_of(record, interrupted))
 
 
-def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], **about: object) -> Told:
+def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], **about: object) -> Exit:
     """Say what went wrong. ``secrets`` are shown where they may be needed still: only the caller has them."""
     told = {name: value for name, value in secrets.items() if value is not None}
     if not isinstance(error, OutcomeUnknown):
@@ -60,4 +60,4 @@ def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], *
         output.note(f"ask again with --request-id {about.get('request_id')} --public-key {about.get('public_key')}")
         for name, value in told.items():
             output.warn(f"{name.replace('_', ' ')}, shown this once: {value}")
-    return Told(error.exit_code)
+    return Exit(error.exit_code)

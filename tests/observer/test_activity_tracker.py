@@ -23,13 +23,13 @@ from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.memory import MemoryDataPlane
-from peerlane.workers.store.activity import Seen, decode, encode
+from peerlane.workers.store.activity import StoredActivity, decode, encode
 from peerlane.workers.upkeep import activity_tracker as watching
-from peerlane.workers.upkeep.activity_tracker import Counted
-from peerlane.workers.upkeep.clock_monitor import Clock
+from peerlane.workers.upkeep.activity_tracker import ActivityTracker
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
-from peerlane.workers.upkeep.writer_requests import Errands
+from peerlane.workers.upkeep.writer_requests import WriterRequests
 
 ONE, TWO = key_number(1), key_number(2)
 NOW = 1_800_000_000
@@ -63,9 +63,9 @@ class Watched:
     #: The device's number.
     index: int = 1
 
-    def counted(self) -> Counted:
+    def counted(self) -> ActivityTracker:
         """What an observer makes at its start."""
-        made = Counted(self.redis, self.name, self.source, lambda: self.index)
+        made = ActivityTracker(self.redis, self.name, self.source, lambda: self.index)
         made.load()
         return made
 
@@ -184,9 +184,9 @@ def test_a_restore_beside_a_running_observer_brings_back_when_peers_were_seen(
         redis=watched.redis,
         gateway=watched.name,
         limits=Limits(start_grace=0),
-        clock=Clock(watched.redis, watched.name),
+        clock=ClockMonitor(watched.redis, watched.name),
         counted=counted,
-        errands=Errands(app, watched.name),
+        errands=WriterRequests(app, watched.name),
     )
 
     def stale() -> dict[str, int]:
@@ -195,7 +195,7 @@ def test_a_restore_beside_a_running_observer_brings_back_when_peers_were_seen(
 
     assert stale() == {}
     # What `gateway restore` puts in place.
-    watched.redis.hset(names.seen_key(watched.name), ONE, encode(Seen(now - 3600, 1, 1, 5, 1, 1)))
+    watched.redis.hset(names.seen_key(watched.name), ONE, encode(StoredActivity(now - 3600, 1, 1, 5, 1, 1)))
     watched.redis.hset(names.peers_key(watched.name), ONE, record)
     assert stale() == {}
     assert counted.seen[ONE].last_seen == now - 3600

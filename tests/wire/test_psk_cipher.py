@@ -22,7 +22,7 @@ from peerlane.tasks.admin.peer_import import import_file
 from peerlane.tasks.errors import Invalid, SettingsError
 from peerlane.tasks.wgfile.export import render_export
 from peerlane.tasks.wire.model import SEALED
-from peerlane.tasks.wire.psk_cipher import Sealing, Unsealable, sealing_of
+from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable, cipher_of
 
 KEY, OTHER = os.urandom(32), os.urandom(32)
 PEER, NEIGHBOUR = some_key(), some_key()
@@ -46,59 +46,59 @@ def key_file(tmp_path: Path) -> MakeFile:
     return make
 
 
-# Sealing itself
+# PskCipher itself
 
 
 @given(psk=st.binary(min_size=32, max_size=32).filter(any), gateway=st.sampled_from(["iad", "fra"]))
 def test_what_was_sealed_is_opened(psk: bytes, gateway: str) -> None:
-    sealing, clear = Sealing([KEY]), base64.b64encode(psk).decode()
-    sealed = sealing.seal(gateway, PEER, clear)
+    cipher, clear = PskCipher([KEY]), base64.b64encode(psk).decode()
+    sealed = cipher.encrypt(gateway, PEER, clear)
     assert sealed is not None
     assert SEALED.fullmatch(sealed)
-    assert sealing.open(gateway, PEER, sealed) == clear
+    assert cipher.decrypt(gateway, PEER, sealed) == clear
 
 
 def test_the_same_key_is_never_sealed_the_same_way_twice() -> None:
-    assert len({Sealing([KEY]).seal("iad", PEER, SECRET) for _ in range(100)}) == 100
+    assert len({PskCipher([KEY]).encrypt("iad", PEER, SECRET) for _ in range(100)}) == 100
 
 
 def test_a_sealed_key_is_nothing_in_another_peers_record_or_on_another_gateway() -> None:
-    sealing = Sealing([KEY])
-    sealed = sealing.seal("iad", PEER, SECRET)
+    cipher = PskCipher([KEY])
+    sealed = cipher.encrypt("iad", PEER, SECRET)
     for gateway, peer in (("iad", NEIGHBOUR), ("fra", PEER)):
         with pytest.raises(Unsealable, match="another peer, or changed since"):
-            sealing.open(gateway, peer, sealed)
+            cipher.decrypt(gateway, peer, sealed)
 
 
 def test_a_changed_byte_is_noticed() -> None:
-    sealed = str(Sealing([KEY]).seal("iad", PEER, SECRET))
+    sealed = str(PskCipher([KEY]).encrypt("iad", PEER, SECRET))
     for place in range(len("enc:1:01234567:"), len(sealed)):
         changed = sealed[:place] + ("A" if sealed[place] != "A" else "B") + sealed[place + 1 :]
         with pytest.raises(Unsealable):
-            Sealing([KEY]).open("iad", PEER, changed)
+            PskCipher([KEY]).decrypt("iad", PEER, changed)
 
 
 def test_an_old_key_opens_and_the_newest_seals() -> None:
-    old, both = Sealing([KEY]), Sealing([OTHER, KEY])
-    sealed = old.seal("iad", PEER, SECRET)
-    assert both.open("iad", PEER, sealed) == SECRET
+    old, both = PskCipher([KEY]), PskCipher([OTHER, KEY])
+    sealed = old.encrypt("iad", PEER, SECRET)
+    assert both.decrypt("iad", PEER, sealed) == SECRET
     assert not both.current(sealed)
-    assert both.current(both.seal("iad", PEER, SECRET))
+    assert both.current(both.encrypt("iad", PEER, SECRET))
     assert not both.current(SECRET)
 
 
 def test_another_key_says_which_it_was() -> None:
-    sealed = str(Sealing([KEY]).seal("iad", PEER, SECRET))
+    sealed = str(PskCipher([KEY]).encrypt("iad", PEER, SECRET))
     with pytest.raises(Unsealable, match=f"sealed with the key {sealed.split(':')[2]}, and .* holds another"):
-        Sealing([OTHER]).open("iad", PEER, sealed)
+        PskCipher([OTHER]).decrypt("iad", PEER, sealed)
 
 
 def test_without_keys_what_is_clear_stays_so_and_what_is_sealed_stays_shut() -> None:
-    assert Sealing().seal("iad", PEER, SECRET) == SECRET
-    assert Sealing().open("iad", PEER, SECRET) == SECRET
-    assert Sealing().current(SECRET)
+    assert PskCipher().encrypt("iad", PEER, SECRET) == SECRET
+    assert PskCipher().decrypt("iad", PEER, SECRET) == SECRET
+    assert PskCipher().current(SECRET)
     with pytest.raises(Unsealable, match="is not set"):
-        Sealing().open("iad", PEER, Sealing([KEY]).seal("iad", PEER, SECRET))
+        PskCipher().decrypt("iad", PEER, PskCipher([KEY]).encrypt("iad", PEER, SECRET))
 
 
 # The file
@@ -108,7 +108,7 @@ def test_a_file_that_others_may_read_is_refused(key_file: MakeFile) -> None:
     path = key_file(KEY)
     path.chmod(0o640)
     with pytest.raises(SettingsError, match=r"others may use .* \(mode 0640\); chmod 600 it"):
-        sealing_of(read(psk_key_file=path))
+        cipher_of(read(psk_key_file=path))
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "c2hvcnQ=\n", "no base64 at all\n", "A" * 43 + "=\n"])
@@ -117,13 +117,13 @@ def test_a_file_without_a_sound_key_is_refused_and_not_quoted(tmp_path: Path, co
     path.write_text(content)
     path.chmod(0o600)
     with pytest.raises(SettingsError, match="PEERLANE_PSK_KEY_FILE") as caught:
-        sealing_of(read(psk_key_file=path))
+        cipher_of(read(psk_key_file=path))
     assert not any(line and line in str(caught.value) for line in content.splitlines())
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"psk.key: No such file or directory"):
-        sealing_of(read(psk_key_file=tmp_path / "psk.key"))
+        cipher_of(read(psk_key_file=tmp_path / "psk.key"))
 
 
 def test_a_gateway_whose_file_cannot_be_used_says_so_and_ends(gateway: MakeGateway, tmp_path: Path) -> None:

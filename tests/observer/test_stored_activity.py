@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keys import key_number
 
 from peerlane.workers.dataplane.counters import PeerCounters
-from peerlane.workers.store.activity import Seen, advance, decode, encode, endpoint_text
+from peerlane.workers.store.activity import StoredActivity, advance, decode, encode, endpoint_text
 
 KEY = key_number(1)
 U64 = (1 << 64) - 1
@@ -18,7 +18,7 @@ endpoints = st.one_of(
     st.none(),
     st.tuples(st.sampled_from(["192.0.2.1", "2001:db8::1", "fe80::1%3"]), st.integers(1, 65535)),
 )
-seens = st.builds(Seen, moments, numbers, numbers, numbers, numbers, numbers, endpoints.map(endpoint_text))
+seens = st.builds(StoredActivity, moments, numbers, numbers, numbers, numbers, numbers, endpoints.map(endpoint_text))
 
 
 def raw(handshake: float = 0.0, rx: int = 0, tx: int = 0, endpoint: tuple[str, int] | None = None) -> PeerCounters:
@@ -34,7 +34,7 @@ readings = st.builds(
 )
 
 
-def after(*steps: tuple[PeerCounters, int], before: Seen | None = None) -> Seen | None:
+def after(*steps: tuple[PeerCounters, int], before: StoredActivity | None = None) -> StoredActivity | None:
     """What is known after readings, each with its moment."""
     for reading, now in steps:
         before = advance(before, reading, now)
@@ -42,7 +42,7 @@ def after(*steps: tuple[PeerCounters, int], before: Seen | None = None) -> Seen 
 
 
 @given(seens)
-def test_what_is_stored_is_read_back(seen: Seen) -> None:
+def test_what_is_stored_is_read_back(seen: StoredActivity) -> None:
     assert decode(encode(seen)) == seen
     assert decode(encode(seen).encode()) == seen
 
@@ -54,7 +54,7 @@ def test_what_is_no_entry_counts_as_never_stored(damaged: bytes | str) -> None:
 
 
 def test_an_entry_of_another_version_counts_as_never_stored() -> None:
-    assert decode(encode(Seen(1, 2, 3, 4, 5, 6)).replace("1 ", "2 ", 1)) is None
+    assert decode(encode(StoredActivity(1, 2, 3, 4, 5, 6)).replace("1 ", "2 ", 1)) is None
     assert decode("1 1 2 3 4 5") is None
     assert decode("1 1 2 3 4 5 -6") is None
     assert decode(f"1 1 2 3 4 5 {U64 + 1}") is None
@@ -65,7 +65,7 @@ def test_a_peer_that_did_nothing_is_not_stored() -> None:
 
 
 def test_a_first_reading_with_a_handshake_counts_as_seen_now() -> None:
-    assert advance(None, raw(handshake=50.5, rx=10, tx=20), 100) == Seen(100, 10, 20, 50_500_000, 10, 20)
+    assert advance(None, raw(handshake=50.5, rx=10, tx=20), 100) == StoredActivity(100, 10, 20, 50_500_000, 10, 20)
 
 
 def test_bytes_without_a_handshake_are_counted_but_no_sign_of_life() -> None:
@@ -110,7 +110,7 @@ def test_an_endpoint_stays_known_while_the_device_has_forgotten_it() -> None:
 
 
 @given(seens, readings, moments)
-def test_totals_never_fall_and_neither_does_last_seen(before: Seen, reading: PeerCounters, now: int) -> None:
+def test_totals_never_fall_and_neither_does_last_seen(before: StoredActivity, reading: PeerCounters, now: int) -> None:
     found = advance(before, reading, now)
     assert found is not None
     assert found.rx >= before.rx
@@ -121,7 +121,7 @@ def test_totals_never_fall_and_neither_does_last_seen(before: Seen, reading: Pee
 @given(st.lists(st.tuples(readings, st.integers(0, 2**33)), min_size=1, max_size=12))
 def test_an_observer_that_restarts_at_any_time_knows_the_same(steps: list[tuple[PeerCounters, int]]) -> None:
     lasting = after(*steps)
-    restarted: Seen | None = None
+    restarted: StoredActivity | None = None
     for reading, now in steps:
         stored = advance(restarted, reading, now)
         restarted = None if stored is None else decode(encode(stored))

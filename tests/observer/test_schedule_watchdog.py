@@ -11,7 +11,7 @@ from redis import Redis
 
 from peerlane.config.redis import connect
 from peerlane.tasks.status.alarms import read_alarms
-from peerlane.workers.upkeep.schedule_watchdog import Attendance
+from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 
 
 @dataclass
@@ -22,11 +22,11 @@ class Scene:
     name: str = field(default_factory=new_name)
     at: float = 1_000.0
 
-    def attendance(self) -> Attendance:
+    def attendance(self) -> ScheduleWatchdog:
         """What an observer makes at its start."""
-        return Attendance(self.redis, self.name, steady=lambda: self.at)
+        return ScheduleWatchdog(self.redis, self.name, steady=lambda: self.at)
 
-    def alarms(self, one: Attendance, *, after: float, every: float = 60) -> list[str]:
+    def alarms(self, one: ScheduleWatchdog, *, after: float, every: float = 60) -> list[str]:
         """Which stand after so many seconds."""
         self.at += after
         one.look(lambda: every, int(self.at))
