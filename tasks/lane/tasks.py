@@ -95,6 +95,8 @@ class LaneTask(Task[..., dict[str, Any]]):
         try:
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
+            # Where the writer reads it without the body: what is late is struck out before it is taken.
+            options["headers"] = {**(options.get("headers") or {}), "deadline": wire["deadline"]}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
         except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.

@@ -19,7 +19,9 @@ from peerlane.workers.lane import poison
 from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
+from peerlane.workers.lane.taking import Dead
 from peerlane.workers.writer.delivery import Delivery
+from peerlane.workers.writer.request import decoded
 
 
 class LaneStrategy:
@@ -67,6 +69,10 @@ class LaneStrategy:
         for callback in callbacks or ():
             callback(request)
         self._consumer.on_task_request(request)
+
+    def end_dead(self, dead: Dead) -> None:
+        """End a request that was struck out of the lane: it has its outcome, and was never taken."""
+        self._ending.struck_out(dead.request_id, decoded(dead.record))
 
     def _open(self, message: Any) -> tuple[str, dict[str, Any]]:
         """Request id and arguments. Raises PeerlaneError for a message that is to be refused."""

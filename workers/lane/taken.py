@@ -11,9 +11,11 @@ from celery.worker import state as worker_state
 
 from peerlane.tasks.errors import Fenced, PeerlaneError
 from peerlane.workers import failpoints
+from peerlane.workers.lane.taking import Dead
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.group import carry_out_many
 from peerlane.workers.writer.retry import ShutdownRequested
+from peerlane.workers.writer.shares import leave_shares
 from peerlane.workers.writer.writer import Writer
 
 #: Where a task finds the TakenMessage of its request: an attribute of Celery's ``self.request``.
@@ -81,3 +83,11 @@ class LaneWriter:
             raise WorkerShutdown(0) from None
         for (_, taken, _), outcome in zip(requests, outcomes, strict=True):
             taken.outcome = outcome
+
+    def strike_out(self, dead: Sequence[Dead]) -> None:
+        """Count requests that were struck out of the lane; they no longer count in shares of it."""
+        self._writer.answered += len(dead)
+        try:
+            leave_shares(self._writer, [(each.request_id, each.message) for each in dead])
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None

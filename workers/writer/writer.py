@@ -144,6 +144,11 @@ class Writer:
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")
             return self._commit_refusal(request, unforeseen)
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether requests count in shares of the lane."""
+        return self._fair_label is not None
+
     def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
         """What is to be carried out."""
         counted = self._fair_label is not None and task == names.CREATE_PEER
