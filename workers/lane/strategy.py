@@ -44,7 +44,13 @@ class LaneStrategy:
         except PeerlaneError as error:
             self._consumer.refuse(message, message.headers.get("id"), error)
             return
-        delivery = Delivery(request_id, message.delivery_tag, poison.was_delivered(message), message.answered)
+        delivery = Delivery(
+            request_id,
+            message.delivery_tag,
+            poison.was_delivered(message),
+            message.answered,
+            sent_at=sent_at(message.headers),
+        )
         taken = TakenMessage(message, delivery, ack)
         request = self._request(message, taken, arguments, reject)
         if self._sends_events:
@@ -138,6 +144,12 @@ def open_request(message: Any) -> tuple[str, dict[str, Any]]:
     if "self" in kwargs:  # Celery calls the task with it, and would fail before the model could refuse it
         raise Invalid("self: no such argument")
     return str(message.headers.get("id")), cast("dict[str, Any]", kwargs)
+
+
+def sent_at(headers: Mapping[str, Any]) -> int:
+    """When a message was sent, as it says, in ms on Redis' clock; 0 where it says nothing of the kind."""
+    said = headers.get(names.SENT_AT)
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 < said < 2**53 else 0
 
 
 def shown(arguments: Mapping[str, Any]) -> str:

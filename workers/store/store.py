@@ -240,10 +240,17 @@ class Store:
         found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
         return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
-    def heartbeat(self, redis: Redis | None = None, **fields: str | int) -> bool:
-        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client."""
+    def heartbeat(self, redis: Redis | None = None, *, metrics: str | None = None, **fields: str | int) -> bool:
+        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client.
+
+        ``metrics`` is what the writer has measured; with it, it is told too how long the oldest message has waited.
+        """
         pairs = [part for pair in fields.items() for part in pair]
-        return bool(self._beat(keys=[self._gateway, self._epoch], args=[self.epoch, *pairs], client=redis))
+        keys, args = [self._gateway, self._epoch], [self.epoch, *pairs]
+        if metrics is not None:
+            keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
+            args.append(metrics)
+        return bool(self._beat(keys=keys, args=args, client=redis))
 
     def staged(self, token: str) -> list[str]:
         """What an import has brought, in order."""
