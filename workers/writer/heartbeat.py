@@ -61,7 +61,7 @@ class Heartbeat(threading.Thread):
         with self._telling:
             writer = self._writer
             told = {"phase": self.phase, "recovered": self.recovered, "peers": len(writer.table.peers)}
-            done = {"answered": writer.answered, "created": writer.created, "deleted": writer.deleted}
+            done = {name: getattr(writer, name) for name in ("answered", "refused", "created", "deleted")}
             if not self._store.heartbeat(redis, **told, **done):
                 self.replaced = True
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
