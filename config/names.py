@@ -159,6 +159,11 @@ def deliveries_key(gateway: str, request: str) -> str:
     return f"peerlane:{{{gateway}}}:deliveries:{request}"
 
 
+def node_name(gateway: str, host: str, *, observer: bool = False) -> str:
+    """What a gateway's writer, or its observer, is called among Celery's workers."""
+    return f"{gateway}{'-observer' if observer else ''}@{host}"
+
+
 def gateway_of_queue(queue: str) -> str:
     """The gateway whose lane or observer a queue belongs to."""
     return queue.split(".")[1] if queue.count(".") else queue

@@ -80,8 +80,8 @@ class Writer:
         self.recovery_needed: str | None = _NOT_STARTED
         #: Set once a newer writer has been seen; from then on nothing is changed any more.
         self.fenced = False
-        #: Since this writer began, for the heartbeat to tell: requests answered; peers created and deleted.
-        self.answered = self.created = self.deleted = 0
+        #: Since this writer began, for the heartbeat to tell: requests answered, refused; peers created, deleted.
+        self.answered = self.refused = self.created = self.deleted = 0
         self.measurements = Measurements()
         self._unknown: Unknown = unknown
         self._spec = spec
@@ -321,6 +321,7 @@ class Writer:
         """Count a request that has its outcome."""
         self.answered += 1
         self.measurements.answered(request, outcome, self.store.clock.at(request.delivery.taken_at))
+        self.refused += isinstance(outcome.result, PeerlaneError)
         return outcome
 
     def _refuse_if_fenced(self) -> None:
