@@ -120,7 +120,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         taken = getattr(self.request, "taken", None)
         if self.writer is None or taken is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
-        return _in_short(self.writer.carry_out(self.name, taken, arguments))
+        return in_short(self.writer.carry_out(self.name, taken, arguments))
 
 
 def register(application: PeerlaneApp) -> dict[str, LaneTask]:
@@ -180,7 +180,7 @@ def _wire(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _in_short(result: Mapping[str, Any]) -> str:
+def in_short(result: Mapping[str, Any]) -> str:
     """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
     words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
     return " ".join(words)[:256]
