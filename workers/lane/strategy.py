@@ -14,6 +14,7 @@ from celery.worker.state import task_reserved
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
@@ -44,7 +45,9 @@ class LaneStrategy:
         except PeerlaneError as error:
             self._consumer.refuse(message, message.headers.get("id"), error)
             return
-        delivery = Delivery(request_id, message.delivery_tag, poison.was_delivered(message), message.answered)
+        wish = sound_digest(message.headers.get(HEADER))
+        redelivered = poison.was_delivered(message)
+        delivery = Delivery(request_id, message.delivery_tag, redelivered, message.answered, wish)
         taken = TakenMessage(message, delivery, ack)
         request = self._request(message, taken, arguments, reject)
         if self._sends_events:
