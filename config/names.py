@@ -22,6 +22,10 @@ GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: The part of a request id after ``GATEWAY.``; a UUID normally, any token of ours in general.
 REQUEST_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
+#: The result key of a request whose caller listens on one channel for all of its requests: that of ``GATEWAY.REPLY``
+#: for the ids ``GATEWAY.REPLY_N``, REPLY being 32 hexadecimal digits.
+_REPLIED = re.compile(r"(.+\.[0-9a-f]{32})_[0-9]+")
+
 #: Set of all registered gateways' names.
 GATEWAYS_KEY = "peerlane:gateways"
 
@@ -66,6 +70,12 @@ def is_request_id(gateway: str, value: object) -> bool:
 def result_key(request: str) -> str:
     """Key (and channel) of a request's result: the commit record."""
     return RESULT_PREFIX + request
+
+
+def result_channels(key: str) -> tuple[str, ...]:
+    """The channels on which the record of a result key is published."""
+    replied = _REPLIED.fullmatch(key)
+    return (key,) if replied is None else (key, replied[1])
 
 
 # One gateway's keys. The braces keep them in one cluster slot.

@@ -14,6 +14,12 @@
 --       8 tag of the message that asked for it, which is acknowledged in the same step; '' for none
 --       9 with KEYS 8: the request's id
 -- Returns {verdict, stored or detail, server time in ms}: committed | duplicate | fenced | expired | stale | draining
+-- Whoever asks for many listens on one channel for all of them: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
+local function publish(key, record)
+  redis.call('PUBLISH', key, record)
+  local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')
+  if reply and #token == 32 then redis.call('PUBLISH', reply, record) end
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function leave_share()
@@ -35,7 +41,7 @@ local epoch = redis.call('GET', KEYS[2])
 if epoch ~= ARGV[1] then return {'fenced', epoch or '', now} end
 if tonumber(ARGV[2]) > 0 and now > tonumber(ARGV[2]) then
   redis.call('SET', KEYS[1], ARGV[5], 'EX', ARGV[4])
-  redis.call('PUBLISH', KEYS[1], ARGV[5])
+  publish(KEYS[1], ARGV[5])
   leave_share()
   acknowledge()
   return {'expired', ARGV[5], now}
@@ -63,7 +69,7 @@ end
 -- As long as the request may be delivered again, its outcome is known; a deadline is at most a day ahead.
 local left = math.ceil((tonumber(ARGV[2]) - now) / 1000) + 60
 redis.call('SET', KEYS[1], ARGV[3], 'EX', math.max(tonumber(ARGV[4]), math.min(left, 90000)))
-redis.call('PUBLISH', KEYS[1], ARGV[3])
+publish(KEYS[1], ARGV[3])
 leave_share()
 acknowledge()
 return {'committed', '', now}

@@ -6,6 +6,12 @@
 --       then seven for each request: deadline, result, result if the deadline has passed, changes,
 --       '1' if the gateway must not be draining, tag of its message, id
 -- Returns {server time in ms, then for each request {verdict, stored or detail}}; 'failed' is one that met an error
+-- Whoever asks for many listens on one channel for all of them: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
+local function publish(key, record)
+  redis.call('PUBLISH', key, record)
+  local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')
+  if reply and #token == 32 then redis.call('PUBLISH', reply, record) end
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local epoch = redis.call('GET', KEYS[1])
@@ -29,7 +35,7 @@ local function commit(key, share, deadline, result, late, changes, creates, tag,
   if epoch ~= ARGV[1] then return {'fenced', epoch or ''} end
   if deadline > 0 and now > deadline then
     redis.call('SET', key, late, 'EX', ARGV[2])
-    redis.call('PUBLISH', key, late)
+    publish(key, late)
     leave_share()
     acknowledge()
     return {'expired', late}
@@ -56,7 +62,7 @@ local function commit(key, share, deadline, result, late, changes, creates, tag,
   end
   local left = math.ceil((deadline - now) / 1000) + 60
   redis.call('SET', key, result, 'EX', math.max(tonumber(ARGV[2]), math.min(left, 90000)))
-  redis.call('PUBLISH', key, result)
+  publish(key, result)
   leave_share()
   acknowledge()
   return {'committed', ''}
