@@ -125,7 +125,7 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
         *_consumer(queues, names.unacked_key(gateway)),
-        Selector(("rpop",), queues),  # what waits is taken together
+        Selector(("rpop", "lindex"), queues),  # what waits is taken together; the heartbeat tells for how long it waits
         *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
         Selector(("fcall",), (state, results, *queues)),
@@ -257,9 +257,16 @@ def _beat() -> tuple[Selector, ...]:
     )
 
 
+#: Hashes that say how a gateway is.
+_STATUS = (names.gateway_key, names.observer_key, names.alarms_key)
+
+
 def _flower(events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "psubscribe", "punsubscribe"), channels=(events,)),
         # Lengths of queues; those of events are never stored.
-        Selector(("llen",), ("gateway.*", "celeryev.*", "peerlane.unrouted")),
+        Selector(("llen",), ("gateway.*", "celeryev.*", "peerlane.unrouted", names.poison_key("*"))),
+        # How gateways are; no peer, and nothing of a message that was set aside but that there is one.
+        Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
+        Selector(("hgetall",), tuple(f"R:{key('*')}" for key in _STATUS)),
     )

@@ -47,6 +47,9 @@ class GatewayStatus:
     reconcile: Mapping[str, Any] = field(default_factory=dict[str, Any])
     #: Messages that were set aside (``gateway poison``); None where this Redis user may not count them.
     set_aside: int | None = None
+    #: Where the observer runs, or ran last; empty where it never did.
+    observer_host: str = ""
+    observer_pid: int = 0
 
     @classmethod
     def of(
@@ -71,6 +74,8 @@ class GatewayStatus:
             sweep=_parsed(report.get("sweep")),
             reconcile=_parsed(report.get("reconcile")),
             set_aside=set_aside,
+            observer_host=report.get("host", b"").decode(errors="replace"),
+            observer_pid=number(report.get("pid", b"").decode(errors="replace")),
         )
 
     @property
