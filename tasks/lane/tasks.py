@@ -25,6 +25,7 @@ from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
 
 class PeerWriter(Protocol):
@@ -59,8 +60,8 @@ class LaneTask(Task[..., dict[str, Any]]):
         """Send the request.
 
         ``expires`` (seconds, or a time) becomes a deadline on Redis' clock: Celery's own compares the clocks of two
-        hosts. ``task_id`` is the request id; the same id twice is the same request. ``bulk`` takes the lane's bulk
-        queue, which yields to interactive requests.
+        hosts. ``task_id`` is the request id; the same id twice is the same request, and ``get`` raises Conflict where
+        it was used for another wish. ``bulk`` takes the lane's bulk queue, which yields to interactive requests.
 
         Raises:
             Invalid: the arguments do not pass; nothing was sent.
@@ -90,13 +91,15 @@ class LaneTask(Task[..., dict[str, Any]]):
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
             if isinstance(wish, CreatePeer):
                 fairness.join(lanes, lane, wish.labels, request_id, deadline=arguments["deadline"])
-        wire = _wire(arguments)
+        wire, digest = _wire(arguments), wish_digest(self.name, wish)
+        options["headers"] = {**(options.get("headers") or {}), HEADER: digest}
         options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
         try:
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
-            # Where the writer reads it without the body: what is late is struck out before it is taken.
-            options["headers"] = {**(options.get("headers") or {}), "deadline": wire["deadline"]}
+            # Where the writer reads them without the body: what is late is struck out before it is taken.
+            told = {names.SENT_AT: lanes.clock.now_ms(), "deadline": wire["deadline"]}
+            options["headers"] = {**(options.get("headers") or {}), **told}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
         except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.
@@ -108,7 +111,7 @@ class LaneTask(Task[..., dict[str, Any]]):
                 raise StorageError(f"Redis refused, and nothing was sent: {reason(NoPermissionError())}") from error
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
-        result.deadline = wire["deadline"]
+        result.deadline, result.wish = wire["deadline"], digest
         result.ignored = False
         return result
 

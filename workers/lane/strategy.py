@@ -15,13 +15,14 @@ from celery.worker.state import task_reserved
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.outcome import decode
+from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
 from peerlane.workers.lane.taking import Dead
 from peerlane.workers.writer.delivery import Delivery
-from peerlane.workers.writer.request import decoded
 
 
 class LaneStrategy:
@@ -44,7 +45,14 @@ class LaneStrategy:
         except PeerlaneError as error:
             self._consumer.refuse(message, message.headers.get("id"), error)
             return
-        delivery = Delivery(request_id, message.delivery_tag, poison.was_delivered(message), message.answered)
+        delivery = Delivery(
+            request_id,
+            message.delivery_tag,
+            poison.was_delivered(message),
+            message.answered,
+            sound_digest(message.headers.get(HEADER)),
+            sent_at=sent_at(message.headers),
+        )
         taken = TakenMessage(message, delivery, ack, reject)
         shown = shown_of(arguments)
         self._events.received(request_id, shown)
@@ -72,7 +80,12 @@ class LaneStrategy:
 
     def end_dead(self, dead: Dead) -> None:
         """End a request that was struck out of the lane: it has its outcome, and was never taken."""
-        self._ending.struck_out(dead.request_id, decoded(dead.record))
+        outcome: dict[str, Any] | PeerlaneError
+        try:
+            outcome = decode(dead.record)
+        except PeerlaneError as error:
+            outcome = error
+        self._ending.struck_out(dead.request_id, outcome)
 
     def _open(self, message: Any) -> tuple[str, dict[str, Any]]:
         """Request id and arguments. Raises PeerlaneError for a message that is to be refused."""
@@ -139,6 +152,12 @@ def open_request(message: Any) -> tuple[str, dict[str, Any]]:
     if "self" in kwargs:  # Celery calls the task with it, and would fail before the model could refuse it
         raise Invalid("self: no such argument")
     return str(message.headers.get("id")), cast("dict[str, Any]", kwargs)
+
+
+def sent_at(headers: Mapping[str, Any]) -> int:
+    """When a message was sent, as it says, in ms on Redis' clock; 0 where it says nothing of the kind."""
+    said = headers.get(names.SENT_AT)
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 < said < 2**53 else 0
 
 
 def shown_of(arguments: Mapping[str, Any]) -> str:

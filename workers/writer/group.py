@@ -15,6 +15,7 @@ request costs the others time and nothing else.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from peerlane.workers.peers.handlers import Decision, decide
 from peerlane.workers.peers.plan import PeerTable, Plan
 from peerlane.workers.store.store import Answer, Commit
 from peerlane.workers.writer.delivery import Outcome
-from peerlane.workers.writer.request import Request, decoded
+from peerlane.workers.writer.request import Request
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
         if doubtful and any(plan.before is not None and plan.after is not plan.before for plan in decision.plans):
             break  # made anew, it gives up addresses; a later plan would rest on that
         keys.add(key)
-        group.append(_Planned(request, decision, results.encode(request.id, decision.result), doubtful))
+        group.append(_Planned(request, decision, request.record(decision.result), doubtful))
         for plan in decision.plans:
             if plan.before is not plan.after and plan.after is not None:
                 table.put(plan.after)
@@ -144,13 +145,13 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
             if answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == planned.record):
                 writer.enter(planned.decision.plans)
                 outcomes[planned.request.delivery.tag] = writer.count(
-                    Outcome(dict(planned.decision.result), acknowledged=True)
+                    planned.request, Outcome(dict(planned.decision.result), acknowledged=True)
                 )
                 continue
             open_again.append(planned)
             if answer.verdict in ("duplicate", "expired"):
                 outcomes[planned.request.delivery.tag] = writer.count(
-                    Outcome(decoded(answer.stored), acknowledged=True)
+                    planned.request, Outcome(planned.request.recorded(answer.stored), acknowledged=True)
                 )
         _undo(writer.table, open_again)
         writer.settle(_changing(open_again))
@@ -212,15 +213,20 @@ def _strike_out(writer: Writer, requests: Sequence[tuple[Request, int]]) -> dict
     except ResponseError:
         return {}
     return {
-        commit.tag: writer.count(Outcome(decoded(answer.stored or commit.result), acknowledged=True))
-        for commit, answer in zip(commits, answers, strict=True)
+        commit.tag: writer.count(request, Outcome(request.recorded(answer.stored or commit.result), acknowledged=True))
+        for (request, _), commit, answer in zip(requests, commits, answers, strict=True)
         if answer.settles
     }
 
 
 def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]:
     failpoints.reach("before_apply", "group")
-    writer.plane.apply([change for planned in group for change in planned.decision.changes])
+    changes = [change for planned in group for change in planned.decision.changes]
+    began = time.monotonic()
+    writer.plane.apply(changes)
+    applied = time.monotonic()
+    for planned in group:
+        planned.request.times.planned, planned.request.times.applied = began, applied
     failpoints.reach("after_apply", "group")
     commits = [
         Commit(
