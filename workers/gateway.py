@@ -184,6 +184,7 @@ class GatewayService:
             worker_state.should_stop = Fenced.exit_code
             return
         writer.state = heartbeat.state
+        writer.measurements.pools = {str(pool.prefix): (pool.held, pool.size) for pool in writer.table.pools}
         if heartbeat.redis_restarted:
             heartbeat.redis_restarted = False
             writer.recovery_needed = "Redis has restarted"

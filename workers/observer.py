@@ -26,6 +26,7 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import PeerlaneError, SettingsError
 from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
+from peerlane.tasks.wire.metrics import encoded
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
@@ -192,7 +193,10 @@ class ObserverService:
         self._place(now, holder)
         if self._elsewhere is not None:
             return False
-        self._redis.hset(names.observer_key(self.name), "heartbeat", now)
+        measured = self.handler.measurements
+        measured.began_ms = measured.began_ms or now
+        fields = {"heartbeat": now, "metrics": encoded(measured.document(self._counted))}
+        self._redis.hset(names.observer_key(self.name), mapping=cast("Any", fields))
         self._beat_at = now
         if phase != b"serving" or epoch == self._epoch:
             return False

@@ -125,7 +125,7 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
         *_consumer(queues, names.unacked_key(gateway)),
-        Selector(("rpop",), queues),  # what waits is taken together
+        Selector(("rpop", "lindex"), queues),  # what waits is taken together; the heartbeat tells for how long it waits
         *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
         Selector(("fcall",), (state, results, *queues)),

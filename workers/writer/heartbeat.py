@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import cast
 
 from redis import Redis
@@ -12,6 +13,7 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
+from peerlane.tasks.wire.metrics import encoded
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.writer import Writer
 
@@ -41,6 +43,7 @@ class Heartbeat(threading.Thread):
         self._store, self._writer = store, writer
         self._redis = connect(settings)
         self._run = run
+        self._began_ms = store.clock.now_ms()
         self._ended = threading.Event()
         self._telling = threading.Lock()
 
@@ -62,8 +65,12 @@ class Heartbeat(threading.Thread):
             writer = self._writer
             told = {"phase": self.phase, "recovered": self.recovered, "peers": len(writer.table.peers)}
             done = {name: getattr(writer, name) for name in ("answered", "refused", "created", "deleted")}
-            if not self._store.heartbeat(redis, **told, **done):
+            measured = writer.measurements
+            began = time.monotonic()
+            metrics = encoded(measured.document(self._began_ms))
+            if not self._store.heartbeat(redis, metrics=metrics, **told, **done):
                 self.replaced = True
+            measured.round_trip = round(time.monotonic() - began, 6)
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
         self.state = found.decode(errors="replace") if found else "active"
         run = run_of(redis)
