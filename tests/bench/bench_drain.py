@@ -4,8 +4,8 @@
 
 Both workers are real processes (pool solo, prefetch 1, acks late, events on). Requests pile up elsewhere and are put on
 the queue of a worker at once; the two alternate. CPU is the worker's own, from its process' times. Syncs are those of
-Redis from that moment on, counted by strace where it is there and may look; they are counted apart from the rates, which
-it would spoil. Absolute figures are this machine's; the ratios are the point.
+Redis from that moment on, counted by strace where it is there and may look; they are counted apart from
+the rates, which that would spoil. Absolute figures are this machine's; the ratios are the point.
 """
 
 from __future__ import annotations
