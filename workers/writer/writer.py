@@ -267,10 +267,10 @@ class Writer:
                 continue
             self.created += plan.outcome == "created"
             self.deleted += plan.outcome == "deleted"
-            if plan.after is not None:
-                self.table.put(plan.after)
-            else:
+            if plan.after is None:
                 self.table.drop(plan.public_key)
+            elif self.table.peers.get(plan.public_key) is not plan.after:  # a group's creates are in it already
+                self.table.put(plan.after)
 
     def _commit_refusal(self, request: Request, refusal: PeerlaneError) -> Outcome:
         """Store the refusal as the request's outcome.
