@@ -22,6 +22,10 @@ GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: The part of a request id after ``GATEWAY.``; a UUID normally, any token of ours in general.
 REQUEST_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
+#: The result key of a request whose caller listens on one channel for all of its requests: that of ``GATEWAY.REPLY``
+#: for the ids ``GATEWAY.REPLY_N``, REPLY being 32 hexadecimal digits.
+_REPLIED = re.compile(r"(.+\.[0-9a-f]{32})_[0-9]+")
+
 #: Set of all registered gateways' names.
 GATEWAYS_KEY = "peerlane:gateways"
 
@@ -69,6 +73,12 @@ def is_request_id(gateway: str, value: object) -> bool:
 def result_key(request: str) -> str:
     """Key (and channel) of a request's result: the commit record."""
     return RESULT_PREFIX + request
+
+
+def result_channels(key: str) -> tuple[str, ...]:
+    """The channels on which the record of a result key is published."""
+    replied = _REPLIED.fullmatch(key)
+    return (key,) if replied is None else (key, replied[1])
 
 
 # One gateway's keys. The braces keep them in one cluster slot.
@@ -147,6 +157,11 @@ def poison_key(gateway: str) -> str:
 def deliveries_key(gateway: str, request: str) -> str:
     """How often a request was delivered again."""
     return f"peerlane:{{{gateway}}}:deliveries:{request}"
+
+
+def node_name(gateway: str, host: str, *, observer: bool = False) -> str:
+    """What a gateway's writer, or its observer, is called among Celery's workers."""
+    return f"{gateway}{'-observer' if observer else ''}@{host}"
 
 
 def gateway_of_queue(queue: str) -> str:

@@ -257,9 +257,13 @@ def _beat() -> tuple[Selector, ...]:
     )
 
 
+#: Hashes that say how a gateway is.
+_STATUS = (names.gateway_key, names.observer_key, names.alarms_key)
+
+
 def _exporter() -> tuple[Selector, ...]:
     """What gateways tell of themselves, for Prometheus; no peer's record, no request, no result. Writes nothing."""
-    hashes = (names.gateway_key, names.observer_key, names.alarms_key, names.metrics_key)
+    hashes = (*_STATUS, names.metrics_key)
     return (
         Selector((*_CONNECTION, "info")),
         Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
@@ -274,5 +278,8 @@ def _flower(events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "psubscribe", "punsubscribe"), channels=(events,)),
         # Lengths of queues; those of events are never stored.
-        Selector(("llen",), ("gateway.*", "celeryev.*", "peerlane.unrouted")),
+        Selector(("llen",), ("gateway.*", "celeryev.*", "peerlane.unrouted", names.poison_key("*"))),
+        # How gateways are; no peer, and nothing of a message that was set aside but that there is one.
+        Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
+        Selector(("hgetall",), tuple(f"R:{key('*')}" for key in _STATUS)),
     )

@@ -51,6 +51,9 @@ class GatewayStatus:
     #: What its processes have measured; None where they have told nothing, or it was not read.
     writer_metrics: WriterMetrics | None = None
     observer_metrics: ObserverMetrics | None = None
+    #: Where the observer runs, or ran last; empty where it never did.
+    observer_host: str = ""
+    observer_pid: int = 0
 
     @classmethod
     def of(
@@ -81,6 +84,8 @@ class GatewayStatus:
             set_aside=set_aside,
             writer_metrics=writer_metrics(measured),
             observer_metrics=observer_metrics(report.get("metrics")),
+            observer_host=report.get("host", b"").decode(errors="replace"),
+            observer_pid=number(report.get("pid", b"").decode(errors="replace")),
         )
 
     @property

@@ -44,7 +44,7 @@ class SlowStore:
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
     store = SlowStore()
     without_peers = SimpleNamespace(
-        table=SimpleNamespace(peers={}), answered=0, created=0, deleted=0, measurements=Measurements()
+        table=SimpleNamespace(peers={}), answered=0, refused=0, created=0, deleted=0, measurements=Measurements()
     )
     beating = Heartbeat(
         settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)

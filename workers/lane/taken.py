@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,10 +23,13 @@ TAKEN = "taken"
 class TakenMessage:
     """A message in hand: its delivery, and its request's outcome once there is one. The result backend reads it too."""
 
-    def __init__(self, message: Any, delivery: Delivery, acknowledge: Callable[..., None]) -> None:
+    def __init__(
+        self, message: Any, delivery: Delivery, acknowledge: Callable[..., None], reject: Callable[..., None]
+    ) -> None:
         self.delivery = delivery
         self.outcome: Outcome | None = None
         self._message, self._acknowledge = message, acknowledge
+        self.reject = reject
 
     def acknowledge(self, *context: Any) -> None:
         """Acknowledge it, unless the commit of its request has."""
@@ -33,6 +37,10 @@ class TakenMessage:
             self._message.channel.qos.acknowledged_elsewhere(self.delivery.tag)
         else:
             self._acknowledge(*context)
+
+    def give_back(self, log: logging.Logger, errors: Any) -> None:
+        """Put it back on its queue: now, for the event loop keeps no order."""
+        self._message.reject_log_error(log, errors, requeue=True)
 
 
 class LaneWriter:

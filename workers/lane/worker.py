@@ -165,11 +165,11 @@ class LaneWorker(Worker):
             "beat": False,
         }
         # Flower shows the gateway where the command line named no node.
-        named = gateway if chosen.role == "writer" else f"{gateway}-{chosen.role}"
-        node = f"{named}@{socket.gethostname()}" if not hostname or hostname.startswith("celery@") else hostname
+        if not hostname or hostname.startswith("celery@"):
+            hostname = names.node_name(gateway, socket.gethostname(), observer=chosen.role == "observer")
         # At the debug level Celery's pools show whole requests, preshared keys too.
         logging.getLogger("celery.pool").setLevel(logging.INFO)
-        super().__init__(app=chosen, hostname=node, **options)
+        super().__init__(app=chosen, hostname=hostname, **options)
 
     def on_before_init(self, *args: Any, **options: Any) -> None:
         self.app.steps["worker"].add(ServeStep)

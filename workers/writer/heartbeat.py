@@ -64,7 +64,7 @@ class Heartbeat(threading.Thread):
         with self._telling:
             writer = self._writer
             told = {"phase": self.phase, "recovered": self.recovered, "peers": len(writer.table.peers)}
-            done = {"answered": writer.answered, "created": writer.created, "deleted": writer.deleted}
+            done = {name: getattr(writer, name) for name in ("answered", "refused", "created", "deleted")}
             measured = writer.measurements
             began = time.monotonic()
             metrics = encoded(measured.document(self._began_ms))
