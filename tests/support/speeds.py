@@ -25,6 +25,7 @@ ON_A_KERNEL = ("ip", "ping", "wg")
 PACKAGES = {
     "ip": "iproute2",
     "nft": "nftables",
+    "promtool": "prometheus",
     "ping": "iputils-ping",
     "setpriv": "util-linux",
     "systemd-analyze": "systemd",
