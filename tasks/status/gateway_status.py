@@ -48,12 +48,12 @@ class GatewayStatus:
     reconcile: Mapping[str, Any] = field(default_factory=dict[str, Any])
     #: Messages that were set aside (``gateway poison``); None where this Redis user may not count them.
     set_aside: int | None = None
-    #: What its processes have measured; None where they have told nothing, or it was not read.
-    writer_metrics: WriterMetrics | None = None
-    observer_metrics: ObserverMetrics | None = None
     #: Where the observer runs, or ran last; empty where it never did.
     observer_host: str = ""
     observer_pid: int = 0
+    #: What its processes have measured; None where they have told nothing, or it was not read.
+    writer_metrics: WriterMetrics | None = None
+    observer_metrics: ObserverMetrics | None = None
 
     @classmethod
     def of(
@@ -82,10 +82,10 @@ class GatewayStatus:
             sweep=_parsed(report.get("sweep")),
             reconcile=_parsed(report.get("reconcile")),
             set_aside=set_aside,
-            writer_metrics=writer_metrics(measured),
-            observer_metrics=observer_metrics(report.get("metrics")),
             observer_host=report.get("host", b"").decode(errors="replace"),
             observer_pid=number(report.get("pid", b"").decode(errors="replace")),
+            writer_metrics=writer_metrics(measured),
+            observer_metrics=observer_metrics(report.get("metrics")),
         )
 
     @property
