@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from peerlane.tasks.client.call_metrics import REQUESTS
 from peerlane.tasks.exporter.families import ALL, STATES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +169,7 @@ def test_the_head_of_the_file_lists_every_alert() -> None:
 
 
 def test_every_rule_asks_for_what_is_told() -> None:
-    told = {family.name for family in ALL} | {"peerlane_client_requests_total"}
+    told = {family.name for family in ALL} | {REQUESTS}
     told |= {family.name + end for family in ALL if family.kind == "histogram" for end in ("_bucket", "_sum", "_count")}
     rules = [cast("dict[str, Any]", rule) for group in GROUPS for rule in group["rules"]]
     assert {name for rule in rules for name in metrics_in(rule["expr"])} <= told
