@@ -1,4 +1,4 @@
-"""The rules, promtool, and a real Prometheus on loopback, which scrapes an exporter often and evaluates the rules with short spans."""
+"""The rules, promtool, and a real Prometheus on loopback that scrapes often and evaluates rules with short spans."""
 
 from __future__ import annotations
 
