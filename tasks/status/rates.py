@@ -14,7 +14,7 @@ from peerlane.tasks.status.gateway_status import GatewayStatus, observer_is_live
 #: Seconds below which a lane that answers nothing is not remarkable: what a writer tells is up to a second old.
 REMARKABLE = 1.0
 
-_TROUBLE = {"down": 1, "recovering": 2, "draining": 3}
+_TROUBLE = {"down": 1, "stuck": 1, "recovering": 2, "draining": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Row:
         return observer_is_live(self.observer_silent_for)
 
     def urgency(self) -> tuple[int, int, int, str]:
-        """To sort by: alarms, down, recovering, draining, unobserved, then by what waits."""
+        """To sort by: alarms, down or stuck, recovering, draining, unobserved, then by what waits."""
         trouble = _TROUBLE.get(self.state, 5 if self.observed or not self.visible else 4)
         return (0 if self.alarms else 1, trouble, -(self.waiting + self.waiting_bulk), self.gateway)
 

@@ -9,8 +9,10 @@ from typing import Any
 from celery.exceptions import Reject, WorkerShutdown
 from celery.worker import state as worker_state
 
+from peerlane.config import names
 from peerlane.tasks.errors import Fenced, PeerlaneError
 from peerlane.workers import failpoints
+from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.group import carry_out_many
 from peerlane.workers.writer.retry import ShutdownRequested
@@ -55,6 +57,7 @@ class LaneWriter:
         Raises:
             PeerlaneError: its outcome is this refusal.
         """
+        PULSE.turn(SOON if task in (names.CREATE_PEER, names.DELETE_PEER) else LONG)
         try:
             if taken.outcome is None:  # else it was carried out in a group
                 taken.outcome = self._writer.carry_out(task, taken.delivery, arguments)
@@ -65,6 +68,7 @@ class LaneWriter:
         except ShutdownRequested:
             raise WorkerShutdown(0) from None
         finally:
+            PULSE.turn()
             failpoints.reach("before_acknowledge")
         if isinstance(taken.outcome.result, PeerlaneError):
             raise taken.outcome.result
@@ -72,6 +76,7 @@ class LaneWriter:
 
     def carry_out_many(self, requests: Sequence[tuple[str, TakenMessage, Mapping[str, Any]]]) -> None:
         """Carry requests out as one group; each message has its outcome afterwards, but for those met by ``Fenced``."""
+        PULSE.turn()
         try:
             outcomes = carry_out_many(
                 self._writer,
