@@ -140,8 +140,9 @@ def test_the_gateway_of_compose_serves_and_its_beat_schedules(
             image, "peerlane", "peer", "create", name, "--public-key", some_key(), "--timeout", "30", **settings
         )
         assert name in created
-        health = started(image, ["env", f"PEERLANE_GATEWAY={name}", *image.health], output=None, **settings)
-        assert health.wait(60) == 0
+        health = started(image, ["env", f"PEERLANE_GATEWAY={name}", *image.health], user=None, **settings)
+        out, _ = health.communicate(timeout=60)
+        assert (health.returncode, out) == (0, f"{name} is active\n")
         eventually(lambda: up("beat", f"sweep {name}: asked for"), "a slot of beat's", within=60)
     finally:
         for process in processes:
