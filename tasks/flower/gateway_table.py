@@ -77,11 +77,8 @@ def sentences(look: Look) -> list[Sentence]:
             count = max(row.waiting, row.waiting_bulk)
             found.append(Sentence(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused."))
         if row.set_aside:
-            found.append(
-                Sentence(
-                    f"{row.gateway} has set {row.set_aside:,} messages aside: peerlane gateway poison {row.gateway}"
-                )
-            )
+            count = f"{row.set_aside:,} message{'' if row.set_aside == 1 else 's'}"
+            found.append(Sentence(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}"))
     if any(row.observed for row in look.rows) and all(row.beat_missing for row in look.rows if row.observed):
         found.append(Sentence(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?"))
     if hidden := sum(not row.visible for row in look.rows):
@@ -177,6 +174,7 @@ def _aside(row: Row) -> Cell:
 COLUMNS = (
     Column("Gateway", "its name", lambda row: Cell(row.gateway)),
     Column("State", "active, draining, recovering, stopped or down", _state),
+    Column("Alarms", "kinds of alarms that stand", _alarms),
     Column("Region", "as its settings name it", lambda row: Cell(row.region)),
     Column("Peers", "peers, of the most it takes", _peers),
     Column("Lane", "interactive requests that wait, of the most that may", lambda row: _waiting(row.waiting, row)),
@@ -190,5 +188,4 @@ COLUMNS = (
     Column("Observer", "its last sign of life", _observer),
     Column("Last sweep", "what it removed", _sweep),
     Column("Set aside", "messages that could not be carried out", _aside),
-    Column("Alarms", "kinds of alarms that stand", _alarms),
 )

@@ -25,6 +25,7 @@ from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
 
 class PeerWriter(Protocol):
@@ -59,8 +60,8 @@ class LaneTask(Task[..., dict[str, Any]]):
         """Send the request.
 
         ``expires`` (seconds, or a time) becomes a deadline on Redis' clock: Celery's own compares the clocks of two
-        hosts. ``task_id`` is the request id; the same id twice is the same request. ``bulk`` takes the lane's bulk
-        queue, which yields to interactive requests.
+        hosts. ``task_id`` is the request id; the same id twice is the same request, and ``get`` raises Conflict where
+        it was used for another wish. ``bulk`` takes the lane's bulk queue, which yields to interactive requests.
 
         Raises:
             Invalid: the arguments do not pass; nothing was sent.
@@ -90,7 +91,8 @@ class LaneTask(Task[..., dict[str, Any]]):
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
             if isinstance(wish, CreatePeer):
                 fairness.join(lanes, lane, wish.labels, request_id, deadline=arguments["deadline"])
-        wire = _wire(arguments)
+        wire, digest = _wire(arguments), wish_digest(self.name, wish)
+        options["headers"] = {**(options.get("headers") or {}), HEADER: digest}
         options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
         try:
             # LaneResult waits by itself: Celery need not subscribe.
@@ -107,7 +109,7 @@ class LaneTask(Task[..., dict[str, Any]]):
                 raise StorageError(f"Redis refused, and nothing was sent: {reason(NoPermissionError())}") from error
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
-        result.deadline = wire["deadline"]
+        result.deadline, result.wish = wire["deadline"], digest
         result.ignored = False
         return result
 

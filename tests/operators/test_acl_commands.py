@@ -23,9 +23,9 @@ USERS: Mapping[Role, str] = {
 
 #: The command → the roles that may use it. DIRECTORY stands for a directory of the test.
 COMMANDS: Mapping[str, tuple[Role, ...]] = {
-    "gateway list": ("api", "operator", "flower", "admin"),
-    "gateway show iad": ("api", "operator", "flower", "admin"),
-    "top --once --interval 0.2": ("api", "operator", "flower", "admin"),
+    "gateway list": ("api", "operator", "exporter", "flower", "admin"),
+    "gateway show iad": ("api", "operator", "exporter", "flower", "admin"),
+    "top --once --interval 0.2": ("api", "operator", "exporter", "flower", "admin"),
     f"peer create iad --public-key {KEY} --timeout 20": ("api", "operator", "admin"),
     # A gateway's writer keeps its peers, and its observer pages through them: their users can read them too.
     f"peer show iad {KEY}": ("writer", "api", "operator", "admin"),

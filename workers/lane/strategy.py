@@ -15,6 +15,7 @@ from celery.worker.state import task_reserved
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
@@ -47,6 +48,7 @@ class LaneStrategy:
             message.delivery_tag,
             poison.was_delivered(message),
             message.answered,
+            sound_digest(message.headers.get(HEADER)),
             sent_at=sent_at(message.headers),
         )
         taken = TakenMessage(message, delivery, ack, reject)

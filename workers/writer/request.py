@@ -39,13 +39,16 @@ class Request:
         """Its id, which is its Celery task's."""
         return self.delivery.request_id
 
+    def record(self, outcome: Mapping[str, Any] | PeerlaneError) -> str:
+        """The commit record that this outcome makes."""
+        return results.encode(self.id, outcome, self.delivery.wish)
 
-def decoded(stored: str) -> dict[str, Any] | PeerlaneError:
-    """The result in a commit record, or the error; a WriterError where it is no record."""
-    try:
-        return results.decode(stored)
-    except PeerlaneError as error:
-        return error
+    def recorded(self, stored: str) -> dict[str, Any] | PeerlaneError:
+        """The result in a commit record of its id, or the error: a Conflict where that is another wish's."""
+        try:
+            return results.decode(stored, self.delivery.wish)
+        except PeerlaneError as error:
+            return error
 
 
 def error_code(error: ResponseError) -> str:

@@ -23,7 +23,6 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
 from peerlane.tasks.lane.quota import share_key
-from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.peers.drift import Unknown
@@ -34,7 +33,7 @@ from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.measurements import Measurements
 from peerlane.workers.writer.recovery import Progress, Recovered, recover, settling
-from peerlane.workers.writer.request import Request, decoded, error_code
+from peerlane.workers.writer.request import Request, error_code
 from peerlane.workers.writer.retry import RetryUntilShutdown
 from peerlane.workers.writer.startup_commits import adopt, reseal
 
@@ -170,7 +169,7 @@ class Writer:
         if answer is None:
             log.info("request %s: an earlier try of this commit had reached Redis", request.id)
         elif answer.verdict != "committed":
-            return self._not_committed(answer, decision, applied=bool(decision.changes))
+            return self._not_committed(request, answer, decision, applied=bool(decision.changes))
         self.enter(decision.plans)
         return Outcome(dict(decision.result), acknowledged=True)
 
@@ -207,8 +206,8 @@ class Writer:
         if answer.verdict == "duplicate" and request.share is not None:
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
             answer = self._commit(request, decision.deadline, answer.stored)
-            return self._not_committed(answer, decision, applied=False)
-        return self._not_committed(answer, decision, applied=False, acknowledged=False)
+            return self._not_committed(request, answer, decision, applied=False)
+        return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
 
     def _apply(self, request: Request, decision: Decision) -> None:
         outcome = str(decision.result["outcome"])
@@ -227,7 +226,7 @@ class Writer:
     def _commit_decision(self, request: Request, decision: Decision) -> Answer | None:
         """The commit's answer; None if an earlier try of this very commit had reached Redis."""
         outcome = str(decision.result["outcome"])
-        record = results.encode(request.id, decision.result)
+        record = request.record(decision.result)
         failpoints.reach("before_commit", outcome)
         try:
             answer = self._commit(request, decision.deadline, record, decision.plans)
@@ -241,7 +240,7 @@ class Writer:
         return None if answer.verdict == "duplicate" and answer.stored == record else answer
 
     def _not_committed(
-        self, answer: Answer, decision: Decision, *, applied: bool, acknowledged: bool = True
+        self, request: Request, answer: Answer, decision: Decision, *, applied: bool, acknowledged: bool = True
     ) -> Outcome:
         """``acknowledged``: the answer is a commit's, which acknowledges what has an outcome."""
         if applied:
@@ -255,7 +254,7 @@ class Writer:
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"
             raise _Stale
-        return Outcome(decoded(answer.stored), acknowledged=acknowledged)
+        return Outcome(request.recorded(answer.stored), acknowledged=acknowledged)
 
     def enter(self, plans: Sequence[Plan]) -> None:
         """Make the table equal to what was committed."""
@@ -277,7 +276,7 @@ class Writer:
         """
         deadline = request.arguments.get("deadline")
         late_after = deadline if isinstance(deadline, int) and not isinstance(deadline, bool) and deadline > 0 else 0
-        record = results.encode(request.id, refusal)
+        record = request.record(refusal)
         request.times.planned = request.times.planned or time.monotonic()
         try:
             answer = self._commit(request, min(late_after, 2**53), record)
@@ -287,7 +286,7 @@ class Writer:
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
-        stored = decoded(answer.stored) if answer.verdict in ("duplicate", "expired") else refusal
+        stored = request.recorded(answer.stored) if answer.verdict in ("duplicate", "expired") else refusal
         outcome = stored if isinstance(stored, PeerlaneError) else refusal
         return Outcome(outcome, acknowledged=answer.settles)
 
