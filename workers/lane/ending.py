@@ -134,7 +134,8 @@ class LeanEnding:
     def _tell(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
         told: dict[str, object] = {"id": request_id, "name": self._name}
         if isinstance(outcome, PeerlaneError):
-            told |= {"description": "raised expected", "exc": repr(outcome)}
+            # The error itself is for lines that are JSON: they tell its code.
+            told |= {"description": "raised expected", "exc": repr(outcome), "error": outcome}
             _trace_log.info(LOG_FAILURE, told, extra={"data": told})
         else:
             told |= {"return_value": repr(in_short(outcome)), "runtime": runtime}
