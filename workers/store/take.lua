@@ -9,7 +9,8 @@
 --       8 record of a request whose deadline has passed, @request-id@ in the place of its id   9 its TTL in s
 --       10 most that are struck out at the old end of a queue
 --       11 ms before its deadline from which on a request counts as late when a lane's order is chosen
---       12 how many are looked at for deletes at each end of a late lane   13 how a delete's task begins
+--       12 how many of a late lane's newest are looked through for deletes; of the oldest a quarter as many
+--       13 how a delete's task begins
 -- Returns {list of {queue, message, tag, '1' if its request may have an outcome already}, list of the struck out:
 --          {queue, message, request id, task, record of its outcome}}
 local taken, dead = {}, {}
@@ -93,7 +94,7 @@ local function has_room() return #taken < most and bytes_left > 0 end
 local function take_newest(queue)
   local span = tonumber(ARGV[12])
   local newest = redis.pcall('LRANGE', queue, 0, span - 1)
-  local oldest = redis.pcall('LRANGE', queue, -span, -1)
+  local oldest = redis.pcall('LRANGE', queue, -span / 4, -1)
   if newest.err or oldest.err then  -- without the right to look: the oldest first, as ever
     in_order = true
     return
