@@ -248,3 +248,22 @@ def test_a_line_of_the_log_tells_of_each_as_celery_does_and_knows_the_errors_cod
     assert created.startswith(f"Task {names.CREATE_PEER}[{sent[0]}] succeeded in 0.")
     assert refused.startswith(f"Task {names.CREATE_PEER}[{sent[1]}] raised expected: Conflict('")
     assert cast("Any", lines[1].args)["error"].code == "conflict"
+
+
+def test_an_end_that_cannot_be_told_harms_neither_the_others_nor_the_worker(
+    lane: GroupedLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def ended(_: object, request_id: str, *__: object) -> None:
+        told.append(request_id)
+        if len(told) == 2:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("peerlane.workers.lane.ending.TaskEvents.ended", ended)
+    sent = lane.send({}, {}, {})
+    lane.wake()
+    assert told == sent
+    assert lane.kinds(sent) == ["created"] * 3
+    assert not lane.redis.exists(names.unacked_key(lane.name))
+    assert lane.channel.qos.can_consume()

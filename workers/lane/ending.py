@@ -107,14 +107,17 @@ class LeanEnding:
 
     def end(self, taken: TakenMessage, began: float) -> bool:
         """It has been carried out since ``began``. False: a newer writer has taken over, and it is to be given back."""
-        failpoints.reach("before_acknowledge")
         if taken.outcome is None:
             return False
         runtime = time.monotonic() - began
+        try:
+            failpoints.reach("before_acknowledge")
+            self._events.ended(taken.delivery.request_id, taken.outcome.result, runtime)
+            if _trace_log.isEnabledFor(logging.INFO):
+                self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
+        except Exception:  # its outcome stands; neither the others nor the worker may suffer from it
+            log.exception("request %s has its outcome, but its end could not be told", taken.delivery.request_id)
         taken.acknowledge(log, self._consumer.connection_errors)
-        self._events.ended(taken.delivery.request_id, taken.outcome.result, runtime)
-        if _trace_log.isEnabledFor(logging.INFO):
-            self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
         return True
 
     def struck_out(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> None:
