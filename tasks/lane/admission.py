@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -88,23 +88,49 @@ class LaneState:
         """How many requests may wait in each queue of the lane."""
         return number(self.facts.get("lane_cap", ""), DEFAULT_CAP)
 
-    def room(self, *, bulk: bool) -> int:
-        """How many more may join the queue."""
-        return self.cap - (self.waiting_bulk if bulk else self.waiting)
-
-    def refusal(self, *, bulk: bool, create: bool) -> PeerlaneError | None:
-        """Why a request would be refused now, before it is sent; None if it would not."""
+    def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:
+        """Why a request would be refused now, before it is sent; None if it would not. So many wait in its queue."""
         if not self.facts:
             return unknown_gateway(self.gateway)
         if not self.live:
             return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
         if self.state == "recovering":
             return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
-        if self.room(bulk=bulk) <= 0:
+        if waiting >= self.cap:
             return Unavailable(f"the lane of {self.gateway} is full: {self.cap} requests wait", 5.0)
         if create and self.state == "draining":
             return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
         return None
+
+
+class Believed:
+    """What a process believes of a lane: one look, and what it has itself sent there since."""
+
+    __slots__ = ("_at", "lane", "passed", "waiting")
+
+    def __init__(self, lane: LaneState, at: float) -> None:
+        self.lane, self._at = lane, at
+        #: By queue, interactive and bulk: requests waiting, and those let pass since that was told.
+        self.waiting = [lane.waiting, lane.waiting_bulk]
+        self.passed = [0, 0]
+
+    def pushed(self, length: int, *, bulk: bool) -> None:
+        """So many wait in a queue now."""
+        self.waiting[bulk] = length
+        self.passed[bulk] = 0
+
+    def holds(self, *, bulk: bool) -> bool:
+        """Whether another request may pass on it, as far as time and room are concerned."""
+        return time.monotonic() - self._at <= BELIEVED_FOR and self.passed[bulk] < self.most(bulk=bulk)
+
+    def most(self, *, bulk: bool) -> float:
+        """How many may pass on what is believed."""
+        return min((self.lane.cap - self.waiting[bulk]) * BELIEVED_ROOM, BELIEVED_REQUESTS)
+
+    def refusal(self, bulk: bool, create: bool, within: float) -> PeerlaneError | None:  # noqa: FBT001 - asked for each request
+        """Why a request would be refused now."""
+        del within
+        return self.lane.refusal(waiting=self.waiting[bulk], create=create)
 
 
 class Lanes:
@@ -115,20 +141,25 @@ class Lanes:
         self.listeners = Listeners(redis)
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
-        self._believed: dict[str, tuple[float, LaneState]] = {}
-        #: Requests that this process has let pass since it looked, by gateway and queue.
-        self._passed: dict[tuple[str, bool], int] = {}
+        self._believed: dict[str, Believed] = {}
 
     def look(self, gateway: str) -> LaneState:
         """Look at a lane now."""
         pipe = self.redis.pipeline(transaction=False)
+        self.ask_of(gateway, pipe)
+        return self.answered(gateway, pipe.execute())
+
+    @staticmethod
+    def ask_of(gateway: str, pipe: Any) -> None:
+        """Add to a pipeline what a look asks; ``answered`` reads it."""
         pipe.hgetall(names.gateway_key(gateway))
         pipe.time()
         pipe.llen(names.lane_queue(gateway))
         pipe.llen(names.bulk_queue(gateway))
-        raw, time_reply, waiting, bulk = cast(
-            "tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(pipe.execute())
-        )
+
+    def answered(self, gateway: str, answers: Sequence[Any]) -> LaneState:
+        """The lane, from what ``ask_of`` has asked."""
+        raw, time_reply, waiting, bulk = cast("tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(answers))
         now = milliseconds(time_reply)
         self.clock.heard(now)
         lane = LaneState.of(gateway, raw, waiting, bulk, now=now)
@@ -137,28 +168,46 @@ class Lanes:
 
     def believe(self, lane: LaneState) -> None:
         """What was just read of a lane holds for a second (``check``)."""
-        self._believed[lane.gateway] = (time.monotonic(), lane)
-        self._passed[lane.gateway, False] = self._passed[lane.gateway, True] = 0
+        self._believed[lane.gateway] = Believed(lane, time.monotonic())
 
-    def check(self, gateway: str, *, bulk: bool = False, create: bool = True) -> LaneState:
+    def pushed(self, gateway: str, length: int, *, bulk: bool) -> None:
+        """A push into a queue was answered with how many wait in it now."""
+        if (believed := self._believed.get(gateway)) is not None:
+            believed.pushed(length, bulk=bulk)
+
+    def believed(self, gateway: str, *, bulk: bool, create: bool, within: float) -> LaneState | None:
+        """The lane, if what is believed of it lets the request pass, which is counted. None: it has to be looked at."""
+        believed = self._believed.get(gateway)
+        if believed is None or not believed.holds(bulk=bulk) or believed.refusal(bulk, create, within):
+            return None
+        believed.passed[bulk] += 1
+        return believed.lane
+
+    def exhausted(self, gateway: str, *, bulk: bool) -> bool:
+        """Whether as many have passed since a look as may, however little room there is."""
+        return self._believed[gateway].passed[bulk] >= max(1, self._believed[gateway].most(bulk=bulk))
+
+    def check(self, gateway: str, *, bulk: bool = False, create: bool = True, within: float = 0.0) -> LaneState:
         """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.
 
+        ``within``: the seconds that the caller waits; 0 where that is not known.
+
         Raises:
-            Unavailable: unknown gateway, no live writer, or a full lane.
+            Unavailable: unknown gateway, no live writer, a full lane, or a wait that is too long.
             Draining: a create for a gateway that is being emptied.
         """
-        at, state = self._believed.get(gateway, (0.0, None))
-        if (
-            state is None
-            or time.monotonic() - at > BELIEVED_FOR
-            or self._passed.get((gateway, bulk), 0) >= min(state.room(bulk=bulk) * BELIEVED_ROOM, BELIEVED_REQUESTS)
-            or state.refusal(bulk=bulk, create=create)
-        ):
-            state = self.look(gateway)
-        if refusal := state.refusal(bulk=bulk, create=create):
+        if (lane := self.believed(gateway, bulk=bulk, create=create, within=within)) is not None:
+            return lane
+        self.look(gateway)
+        return self.admit(gateway, bulk=bulk, create=create, within=within)
+
+    def admit(self, gateway: str, *, bulk: bool, create: bool, within: float) -> LaneState:
+        """As ``check``, by what has just been seen."""
+        believed = self._believed[gateway]
+        if refusal := believed.refusal(bulk, create, within):
             raise refusal
-        self._passed[gateway, bulk] = self._passed.get((gateway, bulk), 0) + 1
-        return state
+        believed.passed[bulk] += 1
+        return believed.lane
 
     def stored(self, request_id: str) -> str | None:
         """The request's commit record, if there is one."""
@@ -186,7 +235,8 @@ class Lanes:
             return record
         if before is None:
             with suppress(RedisError):
-                self.redis.publish(cancel.key, cancel.tombstone)
+                for channel in names.result_channels(cancel.key):
+                    self.redis.publish(channel, cancel.tombstone)
         return cast("str", cancel.decide(before, written=True))
 
 
