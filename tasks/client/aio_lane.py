@@ -73,7 +73,7 @@ class AsyncLane:
             if by_celery:
                 await self._publish(task, request, until)
             async with asyncio.timeout_at(until):
-                return outcome.decode(await waiter.record)
+                return outcome.decode(await waiter.record, request.wish)
         except PeerlaneError:
             raise
         except TimeoutError:
@@ -97,7 +97,7 @@ class AsyncLane:
     async def _settled(self, request: Request, ends: float) -> dict[str, Any]:
         """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
         record = await self._canceller.settle(self._cancel(request), ends)
-        return result_of(record, timed_out(request.within))
+        return result_of(record, timed_out(request.within), request.wish)
 
     async def _not_sent(self, request: Request, error: BaseException) -> dict[str, Any]:
         """What was not sent may have arrived all the same."""
@@ -105,7 +105,7 @@ class AsyncLane:
             with contextlib.suppress(OutcomeUnknown):
                 await self._canceller.settle(self._cancel(request), 0.0)
             raise may_not_send() from error
-        return outcome.decode(await self._canceller.settle(self._cancel(request), 0.0))
+        return outcome.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
 
     def _cancel(self, request: Request) -> Cancel:
         # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.

@@ -79,15 +79,15 @@ def _sent(
             else:
                 lanes.pushed(request.gateway, listening.push(request.queue, request.message()), bulk=request.bulk)
         except SEND_ERRORS as error:
-            return outcome.decode(settle_unsent(lanes, request.id, request.deadline, error))
+            return outcome.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
         heard: Listening | None = listening
         if new:
             with suppress(RedisError):
                 if (record := listening.wait(until)) is not None:
-                    return outcome.decode(record)
+                    return outcome.decode(record, request.wish)
             heard = None  # it is lost, or the time is up: what is stored tells more
-        within = request.within
-        return outcome_by(lanes, request.id, request.deadline, until=until, within=within, listening=heard)
+        about = lanes, request.id, request.deadline, request.wish
+        return outcome_by(*about, until=until, within=request.within, listening=heard)
     except PeerlaneError:
         raise
     except BaseException:

@@ -25,6 +25,7 @@ from peerlane.tasks.lane.registry import LaneModel
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 #: The third part of a message's body: what Celery would carry out next.
@@ -44,12 +45,19 @@ class Request:
     creates: bool
     #: Of a create that counts in a share of its lane.
     labels: Mapping[str, str] | None
+    #: The digest of what is asked for.
+    wish: str
     #: Seconds that its caller waits.
     within: float
     #: Set once it is known on whose channel its outcome is heard.
     id: str = ""
-    #: In ms on Redis' clock.
+    #: In ms on Redis' clock: its deadline, and when it was let pass.
     deadline: int = 0
+    sent_at: int = 0
+
+    def headers(self) -> dict[str, Any]:
+        """The message headers beyond Celery's own."""
+        return {HEADER: self.wish, names.SENT_AT: self.sent_at}
 
     def message(self) -> str:
         """What is pushed into the lane."""
@@ -79,6 +87,7 @@ class Request:
                     "replaced_task_nesting": 0,
                     "stamped_headers": None,
                     "stamps": {},
+                    **self.headers(),
                 },
                 "properties": {
                     "correlation_id": self.id,
@@ -93,12 +102,13 @@ class Request:
         )
 
     def enter(self, lane: LaneState, lanes: Lanes) -> str | None:
-        """Set the deadline, where it has none. The key of the share that it counts in, if its lane has shares.
+        """Set the time, and the deadline where it has none. The key of its share of the lane, if that has shares.
 
         Raises redis.RedisError where Redis' clock has to be asked, which it need not be right after a look.
         """
+        self.sent_at = lanes.clock.now_ms()
         if not self.deadline:
-            self.deadline = self.arguments["deadline"] = lanes.clock.now_ms() + int(self.within * 1000)
+            self.deadline = self.arguments["deadline"] = self.sent_at + int(self.within * 1000)
         label = lane.facts.get("fair_label")
         return quota.share_key(self.gateway, label, self.labels) if label and self.labels is not None else None
 
@@ -138,6 +148,7 @@ def checked(
         bulk=bulk,
         creates=create is not None or model is ImportPeers,
         labels=None if create is None else create.labels,
+        wish=wish_digest(task, wish),
         within=within,
         id=request_id or "",
         deadline=wish.deadline or 0,

@@ -26,6 +26,8 @@ class LaneResult(AsyncResult[dict[str, Any]]):
 
     #: The request's deadline in ms on Redis' clock, where this process sent it.
     deadline: int = 0
+    #: The digest of what was asked for, where this process sent it (peerlane.tasks.wire.wish_digest).
+    wish: str = ""
 
     def get(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
         self,
@@ -39,6 +41,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
 
         Raises:
             PeerlaneError: the request's refusal.
+            Conflict: its id was used for another request before; nothing was changed.
             TimedOut: cancelled just now; the request can never take effect.
             OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
         """
@@ -46,7 +49,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
         try:
-            return outcome_by(lanes, request_id, self.deadline, until=until, within=timeout)
+            return outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise
@@ -72,6 +75,7 @@ def outcome_by(
     lanes: Lanes,
     request_id: str,
     deadline: int,
+    wish: str,
     *,
     until: float,
     within: float | None,
@@ -79,18 +83,20 @@ def outcome_by(
 ) -> dict[str, Any]:
     """The outcome of a request that was sent; where there is none ``until`` then, the request is cancelled.
 
+    ``wish`` is the digest of what was asked for; '' where that is not known.
+
     Raises:
         PeerlaneError: as ``LaneResult.get``.
     """
     # Where the time is up already, the cancel tells what is stored.
     record = await_record(lanes, request_id, until, listening) if time.monotonic() < until else None
     if record is not None:
-        return outcome.decode(record)
+        return outcome.decode(record, wish)
     record = settle(lanes, request_id, deadline, until=until + GRACE)
     if within is None:
-        return outcome.decode(record)
+        return outcome.decode(record, wish)
     # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
-    return result_of(record, timed_out(round(within, 1) or within))
+    return result_of(record, timed_out(round(within, 1) or within), wish)
 
 
 def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:

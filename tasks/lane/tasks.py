@@ -53,8 +53,8 @@ class LaneTask(Task[..., dict[str, Any]]):
         """Send the request.
 
         ``expires`` (seconds, or a time) becomes a deadline on Redis' clock: Celery's own compares the clocks of two
-        hosts. ``task_id`` is the request id; the same id twice is the same request. ``bulk`` takes the lane's bulk
-        queue, which yields to interactive requests.
+        hosts. ``task_id`` is the request id; the same id twice is the same request, and ``get`` raises Conflict where
+        it was used for another wish. ``bulk`` takes the lane's bulk queue, which yields to interactive requests.
 
         Raises:
             Invalid: the arguments do not pass; nothing was sent.
@@ -88,13 +88,14 @@ class LaneTask(Task[..., dict[str, Any]]):
         except BaseException:  # it may have arrived
             withdraw(lanes, request.id, request.deadline)
             raise
-        sent.deadline = request.deadline
+        sent.deadline, sent.wish = request.deadline, request.wish
         sent.ignored = False
         return sent
 
     def publish(self, request: Request, **options: Any) -> LaneResult:
         """Send an admitted request as Celery sends, with its signals. Raises SEND_ERRORS."""
         options.setdefault("queue", request.queue)
+        options["headers"] = {**(options.get("headers") or {}), **request.headers()}
         # LaneResult waits by itself: Celery need not subscribe.
         options |= {"kwargsrepr": shown(request.arguments), "argsrepr": "()", "ignore_result": True}
         return cast("LaneResult", super().apply_async(kwargs=request.arguments, task_id=request.id, **options))
@@ -108,7 +109,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         taken = getattr(self.request, "taken", None)
         if self.writer is None or taken is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
-        return _in_short(self.writer.carry_out(self.name, taken, arguments))
+        return in_short(self.writer.carry_out(self.name, taken, arguments))
 
 
 def register(application: PeerlaneApp) -> dict[str, LaneTask]:
@@ -141,7 +142,7 @@ create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PE
 delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
 
 
-def _in_short(result: Mapping[str, Any]) -> str:
+def in_short(result: Mapping[str, Any]) -> str:
     """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
     words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
     return " ".join(words)[:256]
