@@ -17,22 +17,18 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
+from peerlane.tasks.lane.belief import Believed, spread
 from peerlane.tasks.lane.server_clock import ServerClock, milliseconds
 from peerlane.tasks.lane.subscription import Listeners
 from peerlane.tasks.wire.cancel import Cancel
 
 #: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
 LIVE_FOR_MS = 5_000
-#: Seconds for which an answer about a lane is believed.
-BELIEVED_FOR = 1.0
-#: Share, and maximum, of the free places in a queue that one process may fill before it reads the queue's length again:
-#: other processes fill them too.
-BELIEVED_ROOM = 1 / 8
-BELIEVED_REQUESTS = 64
 #: Requests that may wait where a gateway does not say how many.
 DEFAULT_CAP = 20_000
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_PACE = re.compile(r"[0-9]{1,9}\.[0-9]")
 
 
 def number(told: str, otherwise: int = 0) -> int:
@@ -101,6 +97,16 @@ class LaneState:
         """How many requests may wait in each queue of the lane."""
         return number(self.facts.get("lane_cap", ""), DEFAULT_CAP)
 
+    def pace(self, *, bulk: bool) -> float:
+        """Requests a second that the writer takes from a queue while it is busy; 0 where it does not say."""
+        told = self.facts.get("pace_bulk" if bulk else "pace", "")
+        return float(told) if _PACE.fullmatch(told) else 0.0
+
+    def expected_wait(self, waiting: Sequence[int], *, bulk: bool) -> float:
+        """Seconds after which a request sent now is carried out; so many wait before it, interactive and bulk."""
+        queues = (False, True) if bulk else (False,)
+        return sum(waiting[queue] / pace for queue in queues if (pace := self.pace(bulk=queue)))
+
     def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:
         """Why a request would be refused now, before it is sent; None if it would not. So many wait in its queue."""
         if not self.facts:
@@ -112,41 +118,12 @@ class LaneState:
             return Unavailable(f"the writer of {self.gateway} is stuck: it {told}; use another gateway", 5.0)
         if self.state == "recovering":
             return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
-        if waiting >= self.cap:
-            return Unavailable(f"the lane of {self.gateway} is full: {self.cap} requests wait", 5.0)
+        # What makes room has room left where creates have filled the lane.
+        if waiting >= (self.cap if create else self.cap + max(1, self.cap // 8)):
+            return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
         if create and self.state == "draining":
             return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
         return None
-
-
-class Believed:
-    """What a process believes of a lane: one look, and what it has itself sent there since."""
-
-    __slots__ = ("_at", "lane", "passed", "waiting")
-
-    def __init__(self, lane: LaneState, at: float) -> None:
-        self.lane, self._at = lane, at
-        #: By queue, interactive and bulk: requests waiting, and those let pass since that was told.
-        self.waiting = [lane.waiting, lane.waiting_bulk]
-        self.passed = [0, 0]
-
-    def pushed(self, length: int, *, bulk: bool) -> None:
-        """So many wait in a queue now."""
-        self.waiting[bulk] = length
-        self.passed[bulk] = 0
-
-    def holds(self, *, bulk: bool) -> bool:
-        """Whether another request may pass on it, as far as time and room are concerned."""
-        return time.monotonic() - self._at <= BELIEVED_FOR and self.passed[bulk] < self.most(bulk=bulk)
-
-    def most(self, *, bulk: bool) -> float:
-        """How many may pass on what is believed."""
-        return min((self.lane.cap - self.waiting[bulk]) * BELIEVED_ROOM, BELIEVED_REQUESTS)
-
-    def refusal(self, bulk: bool, create: bool, within: float) -> PeerlaneError | None:  # noqa: FBT001 - asked for each request
-        """Why a request would be refused now."""
-        del within
-        return self.lane.refusal(waiting=self.waiting[bulk], create=create)
 
 
 class Lanes:
@@ -157,7 +134,7 @@ class Lanes:
         self.listeners = Listeners(redis)
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
-        self._believed: dict[str, Believed] = {}
+        self._believed: dict[str, Believed[LaneState]] = {}
 
     def look(self, gateway: str) -> LaneState:
         """Look at a lane now."""
@@ -238,8 +215,7 @@ class Lanes:
         Raises:
             redis.ResponseError: Redis stores no tombstone, and has no record of the request.
         """
-        left = (deadline - self.clock.now_ms()) / 1000 if deadline else None
-        cancel = Cancel.of(request_id, result_ttl=self._result_ttl, seconds_left=left)
+        cancel = self._cancel(request_id, deadline)
         try:
             before = cast(
                 "bytes | None", self.redis.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
@@ -254,6 +230,22 @@ class Lanes:
                 for channel in names.result_channels(cancel.key):
                     self.redis.publish(channel, cancel.tombstone)
         return cast("str", cancel.decide(before, written=True))
+
+    def cancel_many(self, requests: Sequence[tuple[str, int]]) -> None:
+        """Cancel requests, each with its deadline, in one round trip; nobody is told what had been decided before."""
+        cancels = [self._cancel(request_id, deadline) for request_id, deadline in requests]
+        pipe = self.redis.pipeline(transaction=False)
+        for cancel in cancels:
+            pipe.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
+        for cancel, before in zip(cancels, pipe.execute(raise_on_error=False), strict=True):
+            if before is None:
+                for channel in names.result_channels(cancel.key):
+                    pipe.publish(channel, cancel.tombstone)
+        pipe.execute(raise_on_error=False)
+
+    def _cancel(self, request_id: str, deadline: int) -> Cancel:
+        left = (deadline - self.clock.now_ms()) / 1000 if deadline else None
+        return Cancel.of(request_id, result_ttl=self._result_ttl, seconds_left=left)
 
 
 _lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()

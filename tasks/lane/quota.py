@@ -14,6 +14,7 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.tasks.errors import Unavailable
 from peerlane.tasks.lane.admission import Lanes, LaneState
+from peerlane.tasks.lane.belief import spread
 
 #: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.
 LINGERS_MS = 30_000
@@ -58,7 +59,7 @@ def verdict(lane: LaneState, labels: Mapping[str, str], answers: Sequence[Any]) 
         return None
     label = lane.facts.get("fair_label", "")
     whose = f"{label}={labels[label]}" if label in labels else f"requests without the label {label}"
-    return Unavailable(f"the share of {whose} in the lane of {lane.gateway} is used up", RETRY_AFTER)
+    return Unavailable(f"the share of {whose} in the lane of {lane.gateway} is used up", spread(RETRY_AFTER))
 
 
 def join(lanes: Lanes, lane: LaneState, key: str, labels: Mapping[str, str], request_id: str, *, deadline: int) -> None:

@@ -140,7 +140,9 @@ class LaneChannel(UnboundChannel):
             self._one_by_one = True
             self.take(queue, raw)
             return
-        group, failures = Group(), list[Exception]()
+        bulk = queue == names.bulk_queue(gateway)
+        full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(each[1]) for each in taken) >= BULK_BYTES)
+        group, failures = Group(len(taken), bulk=bulk, full=full), list[Exception]()
         self.group = group
         for source, message, tag, answered in taken:
             try:
