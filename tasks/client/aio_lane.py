@@ -12,11 +12,11 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.aio_cancel import Canceller
-from peerlane.tasks.client.aio_connections import is_silent, over
+from peerlane.tasks.client.aio_connections import is_silent
 from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane import quota
-from peerlane.tasks.lane.admission import LaneState, lanes_of
+from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.ask import watched
 from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, may_not_send, unknown
 from peerlane.tasks.lane.request import Request
@@ -38,7 +38,9 @@ class AsyncLane:
         self._result_ttl = app.settings.result_ttl
         self._listener = ResultListener(app.settings, gateway, self._pushed)
         self._canceller = Canceller(self._listener.redis)
-        self._looking: asyncio.Task[LaneState] | None = None
+        #: Who waits for a look at the lane, and for which queue; in their order.
+        self._queued: list[tuple[asyncio.Future[None], bool]] = []
+        self._looking: asyncio.Task[None] | None = None
         #: Where Celery sends, if somebody listens to its signals.
         self._sender: ThreadPoolExecutor | None = None
 
@@ -124,12 +126,12 @@ class AsyncLane:
     async def _admit(self, request: Request, until: float) -> None:
         """As tasks.lane.request.admit, without keeping the loop waiting for Redis."""
         lanes, bulk, create, within = self._lanes, request.bulk, request.creates, request.within
-        lane = lanes.believed(self._gateway, bulk=bulk, create=create, within=within) if lanes.clock.fresh else None
-        while lane is None:
-            await self._look(until)
-            # Many share a look: each lets as many pass as one may.
-            if not lanes.exhausted(self._gateway, bulk=bulk):
-                lane = lanes.admit(self._gateway, bulk=bulk, create=create, within=within)
+        lane = None
+        if not self._queued and lanes.clock.fresh:
+            lane = lanes.believed(self._gateway, bulk=bulk, create=create, within=within)
+        if lane is None:
+            await self._look(until, bulk=bulk)
+            lane = lanes.admit(self._gateway, bulk=bulk, create=create, within=within)
         if (share := request.enter(lane, lanes)) is not None:
             labels = request.labels or {}
             pipe = self._listener.redis.pipeline(transaction=True)
@@ -138,22 +140,43 @@ class AsyncLane:
                 await self._listener.redis.zrem(share, request.id)
                 raise refusal
 
-    async def _look(self, until: float) -> None:
+    async def _look(self, until: float, *, bulk: bool) -> None:
+        """Return once the lane has been looked at, and it is this request's turn: a look lets some pass, not all."""
         while True:
+            turn = self.loop.create_future()
+            self._queued.append((turn, bulk))
             if self._looking is None or self._looking.done():
-                self._looking = self.loop.create_task(self._seen())
-                self._looking.add_done_callback(over)
+                self._looking = self.loop.create_task(self._see())
             try:
-                await asyncio.shield(self._looking)
+                await turn
                 return
             except (RedisError, OSError) as error:
                 if not is_silent(error) or self.loop.time() >= until:
                     raise
 
-    async def _seen(self) -> LaneState:
-        pipe = self._listener.redis.pipeline(transaction=False)
-        self._lanes.ask_of(self._gateway, pipe)
-        return self._lanes.answered(self._gateway, await pipe.execute())
+    async def _see(self) -> None:
+        """Look at the lane, and again, while somebody has to know of it."""
+        while self._queued:
+            try:
+                pipe = self._listener.redis.pipeline(transaction=False)
+                self._lanes.ask_of(self._gateway, pipe)
+                self._lanes.answered(self._gateway, await pipe.execute())
+            except (RedisError, OSError) as error:
+                queued, self._queued = self._queued, []
+                for turn, _ in queued:
+                    if not turn.done():
+                        turn.set_exception(error)
+                continue
+            left = [self._lanes.may_pass(self._gateway, bulk=bulk) for bulk in (False, True)]
+            queued, self._queued = self._queued, []
+            for turn, bulk in queued:
+                if turn.done():
+                    continue  # who asked has gone
+                if left[bulk] > 0:
+                    left[bulk] -= 1
+                    turn.set_result(None)
+                else:
+                    self._queued.append((turn, bulk))
 
     async def close(self) -> None:
         """Send the cancels that were asked for; then close every connection. Nobody may be waiting any more."""

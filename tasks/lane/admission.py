@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -176,9 +177,10 @@ class Lanes:
         believed.passed[bulk] += 1
         return believed.lane
 
-    def exhausted(self, gateway: str, *, bulk: bool) -> bool:
-        """Whether as many have passed since a look as may, however little room there is."""
-        return self._believed[gateway].passed[bulk] >= max(1, self._believed[gateway].most(bulk=bulk))
+    def may_pass(self, gateway: str, *, bulk: bool) -> float:
+        """How many may pass on the look just made; any number where that makes no difference: they are refused."""
+        most = self._believed[gateway].most(bulk=bulk)
+        return most if most >= 1 else math.inf
 
     def check(self, gateway: str, *, bulk: bool = False, create: bool = True, within: float = 0.0) -> LaneState:
         """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.

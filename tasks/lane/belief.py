@@ -70,7 +70,7 @@ class Believed(Generic[_Lane]):
 
     def refusal(self, bulk: bool, create: bool, within: float) -> PeerlaneError | None:  # noqa: FBT001 - asked for each request
         """Why a request would be refused now."""
-        if refusal := self.lane.refusal(waiting=self.waiting[bulk], create=create):
+        if refusal := self.lane.refusal(waiting=self.waiting[bulk] + self.passed[bulk], create=create):
             return refusal
         ahead = [waiting + passed for waiting, passed in zip(self.waiting, self.passed, strict=True)]
         if not create or not within or ahead[bulk] <= ALWAYS_WAIT:
