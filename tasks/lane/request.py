@@ -56,8 +56,8 @@ class Request:
     sent_at: int = 0
 
     def headers(self) -> dict[str, Any]:
-        """The message headers beyond Celery's own."""
-        return {HEADER: self.wish, names.SENT_AT: self.sent_at}
+        """The message headers beyond Celery's own; by the deadline what is late is struck out unread."""
+        return {HEADER: self.wish, names.SENT_AT: self.sent_at, "deadline": self.deadline}
 
     def message(self) -> str:
         """What is pushed into the lane."""

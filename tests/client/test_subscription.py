@@ -120,7 +120,7 @@ def _comparable(message: dict[str, Any]) -> dict[str, Any]:
     body = json.loads(base64.b64decode(message["body"]))
     deadline = body[1].pop("deadline")
     assert isinstance(deadline, int)
-    for name in ("id", "root_id", "origin", "kwargsrepr", "sent_at"):
+    for name in ("id", "root_id", "origin", "kwargsrepr", "sent_at", "deadline"):
         message["headers"][name] = type(message["headers"][name]).__name__
     for name in ("correlation_id", "delivery_tag", "reply_to"):
         message["properties"][name] = type(message["properties"][name]).__name__
