@@ -46,7 +46,7 @@ class AsyncGateway:
         self._delete = definitions.task_of(self._app, names.DELETE_PEER)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
         self._lane: AsyncLane | None = None
-        self._asks: set[asyncio.Task[PeerResult]] = set()
+        self._asks: set[asyncio.Task[dict[str, Any]]] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -140,6 +140,17 @@ class AsyncGateway:
         *,
         bulk: bool,
     ) -> PeerResult:
+        return PeerResult.model_validate(await self._ask_for(task, arguments, timeout, request_id, bulk=bulk))
+
+    async def _ask_for(
+        self,
+        task: definitions.LaneTask,
+        arguments: dict[str, Any],
+        timeout: float | None,  # noqa: ASYNC109 - as above
+        request_id: str | None,
+        *,
+        bulk: bool,
+    ) -> dict[str, Any]:
         if self._closed:
             raise RuntimeError(f"this client of {self.name} is closed")
         # A task of its own: closing can end it, wherever it is, and wait for its end.
@@ -148,7 +159,7 @@ class AsyncGateway:
         asking.add_done_callback(self._ended)
         return await asking
 
-    def _ended(self, asking: asyncio.Task[PeerResult]) -> None:
+    def _ended(self, asking: asyncio.Task[dict[str, Any]]) -> None:
         self._asks.discard(asking)
         if not asking.cancelled():
             asking.exception()  # a caller that was cancelled at this moment does not ask for it
@@ -161,7 +172,7 @@ class AsyncGateway:
         request_id: str | None,
         *,
         bulk: bool,
-    ) -> PeerResult:
+    ) -> dict[str, Any]:
         within = timeout or self._timeout or self._app.settings.timeout
         if self._lane is None or self._lane.loop is not asyncio.get_running_loop():
             self._lane = AsyncLane(self._app, self.name)
@@ -174,4 +185,4 @@ class AsyncGateway:
             request_id=request_id,
             bulk=bulk,
         )
-        return PeerResult.model_validate(await self._lane.ask(task, request))
+        return await self._lane.ask(task, request)
