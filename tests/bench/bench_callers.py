@@ -23,6 +23,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 from bench_callers_client import NAME, Load
@@ -43,6 +44,8 @@ PAIRS = {
     "32 threads": (32, "threads", "stock"),
     "1,000": (1_000, "asyncio", "window"),
 }
+#: Rounds of each pair, alternately: medians are told.
+ROUNDS = 3
 CLIENT = ROOT / "tests" / "bench" / "bench_callers_client.py"
 #: Seconds beyond those of a load in which its client process ends.
 SLACK = 180
@@ -134,7 +137,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     gateway.loglevel = "warning"
     os.environ["STOCK_BROKER"] = f"redis+socket://{server.socket}"
     stock: Stock | None = None
-    steps = 2 * len(PAIRS) + 2 + len(GOODPUT) + 1
+    steps = 2 * ROUNDS * len(PAIRS) + 2 + len(GOODPUT) + 1
     done = 0
 
     def asked(kind: str, callers: int, timeout: float = 60.0) -> dict[str, Any]:
@@ -149,10 +152,13 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         figures: Figures = {"idle": idle(server, gateway.settings, directory)}
         done += 1
         stock = Stock(server)
-        figures["pairs"] = {
-            name: {"noop": asked(noop, callers), "create": asked(kind, callers)}
-            for name, (callers, kind, noop) in PAIRS.items()
-        }
+        figures["pairs"] = {}
+        for name, (callers, kind, noop) in PAIRS.items():
+            rounds = [(asked(noop, callers), asked(kind, callers)) for _ in range(ROUNDS)]
+            figures["pairs"][name] = {
+                which: {field: median(each[at][field] for each in rounds) for _, field in _ROWS}
+                for at, which in enumerate(("noop", "create"))
+            }
         stock.end()
         stock = None
         figures["syncs_per_create"] = {}
