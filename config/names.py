@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 # Task names. Explicit: Celery would otherwise take the module path, and a move of a file would break the wire.
 CREATE_PEER = "peerlane.create_peer"
@@ -42,11 +43,13 @@ def well_formed(members: Iterable[bytes]) -> list[str]:
     return sorted(name for name in told if GATEWAY_NAME.fullmatch(name))
 
 
+@lru_cache(maxsize=4096)
 def lane_queue(gateway: str) -> str:
     """The interactive queue of a gateway's lane."""
     return f"gateway.{gateway}"
 
 
+@lru_cache(maxsize=4096)
 def bulk_queue(gateway: str) -> str:
     """The bulk queue (lists, sweeps) of a gateway's lane; consumed after the interactive one."""
     return f"gateway.{gateway}.bulk"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -16,9 +14,10 @@ from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
+from peerlane.tasks.lane.ask import ask
 from peerlane.tasks.lane.drain import Switched, switch
 from peerlane.tasks.lane.gateway_info import GatewayInfo
-from peerlane.tasks.lane.redis_errors import PAGE, reaching, reading, scan
+from peerlane.tasks.lane.redis_errors import PAGE, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
@@ -115,18 +114,8 @@ class Gateway:
         bulk: bool,
     ) -> PeerResult:
         within = timeout or self._timeout or self._app.settings.timeout
-        until = time.monotonic() + within
-        identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
-        with reaching("nothing was sent", identity):
-            listening = self._lanes.listeners.listen(identity)
-        with listening:
-            sent = task.apply_async(
-                kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
-            )
-            left = max(0.0, until - time.monotonic())
-            # A request whose id is its caller's may have an outcome already.
-            new = listening if request_id is None else None
-            return PeerResult.model_validate(sent.get(timeout=left, listening=new))
+        wish = {"gateway": self.name, **arguments}
+        return PeerResult.model_validate(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
 
     def drain(self) -> Switched:
         """Let the gateway take no new peers from now on; deletes and sweeps go on. Doing it twice is no error.

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from redis.exceptions import RedisError
+
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult, settle
@@ -54,10 +56,10 @@ def send_pipelined(
         while outstanding:
             yield _answer(outstanding, timeout)
     finally:
-        for _, sent, _ in outstanding:
-            if isinstance(sent, LaneResult):
-                with suppress(PeerlaneError):
-                    _settled(sent, 0)
+        left = [sent for _, sent, _ in outstanding if isinstance(sent, LaneResult)]
+        if left:
+            with suppress(RedisError, OSError):
+                lanes_of(cast("Any", left[0].app)).cancel_many([(str(sent.id), sent.deadline) for sent in left])
 
 
 def _answer(outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]], timeout: float) -> Answer[_Wish]:

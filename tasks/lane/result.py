@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, cast
 
 from celery.result import AsyncResult
@@ -10,7 +11,7 @@ from redis.exceptions import RedisError
 
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.admission import Lanes, lanes_of
-from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
+from peerlane.tasks.lane.redis_errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.lane.subscription import Listening
 from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
@@ -32,13 +33,11 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         self,
         timeout: float | None = None,
         propagate: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
-        *,
-        listening: Listening | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Wait for the outcome; at most ``timeout`` plus two seconds. Without a timeout, until the request's deadline.
 
-        ``listening`` was begun before a new request was sent: then there is nothing to do but to wait.
+        Left by any exception (an interrupt, a soft time limit, a greenlet's timeout), it cancels the request.
 
         Raises:
             PeerlaneError: the request's refusal.
@@ -49,19 +48,15 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         del options  # how Celery would wait
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
-        record = await_record(lanes, request_id, until, listening)
         try:
-            if record is not None:
-                return outcome.decode(record, self.wish)
-            record = settle(lanes, request_id, self.deadline, until=until + GRACE)
-            if timeout is None:
-                return outcome.decode(record, self.wish)
-            # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
-            return result_of(record, timed_out(round(timeout, 1) or timeout), self.wish)
+            return outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise
             return cast("dict[str, Any]", error)
+        except BaseException:
+            withdraw(lanes, request_id, self.deadline)
+            raise
 
     def _left(self, lanes: Lanes) -> float:
         """Seconds until the deadline has passed for certain; where it is not known, as long as any can be."""
@@ -76,9 +71,36 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         """Nothing is kept of it here. The commit record stays: it is what makes a redelivery harmless."""
 
 
+def outcome_by(
+    lanes: Lanes,
+    request_id: str,
+    deadline: int,
+    wish: str,
+    *,
+    until: float,
+    within: float | None,
+    listening: Listening | None = None,
+) -> dict[str, Any]:
+    """The outcome of a request that was sent; where there is none ``until`` then, the request is cancelled.
+
+    ``wish`` is the digest of what was asked for; '' where that is not known.
+
+    Raises:
+        PeerlaneError: as ``LaneResult.get``.
+    """
+    # Where the time is up already, the cancel tells what is stored.
+    record = await_record(lanes, request_id, until, listening) if time.monotonic() < until else None
+    if record is not None:
+        return outcome.decode(record, wish)
+    record = settle(lanes, request_id, deadline, until=until + GRACE)
+    if within is None:
+        return outcome.decode(record, wish)
+    # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
+    return result_of(record, timed_out(round(within, 1) or within), wish)
+
+
 def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:
     """The request's commit record as soon as there is one; None ``until`` then. Outlives restarts of Redis."""
-    fresh = listening is not None
     while True:
         try:
             if listening is None:
@@ -86,7 +108,7 @@ def await_record(lanes: Lanes, request_id: str, until: float, listening: Listeni
                     return stored
                 listening = lanes.listeners.listen(request_id)
             # Between the look and the subscription it may have come.
-            if not fresh and (stored := lanes.stored(request_id)) is not None:
+            if (stored := lanes.stored(request_id)) is not None:
                 return stored
             return listening.wait(until)
         except (RedisError, OSError):
@@ -96,7 +118,30 @@ def await_record(lanes: Lanes, request_id: str, until: float, listening: Listeni
         finally:
             if listening is not None:
                 listening.close()
-        listening, fresh = None, False
+        listening = None
+
+
+def withdraw(lanes: Lanes, request_id: str, deadline: int) -> None:
+    """Cancel a request whose caller leaves: one try, for whoever interrupts it has no time."""
+    with suppress(RedisError, OSError):
+        lanes.cancel(request_id, deadline=deadline)
+
+
+def settle_unsent(lanes: Lanes, request_id: str, deadline: int, error: BaseException) -> str:
+    """After ``error`` at sending: the record that decides the request, which may have arrived all the same.
+
+    Raises:
+        StorageError: this user may not send; nothing was sent.
+        OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
+    """
+    # One attempt where Redis stands still: with the push it takes 2 s, whatever the caller's timeout.
+    until = time.monotonic() + 0.9
+    if not is_refused(error):
+        return settle(lanes, request_id, deadline, until=until)
+    # A user without the right to send learns that, whatever becomes of the attempt.
+    with suppress(OutcomeUnknown):
+        settle(lanes, request_id, deadline, until=until)
+    raise may_not_send() from error
 
 
 def settle(lanes: Lanes, request_id: str, deadline: int, *, until: float) -> str:

@@ -32,6 +32,7 @@ from peerlane.workers.peers.table import PeerTable, Policy
 from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.measurements import Measurements
+from peerlane.workers.writer.pace import Pace
 from peerlane.workers.writer.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.writer.request import Request, error_code
 from peerlane.workers.writer.retry import RetryUntilShutdown
@@ -82,6 +83,7 @@ class Writer:
         #: Since this writer began, for the heartbeat to tell: requests answered, refused; peers created, deleted.
         self.answered = self.refused = self.created = self.deleted = 0
         self.measurements = Measurements()
+        self.pace = Pace()
         self._unknown: Unknown = unknown
         self._spec = spec
         self._fair_label = fair_label

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
 from peerlane.tasks.cli.peer.batch import create_many, delete_many
 from peerlane.tasks.cli.peer.batch_file import read_lines
@@ -50,8 +51,10 @@ class NotThere(PeerlaneError):
 
 
 @click.group(cls=Group)
-def peer() -> None:
+@click.pass_context
+def peer(context: click.Context) -> None:
     """Peers: create, delete, show, list."""
+    context.with_resource(ended_as_by_ctrl_c())
 
 
 @peer.command()

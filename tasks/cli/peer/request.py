@@ -1,4 +1,4 @@
-"""Sends one request for a command: Ctrl-C cancels it, and a new private key is never lost."""
+"""Sends one request for a command: Ctrl-C, SIGTERM and SIGHUP cancel it, and a new private key is never lost."""
 
 from __future__ import annotations
 
