@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from peerlane.config.redis import reason
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, StorageError, TimedOut, WriterError
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.celery_manners import LaneSignature, refuse_options
 from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, reaching
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
@@ -71,8 +73,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         """
         if args:
             raise Invalid(f"{self.name} takes keyword arguments only")
-        if options.pop("countdown", None) or options.pop("eta", None):
-            raise Invalid("a request is carried out now: countdown and eta are not taken")
+        refuse_options(options)
         arguments = dict(kwargs or {})
         bulk = bulk or self.always_bulk
         wish = parse(self.model, arguments)
@@ -113,6 +114,21 @@ class LaneTask(Task[..., dict[str, Any]]):
         result.ignored = False
         return result
 
+    def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> LaneSignature:
+        """A request to come, for a group."""
+        starkwargs.setdefault("app", self.app)
+        return LaneSignature(self, args, *starargs, **starkwargs)
+
+    subtask = signature
+
+    def s(self, *args: Any, **kwargs: Any) -> LaneSignature:
+        """``signature`` with these arguments."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> LaneSignature:
+        """``signature`` with these arguments, whatever came before it."""
+        return self.signature(args, kwargs, immutable=True)
+
     def AsyncResult(self, task_id: str, **kwargs: Any) -> LaneResult:  # noqa: N802 - Celery's name
         """A result whose ``get`` cancels when its timeout passes."""
         return LaneResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
@@ -143,10 +159,16 @@ def _task(row: LaneTaskRow) -> LaneTask:
     return cast("LaneTask", type(row.name, (LaneTask,), fields)())
 
 
+#: Held while an app's tasks are registered: threads may ask for them at once.
+_registering = threading.Lock()
+
+
 def task_of(application: PeerlaneApp, name: str) -> LaneTask:
     """The app's own task of this name; registered now if it was not."""
     if name not in application.tasks:
-        register(application)
+        with _registering:
+            if name not in application.tasks:
+                register(application)
     return cast("LaneTask", application.tasks[name])
 
 
