@@ -8,11 +8,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, Literal, cast
 
+import click
 from celery import Celery
+from celery.signals import import_modules
 from celery.utils.imports import symbol_by_name
 from kombu import Exchange, Queue
 
 from peerlane.config import names
+from peerlane.config.logs import CeleryLogs
 from peerlane.config.settings import BadSettings, Settings, celery_url, current, redis_tls
 
 Role = Literal["client", "writer", "observer"]
@@ -46,6 +49,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
         "retry_on_timeout": False,  # would replay LPUSH
         "role": role,  # kombu ignores it, and shares no pool between roles
+        "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
     found: dict[str, Any] = {
         "broker_url": url,
@@ -128,6 +132,7 @@ class PeerlaneApp(Celery):
         self.role: Role = role
         self._settings = settings
         self.add_defaults(lambda: celery_settings(self.settings, role))
+        import_modules.connect(self._prepare_logs, sender=self)
         if role != "client":
             self.Worker = self.subclass_with_self("peerlane.workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
 
@@ -148,6 +153,12 @@ class PeerlaneApp(Celery):
             if (sent := send_lane_task(self, name, args, kwargs, **options)) is not None:
                 return sent
         return super().send_task(name, args, kwargs, **options)
+
+    def _prepare_logs(self, **_: Any) -> None:
+        """A worker or a beat of this app is about to begin; nobody else's logs are ours to set up."""
+        command = click.get_current_context(silent=True)
+        if self.role != "client" or (command is not None and command.info_name == "beat"):
+            self._logs = CeleryLogs(self.settings, "beat" if self.role == "client" else self.role)
 
     @property
     def settings(self) -> Settings:

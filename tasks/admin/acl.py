@@ -125,7 +125,8 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
         *_consumer(queues, names.unacked_key(gateway)),
-        Selector(("rpop", "lindex"), queues),  # what waits is taken together; the heartbeat tells for how long it waits
+        # What waits is taken together, in a late lane the newest first; the heartbeat tells for how long it waits.
+        Selector(("rpop", "lrange", "lrem", "lindex"), queues),
         *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
         Selector(("fcall",), (state, results, *queues)),
@@ -263,7 +264,7 @@ _STATUS = (names.gateway_key, names.observer_key, names.alarms_key)
 
 def _exporter() -> tuple[Selector, ...]:
     """What gateways tell of themselves, for Prometheus; no peer's record, no request, no result. Writes nothing."""
-    hashes = (names.gateway_key, names.observer_key, names.alarms_key, names.metrics_key)
+    hashes = (*_STATUS, names.metrics_key)
     return (
         Selector((*_CONNECTION, "info")),
         Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
