@@ -23,7 +23,7 @@ OTHERS = -n $$(nproc) --dist loadfile -m '$(APART)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-all bench bench-callers bench-kernel walks faults fuzz check format lint types imports lock clean
+.PHONY: help demo venv test test-all bench bench-callers bench-kernel walks faults mutants fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -57,6 +57,9 @@ walks: $(STAMP)  ## calls, functions and files of a create, a sweep and a list (
 
 faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS='--runs 20 --seed 7')
 	@$(TEST_PYTHON) tests/faults/fault_runs.py $(ARGS)
+
+mutants: $(STAMP)  ## small faults, planted one at a time: which test notices each (ARGS='--only NAME', --json)
+	@PYTHONPATH=$(CURDIR)/tests/mutants $(BIN)/python tests/mutants/mutants.py $(ARGS)
 
 fuzz: $(STAMP)  ## a hundred thousand messages and records that nobody wrote by hand (ARGS="--messages N")
 	@$(TEST_PYTHON) tests/faults/fuzz_run.py $(ARGS)

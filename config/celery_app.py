@@ -5,11 +5,13 @@ Figures behind the values: measured on Celery 5.7 and kombu 5.7; see docs/archit
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, cast
 
 import click
 from celery import Celery
 from celery.signals import import_modules
+from celery.utils.imports import symbol_by_name
 from kombu import Exchange, Queue
 
 from peerlane.config import names
@@ -133,6 +135,24 @@ class PeerlaneApp(Celery):
         import_modules.connect(self._prepare_logs, sender=self)
         if role != "client":
             self.Worker = self.subclass_with_self("peerlane.workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
+
+    @cached_property
+    def AsyncResult(self) -> Any:  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's name; cached, as its own is
+        """Of a lane's request id, a result whose ``get`` leaves no request behind; of another, Celery's."""
+        return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.result:LaneResult"))
+
+    @cached_property
+    def GroupResult(self) -> Any:  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - likewise
+        """The same for a group."""
+        return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.celery_manners:LaneGroupResult"))
+
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - by keyword, as anybody calls it
+        """Celery's; a lane's task goes through its own ``apply_async``, which calls this again."""
+        if options.get("task_type") is None:
+            send_lane_task: Any = symbol_by_name("peerlane.tasks.lane.celery_manners:send_lane_task")
+            if (sent := send_lane_task(self, name, args, kwargs, **options)) is not None:
+                return sent
+        return super().send_task(name, args, kwargs, **options)
 
     def _prepare_logs(self, **_: Any) -> None:
         """A worker or a beat of this app is about to begin; nobody else's logs are ours to set up."""

@@ -6,10 +6,11 @@ import time
 from contextlib import suppress
 from typing import Any, cast
 
+from celery import result as celery_result
 from celery.result import AsyncResult
 from redis.exceptions import RedisError
 
-from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.admission import Lanes, lanes_of
 from peerlane.tasks.lane.redis_errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.lane.subscription import Listening
@@ -21,6 +22,10 @@ GRACE = 0.8
 _PAUSE = 0.05
 
 
+#: What Celery's group waits with.
+_BARRIER = cast("type", cast("Any", celery_result).barrier)
+
+
 class LaneResult(AsyncResult[dict[str, Any]]):
     """A request's result. Unlike Celery's own, ``get`` never leaves a request behind that may still take effect."""
 
@@ -28,6 +33,8 @@ class LaneResult(AsyncResult[dict[str, Any]]):
     deadline: int = 0
     #: The digest of what was asked for, where this process sent it (peerlane.tasks.wire.wish_digest).
     wish: str = ""
+    #: Why it was not sent, where that is this request's own affair: as one of a group.
+    refusal: PeerlaneError | None = None
 
     def get(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
         self,
@@ -45,7 +52,13 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             TimedOut: cancelled just now; the request can never take effect.
             OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
         """
+        if "." not in str(self.id):  # no lane's: Celery's own
+            return super().get(timeout, propagate, **options)
         del options  # how Celery would wait
+        if self.refusal is not None:
+            if propagate:
+                raise self.refusal
+            return cast("dict[str, Any]", self.refusal)
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
         try:
@@ -66,6 +79,39 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             return max(0.0, self.deadline - lanes.clock.now_ms()) / 1000 + 0.5
         except RedisError:
             return 1.0
+
+    def cancel(self) -> bool:
+        """Make sure that the request takes effect no more, unless it has; whether it never will.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached, or takes no writes.
+        """
+        record = settle(lanes_of(cast("Any", self.app)), str(self.id), self.deadline, until=time.monotonic() + GRACE)
+        try:
+            outcome.decode(record, self.wish)
+        except TimedOut:
+            return True
+        except PeerlaneError:
+            return True  # refused: it has no effect either
+        return False
+
+    def revoke(  # pyright: ignore[reportIncompatibleMethodOverride] - nothing of it but this means anything
+        self, *args: Any, **options: Any
+    ) -> None:
+        """Celery's name for ``cancel``."""
+        if "." not in str(self.id):
+            super().revoke(*args, **options)
+        else:
+            self.cancel()
+
+    def then(self, callback: Any, *args: Any, **options: Any) -> Any:
+        """Refused: nobody would call back. Raises Invalid.
+
+        Celery's own group hangs its barrier in here; ``LaneGroupResult`` waits without it.
+        """
+        if isinstance(callback, _BARRIER):
+            return callback
+        raise Invalid("a request calls nobody back: get() its outcome, or use AsyncGateway")
 
     def forget(self) -> None:
         """Nothing is kept of it here. The commit record stays: it is what makes a redelivery harmless."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +15,7 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.celery_manners import LaneSignature, refuse_options
 from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reaching
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.request import Request, admit, checked, seconds_until, shown
@@ -64,8 +66,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         """
         if args:
             raise Invalid(f"{self.name} takes keyword arguments only")
-        if options.pop("countdown", None) or options.pop("eta", None):
-            raise Invalid("a request is carried out now: countdown and eta are not taken")
+        refuse_options(options)
         application = cast("PeerlaneApp", self.app)
         lanes = lanes_of(application)
         request = checked(
@@ -100,6 +101,21 @@ class LaneTask(Task[..., dict[str, Any]]):
         options |= {"kwargsrepr": shown(request.arguments), "argsrepr": "()", "ignore_result": True}
         return cast("LaneResult", super().apply_async(kwargs=request.arguments, task_id=request.id, **options))
 
+    def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> LaneSignature:
+        """A request to come, for a group."""
+        starkwargs.setdefault("app", self.app)
+        return LaneSignature(self, args, *starargs, **starkwargs)
+
+    subtask = signature
+
+    def s(self, *args: Any, **kwargs: Any) -> LaneSignature:
+        """``signature`` with these arguments."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> LaneSignature:
+        """``signature`` with these arguments, whatever came before it."""
+        return self.signature(args, kwargs, immutable=True)
+
     def AsyncResult(self, task_id: str, **kwargs: Any) -> LaneResult:  # noqa: N802 - Celery's name
         """A result whose ``get`` cancels when its timeout passes."""
         return LaneResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
@@ -130,10 +146,16 @@ def _task(row: LaneTaskRow) -> LaneTask:
     return cast("LaneTask", type(row.name, (LaneTask,), fields)())
 
 
+#: Held while an app's tasks are registered: threads may ask for them at once.
+_registering = threading.Lock()
+
+
 def task_of(application: PeerlaneApp, name: str) -> LaneTask:
     """The app's own task of this name; registered now if it was not."""
     if name not in application.tasks:
-        register(application)
+        with _registering:
+            if name not in application.tasks:
+                register(application)
     return cast("LaneTask", application.tasks[name])
 
 
