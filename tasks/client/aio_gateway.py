@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 from itertools import islice
 from typing import Any, Self, cast
@@ -143,7 +144,9 @@ class AsyncGateway:
                 yield peer
 
     async def _in_thread(self, act: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._sender, act, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._sender, cast("Any", copy_context().run), act, *arguments
+        )
 
     async def _ask(
         self,

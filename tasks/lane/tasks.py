@@ -22,6 +22,7 @@ from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, reaching
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
+from peerlane.tasks.lane.tracing import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.tasks.wire.psk_cipher import cipher_of
@@ -97,7 +98,11 @@ class LaneTask(Task[..., dict[str, Any]]):
         try:
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
-            options["headers"] = {**(options.get("headers") or {}), names.SENT_AT: lanes.clock.now_ms()}
+            options["headers"] = {
+                **(options.get("headers") or {}),
+                names.SENT_AT: lanes.clock.now_ms(),
+                **trace_headers(),
+            }
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
         except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.
