@@ -41,8 +41,8 @@ test: $(STAMP)  ## the quick tests: Python and make suffice (ARGS go to pytest)
 test-all: $(STAMP)  ## the tests that make test leaves out: kernel, faults, slow, browser; nothing may be missing
 	@CI=true $(BIN)/pytest $(OTHERS) $(ARGS)
 
-bench: $(STAMP)  ## what it costs, on this machine: a lane and its callers beside a no-op task, a flood, a sweep (ARGS=--json)
-	@for bench in lane drain callers flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
+bench: $(STAMP)  ## what it costs, on this machine: a lane and its callers beside a no-op task, measuring, a flood, a sweep (ARGS=--json)
+	@for bench in lane drain callers measurements flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
 
 # The picture that the README shows.
 bench-callers: $(STAMP)  ## what few and many callers get from one lane, beside a no-op task

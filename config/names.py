@@ -32,6 +32,8 @@ GATEWAYS_KEY = "peerlane:gateways"
 
 #: Header of a message: when it was sent, in ms on Redis' clock. Writers read it; who sends none is only not measured.
 SENT_AT = "sent_at"
+#: Header of a message: the caller's span, as W3C Trace Context has it. Absent where the caller traces nothing.
+TRACEPARENT = "traceparent"
 
 #: Prefix of Celery's result keys; the channel a result is published on has the same name.
 RESULT_PREFIX = "celery-task-meta-"

@@ -12,7 +12,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, cast
@@ -22,6 +22,7 @@ from peerlane.tasks.errors import Invalid, TimedOut
 from peerlane.tasks.lane import quota
 from peerlane.tasks.lane.admission import Lanes, LaneState
 from peerlane.tasks.lane.registry import LaneModel
+from peerlane.tasks.lane.tracing import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
@@ -54,10 +55,12 @@ class Request:
     #: In ms on Redis' clock: its deadline, and when it was let pass.
     deadline: int = 0
     sent_at: int = 0
+    #: The caller's span, where it has one.
+    trace: Mapping[str, str] = field(default_factory=trace_headers)
 
     def headers(self) -> dict[str, Any]:
         """The message headers beyond Celery's own; by the deadline what is late is struck out unread."""
-        return {HEADER: self.wish, names.SENT_AT: self.sent_at, "deadline": self.deadline}
+        return {HEADER: self.wish, names.SENT_AT: self.sent_at, "deadline": self.deadline, **self.trace}
 
     def message(self) -> str:
         """What is pushed into the lane."""

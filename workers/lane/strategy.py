@@ -14,6 +14,7 @@ from celery.worker.state import task_reserved
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
+from peerlane.tasks.lane.tracing import parent_of
 from peerlane.tasks.wire.model import check_public_key
 from peerlane.tasks.wire.outcome import decode
 from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
@@ -52,6 +53,7 @@ class LaneStrategy:
             message.answered,
             sound_digest(message.headers.get(HEADER)),
             sent_at=sent_at(message.headers),
+            traceparent=parent_of(message.headers),
         )
         taken = TakenMessage(message, delivery, ack, reject)
         shown = shown_of(arguments)
