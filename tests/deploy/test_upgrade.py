@@ -17,6 +17,7 @@ import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import key_number
 from servers import RedisServer
+from waiting import eventually
 
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
@@ -55,6 +56,12 @@ def renewed(server: RedisServer, call: str, **changes: Any) -> tuple[str, str]:
     return request, json.dumps(message)
 
 
+def word(channel: Any) -> str | None:
+    """What was published there, if something was."""
+    heard = channel.get_message(timeout=1)
+    return str(heard["data"]) if heard is not None and heard["type"] == "message" else None
+
+
 def answered(server: RedisServer, call: str, **changes: Any) -> Mapping[str, Any]:
     """What the release's client would read: it waits on the channel of its request, and looks at the key."""
     request, message = renewed(server, call, **changes)
@@ -62,11 +69,7 @@ def answered(server: RedisServer, call: str, **changes: Any) -> Mapping[str, Any
         channel.subscribe(names.result_key(request))
         channel.get_message(timeout=10)
         server.redis.lpush(MESSAGES[call]["queue"], message)
-        published: Any = None
-        while published is None or cast("dict[str, Any]", published)["type"] != "message":
-            published = channel.get_message(timeout=20)
-            assert published is not None, "no publication on the request's own channel"
-        told = cast("dict[str, Any]", published)["data"]
+        told = eventually(lambda: word(channel), "a publication on the request's own channel", within=20)
     stored = cast("str | None", server.redis.get(names.result_key(request)))
     assert told == stored, "what is published is what is stored"
     found: dict[str, Any] = json.loads(stored or "null")
