@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from test_prometheus_rules import GROUPS, metrics_in, promtool
+from prometheus import GROUPS, metrics_in, promtool
 
 from peerlane.tasks.client.call_metrics import REQUESTS, SECONDS
 from peerlane.tasks.exporter.families import ALL, Family

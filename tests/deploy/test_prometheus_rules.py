@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import yaml
+from prometheus import GROUPS, RULES, metrics_in, promtool
 
 from peerlane.tasks.client.call_metrics import REQUESTS
 from peerlane.tasks.exporter.families import ALL, STATES
 
-ROOT = Path(__file__).resolve().parents[2]
-RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
-GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule
 }
@@ -117,18 +114,6 @@ def scenario(name: str, series: Series, firing: set[str], minutes: int) -> dict[
     query = 'max by (alertname) (ALERTS{alertstate="firing"})'
     tests = [{"expr": query, "eval_time": f"{minutes}m", "exp_samples": samples}]
     return {"name": name, "interval": "1m", "input_series": told, "promql_expr_test": tests}
-
-
-def promtool(*words: str | Path) -> str:
-    done = subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def metrics_in(expression: str) -> Iterator[str]:
-    """Names of the metrics that an expression asks for."""
-    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"|by \([^)]*\)|on \([^)]*\)", "", expression)
-    yield from re.findall(r"(?<![:\w])(?:peerlane|wireguard)_\w+(?![:\w(])", bare)
 
 
 @pytest.mark.needs("promtool")

@@ -1,4 +1,4 @@
-"""A real Prometheus on loopback, which scrapes an exporter often and evaluates the rules with short spans."""
+"""The rules, promtool, and a real Prometheus on loopback that scrapes often and evaluates rules with short spans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,21 @@ from peerlane.workers.demo.local_fleet import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
 #: How often rules are evaluated, and for how long a cause holds before its alert fires.
 EVERY = "500ms"
+
+
+def promtool(*words: str | Path) -> str:
+    done = subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def metrics_in(expression: str) -> Iterator[str]:
+    """Names of the metrics that an expression asks for."""
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"|by \([^)]*\)|on \([^)]*\)", "", expression)
+    yield from re.findall(r"(?<![:\w])(?:peerlane|wireguard)_\w+(?![:\w(])", bare)
 
 
 def hastened(replaced: Mapping[str, Mapping[str, str]]) -> str:
