@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, cast
 
 from celery import Task
 from celery.local import PromiseProxy
+from pydantic import BaseModel
 from redis.exceptions import NoPermissionError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
 from peerlane.config.redis import reason
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, StorageError, TimedOut, WriterError
+from peerlane.tasks.lane import list_quota
 from peerlane.tasks.lane import quota as fairness
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, reaching
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
-from peerlane.tasks.wire.model import CreatePeer, parse
+from peerlane.tasks.wire.lists import CreatePeers, wishes_in
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
@@ -76,22 +80,23 @@ class LaneTask(Task[..., dict[str, Any]]):
         arguments = dict(kwargs or {})
         bulk = bulk or self.always_bulk
         wish = parse(self.model, arguments)
+        listed = wishes_in(wish)
         application = cast("PeerlaneApp", self.app)
-        if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
-            cipher = cipher_of(application.settings)
-            arguments["preshared_key"] = cipher.encrypt(wish.gateway, wish.public_key, wish.preshared_key)
+        _seal(application, wish, listed, arguments)
         request_id = task_id or names.request_id(wish.gateway, str(uuid.uuid4()))
         if not names.is_request_id(wish.gateway, request_id):
             raise Invalid(f"a request id is {wish.gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
         lanes = lanes_of(application)
         with reaching("nothing was sent", request_id):
-            lane = lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, ImportPeers))
+            lane = lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, CreatePeers, ImportPeers))
             if wish.deadline is None:
                 within = application.settings.request_deadline if expires is None else _seconds_until(expires)
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
             if isinstance(wish, CreatePeer):
                 fairness.join(lanes, lane, wish.labels, request_id, deadline=arguments["deadline"])
-        wire, digest = _wire(arguments), wish_digest(self.name, wish)
+            elif isinstance(wish, CreatePeers):
+                list_quota.join(lanes, lane, request_id, arguments, deadline=arguments["deadline"])
+        wire, digest = _wire(arguments), wish_digest(self.name, *(listed or [wish]))
         options["headers"] = {**(options.get("headers") or {}), HEADER: digest}
         options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
         try:
@@ -152,6 +157,21 @@ def task_of(application: PeerlaneApp, name: str) -> LaneTask:
 # Made when first used: registering reads the settings, and an import reads nothing.
 create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEER)))
 delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
+create_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEERS)))
+delete_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEERS)))
+
+
+def _seal(
+    application: PeerlaneApp, wish: BaseModel, listed: Sequence[CreatePeer | DeletePeer], arguments: dict[str, Any]
+) -> None:
+    """Encrypt the preshared keys in a request's arguments, where this host has a key for that."""
+    wishes, places = listed or [wish], [arguments]
+    if isinstance(wish, CreatePeers):
+        places = arguments["wishes"] = [dict(fields) for fields in arguments["wishes"]]
+    for each, place in zip(wishes, places, strict=False):
+        if isinstance(each, CreatePeer) and each.preshared_key is not None:
+            cipher = cipher_of(application.settings)
+            place["preshared_key"] = cipher.encrypt(each.gateway, each.public_key, each.preshared_key)
 
 
 def _seconds_until(expires: float | datetime) -> float:
@@ -178,15 +198,21 @@ def _wire(arguments: Mapping[str, Any]) -> dict[str, Any]:
         found["allowed_ips"] = [str(prefix) for prefix in found["allowed_ips"]]
     if hasattr(ttl := found.get("ttl"), "total_seconds"):
         found["ttl"] = int(cast("Any", ttl).total_seconds())
+    if "wishes" in found:
+        found["wishes"] = [_wire(fields) for fields in found["wishes"]]
     return found
 
 
 def _in_short(result: Mapping[str, Any]) -> str:
     """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
+    if "answers" in result:
+        kinds = Counter(str(each.get("outcome") or each["error"]["code"]) for each in result["answers"])
+        return " ".join(["listed", *(f"{kind}={count}" for kind, count in sorted(kinds.items()))])[:256]
     words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
     return " ".join(words)[:256]
 
 
 def _shown(wire: Mapping[str, Any]) -> str:
-    """What logs, events and Flower show of the arguments."""
-    return repr({name: "(hidden)" if name == "preshared_key" else value for name, value in wire.items()})[:1024]
+    """What logs, events and Flower show of the arguments; of a list, how many wishes it has."""
+    shown = {name: "(hidden)" if name == "preshared_key" else value for name, value in wire.items()}
+    return repr(shown | {name: len(wire[name]) for name in ("wishes", "public_keys") if name in wire})[:1024]

@@ -176,5 +176,9 @@ def named_keys(raw: bytes) -> set[str]:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return set()
     found = {arguments.get("public_key"), *(arguments.get("keys") or ())}
-    found |= {one.get("public_key") for one in arguments.get("victims") or ()}
+    for name in ("victims", "wishes"):
+        listed = arguments.get(name)
+        found |= {one.get("public_key") for one in listed or () if isinstance(one, dict)}
+    listed = arguments.get("public_keys")
+    found |= {one for one in listed if isinstance(one, str)} if isinstance(listed, list) else set()
     return {key for key in found if isinstance(key, str)}

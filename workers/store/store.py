@@ -142,6 +142,13 @@ class Store:
             )
         )
 
+    def leave(self, members: Sequence[tuple[str, str]]) -> None:
+        """Let the wishes of a list (keys, members) leave their shares of the lane."""
+        pipe = self.redis.pipeline(transaction=False)
+        for key, member in members:
+            pipe.zrem(key, member)
+        pipe.execute()
+
     def check(self, request_id: str, deadline: int) -> Answer:
         """Whether the request could still commit: ``open``, or why not."""
         return self.check_many([(request_id, deadline)])[0]

@@ -23,6 +23,15 @@ local function redelivered(envelope)
   local headers = type(envelope) == 'table' and envelope.headers
   return type(headers) == 'table' and headers.redelivered == true
 end
+-- A list, a slice of a sweep or an import weighs as much as all of its peers.
+local function weighs_much(envelope)
+  local headers = type(envelope) == 'table' and envelope.headers
+  local task = type(headers) == 'table' and headers.task
+  return type(task) == 'string' and string.match(task, '^peerlane%.%l+_peers$') ~= nil
+end
+local function alone(envelope)
+  return redelivered(envelope) or weighs_much(envelope)
+end
 local function tell(queue, raw, tag, envelope)
   taken[#taken + 1] = {queue, raw, tag, answered(envelope)}
 end
@@ -53,7 +62,7 @@ local function more(queue)
   -- Without the right to pop, or a queue of another kind: what is in hand goes alone.
   if not raw or type(raw) == 'table' then return nil end
   local envelope = read(raw)
-  if redelivered(envelope) then
+  if alone(envelope) then
     redis.call('RPUSH', queue, raw)
     return nil
   end
@@ -63,13 +72,13 @@ end
 if noted_before() then return taken end
 local first = read(ARGV[7])
 note(ARGV[6], ARGV[7], first)
-if redelivered(first) then return taken end
+if alone(first) then return taken end
 local most = tonumber(ARGV[4])
 if ARGV[6] == KEYS[1] then
   while #taken < most and more(KEYS[1]) do end
   return taken
 end
--- Bulk yields: a group of it is short, and a list, which weighs as much as all of its peers, goes alone.
+-- Bulk yields: a group of it is short.
 local bytes = #ARGV[7]
 while #taken < most and bytes < tonumber(ARGV[5]) and redis.call('LLEN', KEYS[1]) == 0 do
   local size = more(KEYS[2])
