@@ -102,6 +102,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         try:
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
+            options["headers"] = {**(options.get("headers") or {}), names.SENT_AT: lanes.clock.now_ms()}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
         except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.
@@ -126,7 +127,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         taken = getattr(self.request, "taken", None)
         if self.writer is None or taken is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
-        return _in_short(self.writer.carry_out(self.name, taken, arguments))
+        return in_short(self.writer.carry_out(self.name, taken, arguments))
 
 
 def register(application: PeerlaneApp) -> dict[str, LaneTask]:
@@ -203,7 +204,7 @@ def _wire(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _in_short(result: Mapping[str, Any]) -> str:
+def in_short(result: Mapping[str, Any]) -> str:
     """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
     if "answers" in result:
         kinds = Counter(str(each.get("outcome") or each["error"]["code"]) for each in result["answers"])

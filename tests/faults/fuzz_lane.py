@@ -175,10 +175,8 @@ def named_keys(raw: bytes) -> set[str]:
         arguments = json.loads(body)[1]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return set()
-    found = {arguments.get("public_key"), *(arguments.get("keys") or ())}
+    found: list[Any] = [arguments.get("public_key"), *(arguments.get("keys") or ())]
+    found += cast("list[Any]", listed) if isinstance(listed := arguments.get("public_keys"), list) else []
     for name in ("victims", "wishes"):
-        listed = arguments.get(name)
-        found |= {one.get("public_key") for one in listed or () if isinstance(one, dict)}
-    listed = arguments.get("public_keys")
-    found |= {one for one in listed if isinstance(one, str)} if isinstance(listed, list) else set()
+        found += [one.get("public_key") for one in arguments.get(name) or () if isinstance(one, dict)]
     return {key for key in found if isinstance(key, str)}

@@ -20,7 +20,7 @@ class Applies(Protocol):
     plane: DataPlane
     recovery_needed: str | None
 
-    def apply(self, decision: Decision) -> None: ...
+    def apply(self, request: Request, decision: Decision) -> None: ...
     def planning_context(self) -> PlanningContext: ...
     def settle(self, plans: Sequence[Plan]) -> None: ...
 
@@ -34,7 +34,7 @@ def apply_but_refused(writer: Applies, request: Request, decision: Decision) -> 
     refused: dict[int, PeerlaneError] = {}
     while True:
         try:
-            writer.apply(decision)
+            writer.apply(request, decision)
         except KernelError:
             bad = _refused_alone(writer, decision) if decision.indexes and not writer.recovery_needed else {}
             if not bad or writer.recovery_needed:

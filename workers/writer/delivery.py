@@ -23,6 +23,8 @@ class Delivery:
     answered: bool = False
     #: The digest of its wish, as its sender made it; '' where the message names none.
     wish: str = ""
+    #: When it was sent, in ms on Redis' clock as its sender knows it; 0 where the message does not say.
+    sent_at: int = 0
     #: When it was taken, on the monotonic clock.
     taken_at: float = field(default_factory=time.monotonic)
 

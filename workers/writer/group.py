@@ -13,6 +13,7 @@ request costs the others time and nothing else.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,13 +137,13 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
             if answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == planned.record):
                 writer.enter(planned.decision.plans)
                 outcomes[planned.request.delivery.tag] = writer.count(
-                    Outcome(dict(planned.decision.result), acknowledged=True)
+                    planned.request, Outcome(dict(planned.decision.result), acknowledged=True)
                 )
                 continue
             open_again.append(planned)
             if answer.verdict in ("duplicate", "expired"):
                 outcomes[planned.request.delivery.tag] = writer.count(
-                    Outcome(planned.request.recorded(answer.stored), acknowledged=True)
+                    planned.request, Outcome(planned.request.recorded(answer.stored), acknowledged=True)
                 )
         _undo(writer.table, open_again)
         writer.settle(_changing(open_again))
@@ -175,7 +176,12 @@ def _without_answered_deletes(writer: Writer, group: list[_Planned]) -> list[Req
 
 def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]:
     failpoints.reach("before_apply", "group")
-    writer.plane.apply([change for planned in group for change in planned.decision.changes])
+    changes = [change for planned in group for change in planned.decision.changes]
+    began = time.monotonic()
+    writer.plane.apply(changes)
+    applied = time.monotonic()
+    for planned in group:
+        planned.request.times.planned, planned.request.times.applied = began, applied
     failpoints.reach("after_apply", "group")
     commits = [
         Commit(
