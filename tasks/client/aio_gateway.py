@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.aio_subscription import ResultListener, end
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.errors import OutcomeUnknown
@@ -28,6 +29,7 @@ from peerlane.tasks.lane.drain import Switched
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.lane.redis_errors import unknown
 from peerlane.tasks.lane.result import GRACE, LaneResult
+from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
 from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
@@ -59,7 +61,7 @@ class AsyncGateway:
         self._delete = definitions.task_of(self._app, names.DELETE_PEER)
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
         self._listener: ResultListener | None = None
-        self._asks: set[asyncio.Task[PeerResult]] = set()
+        self._asks: set[asyncio.Task[dict[str, Any]]] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -108,6 +110,40 @@ class AsyncGateway:
         """As Gateway.delete_peer."""
         return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
 
+    async def create_peers(
+        self,
+        wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """As Gateway.create_peers."""
+        return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
+
+    async def delete_peers(
+        self,
+        public_keys: Iterable[str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """As Gateway.delete_peers."""
+        return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
+
+    async def _ask_list(
+        self,
+        name: str,
+        wishes: Iterable[object],
+        timeout: float | None,  # noqa: ASYNC109 - as above
+        request_id: str | None,
+    ) -> list[PeerAnswer]:
+        task = definitions.task_of(self._app, name)
+
+        async def ask(one: Slice) -> Mapping[str, Any]:
+            return await self._ask_for(task, one.arguments, timeout, one.request_id, bulk=True)
+
+        return await ask_slices(ask, cut(name, self.name, wishes, new_list_id(self.name, request_id)))
+
     async def drain(self) -> Switched:
         """As Gateway.drain."""
         return await self._in_thread(self._sync.drain)
@@ -151,6 +187,17 @@ class AsyncGateway:
         *,
         bulk: bool,
     ) -> PeerResult:
+        return PeerResult.model_validate(await self._ask_for(task, arguments, timeout, request_id, bulk=bulk))
+
+    async def _ask_for(
+        self,
+        task: definitions.LaneTask,
+        arguments: dict[str, Any],
+        timeout: float | None,  # noqa: ASYNC109 - as above
+        request_id: str | None,
+        *,
+        bulk: bool,
+    ) -> dict[str, Any]:
         if self._closed:
             raise RuntimeError(f"this client of {self.name} is closed")
         # A task of its own: closing can end it, wherever it is, and wait for its end.
@@ -159,7 +206,7 @@ class AsyncGateway:
         asking.add_done_callback(self._ended)
         return await asking
 
-    def _ended(self, asking: asyncio.Task[PeerResult]) -> None:
+    def _ended(self, asking: asyncio.Task[dict[str, Any]]) -> None:
         self._asks.discard(asking)
         if not asking.cancelled():
             asking.exception()  # a caller that was cancelled at this moment does not ask for it
@@ -172,7 +219,7 @@ class AsyncGateway:
         request_id: str | None,
         *,
         bulk: bool,
-    ) -> PeerResult:
+    ) -> dict[str, Any]:
         within = timeout or self._timeout or self._app.settings.timeout
         began = time.monotonic()
         identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
@@ -199,10 +246,10 @@ class AsyncGateway:
                 async with asyncio.timeout_at(_loop_time(began + within + _SENT_WITHIN)):
                     wish = cast("LaneResult", await sending).wish
                 if request_id is not None and (stored := await self._stored(listener, identity)) is not None:
-                    return PeerResult.model_validate(outcome.decode(stored, wish))
+                    return outcome.decode(stored, wish)
                 async with asyncio.timeout_at(_loop_time(began + within)):
                     record = await asyncio.shield(found)
-                return PeerResult.model_validate(outcome.decode(record, wish))
+                return outcome.decode(record, wish)
             return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 0.8), wish)
         finally:
             listener.forget(identity)
@@ -217,9 +264,9 @@ class AsyncGateway:
 
     async def _settle(
         self, listener: ResultListener, request_id: str, within: float, ends: float, wish: str = ""
-    ) -> PeerResult:
+    ) -> dict[str, Any]:
         """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
         # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
         cancel = Cancel.of(request_id, result_ttl=self._app.settings.result_ttl, seconds_left=within)
         record = await listener.settle(cancel, ends)
-        return PeerResult.model_validate(result_of(record, timed_out(within), wish))
+        return result_of(record, timed_out(within), wish)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
@@ -18,6 +18,7 @@ from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.lane.drain import Switched, switch
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.lane.redis_errors import PAGE, reaching, reading, scan
+from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
@@ -101,6 +102,39 @@ class Gateway:
     ) -> PeerResult:
         """Delete a peer: ``deleted``, or ``absent`` where it was not there. Raises as ``create_peer`` does."""
         return self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+
+    def create_peers(
+        self,
+        wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """Create many peers; what became of each, in order: its result, or the error as a value, never raised.
+
+        ``wishes`` are mappings of what ``create_peer`` takes, as many as there are. They go in slices of up to 64, each
+        one request on the lane's bulk queue and one commit, four of them on their way. A wish that is malformed is
+        answered with Invalid and not sent; a wish that is refused does not touch the others. ``timeout`` is for each
+        slice from when it is sent: one that is not answered by then is cancelled whole, and TimedOut for each of its
+        wishes. The same list asked again with the same ``request_id`` is answered as before, the one of an
+        OutcomeUnknown among the answers included. Left by an exception, it cancels what is on its way.
+
+        Raises:
+            Invalid: ``request_id`` is malformed.
+        """
+        return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
+
+    def delete_peers(
+        self, public_keys: Iterable[str], *, timeout: float | None = None, request_id: str | None = None
+    ) -> list[PeerAnswer]:
+        """Delete many peers; what became of each, in order. As ``create_peers``."""
+        return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
+
+    def _ask_list(
+        self, task: str, wishes: Iterable[object], timeout: float | None, request_id: str | None
+    ) -> Iterator[PeerAnswer]:
+        within = timeout or self._timeout or self._app.settings.timeout
+        return ask_list(self._app, task, self.name, wishes, timeout=within, request_id=request_id)
 
     def _ask(
         self,
