@@ -134,6 +134,8 @@ def cut(task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size
 
 
 def _create(gateway: str, wish: object) -> tuple[Part, int]:
+    if isinstance(wish, Invalid):  # whoever has read it knows more of what is wrong with it
+        return Part(wish), 0
     if not isinstance(wish, Mapping):
         return Part(Invalid("a wish is a mapping with a public_key, and what else create_peer takes")), 0
     fields = {str(name): value for name, value in cast("Mapping[object, Any]", wish).items() if value is not None}
@@ -151,6 +153,8 @@ def _create(gateway: str, wish: object) -> tuple[Part, int]:
 
 
 def _delete(gateway: str, key: object) -> tuple[Part, int]:
+    if isinstance(key, Invalid):
+        return Part(key), 0
     try:
         return Part(delete_of(gateway, cast("str", key)), key), 64
     except Invalid as error:
