@@ -22,6 +22,7 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.aio_subscription import ResultListener, end
+from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane import tasks as definitions
@@ -97,7 +98,8 @@ class AsyncGateway:
     ) -> PeerResult:
         """As Gateway.create_peer."""
         wish = create_arguments(public_key, allowed_ips, preshared_key, keepalive, ttl, labels, pinned)
-        return await self._ask(self._create, wish, timeout, request_id, bulk=bulk)
+        with counted(self.name):
+            return await self._ask(self._create, wish, timeout, request_id, bulk=bulk)
 
     async def delete_peer(
         self,
@@ -108,7 +110,8 @@ class AsyncGateway:
         bulk: bool = False,
     ) -> PeerResult:
         """As Gateway.delete_peer."""
-        return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+        with counted(self.name):
+            return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
 
     async def create_peers(
         self,
