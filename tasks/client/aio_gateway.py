@@ -24,6 +24,7 @@ from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.aio_subscription import ResultListener, end
 from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
+from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.drain import Switched
@@ -53,7 +54,7 @@ class AsyncGateway:
     Every call raises what the calls of ``peerlane.tasks.client.gateway.Gateway`` raise.
     """
 
-    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:
+    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
         self.name = name
         self._app = app or definitions.app
         self._timeout = timeout
@@ -92,7 +93,7 @@ class AsyncGateway:
         ttl: float | timedelta | None = None,
         labels: Mapping[str, str] | None = None,
         pinned: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -105,7 +106,7 @@ class AsyncGateway:
         self,
         public_key: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -117,7 +118,7 @@ class AsyncGateway:
         self,
         wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.create_peers."""
@@ -127,7 +128,7 @@ class AsyncGateway:
         self,
         public_keys: Iterable[str],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.delete_peers."""
@@ -137,7 +138,7 @@ class AsyncGateway:
         self,
         name: str,
         wishes: Iterable[object],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
     ) -> list[PeerAnswer]:
         task = definitions.task_of(self._app, name)
@@ -185,7 +186,7 @@ class AsyncGateway:
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
@@ -196,7 +197,7 @@ class AsyncGateway:
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
@@ -218,12 +219,12 @@ class AsyncGateway:
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
     ) -> dict[str, Any]:
-        within = timeout or self._timeout or self._app.settings.timeout
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
         began = time.monotonic()
         identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
         if self._listener is None:

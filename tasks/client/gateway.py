@@ -13,6 +13,7 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.call_metrics import counted
+from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
@@ -38,7 +39,8 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
     """The arguments of a create as the task takes them; what was not asked for is left out."""
     wish: dict[str, Any] = {
         "public_key": public_key,
-        "allowed_ips": None if allowed_ips is None else list(allowed_ips),
+        # One text is no list of its characters: the model says so.
+        "allowed_ips": allowed_ips if allowed_ips is None or isinstance(allowed_ips, str) else list(allowed_ips),
         "preshared_key": preshared_key,
         "keepalive": keepalive or None,
         "ttl": ttl.total_seconds() if isinstance(ttl, timedelta) else ttl,
@@ -51,11 +53,15 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
 class Gateway:
     """One gateway, seen from an API host. Threads may share it.
 
-    Every call that asks the gateway's writer raises the errors of ``peerlane.tasks.errors``; ``timeout`` is in seconds.
+    Every call that asks the gateway's writer raises the errors of ``peerlane.tasks.errors``. ``timeout`` is in seconds,
+    or a timedelta.
     """
 
-    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:
-        """``app`` is made with ``config.celery_app.PeerlaneApp(settings)``; without it the process' own is used."""
+    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
+        """``timeout`` is for calls that name none; 0 is refused: a call waits for its outcome.
+
+        ``app`` is made with ``config.celery_app.PeerlaneApp(settings)``; without it the process' own is used.
+        """
         self.name = name
         self._app = app or definitions.app
         self._timeout = timeout
@@ -76,7 +82,7 @@ class Gateway:
         ttl: float | timedelta | None = None,
         labels: Mapping[str, str] | None = None,
         pinned: bool = False,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -98,7 +104,7 @@ class Gateway:
         self,
         public_key: str,
         *,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -110,7 +116,7 @@ class Gateway:
         self,
         wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
         *,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """Create many peers; what became of each, in order: its result, or the error as a value, never raised.
@@ -128,27 +134,27 @@ class Gateway:
         return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
 
     def delete_peers(
-        self, public_keys: Iterable[str], *, timeout: float | None = None, request_id: str | None = None
+        self, public_keys: Iterable[str], *, timeout: Timeout | None = None, request_id: str | None = None
     ) -> list[PeerAnswer]:
         """Delete many peers; what became of each, in order. As ``create_peers``."""
         return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
 
     def _ask_list(
-        self, task: str, wishes: Iterable[object], timeout: float | None, request_id: str | None
+        self, task: str, wishes: Iterable[object], timeout: Timeout | None, request_id: str | None
     ) -> Iterator[PeerAnswer]:
-        within = timeout or self._timeout or self._app.settings.timeout
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
         return ask_list(self._app, task, self.name, wishes, timeout=within, request_id=request_id)
 
     def _ask(
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,
+        timeout: Timeout | None,
         request_id: str | None,
         *,
         bulk: bool,
     ) -> PeerResult:
-        within = timeout or self._timeout or self._app.settings.timeout
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
         until = time.monotonic() + within
         identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
         with reaching("nothing was sent", identity):
