@@ -154,6 +154,11 @@ class Writer:
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")
             return self._commit_refusal(request, unforeseen)
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether requests count in shares of the lane."""
+        return self._fair_label is not None
+
     def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
         """What is to be carried out."""
         label = self._fair_label
@@ -205,7 +210,7 @@ class Writer:
             return None
         if answer.verdict == "late":
             raise TimedOut("its deadline had passed before the gateway could commit it")
-        if answer.verdict == "duplicate" and (request.share is not None or self._shares(request)):
+        if answer.verdict == "duplicate" and (request.share is not None or self.shares_of_list(request)):
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
             answer = self._commit(request, decision.deadline, answer.stored)
             return self._not_committed(request, answer, decision, applied=False)
@@ -268,10 +273,10 @@ class Writer:
                 continue
             self.created += plan.outcome == "created"
             self.deleted += plan.outcome == "deleted"
-            if plan.after is not None:
-                self.table.put(plan.after)
-            else:
+            if plan.after is None:
                 self.table.drop(plan.public_key)
+            elif self.table.peers.get(plan.public_key) is not plan.after:  # a group's creates are in it already
+                self.table.put(plan.after)
 
     def _commit_refusal(self, request: Request, refusal: PeerlaneError) -> Outcome:
         """Store the refusal as the request's outcome.
@@ -301,13 +306,13 @@ class Writer:
         answer = self.until_answered(
             lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag)
         )
-        if answer.settles and (shares := self._shares(request)):
+        if answer.settles and (shares := self.shares_of_list(request)):
             # Not in the step of the commit: what is left there is forgotten soon after the request's deadline.
             with contextlib.suppress(RedisError):
-                self.store.leave(shares)
+                self.store.leave_shares(shares)
         return answer
 
-    def _shares(self, request: Request) -> list[tuple[str, str]]:
+    def shares_of_list(self, request: Request) -> list[tuple[str, str]]:
         """Where the wishes of a list count in shares of the lane, and as what."""
         if self._fair_label is None or request.task != names.CREATE_PEERS:
             return []
