@@ -241,6 +241,20 @@ class TestPlainCelery:
             task_of(app, names.CREATE_PEERS).apply_async(kwargs={"gateway": "iad", "wishes": wishes})
 
 
+def test_what_is_shown_of_a_list_holds_no_preshared_key(shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+    secret, name = some_key(), shared_gateway.name
+    shared_gateway.hold()
+    create = task_of(app, names.CREATE_PEERS)
+    wish = {"public_key": some_key(), "preshared_key": secret}
+    sent = create.apply_async(kwargs={"gateway": name, "wishes": [wish]}, expires=20)
+    (message,) = cast("list[bytes]", lanes_of(app).redis.lrange(names.bulk_queue(name), 0, -1))
+    headers = json.loads(message)["headers"]
+    shared_gateway.resume()
+    assert secret not in json.dumps(headers)
+    assert len(headers["wish"]) == 32
+    assert secret not in json.dumps(sent.get(timeout=20))
+
+
 def test_a_tenants_list_counts_wish_by_wish(gateway: MakeGateway, app: PeerlaneApp) -> None:
     one = gateway(lane_cap=200, fair_label="tenant", fair_share=0.5)
 
