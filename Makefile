@@ -42,7 +42,7 @@ test-all: $(STAMP)  ## the tests that make test leaves out: kernel, faults, slow
 	@CI=true $(BIN)/pytest $(OTHERS) $(ARGS)
 
 bench: $(STAMP)  ## what it costs, on this machine: a lane and its callers beside a no-op task, measuring, a flood, a sweep (ARGS=--json)
-	@for bench in lane drain callers measurements flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
+	@for bench in lane drain callers lists measurements flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
 
 # The picture that the README shows.
 bench-callers: $(STAMP)  ## what few and many callers get from one lane, beside a no-op task

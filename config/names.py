@@ -16,6 +16,9 @@ RECONCILE = "peerlane.reconcile"
 REMOVE_PEERS = "peerlane.remove_peers"
 MEND_PEERS = "peerlane.mend_peers"
 IMPORT_PEERS = "peerlane.import_peers"
+# For the writer, on the bulk queue: up to 64 wishes of a client's list.
+CREATE_PEERS = "peerlane.create_peers"
+DELETE_PEERS = "peerlane.delete_peers"
 
 #: A gateway's name: it becomes part of queue names, Redis keys and task ids, so it holds none of their separators.
 GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")

@@ -7,7 +7,7 @@ around it or because its task is cancelled, cancels its request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
@@ -17,12 +17,15 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_lane import AsyncLane
+from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
+from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.drain import Switched
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.lane.request import checked
+from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
 from peerlane.tasks.wire.psk_cipher import cipher_of
@@ -37,7 +40,7 @@ class AsyncGateway:
     Every call raises what the calls of ``peerlane.tasks.client.gateway.Gateway`` raise.
     """
 
-    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:
+    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
         self.name = name
         self._app = app or definitions.app
         self._timeout = timeout
@@ -76,7 +79,7 @@ class AsyncGateway:
         ttl: float | timedelta | None = None,
         labels: Mapping[str, str] | None = None,
         pinned: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -89,13 +92,47 @@ class AsyncGateway:
         self,
         public_key: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
         """As Gateway.delete_peer."""
         with counted(self.name):
             return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+
+    async def create_peers(
+        self,
+        wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
+        *,
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """As Gateway.create_peers."""
+        return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
+
+    async def delete_peers(
+        self,
+        public_keys: Iterable[str],
+        *,
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """As Gateway.delete_peers."""
+        return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
+
+    async def _ask_list(
+        self,
+        name: str,
+        wishes: Iterable[object],
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
+        request_id: str | None,
+    ) -> list[PeerAnswer]:
+        task = definitions.task_of(self._app, name)
+
+        async def ask(one: Slice) -> Mapping[str, Any]:
+            return await self._ask_for(task, one.arguments, timeout, one.request_id, bulk=True)
+
+        return await ask_slices(ask, cut(name, self.name, wishes, new_list_id(self.name, request_id)))
 
     async def drain(self) -> Switched:
         """As Gateway.drain."""
@@ -135,7 +172,7 @@ class AsyncGateway:
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
@@ -146,7 +183,7 @@ class AsyncGateway:
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
@@ -168,12 +205,12 @@ class AsyncGateway:
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
     ) -> dict[str, Any]:
-        within = timeout or self._timeout or self._app.settings.timeout
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
         if self._lane is None or self._lane.loop is not asyncio.get_running_loop():
             self._lane = AsyncLane(self._app, self.name)
         request = checked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -15,7 +16,7 @@ from peerlane.tasks.client.aio_cancel import Canceller
 from peerlane.tasks.client.aio_connections import is_silent
 from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
-from peerlane.tasks.lane import quota
+from peerlane.tasks.lane import list_quota, quota
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.ask import watched
 from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, may_not_send, unknown
@@ -139,6 +140,9 @@ class AsyncLane:
             if (refusal := quota.verdict(lane, labels, await pipe.execute())) is not None:
                 await self._listener.redis.zrem(share, request.id)
                 raise refusal
+        elif request.listed and lane.facts.get("fair_label"):
+            joined = partial(list_quota.join, lanes, lane, request.id, request.arguments, deadline=request.deadline)
+            await self.loop.run_in_executor(None, joined)
 
     async def _look(self, until: float, *, bulk: bool) -> None:
         """Return once the lane has been looked at, and it is this request's turn: a look lets some pass, not all."""

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -19,12 +19,13 @@ from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, TimedOut
-from peerlane.tasks.lane import quota
+from peerlane.tasks.lane import list_quota, quota
 from peerlane.tasks.lane.admission import Lanes, LaneState
 from peerlane.tasks.lane.registry import LaneModel
 from peerlane.tasks.lane.tracing import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
-from peerlane.tasks.wire.model import CreatePeer, parse
+from peerlane.tasks.wire.lists import CreatePeers, wishes_in
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
@@ -56,7 +57,12 @@ class Request:
     deadline: int = 0
     sent_at: int = 0
     #: The caller's span, where it has one.
-    trace: Mapping[str, str] = field(default_factory=trace_headers)
+    trace: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is a list of creates: each of its wishes counts in a share of the lane."""
+        return self.creates and "wishes" in self.arguments
 
     def headers(self) -> dict[str, Any]:
         """The message headers beyond Celery's own; by the deadline what is late is struck out unread."""
@@ -133,13 +139,9 @@ def checked(
     """
     wish = parse(model, arguments)
     create = wish if isinstance(wish, CreatePeer) else None
-    kept = {name: value for name, value in arguments.items() if value is not None}
-    if "allowed_ips" in kept:
-        kept["allowed_ips"] = [str(prefix) for prefix in kept["allowed_ips"]]
-    if hasattr(ttl := kept.get("ttl"), "total_seconds"):
-        kept["ttl"] = int(cast("Any", ttl).total_seconds())
-    if create is not None and create.preshared_key is not None:
-        kept["preshared_key"] = cipher().encrypt(create.gateway, create.public_key, create.preshared_key)
+    listed = wishes_in(wish)
+    kept = _as_json(arguments)
+    _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
     gateway = wish.gateway
     if request_id and not names.is_request_id(gateway, request_id):
         raise Invalid(f"a request id is {gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
@@ -149,12 +151,13 @@ def checked(
         arguments=kept,
         queue=names.bulk_queue(gateway) if bulk else names.lane_queue(gateway),
         bulk=bulk,
-        creates=create is not None or model is ImportPeers,
+        creates=create is not None or model in (CreatePeers, ImportPeers),
         labels=None if create is None else create.labels,
-        wish=wish_digest(task, wish),
+        wish=wish_digest(task, *(listed or [wish])),
         within=within,
         id=request_id or "",
         deadline=wish.deadline or 0,
+        trace=trace_headers(),
     )
 
 
@@ -168,6 +171,30 @@ def admit(lanes: Lanes, request: Request) -> None:
     lane = lanes.check(request.gateway, bulk=request.bulk, create=request.creates, within=request.within)
     if (share := request.enter(lane, lanes)) is not None:
         quota.join(lanes, lane, share, request.labels or {}, request.id, deadline=request.deadline)
+    elif request.listed:
+        list_quota.join(lanes, lane, request.id, request.arguments, deadline=request.deadline)
+
+
+def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in arguments.items() if value is not None}
+    if "allowed_ips" in kept:
+        kept["allowed_ips"] = [str(prefix) for prefix in kept["allowed_ips"]]
+    if hasattr(ttl := kept.get("ttl"), "total_seconds"):
+        kept["ttl"] = int(cast("Any", ttl).total_seconds())
+    if "wishes" in kept:
+        kept["wishes"] = [_as_json(fields) for fields in kept["wishes"]]
+    return kept
+
+
+def _encrypt(
+    wishes: Sequence[CreatePeer | DeletePeer | None],
+    places: Sequence[dict[str, Any]],
+    cipher: Callable[[], PskCipher],
+) -> None:
+    """Encrypt the wishes' preshared keys where they stand, if this host has a key for that."""
+    for wish, place in zip(wishes, places, strict=False):
+        if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
+            place["preshared_key"] = cipher().encrypt(wish.gateway, wish.public_key, wish.preshared_key)
 
 
 def seconds_until(expires: float | datetime) -> float:
@@ -194,10 +221,9 @@ def seconds_until(expires: float | datetime) -> float:
 
 
 def shown(arguments: Mapping[str, Any]) -> str:
-    """What logs, events and Flower show of the arguments."""
-    if "preshared_key" in arguments:
-        arguments = {**arguments, "preshared_key": "(hidden)"}
-    return repr(arguments)[:1024]
+    """What logs, events and Flower show of the arguments; of a list, how many wishes it has."""
+    safe = {name: "(hidden)" if name == "preshared_key" else value for name, value in arguments.items()}
+    return repr(safe | {name: len(arguments[name]) for name in ("wishes", "public_keys") if name in arguments})[:1024]
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Protocol, cast
@@ -162,9 +163,14 @@ def task_of(application: PeerlaneApp, name: str) -> LaneTask:
 # Made when first used: registering reads the settings, and an import reads nothing.
 create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEER)))
 delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
+create_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEERS)))
+delete_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEERS)))
 
 
 def in_short(result: Mapping[str, Any]) -> str:
     """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
+    if "answers" in result:
+        kinds = Counter(str(each.get("outcome") or each["error"]["code"]) for each in result["answers"])
+        return " ".join(["listed", *(f"{kind}={count}" for kind, count in sorted(kinds.items()))])[:256]
     words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
     return " ".join(words)[:256]

@@ -115,7 +115,7 @@ def test_a_message_of_a_traced_call_names_its_span(
         carried.append(trace_headers())
         return carried[-1]
 
-    monkeypatch.setattr("peerlane.tasks.lane.tasks.trace_headers", kept)
+    monkeypatch.setattr("peerlane.tasks.lane.request.trace_headers", kept)
     peers, key = client(shared_gateway), some_key()
     peers.create_peer(key)
     with pytest.raises(Conflict):

@@ -168,6 +168,9 @@ def shown_of(arguments: Mapping[str, Any]) -> str:
     A preshared key may stand in any of it, misnamed or in the wrong place; what was granted, the result shows.
     """
     key = arguments.get("public_key")
+    for name in ("wishes", "public_keys"):
+        if isinstance(listed := arguments.get(name), list):
+            return repr({name: len(cast("list[object]", listed))})
     try:
         return repr({"public_key": check_public_key(key)} if key is not None else {})
     except ValueError:

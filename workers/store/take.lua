@@ -16,6 +16,7 @@
 local taken, dead = {}, {}
 local most, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5])
 local late, in_order = false, false
+local full = false  -- whether nothing else may go with what is taken
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local begins = ARGV[3] .. '.'
@@ -38,6 +39,10 @@ local function sound_id(headers)
   return #token <= 64 and string.match(token, '^[A-Za-z0-9][A-Za-z0-9_-]*$') and id or nil
 end
 local function redelivered(headers) return headers.redelivered == true end
+-- A list, a slice of a sweep or an import weighs as much as all of its peers: it goes alone.
+local function weighs_much(headers)
+  return type(headers.task) == 'string' and string.match(headers.task, '^peerlane%.%l+_peers$') ~= nil
+end
 local function is_late(headers, margin)
   local deadline = headers.deadline
   return type(deadline) == 'number' and deadline > 0 and now + margin > deadline
@@ -71,6 +76,7 @@ local function settle(queue, raw, headers)
   redis.call('ZADD', KEYS[4], tonumber(ARGV[1]) + #taken / 1000000, tag)
   redis.call('HSET', KEYS[3], tag, '[' .. raw .. ',"","' .. queue .. '"]')
   tell(queue, raw, tag, doubtful)
+  full = full or weighs_much(headers)
   if queue == KEYS[2] then bytes_left = bytes_left - #raw end
 end
 local function noted_before()
@@ -89,7 +95,7 @@ local function noted_before()
   end
   return true
 end
-local function has_room() return #taken < most and bytes_left > 0 end
+local function has_room() return not full and #taken < most and bytes_left > 0 end
 -- The newest of a late lane: the oldest would be late before they are committed.
 local function take_newest(queue)
   local span = tonumber(ARGV[12])
@@ -101,7 +107,7 @@ local function take_newest(queue)
   end
   local function takes(raw, count)
     local headers = read(raw)
-    if redelivered(headers) or not has_room() then return end
+    if redelivered(headers) or not has_room() or (#taken > 0 and weighs_much(headers)) then return end
     if redis.pcall('LREM', queue, count, raw) == 1 then settle(queue, raw, headers) end
   end
   -- Deletes are looked for at both ends: where they come in, and where they would be late next.
@@ -136,7 +142,7 @@ local function take_more(queue)
     if not raw or type(raw) == 'table' then return end
     local headers = read(raw)
     local before = #dead
-    if redelivered(headers) and not outcome(headers) then
+    if (redelivered(headers) or (#taken > 0 and weighs_much(headers))) and not outcome(headers) then
       redis.call('RPUSH', queue, raw)
       return
     end
@@ -159,7 +165,7 @@ if #taken > 0 and redelivered(first) then return {taken, dead} end
 if ARGV[6] == KEYS[1] then
   bytes_left = math.huge
   take_more(KEYS[1])
--- Bulk yields: a group of it is short, and a list, which weighs as much as all of its peers, goes alone.
+-- Bulk yields: a group of it is short.
 elseif redis.call('LLEN', KEYS[1]) == 0 then
   take_more(KEYS[2])
 end

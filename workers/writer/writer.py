@@ -22,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
+from peerlane.tasks.lane.list_quota import members
 from peerlane.tasks.lane.quota import share_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
@@ -30,6 +31,7 @@ from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import PeerTable, Policy
 from peerlane.workers.store.store import Answer, Store
+from peerlane.workers.writer.apply_list import apply_but_refused
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.measurements import Measurements
 from peerlane.workers.writer.pace import Pace
@@ -161,9 +163,9 @@ class Writer:
 
     def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
         """What is to be carried out."""
-        counted = self._fair_label is not None and task == names.CREATE_PEER
-        share = share_key(self.policy.gateway, str(self._fair_label), arguments.get("labels")) if counted else None
-        return Request(task, delivery, arguments, share)
+        label = self._fair_label
+        share = share_key(self.policy.gateway, label, arguments.get("labels")) if label else None
+        return Request(task, delivery, arguments, share if task == names.CREATE_PEER else None)
 
     def _carry_out(self, request: Request) -> Outcome:
         if self.recovery_needed is not None:
@@ -171,7 +173,7 @@ class Writer:
         decision = decide(request.task, self.planning_context(), request.arguments)
         if self._doubtful(request, decision) and (known := self._ask_first(request, decision)) is not None:
             return known
-        self._apply(request, decision)
+        decision = apply_but_refused(self, request, decision)
         answer = self._commit_decision(request, decision)
         if answer is None:
             log.info("request %s: an earlier try of this commit had reached Redis", request.id)
@@ -210,13 +212,14 @@ class Writer:
             return None
         if answer.verdict == "late":
             raise TimedOut("its deadline had passed before the gateway could commit it")
-        if answer.verdict == "duplicate" and request.share is not None:
+        if answer.verdict == "duplicate" and (request.share is not None or self.shares_of_list(request)):
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
             answer = self._commit(request, decision.deadline, answer.stored)
             return self._not_committed(request, answer, decision, applied=False)
         return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
 
-    def _apply(self, request: Request, decision: Decision) -> None:
+    def apply(self, request: Request, decision: Decision) -> None:
+        """Apply a decision to the device. Raises KernelError where that refuses: what was begun was undone."""
         outcome = str(decision.result["outcome"])
         try:
             if decision.reopen and self._spec is not None:
@@ -257,6 +260,8 @@ class Writer:
             self._refuse_if_fenced()
         if answer.verdict == "draining":
             self.state = "draining"
+            if decision.indexes:
+                raise _Stale  # what of a list is there already is still answered
             raise draining(self.policy)
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"
@@ -300,7 +305,20 @@ class Writer:
     def _commit(self, request: Request, deadline: int, record: str, plans: Sequence[Plan] = ()) -> Answer:
         """Raises redis.ResponseError where Redis takes no writes."""
         share, tag = request.share, request.delivery.tag
-        return self.until_answered(lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag))
+        answer = self.until_answered(
+            lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag)
+        )
+        if answer.settles and (shares := self.shares_of_list(request)):
+            # Not in the step of the commit: what is left there is forgotten soon after the request's deadline.
+            with contextlib.suppress(RedisError):
+                self.store.leave_shares(shares)
+        return answer
+
+    def shares_of_list(self, request: Request) -> list[tuple[str, str]]:
+        """Where the wishes of a list count in shares of the lane, and as what."""
+        if self._fair_label is None or request.task != names.CREATE_PEERS:
+            return []
+        return members(self.policy.gateway, self._fair_label, request.id, request.arguments)
 
     def settle(self, plans: Sequence[Plan]) -> None:
         """Make device and table equal to Redis for these peers; where that fails, all is read anew."""
