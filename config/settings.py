@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     interface: str = Field("wg0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$", description="WireGuard device")
     dataplane: DataPlaneKind = Field("kernel", description="kernel, or memory: keeps no tunnel, for tests and the demo")
     private_key_file: Named | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
+    state_dir: Named | None = Field(
+        None, description="where a gateway keeps its last commits; default: the key's place"
+    )
     accept_new_key: bool = Field(
         default=False, description="start with another key than the one that clients were given, for one start"
     )
@@ -192,6 +195,11 @@ class Settings(BaseSettings):
     def key_file(self) -> Path:
         """Where the device's private key is."""
         return self.private_key_file or Path(f"/etc/peerlane/{self.interface}.key")
+
+    @property
+    def state_directory(self) -> Path:
+        """Where a gateway keeps what has to outlive its process."""
+        return self.state_dir or self.key_file.parent
 
     @classmethod
     def settings_customise_sources(

@@ -19,20 +19,33 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One procedure."""
+    """One procedure: its code, after what it has in common with others."""
 
-    file: str
+    files: tuple[str, ...]
     #: As Redis knows them. A function without ``allow-oom`` is refused as a whole where memory is full.
     flags: tuple[str, ...] = ()
 
+    @property
+    def body(self) -> str:
+        """The code, as a script."""
+        return "".join(map(_text, self.files))
 
+
+@cache
+def _text(file: str) -> str:
+    return (files("peerlane.workers.store") / file).read_text()
+
+
+_COMMIT = ("standing.lua", "outcome.lua", "commit.lua")
 #: ``release`` is ``commit`` for removals, which are what helps where memory is full.
 SOURCES = {
-    "commit": Source("commit.lua"),
-    "release": Source("commit.lua", ("allow-oom",)),
-    "check": Source("check.lua", ("no-writes",)),
-    "heartbeat": Source("heartbeat.lua"),
-    "take": Source("take.lua"),
+    "commit": Source(_COMMIT),
+    "release": Source(_COMMIT, ("allow-oom",)),
+    "redo": Source(("standing.lua", "outcome.lua", "redo.lua")),
+    "begin": Source(("begin.lua",)),
+    "check": Source(("standing.lua", "check.lua"), ("no-writes",)),
+    "heartbeat": Source(("standing.lua", "heartbeat.lua")),
+    "take": Source(("take.lua",)),
 }
 
 
@@ -47,15 +60,9 @@ class FunctionsMissing(NoPermissionError):
 
 
 @cache
-def body(file: str) -> str:
-    """A procedure's code, as a script."""
-    return (files("peerlane.workers.store") / file).read_text()
-
-
-@cache
 def digest() -> str:
     """What this version's names end in."""
-    content = "\0".join(f"{name}\0{source.flags}\0{body(source.file)}" for name, source in SOURCES.items())
+    content = "\0".join(f"{name}\0{source.flags}\0{source.body}" for name, source in SOURCES.items())
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -64,7 +71,7 @@ def library() -> str:
     parts = [f"#!lua name=peerlane_{digest()}"]
     for name, source in SOURCES.items():
         flags = ", ".join(f"'{flag}'" for flag in source.flags)
-        code = f"function(KEYS, ARGV)\n{body(source.file)}end"
+        code = f"function(KEYS, ARGV)\n{source.body}end"
         parts.append(
             f"redis.register_function{{function_name='{name}_{digest()}', callback={code}, flags={{{flags}}}}}"
         )
@@ -83,7 +90,7 @@ class Procedure:
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
         self._function = f"{name}_{digest()}"
-        self._script = redis.register_script(body(SOURCES[name].file))
+        self._script = redis.register_script(SOURCES[name].body)
         self._as_script = False
 
     def __call__(self, keys: Sequence[str], args: Sequence[str | int | bytes], client: Redis | None = None) -> object:
