@@ -100,15 +100,7 @@ class Monitor:
             return
         command = words[0].upper()
         if _SCRIPT.match(line):
-            if command in (b"INCR", b"INCRBY") and words[1] == self._epochs:
-                self._newest += int(words[2]) if len(words) > 2 else 1
-            for request, running in self._running.items():
-                wrote = command == b"SET" and words[1] == names.result_key(request).encode()
-                changed = command in (b"HSET", b"HDEL") and words[1] == self._peers
-                changed = changed and words[2].decode() in {*running.stores, *running.removes}
-                self._running[request] = replace(
-                    running, wrote=running.wrote or wrote, changed=running.changed or changed
-                )
+            self._heard_of_script(command, words)
             return
         self._finish()
         if command in (b"INCR", b"INCRBY") and words[1] == self._epochs:
@@ -130,6 +122,15 @@ class Monitor:
             self._sightings += [_sighting(*pair) for pair in zip(words[2::2], words[3::2], strict=True)]
         elif command == b"HSET" and words[1] == self._observer and words[2] == b"heartbeat" and words[3] != b"0":
             self.beats.append(time.monotonic())
+
+    def _heard_of_script(self, command: bytes, words: Sequence[bytes]) -> None:
+        if command in (b"INCR", b"INCRBY") and words[1] == self._epochs:
+            self._newest += int(words[2]) if len(words) > 2 else 1
+        for request, running in self._running.items():
+            wrote = command == b"SET" and words[1] == names.result_key(request).encode()
+            changed = command in (b"HSET", b"HDEL") and words[1] == self._peers
+            changed = changed and words[2].decode() in {*running.stores, *running.removes}
+            self._running[request] = replace(running, wrote=running.wrote or wrote, changed=running.changed or changed)
 
     def _commit(self, line: bytes, result_key: bytes, epoch: bytes, changes: bytes, *, again: bool) -> None:
         """``again``: it was in time when it was made, and is made true again."""

@@ -47,6 +47,12 @@ class PrefixIndex:
         at = bisect_right(held, Prefix(version, address, 129)) - 1
         return held[at] if at >= 0 and held[at].last >= address else None
 
+    def count_within(self, area: Prefix) -> int:
+        """How many held prefixes begin in ``area``."""
+        held = self._sorted[area.version]
+        first = bisect_left(held, Prefix(area.version, area.network, 0))
+        return bisect_right(held, Prefix(area.version, area.last, 129)) - first
+
     def add(self, prefix: Prefix, owner: str) -> None:
         """Hold ``prefix``. The caller has made sure that nothing overlaps."""
         insort(self._sorted[prefix.version], prefix)

@@ -66,5 +66,8 @@ for number = 0, (#KEYS - 6) / 2 - 1 do
   if answer[1] == 'committed' or answer[1] == 'expired' then made = made + 1 end
   answers[#answers + 1] = answer
 end
-if made > 0 then answers[2] = redis.call('HINCRBY', KEYS[4], 'seq', made) end
+if made > 0 then
+  answers[2] = seq + made
+  redis.call('HSET', KEYS[4], 'seq', string.format('%.0f', seq + made))
+end
 return answers

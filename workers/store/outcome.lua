@@ -23,9 +23,15 @@ local function acknowledge(tag)
     redis.call('ZREM', KEYS[6], tag)
   end
 end
+-- Whoever asks for many listens on one channel for all of them: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
+local function publish(key, record)
+  redis.call('PUBLISH', key, record)
+  local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')
+  if reply and #token == 32 then redis.call('PUBLISH', reply, record) end
+end
 local function settle(key, share, tag, id, record, ttl)
   redis.call('SET', key, record, 'EX', ttl)
-  redis.call('PUBLISH', key, record)
+  publish(key, record)
   leave_share(key, share, id)
   acknowledge(tag)
 end

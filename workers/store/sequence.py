@@ -185,11 +185,15 @@ class CommitSequence:
         """Make sure that the procedures can be called, before anybody is made way for."""
         self._ask([(names.request_id(self.gateway, "start"), 0)])
 
-    def tell(self, fields: Mapping[str, str | float], redis: Redis | None = None) -> str:
+    def tell(self, fields: Mapping[str, str | float], redis: Redis | None = None, metrics: str | None = None) -> str:
         """Tell what the writer is and does: ``current``, or why nothing was told. ``redis`` is this thread's own."""
-        pairs = [part if isinstance(part, int) else str(part) for pair in fields.items() for part in pair]
-        told = self._tell(keys=[self._gateway_key, self._epoch_key], args=[*self._fence, *pairs], client=redis)
-        return cast("bytes", told).decode()
+        keys = [self._gateway_key, self._epoch_key]
+        args: list[str | int | bytes] = list(self._fence)
+        args += [part if isinstance(part, int) else str(part) for pair in fields.items() for part in pair]
+        if metrics is not None:
+            keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
+            args.append(metrics)
+        return cast("bytes", self._tell(keys=keys, args=args, client=redis)).decode()
 
     def catch_up(self) -> None:
         """Make true again what Redis has lost of this writer's commits; nothing where it has lost none."""

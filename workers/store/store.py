@@ -183,9 +183,12 @@ class Store:
         found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
         return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
-    def heartbeat(self, redis: Redis | None = None, **fields: str | int) -> bool:
-        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client."""
-        told = self.sequence.tell(fields, redis)
+    def heartbeat(self, redis: Redis | None = None, *, metrics: str | None = None, **fields: str | int) -> bool:
+        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client.
+
+        ``metrics`` is what the writer has measured; with it, it is told too how long the oldest message has waited.
+        """
+        told = self.sequence.tell(fields, redis, metrics)
         self.sequence.behind |= told == "behind"
         return told != "fenced"
 
