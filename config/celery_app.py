@@ -11,7 +11,8 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from peerlane.config import names
-from peerlane.config.settings import BadSettings, Settings, celery_url, current, redis_tls
+from peerlane.config.redis_url import celery_url, redis_tls, sentinels
+from peerlane.config.settings import BadSettings, Settings, current
 
 Role = Literal["client", "writer", "observer"]
 
@@ -43,11 +44,12 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "socket_keepalive": not url.startswith("redis+socket"),
         "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
         "retry_on_timeout": False,  # would replay LPUSH
+        "sentinels": sentinels(settings),  # for our channel (peerlane.config.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
     }
     found: dict[str, Any] = {
         "broker_url": url,
-        "result_backend": url,
+        "result_backend": f"peerlane.config.result_backend:OwnBackend+{url.removeprefix('redis+')}",
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],  # no pickle, no yaml

@@ -17,7 +17,9 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config import names
-from peerlane.config.settings import Settings, redis_tls
+from peerlane.config.redis_connections import noticing_async
+from peerlane.config.redis_url import redis_tls, sentinels, server_url
+from peerlane.config.settings import Settings
 from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
 from peerlane.tasks.wire.cancel import Cancel
 
@@ -45,15 +47,16 @@ class ResultListener:
 
     def __init__(self, settings: Settings) -> None:
         self._pool = BlockingConnectionPool.from_url(
-            settings.redis_url.get_secret_value(),
+            server_url(settings),
+            sentinels=sentinels(settings),
             max_connections=CONNECTIONS,
             timeout=1,
             socket_timeout=1.0,
             socket_connect_timeout=1.0,
             **redis_tls(settings),
         )
-        if self._pool.connection_class is SSLConnection:
-            self._pool.connection_class = _AbruptTLS
+        kind = self._pool.connection_class
+        self._pool.connection_class = noticing_async(_AbruptTLS if kind is SSLConnection else kind)
         self.redis: Redis = Redis.from_pool(self._pool)
         self._serving: asyncio.Task[None] | None = None
         #: The subscription connection while it is up, and what is to be sent on it.
