@@ -36,6 +36,8 @@ class Commit:
     plans: Sequence[Plan] = ()
     share: str | None = None
     tag: str = ""
+    #: Whether a gateway that is being drained refuses what it creates.
+    drains: bool = True
 
     @property
     def is_removal(self) -> bool:
@@ -46,7 +48,7 @@ class Commit:
     @property
     def creates(self) -> bool:
         """Whether the gateway must not be draining."""
-        return any(plan.outcome == "created" for plan in self.plans)
+        return self.drains and any(plan.outcome == "created" for plan in self.plans)
 
 
 def change_of(plan: Plan, record: str | None) -> dict[str, Any]:

@@ -37,14 +37,14 @@ def _text(file: str) -> str:
 
 
 _COMMIT = ("standing.lua", "outcome.lua", "commit.lua")
-#: ``release`` is ``commit`` for removals, which are what helps where memory is full.
+#: ``release`` is ``commit`` for removals, which are what helps where memory is full. A heartbeat takes no more of it.
 SOURCES = {
     "commit": Source(_COMMIT),
     "release": Source(_COMMIT, ("allow-oom",)),
     "redo": Source(("standing.lua", "outcome.lua", "redo.lua")),
     "begin": Source(("begin.lua",)),
     "check": Source(("standing.lua", "check.lua"), ("no-writes",)),
-    "heartbeat": Source(("standing.lua", "heartbeat.lua")),
+    "heartbeat": Source(("standing.lua", "heartbeat.lua"), ("allow-oom",)),
     "take": Source(("take.lua",)),
 }
 
@@ -57,6 +57,13 @@ class FunctionsMissing(NoPermissionError):
             "Peerlane's functions of this version are not loaded, and this Redis user may send no scripts; "
             "an administrator runs `peerlane functions --load`"
         )
+
+
+@cache
+def script(name: str) -> str:
+    """A procedure as EVAL takes it: its flags hold there as well."""
+    flags = SOURCES[name].flags
+    return (f"#!lua flags={','.join(flags)}\n" if flags else "") + SOURCES[name].body
 
 
 @cache
@@ -90,7 +97,7 @@ class Procedure:
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
         self._function = f"{name}_{digest()}"
-        self._script = redis.register_script(SOURCES[name].body)
+        self._script = redis.register_script(script(name))
         self._as_script = False
 
     def __call__(self, keys: Sequence[str], args: Sequence[str | int | bytes], client: Redis | None = None) -> object:

@@ -64,13 +64,15 @@ class Store:
         *,
         share: str | None = None,
         tag: str = "",
+        drains: bool = True,
     ) -> Answer:
         """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments.
 
         ``share`` is the key under which the request counts in a share of the lane (tasks.lane.quota); it leaves it.
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
+        ``drains``: whether a gateway that is being drained refuses what it creates.
         """
-        return self._commit_all([Commit(request_id, deadline, result, plans, share, tag)])[0]
+        return self._commit_all([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
 
     def check(self, request_id: str, deadline: int) -> Answer:
         """Whether the request could still commit: ``open``, or why not."""
@@ -103,11 +105,12 @@ class Store:
         return None if record is None else self._opened(Peer.from_record(public_key, record))
 
     def peers(self, public_keys: Sequence[str]) -> dict[str, Peer | None]:
-        """Peers as stored, in one round trip.
+        """Peers as stored, by a Redis that is not behind.
 
         Raises:
             StorageError: a record does not parse.
         """
+        self.sequence.catch_up()
         records = cast("list[bytes | None]", self.redis.hmget(self._peers, list(public_keys)))
         return {
             key: None if record is None else self._opened(Peer.from_record(key, record))

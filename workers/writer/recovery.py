@@ -87,7 +87,7 @@ def recover(
         if progress is not None:
             progress(min(start + BATCH, len(todo)), len(todo))
     for key in kept:
-        _keep(table, device[key], kept[key])
+        keep(table, device[key], kept[key])
     return Recovered(table, counted(todo), kept, adopted)
 
 
@@ -122,7 +122,7 @@ def _routes_of_adopted(adopted: Sequence[Plan], there: Collection[Prefix]) -> li
     return [Drift("missing_route", str(change.prefix), change) for change in wanted if change.prefix not in there]
 
 
-def _keep(table: PeerTable, held: DevicePeer, reason: str) -> None:
+def keep(table: PeerTable, held: DevicePeer | Peer, reason: str) -> None:
     """A peer of the device that is no peer of ours: nobody else gets its addresses."""
     free = [p for p in sorted(held.allowed_ips) if not any(True for _ in table.index.overlapping(p))]
     table.put(

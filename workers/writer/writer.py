@@ -126,7 +126,7 @@ class Writer:
             seen=lambda: self.until_answered(self.store.last_seen),
             progress=progress,
         )
-        adopt(self.policy.gateway, done, self._commit_at_startup)
+        done = adopt(self.policy.gateway, done, self._commit_at_startup)
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
         if starting and lost.incomplete:
             loss.tell_at_start(self.store, lost, done, self.until_answered)
@@ -137,7 +137,8 @@ class Writer:
         return done
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
-        answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans))
+        # What is adopted is there already: a drain, which keeps new peers away, is no reason to lose sight of it.
+        answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans, drains=False))
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()

@@ -148,7 +148,7 @@ def status_facts(status: GatewayStatus) -> dict[str, object]:
 
 def _alarm(status: GatewayStatus, alarm: Alarm) -> Text:
     told = f", as of {span(status.ago(alarm.at))} ago" if alarm.at > alarm.since else ""
-    return Text(f"{alarm.message} (for {span(status.ago(alarm.since))}{told})", "red")
+    return Text(f"{alarm.message} (for {span(status.ago(alarm.since))}{told}); {alarm.runbook}", "red")
 
 
 def _observer(status: GatewayStatus) -> Text:
