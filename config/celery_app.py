@@ -49,6 +49,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "retry_on_timeout": False,  # would replay LPUSH
         "sentinels": sentinels(settings),  # for our channel (peerlane.config.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
+        "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
     found: dict[str, Any] = {
         "broker_url": url,
