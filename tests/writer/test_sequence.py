@@ -161,6 +161,15 @@ class TestARedisThatIsBehind:
         again = bench.create(key, request=request, deadline=1)
         assert again == told == bench.outcome(request)
 
+    def test_that_has_answered_a_message_as_late_learns_its_outcome(self, bench: Bench) -> None:
+        before, key, request = bench.moment(), some_key(), bench.request()
+        told = bench.create(key, request=request)
+        before.come_back()
+        bench.raw.set(names.result_key(request), results.late(request))
+        bench.create()
+        assert bench.outcome(request) == told
+        bench.agree()
+
     def test_of_one_of_a_group_each_outcome_is_made_true_again(self, bench: Bench) -> None:
         before, store = bench.moment(), bench.writer.store
         good, late, cancelled = bench.request(), bench.request(), bench.request()
