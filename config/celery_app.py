@@ -16,7 +16,8 @@ from kombu import Exchange, Queue
 
 from peerlane.config import names
 from peerlane.config.logs import CeleryLogs
-from peerlane.config.settings import BadSettings, Settings, celery_url, current, redis_tls
+from peerlane.config.redis_url import celery_url, redis_tls, sentinels
+from peerlane.config.settings import BadSettings, Settings, current
 
 Role = Literal["client", "writer", "observer"]
 
@@ -48,12 +49,13 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "socket_keepalive": not url.startswith("redis+socket"),
         "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
         "retry_on_timeout": False,  # would replay LPUSH
+        "sentinels": sentinels(settings),  # for our channel (peerlane.config.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
         "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
     found: dict[str, Any] = {
         "broker_url": url,
-        "result_backend": url,
+        "result_backend": f"peerlane.config.result_backend:OwnBackend+{url.removeprefix('redis+')}",
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],  # no pickle, no yaml

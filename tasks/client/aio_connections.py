@@ -12,7 +12,9 @@ from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from peerlane.config.settings import Settings, redis_tls
+from peerlane.config.redis_connections import noticing_async
+from peerlane.config.redis_url import redis_tls, sentinels, server_url
+from peerlane.config.settings import Settings
 
 #: Connections for looking at lanes and cancelling; asking and waiting need none of them.
 CONNECTIONS = 8
@@ -32,15 +34,16 @@ class _AbruptTLS(SSLConnection):
 def connections(settings: Settings) -> BlockingConnectionPool:
     """A pool for one event loop."""
     pool = BlockingConnectionPool.from_url(
-        settings.redis_url.get_secret_value(),
+        server_url(settings),
+        sentinels=sentinels(settings),
         max_connections=CONNECTIONS,
         timeout=1,
         socket_timeout=ANSWERED_WITHIN,
         socket_connect_timeout=1.0,
         **redis_tls(settings),
     )
-    if pool.connection_class is SSLConnection:
-        pool.connection_class = _AbruptTLS
+    kind = pool.connection_class
+    pool.connection_class = noticing_async(_AbruptTLS if kind is SSLConnection else kind)
     return pool
 
 

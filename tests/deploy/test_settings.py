@@ -17,7 +17,8 @@ from servers import RedisServer
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.names import CREATE_PEER
 from peerlane.config.redis import connect
-from peerlane.config.settings import BadSettings, Settings, celery_url, read, shown
+from peerlane.config.redis_url import celery_url
+from peerlane.config.settings import BadSettings, Settings, read, shown
 from peerlane.config.validators import network
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.wire.prefix import Prefix

@@ -38,9 +38,9 @@ def told(store: Store) -> dict[str, str]:
 
 def test_a_writer_that_was_replaced_gives_no_sign_of_life(store: Store) -> None:
     assert store.heartbeat(phase="serving", peers=3)
-    before = told(store)
     newer = Store(store.redis, store.gateway, result_ttl=60)
     newer.open_epoch()
+    before = told(store)
     assert not store.heartbeat(phase="recovering", peers=0)
     assert told(store) == before, "it has changed nothing"
     assert newer.heartbeat(phase="recovering", peers=0)

@@ -30,7 +30,9 @@ from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import PeerTable, Policy
+from peerlane.workers.store.sequence import Lost
 from peerlane.workers.store.store import Answer, Store
+from peerlane.workers.writer import loss
 from peerlane.workers.writer.apply_list import apply_but_refused
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.measurements import Measurements
@@ -78,8 +80,7 @@ class Writer:
         self.table = PeerTable(policy)
         #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``peerlane.workers.gateway``.
         self.state = "active"
-        #: Why the device or the table may differ from Redis; None while they are known to agree.
-        self.recovery_needed: str | None = _NOT_STARTED
+        self._recovery_needed: str | None = _NOT_STARTED
         #: Set once a newer writer has been seen; from then on nothing is changed any more.
         self.fenced = False
         #: Since this writer began, for the heartbeat to tell: requests answered, refused; peers created, deleted.
@@ -91,6 +92,17 @@ class Writer:
         self._fair_label = fair_label
         self.until_answered = RetryUntilShutdown(shutdown_requested)
 
+    @property
+    def recovery_needed(self) -> str | None:
+        """Why the device or the table may differ from Redis; None while they are known to agree."""
+        if self._recovery_needed is None and self.store.sequence.lost:
+            self._recovery_needed = "Redis has lost data"
+        return self._recovery_needed
+
+    @recovery_needed.setter
+    def recovery_needed(self, why: str | None) -> None:
+        self._recovery_needed = why
+
     def recover(self, progress: Progress | None = None) -> Recovered:
         """Make the device equal to Redis and the table anew; makes the device first if it is gone.
 
@@ -101,18 +113,27 @@ class Writer:
         self.recovery_needed = self.recovery_needed or "asked for"
         if self._spec is not None:
             self.plane.open(self._spec)
+        starting = self.recovery_needed == _NOT_STARTED
         loaded = self.until_answered(self.store.load)
+        lost, self.store.sequence.lost = self.store.sequence.lost, Lost()
+        if lost and not starting:
+            found = loss.differences(self.table, loaded, lost.keys)
+            loss.make_up_for(self.store, lost, found, self._commit_at_startup, self.until_answered)
+            loaded = self.until_answered(self.store.load)
         done = recover(
             self.policy,
             loaded,
             self.plane,
             unknown=self._unknown,
-            first_start=self.store.epoch == 1 and self.recovery_needed == _NOT_STARTED,
+            first_start=self.store.epoch == 1 and starting,
+            lost_data=starting and lost.incomplete,
             seen=lambda: self.until_answered(self.store.last_seen),
             progress=progress,
         )
         done = adopt(self.policy.gateway, done, self._commit_at_startup)
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
+        if starting and lost.incomplete:
+            loss.tell_at_start(self.store, lost, done, self.until_answered)
         self.table = done.table
         self.state = self.until_answered(self.store.state)
         self.recovery_needed = None
