@@ -22,6 +22,8 @@ from peerlane.config.settings import Settings, read
 
 # A shell without job control starts what is in its background with Ctrl-C ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# What nohup starts ignores that its terminal goes, and so do its children.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = ["pytester", "speeds", "kernel_bridge"]
 

@@ -51,6 +51,8 @@ class Request:
     wish: str
     #: Seconds that its caller waits.
     within: float
+    #: Whether its caller has chosen its id, and so may ask again.
+    given: bool = False
     #: Set once it is known on whose channel its outcome is heard.
     id: str = ""
     #: In ms on Redis' clock: its deadline, and when it was let pass.
@@ -65,8 +67,11 @@ class Request:
         return self.creates and "wishes" in self.arguments
 
     def headers(self) -> dict[str, Any]:
-        """The message headers beyond Celery's own; by the deadline what is late is struck out unread."""
-        return {HEADER: self.wish, names.SENT_AT: self.sent_at, "deadline": self.deadline, **self.trace}
+        """The message headers beyond Celery's own."""
+        headers = {HEADER: self.wish, names.SENT_AT: self.sent_at, **self.trace}
+        # The writer reads the deadline without the body: what is late is struck out before it is taken. A request that
+        # may be asked again under its id is not: another message of it, with time left, may wait before this one.
+        return headers if self.given else {**headers, "deadline": self.deadline}
 
     def message(self) -> str:
         """What is pushed into the lane."""
@@ -155,6 +160,7 @@ def checked(
         labels=None if create is None else create.labels,
         wish=wish_digest(task, *(listed or [wish])),
         within=within,
+        given=request_id is not None,
         id=request_id or "",
         deadline=wish.deadline or 0,
         trace=trace_headers(),

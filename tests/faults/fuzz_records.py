@@ -19,7 +19,7 @@ from writer_alone import create_peer
 
 from peerlane.config import names
 from peerlane.tasks.admin.poison import set_aside_messages, shown
-from peerlane.tasks.errors import Fenced, PeerlaneError, PoolExhausted, StorageError
+from peerlane.tasks.errors import PeerlaneError, PoolExhausted
 from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.status.alarms import read_alarms
@@ -131,7 +131,7 @@ class FuzzedRecords:
             assert wish["public_key"] not in plane.peers(), "a request with an outcome is carried out again"
             self.redis.delete(key)
         self.redis.set(names.epoch_key(self.name), cast("str", self._value(chance)))
-        with suppress(Fenced, StorageError):
+        with suppress(PeerlaneError):
             create_peer(writer, f"{self.name}.e{seed}", {"gateway": self.name, "public_key": some_key()})
         with suppress(RedisError):
             Store(self.redis, self.name, result_ttl=600).open_epoch()

@@ -8,7 +8,9 @@ import json
 import random
 import stat
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -313,7 +315,11 @@ def test_any_flipped_bit_is_found(
     chosen: Settings = settings()
     for _ in range(300):
         at = chance.randrange(10, len(whole))  # what comes before is gzip's own header: time and system
-        file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << chance.randrange(8))]) + whole[at + 1 :])
+        flipped = whole[:at] + bytes([whole[at] ^ (1 << chance.randrange(8))]) + whole[at + 1 :]
+        with suppress(OSError, EOFError, zlib.error):
+            if gzip.decompress(flipped) == gzip.decompress(whole):
+                continue  # a bit that compression leaves unused
+        file.write_bytes(flipped)
         with pytest.raises(Invalid):
             restore(chosen, untouched.name, file, force=True)
     assert state(redis_server, untouched.name) == before

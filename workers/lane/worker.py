@@ -102,10 +102,10 @@ class LaneConsumer(_Consumer):
 
     def _try_to_write(self) -> None:
         """Raises NotPrimary where Redis takes no writes for now; whatever else it says, who consumes will hear."""
-        index = str(self.app.conf.broker_transport_options["unacked_index_key"])
+        taken = str(self.app.conf.broker_transport_options["unacked_key"])
         redis = connect(self.app.settings)
         try:
-            redis.zrem(index, "nothing")
+            redis.hdel(taken, "nothing")
         except NotPrimary:
             raise
         except RedisError as error:

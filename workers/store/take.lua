@@ -38,8 +38,6 @@ local function sound_id(headers)
   -- Of a sound id only: another key might not be for this user to read.
   return #token <= 64 and string.match(token, '^[A-Za-z0-9][A-Za-z0-9_-]*$') and id or nil
 end
--- Requests that are in hand: another message of one of them, with an earlier deadline, is none of its own.
-local in_hand = {}
 local function redelivered(headers) return headers.redelivered == true end
 -- A list, a slice of a sweep or an import weighs as much as all of its peers: it goes alone.
 local function weighs_much(headers)
@@ -57,7 +55,7 @@ local function outcome(headers)
   local stored = redis.pcall('GET', key)
   if type(stored) == 'string' then return stored, false end
   if stored then return nil, true end
-  if in_hand[id] or not is_late(headers, 0) then return nil, false end
+  if not is_late(headers, 0) then return nil, false end
   local record = string.gsub(ARGV[8], '@request%-id@', id)
   redis.call('SET', key, record, 'EX', ARGV[9])
   publish(key, record)
@@ -74,7 +72,6 @@ local function settle(queue, raw, headers)
     late = late or type(headers.deadline) ~= 'number' or is_late(headers, tonumber(ARGV[11]))
     return
   end
-  in_hand[sound_id(headers) or ''] = true
   local tag = ARGV[2] .. (#taken + 1)
   redis.call('ZADD', KEYS[4], tonumber(ARGV[1]) + #taken / 1000000, tag)
   redis.call('HSET', KEYS[3], tag, '[' .. raw .. ',"","' .. queue .. '"]')

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -188,11 +189,15 @@ def _take_out_dead(writer: Writer, group: list[_Planned]) -> tuple[list[_Planned
 
 
 def _late(writer: Writer, requests: Sequence[Request]) -> list[tuple[Request, int]]:
-    """Those of several whose deadline has passed for certain, with it."""
+    """Those of several whose deadline has passed for certain, with it.
+
+    Not those that are there more than once: another message of the same request may have time left.
+    """
     if len(requests) < 2 or writer.fenced:
         return []
     late_before = writer.until_answered(writer.store.clock.now_ms) - NEARLY_LATE
-    found = [(request, request.arguments.get("deadline")) for request in requests]
+    messages = Counter(request.id for request in requests)
+    found = [(request, request.arguments.get("deadline")) for request in requests if messages[request.id] == 1]
     return [
         (request, deadline)
         for request, deadline in found
