@@ -44,8 +44,10 @@ DECIDED_FOR = "5.0"
 #: What Python does first in the processes that ``gateway run`` starts (``--only writer``, ``--only observer``).
 _CUSTOMIZED = """
 import sys
-if sys.orig_argv[-1] == "writer": import fault_device
-if sys.orig_argv[-1] == "observer": import fault_observed
+words = sys.orig_argv
+only = words[words.index("--only") + 1] if "--only" in words else ""
+if only == "writer": import fault_device
+if only == "observer": import fault_observed
 """
 _NEAR, _FAR = "192.0.2.1", "192.0.2.2"
 
