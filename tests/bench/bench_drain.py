@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +38,10 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.request import admit, checked
 from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.psk_cipher import PskCipher
 
 NAME = "bench"
 #: Where requests are kept until a worker may have them.
@@ -133,7 +137,12 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         create = task_of(app, names.CREATE_PEER)
 
         def send() -> Any:
-            return create.apply_async(kwargs={"gateway": NAME, "public_key": some_key()}, expires=600, queue=SPARE)
+            wish = {"gateway": NAME, "public_key": some_key()}
+            request = checked(create.name, create.model, wish, cipher=PskCipher, within=600)
+            request.id = names.request_id(NAME, uuid.uuid4().hex)
+            admit(lanes_of(app), request)
+            request.queue = SPARE
+            return create.publish(request)
 
         def send_nothing() -> Any:
             sent = stock.task.apply_async(kwargs={"gateway": NAME, "public_key": some_key()}, queue=SPARE)
