@@ -171,6 +171,10 @@ class ObserverService:
             self._attendance.excused()
             log.warning("gateway %s: not observed just now: %s", self.name, _told(error))
 
+    def fill(self) -> bool:
+        """Nothing is done slice by slice here."""
+        return False
+
     def _read(self, counted: ActivityTracker) -> None:
         before = counted.trouble
         now = self._clock.look()

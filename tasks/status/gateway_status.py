@@ -103,6 +103,17 @@ class GatewayStatus:
         """``done/total`` changes of the writer's last recovery; empty where there was nothing to bring back."""
         return self.lane.facts.get("recovered", "")
 
+    @property
+    def loaded(self) -> str:
+        """``done/total`` records that the writer's last start has read."""
+        return self.lane.facts.get("loaded", "")
+
+    @property
+    def recovering(self) -> int:
+        """Peers that the writer still adds to its device after a start, while it serves the lane."""
+        told = self.lane.facts.get("recovering", "")
+        return int(told) if told.isascii() and told.isdecimal() and len(told) < 10 else 0
+
     def ago(self, at: object) -> float:
         """Seconds since a moment on Redis' clock that a report names."""
         return max(0.0, self.now - (at if isinstance(at, int) else 0))
@@ -117,7 +128,9 @@ class GatewayStatus:
             "reading": dict(self.reading),
             "sweep": dict(self.sweep),
             "reconcile": dict(self.reconcile),
+            "loaded": self.loaded,
             "recovered": self.recovered,
+            "recovering": self.recovering,
             "set_aside": self.set_aside,
         }
 

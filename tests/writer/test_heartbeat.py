@@ -42,7 +42,7 @@ class SlowStore:
 
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
     store = SlowStore()
-    without_peers = SimpleNamespace(table=SimpleNamespace(peers={}), answered=0, created=0, deleted=0)
+    without_peers = SimpleNamespace(table=SimpleNamespace(peers={}, coming=()), answered=0, created=0, deleted=0)
     beating = Heartbeat(
         settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)
     )

@@ -15,7 +15,7 @@ from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DeviceView
-from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, drifts
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences, missing_drifts
 from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
@@ -42,6 +42,8 @@ class Comparison:
     peers: int
     #: What is wrong with the device itself: down, or a covering route that is not there.
     device: tuple[str, ...]
+    #: Peers that the writer still adds after a start: those that are missing may be among them.
+    coming: int = 0
 
 
 @dataclass(kw_only=True)
@@ -71,6 +73,8 @@ class Reconciler:
             look = _both(look, self._compare(self.view))
         found = counted(look.found) | ({"device": len(look.device)} if look.device else {})
         held_back = self._held_back(look)
+        if look.coming:
+            report["recovering"] = look.coming
         report |= {"found": found, "held_back": held_back, "device": list(look.device), "peers": look.peers}
         if wish.dry_run:
             report["outcome"] = "listed"
@@ -85,13 +89,16 @@ class Reconciler:
 
     def _compare(self, view: DeviceView) -> Comparison:
         # Redis first, as in a sweep; what a request changes between the two looks is gone at the second comparison.
+        coming = self.store.coming()
         table = build_table(self.policy, self.store.load())
         device = view.peers()
         routes, others = view.routes()
         wrong = [f"no route for {pool}" for pool in self.policy.pools if pool not in routes | others]
         if not view.up():
             wrong.insert(0, "the device is down")
-        return Comparison(drifts(table, device, routes, frozenset(table.broken)), len(device), tuple(wrong))
+        found = differences(table, device, routes, frozenset(table.broken))
+        missing = [] if coming else missing_drifts(table, found)
+        return Comparison([*found.first, *missing, *found.routes], len(device), tuple(wrong), coming)
 
     def _held_back(self, look: Comparison) -> str | None:
         """Why unknown peers are left alone; None if they are not."""
@@ -169,6 +176,7 @@ def _both(first: Comparison, second: Comparison) -> Comparison:
         [drift for drift in second.found if (drift.kind, drift.subject) in before],
         second.peers,
         tuple(wrong for wrong in second.device if wrong in first.device),
+        max(first.coming, second.coming),
     )
 
 

@@ -176,7 +176,9 @@ def _without_answered_deletes(writer: Writer, group: list[_Planned]) -> list[Req
 
 def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]:
     failpoints.reach("before_apply", "group")
-    writer.plane.apply([change for planned in group for change in planned.decision.changes])
+    changes = [change for planned in group for change in planned.decision.changes]
+    writer.plane.apply(changes)
+    writer.table.coming.made(changes)
     failpoints.reach("after_apply", "group")
     commits = [
         Commit(

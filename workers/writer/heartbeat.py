@@ -36,8 +36,8 @@ class Heartbeat(threading.Thread):
         self.state = "active"
         self.replaced = False
         self.redis_restarted = False
-        #: How far a recovery has come: changes made / to make.
-        self.recovered = ""
+        #: How far a recovery has come: records read / to read, changes made / to make.
+        self.loaded = self.recovered = ""
         self._store, self._writer = store, writer
         self._redis = connect(settings)
         self._run = run
@@ -48,7 +48,7 @@ class Heartbeat(threading.Thread):
         """Tell the phase now, from the writer's thread. No beat that was on its way tells an older one afterwards."""
         with self._telling:
             self.phase = phase
-            self._store.heartbeat(phase=phase)
+            self._store.heartbeat(phase=phase, recovering=len(self._writer.table.coming))
 
     def run(self) -> None:
         while not self._ended.wait(EVERY):
@@ -60,7 +60,8 @@ class Heartbeat(threading.Thread):
     def _beat(self, redis: Redis) -> None:
         with self._telling:
             writer = self._writer
-            told = {"phase": self.phase, "recovered": self.recovered, "peers": len(writer.table.peers)}
+            told = {"phase": self.phase, "loaded": self.loaded, "recovered": self.recovered}
+            told |= {"peers": len(writer.table.peers), "recovering": len(writer.table.coming)}
             done = {"answered": writer.answered, "created": writer.created, "deleted": writer.deleted}
             if not self._store.heartbeat(redis, **told, **done):
                 self.replaced = True

@@ -85,8 +85,10 @@ class Writer:
         self._fair_label = fair_label
         self.until_answered = RetryUntilShutdown(shutdown_requested)
 
-    def recover(self, progress: Progress | None = None) -> Recovered:
+    def recover(self, progress: Progress | None = None, loading: Progress | None = None) -> Recovered:
         """Make the device equal to Redis and the table anew; makes the device first if it is gone.
+
+        ``loading`` hears how many records are read. Peers may still be coming then: see ``filling``.
 
         Raises:
             KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
@@ -94,14 +96,14 @@ class Writer:
         self.recovery_needed = self.recovery_needed or "asked for"
         if self._spec is not None:
             self.plane.open(self._spec)
-        loaded = self.until_answered(self.store.load)
+        loaded = self.until_answered(lambda: self.store.load(loading))
         done = recover(
             self.policy,
             loaded,
             self.plane,
             unknown=self._unknown,
             first_start=self.store.epoch == 1 and self.recovery_needed == _NOT_STARTED,
-            seen=lambda: self.until_answered(self.store.last_seen),
+            seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
         adopt(self.policy.gateway, done, self._commit_at_startup)
@@ -208,6 +210,7 @@ class Writer:
                 self.plane.open(self._spec)
             failpoints.reach("before_apply", outcome)
             self.plane.apply(decision.changes)
+            self.table.coming.made(decision.changes)
             failpoints.reach("after_apply", outcome)
         except KernelError:
             self.settle(decision.plans)
@@ -293,9 +296,9 @@ class Writer:
             return
         try:
             stored = self.until_answered(lambda: self.store.peers([plan.public_key for plan in plans]))
-            self.plane.apply(
-                [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
-            )
+            changes = [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
+            self.plane.apply(changes)
+            self.table.coming.made(changes)
         except (KernelError, StorageError, RedisError) as error:
             log.warning("%d peers could not be settled (%s); recovering", len(plans), type(error).__name__)
             self.recovery_needed = "a peer could not be settled"

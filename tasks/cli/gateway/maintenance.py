@@ -135,7 +135,7 @@ def status_facts(status: GatewayStatus) -> dict[str, object]:
         return {"alarms": Text("with the observer and sweeps, not for this Redis user to see", "yellow")}
     set_aside = f"{status.set_aside:,} messages: see `peerlane gateway poison {status.gateway}`"
     return {
-        "recovery": f"{status.recovered} changes made" if status.recovered else None,
+        "recovery": _recovery(status),
         "observer": _observer(status),
         "beat": _beat(status),
         "counters": _reading(status),
@@ -144,6 +144,14 @@ def status_facts(status: GatewayStatus) -> dict[str, object]:
         "set aside": Text(set_aside, "yellow") if status.set_aside else None,
         **{f"ALARM {alarm.kind}": _alarm(status, alarm) for alarm in status.alarms},
     }
+
+
+def _recovery(status: GatewayStatus) -> object:
+    if status.recovering:
+        return Text(f"{status.recovering:,} peers are still to be added to the device", "yellow")
+    if status.lane.state == "recovering" and not status.recovered:
+        return f"{status.loaded} peers read" if status.loaded else None
+    return f"{status.recovered} changes made" if status.recovered else None
 
 
 def _alarm(status: GatewayStatus, alarm: Alarm) -> Text:
