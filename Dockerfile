@@ -15,9 +15,9 @@ RUN pip install --no-cache-dir --no-index --find-links /wheels hatchling \
 FROM python:3.13-slim
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     python -m venv /opt/peerlane \
- && /opt/peerlane/bin/pip install --no-cache-dir --no-index --find-links /wheels "peerlane[gateway,flower]" \
+ && /opt/peerlane/bin/pip install --no-cache-dir --no-index --find-links /wheels "peerlane[gateway,flower,exporter]" \
  && useradd --system --home-dir /var/lib/peerlane peerlane \
- && install --directory --owner peerlane --mode 0755 /var/lib/peerlane \
+ && install --directory --owner peerlane --mode 0755 /var/lib/peerlane /var/lib/peerlane/flower \
  && install --directory --mode 0755 /etc/peerlane
 ENV PATH=/opt/peerlane/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /var/lib/peerlane

@@ -80,7 +80,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -
 lock: $(STAMP)  ## write constraints.txt and constraints-image.txt anew (ARGS=--upgrade moves the pins)
 	@$(LOCK) --all-extras --group dev --output-file constraints.txt $(ARGS)
 	@rm -f constraints-image.txt
-	@$(LOCK) --extra gateway --extra flower --group build --constraint constraints.txt --output-file constraints-image.txt
+	@$(LOCK) --extra gateway --extra flower --extra exporter --group build --constraint constraints.txt --output-file constraints-image.txt
 
 clean:  ## remove .venv and everything that was built or cached
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,11 +8,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from celery import Celery
-from celery.signals import import_modules
 from kombu import Exchange, Queue
 
 from peerlane.config import names
-from peerlane.config.flower_ending import hear_sigterm
 from peerlane.config.settings import BadSettings, Settings, celery_url, current, redis_tls
 
 Role = Literal["client", "writer", "observer"]
@@ -117,7 +115,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
 class PeerlaneApp(Celery):
     """A Celery app that knows its settings; for a gateway's roles, one whose worker is ``workers.lane.worker``'s."""
 
-    control_cls = "peerlane.config.control:NoControl"
+    control_cls = "peerlane.tasks.status.inspection:RegistryControl"
 
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
         """Without ``settings`` the process' own are read when first used, not now."""
@@ -141,4 +139,3 @@ class PeerlaneApp(Celery):
 
 #: The app of API hosts, beat and Flower.
 app = PeerlaneApp()
-import_modules.connect(hear_sigterm, sender=app)

@@ -22,8 +22,15 @@ GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: The part of a request id after ``GATEWAY.``; a UUID normally, any token of ours in general.
 REQUEST_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
+#: The result key of a request whose caller listens on one channel for all of its requests: that of ``GATEWAY.REPLY``
+#: for the ids ``GATEWAY.REPLY_N``, REPLY being 32 hexadecimal digits.
+_REPLIED = re.compile(r"(.+\.[0-9a-f]{32})_[0-9]+")
+
 #: Set of all registered gateways' names.
 GATEWAYS_KEY = "peerlane:gateways"
+
+#: Header of a message: when it was sent, in ms on Redis' clock. Writers read it; who sends none is only not measured.
+SENT_AT = "sent_at"
 
 #: Prefix of Celery's result keys; the channel a result is published on has the same name.
 RESULT_PREFIX = "celery-task-meta-"
@@ -68,6 +75,12 @@ def result_key(request: str) -> str:
     return RESULT_PREFIX + request
 
 
+def result_channels(key: str) -> tuple[str, ...]:
+    """The channels on which the record of a result key is published."""
+    replied = _REPLIED.fullmatch(key)
+    return (key,) if replied is None else (key, replied[1])
+
+
 # One gateway's keys. The braces keep them in one cluster slot.
 
 
@@ -106,6 +119,11 @@ def observer_key(gateway: str) -> str:
     return f"peerlane:{{{gateway}}}:observer"
 
 
+def metrics_key(gateway: str) -> str:
+    """Hash: ``writer`` → what the gateway's writer has measured since it began (peerlane.tasks.wire.metrics)."""
+    return f"peerlane:{{{gateway}}}:metrics"
+
+
 def slot_key(gateway: str, act: str, slot: int) -> str:
     """Claim of one sweep or reconciliation per time slot: two beats do no harm."""
     return f"peerlane:{{{gateway}}}:{act}:{slot}"
@@ -141,6 +159,11 @@ def deliveries_key(gateway: str, request: str) -> str:
     return f"peerlane:{{{gateway}}}:deliveries:{request}"
 
 
+def node_name(gateway: str, host: str, *, observer: bool = False) -> str:
+    """What a gateway's writer, or its observer, is called among Celery's workers."""
+    return f"{gateway}{'-observer' if observer else ''}@{host}"
+
+
 def gateway_of_queue(queue: str) -> str:
     """The gateway whose lane or observer a queue belongs to."""
     return queue.split(".")[1] if queue.count(".") else queue
@@ -157,7 +180,7 @@ def lasting_keys(gateway: str) -> tuple[str, ...]:
     return (
         *(lane_queue(gateway), bulk_queue(gateway), observer_queue(gateway)),
         *(gateway_key(gateway), peers_key(gateway), addresses_key(gateway), seen_key(gateway)),
-        *(observer_key(gateway), alarms_key(gateway), poison_key(gateway)),
+        *(observer_key(gateway), alarms_key(gateway), metrics_key(gateway), poison_key(gateway)),
         *(unacked_key(gateway, of + part) for of in ("", "_observer") for part in parts),
     )
 

@@ -7,6 +7,7 @@ can switch points while the process runs:
     after_commit:stop        the process stops itself (SIGSTOP) at the next time, until somebody sends SIGCONT
     after_apply:raise        an error that nobody foresaw
     before_commit:sleep:0.05 every time, so many seconds
+    before_apply:hang        the thread goes no further until the line is gone from the file
     before_commit.removed:kill   only before the commit of what is answered with this outcome: a slice of a sweep
 
 What has happened is struck out of the file first: the process that follows a killed one does not die of the same line,
@@ -60,6 +61,9 @@ class Failpoints:
                 continue
             if line.action == "sleep":
                 time.sleep(line.argument)
+            elif line.action == "hang":
+                while self._path.exists() and line.text in self._path.read_text():
+                    time.sleep(0.05)
             elif self._passed[line.point] == int(line.argument):
                 self._strike_out(line)
                 _act(line.action, point)
@@ -86,7 +90,7 @@ class Failpoints:
 
 def _parse(text: str) -> _Line:
     point, action, *rest = text.split(":")
-    if action not in ("kill", "stop", "raise", "sleep") or len(rest) > 1:
+    if action not in ("kill", "stop", "raise", "sleep", "hang") or len(rest) > 1:
         raise ValueError(f"no such failpoint: {text}")
     return _Line(text, point, action, float(rest[0]) if rest else 1.0)
 

@@ -28,6 +28,7 @@ from peerlane.workers.dataplane import DeviceFacts
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import WriterLock
 from peerlane.workers.host.privileges import confine_gateway
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import take_back
@@ -89,6 +90,7 @@ class GatewayService:
             SettingsError: privileges that are not needed could not be given up; the key is not the one that clients
                 were given; the pools cannot be served on this host; its name makes no endpoint.
         """
+        PULSE.turn(LONG)
         confine_gateway(self.settings.user, on_host=self._plane.on_host)
         self.endpoint = own_endpoint(self.settings)
         if (doubt := endpoint_doubt(self.endpoint)) is not None:
@@ -199,6 +201,7 @@ class GatewayService:
             worker_state.should_stop = Fenced.exit_code
             return
         writer.state = heartbeat.state
+        writer.measurements.pools = {str(pool.prefix): (pool.held, pool.size) for pool in writer.table.pools}
         if heartbeat.redis_restarted:
             heartbeat.redis_restarted = False
             writer.recovery_needed = "Redis has restarted"
@@ -210,6 +213,7 @@ class GatewayService:
     def _recover(self, writer: Writer, heartbeat: Heartbeat) -> None:
         log.warning("gateway %s: recovering, because of %s", self.name, writer.recovery_needed)
         try:
+            PULSE.turn(LONG)
             heartbeat.phase = "recovering"  # callers are refused at once instead of waiting behind this
             done = writer.recover(self._on_progress, self._on_loading)
             self._tell_of_kept(done)
@@ -220,11 +224,13 @@ class GatewayService:
             log.error("gateway %s: not recovered yet: %s", self.name, error)
 
     def _on_progress(self, done: int, total: int) -> None:
+        PULSE.turn(LONG)
         self.heartbeat.recovered = f"{done}/{total}"
         if self._progress is not None:
             self._progress(done, total)
 
     def _on_loading(self, done: int, total: int) -> None:
+        PULSE.turn(LONG)
         self.heartbeat.loaded = f"{done}/{total}"
         if time.monotonic() - self._told_at >= TELL_EVERY:
             self._told_at = time.monotonic()

@@ -26,10 +26,12 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import PeerlaneError, SettingsError
 from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
+from peerlane.tasks.wire.metrics import encoded
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock
+from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
@@ -169,7 +171,12 @@ class ObserverService:
         except (RedisError, PeerlaneError) as error:
             self._epoch = None
             self._attendance.excused()
-            log.warning("gateway %s: not observed just now: %s", self.name, _told(error))
+            if isinstance(error, RedisError):
+                OUTAGE.failed(reason(error))
+            else:
+                log.warning("gateway %s: not observed just now: %s", self.name, error)
+        else:
+            OUTAGE.over()
 
     def fill(self) -> bool:
         """Nothing is done slice by slice here."""
@@ -196,7 +203,10 @@ class ObserverService:
         self._place(now, holder)
         if self._elsewhere is not None:
             return False
-        self._redis.hset(names.observer_key(self.name), "heartbeat", now)
+        measured = self.handler.measurements
+        measured.began_ms = measured.began_ms or now
+        fields = {"heartbeat": now, "metrics": encoded(measured.document(self._counted))}
+        self._redis.hset(names.observer_key(self.name), mapping=cast("Any", fields))
         self._beat_at = now
         if phase != b"serving" or epoch == self._epoch:
             return False
@@ -248,11 +258,6 @@ class ObserverApp(PeerlaneApp):
         """Give this app's tasks and result backend the handler of a started service."""
         cast("CommitBackend", self.backend).gateway = service.name
         register(self, service.handler)
-
-
-def _told(error: Exception) -> str:
-    """An error for the log; Redis' own may quote what was sent."""
-    return str(error) if isinstance(error, PeerlaneError) else f"Redis is away ({reason(error)})"
 
 
 app = ObserverApp()

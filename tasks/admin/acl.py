@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from peerlane.config import names
 
-Role = Literal["writer", "observer", "api", "operator", "restorer", "beat", "flower", "admin"]
+Role = Literal["writer", "observer", "api", "operator", "restorer", "beat", "flower", "exporter", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Form = Literal["aclfile", "setuser"]
 
@@ -71,7 +71,7 @@ class User:
 def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: int = 0) -> list[User]:
     """The users for ``gateways``: a writer and an observer for each; one API, operator and restorer for all of them.
 
-    Beat, Flower and the administrator are the fleet's. ``database`` is the number in the Redis URL.
+    Beat, Flower, the exporter and the administrator are the fleet's. ``database`` is the number in the Redis URL.
     """
     events = f"/{database}.celeryev/*"
     suffix = f"-{gateways[0]}" if len(gateways) == 1 else ""
@@ -88,10 +88,10 @@ def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: i
                 found.append(User(f"operator{suffix}", role, _operator(gateways)))
             case "restorer":
                 found.append(User(f"restorer{suffix}", role, _restorer(gateways)))
-            case "beat":
-                found.append(User("beat", role, _beat()))
             case "flower":
                 found.append(User("flower", role, _flower(events)))
+            case "beat" | "exporter":
+                found.append(User(role, role, _beat() if role == "beat" else _exporter()))
             case "admin":
                 found.append(User("admin", role, (Selector(("@all",), ("*",), ("*",)),)))
     return found
@@ -125,7 +125,7 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
         *_consumer(queues, names.unacked_key(gateway)),
-        Selector(("rpop",), queues),  # what waits is taken together
+        Selector(("rpop", "lindex"), queues),  # what waits is taken together; the heartbeat tells for how long it waits
         *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
         Selector(("fcall",), (state, results, *queues)),
@@ -257,9 +257,29 @@ def _beat() -> tuple[Selector, ...]:
     )
 
 
+#: Hashes that say how a gateway is.
+_STATUS = (names.gateway_key, names.observer_key, names.alarms_key)
+
+
+def _exporter() -> tuple[Selector, ...]:
+    """What gateways tell of themselves, for Prometheus; no peer's record, no request, no result. Writes nothing."""
+    hashes = (names.gateway_key, names.observer_key, names.alarms_key, names.metrics_key)
+    return (
+        Selector((*_CONNECTION, "info")),
+        Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
+        Selector(("hget", "hgetall"), tuple(f"R:{key('*')}" for key in hashes)),
+        Selector(("llen",), ("R:gateway.*", f"R:{names.poison_key('*')}")),
+        # With --per-peer: traffic and the last handshake.
+        Selector(("hscan",), (f"R:{names.seen_key('*')}",)),
+    )
+
+
 def _flower(events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "psubscribe", "punsubscribe"), channels=(events,)),
         # Lengths of queues; those of events are never stored.
-        Selector(("llen",), ("gateway.*", "celeryev.*", "peerlane.unrouted")),
+        Selector(("llen",), ("gateway.*", "celeryev.*", "peerlane.unrouted", names.poison_key("*"))),
+        # How gateways are; no peer, and nothing of a message that was set aside but that there is one.
+        Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),
+        Selector(("hgetall",), tuple(f"R:{key('*')}" for key in _STATUS)),
     )

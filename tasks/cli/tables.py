@@ -12,7 +12,9 @@ from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
 
-_STATES = {"active": "green", "draining": "yellow", "recovering": "yellow", "stopped": "red", "down": "red"}
+_STATES = {"active": "green", "draining": "yellow", "recovering": "yellow"} | dict.fromkeys(
+    ("stopped", "stuck", "down"), "red"
+)
 
 
 def facts(pairs: Mapping[str, object]) -> Table:
@@ -155,6 +157,8 @@ def gateway_facts(one: GatewayInfo, *, now: float) -> dict[str, object]:
     """One gateway; ``now`` is Redis' clock."""
     if one.stopped:
         silent = f"{span(max(0.0, now - one.stopped_at))} ago" if one.stopped_at else "in good order"
+    elif one.state == "stuck":
+        silent = f"has served nothing for {span(one.idle_for or 0)}"
     else:
         silent = "never heard of" if one.silent_for is None else f"last sign of life {span(one.silent_for)} ago"
     colour = state(one.state, stopped=one.stopped)

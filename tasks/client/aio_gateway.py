@@ -27,7 +27,7 @@ from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.drain import Switched
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.lane.redis_errors import unknown
-from peerlane.tasks.lane.result import GRACE
+from peerlane.tasks.lane.result import GRACE, LaneResult
 from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
@@ -192,17 +192,18 @@ class AsyncGateway:
                 kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
             )
         )
+        wish = ""
         try:
             with contextlib.suppress(TimeoutError):
                 # Others may be sent first. What is sent after its caller has gone finds the tombstone.
                 async with asyncio.timeout_at(_loop_time(began + within + _SENT_WITHIN)):
-                    await sending
+                    wish = cast("LaneResult", await sending).wish
                 if request_id is not None and (stored := await self._stored(listener, identity)) is not None:
-                    return PeerResult.model_validate(outcome.decode(stored))
+                    return PeerResult.model_validate(outcome.decode(stored, wish))
                 async with asyncio.timeout_at(_loop_time(began + within)):
                     record = await asyncio.shield(found)
-                return PeerResult.model_validate(outcome.decode(record))
-            return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 0.8))
+                return PeerResult.model_validate(outcome.decode(record, wish))
+            return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 0.8), wish)
         finally:
             listener.forget(identity)
 
@@ -214,9 +215,11 @@ class AsyncGateway:
             return None
         return None if record is None else record.decode(errors="replace")
 
-    async def _settle(self, listener: ResultListener, request_id: str, within: float, ends: float) -> PeerResult:
+    async def _settle(
+        self, listener: ResultListener, request_id: str, within: float, ends: float, wish: str = ""
+    ) -> PeerResult:
         """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
         # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
         cancel = Cancel.of(request_id, result_ttl=self._app.settings.result_ttl, seconds_left=within)
         record = await listener.settle(cancel, ends)
-        return PeerResult.model_validate(result_of(record, timed_out(within)))
+        return PeerResult.model_validate(result_of(record, timed_out(within), wish))

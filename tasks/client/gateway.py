@@ -84,6 +84,7 @@ class Gateway:
 
         Raises:
             Refused: Invalid, Conflict, PoolExhausted, Draining, Unavailable, TimedOut: nothing was changed.
+                A Conflict too is a ``request_id`` that was used for another wish before.
             OutcomeUnknown: Redis could not be reached; ask again with the error's ``request_id``.
             KernelError: the kernel refused; nothing was changed.
         """

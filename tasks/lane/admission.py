@@ -70,15 +70,28 @@ class LaneState:
         return self.silent_for is not None and self.silent_for < LIVE_FOR_MS
 
     @property
+    def idle_for(self) -> float | None:
+        """Seconds for which the writer had served nothing at its last sign of life; None where it does not say."""
+        told = self.facts.get("idle_ms", "")
+        return number(told) / 1000 if told else None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its writer gives signs of life and serves nothing, for longer than anything it does takes."""
+        return self.live and number(self.facts.get("idle_ms", "")) > number(self.facts.get("idle_may_ms", ""), 5_000)
+
+    @property
     def stopped(self) -> bool:
         """Whether its writer ended in good order, and none has started since."""
         return not self.live and self.facts.get("phase") == "stopped"
 
     @property
     def state(self) -> str:
-        """``active``, ``draining``, ``recovering`` or ``down``, for people and programs."""
+        """``active``, ``draining``, ``recovering``, ``stuck`` or ``down``, for people and programs."""
         if not self.live:
             return "down"
+        if self.stuck:
+            return "stuck"
         if self.facts.get("phase", "serving") != "serving":
             return "recovering"
         return self.facts.get("state", "active")
@@ -98,6 +111,9 @@ class LaneState:
             return unknown_gateway(self.gateway)
         if not self.live:
             return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
+        if self.stuck:
+            told = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
+            return Unavailable(f"the writer of {self.gateway} is stuck: it {told}; use another gateway", 5.0)
         if self.state == "recovering":
             return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
         if self.room(bulk=bulk) <= 0:
@@ -144,7 +160,7 @@ class Lanes:
         """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.
 
         Raises:
-            Unavailable: unknown gateway, no live writer, or a full lane.
+            Unavailable: unknown gateway, no live writer, a stuck one, or a full lane.
             Draining: a create for a gateway that is being emptied.
         """
         at, state = self._believed.get(gateway, (0.0, None))

@@ -15,7 +15,7 @@ class GatewayInfo:
     """What clients need to know of a gateway."""
 
     name: str
-    #: ``active``, ``draining``, ``recovering`` or ``down``.
+    #: ``active``, ``draining``, ``recovering``, ``stuck`` or ``down``.
     state: str
     public_key: str
     endpoint: str
@@ -50,6 +50,8 @@ class GatewayInfo:
     #: Whether its writer ended in good order, and when, in seconds on Redis' clock; None where that is not known.
     stopped: bool = False
     stopped_at: int | None = None
+    #: Seconds for which the writer had served nothing at its last sign of life; None where it does not say.
+    idle_for: float | None = None
 
     @classmethod
     def from_state(cls, lane: LaneState) -> GatewayInfo:
@@ -93,6 +95,7 @@ class GatewayInfo:
             silent_for=None if lane.silent_for is None else lane.silent_for / 1000,
             stopped=lane.stopped,
             stopped_at=(count("stopped_at") or None) if lane.stopped else None,
+            idle_for=lane.idle_for,
         )
 
 

@@ -81,4 +81,4 @@ def _settled(sent: LaneResult, timeout: float) -> dict[str, Any]:
     """The outcome as it is in Redis; where there is none yet, the request is cancelled."""
     until = time.monotonic() + _SETTLE
     record = settle(lanes_of(cast("Any", sent.app)), str(sent.id), sent.deadline, until=until)
-    return result_of(record, timed_out(timeout))
+    return result_of(record, timed_out(timeout), sent.wish)

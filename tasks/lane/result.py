@@ -25,6 +25,8 @@ class LaneResult(AsyncResult[dict[str, Any]]):
 
     #: The request's deadline in ms on Redis' clock, where this process sent it.
     deadline: int = 0
+    #: The digest of what was asked for, where this process sent it (peerlane.tasks.wire.wish_digest).
+    wish: str = ""
 
     def get(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
         self,
@@ -40,6 +42,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
 
         Raises:
             PeerlaneError: the request's refusal.
+            Conflict: its id was used for another request before; nothing was changed.
             TimedOut: cancelled just now; the request can never take effect.
             OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
         """
@@ -49,12 +52,12 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         record = await_record(lanes, request_id, until, listening)
         try:
             if record is not None:
-                return outcome.decode(record)
+                return outcome.decode(record, self.wish)
             record = settle(lanes, request_id, self.deadline, until=until + GRACE)
             if timeout is None:
-                return outcome.decode(record)
+                return outcome.decode(record, self.wish)
             # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
-            return result_of(record, timed_out(round(timeout, 1) or timeout))
+            return result_of(record, timed_out(round(timeout, 1) or timeout), self.wish)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise

@@ -33,6 +33,10 @@ class ServerClock:
             local = self._asked_at
         return int(local * 1000 + offset)
 
+    def at(self, moment: float) -> float | None:
+        """The server's time at a moment of this host's monotonic clock, in ms; None before the server was asked."""
+        return None if self._offset is None else moment * 1000 + self._offset
+
     def heard(self, server_ms: int) -> float:
         """The server said just now that it is ``server_ms``; its lead over this host's monotonic clock in ms."""
         self._asked_at = time.monotonic()

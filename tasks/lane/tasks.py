@@ -25,6 +25,7 @@ from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.model import CreatePeer, parse
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
 
 class PeerWriter(Protocol):
@@ -59,8 +60,8 @@ class LaneTask(Task[..., dict[str, Any]]):
         """Send the request.
 
         ``expires`` (seconds, or a time) becomes a deadline on Redis' clock: Celery's own compares the clocks of two
-        hosts. ``task_id`` is the request id; the same id twice is the same request. ``bulk`` takes the lane's bulk
-        queue, which yields to interactive requests.
+        hosts. ``task_id`` is the request id; the same id twice is the same request, and ``get`` raises Conflict where
+        it was used for another wish. ``bulk`` takes the lane's bulk queue, which yields to interactive requests.
 
         Raises:
             Invalid: the arguments do not pass; nothing was sent.
@@ -90,11 +91,13 @@ class LaneTask(Task[..., dict[str, Any]]):
                 arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
             if isinstance(wish, CreatePeer):
                 fairness.join(lanes, lane, wish.labels, request_id, deadline=arguments["deadline"])
-        wire = _wire(arguments)
+        wire, digest = _wire(arguments), wish_digest(self.name, wish)
+        options["headers"] = {**(options.get("headers") or {}), HEADER: digest}
         options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
         try:
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
+            options["headers"] = {**(options.get("headers") or {}), names.SENT_AT: lanes.clock.now_ms()}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
         except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.
@@ -106,7 +109,7 @@ class LaneTask(Task[..., dict[str, Any]]):
                 raise StorageError(f"Redis refused, and nothing was sent: {reason(NoPermissionError())}") from error
             sent = self.AsyncResult(request_id)
         result = cast("LaneResult", sent)
-        result.deadline = wire["deadline"]
+        result.deadline, result.wish = wire["deadline"], digest
         result.ignored = False
         return result
 
@@ -119,7 +122,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         taken = getattr(self.request, "taken", None)
         if self.writer is None or taken is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
-        return _in_short(self.writer.carry_out(self.name, taken, arguments))
+        return in_short(self.writer.carry_out(self.name, taken, arguments))
 
 
 def register(application: PeerlaneApp) -> dict[str, LaneTask]:
@@ -179,7 +182,7 @@ def _wire(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _in_short(result: Mapping[str, Any]) -> str:
+def in_short(result: Mapping[str, Any]) -> str:
     """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
     words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
     return " ".join(words)[:256]

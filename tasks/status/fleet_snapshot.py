@@ -34,11 +34,16 @@ class FleetSnapshot:
 class FleetReader:
     """Reads some gateways, or all that are registered. Remembers what its Redis user may not see."""
 
-    def __init__(self, redis: Redis, gateways: Sequence[str] = (), *, lanes_only: bool = False) -> None:
-        """``lanes_only`` leaves out alarms, observers and sweeps, which an API host's Redis user may not see."""
+    def __init__(
+        self, redis: Redis, gateways: Sequence[str] = (), *, lanes_only: bool = False, measured: bool = False
+    ) -> None:
+        """``lanes_only`` leaves out alarms, observers and sweeps, which an API host's Redis user may not see.
+
+        ``measured`` reads what writers and observers have measured, too.
+        """
         self._redis = redis
         self._wanted = tuple(dict.fromkeys(gateways))
-        self._lanes_only = lanes_only
+        self._lanes_only, self._measured = lanes_only, measured
         self._refused: set[str] = set()
 
     def read(self) -> FleetSnapshot:
@@ -73,6 +78,8 @@ class FleetReader:
                 pipe.hgetall(names.observer_key(name))
                 pipe.hgetall(names.alarms_key(name))
                 pipe.llen(names.poison_key(name))
+                if self._measured:
+                    pipe.hget(names.metrics_key(name), "writer")
         answers = iter(pipe.execute(raise_on_error=False))
         for name in gateways:
             facts, waiting, bulk = (_checked(next(answers)) for _ in range(3))
@@ -84,6 +91,7 @@ class FleetReader:
 
     def _status(self, lane: LaneState, answers: Iterator[Any], at: float) -> GatewayStatus:
         observer, alarms, set_aside = next(answers), next(answers), next(answers)
+        measured = next(answers) if self._measured else None
         if isinstance(observer, NoPermissionError) or isinstance(alarms, NoPermissionError):
             self._refused.add(lane.gateway)
             return GatewayStatus(lane, at, visible=False)
@@ -93,6 +101,7 @@ class FleetReader:
             observer=_checked(observer),
             alarms=_checked(alarms),
             set_aside=None if isinstance(set_aside, NoPermissionError) else _checked(set_aside),
+            measured=None if isinstance(measured, RedisError) else measured,
         )
 
 

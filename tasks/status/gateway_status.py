@@ -10,6 +10,7 @@ from typing import Any, cast
 from peerlane.tasks.lane.admission import LaneState, number
 from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.status.alarms import Alarm, parse_alarms
+from peerlane.tasks.wire.metrics import ObserverMetrics, WriterMetrics, observer_metrics, writer_metrics
 
 #: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
 OBSERVER_LIVE_FOR_MS = 15_000
@@ -47,6 +48,12 @@ class GatewayStatus:
     reconcile: Mapping[str, Any] = field(default_factory=dict[str, Any])
     #: Messages that were set aside (``gateway poison``); None where this Redis user may not count them.
     set_aside: int | None = None
+    #: Where the observer runs, or ran last; empty where it never did.
+    observer_host: str = ""
+    observer_pid: int = 0
+    #: What its processes have measured; None where they have told nothing, or it was not read.
+    writer_metrics: WriterMetrics | None = None
+    observer_metrics: ObserverMetrics | None = None
 
     @classmethod
     def of(
@@ -57,8 +64,12 @@ class GatewayStatus:
         observer: Mapping[bytes, bytes] | None = None,
         alarms: Mapping[bytes, bytes] | None = None,
         set_aside: int | None = None,
+        measured: bytes | None = None,
     ) -> GatewayStatus:
-        """From the observer's hash and the alarms' hash, as Redis gives them; ``now`` is Redis' clock in seconds."""
+        """From the observer's hash and the alarms' hash, as Redis gives them; ``now`` is Redis' clock in seconds.
+
+        ``measured`` is what the writer has told of its measurements.
+        """
         report = {name.decode(errors="replace"): value for name, value in (observer or {}).items()}
         asked_at = number(report.get("asked_at", b"").decode(errors="replace"))
         return cls(
@@ -71,6 +82,10 @@ class GatewayStatus:
             sweep=_parsed(report.get("sweep")),
             reconcile=_parsed(report.get("reconcile")),
             set_aside=set_aside,
+            observer_host=report.get("host", b"").decode(errors="replace"),
+            observer_pid=number(report.get("pid", b"").decode(errors="replace")),
+            writer_metrics=writer_metrics(measured),
+            observer_metrics=observer_metrics(report.get("metrics")),
         )
 
     @property
@@ -113,6 +128,20 @@ class GatewayStatus:
         """Peers that the writer still adds to its device after a start, while it serves the lane."""
         told = self.lane.facts.get("recovering", "")
         return int(told) if told.isascii() and told.isdecimal() and len(told) < 10 else 0
+
+    def oldest_for(self, *, bulk: bool) -> float | None:
+        """For how many seconds the oldest message of a queue has waited; None where that is not known.
+
+        The writer tells when it was sent, once a second, even while it serves nothing. What came after its last word
+        has waited for no longer than that.
+        """
+        lane = self.lane
+        if not (lane.waiting_bulk if bulk else lane.waiting):
+            return 0.0
+        sent_at = number(lane.facts.get("oldest_bulk_sent_at" if bulk else "oldest_sent_at", ""))
+        if sent_at:
+            return max(0.0, self.now - sent_at / 1000)
+        return None if lane.silent_for is None else lane.silent_for / 1000
 
     def ago(self, at: object) -> float:
         """Seconds since a moment on Redis' clock that a report names."""

@@ -14,7 +14,7 @@ from peerlane.tasks.status.gateway_status import GatewayStatus, observer_is_live
 #: Seconds below which a lane that answers nothing is not remarkable: what a writer tells is up to a second old.
 REMARKABLE = 1.0
 
-_TROUBLE = {"down": 1, "recovering": 2, "draining": 3}
+_TROUBLE = {"down": 1, "stuck": 1, "recovering": 2, "draining": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class Row:
     wait: Wait | None
     created_per_second: float | None
     deleted_per_second: float | None
+    #: Requests that its writer refused; those that never reached it, as into a full lane, are not among them.
+    refused_per_second: float | None
     #: Bytes received from peers and sent to them, as the observer's last two readings have it.
     rx_per_second: int | None
     tx_per_second: int | None
@@ -64,6 +66,9 @@ class Row:
     lane_cap: int
     #: Messages that were set aside; None where that is not known.
     set_aside: int | None
+    region: str
+    #: How often a writer has started there, and so ended, but for the last.
+    epoch: int
 
     @property
     def lane_full(self) -> bool:
@@ -76,7 +81,7 @@ class Row:
         return observer_is_live(self.observer_silent_for)
 
     def urgency(self) -> tuple[int, int, int, str]:
-        """To sort by: alarms, down, recovering, draining, unobserved, then by what waits."""
+        """To sort by: alarms, down or stuck, recovering, draining, unobserved, then by what waits."""
         trouble = _TROUBLE.get(self.state, 5 if self.observed or not self.visible else 4)
         return (0 if self.alarms else 1, trouble, -(self.waiting + self.waiting_bulk), self.gateway)
 
@@ -94,11 +99,12 @@ class _Sample:
     answered: int
     created: int
     deleted: int
+    refused: int
     backlog: int
     #: Since when, on Redis' clock in seconds, something waits and nothing was answered; None while that is not so.
     stuck_since: float | None
-    #: Per second, in the last interval in which the writer told anything: answered, created, deleted.
-    rates: tuple[float, float, float] | None
+    #: Per second, in the last interval in which the writer told anything: answered, created, deleted, refused.
+    rates: tuple[float, float, float, float] | None
 
 
 class FleetRates:
@@ -122,19 +128,21 @@ def _sample(lane: LaneState, before: _Sample | None, at: float) -> _Sample:
     epoch, beat = facts.get("epoch", ""), number(facts.get("heartbeat", ""))
     # A writer of an earlier version counts nothing.
     answered, created, deleted = (number(facts.get(name, ""), -1) for name in ("answered", "created", "deleted"))
+    refused = number(facts.get("refused", ""))
     backlog = lane.waiting + lane.waiting_bulk
     rates, stuck_since = None, at if backlog else None
     if before is not None and lane.live and epoch == before.epoch and min(answered, created, deleted) >= 0:
         seconds = (beat - before.heartbeat) / 1000
         counted = (answered - before.answered, created - before.created, deleted - before.deleted)
+        refusals = max(0, refused - before.refused)
         if seconds > 0 and min(counted) >= 0:
-            rates = (counted[0] / seconds, counted[1] / seconds, counted[2] / seconds)
+            rates = (counted[0] / seconds, counted[1] / seconds, counted[2] / seconds, refusals / seconds)
         elif seconds == 0:
             rates = before.rates
     if before is not None and before.stuck_since is not None and backlog >= before.backlog:
         idle = epoch == before.epoch and answered == before.answered and (answered >= 0 or not lane.live)
         stuck_since = before.stuck_since if idle else stuck_since
-    return _Sample(epoch, beat, answered, created, deleted, backlog, stuck_since, rates)
+    return _Sample(epoch, beat, answered, created, deleted, refused, backlog, stuck_since, rates)
 
 
 def _wait(lane: LaneState, sample: _Sample, at: float) -> Wait | None:
@@ -152,7 +160,7 @@ def _wait(lane: LaneState, sample: _Sample, at: float) -> Wait | None:
 
 def _row(status: GatewayStatus, sample: _Sample) -> Row:
     lane = status.lane
-    rates = sample.rates or (None, None, None)
+    rates = sample.rates or (None, None, None, None)
     # What a silent observer has told is of another time.
     reading: Mapping[str, Any] = status.reading if status.observed else {}
     return Row(
@@ -165,6 +173,7 @@ def _row(status: GatewayStatus, sample: _Sample) -> Row:
         wait=_wait(lane, sample, status.now),
         created_per_second=None if rates[1] is None else round(rates[1], 2),
         deleted_per_second=None if rates[2] is None else round(rates[2], 2),
+        refused_per_second=None if rates[3] is None else round(rates[3], 2),
         rx_per_second=_whole(reading.get("rx_per_second")),
         tx_per_second=_whole(reading.get("tx_per_second")),
         silent_for=lane.silent_for / 1000 if lane.silent_for is not None else None,
@@ -178,6 +187,8 @@ def _row(status: GatewayStatus, sample: _Sample) -> Row:
         alarms=status.alarms,
         lane_cap=lane.cap,
         set_aside=status.set_aside,
+        region=lane.facts.get("region", ""),
+        epoch=number(lane.facts.get("epoch", "")),
     )
 
 

@@ -56,14 +56,14 @@ def timed_out(within: float) -> TimedOut:
     return TimedOut(f"no outcome within {within:g} s: the request was cancelled and will never take effect")
 
 
-def result_of(record: str, cancelled: Exception) -> dict[str, Any]:
-    """The result in the record that decides a cancelled request.
+def result_of(record: str, cancelled: Exception, wish: str = "") -> dict[str, Any]:
+    """The result in the record that decides a cancelled request; ``wish`` is its digest, where that is known.
 
     Raises:
         PeerlaneError: the refusal in it.
         Exception: ``cancelled``, where it is a tombstone.
     """
     try:
-        return outcome.decode(record)
+        return outcome.decode(record, wish)
     except TimedOut:
         raise cancelled from None

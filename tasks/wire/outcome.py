@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from peerlane.tasks.errors import ERROR_MODULE, ERRORS, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from peerlane.tasks.errors import ERROR_MODULE, ERRORS, Conflict, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 
 
-def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> str:
-    """The commit record of a success (a JSON object) or of an error."""
+def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError, wish: str = "") -> str:
+    """The commit record of a success (a JSON object) or of an error; ``wish`` is its digest (wish_digest)."""
     if isinstance(outcome, PeerlaneError):
         kind = type(outcome)
         status, result = (
@@ -28,6 +28,8 @@ def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> str:
         "date_done": datetime.now(UTC).isoformat(),
         "task_id": request_id,
     }
+    if wish:
+        meta["wish"] = wish
     return json.dumps(meta, separators=(",", ":"))
 
 
@@ -66,17 +68,20 @@ def error_from_wire(result: object) -> PeerlaneError:
     return WriterError(f"the writer failed with {shown}; its log says more")
 
 
-def decode(stored: str | bytes) -> dict[str, Any]:
-    """The result in a commit record.
+def decode(stored: str | bytes, wish: str = "") -> dict[str, Any]:
+    """The result in a commit record. ``wish`` is the digest of what is asked for, where that is known.
 
     Raises:
+        Conflict: the record is that of another wish.
         PeerlaneError: the request ended in this error, or (WriterError) the record is not one.
     """
     try:
         meta = json.loads(stored)
-        status, result = meta["status"], meta["result"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        status, result, recorded = meta["status"], meta["result"], meta.get("wish")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise WriterError("what is stored under the request's id is no result") from None
+    if wish and isinstance(recorded, str) and recorded != wish:
+        raise Conflict("this request id was used for another request; nothing was changed: use a new id")
     if status == "SUCCESS" and isinstance(result, dict):
         return cast("dict[str, Any]", result)
     raise error_from_wire(result)

@@ -230,11 +230,11 @@ class TestWhatIsRefused:
     def test_is_told_as_a_refusal(self, capsys: pytest.CaptureFixture[str], settings: MakeSettings) -> None:
         with fenced(printed(capsys, "iad", "--passwords")) as server:
             register(server.redis, "iad")
-            refusal = document(peerlane("gateway", "list", "--json", redis=server.url_of("flower")))["error"]
+            refusal = document(peerlane("gateway", "list", "--json", redis=server.url_of("beat")))["error"]
             assert refusal["code"] == "storage_error"
             assert "this user may not do that" in refusal["message"]
             assert "could not be reached" not in refusal["message"]
-            app = PeerlaneApp(settings(redis_url=server.url_of("flower")))
+            app = PeerlaneApp(settings(redis_url=server.url_of("beat")))
             for ask in (lambda: gateways(app), lambda: read_gateway(app, "iad")):
                 with pytest.raises(StorageError, match="may not do that"):
                     ask()

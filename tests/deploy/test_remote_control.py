@@ -1,14 +1,16 @@
-"""Celery's remote control is off: whoever can publish on its channel commands no gateway."""
+"""Celery's remote control is off: whoever can publish on its channel commands no gateway.
+
+What our own processes ask is answered without it: test_inspection.py.
+"""
 
 from __future__ import annotations
 
 from celery import Celery
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings
 from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
-from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import celery_url
 
 COMMANDS: dict[str, dict[str, object]] = {
@@ -37,17 +39,6 @@ def test_a_broadcast_changes_nothing(own_redis: RedisServer, gateway: MakeGatewa
 def test_nobody_listens_to_the_channel(redis_server: RedisServer, gateway: MakeGateway) -> None:
     gateway()
     assert [name for name in redis_server.redis.pubsub_channels() if "pidbox" in str(name)] == []
-
-
-def test_a_process_of_ours_that_asks_learns_at_once_that_nobody_is_there(
-    own_redis: RedisServer, settings: MakeSettings
-) -> None:
-    app = PeerlaneApp(settings(redis_url=own_redis.url))
-    assert app.control.inspect().stats() is None
-    assert app.control.ping(timeout=60) == []
-    app.control.shutdown()
-    assert "cmdstat_publish" not in own_redis.redis.info("commandstats")
-    close(app)
 
 
 def test_a_gateways_broker_is_reached_by_the_guarded_transport(

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from gateways import ROOT, MakeSettings, clean_environment, close, new_name
+from keys import some_key
 from redis import Redis
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
+from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
-from peerlane.workers.host.supervisor import LONGEST, observer_is_final, pause_after, writer_is_final
+from peerlane.tasks.errors import TimedOut
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.workers.host.supervisor import AWAY, LONGEST, observer_is_final, pause_after, writer_is_final
 
 
 def alive(pid: int) -> bool:
@@ -33,21 +38,26 @@ def alive(pid: int) -> bool:
 class Supervised:
     """``workers.host.supervisor`` in a process, over shell scripts; each start of a part is a line in its file."""
 
-    def __init__(self, directory: Path, **scripts: str) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], **scripts: str) -> None:
         self.directory = directory
         parts = "".join(
-            f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}],"
-            f" {'writer' if name == 'writer' else 'observer'}_is_final),"
+            f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}, 'part'],"
+            f" {'writer' if name == 'writer' else 'observer'}_is_final, watched={name == 'watched'}),"
             for name, script in scripts.items()
         )
         program = (
-            "import logging, sys; from peerlane.workers.host.supervisor import *; logging.basicConfig(level='INFO');"
-            f"sys.exit(supervise([{parts}]))"
+            "import logging, os, sys; from peerlane.workers.host.supervisor import *;"
+            f"logging.basicConfig(level='INFO'); sys.exit(supervise([{parts}], os.environ))"
         )
         self.log = directory / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", program], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-c", program],
+                cwd=ROOT,
+                env={**clean_environment(), **environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def pids(self, name: str) -> list[int]:
@@ -67,15 +77,15 @@ class Supervised:
 
 
 class MakeSupervised(Protocol):
-    def __call__(self, **scripts: str) -> Supervised: ...
+    def __call__(self, environment: Mapping[str, str] | None = None, **scripts: str) -> Supervised: ...
 
 
 @pytest.fixture
 def supervised(tmp_path: Path) -> Iterator[MakeSupervised]:
     made: list[Supervised] = []
 
-    def make(**scripts: str) -> Supervised:
-        made.append(Supervised(tmp_path, **scripts))
+    def make(environment: Mapping[str, str] | None = None, **scripts: str) -> Supervised:
+        made.append(Supervised(tmp_path, environment or {}, **scripts))
         return made[-1]
 
     yield make
@@ -103,6 +113,79 @@ def test_a_part_that_keeps_crashing_is_started_ever_later(supervised: MakeSuperv
     assert watch.seconds >= pause_after(1) + pause_after(2)
     assert "the observer ended with status 7" in both.log.read_text()
     assert [pause_after(n) for n in range(1, 8)] == [1, 2, 4, 8, 16, LONGEST, LONGEST]
+    assert [pause_after(n, AWAY) for n in range(1, 6)] == [1, 2, 4, 4, 4], "Redis may be back at any moment"
+
+
+#: A watched part is given the descriptor it tells on: $2. It may be silent for a second from now on.
+SOON_SILENT = "exec 3>&$2; echo '1 serving' >&3; "
+
+
+def test_a_part_that_keeps_silent_is_asked_for_its_stacks_killed_and_started_again(supervised: MakeSupervised) -> None:
+    all_of_it = supervised(
+        watched=SOON_SILENT + "trap 'echo these are its stacks' ABRT; while :; do sleep 0.1; done",
+        observer=STAY,
+    )
+    first = all_of_it.nth("watched", 1)
+    assert all_of_it.nth("watched", 2) != first
+    assert not alive(first)
+    log = all_of_it.log.read_text()
+    assert log.index("the watched hangs: it was silent") < log.index("these are its stacks")
+    assert log.index("these are its stacks") < log.index("the watched is killed")
+    assert "the watched was killed by SIGKILL" in log, "it counts as a crash"
+    assert len(all_of_it.pids("observer")) == 1
+
+
+def test_a_part_that_goes_on_after_all_is_left_alone(supervised: MakeSupervised, tmp_path: Path) -> None:
+    through = tmp_path / "through"
+    later = f"sleep 3; while :; do echo '2 serving' >&3; echo . >> {through}; sleep 0.2; done"
+    all_of_it = supervised(watched=SOON_SILENT + later)
+    eventually(lambda: through.exists() and len(through.read_text()) > 2 * 30, "six seconds more", within=40)
+    assert len(all_of_it.pids("watched")) == 1
+    assert "hangs" not in all_of_it.log.read_text()
+
+
+def test_a_part_that_says_that_it_goes_on_is_left_alone(supervised: MakeSupervised, tmp_path: Path) -> None:
+    turns = tmp_path / "turns"
+    all_of_it = supervised(
+        watched=f"exec 3>&$2; while :; do echo '2 serving' >&3; echo . >> {turns}; sleep 0.2; done",
+        observer="exit 7",
+    )
+    eventually(lambda: turns.exists() and len(turns.read_text()) > 2 * 20, "twenty turns, 4 s", within=30)
+    assert len(all_of_it.pids("watched")) == 1
+    assert "hangs" not in all_of_it.log.read_text()
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+def test_the_service_manager_hears_of_readiness_life_and_the_end(
+    supervised: MakeSupervised, tmp_path: Path, *, abstract: bool
+) -> None:
+    name = f"@peerlane-test-{os.getpid()}" if abstract else str(tmp_path / "n")
+    go_on = tmp_path / "go-on"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind("\0" + name[1:] if abstract else name)
+        heard.settimeout(20)
+        both = supervised(
+            {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"},
+            watched=f"exec 3>&$2; echo '600 starting' >&3; while [ ! -e {go_on} ]; do sleep 0.1; done;"
+            " echo '600 serving' >&3; exec sleep 600",
+            observer=f"env > {tmp_path}/environment; exec sleep 600",
+        )
+        both.nth("watched", 1)
+        assert heard.recv(4096) == b"WATCHDOG=1", "ready is who serves"
+        go_on.touch()
+        eventually(lambda: heard.recv(4096) == b"READY=1\nSTATUS=the lane is served", "readiness")
+        assert heard.recv(4096) == b"WATCHDOG=1"
+        assert "NOTIFY_SOCKET" not in (tmp_path / "environment").read_text(), "the children have nothing to say there"
+        both.process.terminate()
+        eventually(lambda: heard.recv(4096) == b"STOPPING=1\nSTATUS=ending", "the end")
+
+
+def test_a_socket_that_nobody_listens_on_does_no_harm(supervised: MakeSupervised, tmp_path: Path) -> None:
+    gone = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "100000"}
+    both = supervised(gone, watched="echo '600 serving' >&$2; exec sleep 600")
+    both.nth("watched", 1)
+    both.process.terminate()
+    assert both.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -141,10 +224,10 @@ def test_what_is_final_and_what_is_a_crash() -> None:
 class GatewayRun:
     """``peerlane gateway run NAME`` on the memory data plane."""
 
-    def __init__(self, name: str, url: str, directory: Path) -> None:
+    def __init__(self, name: str, url: str, directory: Path, **environment: str) -> None:
         self.log = directory / f"{os.urandom(4).hex()}.log"
         told = {"REDIS_URL": url, "PRIVATE_KEY_FILE": str(directory / "key"), "SWEEP_EVERY": "1"}
-        environment = clean_environment() | {f"PEERLANE_{key}": value for key, value in told.items()}
+        environment |= clean_environment() | {f"PEERLANE_{key}": value for key, value in told.items()}
         command = ["-m", "peerlane.workers.cli", "gateway", "run", name, "--dataplane", "memory"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -197,3 +280,33 @@ def test_gateway_run_serves_and_observes_and_survives_the_loss_of_either(
         run.process.kill()
         run.process.wait()
         redis.close()
+
+
+@pytest.mark.slow("a writer is ended after 30 s of silence, and what serves must not be ended by mistake meanwhile")
+def test_a_writer_that_hangs_is_ended_with_its_stacks_in_the_log_and_another_serves(
+    redis_server: RedisServer, settings: MakeSettings, tmp_path: Path
+) -> None:
+    name, control = new_name(), tmp_path / "failpoints"
+    run = GatewayRun(name, redis_server.url, tmp_path, PEERLANE_TEST_FAILPOINTS=str(control))
+    app = PeerlaneApp(settings(redis_url=redis_server.url))
+    lanes, api = lanes_of(app), Gateway(name, app=app)
+    try:
+        eventually(lambda: lanes.look(name).state == "active", "a served lane", within=30)
+        first = lanes.look(name).facts["holder_pid"]
+        control.write_text("before_apply:hang")
+        with pytest.raises(TimedOut):
+            api.create_peer(some_key(), timeout=1)
+        eventually(lambda: lanes.look(name).state == "stuck", "it being told as stuck", within=30)
+        eventually(lambda: "the writer hangs" in run.log.read_text(), "the supervisor noticing it", within=60)
+        control.write_text("")
+        eventually(lambda: lanes.look(name).state == "active", "another writer", within=60)
+        assert lanes.look(name).facts["holder_pid"] != first
+        assert api.create_peer(some_key(), timeout=20).outcome == "created"
+        log = run.log.read_text()
+        assert "failpoints.py" in log.partition("Current thread")[2], "where it hung"
+        assert "the writer was killed by SIGABRT" in log
+        assert log.count("the writer hangs") == 1
+    finally:
+        close(app)
+        run.process.kill()
+        run.process.wait()

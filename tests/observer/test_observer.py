@@ -330,7 +330,7 @@ def test_an_observer_outlives_an_outage_of_redis(
     fill(peers, 5, ttl=1)
     with ending(observer := Observer(writer)):
         own_redis.kill()
-        observer.says("Connection to broker lost")
+        observer.says("Redis is away")
         own_redis.start()
         eventually(lambda: there(peers) == set(), "the expired peers to go", within=60)
 

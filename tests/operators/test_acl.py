@@ -98,7 +98,8 @@ def _words(line: str) -> list[str]:
 def test_one_gateways_users_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "iad").splitlines()
     assert [line.split()[1] for line in lines] == [
-        *("writer-iad", "observer-iad", "api-iad", "operator-iad", "restorer-iad", "beat", "flower", "admin", "default")
+        *("writer-iad", "observer-iad", "api-iad", "operator-iad", "restorer-iad", "beat", "flower", "exporter"),
+        *("admin", "default"),
     ]
     assert lines[-1] == "user default off"
 

@@ -23,9 +23,9 @@ USERS: Mapping[Role, str] = {
 
 #: The command → the roles that may use it. DIRECTORY stands for a directory of the test.
 COMMANDS: Mapping[str, tuple[Role, ...]] = {
-    "gateway list": ("api", "operator", "admin"),
-    "gateway show iad": ("api", "operator", "admin"),
-    "top --once --interval 0.2": ("api", "operator", "admin"),
+    "gateway list": ("api", "operator", "exporter", "flower", "admin"),
+    "gateway show iad": ("api", "operator", "exporter", "flower", "admin"),
+    "top --once --interval 0.2": ("api", "operator", "exporter", "flower", "admin"),
     f"peer create iad --public-key {KEY} --timeout 20": ("api", "operator", "admin"),
     # A gateway's writer keeps its peers, and its observer pages through them: their users can read them too.
     f"peer show iad {KEY}": ("writer", "api", "operator", "admin"),
@@ -109,7 +109,7 @@ def test_what_a_reader_is_refused_is_not_told_as_an_outage(
     for command in ("gateway list", "gateway show iad", "peer list iad", "top --once --interval 0.2"):
         status, said = run(server, directory, command, role)
         assert (status, "could not be reached" in said) == (0, False), said
-        status, said = run(server, directory, command, "flower")
+        status, said = run(server, directory, command, "beat")
         assert (status != 0, "could not be reached" in said) == (True, False), said
     assert writer.status is None
 

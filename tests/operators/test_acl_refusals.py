@@ -17,7 +17,7 @@ RECORD = '{"v":1,"allowed_ips":["10.8.0.2/32"]}'
 PASSWORD = "only-for-these-tests"
 
 #: Users who are not the administrator. Each has rights for iad only, so that all of fra is foreign to it.
-PLAIN = ("writer-iad", "observer-iad", "api-iad", "operator-iad", "restorer-iad", "beat", "flower")
+PLAIN = ("writer-iad", "observer-iad", "api-iad", "operator-iad", "restorer-iad", "beat", "flower", "exporter")
 
 LUA = (
     "EVAL return(1) 0",
@@ -207,13 +207,36 @@ OWN = {
         f"GET {names.result_key('iad.x')}",
         f"SET {names.result_key('iad.x')} x",
         f"PUBLISH {names.result_key('iad.x')} x",
-        f"HGETALL {names.gateway_key('iad')}",
+        f"HGETALL {names.seen_key('iad')}",
+        f"HGETALL {names.addresses_key('iad')}",
+        f"LRANGE {names.poison_key('iad')} 0 -1",
+        f"HDEL {names.alarms_key('iad')} x",
+        f"HSET {names.observer_key('iad')} heartbeat 0",
         f"HSET {names.gateway_key('iad')} state draining",
-        f"SMEMBERS {names.GATEWAYS_KEY}",
+        f"SREM {names.GATEWAYS_KEY} iad",
         "PUBLISH /0.celeryev/worker.heartbeat {}",
         "SADD _kombu.binding.celeryev x",
         "SET anything x",
         "EXPIRE gateway.iad 1",
+    ),
+    "exporter": (
+        *WRITES_PEERS,
+        *TAKES_MESSAGES,
+        *READS_PEERS,
+        f"HGET {names.peers_key('iad')} {PEER}",
+        f"LINDEX {names.lane_queue('iad')} -1",
+        f"LPUSH {names.lane_queue('iad')} x",
+        f"LRANGE {names.poison_key('iad')} 0 -1",
+        f"DEL {names.poison_key('iad')}",
+        f"GET {names.result_key('iad.x')}",
+        f"SUBSCRIBE {names.result_key('iad.x')}",
+        f"HSET {names.gateway_key('iad')} state draining",
+        f"HSET {names.metrics_key('iad')} writer x",
+        f"HDEL {names.alarms_key('iad')} sweep",
+        f"HSET {names.seen_key('iad')} {PEER} x",
+        f"SREM {names.GATEWAYS_KEY} iad",
+        "PUBLISH /0.celeryev/task.sent {}",
+        "SET anything x",
     ),
 }
 
@@ -222,7 +245,8 @@ OWN = {
 def server() -> Iterator[FencedServer]:
     lines = [user.line(password=PASSWORD) for name in GATEWAYS for user in users([name], ["writer", "api"])]
     lines += [
-        user.line(password=PASSWORD) for user in users(["iad"], ["observer", "operator", "restorer", "beat", "flower"])
+        user.line(password=PASSWORD)
+        for user in users(["iad"], ["observer", "operator", "restorer", "beat", "flower", "exporter"])
     ]
     lines += [user.line(password=PASSWORD) for user in users(["iad"], ["admin"])]
     with fenced("\n".join([*lines, "user default off"]) + "\n") as found:

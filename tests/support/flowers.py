@@ -62,7 +62,10 @@ def flower(redis_url: str, directory: Path, **variables: str) -> Generator[Page]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    words = [f"--port={port}" if word == "--port=5555" else word for word in COMPOSE["services"]["flower"]["command"]]
+    here = {"--port=5555": f"--port={port}", "--db=/var/lib/peerlane/flower/state": f"--db={directory / 'state'}"}
+    command: list[str] = COMPOSE["services"]["flower"]["command"]
+    words = [here.get(word, word) for word in command]
+    assert set(here.values()) <= set(words)
     program = shutil.which(words[0], path=str(Path(sys.executable).parent))
     assert program is not None
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PEERLANE_", "FLOWER_", "CELERY_"))}

@@ -23,6 +23,7 @@ APART = ("kernel", "faults", "browser", "slow")
 ON_A_KERNEL = ("ip", "ping", "wg")
 #: The Debian package of a program that has another name than its package.
 PACKAGES = {
+    "chromedriver": "chromium-driver",
     "ip": "iproute2",
     "nft": "nftables",
     "ping": "iputils-ping",

@@ -21,7 +21,7 @@ from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.plan import Plan
-from peerlane.workers.store.store import Store
+from peerlane.workers.store.store import Commit, Store
 
 TTL = 600
 
@@ -173,6 +173,29 @@ class TestACommit:
         heard = bench.listen(request)
         bench.create(some_peer("10.8.0.2"), request=request)
         assert heard() == bench.stored(request)
+
+    @pytest.mark.parametrize("together", [False, True], ids=["alone", "in-a-group"])
+    @pytest.mark.parametrize("late", [False, True], ids=["committed", "late"])
+    def test_tells_who_listens_for_all_of_its_requests_on_one_channel(
+        self, bench: Bench, *, together: bool, late: bool
+    ) -> None:
+        reply = names.request_id(bench.name, "0123456789abcdef" * 2)
+        request, deadline = f"{reply}_17", int(late)
+        heard, of_it_alone = bench.listen(reply), bench.listen(request)
+        if together:
+            bench.store.commit_many([Commit(request, deadline, "the result")])
+        else:
+            bench.store.commit(request, deadline, "the result")
+        assert heard() == of_it_alone() == bench.stored(request)
+
+    @pytest.mark.parametrize("token", ["build_17", "0123456789abcdef_17", "0123456789abcdef0123456789abcdefg_17"])
+    def test_is_told_on_no_other_requests_channel_where_an_id_is_its_callers(self, bench: Bench, token: str) -> None:
+        request = names.request_id(bench.name, token)
+        other, own = bench.listen(request.rpartition("_")[0]), bench.listen(request)
+        bench.store.commit(request, 0, "the result")
+        assert own() == "the result"
+        bench.raw.publish(names.result_key(request.rpartition("_")[0]), "its own")
+        assert other() == "its own"
 
     def test_of_a_deletion_leaves_nothing_of_the_peer(self, bench: Bench) -> None:
         peer, other = some_peer("10.8.0.2", "fd00:8::2"), some_peer("10.8.0.3")

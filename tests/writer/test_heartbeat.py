@@ -18,6 +18,7 @@ from peerlane.config import names
 from peerlane.tasks.errors import Conflict
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat
+from peerlane.workers.writer.measurements import Measurements
 from peerlane.workers.writer.writer import Writer
 
 
@@ -42,7 +43,14 @@ class SlowStore:
 
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
     store = SlowStore()
-    without_peers = SimpleNamespace(table=SimpleNamespace(peers={}, coming=()), answered=0, created=0, deleted=0)
+    without_peers = SimpleNamespace(
+        table=SimpleNamespace(peers={}, coming=()),
+        answered=0,
+        refused=0,
+        created=0,
+        deleted=0,
+        measurements=Measurements(),
+    )
     beating = Heartbeat(
         settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)
     )

@@ -82,6 +82,11 @@ class IndexAgainstASet(RuleBasedStateMachine):
         free = (n for n in candidates if not self._overlapping(Prefix.host(prefix.version, n)))
         assert self.index.first_free(prefix.version, prefix.network, prefix.last) == next(free, None)
 
+    @rule(area=prefixes)
+    def count_what_begins_within(self, area: Prefix) -> None:
+        begin = [held for held in self.model if held.version == area.version]
+        assert self.index.count_within(area) == sum(area.network <= held.network <= area.last for held in begin)
+
     @rule(areas=st.lists(prefixes, max_size=2))
     def ask_what_lies_outside(self, areas: list[Prefix]) -> None:
         outside = {held for held in self.model if not any(area.contains(held) for area in areas)}

@@ -92,7 +92,10 @@ def _gateways(redis: Redis) -> Iterator[Check]:
 def _gateway(status: GatewayStatus) -> Iterator[Check]:
     what, lane = f"gateway {status.gateway}", status.lane
     waiting = f"{lane.facts.get('peers', '0')} peers, {lane.waiting} + {lane.waiting_bulk} requests wait"
-    if lane.live:
+    if lane.stuck:
+        told = f"stuck: its writer has served nothing for {lane.idle_for or 0:.0f} s; its log says what it does"
+        yield Check(what, "failed", f"{told}; {waiting}")
+    elif lane.live:
         yield Check(what, "ok", f"{lane.state}, {waiting}")
     elif lane.stopped:
         yield Check(what, "failed", f"its writer was stopped, so it has no live writer; {waiting}")

@@ -11,6 +11,10 @@ from peerlane.tasks.cli.session import Session, pass_session
 ON_USE = {
     "acl": ("peerlane.tasks.cli.acl:acl", "Redis users with the least rights for each part."),
     "doctor": ("peerlane.workers.cli.doctor:doctor", "Look at this host, its Redis and the fleet; change nothing."),
+    "exporter": (
+        "peerlane.tasks.cli.exporter:exporter",
+        "Tell Prometheus what gateways tell in Redis, over HTTP, until SIGTERM or Ctrl-C.",
+    ),
     "functions": (
         "peerlane.workers.cli.functions:functions",
         "The library of Redis functions that writers call, printed or loaded.",

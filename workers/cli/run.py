@@ -45,9 +45,22 @@ LEVELS = ("debug", "info", "warning", "error")
     help="Refuse a Redis that could lose what it confirms.  [default: warn]",
 )
 @click.option("--only", type=click.Choice(["writer", "observer"]), help="One of the two processes, on its own.")
+@click.option(
+    "--pulse", type=int, hidden=True, help="Descriptor on which a supervisor is told that the writer goes on."
+)
+@click.option("--await-redis", is_flag=True, hidden=True, help="Wait for Redis where it is away at the start.")
 @click.option("--loglevel", type=click.Choice(LEVELS), default="info", show_default=True)
 @pass_session
-def run(session: Session, name: str, only: str | None, loglevel: str, **options: Any) -> None:
+def run(
+    session: Session,
+    name: str,
+    only: str | None,
+    loglevel: str,
+    pulse: int | None,
+    *,
+    await_redis: bool,
+    **options: Any,
+) -> None:
     """Run a gateway's writer and observer, in the foreground, until SIGTERM or Ctrl-C.
 
     Each is started again if it dies. Alone they are the same as `celery -A peerlane.workers.gateway worker` and
@@ -59,8 +72,10 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
     """
     session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
     settings = session.settings
+    if pulse is not None:
+        _be_watched(pulse)
     if only is not None:
-        raise Exit(_run_one(session, settings, only, loglevel))
+        raise Exit(_run_one(session, settings, only, loglevel, awaits_redis=await_redis))
     from peerlane.tasks.wire.psk_cipher import cipher_of
     from peerlane.workers.dataplane.factory import open_plane
     from peerlane.workers.host.privileges import confine_gateway
@@ -70,7 +85,25 @@ def run(session: Session, name: str, only: str | None, loglevel: str, **options:
     raise Exit(_run_both(session, settings, loglevel))
 
 
-def _run_one(session: Session, settings: Settings, which: str, loglevel: str) -> int:
+def _be_watched(pulse: int) -> None:
+    """Tell the supervisor that the main thread goes on; print all stacks on SIGABRT, which ends one that does not.
+
+    They go to the log. No core file is written: it would hold keys.
+    """
+    import faulthandler
+    import resource
+
+    from peerlane.workers.host.pulse import PULSE
+
+    PULSE.tell_by(pulse)
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    # 1 keeps the kernel from handing it to a program as well (core(5)); whoever may have 0 alone has that.
+    least = 0 if most == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (least, least))
+    faulthandler.enable(sys.__stderr__ or sys.stderr)
+
+
+def _run_one(session: Session, settings: Settings, which: str, loglevel: str, *, awaits_redis: bool) -> int:
     from peerlane.workers.gateway import GatewayApp
     from peerlane.workers.observer import ObserverApp
 
@@ -82,6 +115,7 @@ def _run_one(session: Session, settings: Settings, which: str, loglevel: str) ->
     if session.output.json:
         sys.__stdout__ = sys.__stderr__  # type: ignore[misc] - Celery says there that it ends; a program reads the document
     worker = cast("Any", app.Worker(loglevel=loglevel, quiet=True))
+    worker.awaits_redis = awaits_redis
     worker.start()
     bar.close()
     sys.stdout, sys.stderr = streams
@@ -112,9 +146,9 @@ def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     # -P: nothing is imported from the working directory, which may be anybody's.
     command = [sys.executable, "-P", "-m", "peerlane.workers.cli"]
     command += ["gateway", "run", str(settings.gateway), "--loglevel", loglevel]
-    command += ["--json"] if session.output.json else []
+    command += ["--json"] if session.output.json else ["--await-redis"]
     parts = [
-        Part("writer", [*command, "--only", "writer"], writer_is_final, decides=True),
+        Part("writer", [*command, "--only", "writer"], writer_is_final, decides=True, watched=True),
         Part("observer", [*command, "--only", "observer"], observer_is_final),
     ]
     environment = {**os.environ, **_as_variables(session.overrides)}

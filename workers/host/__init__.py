@@ -1,1 +1,1 @@
-"""The host: lock, privileges, supervisor. No Redis."""
+"""The host: lock, privileges, supervisor, what the service manager is told. No Redis."""

@@ -1,7 +1,8 @@
 """``peerlane gateway run``: writer and observer as two processes, started anew when one dies, ended together.
 
 A writer that must not run (its lane is held, its settings are wrong) says so by how it ends, and that is passed on. All
-else that ends a process is a crash: it is started again, at first after a second, later after up to 30.
+else that ends a process is a crash: it is started again, at first after a second, later after up to 30. A writer that
+hangs (``pulse``) is made to print its stacks, killed, and started again: a crash as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+from peerlane.workers.host.pulse import LONG
+from peerlane.workers.host.service_manager import VARIABLES, ServiceManager
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +28,12 @@ SHORTEST, LONGEST = 1.0, 30.0
 HEALTHY = 60.0
 #: Seconds that processes are given to end before they are killed: a writer finishes what it has begun within five.
 ENDING = 12.0
+#: Exit status of a process that could not use Redis, and the longest pause before it is started again.
+AWAY, AWAY_LONGEST = 3, 4.0
+#: Seconds that a hanging process is given to go on after all, and to end after SIGABRT.
+GRACE = 5.0
+#: Seconds between two looks at what a watched process says.
+LISTENING = 1.0
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1
@@ -39,12 +50,21 @@ class Part:
     final: Callable[[int, float], bool]
     #: Whether a first start that fails, and says why on standard output, ends all. Asked where somebody hears it.
     decides: bool = False
+    #: Whether it says by a pipe that it goes on (``pulse``); its command then ends with ``--pulse`` and a descriptor.
+    watched: bool = False
 
 
 @dataclass(slots=True)
 class _Running:
     part: Part
     process: subprocess.Popen[bytes] | None = None
+    #: Where a watched process says that it goes on, and by when it is to do so again, on the monotonic clock.
+    pulse: int | None = None
+    awaited: float = 0.0
+    serving: bool = False
+    #: When a hanging process is ended: by SIGABRT first, then by SIGKILL; None while it does not hang.
+    condemned: float | None = None
+    aborted: bool = False
     began: float = 0.0
     crashes: int = 0
     starts: int = 0
@@ -63,9 +83,9 @@ def observer_is_final(status: int, lived: float) -> bool:
     return status == 2
 
 
-def pause_after(crashes: int) -> float:
-    """Seconds until the next start, after so many crashes in a row."""
-    return min(SHORTEST * 2 ** min(crashes - 1, 10), LONGEST)
+def pause_after(crashes: int, status: int = 1) -> float:
+    """Seconds until the next start, after so many crashes in a row, the last with this status."""
+    return min(SHORTEST * 2 ** min(crashes - 1, 10), AWAY_LONGEST if status == AWAY else LONGEST)
 
 
 def supervise(
@@ -80,23 +100,36 @@ def supervise(
 
     To be called from the main thread. Nothing of what it has started outlives it, however it ends.
     """
+    manager = ServiceManager.of(environment or {})
+    environment = {name: value for name, value in (environment or os.environ).items() if name not in VARIABLES}
     awaited = _SIGNALS | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     # Ignored, it would not wake sigtimedwait.
     handler = signal.signal(signal.SIGCHLD, _woken)
     running = [_Running(part) for part in parts]
+    ready = False
     try:
         while True:
             for one in running:
                 if one.process is None and time.monotonic() >= one.due:
                     _start(one, environment, before, piped=hear is not None)
-            told = signal.sigtimedwait(awaited, max(0.0, min(_left(running), LONGEST)))
+            pause = min(_left(running), manager.asks_every or LONGEST, LONGEST)
+            if manager.address is not None and not ready:
+                pause = min(pause, 0.2)  # whoever waits for the service's start waits for this
+            told = signal.sigtimedwait(awaited, max(0.0, pause))
             if told is not None and told.si_signo in _SIGNALS:
                 log.info("ending, because of %s", signal.Signals(told.si_signo).name)
+                manager.tell("STOPPING=1", "STATUS=ending")
                 return 0
             for one in running:
+                _judge(one)
                 if (status := _ended(one, hear)) is not None:
                     return status
+            if not ready and all(one.serving for one in running if one.part.watched):
+                ready = True
+                manager.tell("READY=1", "STATUS=the lane is served")
+            if manager.asks_every is not None:
+                manager.tell("WATCHDOG=1")
     finally:
         _end(running)
         signal.signal(signal.SIGCHLD, handler)
@@ -117,14 +150,60 @@ def _start(
 
     one.began = time.monotonic()
     one.starts += 1
+    command, pipe = list(one.part.command), None
+    if one.part.watched:
+        one.pulse, pipe = os.pipe()
+        os.set_blocking(one.pulse, False)
+        command += ["--pulse", str(pipe)]
+        one.awaited, one.condemned, one.aborted = one.began + LONG, None, False
     one.process = subprocess.Popen(
-        list(one.part.command),
+        command,
         env=environment,
+        pass_fds=() if pipe is None else (pipe,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else None,
         process_group=0,  # Ctrl-C in a terminal reaches this process, which passes it on once
         preexec_fn=in_the_child,  # noqa: PLW1509 - see there
     )
+    if pipe is not None:
+        os.close(pipe)
+
+
+def _judge(one: _Running) -> None:
+    """Hear a watched process. One that hangs is ended by SIGABRT, for which it prints its stacks; else by SIGKILL.
+
+    Not at once: what was silent because the host stood still goes on first.
+    """
+    if one.process is None or one.pulse is None:
+        return
+    _hear(one)
+    now = time.monotonic()
+    if now < one.awaited and not one.aborted:
+        one.condemned = None
+    elif one.condemned is None:
+        one.condemned = now + GRACE
+    elif now >= one.condemned and not one.aborted:
+        log.critical("the %s hangs: it was silent for longer than it had said; its stacks follow", one.part.name)
+        one.condemned, one.aborted = now + GRACE, True
+        one.process.send_signal(signal.SIGABRT)
+    elif now >= one.condemned:
+        log.critical("the %s is killed", one.part.name)
+        one.process.kill()
+        one.process.wait()
+
+
+def _hear(one: _Running) -> None:
+    """What a watched process has said since: the last whole line counts."""
+    said = b""
+    with suppress(BlockingIOError):
+        while one.pulse is not None and (more := os.read(one.pulse, 65536)):
+            said = said[-64:] + more
+    whole = said.split(b"\n")[:-1]
+    if whole:
+        seconds, _, word = whole[-1].partition(b" ")
+        with suppress(ValueError):
+            one.awaited = time.monotonic() + float(seconds)
+            one.serving = one.serving or word == b"serving"
 
 
 def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
@@ -136,6 +215,9 @@ def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
         with one.process.stdout as stream:
             said = stream.read()
     one.process = None
+    if one.pulse is not None:
+        os.close(one.pulse)
+        one.pulse, one.serving = None, False
     now = time.monotonic()
     lived = now - one.began
     told = one.part.decides and one.starts == 1 and status > 0 and bool(said)
@@ -146,7 +228,7 @@ def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
         log.critical("the %s ended with status %d, %s", one.part.name, status, again)
         return status
     one.crashes = 1 if lived >= HEALTHY else one.crashes + 1
-    pause = pause_after(one.crashes)
+    pause = pause_after(one.crashes, status)
     one.due = now + pause
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     log.warning("the %s %s after %.0f s; starting it again in %.0f s", one.part.name, how, lived, pause)
@@ -154,8 +236,10 @@ def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
 
 
 def _left(running: Sequence[_Running]) -> float:
-    """Seconds until the next start."""
-    return min((one.due - time.monotonic() for one in running if one.process is None), default=LONGEST)
+    """Seconds until the next start, or until a watched process is to be heard."""
+    now = time.monotonic()
+    starts = [one.due - now for one in running if one.process is None]
+    return min([*starts, *(LISTENING for one in running if one.pulse is not None)], default=LONGEST)
 
 
 def _end(running: Sequence[_Running]) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from peerlane.workers.lane.ending import LeanEnding, somebody_listens
 from peerlane.workers.lane.taken import LaneWriter, TakenMessage
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A message that has become Celery's request."""
+    """A message whose request is sound."""
 
     task: str
     taken: TakenMessage
     arguments: Mapping[str, Any]
     #: Has Celery run the request's task, which finds the outcome with ``taken``.
     run: Callable[[], None]
+    #: Ends it without Celery's request and trace.
+    ending: LeanEnding
 
 
 class Group:
@@ -26,15 +30,34 @@ class Group:
     def __init__(self) -> None:
         self._members: list[Member] = []
         self._writer: LaneWriter | None = None
+        self._lean = True
 
-    def add(self, writer: LaneWriter, member: Member) -> None:
-        """Add what is to be carried out."""
+    def add(self, writer: LaneWriter, member: Member, *, lean: bool) -> None:
+        """Add what is to be carried out; without ``lean`` somebody waits for Celery's own requests."""
         self._writer = writer
         self._members.append(member)
+        self._lean = self._lean and lean
 
     def carry_out(self) -> None:
-        """Carry all out, and have each end as Celery's tasks end: signals, events, acknowledgement, log."""
-        if self._writer is not None and len(self._members) > 1:
-            self._writer.carry_out_many([(each.task, each.taken, each.arguments) for each in self._members])
+        """Carry all out, and have each end: in Celery's own form where somebody listens to its signals, else lean."""
+        if self._writer is None:
+            return
+        if self._lean and not somebody_listens():
+            self._carry_out_lean(self._writer)
+            return
+        if len(self._members) > 1:
+            self._carry_out(self._writer)
         for member in self._members:
             member.run()
+
+    def _carry_out(self, writer: LaneWriter) -> None:
+        writer.carry_out_many([(each.task, each.taken, each.arguments) for each in self._members])
+
+    def _carry_out_lean(self, writer: LaneWriter) -> None:
+        began = time.monotonic()
+        for member in self._members:
+            member.ending.begin(member.taken)
+        self._carry_out(writer)
+        for member in self._members:
+            if not member.ending.end(member.taken, began):
+                member.ending.give_back(member.taken)

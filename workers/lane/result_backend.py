@@ -43,4 +43,5 @@ class CommitBackend(RedisBackend):
 
     def _set_once(self, key: str | bytes, value: bytes) -> None:
         if self.client.set(key, value, ex=self._expires, nx=True):
-            self.client.publish(key, value)
+            for channel in names.result_channels(key.decode() if isinstance(key, bytes) else key):
+                self.client.publish(channel, value)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
+from celery import signals
 from celery.utils.imports import symbol_by_name
 from celery.worker import request as celery_request
 from celery.worker.state import task_reserved
@@ -14,13 +15,12 @@ from celery.worker.state import task_reserved
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
+from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
 from peerlane.workers.writer.delivery import Delivery
-
-#: Events sent as one message at the end of the event loop's turn; those of a whole group. Celery's default is 24.
-EVENTS_AT_ONCE = 512
 
 
 class LaneStrategy:
@@ -29,35 +29,52 @@ class LaneStrategy:
     def __init__(self, task: Any, app: Any, consumer: Any) -> None:
         self._task, self._app, self._consumer = task, app, consumer
         self._eventer = consumer.event_dispatcher
-        self._sends_events = bool(self._eventer and self._eventer.enabled and task.send_events)
-        if self._sends_events:
-            self._eventer.buffer_limit = EVENTS_AT_ONCE
+        self._events = TaskEvents(task, self._eventer)
+        self._ending = LeanEnding(task, consumer, self._events)
         self._request_class = cast("Any", celery_request).create_request_cls(
             symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, self._eventer, app=app
         )
 
     def __call__(self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
-        """Refuse the message, or have Celery run the task for it."""
+        """Refuse the message, or have its request carried out: with those that were taken with it, or now."""
         del body
         try:
             request_id, arguments = self._open(message)
         except PeerlaneError as error:
             self._consumer.refuse(message, message.headers.get("id"), error)
             return
-        delivery = Delivery(request_id, message.delivery_tag, poison.was_delivered(message), message.answered)
-        taken = TakenMessage(message, delivery, ack)
-        request = self._request(message, taken, arguments, reject)
-        if self._sends_events:
-            self._tell_received(request_id, arguments)
+        delivery = Delivery(
+            request_id,
+            message.delivery_tag,
+            poison.was_delivered(message),
+            message.answered,
+            sound_digest(message.headers.get(HEADER)),
+            sent_at=sent_at(message.headers),
+        )
+        taken = TakenMessage(message, delivery, ack, reject)
+        shown = shown_of(arguments)
+        self._events.received(request_id, shown)
+        run = partial(self._run, message, taken, arguments, shown, callbacks)
+        writer = getattr(self._task, "writer", None)
+        if not isinstance(writer, LaneWriter):  # an observer's, or none: Celery does it
+            run()
+            return
+        together = cast("Group | None", message.channel.group)
+        group = Group() if together is None else together
+        group.add(writer, Member(self._task.name, taken, arguments, run, self._ending), lean=not callbacks)
+        if together is None:
+            group.carry_out()
+
+    def _run(
+        self, message: Any, taken: TakenMessage, arguments: dict[str, Any], shown: str, callbacks: Sequence[Any] | None
+    ) -> None:
+        """Have Celery run the task; its outcome is with ``taken``, or is found now."""
+        request = self._request(message, taken, arguments, shown)
+        signals.task_received.send(sender=self._consumer, request=request)
         task_reserved(request)
         for callback in callbacks or ():
             callback(request)
-        run = partial(self._consumer.on_task_request, request)
-        group, writer = cast("Group | None", message.channel.group), getattr(self._task, "writer", None)
-        if group is not None and isinstance(writer, LaneWriter):
-            group.add(writer, Member(self._task.name, taken, arguments, run))
-        else:
-            run()
+        self._consumer.on_task_request(request)
 
     def _open(self, message: Any) -> tuple[str, dict[str, Any]]:
         """Request id and arguments. Raises PeerlaneError for a message that is to be refused."""
@@ -68,7 +85,7 @@ class LaneStrategy:
             raise WriterError(_SPENT)
         return open_request(message)
 
-    def _request(self, message: Any, taken: TakenMessage, arguments: dict[str, Any], reject: Any) -> Any:
+    def _request(self, message: Any, taken: TakenMessage, arguments: dict[str, Any], shown: str) -> Any:
         """Celery's request. Its headers are these and no others, whatever the sender has written."""
         request_id = taken.delivery.request_id
         headers = {
@@ -78,7 +95,7 @@ class LaneStrategy:
             "root_id": request_id,
             "parent_id": None,
             "argsrepr": "()",
-            "kwargsrepr": shown(arguments),
+            "kwargsrepr": shown,
             "origin": str(message.headers.get("origin"))[:128],
             "retries": 0,
             TAKEN: taken,
@@ -86,7 +103,7 @@ class LaneStrategy:
         return self._request_class(
             message,
             on_ack=taken.acknowledge,
-            on_reject=reject,
+            on_reject=taken.reject,
             app=self._app,
             hostname=self._consumer.hostname,
             eventer=self._eventer,
@@ -96,20 +113,6 @@ class LaneStrategy:
             headers=headers,
             decoded=True,
             utc=True,
-        )
-
-    def _tell_received(self, request_id: str, arguments: Mapping[str, Any]) -> None:
-        self._eventer.send(
-            "task-received",
-            uuid=request_id,
-            name=self._task.name,
-            args="()",
-            kwargs=shown(arguments),
-            root_id=request_id,
-            parent_id=None,
-            retries=0,
-            eta=None,
-            expires=None,
         )
 
 
@@ -140,7 +143,13 @@ def open_request(message: Any) -> tuple[str, dict[str, Any]]:
     return str(message.headers.get("id")), cast("dict[str, Any]", kwargs)
 
 
-def shown(arguments: Mapping[str, Any]) -> str:
+def sent_at(headers: Mapping[str, Any]) -> int:
+    """When a message was sent, as it says, in ms on Redis' clock; 0 where it says nothing of the kind."""
+    said = headers.get(names.SENT_AT)
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 < said < 2**53 else 0
+
+
+def shown_of(arguments: Mapping[str, Any]) -> str:
     """What events and Flower show of a request on its arrival: whose it is. The rest is not checked yet.
 
     A preshared key may stand in any of it, misnamed or in the wrong place; what was granted, the result shows.

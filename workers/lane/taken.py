@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery.exceptions import Reject, WorkerShutdown
 from celery.worker import state as worker_state
 
+from peerlane.config import names
 from peerlane.tasks.errors import Fenced, PeerlaneError
 from peerlane.workers import failpoints
+from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.group import carry_out_many
 from peerlane.workers.writer.retry import ShutdownRequested
@@ -22,10 +25,13 @@ TAKEN = "taken"
 class TakenMessage:
     """A message in hand: its delivery, and its request's outcome once there is one. The result backend reads it too."""
 
-    def __init__(self, message: Any, delivery: Delivery, acknowledge: Callable[..., None]) -> None:
+    def __init__(
+        self, message: Any, delivery: Delivery, acknowledge: Callable[..., None], reject: Callable[..., None]
+    ) -> None:
         self.delivery = delivery
         self.outcome: Outcome | None = None
         self._message, self._acknowledge = message, acknowledge
+        self.reject = reject
 
     def acknowledge(self, *context: Any) -> None:
         """Acknowledge it, unless the commit of its request has."""
@@ -33,6 +39,10 @@ class TakenMessage:
             self._message.channel.qos.acknowledged_elsewhere(self.delivery.tag)
         else:
             self._acknowledge(*context)
+
+    def give_back(self, log: logging.Logger, errors: Any) -> None:
+        """Put it back on its queue: now, for the event loop keeps no order."""
+        self._message.reject_log_error(log, errors, requeue=True)
 
 
 class LaneWriter:
@@ -47,6 +57,7 @@ class LaneWriter:
         Raises:
             PeerlaneError: its outcome is this refusal.
         """
+        PULSE.turn(SOON if task in (names.CREATE_PEER, names.DELETE_PEER) else LONG)
         try:
             if taken.outcome is None:  # else it was carried out in a group
                 taken.outcome = self._writer.carry_out(task, taken.delivery, arguments)
@@ -57,6 +68,7 @@ class LaneWriter:
         except ShutdownRequested:
             raise WorkerShutdown(0) from None
         finally:
+            PULSE.turn()
             failpoints.reach("before_acknowledge")
         if isinstance(taken.outcome.result, PeerlaneError):
             raise taken.outcome.result
@@ -64,6 +76,7 @@ class LaneWriter:
 
     def carry_out_many(self, requests: Sequence[tuple[str, TakenMessage, Mapping[str, Any]]]) -> None:
         """Carry requests out as one group; each message has its outcome afterwards, but for those met by ``Fenced``."""
+        PULSE.turn()
         try:
             outcomes = carry_out_many(
                 self._writer,

@@ -8,15 +8,26 @@ from typing import Any, Protocol, cast
 
 from celery import bootsteps
 from celery.apps.worker import Worker
+from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
+from celery.worker.consumer import consumer as celery_consumer
+from redis.exceptions import AuthenticationError, RedisError
 
 from peerlane.config import names
-from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.config.redis import connect, reason
+from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
 from peerlane.tasks.lane.registry import TASKS
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.workers.host.outage import OUTAGE
+from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
+from peerlane.workers.writer.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
+
+
+#: Seconds between two tries to connect to Redis again: at first, more each time, at most. Celery's are 2, 2 and 30.
+FIRST_PAUSE, MORE, LONGEST_PAUSE = 0.25, 0.25, 0.5
 
 
 class Service(Protocol):
@@ -51,6 +62,26 @@ class LaneConsumer(_Consumer):
         super().on_ready()
         self._paused = False
         self.obey_pause()
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect to Redis again and again until it is there, or the worker is to stop."""
+
+        def failed(error: BaseException, _pause: float) -> None:
+            PULSE.wait()
+            OUTAGE.failed(reason(error))
+
+        pauses = {"interval_start": FIRST_PAUSE, "interval_step": MORE, "interval_max": LONGEST_PAUSE}
+        connected = conn.ensure_connection(failed, None, callback=worker_state.maybe_shutdown, **pauses)
+        self.first_connection_attempt = False
+        OUTAGE.over()
+        return connected
+
+    def on_connection_error_before_connected(self, exc: BaseException) -> None:
+        OUTAGE.failed(reason(exc))
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        OUTAGE.failed(reason(exc))
+        super().on_connection_error_after_connected(exc)
 
     def obey_pause(self) -> None:
         """Stop taking requests while the service is paused, and go on afterwards."""
@@ -108,9 +139,15 @@ class ServeStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         try:
+            if parent.awaits_redis:
+                _await_redis(parent)
             parent.service.start()
             parent.app.bind(parent.service)
+        except ShutdownRequested:
+            raise SystemExit(0) from None
         except PeerlaneError as error:
+            if isinstance(error, RedisAway) and _is_to_stop():
+                raise SystemExit(0) from None
             log.critical("%s", error)
             parent.refusal = error
             raise SystemExit(error.exit_code) from None
@@ -119,6 +156,30 @@ class ServeStep(bootsteps.StartStopStep):
         parent.service.stop()
 
     terminate = stop
+
+
+def _is_to_stop() -> bool:
+    return worker_state.should_stop is not None or worker_state.should_terminate is not None
+
+
+def _await_redis(worker: LaneWorker) -> None:
+    """Return once Redis answers, whatever it says. Raises ShutdownRequested where the worker is to stop meanwhile."""
+    redis = connect(worker.app.settings)
+
+    def ask() -> None:
+        try:
+            redis.ping()
+        except AuthenticationError:
+            return  # a ConnectionError to redis-py, but the start's to tell
+        except AWAY:
+            raise
+        except RedisError:
+            return
+
+    try:
+        RetryUntilShutdown(_is_to_stop)(ask)
+    finally:
+        redis.close()
 
 
 #: Seconds that a busy worker leaves between two slices of what it does by itself: requests come in between.
@@ -136,12 +197,14 @@ class TickStep(bootsteps.StartStopStep):
         self._slice: Any = None
 
     def start(self, parent: Any) -> None:
+        PULSE.turn()
         # Set anew with each connection: a consumer that loses its connection clears the timer.
         self._timer = parent.timer.call_repeatedly(1.0, self._tick, (parent,))
         self._fill(parent)
 
     def _tick(self, parent: Any) -> None:
         parent.service.tick()
+        PULSE.turn()
         parent.obey_pause()
         if self._slice is None:
             self._fill(parent)
@@ -164,6 +227,8 @@ class LaneWorker(Worker):
     service: Service
     #: Why it did not start.
     refusal: PeerlaneError | None = None
+    #: Whether a start waits for Redis where it is away, instead of failing.
+    awaits_redis = False
 
     def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
         chosen = app or self.app
@@ -180,13 +245,22 @@ class LaneWorker(Worker):
             "beat": False,
         }
         # Flower shows the gateway where the command line named no node.
-        named = gateway if chosen.role == "writer" else f"{gateway}-{chosen.role}"
-        node = f"{named}@{socket.gethostname()}" if not hostname or hostname.startswith("celery@") else hostname
+        if not hostname or hostname.startswith("celery@"):
+            hostname = names.node_name(gateway, socket.gethostname(), observer=chosen.role == "observer")
         # At the debug level Celery's pools show whole requests, preshared keys too.
         logging.getLogger("celery.pool").setLevel(logging.INFO)
-        super().__init__(app=chosen, hostname=node, **options)
+        logging.getLogger("celery.worker.consumer.consumer").addFilter(_not_of_a_lost_connection)
+        super().__init__(app=chosen, hostname=hostname, **options)
 
     def on_before_init(self, *args: Any, **options: Any) -> None:
         self.app.steps["worker"].add(ServeStep)
         self.app.steps["consumer"].add(TickStep)
         super().on_before_init(*args, **options)
+
+
+_LOST = cast("Any", celery_consumer).CONNECTION_RETRY
+
+
+def _not_of_a_lost_connection(record: logging.LogRecord) -> bool:
+    """Leave Celery's own line out: OUTAGE has said it."""
+    return not (isinstance(record.args, tuple) and record.args[:1] == (_LOST,))

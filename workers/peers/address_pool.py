@@ -28,6 +28,16 @@ class AddressPool:
         self._cursor = self._first
         self._freed: list[tuple[int, int]] = []
 
+    @property
+    def size(self) -> int:
+        """How many addresses it can give out."""
+        return self._end - self._first + 1 - sum(self._first <= address <= self._end for address in self._reserved)
+
+    @property
+    def held(self) -> int:
+        """How many prefixes in it are held; nearly always single addresses."""
+        return self._index.count_within(self.prefix)
+
     def smallest_free(self) -> Prefix | None:
         """The smallest free address as a host prefix, or None when the pool is full. Takes nothing."""
         while self._freed:

@@ -41,7 +41,7 @@ class PrefixIndex:
     def __iter__(self) -> Iterator[Prefix]:
         for version in (4, 6):
             for page in self._pages[version]:
-                yield from self._hosts(version, page)
+                yield from _hosts(version, page, self._pages[version][page])
             yield from self._wide[version]
 
     def __contains__(self, prefix: Prefix) -> bool:
@@ -130,6 +130,19 @@ class PrefixIndex:
             start = holder.last + 1
         return None
 
+    def count_within(self, area: Prefix) -> int:
+        """How many held prefixes begin in ``area``. Any thread may ask."""
+        pages, wide = self._pages[area.version], self._wide[area.version]
+        first, last = area.network, area.last
+        count = bisect_right(wide, Prefix(area.version, last, 129)) - bisect_left(wide, Prefix(area.version, first, 0))
+        for page, held in list(pages.items()):
+            base = page << _SHIFT
+            if first <= base and base + _PAGE - 1 <= last:
+                count += held.bit_count()
+            elif base <= last and first < base + _PAGE:
+                count += sum(first <= host.network <= last for host in _hosts(area.version, page, held))
+        return count
+
     def outside(self, areas: Iterable[Prefix]) -> Iterator[Prefix]:
         """Every held prefix that lies in none of ``areas``."""
         around = list(areas)
@@ -138,7 +151,7 @@ class PrefixIndex:
             for page in self._pages[version]:
                 whole = Prefix(version, page << _SHIFT, bits - _SHIFT)
                 if not any(area.contains(whole) for area in around):
-                    hosts = self._hosts(version, page)
+                    hosts = _hosts(version, page, self._pages[version][page])
                     yield from (host for host in hosts if not any(area.contains(host) for area in around))
             yield from (wide for wide in self._wide[version] if not any(area.contains(wide) for area in around))
 
@@ -166,12 +179,13 @@ class PrefixIndex:
             numbers = sorted(page for page in pages if first <= page <= last)
         for page in numbers:
             if page in pages:
-                hosts = self._hosts(prefix.version, page)
+                hosts = _hosts(prefix.version, page, pages[page])
                 yield from (host for host in hosts if prefix.network <= host.network <= prefix.last)
 
-    def _hosts(self, version: int, page: int) -> Iterator[Prefix]:
-        held, base = self._pages[version][page], page << _SHIFT
-        while held:
-            lowest = held & -held
-            yield Prefix.host(version, base + lowest.bit_length() - 1)
-            held ^= lowest
+
+def _hosts(version: int, page: int, held: int) -> Iterator[Prefix]:
+    base = page << _SHIFT
+    while held:
+        lowest = held & -held
+        yield Prefix.host(version, base + lowest.bit_length() - 1)
+        held ^= lowest

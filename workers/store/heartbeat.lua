@@ -1,6 +1,19 @@
--- Tell that the writer lives, and what it does; refused to a writer that has been replaced.
--- KEYS  1 gateway  2 epoch      ARGV  1 epoch of this writer, then pairs field, value
+-- Tell that the writer lives, what it does and has measured; refused to a writer that has been replaced.
+-- KEYS  1 gateway  2 epoch; with measurements  3 their hash  4 interactive queue  5 bulk queue
+-- ARGV  1 epoch of this writer, then pairs field, value; with measurements, these at last
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
-redis.call('HSET', KEYS[1], 'heartbeat', time[1] * 1000 + math.floor(time[2] / 1000), unpack(ARGV, 2))
+local fields = {'heartbeat', time[1] * 1000 + math.floor(time[2] / 1000)}
+if KEYS[3] then
+  redis.call('HSET', KEYS[3], 'writer', table.remove(ARGV))
+  -- When the oldest message that waits was sent; 0 where none waits, or it does not say.
+  for number, field in ipairs({'oldest_sent_at', 'oldest_bulk_sent_at'}) do
+    local oldest = redis.pcall('LINDEX', KEYS[3 + number], -1)
+    local sent_at = type(oldest) == 'string' and string.match(oldest, '"sent_at": ?(%d+)')
+    fields[#fields + 1] = field
+    fields[#fields + 1] = sent_at or 0
+  end
+end
+for number = 2, #ARGV do fields[#fields + 1] = ARGV[number] end
+redis.call('HSET', KEYS[1], unpack(fields))
 return 1

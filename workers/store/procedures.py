@@ -32,7 +32,6 @@ SOURCES = {
     "release": Source("commit.lua", ("allow-oom",)),
     "check": Source("check.lua", ("no-writes",)),
     "heartbeat": Source("heartbeat.lua"),
-    "commit_many": Source("commit_many.lua"),
     "take": Source("take.lua"),
 }
 

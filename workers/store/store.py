@@ -53,6 +53,11 @@ class Commit:
     tag: str = ""
 
 
+def _is_removal(commit: Commit) -> bool:
+    changing = [plan for plan in commit.plans if plan.before is not plan.after]
+    return bool(changing) and all(plan.after is None for plan in changing)
+
+
 def _change(plan: Plan, record: str | None) -> dict[str, Any]:
     old = plan.before.allowed_ips if plan.before else ()
     new = plan.after.allowed_ips if plan.after else ()
@@ -82,7 +87,6 @@ class Store:
         self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
         self._unacked = names.unacked_key(gateway), names.unacked_key(gateway, "_index")
         self._commit, self._release = Procedure(redis, "commit"), Procedure(redis, "release")
-        self._commit_many = Procedure(redis, "commit_many")
         self._check, self._beat = Procedure(redis, "check"), Procedure(redis, "heartbeat")
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
 
@@ -113,32 +117,7 @@ class Store:
         ``share`` is the key under which the request counts in a share of the lane (tasks.lane.quota); it leaves it.
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
         """
-        changing = [plan for plan in plans if plan.before is not plan.after]
-        removal = bool(changing) and all(plan.after is None for plan in changing)
-        return self._answer(
-            (self._release if removal else self._commit)(
-                keys=[
-                    names.result_key(request_id),
-                    self._epoch,
-                    self._peers,
-                    self._addresses,
-                    self._gateway,
-                    *self._unacked,
-                    *([share] if share else []),
-                ],
-                args=[
-                    self.epoch,
-                    deadline,
-                    result,
-                    self._result_ttl,
-                    results.late(request_id),
-                    self._changes(plans),
-                    int(any(plan.outcome == "created" for plan in plans)),
-                    tag,
-                    *([request_id] if share else []),
-                ],
-            )
-        )
+        return self._commit_all([Commit(request_id, deadline, result, plans, share, tag)])[0]
 
     def check(self, request_id: str, deadline: int) -> Answer:
         """Whether the request could still commit: ``open``, or why not."""
@@ -151,6 +130,9 @@ class Store:
 
     def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
         """``commit`` for many requests in one step, each with a verdict of its own; ``failed``: ask for it alone."""
+        return self._commit_all(commits)
+
+    def _commit_all(self, commits: Sequence[Commit]) -> list[Answer]:
         keys = [self._epoch, self._peers, self._addresses, self._gateway, *self._unacked]
         args: list[str | int | bytes] = [self.epoch, self._result_ttl]
         for each in commits:
@@ -158,7 +140,8 @@ class Store:
             keys += [result_key, each.share or result_key]
             args += [each.deadline, each.result, results.late(each.request_id), self._changes(each.plans)]
             args += [int(any(plan.outcome == "created" for plan in each.plans)), each.tag, each.request_id]
-        return self._answers(self._commit_many(keys=keys, args=args))
+        removal = all(map(_is_removal, commits))
+        return self._answers((self._release if removal else self._commit)(keys=keys, args=args))
 
     def _changes(self, plans: Sequence[Plan]) -> str:
         return json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":"))
@@ -169,11 +152,6 @@ class Store:
         return [
             Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace")) for verdict, stored in answers
         ]
-
-    def _answer(self, raw: object) -> Answer:
-        verdict, stored, now = cast("tuple[bytes, bytes, int]", raw)
-        self.clock.heard(now)
-        return Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace"))
 
     def peer(self, public_key: str) -> StoredPeer | None:
         """One peer as stored.
@@ -244,10 +222,17 @@ class Store:
         found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
         return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
-    def heartbeat(self, redis: Redis | None = None, **fields: str | int) -> bool:
-        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client."""
+    def heartbeat(self, redis: Redis | None = None, *, metrics: str | None = None, **fields: str | int) -> bool:
+        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client.
+
+        ``metrics`` is what the writer has measured; with it, it is told too how long the oldest message has waited.
+        """
         pairs = [part for pair in fields.items() for part in pair]
-        return bool(self._beat(keys=[self._gateway, self._epoch], args=[self.epoch, *pairs], client=redis))
+        keys, args = [self._gateway, self._epoch], [self.epoch, *pairs]
+        if metrics is not None:
+            keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
+            args.append(metrics)
+        return bool(self._beat(keys=keys, args=args, client=redis))
 
     def staged(self, token: str) -> list[str]:
         """What an import has brought, in order."""

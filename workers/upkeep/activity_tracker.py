@@ -116,6 +116,11 @@ class ActivityTracker:
                 found |= {"rx_per_second": rx, "tx_per_second": tx}
         return found
 
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes received from peers and sent to them since this process began to watch."""
+        return self._moved
+
     def complete_with(self, peers: Collection[str]) -> None:
         """A reading that shows all of ``peers`` lacks none that matters, though it was interrupted."""
         if self.sight is not None and not self.sight.complete and all(key in self.sight.shown for key in peers):

@@ -18,6 +18,7 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Invalid, StorageError, TimedOut
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
+from peerlane.workers.upkeep.measurements import UpkeepMeasurements
 from peerlane.workers.upkeep.reconciler import Reconciler
 from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweeper import Sweeper
@@ -42,6 +43,7 @@ class UpkeepHandler:
         self._breathed = 0.0
         #: Where the gateway's writer is, if it is not here; then nothing is done.
         self.elsewhere: str | None = None
+        self.measurements = UpkeepMeasurements()
         #: When the last request was through, on the monotonic clock.
         self.ended = 0.0
 
@@ -74,6 +76,7 @@ class UpkeepHandler:
                 else self._reconciler.reconcile(wish, self._go_on)
             )
             if not wish.dry_run:
+                self.measurements.ended(task, report)
                 self._tell({name: value for name, value in report.items() if name != "gateway"})
         except RedisError as error:
             raise StorageError(f"Redis cannot be used: {reason(error)}") from error

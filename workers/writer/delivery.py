@@ -21,6 +21,10 @@ class Delivery:
     redelivered: bool = False
     #: The request had an outcome when the message was taken, or something else in the place of one.
     answered: bool = False
+    #: The digest of its wish, as its sender made it; '' where the message names none.
+    wish: str = ""
+    #: When it was sent, in ms on Redis' clock as its sender knows it; 0 where the message does not say.
+    sent_at: int = 0
     #: When it was taken, on the monotonic clock.
     taken_at: float = field(default_factory=time.monotonic)
 

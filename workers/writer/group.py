@@ -13,6 +13,7 @@ request costs the others time and nothing else.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,13 +21,12 @@ from redis.exceptions import ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
-from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.peers.handlers import Decision, decide
 from peerlane.workers.peers.plan import PeerTable, Plan
 from peerlane.workers.store.store import Answer, Commit
 from peerlane.workers.writer.delivery import Outcome
-from peerlane.workers.writer.request import Request, decoded
+from peerlane.workers.writer.request import Request
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
         if 0 < decision.deadline < nearly_late:
             break
         keys.add(key)
-        group.append(_Planned(request, decision, results.encode(request.id, decision.result)))
+        group.append(_Planned(request, decision, request.record(decision.result)))
         for plan in decision.plans:
             if plan.before is not plan.after and plan.after is not None:
                 table.put(plan.after)
@@ -137,13 +137,13 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
             if answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == planned.record):
                 writer.enter(planned.decision.plans)
                 outcomes[planned.request.delivery.tag] = writer.count(
-                    Outcome(dict(planned.decision.result), acknowledged=True)
+                    planned.request, Outcome(dict(planned.decision.result), acknowledged=True)
                 )
                 continue
             open_again.append(planned)
             if answer.verdict in ("duplicate", "expired"):
                 outcomes[planned.request.delivery.tag] = writer.count(
-                    Outcome(decoded(answer.stored), acknowledged=True)
+                    planned.request, Outcome(planned.request.recorded(answer.stored), acknowledged=True)
                 )
         _undo(writer.table, open_again)
         writer.settle(_changing(open_again))
@@ -177,8 +177,12 @@ def _without_answered_deletes(writer: Writer, group: list[_Planned]) -> list[Req
 def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]:
     failpoints.reach("before_apply", "group")
     changes = [change for planned in group for change in planned.decision.changes]
+    began = time.monotonic()
     writer.plane.apply(changes)
     writer.table.coming.made(changes)
+    applied = time.monotonic()
+    for planned in group:
+        planned.request.times.planned, planned.request.times.applied = began, applied
     failpoints.reach("after_apply", "group")
     commits = [
         Commit(

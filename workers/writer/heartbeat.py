@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import cast
 
 from redis import Redis
@@ -12,13 +13,15 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
+from peerlane.tasks.wire.metrics import encoded
+from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two beats.
-EVERY = 1.0
+#: Seconds between two beats; and while the lane is not served, so that callers soon know when it is.
+EVERY, OVERDUE = 1.0, 0.2
 
 
 def run_of(redis: Redis) -> str:
@@ -41,6 +44,7 @@ class Heartbeat(threading.Thread):
         self._store, self._writer = store, writer
         self._redis = connect(settings)
         self._run = run
+        self._began_ms = store.clock.now_ms()
         self._ended = threading.Event()
         self._telling = threading.Lock()
 
@@ -48,10 +52,13 @@ class Heartbeat(threading.Thread):
         """Tell the phase now, from the writer's thread. No beat that was on its way tells an older one afterwards."""
         with self._telling:
             self.phase = phase
-            self._store.heartbeat(phase=phase, recovering=len(self._writer.table.coming))
+            PULSE.serving = phase == "serving"
+            PULSE.turn()
+            coming, within = len(self._writer.table.coming), int(PULSE.within * 1000)
+            self._store.heartbeat(phase=phase, recovering=coming, idle_ms=0, idle_may_ms=within)
 
     def run(self) -> None:
-        while not self._ended.wait(EVERY):
+        while not self._ended.wait(OVERDUE if PULSE.idle() > PULSE.within else EVERY):
             try:
                 self._beat(self._redis)
             except RedisError as error:
@@ -62,9 +69,14 @@ class Heartbeat(threading.Thread):
             writer = self._writer
             told = {"phase": self.phase, "loaded": self.loaded, "recovered": self.recovered}
             told |= {"peers": len(writer.table.peers), "recovering": len(writer.table.coming)}
-            done = {"answered": writer.answered, "created": writer.created, "deleted": writer.deleted}
-            if not self._store.heartbeat(redis, **told, **done):
+            done = {name: getattr(writer, name) for name in ("answered", "refused", "created", "deleted")}
+            measured = writer.measurements
+            began = time.monotonic()
+            metrics = encoded(measured.document(self._began_ms))
+            turned = {"idle_ms": int(PULSE.idle() * 1000), "idle_may_ms": int(PULSE.within * 1000)}
+            if not self._store.heartbeat(redis, metrics=metrics, **told, **done, **turned):
                 self.replaced = True
+            measured.round_trip = round(time.monotonic() - began, 6)
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
         self.state = found.decode(errors="replace") if found else "active"
         run = run_of(redis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -11,6 +11,16 @@ from redis.exceptions import ResponseError
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.writer.delivery import Delivery
+
+
+@dataclass(slots=True)
+class Times:
+    """How far a request has come, on the monotonic clock; 0 for what it has not come to."""
+
+    #: What it comes to was clear: the device is touched next, or a refusal committed.
+    planned: float = 0.0
+    #: The device was changed.
+    applied: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +32,23 @@ class Request:
     arguments: Mapping[str, Any]
     #: The key under which it counts in a share of the lane.
     share: str | None = None
+    times: Times = field(default_factory=Times)
 
     @property
     def id(self) -> str:
         """Its id, which is its Celery task's."""
         return self.delivery.request_id
 
+    def record(self, outcome: Mapping[str, Any] | PeerlaneError) -> str:
+        """The commit record that this outcome makes."""
+        return results.encode(self.id, outcome, self.delivery.wish)
 
-def decoded(stored: str) -> dict[str, Any] | PeerlaneError:
-    """The result in a commit record, or the error; a WriterError where it is no record."""
-    try:
-        return results.decode(stored)
-    except PeerlaneError as error:
-        return error
+    def recorded(self, stored: str) -> dict[str, Any] | PeerlaneError:
+        """The result in a commit record of its id, or the error: a Conflict where that is another wish's."""
+        try:
+            return results.decode(stored, self.delivery.wish)
+        except PeerlaneError as error:
+            return error
 
 
 def error_code(error: ResponseError) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config.redis import reason
-
-log = logging.getLogger(__name__)
+from peerlane.workers.host.outage import OUTAGE
+from peerlane.workers.host.pulse import PULSE
 
 #: Redis is away: ask again. (BusyLoadingError and the like are ConnectionErrors.)
 AWAY = (RedisConnectionError, RedisTimeoutError)
@@ -40,10 +39,14 @@ class RetryUntilShutdown:
         wait = 0.05
         while True:
             try:
-                return call()
+                answer = call()
             except AWAY as error:
                 if self._shutdown_requested():
                     raise ShutdownRequested from None
-                log.warning("Redis is away (%s); asking again", reason(error))
+                OUTAGE.failed(reason(error))
+                PULSE.wait()
                 time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
                 wait = min(wait * 2, 1.0)
+            else:
+                OUTAGE.over()
+                return answer

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,6 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
 from peerlane.tasks.lane.quota import share_key
-from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.peers.drift import Unknown
@@ -31,8 +31,9 @@ from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import PeerTable, Policy
 from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.delivery import Delivery, Outcome
+from peerlane.workers.writer.measurements import Measurements
 from peerlane.workers.writer.recovery import Progress, Recovered, recover, settling
-from peerlane.workers.writer.request import Request, decoded, error_code
+from peerlane.workers.writer.request import Request, error_code
 from peerlane.workers.writer.retry import RetryUntilShutdown
 from peerlane.workers.writer.startup_commits import adopt, reseal
 
@@ -78,8 +79,9 @@ class Writer:
         self.recovery_needed: str | None = _NOT_STARTED
         #: Set once a newer writer has been seen; from then on nothing is changed any more.
         self.fenced = False
-        #: Since this writer began, for the heartbeat to tell: requests answered; peers created and deleted.
-        self.answered = self.created = self.deleted = 0
+        #: Since this writer began, for the heartbeat to tell: requests answered, refused; peers created, deleted.
+        self.answered = self.refused = self.created = self.deleted = 0
+        self.measurements = Measurements()
         self._unknown: Unknown = unknown
         self._spec = spec
         self._fair_label = fair_label
@@ -93,6 +95,7 @@ class Writer:
         Raises:
             KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
         """
+        began = time.monotonic()
         self.recovery_needed = self.recovery_needed or "asked for"
         if self._spec is not None:
             self.plane.open(self._spec)
@@ -111,6 +114,7 @@ class Writer:
         self.table = done.table
         self.state = self.until_answered(self.store.state)
         self.recovery_needed = None
+        self.measurements.recovered(began)
         return done
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
@@ -129,6 +133,9 @@ class Writer:
         """
         self._refuse_if_fenced()
         request = self.request(task, delivery, arguments)
+        return self.count(request, self._outcome(request))
+
+    def _outcome(self, request: Request) -> Outcome:
         try:
             for _ in range(2):
                 # Where somebody changed Redis behind the writer's back: once more, on what is there now.
@@ -158,14 +165,14 @@ class Writer:
         decision = decide(request.task, self.planning_context(), request.arguments)
         if self._doubtful(request, decision) and (known := self._ask_first(request, decision)) is not None:
             return known
-        self._apply(decision)
+        self._apply(request, decision)
         answer = self._commit_decision(request, decision)
         if answer is None:
             log.info("request %s: an earlier try of this commit had reached Redis", request.id)
         elif answer.verdict != "committed":
-            return self._not_committed(answer, decision, applied=bool(decision.changes))
+            return self._not_committed(request, answer, decision, applied=bool(decision.changes))
         self.enter(decision.plans)
-        return self.count(Outcome(dict(decision.result), acknowledged=True))
+        return Outcome(dict(decision.result), acknowledged=True)
 
     def planning_context(self) -> PlanningContext:
         return PlanningContext(
@@ -200,17 +207,19 @@ class Writer:
         if answer.verdict == "duplicate" and request.share is not None:
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
             answer = self._commit(request, decision.deadline, answer.stored)
-            return self._not_committed(answer, decision, applied=False)
-        return self._not_committed(answer, decision, applied=False, acknowledged=False)
+            return self._not_committed(request, answer, decision, applied=False)
+        return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
 
-    def _apply(self, decision: Decision) -> None:
+    def _apply(self, request: Request, decision: Decision) -> None:
         outcome = str(decision.result["outcome"])
         try:
             if decision.reopen and self._spec is not None:
                 self.plane.open(self._spec)
             failpoints.reach("before_apply", outcome)
+            request.times.planned = time.monotonic()
             self.plane.apply(decision.changes)
             self.table.coming.made(decision.changes)
+            request.times.applied = time.monotonic()
             failpoints.reach("after_apply", outcome)
         except KernelError:
             self.settle(decision.plans)
@@ -219,7 +228,7 @@ class Writer:
     def _commit_decision(self, request: Request, decision: Decision) -> Answer | None:
         """The commit's answer; None if an earlier try of this very commit had reached Redis."""
         outcome = str(decision.result["outcome"])
-        record = results.encode(request.id, decision.result)
+        record = request.record(decision.result)
         failpoints.reach("before_commit", outcome)
         try:
             answer = self._commit(request, decision.deadline, record, decision.plans)
@@ -233,7 +242,7 @@ class Writer:
         return None if answer.verdict == "duplicate" and answer.stored == record else answer
 
     def _not_committed(
-        self, answer: Answer, decision: Decision, *, applied: bool, acknowledged: bool = True
+        self, request: Request, answer: Answer, decision: Decision, *, applied: bool, acknowledged: bool = True
     ) -> Outcome:
         """``acknowledged``: the answer is a commit's, which acknowledges what has an outcome."""
         if applied:
@@ -247,7 +256,7 @@ class Writer:
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"
             raise _Stale
-        return self.count(Outcome(decoded(answer.stored), acknowledged=acknowledged))
+        return Outcome(request.recorded(answer.stored), acknowledged=acknowledged)
 
     def enter(self, plans: Sequence[Plan]) -> None:
         """Make the table equal to what was committed."""
@@ -269,18 +278,19 @@ class Writer:
         """
         deadline = request.arguments.get("deadline")
         late_after = deadline if isinstance(deadline, int) and not isinstance(deadline, bool) and deadline > 0 else 0
-        record = results.encode(request.id, refusal)
+        record = request.record(refusal)
+        request.times.planned = request.times.planned or time.monotonic()
         try:
             answer = self._commit(request, min(late_after, 2**53), record)
         except ResponseError as error:
             log.warning("request %s: Redis refused to store its refusal (%s)", request.id, error_code(error))
-            return self.count(Outcome(refusal))  # the caller's deadline settles it: nothing was changed
+            return Outcome(refusal)  # the caller's deadline settles it: nothing was changed
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()
-        stored = decoded(answer.stored) if answer.verdict in ("duplicate", "expired") else refusal
+        stored = request.recorded(answer.stored) if answer.verdict in ("duplicate", "expired") else refusal
         outcome = stored if isinstance(stored, PeerlaneError) else refusal
-        return self.count(Outcome(outcome, acknowledged=answer.settles))
+        return Outcome(outcome, acknowledged=answer.settles)
 
     def _commit(self, request: Request, deadline: int, record: str, plans: Sequence[Plan] = ()) -> Answer:
         """Raises redis.ResponseError where Redis takes no writes."""
@@ -309,9 +319,11 @@ class Writer:
             elif self.table.peers.get(key) != peer:
                 self.recovery_needed = "Redis was changed by somebody else"
 
-    def count(self, outcome: Outcome) -> Outcome:
+    def count(self, request: Request, outcome: Outcome) -> Outcome:
         """Count a request that has its outcome."""
         self.answered += 1
+        self.measurements.answered(request, outcome, self.store.clock.at(request.delivery.taken_at))
+        self.refused += isinstance(outcome.result, PeerlaneError)
         return outcome
 
     def _refuse_if_fenced(self) -> None:

@@ -9,6 +9,7 @@ import click
 
 from peerlane.config.hosts import endpoint_doubt
 from peerlane.tasks.cli.gateway.alarms import clear_alarm
+from peerlane.tasks.cli.gateway.alive import alive
 from peerlane.tasks.cli.gateway.backup import backup, restore
 from peerlane.tasks.cli.gateway.drain import drain, resume
 from peerlane.tasks.cli.gateway.import_ import import_peers
@@ -32,7 +33,7 @@ def gateway() -> None:
 
 for command in (drain, resume, import_peers, sweep, reconcile):
     gateway.add_command(command)
-for command in (backup, restore, poison, remove, clear_alarm):
+for command in (backup, restore, poison, remove, clear_alarm, alive):
     gateway.add_command(command)
 
 

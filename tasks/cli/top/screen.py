@@ -83,7 +83,7 @@ def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
     fleet = Text(time.strftime("%H:%M:%S UTC  ", time.gmtime(at)), "bold")
     fleet.append(f"{len(rows):,} gateway{'' if len(rows) == 1 else 's'}", "not bold")
     counts = Counter("stopped" if row.stopped else row.state for row in rows)
-    shown = [name for name in ("down", "stopped", "recovering", "draining", "active") if counts[name]]
+    shown = [name for name in ("down", "stopped", "stuck", "recovering", "draining", "active") if counts[name]]
     for number, name in enumerate(shown):
         fleet.append(", " if number else ": ", "not bold")
         fleet.append(
@@ -192,7 +192,7 @@ def _bytes(rate: int | None) -> Text:
 def _writer(row: Row) -> Text:
     if row.silent_for is None:
         return Text("ended" if row.stopped else "none", "red")
-    return Text(_age(row.silent_for), "red" if row.state == "down" else "")
+    return Text(_age(row.silent_for), "red" if row.state in ("down", "stuck") else "")
 
 
 def _observer(row: Row) -> Text:

@@ -1,0 +1,1 @@
+"""``peerlane exporter``: what gateways tell in Redis, as Prometheus' metrics. Reads only."""

@@ -1,0 +1,126 @@
+"""One gateway's status as samples of the exporter's families. Pure; what is not known has no sample.
+
+However much a gateway's hashes hold, the samples are few: what is beyond the known number is counted as ``other``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from peerlane.tasks.exporter.families import FEWER_BUCKETS, STATES
+from peerlane.tasks.lane.admission import number
+from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
+from peerlane.tasks.wire.metrics import BUCKETS, Histogram, ObserverMetrics, WriterMetrics
+
+#: A value, or a histogram's buckets (bound, how many values are not above it) and sum.
+Value = float | tuple[tuple[tuple[str, float], ...], float]
+#: Family, the values of its labels after ``gateway``, value.
+Sample = tuple[str, tuple[str, ...], Value]
+
+#: Most series of a gateway in families whose labels' values are not fixed.
+MOST_POOLS, MOST_REQUESTS, MOST_ALARMS, MOST_REASONS, MOST_OUTCOMES, MOST_KINDS = 2, 16, 6, 4, 4, 7
+
+
+def samples(status: GatewayStatus) -> Iterator[Sample]:
+    """All of a gateway's."""
+    yield from _of_lane(status)
+    yield from _of_reports(status)
+    if status.writer_metrics is not None:
+        yield from _of_writer(status.writer_metrics)
+    if status.observer_metrics is not None:
+        yield from _of_observer(status.observer_metrics)
+
+
+def _of_lane(status: GatewayStatus) -> Iterator[Sample]:
+    lane, facts = status.lane, status.lane.facts
+    about = (facts.get(name, "")[:64] for name in ("region", "version", "dataplane", "interface"))
+    yield "peerlane_gateway_info", tuple(about), 1
+    current = "stopped" if lane.stopped else lane.state
+    for state in STATES:
+        yield "peerlane_gateway_state", (state,), float(state == current)
+    for name, fact in (
+        ("peerlane_peers", "peers"),
+        ("peerlane_peers_limit", "max_peers"),
+        ("peerlane_writer_epoch", "epoch"),
+    ):
+        if fact in facts:
+            yield name, (), number(facts[fact])
+    yield "peerlane_lane_limit", (), lane.cap
+    for queue, waiting in (("interactive", lane.waiting), ("bulk", lane.waiting_bulk)):
+        yield "peerlane_lane_waiting", (queue,), waiting
+        if (oldest := status.oldest_for(bulk=queue == "bulk")) is not None:
+            yield "peerlane_lane_oldest_seconds", (queue,), round(oldest, 3)
+
+
+def _of_reports(status: GatewayStatus) -> Iterator[Sample]:
+    silent = status.lane.silent_for
+    ages = {
+        "writer": None if silent is None else silent / 1000,
+        "observer": status.observer_silent_for,
+        "beat": status.beat_silent_for,
+    }
+    for process, age in ages.items():
+        if age is not None:
+            yield "peerlane_heartbeat_age_seconds", (process,), round(age, 3)
+    if status.set_aside is not None:
+        yield "peerlane_set_aside_messages", (), status.set_aside
+    alarms = {(alarm.kind[:32],): 1.0 for alarm in status.alarms}
+    yield from ((name, labels, 1.0) for name, labels, _ in _few("peerlane_alarm", alarms, MOST_ALARMS))
+    for name, report in (("sweep", status.sweep), ("reconciliation", status.reconcile)):
+        if "at" in report:
+            yield f"peerlane_{name}_age_seconds", (), round(status.ago(report["at"]), 3)
+    if status.sweep:
+        yield "peerlane_sweep_missed_peers", (), missed_count(status.sweep)
+
+
+def _of_writer(told: WriterMetrics) -> Iterator[Sample]:
+    yield "peerlane_writer_start_time_seconds", (), told.began
+    for pool, (held, size) in sorted(told.pools.items())[:MOST_POOLS]:
+        yield "peerlane_pool_addresses_held", (pool,), held
+        yield "peerlane_pool_addresses", (pool,), size
+    yield from _few("peerlane_requests_total", told.requests, MOST_REQUESTS)
+    for operation, histogram in told.seconds.items():
+        bounds = FEWER_BUCKETS if operation == "bulk" else BUCKETS
+        yield "peerlane_request_seconds", (operation,), _buckets(histogram, bounds)
+    for stage, histogram in told.stages.items():
+        yield "peerlane_request_stage_seconds", (stage,), _buckets(histogram, FEWER_BUCKETS)
+    yield "peerlane_recoveries_total", (), told.recoveries
+    yield "peerlane_recovery_seconds_total", (), told.recovery_seconds
+    if told.round_trip is not None:
+        yield "peerlane_redis_round_trip_seconds", (), told.round_trip
+
+
+def _of_observer(told: ObserverMetrics) -> Iterator[Sample]:
+    for name, counted, most in (
+        ("peerlane_sweeps_total", told.sweeps, MOST_OUTCOMES),
+        ("peerlane_sweep_removed_total", told.removed, MOST_REASONS),
+        ("peerlane_reconciliations_total", told.reconciliations, MOST_OUTCOMES),
+        ("peerlane_drift_total", told.drift, MOST_KINDS),
+    ):
+        yield from _few(name, {(kind,): count for kind, count in counted.items()}, most)
+    for direction, moved in (("received", told.received), ("sent", told.sent)):
+        if moved is not None:
+            yield "peerlane_traffic_bytes_total", (direction,), moved
+    if told.read_seconds is not None:
+        yield "peerlane_observer_read_seconds", (), told.read_seconds
+
+
+def _few(name: str, counted: Mapping[tuple[str, ...], float], most: int) -> Iterator[Sample]:
+    """At most so many samples: the rest together, as ``other``."""
+    rows = sorted(counted.items())
+    for labels, count in rows[: most if len(rows) <= most else most - 1]:
+        yield name, labels, count
+    if len(rows) > most:
+        labels = ("other",) * len(rows[0][0])
+        yield name, labels, sum(count for _, count in rows[most - 1 :])
+
+
+def _buckets(histogram: Histogram, bounds: Sequence[float]) -> Value:
+    """Cumulative, as Prometheus has them."""
+    buckets: list[tuple[str, float]] = []
+    so_far = 0
+    for bound, count in zip((*BUCKETS, None), histogram.counts, strict=True):
+        so_far += count
+        if bound is None or bound in bounds:
+            buckets.append(("+Inf" if bound is None else str(bound), so_far))
+    return tuple(buckets), histogram.total

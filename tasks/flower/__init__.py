@@ -1,0 +1,1 @@
+"""Flower for a fleet of gateways: its workers, lanes and Gateways page out of Redis. Needs the extra ``flower``."""

@@ -1,0 +1,74 @@
+"""What Flower's pages show of the fleet: read every few seconds, kept while Redis is away."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.status.fleet_snapshot import FleetReader
+from peerlane.tasks.status.inspection import ANSWERS, nodes_of
+from peerlane.tasks.status.rates import FleetRates, Row
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks.
+EVERY = 2.0
+#: Seconds after which what was read is too old to call Flower healthy: two looks, and what they may wait for Redis.
+STALE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The fleet at one moment; its gateways in most trouble stand first."""
+
+    #: Redis' clock, in seconds.
+    at: float
+    rows: tuple[Row, ...]
+    beat_silent_for: float | None
+    #: Name of a worker → Celery's command → its answer, for dead ones too.
+    workers: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+
+class FleetView:
+    """The last look that succeeded, and what is wrong since. ``look`` blocks: it is for a thread."""
+
+    def __init__(self, reader: FleetReader) -> None:
+        self._reader = reader
+        self._rates = FleetRates()
+        self._looked = 0.0
+        #: None before the first.
+        self.last: Look | None = None
+        #: Why the last attempt failed; empty if it did not.
+        self.trouble = "nothing has been read from Redis yet"
+        self._away = False
+
+    def look(self) -> bool:
+        """Read now; whether that succeeded. An outage is told in two lines of the log: its begin and its end."""
+        try:
+            snapshot = self._reader.read()
+        except PeerlaneError as error:
+            self.trouble = error.message
+            if not self._away:
+                log.error("the fleet cannot be read: %s", error.message)
+            self._away = True
+            return False
+        workers = {node.name: {command: node.answer(command) for command in ANSWERS} for node in nodes_of(snapshot)}
+        rows = tuple(self._rates.rows(snapshot))
+        self.last = Look(snapshot.at, rows, snapshot.beat_silent_for, workers)
+        if self._away:
+            log.warning("the fleet can be read again")
+        self.trouble, self._away, self._looked = "", False, time.monotonic()
+        return True
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last look that succeeded."""
+        return time.monotonic() - self._looked
+
+    @property
+    def healthy(self) -> bool:
+        """Whether Redis has answered the last look, a moment ago."""
+        return not self.trouble and self.age < STALE

@@ -1,0 +1,191 @@
+"""The Gateways page's content: columns, cells, sentences, document. Pure; templates escape, not this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from peerlane.tasks.flower.fleet_view import Look
+from peerlane.tasks.status.gateway_status import missed_count, removed_count
+from peerlane.tasks.status.rates import Row
+
+#: Share of the peers a gateway may have, or of the requests that may wait, from which on a cell is coloured.
+NEARLY, ALMOST = 0.8, 0.95
+
+_STATES = {"active": "success", "draining": "warning", "recovering": "warning"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell's text; ``colour`` is success, warning or danger, or empty."""
+
+    text: str
+    colour: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its title, what it means, and what of a row stands in it."""
+
+    title: str
+    meaning: str
+    cell: Callable[[Row], Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """Something that a person has to look at; ``runbook`` is an address, or empty."""
+
+    text: str
+    runbook: str = ""
+
+
+def cells(row: Row) -> list[Cell]:
+    """A gateway's cells, in the order of ``COLUMNS``."""
+    return [column.cell(row) for column in COLUMNS]
+
+
+def summary(look: Look | None) -> str:
+    """The fleet in a line."""
+    if look is None:
+        return "Nothing has been read yet."
+    rows = look.rows
+    made, gone = (sum(rate or 0 for rate in rates) for rates in _changes(rows))
+    active, waiting = sum(row.state == "active" for row in rows), sum(row.waiting + row.waiting_bulk for row in rows)
+    beat = "" if look.beat_silent_for is None else f"; beat asked {span(look.beat_silent_for)} ago"
+    return (
+        f"{active:,} of {len(rows):,} active; {sum(row.peers for row in rows):,} peers, +{made:,.0f}/s -{gone:,.0f}/s;"
+        f" {waiting:,} waiting{beat}; as of {time.strftime('%H:%M:%S UTC', time.gmtime(look.at))}"
+    )
+
+
+def _changes(rows: tuple[Row, ...]) -> tuple[list[float | None], list[float | None]]:
+    return [row.created_per_second for row in rows], [row.deleted_per_second for row in rows]
+
+
+def sentences(look: Look) -> list[Sentence]:
+    """Alarms, full lanes, messages set aside, a missing beat."""
+    found = [
+        Sentence(f"ALARM {row.gateway} {alarm.kind}, for {span(max(0.0, look.at - alarm.since))}: {alarm.message}")
+        for row in look.rows
+        for alarm in row.alarms
+    ]
+    for row in look.rows:
+        if row.lane_full:
+            count = max(row.waiting, row.waiting_bulk)
+            found.append(Sentence(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused."))
+        if row.set_aside:
+            count = f"{row.set_aside:,} message{'' if row.set_aside == 1 else 's'}"
+            found.append(Sentence(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}"))
+    if any(row.observed for row in look.rows) and all(row.beat_missing for row in look.rows if row.observed):
+        found.append(Sentence(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?"))
+    if hidden := sum(not row.visible for row in look.rows):
+        found.append(Sentence(f"Alarms and observers of {hidden} gateways are not for this Redis user to see."))
+    return found
+
+
+def as_document(look: Look | None, trouble: str) -> dict[str, Any]:
+    """The page for programs, as ``peerlane top --json`` tells it; ``trouble`` is why it is old, or empty."""
+    return {
+        "at": None if look is None else round(look.at, 3),
+        "trouble": trouble or None,
+        "beat_silent_for": None if look is None else look.beat_silent_for,
+        "gateways": [] if look is None else [row.as_dict() for row in look.rows],
+    }
+
+
+def span(seconds: float) -> str:
+    """A duration, roughly."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _state(row: Row) -> Cell:
+    name = "stopped" if row.stopped else row.state
+    text = f"{name} {row.recovered}" if row.recovered else name
+    return Cell(text, _STATES.get(name, "danger"))
+
+
+def _filled(count: int, most: int, text: str) -> Cell:
+    share = count / most if most else 0.0
+    return Cell(text, "danger" if share >= ALMOST else "warning" if share >= NEARLY else "")
+
+
+def _peers(row: Row) -> Cell:
+    return _filled(row.peers, row.max_peers, f"{row.peers:,} of {row.max_peers:,}")
+
+
+def _waiting(count: int, row: Row) -> Cell:
+    return _filled(count, row.lane_cap, f"{count:,} of {row.lane_cap:,}" if count else "0")
+
+
+def _wait(row: Row) -> Cell:
+    if row.wait is None:
+        return Cell("")
+    if row.wait.kind == "at_least":
+        return Cell(f"more than {span(row.wait.seconds)}", "danger")
+    return Cell(f"about {row.wait.seconds:.1f} s", "warning" if row.wait.seconds >= 1 else "")
+
+
+def _rate(rate: float | None) -> Cell:
+    return Cell("" if rate is None else f"{rate:,.1f}".removesuffix(".0"))
+
+
+def _writer(row: Row) -> Cell:
+    if row.silent_for is None:
+        return Cell("ended" if row.stopped else "none", "danger")
+    return Cell(f"{span(max(1.0, row.silent_for))} ago", "danger" if row.state == "down" else "")
+
+
+def _observer(row: Row) -> Cell:
+    if row.observer_silent_for is None:
+        return Cell("none" if row.visible else "hidden", "warning")
+    return Cell(f"{span(max(1.0, row.observer_silent_for))} ago", "" if row.observed else "danger")
+
+
+def _sweep(row: Row) -> Cell:
+    if not row.sweep:
+        return Cell("none")
+    outcome, removed, missed = row.sweep.get("outcome"), removed_count(row.sweep), missed_count(row.sweep)
+    ago = f"{span(float(row.sweep['ago']))} ago"
+    if outcome == "refused":
+        return Cell(f"refused {ago}", "danger")
+    if outcome == "running":
+        return Cell(f"running: {removed:,} removed", "warning")
+    if missed:
+        return Cell(f"{removed:,} of {removed + missed:,} removed {ago}", "danger")
+    return Cell(f"{removed:,} removed {ago}", "warning" if row.sweep.get("stopped") else "")
+
+
+def _alarms(row: Row) -> Cell:
+    if not row.visible:
+        return Cell("hidden", "warning")
+    return Cell(", ".join(alarm.kind for alarm in row.alarms) or "none", "danger" if row.alarms else "")
+
+
+def _aside(row: Row) -> Cell:
+    return Cell("" if row.set_aside is None else f"{row.set_aside:,}", "warning" if row.set_aside else "")
+
+
+COLUMNS = (
+    Column("Gateway", "its name", lambda row: Cell(row.gateway)),
+    Column("State", "active, draining, recovering, stopped or down", _state),
+    Column("Alarms", "kinds of alarms that stand", _alarms),
+    Column("Region", "as its settings name it", lambda row: Cell(row.region)),
+    Column("Peers", "peers, of the most it takes", _peers),
+    Column("Lane", "interactive requests that wait, of the most that may", lambda row: _waiting(row.waiting, row)),
+    Column("Bulk", "bulk requests that wait, of the most that may", lambda row: _waiting(row.waiting_bulk, row)),
+    Column("Wait", "for how long requests wait; more than: nothing was answered meanwhile", _wait),
+    Column("+/s", "peers created a second", lambda row: _rate(row.created_per_second)),
+    Column("−/s", "peers deleted a second", lambda row: _rate(row.deleted_per_second)),
+    Column("Refused/s", "requests refused by the writer a second", lambda row: _rate(row.refused_per_second)),
+    Column("Writer", "its last sign of life", _writer),
+    Column("Starts", "how often a writer has started: its epoch", lambda row: Cell(f"{row.epoch:,}")),
+    Column("Observer", "its last sign of life", _observer),
+    Column("Last sweep", "what it removed", _sweep),
+    Column("Set aside", "messages that could not be carried out", _aside),
+)

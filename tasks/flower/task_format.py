@@ -1,0 +1,40 @@
+"""How Flower shows a request that was refused: by its code and its sentence, not by a traceback of the writer's."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from peerlane.tasks import errors
+from peerlane.tasks.errors import PeerlaneError, WriterError
+
+#: An exception's repr, as an event has it.
+_REPR = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\)", re.DOTALL)
+_BY_NAME: dict[str, type[PeerlaneError]] = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PeerlaneError)
+}
+
+
+def formatted(task: Any) -> Any:
+    """Flower's option ``format_task``: called with a copy of what it knows of a task."""
+    told = refusal(getattr(task, "exception", None))
+    if told is not None:
+        code, message = told
+        task.result = code
+        task.exception = f"{code}: {message}"
+        task.traceback = None
+    return task
+
+
+def refusal(exception: object) -> tuple[str, str] | None:
+    """Code and message of an error of ours, from its repr; None for all that a traceback is needed to understand."""
+    parts = _REPR.fullmatch(exception) if isinstance(exception, str) else None
+    kind = _BY_NAME.get(parts["name"]) if parts is not None else None
+    if parts is None or kind is None or issubclass(kind, WriterError):
+        return None
+    try:
+        message = ast.literal_eval(f"({parts['arguments']},)")[0]
+    except (ValueError, SyntaxError, IndexError, RecursionError, MemoryError):
+        message = parts["arguments"]  # an event may cut a long text off
+    return kind.code, str(message)

@@ -1,0 +1,159 @@
+"""``celery status`` and ``celery inspect``: answered from what gateways write in Redis; nothing is sent to anybody."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from gateways import GatewayProcess, MakeSettings, clean_environment, close
+from observers import Observer, ending
+from servers import RedisServer
+from waiting import eventually
+
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import OutcomeUnknown
+from peerlane.tasks.status.inspection import ANSWERS
+
+#: Every other command of Celery's that a worker would obey or answer.
+OTHERS = (
+    *("shutdown", "revoke", "revoke_by_stamped_headers", "rate_limit", "time_limit", "enable_events", "disable_events"),
+    *("pool_grow", "pool_shrink", "pool_restart", "autoscale", "add_consumer", "cancel_consumer", "election", "clock"),
+    *("hello", "report", "query_task", "objgraph", "memsample", "memdump"),
+)
+
+
+@pytest.fixture(scope="module")
+def fleet(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway with its observer; and fra, whose writer died long ago."""
+    writer = GatewayProcess("iad", redis_server.url, tmp_path_factory.mktemp("fleet"), dataplane="memory")
+    writer.start()
+    dead: dict[Any, Any] = {
+        "heartbeat": "1000",
+        "phase": "serving",
+        "holder_host": "gone",
+        "holder_pid": "7",
+        "max_peers": "10",
+    }
+    redis_server.redis.hset(names.gateway_key("fra"), mapping=dead)
+    redis_server.redis.sadd(names.GATEWAYS_KEY, "fra")
+    with ending(observer := Observer(writer)):
+        observer.says("ready.")
+        yield writer
+    redis_server.redis.srem(names.GATEWAYS_KEY, "fra", "iad")
+    writer.finish()
+
+
+@pytest.fixture
+def app(fleet: GatewayProcess, settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    made = PeerlaneApp(settings(redis_url=fleet.settings["redis_url"]))
+    yield made
+    close(made)
+
+
+def celery(fleet: GatewayProcess, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "peerlane", *words],
+        env=clean_environment() | {"PEERLANE_REDIS_URL": fleet.settings["redis_url"], "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def nodes(app: PeerlaneApp) -> tuple[str, str]:
+    """The names of the writer and of the observer."""
+    answers = app.control.inspect().ping() or {}
+    observer, writer = sorted(answers)
+    return writer, observer
+
+
+def test_live_writers_and_observers_answer_a_ping_and_dead_ones_do_not(app: PeerlaneApp) -> None:
+    writer, observer = nodes(app)
+    assert writer.startswith("iad@")
+    assert observer.startswith("iad-observer@")
+
+
+def test_celerys_status_lists_them(fleet: GatewayProcess, app: PeerlaneApp) -> None:
+    ended = celery(fleet, "status")
+    assert ended.returncode == 0, ended.stderr
+    assert all(f"{node}: OK" in ended.stdout for node in nodes(app))
+    assert "2 nodes online." in ended.stdout
+    document = celery(fleet, "status", "--json").stdout.splitlines()[0]
+    assert json.loads(document) == {node: {"ok": "pong"} for node in nodes(app)}
+
+
+def test_one_node_can_be_asked_and_serves_as_a_health_check(fleet: GatewayProcess, app: PeerlaneApp) -> None:
+    writer, _ = nodes(app)
+    assert celery(fleet, "inspect", "ping", "-d", writer).returncode == 0
+    assert celery(fleet, "inspect", "ping", "-d", "fra@gone").returncode == 69
+
+
+@pytest.mark.parametrize("command", sorted(ANSWERS))
+def test_each_answer_is_one_that_celery_prints(fleet: GatewayProcess, command: str) -> None:
+    ended = celery(fleet, "inspect", command)
+    assert ended.returncode == 0, ended.stderr
+    assert "2 nodes online." in ended.stdout
+
+
+def test_the_queues_of_a_node_are_its_lanes(app: PeerlaneApp) -> None:
+    writer, observer = nodes(app)
+    found: Any = app.control.inspect().active_queues()
+    assert [queue["name"] for queue in found[writer]] == ["gateway.iad", "gateway.iad.bulk"]
+    assert [queue["name"] for queue in found[observer]] == ["gateway.iad.observer"]
+
+
+def test_stats_tell_state_peers_and_alarms(app: PeerlaneApp, redis_server: RedisServer) -> None:
+    writer, _ = nodes(app)
+    redis_server.redis.hset(names.alarms_key("iad"), "drill", '{"message": "only a drill", "since": 1, "detail": {}}')
+    found: Any = app.control.inspect(destination=[writer]).stats()
+    redis_server.redis.hdel(names.alarms_key("iad"), "drill")
+    assert list(found) == [writer]
+    told = found[writer]
+    assert (told["state"], told["alarms"]) == ("active", "drill: only a drill")
+    assert told["peers"].startswith("0 of ")
+
+
+def test_a_pattern_and_a_limit_are_obeyed(app: PeerlaneApp) -> None:
+    writer, observer = nodes(app)
+    assert list(app.control.inspect(pattern="*-observer@*").ping() or {}) == [observer]
+    assert app.control.broadcast("ping", reply=True, limit=1) == [{writer: {"ok": "pong"}}]
+
+
+def test_no_command_is_sent_and_none_but_inspection_is_answered(
+    fleet: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
+) -> None:
+    redis_server.redis.config_resetstat()
+    fleet.pause()  # what it sends is not to be counted
+    sent = sent_by_others(redis_server)
+    for command in OTHERS:
+        assert app.control.broadcast(command, {"task_id": "iad.x"}, reply=True, timeout=60) == []
+        assert app.control.broadcast(command, {"task_id": "iad.x"}) is None
+    app.control.shutdown()
+    app.control.revoke("iad.x", terminate=True)
+    assert app.control.ping(timeout=60)
+    assert sent_by_others(redis_server) == sent
+    fleet.resume()
+    assert fleet.status is None
+
+
+def sent_by_others(server: RedisServer) -> int:
+    """How many commands that send or change something it has seen."""
+    stats: dict[str, Any] = server.redis.info("commandstats")
+    sends = ("publish", "lpush", "rpush", "sadd", "eval", "evalsha", "zadd", "set", "xadd")
+    return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in sends)
+
+
+def test_away_is_told_as_that(own_redis: RedisServer, settings: MakeSettings) -> None:
+    app = PeerlaneApp(settings(redis_url=own_redis.url))
+    own_redis.stop()
+    with pytest.raises(OutcomeUnknown):
+        app.control.inspect().ping()
+    own_redis.start()
+    eventually(lambda: app.control.inspect().ping() is None, "an answer that nobody is there")
+    close(app)

@@ -1,0 +1,161 @@
+"""``active`` means served: a writer that gives signs of life while its main thread hangs is told as what it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from commands import Shell
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from keys import some_key
+from waiting import eventually
+
+from peerlane import Fleet
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import Draining, TimedOut, Unavailable
+from peerlane.tasks.lane.admission import LaneState
+from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.workers.host.pulse import LONG, SILENCE, SOON, Pulse
+
+NOW = 1_800_000_000_000
+
+
+def lane(**facts: object) -> LaneState:
+    told = {"heartbeat": NOW - 800, "phase": "serving", "state": "active", **facts}
+    raw = {name.encode(): str(value).encode() for name, value in told.items()}
+    return LaneState.of("iad", raw, 0, 0, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ({}, "active"),  # a writer of an earlier version does not say
+        ({"idle_ms": 900, "idle_may_ms": 5_000}, "active"),
+        ({"idle_ms": 5_001, "idle_may_ms": 5_000}, "stuck"),
+        ({"idle_ms": 60_000, "idle_may_ms": 120_000}, "active"),  # a long list is being carried out
+        ({"idle_ms": 60_000, "idle_may_ms": 120_000, "phase": "recovering"}, "recovering"),
+        ({"idle_ms": 121_000, "idle_may_ms": 120_000, "phase": "recovering"}, "stuck"),
+        ({"idle_ms": 6_000, "idle_may_ms": 5_000, "state": "draining"}, "stuck"),
+        ({"idle_ms": 6_000, "idle_may_ms": 5_000, "heartbeat": NOW - 60_000}, "down"),
+        ({"idle_ms": "soon", "idle_may_ms": "later"}, "active"),
+    ],
+)
+def test_a_lane_that_is_not_turned_for_longer_than_its_writer_said_is_stuck(
+    facts: dict[str, object], state: str
+) -> None:
+    found = lane(**facts)
+    assert found.state == state
+    assert GatewayInfo.from_state(found).state == state
+    refusal = found.refusal(bulk=False, create=True)
+    assert (refusal is None) == (state == "active")
+    assert not isinstance(refusal, Draining)
+
+
+def test_the_main_thread_says_that_it_goes_on_and_whether_it_serves() -> None:
+    reading, writing = os.pipe()
+    pulse = Pulse(0.0)
+    assert pulse.idle() > SOON
+    pulse.tell_by(writing)
+    pulse.turn(LONG)
+    pulse.serving = True
+    pulse.turn()
+    assert pulse.idle() < SOON
+    for _ in range(1000):
+        pulse.turn()
+    pulse.turn(LONG)
+    turned = pulse.turned
+    pulse.wait()
+    assert pulse.turned == turned, "who waits for Redis serves nobody, and is alive"
+    said = os.read(reading, 65536).decode().splitlines()
+    changes = [line for line, before in zip(said, ["", *said], strict=False) if line != before]
+    long, soon = f"{LONG:g} serving", f"{SILENCE:g} serving"
+    assert changes == [f"{LONG:g} starting", soon, long, soon]
+    assert len(said) < 100, "not at every turn"
+    os.close(reading)
+    pulse.turn(LONG)  # nobody reads any more
+    os.close(writing)
+
+
+class Hung:
+    """A gateway whose main thread hangs in a request, while its heartbeat goes on; and its failpoints' file."""
+
+    def __init__(self, make: MakeGateway, client: MakeClient, directory: Path) -> None:
+        self.control = directory / "failpoints"
+        self.gateway: GatewayProcess = make(test_failpoints=self.control)
+        self.api = client(self.gateway)
+        self.control.write_text("before_apply:hang")
+        with pytest.raises(TimedOut):
+            self.api.create_peer(some_key(), timeout=1)
+
+    def state(self) -> str:
+        return self.gateway.look().state
+
+
+def test_a_writer_that_hangs_is_told_everywhere_and_callers_are_refused_at_once(
+    gateway: MakeGateway, client: MakeClient, settings: MakeSettings, tmp_path: Path
+) -> None:
+    hung = Hung(gateway, client, tmp_path)
+    name, shell = hung.gateway.name, Shell(hung.gateway)
+    eventually(lambda: hung.state() == "stuck", "the lane being told as stuck", within=30)
+    with pytest.raises(Unavailable, match=rf"the writer of {name} is stuck: .* served nothing for \d+ s") as refusal:
+        hung.api.create_peer(some_key(), timeout=600)
+    assert refusal.value.retry_after == 5.0
+    with pytest.raises(Unavailable, match="stuck"):
+        hung.api.delete_peer(some_key(), timeout=600)
+    app = PeerlaneApp(settings(redis_url=hung.gateway.settings["redis_url"]))
+    by_name = {one.name: one for one in Fleet(app).gateways()}
+    assert by_name[name].state == "stuck"
+    close(app)
+
+    assert shell.ask("gateway", "alive", name, status=1) | {"silent_for": 0, "idle_for": 0} == {
+        "gateway": name,
+        "alive": False,
+        "state": "stuck",
+        "silent_for": 0,
+        "idle_for": 0,
+    }
+    assert f"{name} is stuck" in shell.run("gateway", "alive", name).output
+    assert "stuck, has served nothing for" in shell.run("gateway", "show", name).output
+    (listed,) = [one for one in shell.ask("gateway", "list")["gateways"] if one["name"] == name]
+    assert listed["state"] == "stuck"
+    assert listed["idle_for"] > SOON
+    (row,) = shell.ask("top", "--once", name)["gateways"]
+    assert row["state"] == "stuck"
+    told = {
+        check["sentence"] for check in shell.ask("doctor", status=1)["checks"] if check["what"] == f"gateway {name}"
+    }
+    assert any("stuck: its writer has served nothing" in sentence for sentence in told)
+
+    hung.control.write_text("")
+    eventually(lambda: hung.state() == "active", "the lane being served again", within=30)
+    assert shell.ask("gateway", "alive", name)["alive"] is True
+    assert hung.api.create_peer(some_key(), timeout=20).outcome == "created"
+
+
+def test_a_health_check_knows_alive_from_ready_and_down_from_unknown(gateway: MakeGateway) -> None:
+    one = gateway()
+    shell = Shell(one)
+    assert shell.run("gateway", "alive", one.name).output == f"{one.name} is active\n"
+    assert shell.ask("gateway", "alive", one.name, "--ready")["state"] == "active"
+    one.stop()
+    assert shell.ask("gateway", "alive", one.name, status=1)["state"] == "down"
+    assert f"{one.name} is stopped" in shell.run("gateway", "alive", one.name).output
+    assert shell.run("gateway", "alive", "nowhere").exit_code == 3
+
+
+def test_a_writer_that_brings_its_peers_back_is_alive_and_not_ready(
+    gateway: MakeGateway, client: MakeClient, tmp_path: Path
+) -> None:
+    control = tmp_path / "failpoints"
+    one = gateway(test_failpoints=control)
+    client(one).create_peer(some_key())
+    one.stop()
+    control.write_text("between_batches:hang")
+    one.start(wait=False)
+    shell = Shell(one)
+    eventually(lambda: one.look().state == "recovering", "a recovery that takes long", within=30)
+    assert shell.ask("gateway", "alive", one.name)["state"] == "recovering"
+    assert shell.ask("gateway", "alive", one.name, "--ready", status=1)["alive"] is False
+    control.write_text("")
+    one.await_serving()

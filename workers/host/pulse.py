@@ -1,0 +1,69 @@
+"""Whether this process' main thread goes on. It says so as it works, and within which time it will say so again.
+
+The heartbeat tells the fleet for how long the lane was not turned; a supervisor that started this process is told by a
+pipe, and ends a process that keeps silent. Like the thread it is about, there is one in a process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+#: Seconds between two turns of a lane, at most: it is turned each second, and at each request.
+SOON = 5.0
+#: The same while something long goes on: a step of a recovery, a list of peers.
+LONG = 120.0
+#: Seconds of silence after which a supervisor ends the process, at least.
+SILENCE = 30.0
+#: Seconds between two words to the supervisor, at least.
+_SPARING = 0.5
+
+
+@dataclass(slots=True)
+class Pulse:
+    """What the main thread has said last. Its attributes may be read from other threads."""
+
+    #: When the lane was last turned, on the monotonic clock, and within how many seconds it is to be turned again.
+    turned: float
+    within: float = LONG
+    #: Whether the lane has been served since the process began.
+    serving: bool = False
+    _pipe: int | None = None
+    _said: bytes = b""
+    _said_at: float = 0.0
+
+    def turn(self, within: float = SOON) -> None:
+        """The lane was turned: a request taken a step further, or looked for."""
+        self.turned, self.within = time.monotonic(), within
+        self._tell(within)
+
+    def wait(self) -> None:
+        """The thread goes on but serves nobody, because Redis is away: no reason to end it."""
+        self._tell(SOON)
+
+    def idle(self) -> float:
+        """Seconds since the lane was turned."""
+        return time.monotonic() - self.turned
+
+    def tell_by(self, pipe: int) -> None:
+        """Tell a supervisor too, by the writing end of a pipe."""
+        os.set_blocking(pipe, False)
+        os.set_inheritable(pipe, False)  # noqa: FBT003 - likewise
+        self._pipe = pipe
+        self._tell(LONG)
+
+    def _tell(self, within: float) -> None:
+        if self._pipe is None:
+            return
+        now = time.monotonic()
+        line = f"{max(SILENCE, within):g} {'serving' if self.serving else 'starting'}\n".encode()
+        if line == self._said and now - self._said_at < _SPARING:
+            return
+        self._said, self._said_at = line, now
+        with suppress(OSError):  # nobody reads, or not fast enough
+            os.write(self._pipe, line)
+
+
+PULSE = Pulse(time.monotonic())

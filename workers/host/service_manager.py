@@ -1,0 +1,42 @@
+"""What a service manager is told of a service: sd_notify(3), by the socket that NOTIFY_SOCKET names. Does not fail."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceManager:
+    """systemd, or what speaks as it does. Without a socket nothing is said."""
+
+    address: str | None = None
+    #: Seconds between two signs of life that it asks for (WatchdogSec); None: it asks for none.
+    asks_every: float | None = None
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> ServiceManager:
+        """As the process' environment names it."""
+        named = environment.get("NOTIFY_SOCKET", "")
+        if named[:1] not in ("/", "@"):
+            return cls()
+        micros, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
+        asked = micros.isdecimal() and int(micros) > 0 and pid in ("", str(os.getpid()))
+        # Half of what it waits for, as sd_watchdog_enabled(3) recommends.
+        return cls(named, int(micros) / 2e6 if asked else None)
+
+    def tell(self, *lines: str) -> None:
+        """Such as READY=1, STATUS=…, WATCHDOG=1."""
+        if self.address is None:
+            return
+        name = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
+            told.settimeout(0)
+            told.sendto("\n".join(lines).encode(), name)
+
+
+#: What a child's environment does not hold: it is this process that the service manager hears.
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")

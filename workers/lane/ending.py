@@ -1,0 +1,130 @@
+"""How a request ends where nothing in this process listens to Celery's signals for tasks: the lean form.
+
+Celery makes an object of each request and traces its task, for signals, callbacks and a result that is still to be
+stored. Here the commit has stored the result. What is left: the events that Flower shows, the counts that heartbeats
+tell, the line in the log, the acknowledgement. Where a receiver is connected to one of ``SIGNALS``, Celery's own form
+is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+from celery import signals
+from celery.app.trace import LOG_FAILURE, LOG_SUCCESS
+from celery.worker import state as worker_state
+
+from peerlane.tasks.errors import Fenced, PeerlaneError
+from peerlane.tasks.lane.tasks import in_short
+from peerlane.workers import failpoints
+from peerlane.workers.lane.taken import TakenMessage
+
+log = logging.getLogger(__name__)
+#: Where Celery itself logs that a task has ended, and where it is silenced (peerlane.workers.cli.run).
+_trace_log = logging.getLogger("celery.app.trace")
+
+#: Events sent as one message at the end of the event loop's turn; those of a whole group. Celery's default is 24.
+EVENTS_AT_ONCE = 512
+
+#: What Celery sends to receivers while it carries a task out.
+SIGNALS = (
+    signals.task_received,
+    signals.task_prerun,
+    signals.task_postrun,
+    signals.task_success,
+    signals.task_failure,
+    signals.task_rejected,
+)
+
+
+def somebody_listens() -> bool:
+    """Whether a receiver is connected to a signal that only Celery's own form sends."""
+    return any(cast("Any", signal).receivers for signal in SIGNALS)
+
+
+class TaskEvents:
+    """The events of one task's requests, with the fields that Celery's own have."""
+
+    def __init__(self, task: Any, eventer: Any) -> None:
+        self._name = str(task.name)
+        self._eventer = eventer if eventer and eventer.enabled and task.send_events else None
+        if self._eventer is not None:
+            self._eventer.buffer_limit = EVENTS_AT_ONCE
+
+    def received(self, request_id: str, shown: str) -> None:
+        """``shown`` is what may be seen of the arguments."""
+        if self._eventer is not None:
+            self._eventer.send(
+                "task-received",
+                uuid=request_id,
+                name=self._name,
+                args="()",
+                kwargs=shown,
+                root_id=request_id,
+                parent_id=None,
+                retries=0,
+                eta=None,
+                expires=None,
+            )
+
+    def started(self, request_id: str) -> None:
+        if self._eventer is not None:
+            self._eventer.send("task-started", uuid=request_id)
+
+    def ended(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
+        if self._eventer is None:
+            return
+        if isinstance(outcome, PeerlaneError):
+            self._eventer.send("task-failed", uuid=request_id, exception=repr(outcome), traceback="")
+        else:
+            result = repr(in_short(outcome))
+            self._eventer.send("task-succeeded", uuid=request_id, result=result, runtime=runtime)
+
+    def rejected(self, request_id: str) -> None:
+        if self._eventer is not None:
+            self._eventer.send("task-rejected", uuid=request_id, requeue=True)
+
+
+class LeanEnding:
+    """Ends the requests of one task."""
+
+    def __init__(self, task: Any, consumer: Any, events: TaskEvents) -> None:
+        self._name = str(task.name)
+        self._consumer = consumer
+        self._events = events
+
+    def begin(self, taken: TakenMessage) -> None:
+        """It is about to be carried out."""
+        worker_state.total_count[self._name] += 1
+        worker_state.all_total_count[0] += 1
+        self._events.started(taken.delivery.request_id)
+
+    def end(self, taken: TakenMessage, began: float) -> bool:
+        """It has been carried out since ``began``. False: a newer writer has taken over, and it is to be given back."""
+        failpoints.reach("before_acknowledge")
+        if taken.outcome is None:
+            return False
+        runtime = time.monotonic() - began
+        taken.acknowledge(log, self._consumer.connection_errors)
+        self._events.ended(taken.delivery.request_id, taken.outcome.result, runtime)
+        if _trace_log.isEnabledFor(logging.INFO):
+            self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
+        return True
+
+    def give_back(self, taken: TakenMessage) -> None:
+        """Put it back on the lane, for the writer that has taken over; this worker ends."""
+        worker_state.should_stop = Fenced.exit_code
+        taken.give_back(log, self._consumer.connection_errors)
+        self._events.rejected(taken.delivery.request_id)
+
+    def _tell(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
+        told: dict[str, object] = {"id": request_id, "name": self._name}
+        if isinstance(outcome, PeerlaneError):
+            told |= {"description": "raised expected", "exc": repr(outcome)}
+            _trace_log.info(LOG_FAILURE, told, extra={"data": told})
+        else:
+            told |= {"return_value": repr(in_short(outcome)), "runtime": runtime}
+            _trace_log.info(LOG_SUCCESS, told, extra={"data": told})

@@ -1,0 +1,47 @@
+"""What an observer counts of its sweeps, reconciliations and readings, told with its heartbeat. Cumulative."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
+
+from peerlane.config import names
+from peerlane.workers.upkeep.activity_tracker import ActivityTracker
+
+
+class UpkeepMeasurements:
+    """Since this observer began. Belongs to its thread."""
+
+    def __init__(self) -> None:
+        #: When it began, in ms on Redis' clock; known once it has told that it lives.
+        self.began_ms = 0
+        self._sweeps: Counter[str] = Counter()
+        self._removed: Counter[str] = Counter()
+        self._reconciliations: Counter[str] = Counter()
+        self._drift: Counter[str] = Counter()
+
+    def ended(self, task: str, report: Mapping[str, Any]) -> None:
+        """A sweep or a reconciliation is over; with its report."""
+        ended, counted, kinds = (
+            (self._sweeps, self._removed, report.get("removed"))
+            if task == names.SWEEP
+            else (self._reconciliations, self._drift, report.get("found"))
+        )
+        ended[str(report.get("outcome"))] += 1
+        if isinstance(kinds, dict):
+            counted.update(cast("dict[str, int]", kinds))
+
+    def document(self, counted: ActivityTracker | None) -> dict[str, Any]:
+        """For ``tasks.wire.metrics``."""
+        document: dict[str, Any] = {
+            "began": self.began_ms,
+            "sweeps": self._sweeps,
+            "removed": self._removed,
+            "reconciliations": self._reconciliations,
+            "drift": self._drift,
+        }
+        if counted is not None:
+            received, sent = counted.traffic
+            document |= {"received": received, "sent": sent, "read_seconds": round(counted.took, 6)}
+        return document
