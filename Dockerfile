@@ -13,6 +13,9 @@ RUN pip install --no-cache-dir --no-index --find-links /wheels hatchling \
 
 # From those wheels, what a gateway, beat and Flower need; the tools of developers stay behind.
 FROM python:3.13-slim
+LABEL org.opencontainers.image.title="Peerlane" \
+      org.opencontainers.image.description="WireGuard peers for a fleet of gateways: gateway, beat, Flower, exporter" \
+      org.opencontainers.image.licenses="Apache-2.0"
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     python -m venv /opt/peerlane \
  && /opt/peerlane/bin/pip install --no-cache-dir --no-index --find-links /wheels "peerlane[gateway,flower,exporter]" \
@@ -22,4 +25,7 @@ RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
 ENV PATH=/opt/peerlane/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /var/lib/peerlane
 USER peerlane
+# Of a gateway that PEERLANE_GATEWAY names; compose.yaml has one for each service.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+  CMD ["sh", "-c", "test -z \"$PEERLANE_GATEWAY\" || exec peerlane gateway alive \"$PEERLANE_GATEWAY\""]
 CMD ["peerlane", "--help"]

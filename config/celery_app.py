@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import click
 from celery import Celery
+from celery.signals import import_modules
 from kombu import Exchange, Queue
 
 from peerlane.config import names
+from peerlane.config.logs import CeleryLogs
 from peerlane.config.settings import BadSettings, Settings, celery_url, current, redis_tls
 
 Role = Literal["client", "writer", "observer"]
@@ -126,8 +129,15 @@ class PeerlaneApp(Celery):
         self.role: Role = role
         self._settings = settings
         self.add_defaults(lambda: celery_settings(self.settings, role))
+        import_modules.connect(self._prepare_logs, sender=self)
         if role != "client":
             self.Worker = self.subclass_with_self("peerlane.workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
+
+    def _prepare_logs(self, **_: Any) -> None:
+        """A worker or a beat of this app is about to begin; nobody else's logs are ours to set up."""
+        command = click.get_current_context(silent=True)
+        if self.role != "client" or (command is not None and command.info_name == "beat"):
+            self._logs = CeleryLogs(self.settings, "beat" if self.role == "client" else self.role)
 
     @property
     def settings(self) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import tomllib
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,17 +16,15 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
-from peerlane.config import links, names, validators
+from peerlane.config import links, names, settings_file, validators
 from peerlane.config.bad_settings import BadSettings
 from peerlane.config.hosts import parse_dns, parse_endpoint
 
 #: What the variables of all settings begin with.
 PREFIX = "PEERLANE_"
-#: Variable that names the TOML file; without it, this path is read if it is there.
-SETTINGS_FILE_VARIABLE = "PEERLANE_SETTINGS"
+#: The TOML file that is read if it is there and ``settings_file.VARIABLE`` names no other.
 DEFAULT_SETTINGS_FILE = "/etc/peerlane/peerlane.toml"
 
 
@@ -81,6 +78,12 @@ class Settings(BaseSettings):
         60.0, gt=0, le=600, description="deadline of a request whose caller gave neither expires nor timeout"
     )
     timeout: float = Field(5.0, gt=0, le=600, description="how long a client waits unless told otherwise")
+
+    # What processes log.
+    log_format: Literal["text", "json"] = Field("text", description="json: one document a line, for collectors of logs")
+    log_level: Literal["debug", "info", "warning", "error"] | None = Field(
+        None, description="lines below it are left out; default: info, or what Celery's --loglevel says"
+    )
 
     # The gateway this process serves (writer, observer).
     gateway: str | None = Field(None, description="name of the gateway this host serves")
@@ -206,27 +209,12 @@ class Settings(BaseSettings):
         if isinstance(env_settings, EnvSettingsSource):
             foreign = {name.lower() for name in os.environ if links.of_an_engine(name, os.environ, PREFIX)}
             env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k not in foreign}
-        named = os.environ.get(SETTINGS_FILE_VARIABLE)
-        return (init_settings, env_settings, *_from_file(settings_cls, Path(named or DEFAULT_SETTINGS_FILE), named))
-
-
-def _from_file(settings: type[BaseSettings], path: Path, named: str | None) -> tuple[PydanticBaseSettingsSource, ...]:
-    # Nobody was promised the default one: in a directory that is closed to us there is none.
-    if not named and not validators.is_file(path):
-        return ()
-    try:
-        if path.is_file():
-            return (TomlConfigSettingsSource(settings, path),)
-        if named:
-            raise BadSettings(f"{SETTINGS_FILE_VARIABLE} names {named}, which is not a file")
-        return ()
-    except OSError as error:
-        way_out = "" if named else f"; {SETTINGS_FILE_VARIABLE} names another"
-        raise BadSettings(f"the settings file {path} cannot be read: {error.strerror}{way_out}") from None
-    except UnicodeDecodeError:  # not chained: it quotes what is in the file
-        raise BadSettings(f"the settings file {path} is not UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadSettings(f"the settings file {path} is not TOML: {error}") from None
+        named = os.environ.get(settings_file.VARIABLE)
+        return (
+            init_settings,
+            env_settings,
+            *settings_file.from_file(settings_cls, Path(named or DEFAULT_SETTINGS_FILE), named),
+        )
 
 
 def read(**overrides: Any) -> Settings:
@@ -235,7 +223,7 @@ def read(**overrides: Any) -> Settings:
     Raises:
         BadSettings: names each bad setting and what it should be.
     """
-    known = {*Settings.model_fields, SETTINGS_FILE_VARIABLE.removeprefix("PEERLANE_").lower()}
+    known = {*Settings.model_fields, settings_file.VARIABLE.removeprefix("PEERLANE_").lower()}
     # Test and kernel variables belong to the test suite and share the prefix.
     stray = sorted(
         name

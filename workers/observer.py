@@ -122,6 +122,7 @@ class ObserverService:
             view=view,
             clock=self._clock,
             errands=errands,
+            mtu=self.spec.mtu,
         )
         self._handler = UpkeepHandler(self._redis, self.settings, self._attendance, sweeper, reconciler)
 

@@ -263,7 +263,7 @@ _STATUS = (names.gateway_key, names.observer_key, names.alarms_key)
 
 def _exporter() -> tuple[Selector, ...]:
     """What gateways tell of themselves, for Prometheus; no peer's record, no request, no result. Writes nothing."""
-    hashes = (names.gateway_key, names.observer_key, names.alarms_key, names.metrics_key)
+    hashes = (*_STATUS, names.metrics_key)
     return (
         Selector((*_CONNECTION, "info")),
         Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),

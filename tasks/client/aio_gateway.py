@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.aio_subscription import ResultListener, end
+from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.lane import tasks as definitions
@@ -95,7 +96,8 @@ class AsyncGateway:
     ) -> PeerResult:
         """As Gateway.create_peer."""
         wish = create_arguments(public_key, allowed_ips, preshared_key, keepalive, ttl, labels, pinned)
-        return await self._ask(self._create, wish, timeout, request_id, bulk=bulk)
+        with counted(self.name):
+            return await self._ask(self._create, wish, timeout, request_id, bulk=bulk)
 
     async def delete_peer(
         self,
@@ -106,7 +108,8 @@ class AsyncGateway:
         bulk: bool = False,
     ) -> PeerResult:
         """As Gateway.delete_peer."""
-        return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+        with counted(self.name):
+            return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
 
     async def drain(self) -> Switched:
         """As Gateway.drain."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
@@ -89,7 +90,8 @@ class Gateway:
             KernelError: the kernel refused; nothing was changed.
         """
         wish = create_arguments(public_key, allowed_ips, preshared_key, keepalive, ttl, labels, pinned)
-        return self._ask(self._create, wish, timeout, request_id, bulk=bulk)
+        with counted(self.name):
+            return self._ask(self._create, wish, timeout, request_id, bulk=bulk)
 
     def delete_peer(
         self,
@@ -100,7 +102,8 @@ class Gateway:
         bulk: bool = False,
     ) -> PeerResult:
         """Delete a peer: ``deleted``, or ``absent`` where it was not there. Raises as ``create_peer`` does."""
-        return self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+        with counted(self.name):
+            return self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
 
     def _ask(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from peerlane.tasks.errors import KernelError, StorageError, WriterError
 from peerlane.tasks.exporter.families import FEWER_BUCKETS, STATES
 from peerlane.tasks.lane.admission import number
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
@@ -18,7 +19,14 @@ Value = float | tuple[tuple[tuple[str, float], ...], float]
 Sample = tuple[str, tuple[str, ...], Value]
 
 #: Most series of a gateway in families whose labels' values are not fixed.
-MOST_POOLS, MOST_REQUESTS, MOST_ALARMS, MOST_REASONS, MOST_OUTCOMES, MOST_KINDS = 2, 16, 6, 4, 4, 7
+MOST_POOLS, MOST_REQUESTS, MOST_ALARMS, MOST_REASONS, MOST_OUTCOMES, MOST_KINDS = 2, 22, 6, 4, 4, 8
+
+#: Failures that are not the caller's: told from the beginning, as Prometheus does not see a counter's first step.
+_NO_FAILURES = {
+    (operation, "refused", code): 0
+    for operation in ("create", "delete")
+    for code in (KernelError.code, StorageError.code, WriterError.code)
+}
 
 
 def samples(status: GatewayStatus) -> Iterator[Sample]:
@@ -78,9 +86,9 @@ def _of_writer(told: WriterMetrics) -> Iterator[Sample]:
     for pool, (held, size) in sorted(told.pools.items())[:MOST_POOLS]:
         yield "peerlane_pool_addresses_held", (pool,), held
         yield "peerlane_pool_addresses", (pool,), size
-    yield from _few("peerlane_requests_total", told.requests, MOST_REQUESTS)
+    yield from _few("peerlane_requests_total", {**_NO_FAILURES, **told.requests}, MOST_REQUESTS)
     for operation, histogram in told.seconds.items():
-        bounds = FEWER_BUCKETS if operation == "bulk" else BUCKETS
+        bounds = BUCKETS if operation == "create" else FEWER_BUCKETS
         yield "peerlane_request_seconds", (operation,), _buckets(histogram, bounds)
     for stage, histogram in told.stages.items():
         yield "peerlane_request_stage_seconds", (stage,), _buckets(histogram, FEWER_BUCKETS)

@@ -34,14 +34,6 @@ class Column:
     cell: Callable[[Row], Cell]
 
 
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """Something that a person has to look at; ``runbook`` is an address, or empty."""
-
-    text: str
-    runbook: str = ""
-
-
 def cells(row: Row) -> list[Cell]:
     """A gateway's cells, in the order of ``COLUMNS``."""
     return [column.cell(row) for column in COLUMNS]
@@ -65,24 +57,25 @@ def _changes(rows: tuple[Row, ...]) -> tuple[list[float | None], list[float | No
     return [row.created_per_second for row in rows], [row.deleted_per_second for row in rows]
 
 
-def sentences(look: Look) -> list[Sentence]:
+def sentences(look: Look) -> list[str]:
     """Alarms, full lanes, messages set aside, a missing beat."""
     found = [
-        Sentence(f"ALARM {row.gateway} {alarm.kind}, for {span(max(0.0, look.at - alarm.since))}: {alarm.message}")
+        f"ALARM {row.gateway} {alarm.kind}, for {span(max(0.0, look.at - alarm.since))}: {alarm.message}"
+        f" ({alarm.runbook})"
         for row in look.rows
         for alarm in row.alarms
     ]
     for row in look.rows:
         if row.lane_full:
             count = max(row.waiting, row.waiting_bulk)
-            found.append(Sentence(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused."))
+            found.append(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused.")
         if row.set_aside:
             count = f"{row.set_aside:,} message{'' if row.set_aside == 1 else 's'}"
-            found.append(Sentence(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}"))
+            found.append(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}")
     if any(row.observed for row in look.rows) and all(row.beat_missing for row in look.rows if row.observed):
-        found.append(Sentence(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?"))
+        found.append(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?")
     if hidden := sum(not row.visible for row in look.rows):
-        found.append(Sentence(f"Alarms and observers of {hidden} gateways are not for this Redis user to see."))
+        found.append(f"Alarms and observers of {hidden} gateways are not for this Redis user to see.")
     return found
 
 

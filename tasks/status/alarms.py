@@ -14,6 +14,11 @@ from peerlane.config import names
 
 log = logging.getLogger(__name__)
 
+#: Every kind there is: the headings of its section in ``RUNBOOKS``.
+KINDS = ("clock", "counters", "key_changed", "sweep", "unattended", "unknown_peers")
+#: Where it is written what to do, in the repository.
+RUNBOOKS = "docs/runbooks.md"
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
@@ -28,9 +33,14 @@ class Alarm:
     detail: Mapping[str, Any]
     at: int = 0
 
+    @property
+    def runbook(self) -> str:
+        """Where it is written what to do: a file of the repository, and the heading in it."""
+        return f"{RUNBOOKS}#{self.kind}" if self.kind in KINDS else RUNBOOKS
+
     def as_dict(self) -> dict[str, Any]:
         """The alarm for programs."""
-        return asdict(self)
+        return {**asdict(self), "runbook": self.runbook}
 
 
 def raise_alarm(

@@ -87,7 +87,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        return asdict(self)
+        return {**asdict(self), "alarms": [alarm.as_dict() for alarm in self.alarms]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,15 @@ __all__ = ["app"]
 _as_always = sweeping._requests  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a bench varies what is no setting
 
 
-def _requests(victims: Sequence[StalePeer], began: float) -> Iterator[dict[str, Any]]:
-    start = 0
-    while start < len(victims):
-        sweeping.SLICE = int(Path(os.environ[SIZE_FILE]).read_text())
-        part = victims[start : start + sweeping.SLICE]
-        request = next(iter(_as_always(part, began)), None)
-        if request is None:
-            return
+def _requests(slices: Iterable[Sequence[StalePeer]]) -> Iterator[dict[str, Any]]:
+    sweeping.SLICE = _size()
+    for request in _as_always(slices):
         yield request
-        start += len(part)
+        sweeping.SLICE = _size()
+
+
+def _size() -> int:
+    return int(Path(os.environ[SIZE_FILE]).read_text())
 
 
 sweeping._requests = _requests  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - likewise

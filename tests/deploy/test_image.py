@@ -54,7 +54,7 @@ def started(
     who = SOMEBODY if user is None else user
     program = shutil.which(words[0], path=environment["PATH"])
     assert program is not None, words
-    assert program.startswith(image.here("/opt/peerlane/")), "it comes out of the image"
+    assert program.startswith(image.here("/opt/peerlane/")) or words[0] in ("sh", "env"), "it comes out of the image"
     other: dict[str, Any] = {"user": who, "group": who, "extra_groups": []} if os.geteuid() == 0 else {}
     try:
         return subprocess.Popen(
@@ -94,6 +94,20 @@ def test_it_holds_what_its_lock_says_without_the_builder(image: Image) -> None:
     assert "hatchling" not in found
 
 
+def test_its_health_is_a_gateways_where_one_is_named(image: Image, own_redis: RedisServer) -> None:
+    own_redis.directory.chmod(0o755)
+    own_redis.socket.chmod(0o777)
+    for gateway, status in (("", 0), ("nobody", 3)):
+        health = started(image, ["env", f"PEERLANE_GATEWAY={gateway}", *image.health], PEERLANE_REDIS_URL=own_redis.url)
+        out, _ = health.communicate(timeout=60)
+        assert health.returncode == status, out
+
+
+def test_its_labels_say_what_it_is(image: Image) -> None:
+    assert image.labels["org.opencontainers.image.title"] == "Peerlane"
+    assert image.labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
 def test_a_directory_of_settings_and_keys_can_be_passed_by_every_user(image: Image) -> None:
     assert stat.S_IMODE(Path(image.here("/etc/peerlane")).stat().st_mode) == 0o755
 
@@ -126,6 +140,9 @@ def test_the_gateway_of_compose_serves_and_its_beat_schedules(
             image, "peerlane", "peer", "create", name, "--public-key", some_key(), "--timeout", "30", **settings
         )
         assert name in created
+        health = started(image, ["env", f"PEERLANE_GATEWAY={name}", *image.health], user=None, **settings)
+        out, _ = health.communicate(timeout=60)
+        assert (health.returncode, out) == (0, f"{name} is active\n")
         eventually(lambda: up("beat", f"sweep {name}: asked for"), "a slot of beat's", within=60)
     finally:
         for process in processes:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "deploy" / "peerlane-gateway@.service"
 BEAT = ROOT / "deploy" / "peerlane-beat.service"
 FLOWER = ROOT / "deploy" / "peerlane-flower.service"
+EXPORTER = ROOT / "deploy" / "peerlane-exporter.service"
 #: Where the units expect Peerlane; a host of tests has it elsewhere.
 INSTALLED = re.compile(r"/opt/peerlane/bin/(peerlane|celery)")
 
@@ -23,7 +24,7 @@ MOST_EXPOSED = 18
 #: The others have the network alone.
 MOST_EXPOSED_WITHOUT_RIGHTS = 13
 
-every_unit = pytest.mark.parametrize("unit", [UNIT, BEAT, FLOWER], ids=lambda unit: unit.stem)
+every_unit = pytest.mark.parametrize("unit", [UNIT, BEAT, FLOWER, EXPORTER], ids=lambda unit: unit.stem)
 
 pytestmark = pytest.mark.needs("systemd-analyze")
 
@@ -51,7 +52,7 @@ def started_by(unit: Path) -> list[str]:
 
 
 def test_these_are_all_units() -> None:
-    assert {path.name for path in UNIT.parent.glob("*.service")} == {UNIT.name, BEAT.name, FLOWER.name}
+    assert {path.name for path in UNIT.parent.glob("*.service")} == {UNIT.name, BEAT.name, FLOWER.name, EXPORTER.name}
 
 
 @every_unit
@@ -77,13 +78,13 @@ def test_a_service_whose_settings_are_refused_is_not_started_again(unit: Path, t
     assert "Restart=always\n" in unit.read_text()
 
 
-def test_beat_and_flower_are_started_as_compose_starts_them() -> None:
+def test_what_is_no_gateway_is_started_as_compose_starts_it() -> None:
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-    for unit, service in ((BEAT, "beat"), (FLOWER, "flower")):
+    for unit, service in ((BEAT, "beat"), (FLOWER, "flower"), (EXPORTER, "exporter")):
         assert started_by(unit)[1:] == services[service]["command"][1:]
 
 
-@pytest.mark.parametrize("unit", [BEAT, FLOWER], ids=lambda unit: unit.stem)
+@pytest.mark.parametrize("unit", [BEAT, FLOWER, EXPORTER], ids=lambda unit: unit.stem)
 def test_what_is_no_gateway_has_no_right_and_exposes_less(unit: Path) -> None:
     ran = analyzed(unit, "security", "--offline=yes", "--no-pager", f"--threshold={MOST_EXPOSED_WITHOUT_RIGHTS}")
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -93,6 +94,12 @@ def test_what_is_no_gateway_has_no_right_and_exposes_less(unit: Path) -> None:
 @pytest.mark.parametrize("unit", [BEAT, FLOWER], ids=lambda unit: unit.stem)
 def test_what_celery_imports_from_is_roots(unit: Path) -> None:
     assert "WorkingDirectory=/\n" in unit.read_text()
+
+
+def test_flowers_state_is_where_its_unit_may_write() -> None:
+    (database,) = [word.partition("=")[2] for word in started_by(FLOWER) if word.startswith("--db=")]
+    assert "StateDirectory=peerlane/flower\n" in FLOWER.read_text()
+    assert Path(database).parent == Path("/var/lib/peerlane/flower")
 
 
 def test_no_password_stands_in_a_command_line_or_in_a_unit() -> None:

@@ -21,7 +21,7 @@ from peerlane.config.settings import Settings, current
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers import observer
-from peerlane.workers.dataplane import DevicePeer, DeviceSpec
+from peerlane.workers.dataplane import DeviceIdentity, DevicePeer, DeviceSpec, keyfile
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.factory import Plane, device_spec
 from peerlane.workers.upkeep import sweeper as sweeping
@@ -57,6 +57,10 @@ class Eyes:
 
     def up(self) -> bool:
         return self._path.exists()
+
+    def identity(self) -> DeviceIdentity:
+        spec = _spec()
+        return DeviceIdentity(keyfile.public_key_in(spec.private_key_file), spec.listen_port, spec.mtu or 1420)
 
     def index(self) -> int:
         try:

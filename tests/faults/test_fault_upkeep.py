@@ -25,7 +25,7 @@ from peerlane.tasks.wire.model import PeerResult
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 from peerlane.workers import failpoints
-from peerlane.workers.dataplane import DevicePeer
+from peerlane.workers.dataplane import DeviceIdentity, DevicePeer
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep import sweeper as sweeping
@@ -120,6 +120,7 @@ class EmptyDevice:
     """What an observer sees where somebody has taken every peer off the device."""
 
     pools: tuple[Prefix, ...]
+    public_key: str
 
     def peers(self) -> dict[str, DevicePeer]:
         return {}
@@ -129,6 +130,9 @@ class EmptyDevice:
 
     def up(self) -> bool:
         return True
+
+    def identity(self) -> DeviceIdentity:
+        return DeviceIdentity(self.public_key, 51820, 1420)
 
     def index(self) -> int:
         return 1
@@ -147,7 +151,7 @@ def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_
         store=Store(redis, site.name, result_ttl=60),
         policy=Policy(gateway=site.name, public_key="", pools=pools),
         unknown="remove",
-        view=EmptyDevice(pools),
+        view=EmptyDevice(pools, site.look().facts["public_key"]),
         clock=ClockMonitor(redis, site.name),
         errands=WriterRequests(app, site.name),
     )

@@ -162,6 +162,38 @@ class TestDrift:
             assert "10.8.0.1/16" in hosts.on_gateway("ip", "addr", "show", "dev", "wg0")
             assert upkeep.reconcile(app, site.name, timeout=30)["device"] == []
 
+    def test_of_key_port_and_mtu_is_told_alarmed_and_mended_and_sessions_come_back(
+        self, hosts: Sites, gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, tmp_path: Path
+    ) -> None:
+        site = gateway(dataplane="kernel", prefix=hosts.prefix, mtu=1400)
+        api = client(site)
+        info = api.info()
+        with ending(observer := Observer(site)):
+            assert upkeep.reconcile(app, site.name, timeout=30)["device"] == []
+            (tmp_path / "other").write_text(private := some_key())
+            other = hosts.on_gateway("sh", "-c", f"echo {private} | wg pubkey").strip()
+            hosts.on_gateway("wg", "set", "wg0", "listen-port", "51999", "private-key", str(tmp_path / "other"))
+            hosts.on_gateway("ip", "link", "set", "wg0", "mtu", "1300")
+            expected = [
+                f"the device's key is that of {other}, clients were given {info.public_key}",
+                f"the device listens on UDP port 51999, and was registered with {info.listen_port}",
+                "the device's MTU is 1300, PEERLANE_MTU is 1400",
+            ]
+            assert upkeep.reconcile(app, site.name, dry_run=True, timeout=30)["device"] == expected
+            report = upkeep.reconcile(app, site.name, timeout=30)
+            assert (report["device"], report["mended"]) == (expected, {"device": 1})
+            assert hosts.on_gateway("wg", "show", "wg0", "listen-port").strip() == str(info.listen_port)
+            assert hosts.on_gateway("wg", "show", "wg0", "public-key").strip() == info.public_key
+            assert "mtu 1400" in hosts.on_gateway("ip", "link", "show", "wg0")
+            assert "UDP port 51999" in observer.alarms()["device"]["message"]
+            assert private not in observer.log + site.log
+            report = upkeep.reconcile(app, site.name, timeout=30)
+            assert (report["device"], report["found"]) == ([], {})
+            assert "device" not in observer.alarms()
+            hosts.on_gateway("wg", "set", "wg0", "private-key", "/dev/null")
+            assert "key is gone" in upkeep.reconcile(app, site.name, timeout=30)["device"][0]
+            assert hosts.on_gateway("wg", "show", "wg0", "public-key").strip() == info.public_key
+
     def test_is_mended_also_while_a_peer_is_there_that_cannot_be_adopted(
         self, hosts: Sites, gateway: MakeGateway, client: MakeClient, app: PeerlaneApp
     ) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from devices import memory_rig, prefixes
@@ -25,6 +25,7 @@ from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.store.activity import StoredActivity, decode, encode
 from peerlane.workers.upkeep import activity_tracker as watching
+from peerlane.workers.upkeep import sweeper as sweeping
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
 from peerlane.workers.upkeep.sweep_policy import Limits
@@ -200,6 +201,61 @@ def test_a_restore_beside_a_running_observer_brings_back_when_peers_were_seen(
     assert stale() == {}
     assert counted.seen[ONE].last_seen == now - 3600
     close(app)
+
+
+class Removing:
+    """A writer that removes what it is asked to; what happens before each of its answers is up to the test."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.asked: list[str] = []
+        self._meanwhile = meanwhile
+
+    def run(self, task: str, requests: Iterable[Mapping[str, Any]], go_on: object) -> Iterator[dict[str, Any]]:
+        for request in requests:
+            keys = [victim["public_key"] for victim in request["victims"]]
+            self.asked += keys
+            self._meanwhile()
+            yield {"removed": keys, "kept": {}}
+
+
+@pytest.mark.parametrize("kind", ["idle", "never"])
+@pytest.mark.parametrize("fails", [False, True], ids=["comes", "unreadable"])
+def test_who_comes_after_the_decision_is_not_removed_for_its_silence(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, kind: str, *, fails: bool
+) -> None:
+    monkeypatch.setattr(sweeping, "AGAIN", 0.0)
+    now = int(watched.redis.time()[0])
+    keys = [key_number(n) for n in range(1, sweeping.SLICE + 11)]
+    watched.plane.apply([SetPeer(key, frozenset()) for key in keys])
+    for number, key in enumerate(keys):
+        record = Peer(public_key=key, allowed_ips=(Prefix.parse(f"10.8.1.{number}"),), created_at=1).record()
+        watched.redis.hset(names.peers_key(watched.name), key, record)
+        if kind == "idle":
+            known = encode(StoredActivity(now - 3600, 1, 1, 0, 0, 0))
+            watched.redis.hset(names.seen_key(watched.name), key, known)
+    counted = watched.counted()
+    counted.load()
+    counted.read(now - 7200)
+
+    def meanwhile() -> None:
+        watched.source.fails = fails
+        for key in keys:
+            watched.plane.handshake(key, 5.0, rx=148)
+
+    writer = Removing(meanwhile)
+    sweeper = Sweeper(
+        redis=watched.redis,
+        gateway=watched.name,
+        limits=Limits(start_grace=0, idle_after=60, never_after=60, floor=1000),
+        clock=ClockMonitor(watched.redis, watched.name),
+        counted=counted,
+        errands=cast("WriterRequests", writer),
+    )
+    report = sweeper.sweep(SweepGateway(gateway=watched.name), lambda _: True)
+    assert report["stale"] == {kind: len(keys)}
+    assert len(writer.asked) == sweeping.SLICE, "the second slice was looked at again"
+    assert report["removed"] == {kind: sweeping.SLICE}
+    assert report["kept"] == {"the counters cannot be read" if fails else "seen since": 10}
 
 
 def test_an_interrupted_reading_is_complete_once_it_shows_all_who_matter(watched: Watched) -> None:

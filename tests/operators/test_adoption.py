@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
+from servers import RedisServer
+from writer_alone import POOLS, WriterAlone
 
 from peerlane.config import names
 from peerlane.tasks.admin.peer_import import AdoptionClash, Imported, NotTaken
-from peerlane.tasks.errors import Conflict, Invalid
+from peerlane.tasks.errors import Conflict, Draining, Invalid
 from peerlane.tasks.wire.bulk import LISTED
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.workers.dataplane import DevicePeer
+from peerlane.workers.dataplane import DevicePeer, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.table import PeerTable, Policy
 
 POLICY = Policy("iad", key_number(9_999), (Prefix.parse("10.8.0.0/16"),))
+
+
+@pytest.fixture
+def alone(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
+    made = WriterAlone(redis_server, tmp_path)
+    yield made
+    made.close()
 
 
 def held(number: int, *allowed_ips: str) -> DevicePeer:
@@ -121,3 +131,35 @@ def test_the_result_gives_the_list_on() -> None:
     assert [one.public_key for one in Imported.model_validate(result).left_out] == [
         one["public_key"] for one in result["left_out"]
     ]
+
+
+def test_peers_of_the_device_are_adopted_by_a_gateway_that_is_being_drained(alone: WriterAlone) -> None:
+    alone.plane.apply([SetPeer(key_number(n), frozenset({Prefix.host(4, POOLS[0].network + 1 + n)})) for n in (1, 2)])
+    alone.raw.hset(names.gateway_key(alone.name), "state", "draining")
+    alone.unknown = "adopt"
+    alone.writer = alone.new_writer()
+    assert set(alone.records) == {key_number(1), key_number(2)}
+    with pytest.raises(Draining):
+        alone.create()
+
+
+@pytest.mark.parametrize("verdict", ["stale", "failed"])
+def test_peers_whose_adoption_redis_refuses_keep_their_addresses(alone: WriterAlone, verdict: str) -> None:
+    first = Prefix.host(4, POOLS[0].network + 2)
+    alone.plane.apply([SetPeer(key_number(1), frozenset({first}))])
+    spoiled = (names.addresses_key(alone.name), str(first), key_number(7))
+    if verdict == "stale":  # somebody else has written to Redis
+        alone.raw.hset(*spoiled)
+    else:
+        alone.raw.hset(alone.peers_key, key_number(7), "{}")
+        alone.raw.hset(*spoiled)
+    alone.unknown = "adopt"
+    alone.writer = alone.new_writer()
+    assert key_number(1) not in alone.records
+    assert alone.plane.peers()[key_number(1)].allowed_ips == {first}, "it is left alone"
+    alone.raw.hdel(*spoiled[:2])
+    made = alone.create()
+    assert str(first) not in made["allowed_ips"], "a live peer has it"
+    assert alone.plane.peers()[key_number(1)].allowed_ips == {first}
+    with pytest.raises(Conflict):
+        alone.create(allowed_ips=[str(first)])

@@ -59,6 +59,9 @@ class Image:
         self.root = root
         self.user: str | None = None
         self.command: list[str] = []
+        #: What an engine runs to see whether a container is well.
+        self.health: list[str] = []
+        self.labels: dict[str, str] = {}
         self.environment = environment_of_a_user()
         self.directory = root
         self._owner = owner
@@ -82,12 +85,24 @@ class Image:
                 case "ENV":
                     for name, value in (pair.split("=", 1) for pair in shlex.split(rest)):
                         self.environment[name] = self.here(value).replace("$PATH", self.environment["PATH"])
-                case "USER":
-                    self.user = rest
-                case "CMD":
-                    self.command = json.loads(rest)
+                case "LABEL" | "HEALTHCHECK" | "USER" | "CMD":
+                    self._note(word, rest)
                 case _:
                     raise AssertionError(f"an instruction that is not followed: {word} {rest}")
+
+    def _note(self, word: str, rest: str) -> None:
+        """What an engine keeps of the image beside its files."""
+        match word:
+            case "LABEL":
+                self.labels |= dict(pair.split("=", 1) for pair in shlex.split(rest))
+            case "HEALTHCHECK":
+                options, _, command = rest.partition("CMD ")
+                assert re.fullmatch(r"(--(interval|timeout|start-period)=\d+s\s+)*", options), options
+                self.health = json.loads(command)
+            case "USER":
+                self.user = rest
+            case _:
+                self.command = json.loads(rest)
 
     def here(self, text: str) -> str:
         """The text with the image's directories as they are on this host."""

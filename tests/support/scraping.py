@@ -6,6 +6,7 @@ import json
 import urllib.request
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from commands import ended, spawned
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,8 +32,8 @@ def value(scrape: Scrape, name: str, **labels: str) -> float | None:
 class ExporterProcess:
     """``peerlane exporter`` on a port of the system's choice."""
 
-    def __init__(self, redis_url: str, *options: str) -> None:
-        self._process = spawned("exporter", "--listen", "127.0.0.1:0", "--json", *options, redis=redis_url)
+    def __init__(self, redis_url: str, *options: str, **how: Any) -> None:
+        self._process = spawned("exporter", "--listen", "127.0.0.1:0", "--json", *options, redis=redis_url, **how)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, ended(self._process)
@@ -59,9 +60,9 @@ class ExporterProcess:
 
 
 @contextmanager
-def exporting(redis_url: str, *options: str) -> Generator[ExporterProcess]:
+def exporting(redis_url: str, *options: str, **how: Any) -> Generator[ExporterProcess]:
     """An exporter that ends in order after the test; AssertionError if it does not."""
-    exporter = ExporterProcess(redis_url, *options)
+    exporter = ExporterProcess(redis_url, *options, **how)
     try:
         yield exporter
     finally:

@@ -80,7 +80,8 @@ def play(server: FencedServer, directory: Path, *, sealed: bool) -> Scene:
     key_file = directory / "psk.key"
     key_file.write_text(planted.key("sealing-key"))
     key_file.chmod(0o600)
-    settings: dict[str, Any] = {"psk_key_file": key_file} if sealed else {}
+    # Each scene with its kind of log lines.
+    settings: dict[str, Any] = {"psk_key_file": key_file} if sealed else {"log_format": "json"}
     private = directory / "iad.key"
     private.write_text(planted.key("private-key"))
     private.chmod(0o600)

@@ -26,6 +26,7 @@ PACKAGES = {
     "chromedriver": "chromium-driver",
     "ip": "iproute2",
     "nft": "nftables",
+    "promtool": "prometheus",
     "ping": "iputils-ping",
     "setpriv": "util-linux",
     "systemd-analyze": "systemd",

@@ -19,6 +19,7 @@ from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
+from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.delivery import Delivery
@@ -81,6 +82,8 @@ class WriterAlone:
             tuple(Prefix.host(pool.version, pool.network + 1) for pool in POOLS),
         )
         self.stopping = False
+        #: What becomes of peers that only the device knows, for the next writer.
+        self.unknown: Unknown = "remove"
         self._clients: list[Redis] = []
         self.writer = self.new_writer()
         self._requests = 0
@@ -96,6 +99,7 @@ class WriterAlone:
             store,
             self.plane,
             {"gateway_public_key": self.public_key, "endpoint": "gw:51820"},
+            unknown=self.unknown,
             shutdown_requested=lambda: self.stopping,
         )
         writer.recover()

@@ -70,11 +70,11 @@ def test_an_outage_is_told_at_its_beginning_now_and_then_and_at_its_end(
         told.over()
         told.failed("it does not answer in time")
     assert [record.getMessage() for record in caplog.records] == [
-        "Redis is away (nobody listens there); asking again",
-        "Redis is still away, for 30 s (nobody listens there); asking again",
-        "Redis is still away, for 60 s (nobody listens there); asking again",
+        "Redis is away (nobody listens there)",
+        "Redis is still away, for 30 s (nobody listens there)",
+        "Redis is still away, for 60 s (nobody listens there)",
         "Redis is back after 70.0 s",
-        "Redis is away (it does not answer in time); asking again",
+        "Redis is away (it does not answer in time)",
     ]
 
 

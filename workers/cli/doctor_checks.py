@@ -19,7 +19,7 @@ from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
 from peerlane.workers.cli.check import Check, Verdict
 from peerlane.workers.cli.doctor_gateway import forwarding, on_this_host
 from peerlane.workers.dataplane.factory import open_plane
-from peerlane.workers.store.redis_checks import judge, told_appendfsync
+from peerlane.workers.store.redis_checks import judge, memory, told_appendfsync
 
 #: Seconds by which a host's clock may differ from Redis' before it is worth a word; deadlines use Redis' alone.
 CLOCK_APART = 5.0
@@ -67,6 +67,8 @@ def _redis(redis: Redis, stated: str | None) -> Iterator[Check]:
     if abs(apart) > CLOCK_APART:
         told = f"this host's clock and Redis' are {abs(apart):.0f} s apart; nothing breaks, but logs will not match"
         yield Check("clock", "warning", told)
+    if (scarce := memory(info)) is not None:
+        yield Check("memory", "failed" if scarce.fatal else "warning", scarce.sentence)
     told = told_appendfsync(redis)
     found = judge(info, told or stated)
     for item in found:

@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 
 import click
 
+from peerlane.config import logs
 from peerlane.config.settings import DataPlaneKind, Settings
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName
@@ -49,13 +50,13 @@ LEVELS = ("debug", "info", "warning", "error")
     "--pulse", type=int, hidden=True, help="Descriptor on which a supervisor is told that the writer goes on."
 )
 @click.option("--await-redis", is_flag=True, hidden=True, help="Wait for Redis where it is away at the start.")
-@click.option("--loglevel", type=click.Choice(LEVELS), default="info", show_default=True)
+@click.option("--loglevel", type=click.Choice(LEVELS), help="[default: PEERLANE_LOG_LEVEL, or info]")
 @pass_session
 def run(
     session: Session,
     name: str,
     only: str | None,
-    loglevel: str,
+    loglevel: str | None,
     pulse: int | None,
     *,
     await_redis: bool,
@@ -70,8 +71,10 @@ def run(
     While Redis is away it tries again, without end. With --json the first start that fails ends it, with one document:
     whoever reads that decides when to try again.
     """
-    session.overrides |= {"gateway": name} | {key: value for key, value in options.items() if value not in (None, ())}
+    options |= {"gateway": name, "log_level": loglevel}
+    session.overrides |= {key: value for key, value in options.items() if value not in (None, ())}
     settings = session.settings
+    loglevel = settings.log_level or "info"
     if pulse is not None:
         _be_watched(pulse)
     if only is not None:
@@ -142,7 +145,7 @@ def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     """Writer and observer, each a process of its own; what the command line says reaches them as variables."""
     from peerlane.workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
 
-    logging.basicConfig(level=loglevel.upper(), format="[%(asctime)s: %(levelname)s/gateway run] %(message)s")
+    logs.configure(settings, "gateway run", loglevel)
     # -P: nothing is imported from the working directory, which may be anybody's.
     command = [sys.executable, "-P", "-m", "peerlane.workers.cli"]
     command += ["gateway", "run", str(settings.gateway), "--loglevel", loglevel]

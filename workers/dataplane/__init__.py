@@ -43,6 +43,15 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """What clients' configurations rest on, as the device has it. It has no key where ``public_key`` is empty."""
+
+    public_key: str
+    listen_port: int
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
 class DevicePeer:
     """One peer as the device holds it. Keys are base64; no preshared key is None; never handshaked is 0."""
 
@@ -136,6 +145,10 @@ class DeviceView(Protocol):
 
     def up(self) -> bool:
         """Whether the device is up."""
+        ...
+
+    def identity(self) -> DeviceIdentity:
+        """Its key, port and MTU."""
         ...
 
     def index(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import socket
 import struct
@@ -9,14 +10,15 @@ from collections.abc import Iterator, Mapping
 
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.wire.prefix import Prefix
-from peerlane.workers.dataplane import DevicePeer, routes
+from peerlane.workers.dataplane import DeviceIdentity, DevicePeer, routes
 from peerlane.workers.dataplane import wireguard as wire
 from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.errors import translated
-from peerlane.workers.dataplane.netlink import GENL_ID_CTRL, Interrupted, family_id, family_request
+from peerlane.workers.dataplane.netlink import GENL_ID_CTRL, Interrupted, Malformed, family_id, family_request
 
 _SIOCGIFFLAGS = 0x8913
+_SIOCGIFMTU = 0x8921
 _IFF_UP = 1
 
 
@@ -84,11 +86,33 @@ class KernelView:
 
     def up(self) -> bool:
         """Whether the device is up."""
-        request = struct.pack("16sH14x", self._interface.encode(), 0)
-        with translated(f"look at {self._interface}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request)
-        (flags,) = struct.unpack_from("=H", answer, 16)
+        (flags,) = struct.unpack_from("=H", self._asked(_SIOCGIFFLAGS), 16)
         return bool(flags & _IFF_UP)
+
+    def identity(self) -> DeviceIdentity:
+        """See ``DeviceView.identity``."""
+
+        def read() -> wire.DeviceState:
+            # To its end, so that the socket stays in step.
+            first, *_ = [
+                wire.read_device(payload) if number == 0 else None
+                for number, payload in enumerate(self._generic.dump(family, family, wire.encode_get(self._interface)))
+            ] or [None]
+            if first is None:
+                raise Malformed("the dump holds no device")
+            return first
+
+        with translated(f"look at {self._interface}"):
+            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            found = uninterrupted(read)
+        (mtu,) = struct.unpack_from("=i", self._asked(_SIOCGIFMTU), 16)
+        return DeviceIdentity(base64.b64encode(found.public_key or b"").decode(), found.listen_port, mtu)
+
+    def _asked(self, what: int) -> bytes:
+        """Struct ifreq, as the kernel fills it."""
+        request = struct.pack("16s24x", self._interface.encode())
+        with translated(f"look at {self._interface}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            return fcntl.ioctl(any_socket, what, request)
 
     def close(self) -> None:
         """Let go of the sockets."""

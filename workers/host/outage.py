@@ -1,4 +1,4 @@
-"""One outage of Redis in the log: its beginning, a line now and then while it lasts, its end. One in a process."""
+"""What lasts in the log: its beginning, a line now and then, its end. Redis being away is one such thing."""
 
 from __future__ import annotations
 
@@ -15,29 +15,33 @@ AGAIN = 30.0
 class Outage:
     """Told of every failure and every success; says little. Threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, begins: str = "Redis is away", lasts: str = "Redis is still away", ends: str = "Redis is back"
+    ) -> None:
+        self._begins, self._lasts, self._ends = begins, lasts, ends
         self._lock = threading.Lock()
         self._began: float | None = None
         self._said = 0.0
 
     def failed(self, why: str) -> None:
-        """Redis could not be used."""
+        """It failed."""
         with self._lock:
             now = time.monotonic()
             if self._began is None:
                 self._began = self._said = now
-                log.warning("Redis is away (%s); asking again", why)
+                log.warning("%s (%s)", self._begins, why)
             elif now - self._said >= AGAIN:
                 self._said = now
-                log.warning("Redis is still away, for %.0f s (%s); asking again", now - self._began, why)
+                log.warning("%s, for %.0f s (%s)", self._lasts, now - self._began, why)
 
     def over(self) -> None:
-        """Redis was used."""
+        """It went well."""
         with self._lock:
             if self._began is None:
                 return
             began, self._began = self._began, None
-            log.warning("Redis is back after %.1f s", time.monotonic() - began)
+            log.warning("%s after %.1f s", self._ends, time.monotonic() - began)
 
 
+#: This process' Redis.
 OUTAGE = Outage()

@@ -26,12 +26,12 @@ class Source:
     flags: tuple[str, ...] = ()
 
 
-#: ``release`` is ``commit`` for removals, which are what helps where memory is full.
+#: ``release`` is ``commit`` for removals, which are what helps where memory is full. A heartbeat takes no more of it.
 SOURCES = {
     "commit": Source("commit.lua"),
     "release": Source("commit.lua", ("allow-oom",)),
     "check": Source("check.lua", ("no-writes",)),
-    "heartbeat": Source("heartbeat.lua"),
+    "heartbeat": Source("heartbeat.lua", ("allow-oom",)),
     "take": Source("take.lua"),
 }
 
@@ -50,6 +50,12 @@ class FunctionsMissing(NoPermissionError):
 def body(file: str) -> str:
     """A procedure's code, as a script."""
     return (files("peerlane.workers.store") / file).read_text()
+
+
+def script(name: str) -> str:
+    """A procedure as EVAL takes it: its flags hold there as well."""
+    flags = SOURCES[name].flags
+    return (f"#!lua flags={','.join(flags)}\n" if flags else "") + body(SOURCES[name].file)
 
 
 @cache
@@ -83,7 +89,7 @@ class Procedure:
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
         self._function = f"{name}_{digest()}"
-        self._script = redis.register_script(body(SOURCES[name].file))
+        self._script = redis.register_script(script(name))
         self._as_script = False
 
     def __call__(self, keys: Sequence[str], args: Sequence[str | int | bytes], client: Redis | None = None) -> object:

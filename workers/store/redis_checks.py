@@ -77,6 +77,25 @@ def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
     return found
 
 
+#: Share of maxmemory from which on its end is near.
+NEARLY_FULL = 0.9
+
+
+def memory(info: Mapping[str, Any]) -> Found | None:
+    """Whether Redis' memory is full, or nearly; None where it is not, or has no limit. ``fatal``: it is full."""
+    used, most = (int(info.get(name) or 0) for name in ("used_memory", "maxmemory"))
+    if most == 0 or used < most * NEARLY_FULL:
+        return None
+    size = f"{used / 2**20:,.0f} of {most / 2**20:,.0f} MiB (maxmemory)"
+    if used < most:
+        return Found(f"Redis has used {size}: beyond that nothing can be asked for, deletes and sweeps included")
+    return Found(
+        f"Redis' memory is full, {size}: no request can be put into a lane, deletes and sweeps included, until "
+        "there is room (`CONFIG SET maxmemory` needs no restart)",
+        fatal=True,
+    )
+
+
 _UNKNOWN = (
     "Redis keeps an append-only file, but whether it syncs it at each write is unknown: only CONFIG GET tells, which "
     "this Redis user may not give, as it shows passwords too. If an administrator finds `CONFIG GET appendfsync` to be "

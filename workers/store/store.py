@@ -51,6 +51,8 @@ class Commit:
     plans: Sequence[Plan] = ()
     share: str | None = None
     tag: str = ""
+    #: Whether a gateway that is being drained refuses what it creates.
+    drains: bool = True
 
 
 def _is_removal(commit: Commit) -> bool:
@@ -111,13 +113,15 @@ class Store:
         *,
         share: str | None = None,
         tag: str = "",
+        drains: bool = True,
     ) -> Answer:
         """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments.
 
         ``share`` is the key under which the request counts in a share of the lane (tasks.lane.quota); it leaves it.
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
+        ``drains``: whether a gateway that is being drained refuses what it creates.
         """
-        return self._commit_all([Commit(request_id, deadline, result, plans, share, tag)])[0]
+        return self._commit_all([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
 
     def check(self, request_id: str, deadline: int) -> Answer:
         """Whether the request could still commit: ``open``, or why not."""
@@ -139,7 +143,8 @@ class Store:
             result_key = names.result_key(each.request_id)
             keys += [result_key, each.share or result_key]
             args += [each.deadline, each.result, results.late(each.request_id), self._changes(each.plans)]
-            args += [int(any(plan.outcome == "created" for plan in each.plans)), each.tag, each.request_id]
+            creates = each.drains and any(plan.outcome == "created" for plan in each.plans)
+            args += [int(creates), each.tag, each.request_id]
         removal = all(map(_is_removal, commits))
         return self._answers((self._release if removal else self._commit)(keys=keys, args=args))
 

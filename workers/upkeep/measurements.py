@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from peerlane.config import names
+from peerlane.workers.peers.drift import Kind
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 
 
@@ -19,7 +20,8 @@ class UpkeepMeasurements:
         self._sweeps: Counter[str] = Counter()
         self._removed: Counter[str] = Counter()
         self._reconciliations: Counter[str] = Counter()
-        self._drift: Counter[str] = Counter()
+        # Told from the beginning: Prometheus does not see a counter's first step.
+        self._drift: Counter[str] = Counter(dict.fromkeys((*get_args(Kind), "device"), 0))
 
     def ended(self, task: str, report: Mapping[str, Any]) -> None:
         """A sweep or a reconciliation is over; with its report."""

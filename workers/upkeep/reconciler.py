@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
@@ -14,7 +14,7 @@ from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway
 from peerlane.workers import failpoints
-from peerlane.workers.dataplane import DeviceView
+from peerlane.workers.dataplane import DeviceIdentity, DeviceView
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences, missing_drifts
 from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
@@ -31,6 +31,8 @@ SLICE = 64
 LISTED = 10_000
 
 UNKNOWN_ALARM = "unknown_peers"
+#: That of a device whose key, port or MTU somebody has changed, or which was down or lacked a route.
+DEVICE_ALARM = "device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Comparison:
     found: list[Drift]
     #: Peers on the device.
     peers: int
-    #: What is wrong with the device itself: down, or a covering route that is not there.
+    #: What is wrong with the device itself: down, a covering route that is not there, another key, port or MTU.
     device: tuple[str, ...]
     #: Peers that the writer still adds after a start: those that are missing may be among them.
     coming: int = 0
@@ -58,6 +60,8 @@ class Reconciler:
     view: DeviceView | None
     clock: ClockMonitor
     errands: WriterRequests
+    #: What the settings ask for; None: the kernel's choice.
+    mtu: int | None = None
 
     def reconcile(self, wish: ReconcileGateway, go_on: GoOn) -> dict[str, Any]:
         """Compare and mend now; the report."""
@@ -96,9 +100,23 @@ class Reconciler:
         wrong = [f"no route for {pool}" for pool in self.policy.pools if pool not in routes | others]
         if not view.up():
             wrong.insert(0, "the device is down")
+        wrong += self._changed(view.identity())
         found = differences(table, device, routes, frozenset(table.broken))
         missing = [] if coming else missing_drifts(table, found)
         return Comparison([*found.first, *missing, *found.routes], len(device), tuple(wrong), coming)
+
+    def _changed(self, device: DeviceIdentity) -> Iterator[str]:
+        """Where the device is not the one that clients were told of when it was registered."""
+        key = names.gateway_key(self.policy.gateway)
+        told = cast("list[bytes | None]", self.store.redis.hmget(key, "public_key", "listen_port"))
+        public_key, port = ((value or b"").decode(errors="replace") for value in told)
+        if public_key and device.public_key != public_key:
+            held = f"that of {device.public_key}" if device.public_key else "gone"
+            yield f"the device's key is {held}, clients were given {public_key}"
+        if port.isdecimal() and device.listen_port != int(port):
+            yield f"the device listens on UDP port {device.listen_port}, and was registered with {port}"
+        if self.mtu is not None and device.mtu != self.mtu:
+            yield f"the device's MTU is {device.mtu}, PEERLANE_MTU is {self.mtu}"
 
     def _held_back(self, look: Comparison) -> str | None:
         """Why unknown peers are left alone; None if they are not."""
@@ -115,6 +133,11 @@ class Reconciler:
         return None
 
     def _alarms(self, look: Comparison, held_back: str | None) -> None:
+        if look.device:
+            message = f"{'; '.join(look.device)}: somebody else has changed it; it is set back"
+            raise_alarm(self.store.redis, self.policy.gateway, DEVICE_ALARM, message, now=self.clock.look())
+        else:
+            clear_alarm(self.store.redis, self.policy.gateway, DEVICE_ALARM)
         if held_back is not None and self.unknown == "remove":
             raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, held_back, now=self.clock.look())
         elif not any(drift.kind == "unknown" for drift in look.found):

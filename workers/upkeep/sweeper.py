@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 SLICE = 32
 #: Seconds after which a decision is made anew.
 FRESH = 30.0
+#: Seconds after which the counters are read again before a slice of peers goes for their silence.
+AGAIN = 1.0
 #: Victims that a report lists; it counts the rest.
 LISTED = 10_000
 #: Readings tried until one is complete: each change on the device interrupts one.
@@ -159,7 +161,9 @@ class Sweeper:
             return go_on({"removed": tally.removed.total(), "of": before + len(decision.victims)})
 
         try:
-            for result in self.errands.run(names.REMOVE_PEERS, _requests(decision.victims, looked), wanted):
+            for result in self.errands.run(
+                names.REMOVE_PEERS, _requests(self._slices(decision.victims, looked, tally)), wanted
+            ):
                 tally.removed.update(reasons[key] for key in result["removed"])
                 tally.kept.update(result["kept"].values())
                 answered += len(result["removed"]) + len(result["kept"])
@@ -173,15 +177,41 @@ class Sweeper:
         # Where a whole round removed nothing, another one would not either.
         return answered < len(decision.victims) and tally.removed.total() > before
 
+    def _slices(self, victims: Sequence[StalePeer], looked: float, tally: Tally) -> Iterator[list[StalePeer]]:
+        """Slices of victims, until the decision is too old to act on."""
+        start = 0
+        while start < len(victims) and time.monotonic() - looked <= FRESH:
+            if going := self._still_stale(victims[start : start + SLICE], tally):
+                yield going
+            start += SLICE
 
-def _requests(victims: Sequence[StalePeer], looked: float) -> Iterator[dict[str, Any]]:
-    """Slices of victims, until the decision is too old to act on."""
-    for start in range(0, len(victims), SLICE):
-        if time.monotonic() - looked > FRESH:
-            return
+    def _still_stale(self, victims: Sequence[StalePeer], tally: Tally) -> list[StalePeer]:
+        """Without those that came after the decision: who is to go for its silence is looked at again."""
+        silent = any(victim.reason != "expired" for victim in victims)
+        counted = self.counted
+        if counted is None or not silent:
+            return list(victims)
+        if time.monotonic() - counted.read_at > AGAIN:
+            counted.read(self.clock.look())
+        if counted.trouble is not None:
+            tally.kept["the counters cannot be read"] += sum(victim.reason != "expired" for victim in victims)
+            return [victim for victim in victims if victim.reason == "expired"]
+        going: list[StalePeer] = []
+        for victim in victims:
+            seen = counted.seen.get(victim.public_key)
+            # It was last seen, or made, at ``since``.
+            if victim.reason != "expired" and seen is not None and seen.last_seen > victim.since:
+                tally.kept["seen since"] += 1
+            else:
+                going.append(victim)
+        return going
+
+
+def _requests(slices: Iterable[Sequence[StalePeer]]) -> Iterator[dict[str, Any]]:
+    for part in slices:
         yield {
             "victims": [
                 {"public_key": victim.public_key, "reason": victim.reason, "created_at": victim.created_at}
-                for victim in victims[start : start + SLICE]
+                for victim in part
             ]
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from typing import cast
 
 from redis import Redis
@@ -14,7 +15,9 @@ from peerlane.config import names
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.wire.metrics import encoded
+from peerlane.workers.host.outage import Outage
 from peerlane.workers.host.pulse import PULSE
+from peerlane.workers.store.redis_checks import memory
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.writer import Writer
 
@@ -45,6 +48,7 @@ class Heartbeat(threading.Thread):
         self._redis = connect(settings)
         self._run = run
         self._began_ms = store.clock.now_ms()
+        self._full = Outage("Nothing can be asked for", "Nothing can be asked for still", "Requests can be made again")
         self._ended = threading.Event()
         self._telling = threading.Lock()
 
@@ -79,10 +83,19 @@ class Heartbeat(threading.Thread):
             measured.round_trip = round(time.monotonic() - began, 6)
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
         self.state = found.decode(errors="replace") if found else "active"
-        run = run_of(redis)
+        server: dict[str, object] = redis.info("server", "memory")
+        self._look_at_memory(server)
+        run = str(server.get("run_id"))
         if self._run is not None and run != self._run:
             self.redis_restarted = True  # it may have come back without its last second
         self._run = run
+
+    def _look_at_memory(self, server: Mapping[str, object]) -> None:
+        scarce = memory(server)
+        if scarce is not None and scarce.fatal:
+            self._full.failed(scarce.sentence)
+        else:
+            self._full.over()
 
     def stop(self) -> None:
         """End the thread and tell callers at once."""

@@ -107,7 +107,7 @@ def recover(
     )
     table.coming = Coming(cold)
     for key in kept:
-        _keep(table, device[key], kept[key])
+        keep(table, device[key], kept[key])
     return Recovered(table, mended, kept, adopted)
 
 
@@ -163,7 +163,7 @@ def _routes_of_adopted(adopted: Sequence[Plan], there: Collection[Prefix]) -> li
     return [Drift("missing_route", str(change.prefix), change) for change in wanted if change.prefix not in there]
 
 
-def _keep(table: PeerTable, held: DevicePeer, reason: str) -> None:
+def keep(table: PeerTable, held: DevicePeer | StoredPeer, reason: str) -> None:
     """A peer of the device that is no peer of ours: nobody else gets its addresses."""
     peer = StoredPeer(held.public_key, tuple(sorted(held.allowed_ips)), held.preshared_key, held.keepalive)
     table.keep(peer, f"the device holds this peer, {reason}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from peerlane.config import names
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.store.store import Answer
-from peerlane.workers.writer.recovery import Recovered
+from peerlane.workers.writer.recovery import Recovered, keep
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +22,26 @@ SLICE = 256
 Commit = Callable[[str, str, Sequence[Plan]], Answer]
 
 
-def adopt(gateway: str, done: Recovered, commit: Commit) -> None:
-    """Store the peers that only the device knew, slice by slice; each slice is a commit of its own."""
+def adopt(gateway: str, done: Recovered, commit: Commit) -> Recovered:
+    """Store the peers that only the device knew, slice by slice; each slice is a commit of its own.
+
+    Those of a slice that is not committed stay on the device, and are known there: nobody else gets their addresses.
+    """
+    kept: dict[str, str] = {}
     for start in range(0, len(done.adopted), SLICE):
         plans = done.adopted[start : start + SLICE]
         answer = _commit_slice(gateway, "adopted", plans, commit)
         for plan in plans:
-            if plan.after is not None and answer.verdict in ("committed", "duplicate"):
+            if plan.after is None:
+                continue
+            if answer.verdict in ("committed", "duplicate"):
                 done.table.put(plan.after)
+            else:
+                kept[plan.public_key] = f"Redis does not know it, and refused its adoption ({answer.verdict})"
+                keep(done.table, plan.after, kept[plan.public_key])
+    if kept:
+        log.error("gateway %s: %d unknown peers were not adopted, and are left where they are", gateway, len(kept))
+    return replace(done, kept={**done.kept, **kept}, adopted=[p for p in done.adopted if p.public_key not in kept])
 
 
 def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commit) -> None:

@@ -109,7 +109,7 @@ class Writer:
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
-        adopt(self.policy.gateway, done, self._commit_at_startup)
+        done = adopt(self.policy.gateway, done, self._commit_at_startup)
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
         self.table = done.table
         self.state = self.until_answered(self.store.state)
@@ -118,7 +118,8 @@ class Writer:
         return done
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
-        answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans))
+        # What is adopted is there already: a drain, which keeps new peers away, is no reason to lose sight of it.
+        answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans, drains=False))
         if answer.verdict == "fenced":
             self.fenced = True
             self._refuse_if_fenced()

@@ -67,7 +67,7 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
     """What a person has to look at, below the table."""
     for status in snapshot.gateways:
         for alarm in status.alarms:
-            session.output.warn(f"ALARM {status.gateway} {alarm.kind}: {alarm.message}")
+            session.output.warn(f"ALARM {status.gateway} {alarm.kind}: {alarm.message} ({alarm.runbook})")
         if (doubt := endpoint_doubt(status.info.endpoint)) is not None:
             session.output.warn(f"{status.gateway}: clients may not reach its endpoint: {doubt}")
         if status.set_aside:

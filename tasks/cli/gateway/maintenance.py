@@ -156,7 +156,7 @@ def _recovery(status: GatewayStatus) -> object:
 
 def _alarm(status: GatewayStatus, alarm: Alarm) -> Text:
     told = f", as of {span(status.ago(alarm.at))} ago" if alarm.at > alarm.since else ""
-    return Text(f"{alarm.message} (for {span(status.ago(alarm.since))}{told})", "red")
+    return Text(f"{alarm.message} (for {span(status.ago(alarm.since))}{told}); {alarm.runbook}", "red")
 
 
 def _observer(status: GatewayStatus) -> Text:

@@ -117,7 +117,7 @@ def _alarms(rows: Sequence[Row], at: float, width: int, room: int | None) -> lis
     found: list[Text] = []
     alarms = [(row.gateway, alarm) for row in rows for alarm in row.alarms]
     for number, (gateway, alarm) in enumerate(alarms):
-        words = f"ALARM {gateway} {alarm.kind}, for {span(max(0, at - alarm.since))}: {alarm.message}"
+        words = f"ALARM {gateway} {alarm.kind}, for {span(max(0, at - alarm.since))}: {alarm.message} ({alarm.runbook})"
         lines = wrap(words, width, max_lines=None if room is None else 3, placeholder="…")
         if room is not None and len(found) + len(lines) > room:
             return [*found, Text(f"and {len(alarms) - number} more alarms: see `peerlane gateway list`", "bold red")]

@@ -1,0 +1,68 @@
+"""Counts of what callers see, in processes that use prometheus_client themselves; nothing otherwise.
+
+Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters stand in prometheus_client's
+own registry, beside the others of an API process. A process that never imports it has nowhere to show them, so it is
+not imported here: a call then costs one look into a dictionary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from peerlane.tasks.errors import PeerlaneError
+
+#: The families; ``code`` is ``ok``, an error's code, ``cancelled`` or ``unforeseen``.
+REQUESTS, SECONDS = "peerlane_client_requests_total", "peerlane_client_request_seconds"
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: Gateways that have labels of their own; the names are the caller's to choose.
+MOST_GATEWAYS = 200
+
+_made: list[tuple[Any, Any]] = []
+_series: dict[tuple[str, str], Any] = {}
+_seconds: dict[str, Any] = {}
+
+
+@contextmanager
+def counted(gateway: str) -> Generator[None]:
+    """Count the call inside, and how long it takes."""
+    library = sys.modules.get("prometheus_client")
+    if library is None:
+        yield
+        return
+    began, code = time.monotonic(), "unforeseen"
+    try:
+        yield
+        code = "ok"
+    except PeerlaneError as error:
+        code = error.code
+        raise
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        code = "cancelled"
+        raise
+    finally:
+        _count(library, gateway, code, time.monotonic() - began)
+
+
+def _count(library: Any, gateway: str, code: str, seconds: float) -> None:
+    if not _made:
+        _made.append(
+            (
+                library.Counter(REQUESTS, "Calls by how they ended.", ["gateway", "code"]),
+                library.Histogram(SECONDS, "From the call to its answer.", ["gateway"], buckets=_BUCKETS),
+            )
+        )
+    requests, durations = _made[0]
+    if gateway not in _seconds and len(_seconds) >= MOST_GATEWAYS:
+        gateway = "other"
+    if gateway not in _seconds:
+        _seconds[gateway] = durations.labels(gateway)
+    series = _series.get((gateway, code))
+    if series is None:
+        series = _series[gateway, code] = requests.labels(gateway, code)
+    series.inc()
+    _seconds[gateway].observe(seconds)

@@ -1,0 +1,120 @@
+"""Counters of callers: what only they see, for threads and asyncio alike, and nothing where nobody shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import prometheus_client
+import pytest
+from gateways import GatewayProcess, MakeClient, MakeSettings, close
+from keys import some_key
+from servers import RedisServer
+
+from peerlane import AsyncGateway, Conflict, Invalid, TimedOut, Unavailable
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client import call_metrics
+from peerlane.tasks.client.call_metrics import MOST_GATEWAYS, REQUESTS, SECONDS, counted
+
+
+@pytest.fixture
+def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    made = PeerlaneApp(settings())
+    yield made
+    close(made)
+
+
+def calls(gateway: str, code: str) -> float:
+    told: Any = prometheus_client.REGISTRY.get_sample_value(REQUESTS, {"gateway": gateway, "code": code})
+    return float(told or 0)
+
+
+def durations(gateway: str) -> float:
+    told: Any = prometheus_client.REGISTRY.get_sample_value(f"{SECONDS}_count", {"gateway": gateway})
+    return float(told or 0)
+
+
+def test_calls_are_counted_by_how_they_end(shared_gateway: GatewayProcess, client: MakeClient) -> None:
+    peers, name, key = client(shared_gateway), shared_gateway.name, some_key()
+    before = durations(name)
+    peers.create_peer(key)
+    with pytest.raises(Conflict):
+        peers.create_peer(key, keepalive=25)
+    with pytest.raises(Invalid):
+        peers.create_peer("no key")
+    peers.delete_peer(key)
+    assert (calls(name, "ok"), calls(name, "conflict"), calls(name, "invalid")) == (2, 1, 1)
+    assert durations(name) - before == 4
+    shared_gateway.pause()
+    with pytest.raises(TimedOut):
+        peers.delete_peer(key, timeout=0.2)
+    shared_gateway.resume()
+    assert calls(name, "timed_out") == 1
+
+
+@pytest.mark.usefixtures("redis_server")
+def test_a_refusal_that_no_gateway_sees_is_counted(client: MakeClient) -> None:
+    with pytest.raises(Unavailable):
+        client("tnowhere").create_peer(some_key())
+    assert calls("tnowhere", "unavailable") == 1
+
+
+def test_calls_of_asyncio_are_counted_too(shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+    name = shared_gateway.name
+    before = calls(name, "ok")
+
+    async def life() -> None:
+        async with AsyncGateway(name, app=app) as gateway:
+            key = some_key()
+            await asyncio.gather(*(gateway.create_peer(each) for each in (key, some_key(), some_key())))
+            await gateway.delete_peer(key)
+            shared_gateway.pause()
+            given_up = asyncio.create_task(gateway.create_peer(some_key(), timeout=5))
+            await asyncio.sleep(0)  # it has begun
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            shared_gateway.resume()
+
+    asyncio.run(life())
+    assert calls(name, "ok") - before == 4
+    assert calls(name, "cancelled") == 1
+
+
+def test_names_beyond_a_number_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller chooses the name, and each would be another series."""
+    monkeypatch.setattr(call_metrics, "_seconds", dict(call_metrics._seconds))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - put back afterwards
+    for number in range(MOST_GATEWAYS + 5):
+        with counted(f"tmany{number}"):
+            pass
+    assert calls("other", "ok") >= 5
+    assert calls(f"tmany{MOST_GATEWAYS + 4}", "ok") == 0
+
+
+def test_what_nobody_foresaw_is_counted_as_that() -> None:
+    with pytest.raises(ZeroDivisionError), counted("tbroken"):
+        raise ZeroDivisionError
+    assert calls("tbroken", "unforeseen") == 1
+
+
+def test_a_process_that_does_not_use_prometheus_client_does_not_load_it(redis_server: RedisServer) -> None:
+    program = """
+import sys
+from peerlane import Gateway, Unavailable
+try:
+    Gateway("tnowhere").create_peer(sys.argv[1])
+except Unavailable:
+    print("prometheus_client" in sys.modules)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program, some_key()],
+        env={"PEERLANE_REDIS_URL": redis_server.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert said.stdout == "False\n"

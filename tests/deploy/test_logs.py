@@ -1,0 +1,193 @@
+"""Lines of the log as JSON documents: every process, Celery's own lines too; and levels."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateways import MakeClient, clean_environment, named_endpoint, new_name
+from keys import some_key
+from observers import Process
+from redis import Redis
+from scraping import exporting
+from servers import RedisServer
+from waiting import eventually
+
+from peerlane import Conflict
+from peerlane.config import logs, names
+from peerlane.config.settings import read
+from peerlane.tasks.errors import Unavailable
+
+
+@contextmanager
+def running(words: Sequence[str], log: Path, **settings: str) -> Generator[subprocess.Popen[bytes]]:
+    """A process with its settings as variables, and all that it says in one file."""
+    environment = clean_environment() | {f"PEERLANE_{key.upper()}": value for key, value in settings.items()}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *words], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def documents(log: Path) -> list[dict[str, Any]]:
+    """Every line; AssertionError names one that is no document."""
+    found: list[dict[str, Any]] = []
+    for line in log.read_text().splitlines():
+        try:
+            document = json.loads(line)
+        except ValueError:
+            raise AssertionError(f"no document: {line}") from None
+        assert {"time", "level", "process", "logger", "message"} <= set(document), line
+        found.append(document)
+    return found
+
+
+@pytest.fixture
+def redis(own_redis: RedisServer) -> Iterator[Redis]:
+    made = Redis(unix_socket_path=str(own_redis.socket))
+    yield made
+    made.close()
+
+
+def test_a_gateway_logs_documents_alone(
+    own_redis: RedisServer, redis: Redis, tmp_path: Path, client: MakeClient
+) -> None:
+    name, log = new_name(), tmp_path / "gateway.log"
+    settings = {"log_format": "json", "redis_url": own_redis.url, "private_key_file": str(tmp_path / "key")}
+    words = ["-m", "peerlane.workers.cli", "gateway", "run", name, "--dataplane", "memory"]
+    with running(words, log, **settings, **named_endpoint()) as process:
+        peers = client(name, redis=own_redis, timeout=20)
+        eventually(lambda: redis.hget(names.gateway_key(name), "phase") == b"serving", "the lane served", within=40)
+        eventually(lambda: redis.hget(names.observer_key(name), "heartbeat"), "the observer", within=40)
+        peers.create_peer(key := some_key())
+        with pytest.raises(Conflict):
+            peers.create_peer(key, keepalive=25)
+        message = {
+            "body": "[]",
+            "headers": {"id": f"{name}.mine", "task": "no.such"},
+            "content-type": "application/json",
+        }
+        about = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": "x"}}
+        redis.lpush(names.lane_queue(name), json.dumps({**message, "content-encoding": "utf-8", "properties": about}))
+        eventually(lambda: "a message was refused" in log.read_text(), "the refusal in the log")
+        own_redis.restart()
+        eventually(lambda: "Redis has restarted" in log.read_text(), "the recovery in the log", within=30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    lines = documents(log)
+    assert {line["process"] for line in lines} == {"gateway run", "writer", "observer"}
+    assert {line["gateway"] for line in lines} == {name}
+    assert {"info", "warning"} <= {line["level"] for line in lines}
+    assert any(line["logger"].startswith("celery.") for line in lines), "Celery's own lines are among them"
+    (refused,) = [line for line in lines if line["message"].startswith("a message was refused")]
+    assert refused["code"] == "invalid"
+
+
+def test_a_line_about_a_request_has_its_id(own_redis: RedisServer, tmp_path: Path, client: MakeClient) -> None:
+    name, log = new_name(), tmp_path / "writer.log"
+    control = tmp_path / "failpoints"
+    settings = {"log_format": "json", "redis_url": own_redis.url, "private_key_file": str(tmp_path / "key")}
+    settings |= {"dataplane": "memory", "test_failpoints": str(control), **named_endpoint()}
+    words = ["-m", "peerlane.workers.cli", "gateway", "run", name, "--only", "writer", "--loglevel", "debug"]
+    with running(words, log, **settings):
+        peers = client(name, redis=own_redis, timeout=20)
+        eventually(lambda: "ready." in log.read_text(), "the writer", within=40)
+        peers.create_peer(some_key(), request_id=f"{name}.first")
+        control.write_text("before_commit:raise\n")
+        with pytest.raises(Exception, match="nothing was committed"):
+            peers.create_peer(some_key(), request_id=f"{name}.second")
+    lines = documents(log)
+    assert any(line.get("request") == f"{name}.first" for line in lines), "Celery's line on a task that succeeded"
+    (crash,) = [line for line in lines if "failed in an unforeseen way" in line["message"]]
+    assert crash["request"] == f"{name}.second"
+    assert "FailpointError" in crash["exception"]
+    assert "Traceback" in crash["exception"]
+
+
+def test_beat_and_exporter_log_documents(own_redis: RedisServer, redis: Redis, tmp_path: Path) -> None:
+    log = tmp_path / "beat.log"
+    words = ["-m", "celery", "-q", "-A", "peerlane", "beat", "-l", "info", f"--pidfile={tmp_path / 'pid'}"]
+    with running(words, log, log_format="json", redis_url=own_redis.url):
+        eventually(lambda: "gateways are looked after" in log.read_text(), "beat having looked", within=40)
+    assert {line["process"] for line in documents(log)} == {"beat"}
+    redis.sadd(names.GATEWAYS_KEY, "iad")
+    with exporting(own_redis.url, environment={"PEERLANE_LOG_FORMAT": "json"}) as exporter:
+        own_redis.stop()
+        exporter.scrape()
+        _, _, said = exporter.stop()
+    (line,) = [json.loads(line) for line in said.splitlines()]
+    assert line["process"] == "exporter"
+    assert line["message"].startswith("the fleet cannot be read: ")
+
+
+@pytest.mark.parametrize("settings", [{"log_level": "warning"}, {}], ids=["warning", "default"])
+def test_a_level_leaves_out_what_is_below(own_redis: RedisServer, tmp_path: Path, settings: dict[str, str]) -> None:
+    """In Celery's own text, which stays the default."""
+    log = tmp_path / "beat.log"
+    words = ["-A", "peerlane", "beat", f"--pidfile={tmp_path / 'pid'}"]
+    beat = Process(words, log, {"redis_url": own_redis.url, "beat_file": tmp_path / "looked", **settings})
+    try:
+        eventually((tmp_path / "looked").exists, "beat having looked", within=40)
+        if not settings:
+            beat.says("INFO/")
+        assert ("INFO/" in beat.log) is not bool(settings)
+    finally:
+        beat.stop()
+
+
+class TestADocument:
+    def formatted(self, message: str, *arguments: object, **extra: Any) -> dict[str, Any]:
+        record = logging.LogRecord("peerlane.x", logging.WARNING, "x.py", 1, message, arguments, extra.pop("exc", None))
+        record.__dict__.update(extra)
+        found: dict[str, Any] = json.loads(logs.json_formatter("writer", "iad").format(record))
+        return found
+
+    def test_has_what_the_line_is_about_and_nothing_else(self) -> None:
+        document = self.formatted(
+            "request %s: %s", "iad.abc", Unavailable("no writer"), preshared_key="hidden", args_=1
+        )
+        assert document.pop("time").endswith("+00:00")
+        assert document == {
+            "level": "warning",
+            "process": "writer",
+            "gateway": "iad",
+            "request": "iad.abc",
+            "code": "unavailable",
+            "logger": "peerlane.x",
+            "message": "request iad.abc: no writer",
+        }
+
+    @pytest.mark.parametrize("argument", ["fra.abc", "iad", "iad.a b", 7, None, OSError("x"), b"iad.abc"], ids=str)
+    def test_has_no_request_and_no_code_where_there_is_none(self, argument: object) -> None:
+        assert not {"request", "code"} & set(self.formatted("about %s", argument))
+
+    def test_of_celerys_lines_of_tasks_has_the_request(self) -> None:
+        assert self.formatted("Task %(id)s", {"id": "iad.abc", "name": "peerlane.create_peer"})["request"] == "iad.abc"
+
+    def test_is_one_line_whatever_is_in_it(self) -> None:
+        assert self.formatted("two\nlines \x00 \ud800 %s", "\u2028")["message"].startswith("two\nlines")
+
+
+@pytest.mark.parametrize("value", ["xml", "JSON", ""])
+def test_a_format_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "PEERLANE_LOG_FORMAT", value)
+    with pytest.raises(Exception, match="PEERLANE_LOG_FORMAT"):
+        read()
