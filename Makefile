@@ -42,7 +42,7 @@ test-all: $(STAMP)  ## the tests that make test leaves out: kernel, faults, slow
 	@CI=true $(BIN)/pytest $(OTHERS) $(ARGS)
 
 bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep (ARGS=--json)
-	@for bench in lane flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
+	@for bench in lane drain flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
 
 # The picture and the figures that the README shows: ARGS='--peers 0,10000,50000,100000' measures one point more.
 bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)

@@ -47,6 +47,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
         "retry_on_timeout": False,  # would replay LPUSH
         "role": role,  # kombu ignores it, and shares no pool between roles
+        "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
     found: dict[str, Any] = {
         "broker_url": url,

@@ -125,7 +125,8 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
         *_consumer(queues, names.unacked_key(gateway)),
-        Selector(("rpop", "lindex"), queues),  # what waits is taken together; the heartbeat tells for how long it waits
+        # What waits is taken together, in a late lane the newest first; the heartbeat tells for how long it waits.
+        Selector(("rpop", "lrange", "lrem", "lindex"), queues),
         *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
         Selector(("fcall",), (state, results, *queues)),

@@ -97,7 +97,9 @@ class LaneTask(Task[..., dict[str, Any]]):
         try:
             # LaneResult waits by itself: Celery need not subscribe.
             options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
-            options["headers"] = {**(options.get("headers") or {}), names.SENT_AT: lanes.clock.now_ms()}
+            # Where the writer reads them without the body: what is late is struck out before it is taken.
+            told = {names.SENT_AT: lanes.clock.now_ms(), "deadline": wire["deadline"]}
+            options["headers"] = {**(options.get("headers") or {}), **told}
             sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
         except SEND_ERRORS as error:
             # The message may have arrived all the same: make sure that the request has one outcome.

@@ -40,12 +40,14 @@ def tombstone(request_id: str, message: str = "cancelled: its caller had stopped
 
 def late(request_id: str) -> str:
     """The commit record of a request whose deadline passes before its commit: made for each commit, stored for few."""
-    return _LATE.replace(_ID, request_id, 1).replace(_DATE, datetime.now(UTC).isoformat(), 1)
+    return _LATE.replace(ANY_ID, request_id, 1).replace(_DATE, datetime.now(UTC).isoformat(), 1)
 
 
-_ID, _DATE = "@request-id@", "@date@"
+#: Stands for an id in a record whose request is not known yet (workers/store/take.lua).
+ANY_ID = "@request-id@"
+_DATE = "@date@"
 _LATE = json.dumps(
-    {**json.loads(tombstone(_ID, "its deadline had passed before the gateway could commit it")), "date_done": _DATE},
+    {**json.loads(tombstone(ANY_ID, "its deadline had passed before the gateway could commit it")), "date_done": _DATE},
     separators=(",", ":"),
 )
 

@@ -28,8 +28,10 @@ OTHERS = (
 
 
 @pytest.fixture(scope="module")
-def fleet(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with its observer; and fra, whose writer died long ago."""
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway with its observer; and fra, whose writer died long ago. They are alone on their server."""
+    redis_server = RedisServer(tmp_path_factory.mktemp("r"))
+    redis_server.start()
     writer = GatewayProcess("iad", redis_server.url, tmp_path_factory.mktemp("fleet"), dataplane="memory")
     writer.start()
     dead: dict[Any, Any] = {
@@ -44,8 +46,8 @@ def fleet(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     with ending(observer := Observer(writer)):
         observer.says("ready.")
         yield writer
-    redis_server.redis.srem(names.GATEWAYS_KEY, "fra", "iad")
     writer.finish()
+    redis_server.kill()
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ class FuzzedLane:
         self._consumer.update_strategies()
         self._connection = app.connection_for_read()
         self._channel = self._connection.default_channel
+        self._channel.end_dead = self._consumer.end_dead
         consuming = app.amqp.TaskConsumer(self._connection, on_decode_error=self._consumer.on_decode_error)
         consuming.on_message = self._consumer.create_task_handler()
         consuming.consume()

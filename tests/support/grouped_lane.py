@@ -45,7 +45,10 @@ class GroupedLane(FuzzedLane):
         self._template = json.loads(self.captured(1)[0])
 
     def send(self, *wishes: dict[str, Any], bulk: bool = False, redelivered: bool = False) -> list[str]:
-        """Queue requests, deletes where ``delete`` is among the arguments; their ids."""
+        """Queue requests, deletes where ``delete`` is among the arguments; their ids.
+
+        ``unheard`` among them: without a header that tells the deadline.
+        """
         sent: list[str] = []
         for wish in wishes:
             arguments = {"gateway": self.name, "public_key": some_key(), **wish}
@@ -53,6 +56,9 @@ class GroupedLane(FuzzedLane):
             message = json.loads(json.dumps(self._template))
             identity = names.request_id(self.name, arguments.pop("id", some_key()[:20].encode().hex()))
             message["headers"] |= {"id": identity, "task": task} | ({"redelivered": True} if redelivered else {})
+            message["headers"]["deadline"] = arguments.get("deadline")
+            if arguments.pop("unheard", False):  # as a client sends it that knows no such header
+                del message["headers"]["deadline"]
             message["body"] = json.dumps([[], arguments, {}])
             message["properties"] |= {"body_encoding": None, "delivery_tag": identity}
             self.redis.lpush(self.bulk if bulk else self.queue, json.dumps(message))

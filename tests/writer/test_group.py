@@ -14,7 +14,7 @@ from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 from servers import RedisServer
 from waiting import eventually
 from writer_alone import create_peer
@@ -26,8 +26,7 @@ from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.lane.quota import share_key
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.dataplane.memory import MemoryDataPlane
-from peerlane.workers.lane.broker import BULK_BYTES, MOST_IN_A_GROUP
-from peerlane.workers.store.procedures import Procedure
+from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Taker
 from peerlane.workers.store.store import Answer
 
 
@@ -326,14 +325,11 @@ class TestWhatIsTaken:
     def test_is_told_again_where_the_answer_was_lost(self, lane: GroupedLane) -> None:
         lane.send(*some(3))
         raw = cast("bytes", lane.redis.rpop(lane.queue))
-        index = names.unacked_key(lane.name, "_index")
-        keys = [lane.queue, lane.bulk, names.unacked_key(lane.name), index]
-        args = ["1", "tag.", lane.name, 64, 1000, lane.queue, raw]
-        take = Procedure(lane.redis, "take")
-        first = cast("list[Any]", take(keys=keys, args=args))
+        taker = Taker(lane.redis, lane.name, result_ttl=600)
+        first = taker.once(lane.queue, raw, "tag.")
         lane.send({})
-        assert take(keys=keys, args=args) == first
-        assert len(first) == 3
+        assert taker.once(lane.queue, raw, "tag.") == first
+        assert len(first[0]) == 3
         assert lane.redis.llen(lane.queue) == 1
 
     def test_is_one_message_where_this_user_may_not_pop_more(self, lane: GroupedLane) -> None:
@@ -345,18 +341,16 @@ class TestWhatIsTaken:
             username="old",
             password="x",
         ) as old:
-            index = names.unacked_key(lane.name, "_index")
-            keys = [lane.queue, lane.bulk, names.unacked_key(lane.name), index]
-            taken = Procedure(old, "take")(keys=keys, args=["1", "tag.", lane.name, 64, 1000, lane.queue, raw])
-        assert len(cast("list[Any]", taken)) == 1
+            taken, _ = Taker(old, lane.name, result_ttl=600)(lane.queue, raw)
+        assert len(taken) == 1
         assert lane.redis.llen(lane.queue) == 1
 
     def test_goes_one_by_one_where_the_procedure_is_refused(self, lane: GroupedLane) -> None:
         class Refused:
-            def __call__(self, **_: object) -> object:
-                raise ResponseError("NOPERM")
+            def __call__(self, *_: object) -> object:
+                raise NoPermissionError
 
-        lane.channel._take_many = Refused()  # noqa: SLF001
+        lane.channel._taker = Refused()  # noqa: SLF001
         sent = lane.send(*some(2))
         lane.wake()
         lane.wake()

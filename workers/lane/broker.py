@@ -5,36 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
-import uuid
+from collections.abc import Callable, Sequence
 from queue import Empty
 from typing import Any, cast
 
 from celery.app.amqp import AMQP
 from celery.exceptions import WorkerShutdown
-from celery.worker import state as worker_state
 from kombu.transport import redis as kombu_redis
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from peerlane.config import names
 from peerlane.config.broker import OwnConnection, UnboundChannel, UnboundTransport
 from peerlane.config.redis import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
+from peerlane.workers.lane.taking import Dead, Noted, Taker
 from peerlane.workers.lane.unacked import LaneQoS
-from peerlane.workers.store.procedures import Procedure
-from peerlane.workers.writer.retry import RetryUntilShutdown, ShutdownRequested
+from peerlane.workers.writer.retry import ShutdownRequested
 
 log = logging.getLogger(__name__)
 
 #: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
 MAX_MESSAGE = 512 * 1024
-
-#: Messages carried out together. Redis is busy with their commit for about a millisecond, other gateways wait so long.
-MOST_IN_A_GROUP = 64
-#: Bytes of messages from the bulk queue after which no more are taken: whoever comes meanwhile waits for few.
-BULK_BYTES = 16 * 1024
 
 #: It becomes a field in Redis, so it has to be text that UTF-8 can hold: JSON can name what is none. Kombu's is a UUID.
 _TAG = re.compile(r"[!-~]{1,200}")
@@ -121,7 +114,9 @@ class LaneChannel(UnboundChannel):
 
     #: While messages that were taken together are delivered: where Celery's strategy collects them.
     group: Group | None = None
-    _take_many: Procedure | None = None
+    #: Ends what was struck out of the lane; set by the consumer (peerlane.workers.lane.worker).
+    end_dead: Callable[[Sequence[Dead]], None] | None = None
+    _taker: Taker | None = None
     #: Whether this user may not use the procedure: then each message is noted by itself.
     _one_by_one = False
 
@@ -131,51 +126,47 @@ class LaneChannel(UnboundChannel):
         if self._one_by_one or queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):
             self.take(queue, raw)
             return
+        if self._taker is None:
+            self._taker = Taker(self._create_client(), gateway, result_ttl=self._result_ttl)
         try:
-            taken = self._note(gateway, queue, raw)
+            taken, dead = self._taker(queue, raw)
         except ShutdownRequested:
             raise WorkerShutdown(0) from None
         except ResponseError as error:
+            self._one_by_one = isinstance(error, NoPermissionError)
             log.warning("gateway %s: messages are taken one by one (%s)", gateway, reason(error))
-            self._one_by_one = True
             self.take(queue, raw)
             return
         group, failures = Group(), list[Exception]()
         self.group = group
-        for source, message, tag, answered in taken:
+        for noted in taken:
             try:
-                self._hand_on_noted(source.decode(), message, tag.decode(), answered=answered == b"1")
+                self._hand_on_noted(noted)
             except self.connection_errors as error:  # that message comes again; the others are in hand
                 failures.append(error)
         self.group = None
         group.carry_out()
+        if dead and self.end_dead is not None:  # last: nobody waits for it
+            self.end_dead(dead)
         if failures:
             raise failures[0]
 
-    def _note(self, gateway: str, queue: str, raw: bytes) -> list[tuple[bytes, bytes, bytes, bytes]]:
-        """Note the message in hand as taken, and others that wait: their queues, themselves, their new tags, doubts."""
-        if self._take_many is None:
-            self._take_many = Procedure(self._create_client(), "take")
-        take, index = self._take_many, names.unacked_key(gateway, "_index")
-        keys = [names.lane_queue(gateway), names.bulk_queue(gateway), names.unacked_key(gateway), index]
-        args = [repr(time.time()), f"{uuid.uuid4().hex}.", gateway, MOST_IN_A_GROUP, BULK_BYTES, queue, raw]
-        until_answered = RetryUntilShutdown(
-            lambda: worker_state.should_stop is not None or worker_state.should_terminate is not None
-        )
-        return cast("list[tuple[bytes, bytes, bytes, bytes]]", until_answered(lambda: take(keys=keys, args=args)))
+    @property
+    def _result_ttl(self) -> int:
+        return int(self.connection.client.transport_options["result_ttl"])
 
-    def _hand_on_noted(self, queue: str, raw: bytes, tag: str, *, answered: bool) -> None:
-        envelope = sound_envelope(raw)
+    def _hand_on_noted(self, noted: Noted) -> None:
+        envelope = sound_envelope(noted.message)
         if isinstance(envelope, str):
-            self.take(queue, raw)  # sets it aside
+            self.take(noted.queue, noted.message)  # sets it aside
             with self.conn_or_acquire() as client:
-                gateway = names.gateway_of_queue(queue)
-                client.hdel(names.unacked_key(gateway), tag)
-                client.zrem(names.unacked_key(gateway, "_index"), tag)
+                gateway = names.gateway_of_queue(noted.queue)
+                client.hdel(names.unacked_key(gateway), noted.tag)
+                client.zrem(names.unacked_key(gateway, "_index"), noted.tag)
             return
-        envelope["properties"]["delivery_tag"] = tag
-        self.qos.noted[tag] = answered
-        self._deliver(envelope, queue)
+        envelope["properties"]["delivery_tag"] = noted.tag
+        self.qos.noted[noted.tag] = noted.answered
+        self._deliver(envelope, noted.queue)
 
     def take(self, queue: str, raw: bytes) -> None:
         """Hand a message on, if it is one."""

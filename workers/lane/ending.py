@@ -74,14 +74,17 @@ class TaskEvents:
         if self._eventer is not None:
             self._eventer.send("task-started", uuid=request_id)
 
-    def ended(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
+    def ended(
+        self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float, **more: object
+    ) -> None:
+        """``more`` are further fields: what another event would have told."""
         if self._eventer is None:
             return
         if isinstance(outcome, PeerlaneError):
-            self._eventer.send("task-failed", uuid=request_id, exception=repr(outcome), traceback="")
+            self._eventer.send("task-failed", uuid=request_id, exception=repr(outcome), traceback="", **more)
         else:
             result = repr(in_short(outcome))
-            self._eventer.send("task-succeeded", uuid=request_id, result=result, runtime=runtime)
+            self._eventer.send("task-succeeded", uuid=request_id, result=result, runtime=runtime, **more)
 
     def rejected(self, request_id: str) -> None:
         if self._eventer is not None:
@@ -113,6 +116,14 @@ class LeanEnding:
         if _trace_log.isEnabledFor(logging.INFO):
             self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
         return True
+
+    def struck_out(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> None:
+        """It had an outcome before it was taken: one event tells of it."""
+        worker_state.total_count[self._name] += 1
+        worker_state.all_total_count[0] += 1
+        self._events.ended(request_id, outcome, 0.0, name=self._name)
+        if _trace_log.isEnabledFor(logging.INFO):
+            self._tell(request_id, outcome, 0.0)
 
     def give_back(self, taken: TakenMessage) -> None:
         """Put it back on the lane, for the writer that has taken over; this worker ends."""

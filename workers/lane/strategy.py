@@ -15,11 +15,13 @@ from celery.worker.state import task_reserved
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.outcome import decode
 from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
+from peerlane.workers.lane.taking import Dead
 from peerlane.workers.writer.delivery import Delivery
 
 
@@ -75,6 +77,15 @@ class LaneStrategy:
         for callback in callbacks or ():
             callback(request)
         self._consumer.on_task_request(request)
+
+    def end_dead(self, dead: Dead) -> None:
+        """End a request that was struck out of the lane: it has its outcome, and was never taken."""
+        outcome: dict[str, Any] | PeerlaneError
+        try:
+            outcome = decode(dead.record)
+        except PeerlaneError as error:
+            outcome = error
+        self._ending.struck_out(dead.request_id, outcome)
 
     def _open(self, message: Any) -> tuple[str, dict[str, Any]]:
         """Request id and arguments. Raises PeerlaneError for a message that is to be refused."""

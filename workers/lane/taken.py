@@ -13,9 +13,11 @@ from peerlane.config import names
 from peerlane.tasks.errors import Fenced, PeerlaneError
 from peerlane.workers import failpoints
 from peerlane.workers.host.pulse import LONG, PULSE, SOON
+from peerlane.workers.lane.taking import Dead
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.group import carry_out_many
 from peerlane.workers.writer.retry import ShutdownRequested
+from peerlane.workers.writer.shares import leave_shares
 from peerlane.workers.writer.writer import Writer
 
 #: Where a task finds the TakenMessage of its request: an attribute of Celery's ``self.request``.
@@ -76,7 +78,8 @@ class LaneWriter:
 
     def carry_out_many(self, requests: Sequence[tuple[str, TakenMessage, Mapping[str, Any]]]) -> None:
         """Carry requests out as one group; each message has its outcome afterwards, but for those met by ``Fenced``."""
-        PULSE.turn()
+        ordinary = all(task in (names.CREATE_PEER, names.DELETE_PEER) for task, _, _ in requests)
+        PULSE.turn(SOON if ordinary else LONG)
         try:
             outcomes = carry_out_many(
                 self._writer,
@@ -84,5 +87,15 @@ class LaneWriter:
             )
         except ShutdownRequested:
             raise WorkerShutdown(0) from None
+        finally:
+            PULSE.turn()
         for (_, taken, _), outcome in zip(requests, outcomes, strict=True):
             taken.outcome = outcome
+
+    def strike_out(self, dead: Sequence[Dead]) -> None:
+        """Count requests that were struck out of the lane; they no longer count in shares of it."""
+        self._writer.answered += len(dead)
+        try:
+            leave_shares(self._writer, [(each.request_id, each.message) for each in dead])
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from celery import bootsteps
@@ -21,6 +22,9 @@ from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
+from peerlane.workers.lane.strategy import LaneStrategy
+from peerlane.workers.lane.taken import LaneWriter
+from peerlane.workers.lane.taking import Dead
 from peerlane.workers.writer.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
@@ -61,7 +65,18 @@ class LaneConsumer(_Consumer):
         """It has just begun to consume."""
         super().on_ready()
         self._paused = False
+        self.task_consumer.channel.end_dead = self.end_dead
         self.obey_pause()
+
+    def end_dead(self, dead: Sequence[Dead]) -> None:
+        """End what was struck out of the lane."""
+        for each in dead:
+            strategy = self.strategies.get(each.task)
+            if isinstance(strategy, LaneStrategy):
+                strategy.end_dead(each)
+        writer = getattr(self.app.tasks[names.CREATE_PEER], "writer", None)
+        if isinstance(writer, LaneWriter):
+            writer.strike_out(dead)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect to Redis again and again until it is there, or the worker is to stop."""

@@ -123,6 +123,14 @@ class Store:
         """
         return self._commit_all([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
 
+    def leave_shares(self, shares: Sequence[tuple[str, str]]) -> None:
+        """Let requests go out of shares of the lane: pairs of a share's key and a request's id."""
+        pipe = self.redis.pipeline(transaction=False)
+        for share, request_id in shares:
+            pipe.zrem(share, request_id)
+        if shares:
+            pipe.execute()
+
     def check(self, request_id: str, deadline: int) -> Answer:
         """Whether the request could still commit: ``open``, or why not."""
         return self.check_many([(request_id, deadline)])[0]

@@ -5,7 +5,9 @@ A plan of a group is made on a table that has the creates planned before it, tho
 - a delete leaves the table as it is until it is committed: what it frees is for the next group;
 - a refusal (it may rest on the table: a conflict, a full pool) is made on what is committed only: it ends the group,
   and is planned again, alone;
-- what was delivered before, may have an outcome, is nearly late, or is no single create or delete goes alone.
+- what may have an outcome by now, or is nearly late, is asked for before the device is touched: once for all of them;
+- what was delivered before, is answered by something else than an outcome, or is no single create or delete goes alone.
+What is late already is struck out before anything is planned, and has its outcome in one step with the others.
 Where a group cannot be finished together (the device or Redis refuses), it is undone, and each goes alone: a bad
 request costs the others time and nothing else.
 """
@@ -21,6 +23,7 @@ from redis.exceptions import ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
+from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.peers.handlers import Decision, decide
 from peerlane.workers.peers.plan import PeerTable, Plan
@@ -37,6 +40,8 @@ class _Planned:
     request: Request
     decision: Decision
     record: str
+    #: Whether it may be unable to commit by now.
+    doubtful: bool
 
 
 def carry_out_many(writer: Writer, requests: Sequence[Request]) -> list[Outcome | None]:
@@ -45,8 +50,8 @@ def carry_out_many(writer: Writer, requests: Sequence[Request]) -> list[Outcome 
     Raises:
         ShutdownRequested: the worker is to stop, and Redis is away; what has no outcome is still open.
     """
-    outcomes: dict[str, Outcome | None] = {}
-    todo = list(requests)
+    outcomes = _strike_out(writer, _late(writer, requests))
+    todo = [request for request in requests if request.delivery.tag not in outcomes]
     while todo:
         group = _plan(writer, todo)
         if len(group) > 1:
@@ -78,7 +83,8 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
         key = request.arguments.get("public_key")
         if (
             request.task not in (names.CREATE_PEER, names.DELETE_PEER)
-            or request.delivery.in_doubt(SURE_FOR)
+            or request.delivery.redelivered
+            or request.delivery.answered
             or not isinstance(key, str)
             or key in keys
             or key in table.foreign
@@ -91,10 +97,11 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
             break
         except Exception:  # noqa: BLE001 - alone, it is reported
             break
-        if 0 < decision.deadline < nearly_late:
-            break
+        doubtful = 0 < decision.deadline < nearly_late or request.delivery.in_doubt(SURE_FOR)
+        if doubtful and any(plan.before is not None and plan.after is not plan.before for plan in decision.plans):
+            break  # made anew, it gives up addresses; a later plan would rest on that
         keys.add(key)
-        group.append(_Planned(request, decision, request.record(decision.result)))
+        group.append(_Planned(request, decision, request.record(decision.result), doubtful))
         for plan in decision.plans:
             if plan.before is not plan.after and plan.after is not None:
                 table.put(plan.after)
@@ -118,8 +125,9 @@ def _changing(group: Sequence[_Planned]) -> list[Plan]:
 
 
 def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None]:
-    outcomes: dict[str, Outcome | None] = {}
-    alone = _without_answered_deletes(writer, group)
+    dead, alone = _take_out_dead(writer, group)
+    outcomes = _strike_out(writer, [(planned.request, planned.decision.deadline) for planned in dead])
+    alone += [planned.request for planned in dead if planned.request.delivery.tag not in outcomes]
     try:
         answers = _apply_and_commit(writer, group)
     except (KernelError, ResponseError) as error:
@@ -154,24 +162,61 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
     return outcomes
 
 
-def _without_answered_deletes(writer: Writer, group: list[_Planned]) -> list[Request]:
-    """Take those deletes out of the group that cannot commit any more: undoing one would cost its peer the session.
+def _take_out_dead(writer: Writer, group: list[_Planned]) -> tuple[list[_Planned], list[Request]]:
+    """Ask for what may be unable to commit, and take that out of the group: dead, or to be carried out alone.
 
-    No other plan of the group rests on a delete.
+    A delete is always asked for: undoing one would cost its peer the session. No other plan of the group rests on what
+    is taken out.
     """
-    deletes = [planned for planned in group if planned.decision.removes]
-    if not deletes:
-        return []
-    asked = [(planned.request.id, planned.decision.deadline) for planned in deletes]
+    asked = [planned for planned in group if planned.decision.removes or planned.doubtful]
+    if not asked:
+        return [], []
+    requests = [(planned.request.id, planned.decision.deadline) for planned in asked]
     try:
-        answers = writer.until_answered(lambda: writer.store.check_many(asked))
+        verdicts = [answer.verdict for answer in writer.until_answered(lambda: writer.store.check_many(requests))]
     except ResponseError:
-        refused = deletes
-    else:
-        refused = [planned for planned, answer in zip(deletes, answers, strict=True) if answer.verdict != "open"]
-    for planned in refused:
+        verdicts = ["failed" for _ in asked]
+    refused = [(planned, verdict) for planned, verdict in zip(asked, verdicts, strict=True) if verdict != "open"]
+    for planned, _ in refused:
         group.remove(planned)
-    return [planned.request for planned in refused]
+        _undo(writer.table, [planned])
+    dead = [planned for planned, verdict in refused if verdict in ("duplicate", "late")]
+    return dead, [planned.request for planned, verdict in refused if verdict not in ("duplicate", "late")]
+
+
+def _late(writer: Writer, requests: Sequence[Request]) -> list[tuple[Request, int]]:
+    """Those of several whose deadline has passed for certain, with it."""
+    if len(requests) < 2 or writer.fenced:
+        return []
+    late_before = writer.until_answered(writer.store.clock.now_ms) - NEARLY_LATE
+    found = [(request, request.arguments.get("deadline")) for request in requests]
+    return [
+        (request, deadline)
+        for request, deadline in found
+        if isinstance(deadline, int) and not isinstance(deadline, bool) and 0 < deadline < late_before
+    ]
+
+
+def _strike_out(writer: Writer, requests: Sequence[tuple[Request, int]]) -> dict[str, Outcome | None]:
+    """The outcomes of requests, with their deadlines, that were late or have one: in one step, and told like any.
+
+    Without those for which Redis said something else.
+    """
+    if not requests:
+        return {}
+    commits = [
+        Commit(request.id, deadline, results.late(request.id), share=request.share, tag=request.delivery.tag)
+        for request, deadline in requests
+    ]
+    try:
+        answers = writer.until_answered(lambda: writer.store.commit_many(commits))
+    except ResponseError:
+        return {}
+    return {
+        commit.tag: writer.count(request, Outcome(request.recorded(answer.stored or commit.result), acknowledged=True))
+        for (request, _), commit, answer in zip(requests, commits, answers, strict=True)
+        if answer.settles
+    }
 
 
 def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]:

@@ -154,6 +154,11 @@ class Writer:
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")
             return self._commit_refusal(request, unforeseen)
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether requests count in shares of the lane."""
+        return self._fair_label is not None
+
     def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
         """What is to be carried out."""
         counted = self._fair_label is not None and task == names.CREATE_PEER
@@ -266,10 +271,10 @@ class Writer:
                 continue
             self.created += plan.outcome == "created"
             self.deleted += plan.outcome == "deleted"
-            if plan.after is not None:
-                self.table.put(plan.after)
-            else:
+            if plan.after is None:
                 self.table.drop(plan.public_key)
+            elif self.table.peers.get(plan.public_key) is not plan.after:  # a group's creates are in it already
+                self.table.put(plan.after)
 
     def _commit_refusal(self, request: Request, refusal: PeerlaneError) -> Outcome:
         """Store the refusal as the request's outcome.

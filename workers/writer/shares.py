@@ -1,0 +1,36 @@
+"""Shares of the lane, for requests that no commit takes out of them: those that were struck out of their queue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from redis.exceptions import ResponseError
+
+from peerlane.tasks.lane.set_aside import read_request
+from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.workers.writer.delivery import Delivery
+from peerlane.workers.writer.request import error_code
+from peerlane.workers.writer.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+def leave_shares(writer: Writer, dead: Sequence[tuple[str, bytes]]) -> None:
+    """Let requests, by id and message, go out of their shares; nothing where the lane has none.
+
+    Raises:
+        ShutdownRequested: the worker is to stop, and Redis is away; they count until their deadlines have passed.
+    """
+    if not writer.has_shares:
+        return
+    shares: list[tuple[str, str]] = []
+    for request_id, message in dead:
+        asked = read_request(message, PskCipher())
+        share = asked and writer.request(asked.task, Delivery(request_id), asked.arguments).share
+        if share:
+            shares.append((share, request_id))
+    try:
+        writer.until_answered(lambda: writer.store.leave_shares(shares))
+    except ResponseError as error:
+        log.warning("%d requests count on in their shares for a while (%s)", len(shares), error_code(error))
