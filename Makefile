@@ -23,7 +23,7 @@ OTHERS = -n $$(nproc) --dist loadfile -m '$(APART)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-all bench bench-scale bench-kernel walks faults fuzz check format lint types imports lock clean
+.PHONY: help demo venv test test-all bench bench-callers bench-scale bench-kernel walks faults mutants fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -41,8 +41,12 @@ test: $(STAMP)  ## the quick tests: Python and make suffice (ARGS go to pytest)
 test-all: $(STAMP)  ## the tests that make test leaves out: kernel, faults, slow, browser; nothing may be missing
 	@CI=true $(BIN)/pytest $(OTHERS) $(ARGS)
 
-bench: $(STAMP)  ## what it costs, on this machine: the lane beside a no-op task, a flood, a sweep (ARGS=--json)
-	@for bench in lane drain flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
+bench: $(STAMP)  ## what it costs, on this machine: a lane and its callers beside a no-op task, measuring, a flood, a sweep (ARGS=--json)
+	@for bench in lane drain callers lists measurements flood sweep; do $(TEST_PYTHON) tests/bench/bench_$$bench.py $(ARGS) || exit; done
+
+# The picture that the README shows.
+bench-callers: $(STAMP)  ## what few and many callers get from one lane, beside a no-op task
+	@$(TEST_PYTHON) tests/bench/bench_callers.py --json docs/goodput.json --svg docs/goodput.svg $(ARGS)
 
 # The picture and the figures that the README shows: ARGS='--peers 0,10000,50000,100000' measures one point more.
 bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)
@@ -56,6 +60,9 @@ walks: $(STAMP)  ## calls, functions and files of a create, a sweep and a list (
 
 faults: $(STAMP)  ## seeded fault runs on a real kernel, server and queue (ARGS='--runs 20 --seed 7')
 	@$(TEST_PYTHON) tests/faults/fault_runs.py $(ARGS)
+
+mutants: $(STAMP)  ## small faults, planted one at a time: which test notices each (ARGS='--only NAME', --json)
+	@PYTHONPATH=$(CURDIR)/tests/mutants $(BIN)/python tests/mutants/mutants.py $(ARGS)
 
 fuzz: $(STAMP)  ## a hundred thousand messages and records that nobody wrote by hand (ARGS="--messages N")
 	@$(TEST_PYTHON) tests/faults/fuzz_run.py $(ARGS)

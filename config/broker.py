@@ -7,12 +7,14 @@ no right but LPUSH, and Flower, whose queue of events would have its table kept 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.connection import ConnectionPool
 from kombu.transport import redis as kombu_redis
+
+from peerlane.config.redis_connections import noticing
 
 _Channel: Any = kombu_redis.Channel  # kombu carries no types for its channel
 
@@ -24,6 +26,14 @@ class UnboundChannel(_Channel):
         # What a fanout exchange (events) needs to know is only for this channel.
         if self.typeof(exchange).type == "fanout":
             self._fanout_queues[queue] = (exchange, (routing_key or "").replace("#", "*"))
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - kombu's signature
+        found = cast("dict[str, Any]", super()._connparams(asynchronous=asynchronous))
+        options = self.connection.client.transport_options
+        return found | {
+            "connection_class": noticing(found["connection_class"]),
+            "sentinels": options.get("sentinels"),
+        }
 
     def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
         """The one queue of an exchange: its namesake."""

@@ -5,16 +5,19 @@ Figures behind the values: measured on Celery 5.7 and kombu 5.7; see docs/archit
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, cast
 
 import click
 from celery import Celery
 from celery.signals import import_modules
+from celery.utils.imports import symbol_by_name
 from kombu import Exchange, Queue
 
 from peerlane.config import names
 from peerlane.config.logs import CeleryLogs
-from peerlane.config.settings import BadSettings, Settings, celery_url, current, redis_tls
+from peerlane.config.redis_url import celery_url, redis_tls, sentinels
+from peerlane.config.settings import BadSettings, Settings, current
 
 Role = Literal["client", "writer", "observer"]
 
@@ -46,12 +49,13 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "socket_keepalive": not url.startswith("redis+socket"),
         "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
         "retry_on_timeout": False,  # would replay LPUSH
+        "sentinels": sentinels(settings),  # for our channel (peerlane.config.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
         "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
     found: dict[str, Any] = {
         "broker_url": url,
-        "result_backend": url,
+        "result_backend": f"peerlane.config.result_backend:OwnBackend+{url.removeprefix('redis+')}",
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],  # no pickle, no yaml
@@ -133,6 +137,24 @@ class PeerlaneApp(Celery):
         import_modules.connect(self._prepare_logs, sender=self)
         if role != "client":
             self.Worker = self.subclass_with_self("peerlane.workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
+
+    @cached_property
+    def AsyncResult(self) -> Any:  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's name; cached, as its own is
+        """Of a lane's request id, a result whose ``get`` leaves no request behind; of another, Celery's."""
+        return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.result:LaneResult"))
+
+    @cached_property
+    def GroupResult(self) -> Any:  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - likewise
+        """The same for a group."""
+        return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.celery_manners:LaneGroupResult"))
+
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - by keyword, as anybody calls it
+        """Celery's; a lane's task goes through its own ``apply_async``, which calls this again."""
+        if options.get("task_type") is None:
+            send_lane_task: Any = symbol_by_name("peerlane.tasks.lane.celery_manners:send_lane_task")
+            if (sent := send_lane_task(self, name, args, kwargs, **options)) is not None:
+                return sent
+        return super().send_task(name, args, kwargs, **options)
 
     def _prepare_logs(self, **_: Any) -> None:
         """A worker or a beat of this app is about to begin; nobody else's logs are ours to set up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 # Task names. Explicit: Celery would otherwise take the module path, and a move of a file would break the wire.
 CREATE_PEER = "peerlane.create_peer"
@@ -15,6 +16,9 @@ RECONCILE = "peerlane.reconcile"
 REMOVE_PEERS = "peerlane.remove_peers"
 MEND_PEERS = "peerlane.mend_peers"
 IMPORT_PEERS = "peerlane.import_peers"
+# For the writer, on the bulk queue: up to 64 wishes of a client's list.
+CREATE_PEERS = "peerlane.create_peers"
+DELETE_PEERS = "peerlane.delete_peers"
 
 #: A gateway's name: it becomes part of queue names, Redis keys and task ids, so it holds none of their separators.
 GATEWAY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -31,6 +35,8 @@ GATEWAYS_KEY = "peerlane:gateways"
 
 #: Header of a message: when it was sent, in ms on Redis' clock. Writers read it; who sends none is only not measured.
 SENT_AT = "sent_at"
+#: Header of a message: the caller's span, as W3C Trace Context has it. Absent where the caller traces nothing.
+TRACEPARENT = "traceparent"
 
 #: Prefix of Celery's result keys; the channel a result is published on has the same name.
 RESULT_PREFIX = "celery-task-meta-"
@@ -42,11 +48,13 @@ def well_formed(members: Iterable[bytes]) -> list[str]:
     return sorted(name for name in told if GATEWAY_NAME.fullmatch(name))
 
 
+@lru_cache(maxsize=4096)
 def lane_queue(gateway: str) -> str:
     """The interactive queue of a gateway's lane."""
     return f"gateway.{gateway}"
 
 
+@lru_cache(maxsize=4096)
 def bulk_queue(gateway: str) -> str:
     """The bulk queue (lists, sweeps) of a gateway's lane; consumed after the interactive one."""
     return f"gateway.{gateway}.bulk"

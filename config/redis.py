@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 
-from redis import Redis
+from redis import Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
@@ -32,7 +32,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
-from peerlane.config.settings import Settings, redis_tls
+from peerlane.config.redis_connections import noticing
+from peerlane.config.redis_url import redis_tls, sentinels, server_url
+from peerlane.config.sentinels import NoPrimary
+from peerlane.config.settings import Settings
 
 #: Connections of one client. Each thread that waits for an outcome holds one; redis-py 8.1 would refuse the 101st.
 MAX_CONNECTIONS = 10_000
@@ -40,8 +43,14 @@ MAX_CONNECTIONS = 10_000
 
 def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
     """A client with its own pool. ``timeout`` bounds every answer, in seconds; nothing is retried unseen."""
+    url = server_url(settings)
+    kind = (
+        UnixDomainSocketConnection if url.startswith("unix") else SSLConnection if redis_tls(settings) else Connection
+    )
     return Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments in redis-py
-        settings.redis_url.get_secret_value(),
+        url,
+        connection_class=noticing(kind),
+        sentinels=sentinels(settings),
         max_connections=MAX_CONNECTIONS,
         socket_timeout=timeout,
         socket_connect_timeout=1.0,
@@ -97,6 +106,8 @@ def _of_tls(error: BaseException) -> str | None:
 
 
 def _of_class(error: BaseException) -> str | None:
+    if isinstance(error, NoPrimary):
+        return str(error)
     return next((sentence for kind, sentence in _CLASSES if isinstance(error, kind)), None)
 
 

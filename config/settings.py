@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import ssl
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -21,6 +19,7 @@ from pydantic_settings import (
 from peerlane.config import links, names, settings_file, validators
 from peerlane.config.bad_settings import BadSettings
 from peerlane.config.hosts import parse_dns, parse_endpoint
+from peerlane.config.redis_url import shown_url
 
 #: What the variables of all settings begin with.
 PREFIX = "PEERLANE_"
@@ -59,7 +58,8 @@ class Settings(BaseSettings):
 
     # Redis: broker, results and peers.
     redis_url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix:///path; may hold a password"
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="redis://, rediss://, unix:///path or redis+sentinel://; may hold passwords",
     )
     redis_ca: Named | None = Field(None, description="CA certificates for rediss:// (PEM); default: the system's")
     redis_client_cert: Named | None = Field(None, description="certificate that Redis asks clients for (PEM)")
@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     interface: str = Field("wg0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$", description="WireGuard device")
     dataplane: DataPlaneKind = Field("kernel", description="kernel, or memory: keeps no tunnel, for tests and the demo")
     private_key_file: Named | None = Field(None, description="default: /etc/peerlane/INTERFACE.key; made if absent")
+    state_dir: Named | None = Field(
+        None, description="where a gateway keeps its last commits; default: the key's place"
+    )
     accept_new_key: bool = Field(
         default=False, description="start with another key than the one that clients were given, for one start"
     )
@@ -183,7 +186,7 @@ class Settings(BaseSettings):
         if value is None:
             return None
         url = info.data.get("redis_url")
-        if isinstance(url, SecretStr) and not url.get_secret_value().startswith("rediss://"):
+        if isinstance(url, SecretStr) and not url.get_secret_value().startswith(("rediss://", "rediss+sentinel://")):
             raise ValueError("it is for TLS, and PEERLANE_REDIS_URL does not begin with rediss://")
         if not validators.is_file(value):
             raise ValueError(f"{validators.quoted(str(value))} is not a file")
@@ -195,6 +198,11 @@ class Settings(BaseSettings):
     def key_file(self) -> Path:
         """Where the device's private key is."""
         return self.private_key_file or Path(f"/etc/peerlane/{self.interface}.key")
+
+    @property
+    def state_directory(self) -> Path:
+        """Where a gateway keeps what has to outlive its process."""
+        return self.state_dir or self.key_file.parent
 
     @classmethod
     def settings_customise_sources(
@@ -261,37 +269,8 @@ def current() -> Settings:
     return read()
 
 
-def celery_url(settings: Settings) -> str:
-    """The Redis URL in the form kombu takes: a socket is ``redis+socket://``, and has its database in virtual_host."""
-    url = settings.redis_url.get_secret_value()
-    if not url.startswith("unix://"):
-        return url
-    return f"redis+socket{url.removeprefix('unix').replace('?db=', '?virtual_host=')}"
-
-
-def redis_tls(settings: Settings) -> dict[str, Any]:
-    """redis-py's TLS options; empty without rediss://. A server whose certificate does not verify is refused."""
-    if not settings.redis_url.get_secret_value().startswith("rediss://"):
-        return {}
-    files = {
-        "ssl_ca_certs": settings.redis_ca,
-        "ssl_certfile": settings.redis_client_cert,
-        "ssl_keyfile": settings.redis_client_key,
-    }
-    return {
-        "ssl_cert_reqs": ssl.CERT_REQUIRED,
-        "ssl_check_hostname": True,
-        "ssl_min_version": ssl.TLSVersion.TLSv1_2,
-        **{name: str(path) for name, path in files.items() if path is not None},
-    }
-
-
 def shown(settings: Settings) -> dict[str, Any]:
     """All settings for people, secrets hidden."""
     found = settings.model_dump(mode="json")
-    url = urlsplit(settings.redis_url.get_secret_value())
-    _, _, place = url.netloc.rpartition("@")
-    user = f"{url.username or ''}:(hidden)@" if url.password else f"{url.username}@" if url.username else ""
-    database = parse_qs(url.query).get("db")
-    found["redis_url"] = f"{url.scheme}://{user}{place}{url.path}{f'?db={database[0]}' if database else ''}"
+    found["redis_url"] = shown_url(settings.redis_url.get_secret_value())
     return found

@@ -14,13 +14,14 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from peerlane.config.hosts import is_host
+from peerlane.config.redis_url import check_sentinel_url, of_sentinels
 
 Network = IPv4Network | IPv6Network
 
 _DATABASE = re.compile(r"/?|/[0-9]{1,4}")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
 
-REDIS_URL = "redis://HOST:PORT/DB, rediss://… or unix:///PATH"
+REDIS_URL = "redis://HOST:PORT/DB, rediss://…, unix:///PATH or redis+sentinel://…"
 
 
 def network(text: str) -> Network:
@@ -73,6 +74,9 @@ def check_labels(texts: Sequence[str]) -> None:
 
 def check_redis_url(text: str) -> None:
     """A server that redis-py, kombu and Celery take for the same one. Raises ValueError."""
+    if of_sentinels(text):
+        check_sentinel_url(text)
+        return
     wrong = ValueError(f"expected {REDIS_URL}")
     try:
         url = urlsplit(text)

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         WriterError,
     )
     from peerlane.tasks.lane.gateway_info import GatewayInfo
-    from peerlane.tasks.lane.tasks import create_peer, delete_peer
+    from peerlane.tasks.lane.slices import PeerAnswer, PeerWish
+    from peerlane.tasks.lane.tasks import create_peer, create_peers, delete_peer, delete_peers
     from peerlane.tasks.wire.activity import PeerActivity
     from peerlane.tasks.wire.keys import make_key_pair
     from peerlane.tasks.wire.model import Peer, PeerResult
@@ -58,7 +59,9 @@ __all__ = [
     "OutcomeUnknown",
     "Peer",
     "PeerActivity",
+    "PeerAnswer",
     "PeerResult",
+    "PeerWish",
     "PeerlaneError",
     "PoolExhausted",
     "RedisAway",
@@ -70,7 +73,9 @@ __all__ = [
     "Unavailable",
     "WriterError",
     "create_peer",
+    "create_peers",
     "delete_peer",
+    "delete_peers",
     "gateways",
     "make_key_pair",
 ]
@@ -84,9 +89,13 @@ _MODULES = {
     "GatewayInfo": "peerlane.tasks.lane.gateway_info",
     "Peer": "peerlane.tasks.wire.model",
     "PeerActivity": "peerlane.tasks.wire.activity",
+    "PeerAnswer": "peerlane.tasks.lane.slices",
     "PeerResult": "peerlane.tasks.wire.model",
+    "PeerWish": "peerlane.tasks.lane.slices",
     "create_peer": "peerlane.tasks.lane.tasks",
+    "create_peers": "peerlane.tasks.lane.tasks",
     "delete_peer": "peerlane.tasks.lane.tasks",
+    "delete_peers": "peerlane.tasks.lane.tasks",
     "gateways": "peerlane.tasks.client.gateway",
     "make_key_pair": "peerlane.tasks.wire.keys",
 }

@@ -90,12 +90,12 @@ def gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeGate
         start: bool = True,
         **settings: Any,
     ) -> GatewayProcess:
-        server = redis or cast("RedisServer", request.getfixturevalue("redis_server"))
+        url = settings.pop("redis_url", None)
+        if url is None:
+            url = (redis or cast("RedisServer", request.getfixturevalue("redis_server"))).url
         directory = tmp_path / f"gateway-{len(made)}"
         directory.mkdir()
-        found = GatewayProcess(
-            name or new_name(), server.url, directory, prefix=prefix, dataplane=dataplane, **settings
-        )
+        found = GatewayProcess(name or new_name(), str(url), directory, prefix=prefix, dataplane=dataplane, **settings)
         made.append(found)
         if start:
             found.start()

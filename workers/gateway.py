@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.hosts import endpoint_doubt
-from peerlane.config.redis import connect
+from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
@@ -34,6 +34,7 @@ from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import take_back
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.redis_checks import away, check_durability
+from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.filling import Filling
 from peerlane.workers.writer.heartbeat import Heartbeat, run_of
@@ -84,6 +85,7 @@ class GatewayService:
 
         Raises:
             LaneHeld: another live writer has this gateway or its device.
+            Fenced: another writer has started meanwhile.
             RedisAway: Redis cannot be reached, or does not let this user in.
             StorageError: Redis is not set up to keep what it confirms.
             KernelError: the device could not be made, read or changed.
@@ -114,7 +116,7 @@ class GatewayService:
         known = registered_key(store)
         if known is not None and not settings.accept_new_key:
             self.spec = replace(self.spec, public_key=known)
-        store.open_epoch()
+        store.sequence.follow(store.open_epoch(), RedoFile(settings.state_directory, self.name))
         device = self._plane.writer.open(self.spec)
         if known not in (None, "", device.public_key):
             tell_of_new_key(store, str(known), device.public_key)
@@ -143,18 +145,18 @@ class GatewayService:
         self._heartbeat = Heartbeat(self.settings, store, self._writer, run=run)
 
     def _register(self, device: DeviceFacts, policy: Policy) -> None:
-        self.store.register(
-            {
-                **registration(self.settings, self.labels, self.pools, self.serves, policy.own_addresses),
-                "public_key": device.public_key,
-                "endpoint": self.endpoint,
-                "listen_port": device.listen_port,
-                "dataplane": self._plane.kind,
-                "epoch": self.store.epoch,
-                "phase": "recovering",
-                **holder(self._lock.device),
-            }
-        )
+        facts: dict[str, str | float] = {
+            **registration(self.settings, self.labels, self.pools, self.serves, policy.own_addresses),
+            "public_key": device.public_key,
+            "endpoint": self.endpoint,
+            "listen_port": device.listen_port,
+            "dataplane": self._plane.kind,
+            "epoch": self.store.epoch,
+            "phase": "recovering",
+            **holder(self._lock.device),
+        }
+        if not self.store.register(facts):
+            raise Fenced("a newer writer has taken over before this one had started")
 
     def _serve(self) -> None:
         """Make the device equal to Redis, and tell that requests may come."""
@@ -201,6 +203,8 @@ class GatewayService:
             worker_state.should_stop = Fenced.exit_code
             return
         writer.state = heartbeat.state
+        if self.store.sequence.behind:
+            self._catch_up()
         writer.measurements.pools = {str(pool.prefix): (pool.held, pool.size) for pool in writer.table.pools}
         if heartbeat.redis_restarted:
             heartbeat.redis_restarted = False
@@ -209,6 +213,13 @@ class GatewayService:
             writer.recovery_needed = "the device is gone"
         if writer.recovery_needed is not None:
             self._recover(writer, heartbeat)
+
+    def _catch_up(self) -> None:
+        """Make true again what the heartbeat has found to be lost."""
+        try:
+            self.store.sequence.catch_up()
+        except RedisError as error:
+            log.error("gateway %s: Redis is still behind: %s", self.name, reason(error))
 
     def _recover(self, writer: Writer, heartbeat: Heartbeat) -> None:
         log.warning("gateway %s: recovering, because of %s", self.name, writer.recovery_needed)

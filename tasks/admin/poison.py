@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 from redis import Redis
@@ -10,9 +11,10 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.lane.registry import LANE_TASKS
-from peerlane.tasks.lane.set_aside import SetAside
+from peerlane.tasks.lane.set_aside import SetAside, parts
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.lists import wishes_in
 from peerlane.tasks.wire.model import parse
 
 
@@ -99,15 +101,14 @@ def shown(found: SetAside, outcome: str | None = None) -> dict[str, Any]:
     about["task"] = request.task
     try:
         # Checked once more: what stands in the list may be somebody else's.
-        secret = "preshared_key" in request.arguments
-        clear = {name: value for name, value in request.arguments.items() if name != "preshared_key"}
-        parse(LANE_TASKS[request.task].model, clear)
+        shown_arguments = copy.deepcopy(dict(request.arguments))
+        secret = [part for part in parts(shown_arguments) if part.pop("preshared_key", None) is not None]
+        wishes_in(parse(LANE_TASKS[request.task].model, shown_arguments))
     except Invalid as error:
         return about | {"not_shown": error.message}
-    about["arguments"] = clear
-    if secret:
-        about["arguments"]["preshared_key"] = "(hidden)" if request.complete else "(was not kept)"
-    return about
+    for part in secret:
+        part["preshared_key"] = "(hidden)" if request.complete else "(was not kept)"
+    return about | {"arguments": shown_arguments}
 
 
 def _outcome(record: str | None) -> str | None:

@@ -1,48 +1,37 @@
-"""The client for asyncio: thousands of requests awaited at once over one pub/sub connection.
+"""The client for asyncio: thousands of requests awaited at once over one connection.
 
-Celery has no asyncio client, and a thread for each wait does not reach thousands. Requests are sent by Celery itself,
-from one thread; results come in over one subscription connection; cancelling goes over a small pool of connections.
+Celery has no asyncio client, and a thread for each wait does not reach thousands. A call that is left, by a timeout
+around it or because its task is cancelled, cancels its request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
-from typing import Any, Self, cast
-
-from redis.exceptions import RedisError
+from typing import Any, Self
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.client.aio_subscription import ResultListener, end
+from peerlane.tasks.client.aio_connections import end
+from peerlane.tasks.client.aio_lane import AsyncLane
+from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
-from peerlane.tasks.errors import OutcomeUnknown
+from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.drain import Switched
 from peerlane.tasks.lane.gateway_info import GatewayInfo
-from peerlane.tasks.lane.redis_errors import unknown
-from peerlane.tasks.lane.result import GRACE, LaneResult
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.lane.request import checked
+from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
 from peerlane.tasks.wire.activity import PeerActivity
-from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 from peerlane.tasks.wire.model import Peer, PeerResult
+from peerlane.tasks.wire.psk_cipher import cipher_of
 
 #: Peers handed from the reading thread at a time.
 PAGE = 500
-#: Seconds beyond a caller's timeout for which its turn to be sent is waited for.
-_SENT_WITHIN = 0.3
-
-
-def _loop_time(moment: float) -> float:
-    """A moment of the monotonic clock on the running loop's."""
-    return asyncio.get_running_loop().time() + moment - time.monotonic()
 
 
 class AsyncGateway:
@@ -51,16 +40,16 @@ class AsyncGateway:
     Every call raises what the calls of ``peerlane.tasks.client.gateway.Gateway`` raise.
     """
 
-    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:
+    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
         self.name = name
         self._app = app or definitions.app
         self._timeout = timeout
         self._sync = Gateway(name, app=self._app, timeout=timeout)
         self._create = definitions.task_of(self._app, names.CREATE_PEER)
         self._delete = definitions.task_of(self._app, names.DELETE_PEER)
-        self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
-        self._listener: ResultListener | None = None
-        self._asks: set[asyncio.Task[PeerResult]] = set()
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
+        self._lane: AsyncLane | None = None
+        self._asks: set[asyncio.Task[dict[str, Any]]] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -70,15 +59,15 @@ class AsyncGateway:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the thread and close the connections; whoever still waits gets cancelled."""
+        """Let go of the threads and close the connections; whoever still waits gets cancelled, and its request too."""
         self._closed = True
-        self._sender.shutdown(wait=False, cancel_futures=True)
+        self._reader.shutdown(wait=False, cancel_futures=True)
         try:
             await end(self._asks)  # before the connections that they use
         finally:
-            listener, self._listener = self._listener, None
-            if listener is not None:
-                await listener.close()
+            lane, self._lane = self._lane, None
+            if lane is not None:
+                await lane.close()
 
     async def create_peer(
         self,
@@ -90,7 +79,7 @@ class AsyncGateway:
         ttl: float | timedelta | None = None,
         labels: Mapping[str, str] | None = None,
         pinned: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -103,13 +92,47 @@ class AsyncGateway:
         self,
         public_key: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
         """As Gateway.delete_peer."""
         with counted(self.name):
             return await self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
+
+    async def create_peers(
+        self,
+        wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
+        *,
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """As Gateway.create_peers."""
+        return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
+
+    async def delete_peers(
+        self,
+        public_keys: Iterable[str],
+        *,
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """As Gateway.delete_peers."""
+        return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
+
+    async def _ask_list(
+        self,
+        name: str,
+        wishes: Iterable[object],
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
+        request_id: str | None,
+    ) -> list[PeerAnswer]:
+        task = definitions.task_of(self._app, name)
+
+        async def ask(one: Slice) -> Mapping[str, Any]:
+            return await self._ask_for(task, one.arguments, timeout, one.request_id, bulk=True)
+
+        return await ask_slices(ask, cut(name, self.name, wishes, new_list_id(self.name, request_id)))
 
     async def drain(self) -> Switched:
         """As Gateway.drain."""
@@ -143,17 +166,28 @@ class AsyncGateway:
                 yield peer
 
     async def _in_thread(self, act: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._sender, act, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._reader, act, *arguments)
 
     async def _ask(
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
     ) -> PeerResult:
+        return PeerResult.model_validate(await self._ask_for(task, arguments, timeout, request_id, bulk=bulk))
+
+    async def _ask_for(
+        self,
+        task: definitions.LaneTask,
+        arguments: dict[str, Any],
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
+        request_id: str | None,
+        *,
+        bulk: bool,
+    ) -> dict[str, Any]:
         if self._closed:
             raise RuntimeError(f"this client of {self.name} is closed")
         # A task of its own: closing can end it, wherever it is, and wait for its end.
@@ -162,7 +196,7 @@ class AsyncGateway:
         asking.add_done_callback(self._ended)
         return await asking
 
-    def _ended(self, asking: asyncio.Task[PeerResult]) -> None:
+    def _ended(self, asking: asyncio.Task[dict[str, Any]]) -> None:
         self._asks.discard(asking)
         if not asking.cancelled():
             asking.exception()  # a caller that was cancelled at this moment does not ask for it
@@ -171,58 +205,21 @@ class AsyncGateway:
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
         *,
         bulk: bool,
-    ) -> PeerResult:
-        within = timeout or self._timeout or self._app.settings.timeout
-        began = time.monotonic()
-        identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
-        if self._listener is None:
-            self._listener = ResultListener(self._app.settings)
-        listener = self._listener
-        try:
-            found = await listener.listen(identity, within)
-        except (RedisError, OSError) as error:
-            if time.monotonic() >= began + within:
-                # Redis was silent all the time, or this process stood still: one try tells which.
-                with contextlib.suppress(OutcomeUnknown):
-                    return await self._settle(listener, identity, within, 0.0)
-            raise unknown(error, "nothing was sent", identity) from error
-        sending = self._in_thread(
-            lambda: task.apply_async(
-                kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
-            )
+    ) -> dict[str, Any]:
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        if self._lane is None or self._lane.loop is not asyncio.get_running_loop():
+            self._lane = AsyncLane(self._app, self.name)
+        request = checked(
+            task.name,
+            task.model,
+            {"gateway": self.name, **arguments},
+            cipher=lambda: cipher_of(self._app.settings),
+            within=within,
+            request_id=request_id,
+            bulk=bulk,
         )
-        wish = ""
-        try:
-            with contextlib.suppress(TimeoutError):
-                # Others may be sent first. What is sent after its caller has gone finds the tombstone.
-                async with asyncio.timeout_at(_loop_time(began + within + _SENT_WITHIN)):
-                    wish = cast("LaneResult", await sending).wish
-                if request_id is not None and (stored := await self._stored(listener, identity)) is not None:
-                    return PeerResult.model_validate(outcome.decode(stored, wish))
-                async with asyncio.timeout_at(_loop_time(began + within)):
-                    record = await asyncio.shield(found)
-                return PeerResult.model_validate(outcome.decode(record, wish))
-            return await self._settle(listener, identity, within, _loop_time(began + within + GRACE + 0.8), wish)
-        finally:
-            listener.forget(identity)
-
-    async def _stored(self, listener: ResultListener, request_id: str) -> str | None:
-        """The outcome of an earlier try with the same request id."""
-        try:
-            record = cast("bytes | None", await listener.redis.get(names.result_key(request_id)))
-        except (RedisError, OSError):
-            return None
-        return None if record is None else record.decode(errors="replace")
-
-    async def _settle(
-        self, listener: ResultListener, request_id: str, within: float, ends: float, wish: str = ""
-    ) -> PeerResult:
-        """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
-        # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
-        cancel = Cancel.of(request_id, result_ttl=self._app.settings.result_ttl, seconds_left=within)
-        record = await listener.settle(cancel, ends)
-        return PeerResult.model_validate(result_of(record, timed_out(within), wish))
+        return await self._lane.ask(task, request)

@@ -1,126 +1,178 @@
-"""Hear of many requests' outcomes in an asyncio program: all over one subscription connection.
+"""One connection of an asyncio program: its requests go out on it, and it hears of their outcomes.
 
-One task alone makes this connection, reads it and closes it; others hand it what is to be sent. redis-py's PubSub is
-not used: whoever sends on it or reads it connects it anew, even one that was just closed, which then nobody closes.
+It is subscribed to one channel for all requests, that of ``GATEWAY.REPLY`` for the ids ``GATEWAY.REPLY_N``; and to one
+for each request whose id is its caller's. What is asked in one turn of the loop goes out as one push. One task alone
+makes the connection, reads it and closes it, and makes it anew: what came meanwhile is read from the result keys, and
+what Redis may not have got is pushed again, under the same ids, which is harmless.
+redis-py's PubSub is not used: whoever sends on it or reads it connects it anew, even one that was just closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
-from typing import Any, cast
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection, SSLConnection
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config import names
-from peerlane.config.settings import Settings, redis_tls
-from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
-from peerlane.tasks.wire.cancel import Cancel
+from peerlane.config.settings import Settings
+from peerlane.tasks.client.aio_connections import ANSWERED_WITHIN, connections, end, is_silent, over, read
 
-#: Connections for cancelling and reading results; waiting needs none of them.
-CONNECTIONS = 8
-#: Seconds in which a subscription is confirmed.
-CONFIRMED_WITHIN = 1.0
+#: Requests in one push.
+PUSHED_AT_ONCE = 128
 #: How a connection shows that it is lost; the last where it is closed under its reader.
 _LOST = (RedisError, OSError, AttributeError)
 #: Seconds before a lost connection is made anew.
 _PAUSE = 0.1
 
 
-class _AbruptTLS(SSLConnection):
-    """Closed at once when it is disconnected: asyncio would wait half a minute for the goodbye of a silent server."""
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A request that is waited for."""
 
-    async def disconnect(self, *arguments: Any, **named: Any) -> None:
-        if self._writer is not None:
-            self._writer.transport.abort()
-        await super().disconnect(*arguments, **named)
+    id: str
+    #: Its commit record.
+    record: asyncio.Future[str]
+    #: Whether its id is its caller's: then it has a channel of its own, and may have an outcome already.
+    given: bool
+    queue: str = ""
+    #: What is to be pushed into the queue; empty once Redis has it.
+    message: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Command:
+    """What is sent, and for whom; Redis answers in the same order."""
+
+    words: tuple[str, ...]
+    waiters: list[Waiter] = field(default_factory=list[Waiter])
+
+    def packed(self) -> tuple[str, ...]:
+        """With the messages of a push; the last word is treated first."""
+        return (*self.words, *(waiter.message for waiter in self.waiters)) if self.words[0] == "LPUSH" else self.words
 
 
 class ResultListener:
-    """Waits for many results on one subscription connection. Belongs to one event loop."""
+    """Sends requests to one gateway and waits for their outcomes. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._pool = BlockingConnectionPool.from_url(
-            settings.redis_url.get_secret_value(),
-            max_connections=CONNECTIONS,
-            timeout=1,
-            socket_timeout=1.0,
-            socket_connect_timeout=1.0,
-            **redis_tls(settings),
-        )
-        if self._pool.connection_class is SSLConnection:
-            self._pool.connection_class = _AbruptTLS
+    def __init__(
+        self, settings: Settings, gateway: str, pushed: Callable[[str, int], None] = lambda _queue, _length: None
+    ) -> None:
+        """``pushed`` is told how many wait in a queue after a push into it."""
+        self._pool = connections(settings)
         self.redis: Redis = Redis.from_pool(self._pool)
+        self.loop = asyncio.get_running_loop()
+        self._pushed = pushed
+        self._reply = names.request_id(gateway, uuid.uuid4().hex)
+        self._asked = 0
         self._serving: asyncio.Task[None] | None = None
-        #: The subscription connection while it is up, and what is to be sent on it.
+        #: Whether requests can be sent: there is a connection, and it is subscribed.
+        self.up = False
+        #: Who waits for that.
+        self._entering: list[asyncio.Future[None]] = []
         self._connection: AbstractConnection | None = None
-        self._outbox: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self._results: dict[str, asyncio.Future[str]] = {}
-        #: Of these, the ones whose subscription is not confirmed yet: their requests are still to be sent.
-        self._confirmed: dict[str, asyncio.Future[None]] = {}
+        #: What is to be sent; what was, and is not answered; the one of these that a moment ago was not either.
+        self._outbox: list[_Command] = []
+        self._to_send = asyncio.Event()
+        self._sent: deque[_Command] = deque()
+        self._suspect: _Command | None = None
+        self._heard = False
+        #: Those who wait for a request, by its id: several may ask for the same.
+        self._waiters: dict[str, list[Waiter]] = {}
         self._wanted = asyncio.Event()
+        self._watching: asyncio.TimerHandle | None = None
 
-    async def listen(self, request_id: str, within: float) -> asyncio.Future[str]:
-        """Subscribe; once this returns, no result of the request can be missed. The future holds its commit record.
+    def new_id(self) -> str:
+        """An id for a request whose outcome comes on this connection."""
+        self._asked += 1
+        return f"{self._reply}_{self._asked}"
+
+    async def ready(self, until: float) -> None:
+        """Return once requests can be sent; ``until`` is on the loop's clock.
 
         Raises:
-            redis.RedisError, OSError: Redis cannot be reached; tried again for ``within`` seconds while it is silent.
+            redis.RedisError, OSError: Redis cannot be reached; tried again while it is silent.
         """
-        key = names.result_key(request_id)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + within
-        found = self._results[key] = loop.create_future()
-        try:
-            while True:
-                try:
-                    # The last try leaves time to ask for the outcome within the two seconds that a call may take more.
-                    await self._subscribe(key, min(CONFIRMED_WITHIN, max(0.5, until - loop.time())))
-                    return found
-                except (RedisError, OSError) as error:
-                    if not _silent(error) or loop.time() >= until:
-                        raise
-        except BaseException:
-            self.forget(request_id)
-            raise
-
-    async def _subscribe(self, key: str, within: float) -> None:
-        loop = asyncio.get_running_loop()
-        confirmed = self._confirmed[key] = loop.create_future()
         if self._serving is None or self._serving.done():
-            self._serving = loop.create_task(self._serve())
+            self._serving = self.loop.create_task(self._serve())
+        while not self.up:
+            entering = self.loop.create_future()
+            self._entering.append(entering)
+            self._wanted.set()
+            self._watch()
+            try:
+                # The last try leaves time to ask for the outcome within the two seconds that a call may take more.
+                async with asyncio.timeout(max(0.5, until - self.loop.time())):
+                    await entering
+            except (RedisError, OSError) as error:
+                if not is_silent(error) or self.loop.time() >= until:
+                    raise
+            finally:
+                if entering in self._entering:
+                    self._entering.remove(entering)
+                self._want()
+
+    def expect(self, request_id: str, *, given: bool, queue: str = "", message: str = "") -> Waiter:
+        """Wait for a request, from now until ``forget``; where there is a message, push it."""
+        waiter = Waiter(request_id, self.loop.create_future(), given, queue, message)
+        self._waiters.setdefault(request_id, []).append(waiter)
         self._wanted.set()
-        asked = self._connection
-        self._tell("SUBSCRIBE", key)
-        try:
-            async with asyncio.timeout(within):
-                await confirmed
-        except TimeoutError:
-            # A connection that has died without a word stays so: nothing ever comes from it, no error either.
-            if asked is not None and asked is self._connection:
-                await asked.disconnect(nowait=True)
-            raise
-        finally:
-            self._confirmed.pop(key, None)
+        self._watch()
+        if self.up:
+            self._subscribe(waiter)
+            self._push(waiter)
+            if given:
+                self._look_for(waiter)
+        return waiter
 
-    def forget(self, request_id: str) -> None:
-        """Stop waiting for a request."""
-        key = names.result_key(request_id)
-        self._results.pop(key, None)
-        if not self._results:
+    def forget(self, waiter: Waiter) -> bool:
+        """Stop waiting, unless that was done; whether now nobody waits for the request any more."""
+        waiters = self._waiters.get(waiter.id, [])
+        if waiter not in waiters:
+            return False
+        waiters.remove(waiter)
+        if waiters:
+            return False
+        del self._waiters[waiter.id]
+        self._want()
+        if waiter.given and self.up:
+            self._tell(_Command(("UNSUBSCRIBE", names.result_key(waiter.id))))
+        return True
+
+    def _want(self) -> None:
+        if not self._waiters and not self._entering:
             self._wanted.clear()
-        self._tell("UNSUBSCRIBE", key)
 
-    def _tell(self, command: str, key: str) -> None:
-        """Have this sent. While no connection is up nothing need be: the next begins with all that is waited for."""
-        if self._connection is not None:
-            self._outbox.put_nowait((command, key))
+    def _subscribe(self, waiter: Waiter) -> None:
+        if waiter.given:
+            self._tell(_Command(("SUBSCRIBE", names.result_key(waiter.id)), [waiter]))
+
+    def _push(self, waiter: Waiter) -> None:
+        if not waiter.message:
+            return
+        words = ("LPUSH", waiter.queue)
+        last = self._outbox[-1] if self._outbox else None
+        if last is not None and last.words == words and len(last.waiters) < PUSHED_AT_ONCE:
+            last.waiters.append(waiter)
+        else:
+            self._tell(_Command(words, [waiter]))
+
+    def _look_for(self, waiter: Waiter) -> None:
+        self._tell(_Command(("GET", names.result_key(waiter.id)), [waiter]))
+
+    def _tell(self, command: _Command) -> None:
+        self._outbox.append(command)
+        self._to_send.set()
 
     async def _serve(self) -> None:
-        """Own the subscription connection, and its successors while somebody waits."""
+        """Own the connection, and its successors while somebody waits."""
         while True:
             await self._wanted.wait()
             connection = self._pool.make_connection()
@@ -128,114 +180,109 @@ class ResultListener:
                 await connection.connect()
                 await self._attend(connection)
             except _LOST as error:
-                # Who waits for the confirmation learns why there will be none; of a loss it need not know.
+                # Who has sent nothing yet learns why that cannot be; of a loss nobody need know.
                 if self._connection is None or isinstance(error, ResponseError):
                     self._refuse(error)
             finally:
-                self._connection = None
+                self._connection, self.up = None, False
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(_PAUSE)
 
     async def _attend(self, connection: AbstractConnection) -> None:
-        """Subscribe to all that is waited for; then read, until the connection is lost."""
-        missed = self._results.keys() - self._confirmed.keys()
-        self._connection, self._outbox = connection, asyncio.Queue()
-        for key in self._results:
-            self._tell("SUBSCRIBE", key)
+        """Subscribe, push again what Redis may not have got, look for what was missed; then read, until it is lost."""
+        self._connection, self._suspect = connection, None
+        self._outbox, self._sent = [_Command(("SUBSCRIBE", names.result_key(self._reply)))], deque()
+        self._to_send.set()
+        waiting = [waiter for waiters in self._waiters.values() for waiter in waiters]
+        for act in (self._subscribe, self._push, self._look_for):
+            for waiter in waiting:
+                act(waiter)
         sending = asyncio.create_task(self._send(connection))
-        unsure = set(missed)
         try:
             while connection.is_connected:
-                heard = cast(
-                    "list[bytes | int] | None",
-                    await connection.read_response(timeout=1.0, disconnect_on_error=False, push_request=True),
-                )
-                match heard:
-                    case [b"subscribe", bytes(channel), int()]:
-                        key = channel.decode()
-                        if (confirmed := self._confirmed.get(key)) is not None and not confirmed.done():
-                            confirmed.set_result(None)
-                        if key in unsure:
-                            unsure.discard(key)
-                            if not unsure:
-                                await self._catch_up(missed)
-                    case [b"message", bytes(channel), bytes(record)]:
-                        self._resolve(channel.decode(), record)
-                    case _:
-                        pass
+                self._take(await read(connection))
         finally:
             await end([sending])
+
+    def _take(self, told: object) -> None:
+        self._heard = True
+        match told:
+            case [b"message", bytes(), bytes(record)]:
+                self._resolve(record)
+            case [b"subscribe", bytes(), int()]:
+                command = self._sent.popleft()
+                if not command.waiters:
+                    self._enter()
+            case _:
+                self._answered(self._sent.popleft(), told)
+
+    def _answered(self, command: _Command, told: object) -> None:
+        if isinstance(told, ResponseError):
+            if not command.waiters and command.words[0] == "SUBSCRIBE":
+                raise told
+            for waiter in command.waiters:
+                if not waiter.record.done():
+                    waiter.record.set_exception(told)
+        elif command.words[0] == "LPUSH":
+            for waiter in command.waiters:
+                waiter.message = ""
+            self._pushed(command.words[1], cast("int", told))
+        elif command.words[0] == "GET" and isinstance(told, bytes):
+            for waiter in command.waiters:
+                _give(waiter, told)
+
+    def _resolve(self, record: bytes) -> None:
+        begin = record.find(b'"', record.rfind(_ID) + len(_ID)) + 1  # Celery's backend writes spaces there, we do not
+        for waiter in self._waiters.get(record[begin : record.find(b'"', begin)].decode(errors="replace"), ()):
+            _give(waiter, record)
+
+    def _enter(self) -> None:
+        self.up = True
+        for entering in self._entering:
+            if not entering.done():
+                entering.set_result(None)
+
+    def _refuse(self, error: Exception) -> None:
+        told = error if isinstance(error, (RedisError, OSError)) else ConnectionError(type(error).__name__)
+        for entering in self._entering:
+            if not entering.done():
+                entering.set_exception(told)
 
     async def _send(self, connection: AbstractConnection) -> None:
         """Send what is in the outbox, all that has come together at once. Where that fails redis-py disconnects."""
         while True:
-            batch = [await self._outbox.get()]
-            while not self._outbox.empty():
-                batch.append(self._outbox.get_nowait())
-            await connection.send_packed_command(connection.pack_commands(batch), check_health=False)
+            await self._to_send.wait()
+            self._to_send.clear()
+            commands, self._outbox = self._outbox, []
+            self._sent.extend(commands)
+            packed = connection.pack_commands([command.packed() for command in commands])
+            await connection.send_packed_command(packed, check_health=False)
 
-    async def _catch_up(self, keys: Iterable[str]) -> None:
-        """Look for what was published while no connection was up."""
-        waiting = [key for key in keys if key in self._results]
-        if waiting:
-            records = cast("list[bytes | None]", await self.redis.mget(waiting))
-            for key, record in zip(waiting, records, strict=True):
-                if record is not None:
-                    self._resolve(key, record)
+    def _watch(self) -> None:
+        """While somebody waits: find out whether the connection has died without a word."""
+        if self._watching is None:
+            self._watching = self.loop.call_later(ANSWERED_WITHIN, self._doubt)
 
-    def _resolve(self, key: str, record: bytes) -> None:
-        found = self._results.get(key)
-        if found is not None and not found.done():
-            found.set_result(record.decode(errors="replace"))
-
-    def _refuse(self, error: Exception) -> None:
-        told = error if isinstance(error, (RedisError, OSError)) else ConnectionError(type(error).__name__)
-        for confirmed in self._confirmed.values():
-            if not confirmed.done():
-                confirmed.set_exception(told)
-
-    async def cancel(self, cancel: Cancel) -> str:
-        """Make sure that a request has an outcome; the record that decides it.
-
-        Raises:
-            redis.ResponseError: Redis stores no tombstone, and has no record of the request.
-            redis.RedisError, OSError: Redis cannot be reached.
-        """
-        try:
-            before = cast(
-                "bytes | None", await self.redis.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
-            )
-        except ResponseError:
-            record = cancel.decide(cast("bytes | None", await self.redis.get(cancel.key)), written=False)
-            if record is None:
-                raise
-            return record
-        return cast("str", cancel.decide(before, written=True))
-
-    async def settle(self, cancel: Cancel, ends: float) -> str:
-        """As ``cancel``, tried again until ``ends`` on the loop's clock; at least one try is made.
-
-        Raises:
-            OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
-        """
-        loop = asyncio.get_running_loop()
-        ends = max(ends, loop.time() + 1.0)  # this process may have stood still
-        while True:
-            try:
-                async with asyncio.timeout_at(ends):
-                    record = await self.cancel(cancel)
-                break
-            except (RedisError, OSError) as error:
-                if loop.time() >= ends - 1.0:
-                    raise unknown(error, UNSETTLED, cancel.request_id) from error
-                await asyncio.sleep(0.05)
-        if record == cancel.tombstone:
-            with contextlib.suppress(RedisError, OSError):
-                await self.redis.publish(cancel.key, record)
-        return record
+    def _doubt(self) -> None:
+        self._watching = None
+        connection = self._connection
+        if connection is not None:
+            # Twice: this process may have stood still, with the answer waiting to be read.
+            oldest = self._sent[0] if self._sent else None
+            if oldest is not None and oldest is self._suspect:
+                self.loop.create_task(connection.disconnect(nowait=True)).add_done_callback(over)
+                return
+            self._suspect = oldest
+            if not self._heard and oldest is None and not self._outbox:
+                self._tell(_Command(("PING",)))
+            self._heard = False
+        if self._waiters or self._entering:
+            self._watch()
 
     async def close(self) -> None:
         """Close every connection. Nobody may be waiting any more."""
+        if self._watching is not None:
+            self._watching.cancel()
         serving, self._serving = self._serving, None
         try:
             if serving is not None:
@@ -246,22 +293,9 @@ class ResultListener:
                 await self._pool.disconnect()
 
 
-def _silent(error: BaseException) -> bool:
-    """Whether Redis gave no answer at all; redis-py tells that on a unix socket as the cause of another error."""
-    return any(isinstance(one, (TimeoutError, RedisTimeoutError)) for one in (error, error.__cause__))
+_ID = b'"task_id":'
 
 
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait for their end; what they raise is nobody's any more.
-
-    Once is not enough: on Python 3.11 ``asyncio.wait_for``, by which redis-py sends, forgets that it was cancelled
-    where what it waits for has just come.
-    """
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        done, left = await asyncio.wait(left, timeout=0.1)
-        for task in done:
-            if not task.cancelled():
-                task.exception()
+def _give(waiter: Waiter, record: bytes) -> None:
+    if not waiter.record.done():
+        waiter.record.set_result(record.decode(errors="replace"))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.lane.tracing import traced
 
 #: The families; ``code`` is ``ok``, an error's code, ``cancelled`` or ``unforeseen``.
 REQUESTS, SECONDS = "peerlane_client_requests_total", "peerlane_client_request_seconds"
@@ -29,14 +30,12 @@ _seconds: dict[str, Any] = {}
 
 @contextmanager
 def counted(gateway: str) -> Generator[None]:
-    """Count the call inside, and how long it takes."""
+    """Count the call inside, and how long it takes; trace it, where the process uses OpenTelemetry."""
     library = sys.modules.get("prometheus_client")
-    if library is None:
-        yield
-        return
     began, code = time.monotonic(), "unforeseen"
     try:
-        yield
+        with traced(gateway):
+            yield
         code = "ok"
     except PeerlaneError as error:
         code = error.code
@@ -45,7 +44,8 @@ def counted(gateway: str) -> Generator[None]:
         code = "cancelled"
         raise
     finally:
-        _count(library, gateway, code, time.monotonic() - began)
+        if library is not None:
+            _count(library, gateway, code, time.monotonic() - began)
 
 
 def _count(library: Any, gateway: str, code: str, seconds: float) -> None:

@@ -14,6 +14,7 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.gateway import Gateway, gateways
+from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.errors import (
     Draining,
     PeerlaneError,
@@ -90,7 +91,7 @@ def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mappi
 class Fleet:
     """All gateways, seen from an API host. Threads may share it."""
 
-    def __init__(self, app: PeerlaneApp | None = None, *, timeout: float | None = None) -> None:
+    def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
         self._app = app or definitions.app
         self._timeout = timeout
 
@@ -104,7 +105,7 @@ class Fleet:
         *,
         region: str | None = None,
         where: Mapping[str, str] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         **wish: Unpack[Wish],
     ) -> PeerResult:
         """Create a peer on the best gateway of ``region`` whose labels include ``where``; the result names it.
@@ -130,7 +131,7 @@ class Fleet:
         raise turns.nobody()
 
     def turns(
-        self, public_key: str, region: str | None, where: Mapping[str, str] | None, timeout: float | None = None
+        self, public_key: str, region: str | None, where: Mapping[str, str] | None, timeout: Timeout | None = None
     ) -> Placement:
         """Who is to be asked for this key, in order.
 
@@ -138,7 +139,7 @@ class Fleet:
             Invalid: not a public key.
             OutcomeUnknown: Redis could not be reached; nothing was sent.
         """
-        within = timeout or self._timeout or self._app.settings.timeout
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
         fleet = self.gateways()
         choice = choose(fleet, region, where)
         matching = [one for one in fleet if matches(one, region, where or {}) is None]
@@ -174,7 +175,7 @@ def _binds(public_key: str, record: bytes, now: int) -> bool:
 class AsyncFleet:
     """All gateways, seen from an asyncio program. Use it as a context manager, within one event loop."""
 
-    def __init__(self, app: PeerlaneApp | None = None, *, timeout: float | None = None) -> None:
+    def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
         self._app = app or definitions.app
         self._timeout = timeout
         self._sync = Fleet(self._app)
@@ -205,14 +206,14 @@ class AsyncFleet:
         *,
         region: str | None = None,
         where: Mapping[str, str] | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
         **wish: Unpack[Wish],
     ) -> PeerResult:
         """As Fleet.create_peer."""
         if self._closed:
             raise RuntimeError("this fleet is closed")
         turns = await asyncio.get_running_loop().run_in_executor(
-            self._reader, self._sync.turns, public_key, region, where, timeout or self._timeout
+            self._reader, self._sync.turns, public_key, region, where, self._timeout if timeout is None else timeout
         )
         for gateway, left in turns:
             if self._closed:  # meanwhile: a client made now would be closed by nobody

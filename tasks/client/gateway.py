@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
@@ -13,12 +11,15 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.client.call_metrics import counted
+from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
+from peerlane.tasks.lane.ask import ask
 from peerlane.tasks.lane.drain import Switched, switch
 from peerlane.tasks.lane.gateway_info import GatewayInfo
-from peerlane.tasks.lane.redis_errors import PAGE, reaching, reading, scan
+from peerlane.tasks.lane.redis_errors import PAGE, reading, scan
+from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.wire.activity import PeerActivity
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
@@ -37,7 +38,8 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
     """The arguments of a create as the task takes them; what was not asked for is left out."""
     wish: dict[str, Any] = {
         "public_key": public_key,
-        "allowed_ips": None if allowed_ips is None else list(allowed_ips),
+        # One text is no list of its characters: the model says so.
+        "allowed_ips": allowed_ips if allowed_ips is None or isinstance(allowed_ips, str) else list(allowed_ips),
         "preshared_key": preshared_key,
         "keepalive": keepalive or None,
         "ttl": ttl.total_seconds() if isinstance(ttl, timedelta) else ttl,
@@ -50,11 +52,15 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
 class Gateway:
     """One gateway, seen from an API host. Threads may share it.
 
-    Every call that asks the gateway's writer raises the errors of ``peerlane.tasks.errors``; ``timeout`` is in seconds.
+    Every call that asks the gateway's writer raises the errors of ``peerlane.tasks.errors``. ``timeout`` is in seconds,
+    or a timedelta.
     """
 
-    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: float | None = None) -> None:
-        """``app`` is made with ``config.celery_app.PeerlaneApp(settings)``; without it the process' own is used."""
+    def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
+        """``timeout`` is for calls that name none; 0 is refused: a call waits for its outcome.
+
+        ``app`` is made with ``config.celery_app.PeerlaneApp(settings)``; without it the process' own is used.
+        """
         self.name = name
         self._app = app or definitions.app
         self._timeout = timeout
@@ -75,7 +81,7 @@ class Gateway:
         ttl: float | timedelta | None = None,
         labels: Mapping[str, str] | None = None,
         pinned: bool = False,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -97,7 +103,7 @@ class Gateway:
         self,
         public_key: str,
         *,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         request_id: str | None = None,
         bulk: bool = False,
     ) -> PeerResult:
@@ -105,28 +111,51 @@ class Gateway:
         with counted(self.name):
             return self._ask(self._delete, {"public_key": public_key}, timeout, request_id, bulk=bulk)
 
+    def create_peers(
+        self,
+        wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
+        *,
+        timeout: Timeout | None = None,
+        request_id: str | None = None,
+    ) -> list[PeerAnswer]:
+        """Create many peers; what became of each, in order: its result, or the error as a value, never raised.
+
+        ``wishes`` are mappings of what ``create_peer`` takes, as many as there are. They go in slices of up to 64, each
+        one request on the lane's bulk queue and one commit, four of them on their way. A wish that is malformed is
+        answered with Invalid and not sent; a wish that is refused does not touch the others. ``timeout`` is for each
+        slice from when it is sent: one that is not answered by then is cancelled whole, and TimedOut for each of its
+        wishes. The same list asked again with the same ``request_id`` is answered as before, the one of an
+        OutcomeUnknown among the answers included. Left by an exception, it cancels what is on its way.
+
+        Raises:
+            Invalid: ``request_id`` is malformed.
+        """
+        return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
+
+    def delete_peers(
+        self, public_keys: Iterable[str], *, timeout: Timeout | None = None, request_id: str | None = None
+    ) -> list[PeerAnswer]:
+        """Delete many peers; what became of each, in order. As ``create_peers``."""
+        return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
+
+    def _ask_list(
+        self, task: str, wishes: Iterable[object], timeout: Timeout | None, request_id: str | None
+    ) -> Iterator[PeerAnswer]:
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        return ask_list(self._app, task, self.name, wishes, timeout=within, request_id=request_id)
+
     def _ask(
         self,
         task: definitions.LaneTask,
         arguments: dict[str, Any],
-        timeout: float | None,
+        timeout: Timeout | None,
         request_id: str | None,
         *,
         bulk: bool,
     ) -> PeerResult:
-        within = timeout or self._timeout or self._app.settings.timeout
-        until = time.monotonic() + within
-        identity = request_id or names.request_id(self.name, str(uuid.uuid4()))
-        with reaching("nothing was sent", identity):
-            listening = self._lanes.listeners.listen(identity)
-        with listening:
-            sent = task.apply_async(
-                kwargs={"gateway": self.name, **arguments}, task_id=identity, expires=within, bulk=bulk
-            )
-            left = max(0.0, until - time.monotonic())
-            # A request whose id is its caller's may have an outcome already.
-            new = listening if request_id is None else None
-            return PeerResult.model_validate(sent.get(timeout=left, listening=new))
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        wish = {"gateway": self.name, **arguments}
+        return PeerResult.model_validate(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
 
     def drain(self) -> Switched:
         """Let the gateway take no new peers from now on; deletes and sweeps go on. Doing it twice is no error.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,22 +18,18 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
+from peerlane.tasks.lane.belief import Believed, spread
 from peerlane.tasks.lane.server_clock import ServerClock, milliseconds
 from peerlane.tasks.lane.subscription import Listeners
 from peerlane.tasks.wire.cancel import Cancel
 
 #: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
 LIVE_FOR_MS = 5_000
-#: Seconds for which an answer about a lane is believed.
-BELIEVED_FOR = 1.0
-#: Share, and maximum, of the free places in a queue that one process may fill before it reads the queue's length again:
-#: other processes fill them too.
-BELIEVED_ROOM = 1 / 8
-BELIEVED_REQUESTS = 64
 #: Requests that may wait where a gateway does not say how many.
 DEFAULT_CAP = 20_000
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_PACE = re.compile(r"[0-9]{1,9}\.[0-9]")
 
 
 def number(told: str, otherwise: int = 0) -> int:
@@ -101,12 +98,18 @@ class LaneState:
         """How many requests may wait in each queue of the lane."""
         return number(self.facts.get("lane_cap", ""), DEFAULT_CAP)
 
-    def room(self, *, bulk: bool) -> int:
-        """How many more may join the queue."""
-        return self.cap - (self.waiting_bulk if bulk else self.waiting)
+    def pace(self, *, bulk: bool) -> float:
+        """Requests a second that the writer takes from a queue while it is busy; 0 where it does not say."""
+        told = self.facts.get("pace_bulk" if bulk else "pace", "")
+        return float(told) if _PACE.fullmatch(told) else 0.0
 
-    def refusal(self, *, bulk: bool, create: bool) -> PeerlaneError | None:
-        """Why a request would be refused now, before it is sent; None if it would not."""
+    def expected_wait(self, waiting: Sequence[int], *, bulk: bool) -> float:
+        """Seconds after which a request sent now is carried out; so many wait before it, interactive and bulk."""
+        queues = (False, True) if bulk else (False,)
+        return sum(waiting[queue] / pace for queue in queues if (pace := self.pace(bulk=queue)))
+
+    def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:
+        """Why a request would be refused now, before it is sent; None if it would not. So many wait in its queue."""
         if not self.facts:
             return unknown_gateway(self.gateway)
         if not self.live:
@@ -116,8 +119,9 @@ class LaneState:
             return Unavailable(f"the writer of {self.gateway} is stuck: it {told}; use another gateway", 5.0)
         if self.state == "recovering":
             return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
-        if self.room(bulk=bulk) <= 0:
-            return Unavailable(f"the lane of {self.gateway} is full: {self.cap} requests wait", 5.0)
+        # What makes room has room left where creates have filled the lane.
+        if waiting >= (self.cap if create else self.cap + max(1, self.cap // 8)):
+            return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
         if create and self.state == "draining":
             return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
         return None
@@ -131,20 +135,25 @@ class Lanes:
         self.listeners = Listeners(redis)
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
-        self._believed: dict[str, tuple[float, LaneState]] = {}
-        #: Requests that this process has let pass since it looked, by gateway and queue.
-        self._passed: dict[tuple[str, bool], int] = {}
+        self._believed: dict[str, Believed[LaneState]] = {}
 
     def look(self, gateway: str) -> LaneState:
         """Look at a lane now."""
         pipe = self.redis.pipeline(transaction=False)
+        self.ask_of(gateway, pipe)
+        return self.answered(gateway, pipe.execute())
+
+    @staticmethod
+    def ask_of(gateway: str, pipe: Any) -> None:
+        """Add to a pipeline what a look asks; ``answered`` reads it."""
         pipe.hgetall(names.gateway_key(gateway))
         pipe.time()
         pipe.llen(names.lane_queue(gateway))
         pipe.llen(names.bulk_queue(gateway))
-        raw, time_reply, waiting, bulk = cast(
-            "tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(pipe.execute())
-        )
+
+    def answered(self, gateway: str, answers: Sequence[Any]) -> LaneState:
+        """The lane, from what ``ask_of`` has asked."""
+        raw, time_reply, waiting, bulk = cast("tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(answers))
         now = milliseconds(time_reply)
         self.clock.heard(now)
         lane = LaneState.of(gateway, raw, waiting, bulk, now=now)
@@ -153,28 +162,47 @@ class Lanes:
 
     def believe(self, lane: LaneState) -> None:
         """What was just read of a lane holds for a second (``check``)."""
-        self._believed[lane.gateway] = (time.monotonic(), lane)
-        self._passed[lane.gateway, False] = self._passed[lane.gateway, True] = 0
+        self._believed[lane.gateway] = Believed(lane, time.monotonic())
 
-    def check(self, gateway: str, *, bulk: bool = False, create: bool = True) -> LaneState:
+    def pushed(self, gateway: str, length: int, *, bulk: bool) -> None:
+        """A push into a queue was answered with how many wait in it now."""
+        if (believed := self._believed.get(gateway)) is not None:
+            believed.pushed(length, bulk=bulk)
+
+    def believed(self, gateway: str, *, bulk: bool, create: bool, within: float) -> LaneState | None:
+        """The lane, if what is believed of it lets the request pass, which is counted. None: it has to be looked at."""
+        believed = self._believed.get(gateway)
+        if believed is None or not believed.holds(bulk=bulk) or believed.refusal(bulk, create, within):
+            return None
+        believed.passed[bulk] += 1
+        return believed.lane
+
+    def may_pass(self, gateway: str, *, bulk: bool) -> float:
+        """How many may pass on the look just made; any number where that makes no difference: they are refused."""
+        most = self._believed[gateway].most(bulk=bulk)
+        return most if most >= 1 else math.inf
+
+    def check(self, gateway: str, *, bulk: bool = False, create: bool = True, within: float = 0.0) -> LaneState:
         """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.
 
+        ``within``: the seconds that the caller waits; 0 where that is not known.
+
         Raises:
-            Unavailable: unknown gateway, no live writer, a stuck one, or a full lane.
+            Unavailable: unknown gateway, no live writer, a stuck one, a full lane, or a wait that is too long.
             Draining: a create for a gateway that is being emptied.
         """
-        at, state = self._believed.get(gateway, (0.0, None))
-        if (
-            state is None
-            or time.monotonic() - at > BELIEVED_FOR
-            or self._passed.get((gateway, bulk), 0) >= min(state.room(bulk=bulk) * BELIEVED_ROOM, BELIEVED_REQUESTS)
-            or state.refusal(bulk=bulk, create=create)
-        ):
-            state = self.look(gateway)
-        if refusal := state.refusal(bulk=bulk, create=create):
+        if (lane := self.believed(gateway, bulk=bulk, create=create, within=within)) is not None:
+            return lane
+        self.look(gateway)
+        return self.admit(gateway, bulk=bulk, create=create, within=within)
+
+    def admit(self, gateway: str, *, bulk: bool, create: bool, within: float) -> LaneState:
+        """As ``check``, by what has just been seen."""
+        believed = self._believed[gateway]
+        if refusal := believed.refusal(bulk, create, within):
             raise refusal
-        self._passed[gateway, bulk] = self._passed.get((gateway, bulk), 0) + 1
-        return state
+        believed.passed[bulk] += 1
+        return believed.lane
 
     def stored(self, request_id: str) -> str | None:
         """The request's commit record, if there is one."""
@@ -189,8 +217,7 @@ class Lanes:
         Raises:
             redis.ResponseError: Redis stores no tombstone, and has no record of the request.
         """
-        left = (deadline - self.clock.now_ms()) / 1000 if deadline else None
-        cancel = Cancel.of(request_id, result_ttl=self._result_ttl, seconds_left=left)
+        cancel = self._cancel(request_id, deadline)
         try:
             before = cast(
                 "bytes | None", self.redis.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
@@ -202,8 +229,25 @@ class Lanes:
             return record
         if before is None:
             with suppress(RedisError):
-                self.redis.publish(cancel.key, cancel.tombstone)
+                for channel in names.result_channels(cancel.key):
+                    self.redis.publish(channel, cancel.tombstone)
         return cast("str", cancel.decide(before, written=True))
+
+    def cancel_many(self, requests: Sequence[tuple[str, int]]) -> None:
+        """Cancel requests, each with its deadline, in one round trip; nobody is told what had been decided before."""
+        cancels = [self._cancel(request_id, deadline) for request_id, deadline in requests]
+        pipe = self.redis.pipeline(transaction=False)
+        for cancel in cancels:
+            pipe.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
+        for cancel, before in zip(cancels, pipe.execute(raise_on_error=False), strict=True):
+            if before is None:
+                for channel in names.result_channels(cancel.key):
+                    pipe.publish(channel, cancel.tombstone)
+        pipe.execute(raise_on_error=False)
+
+    def _cancel(self, request_id: str, deadline: int) -> Cancel:
+        left = (deadline - self.clock.now_ms()) / 1000 if deadline else None
+        return Cancel.of(request_id, result_ttl=self._result_ttl, seconds_left=left)
 
 
 _lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()

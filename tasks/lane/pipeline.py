@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from redis.exceptions import RedisError
+
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult, settle
@@ -16,30 +18,43 @@ from peerlane.tasks.wire.cancel import result_of, timed_out
 from peerlane.tasks.wire.model import PeerResult
 
 _Wish = TypeVar("_Wish")
+_Result = TypeVar("_Result")
 
 #: Seconds in which Redis has to tell what became of a request whose time is up.
 _SETTLE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[_Wish]):
+class Answer(Generic[_Wish, _Result]):
     """What one wish came to."""
 
     wish: _Wish
     #: The result, or why there is none.
-    outcome: PeerResult | PeerlaneError
+    outcome: _Result | PeerlaneError
     #: From sending to having the answer in hand.
     seconds: float
 
 
 def send_pipelined(
     send: Callable[[_Wish], LaneResult], wishes: Iterable[_Wish], *, timeout: float, size: int = 32
-) -> Generator[Answer[_Wish]]:
+) -> Generator[Answer[_Wish, PeerResult]]:
+    """``pipelined`` for creates and deletes."""
+    return pipelined(send, wishes, PeerResult.model_validate, timeout=timeout, size=size)
+
+
+def pipelined(
+    send: Callable[[_Wish], LaneResult],
+    wishes: Iterable[_Wish],
+    read: Callable[[dict[str, Any]], _Result],
+    *,
+    timeout: float,
+    size: int,
+) -> Generator[Answer[_Wish, _Result]]:
     """Send every wish, at most ``size`` of them outstanding, and yield each one's answer in order.
 
-    ``send`` may raise a PeerlaneError, which is then that wish's answer. Every request has ``timeout`` seconds of
-    its own. One thread: the answers arrive while the oldest is waited for. Where the caller stops early, what is
-    outstanding is cancelled: nothing takes effect unseen, but for what had committed already.
+    ``send`` may raise a PeerlaneError, which is then that wish's answer; ``read`` makes the answer of a result. Every
+    request has ``timeout`` seconds of its own. One thread: the answers arrive while the oldest is waited for. Where the
+    caller stops early, what is outstanding is cancelled: nothing takes effect unseen, but for what had committed.
     """
     outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]] = deque()
     try:
@@ -50,19 +65,23 @@ def send_pipelined(
             except PeerlaneError as error:
                 outstanding.append((wish, error, began))
             if len(outstanding) >= size:
-                yield _answer(outstanding, timeout)
+                yield _answer(outstanding, read, timeout)
         while outstanding:
-            yield _answer(outstanding, timeout)
+            yield _answer(outstanding, read, timeout)
     finally:
-        for _, sent, _ in outstanding:
-            if isinstance(sent, LaneResult):
-                with suppress(PeerlaneError):
-                    _settled(sent, 0)
+        left = [sent for _, sent, _ in outstanding if isinstance(sent, LaneResult)]
+        if left:
+            with suppress(RedisError, OSError):
+                lanes_of(cast("Any", left[0].app)).cancel_many([(str(sent.id), sent.deadline) for sent in left])
 
 
-def _answer(outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]], timeout: float) -> Answer[_Wish]:
+def _answer(
+    outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]],
+    read: Callable[[dict[str, Any]], _Result],
+    timeout: float,
+) -> Answer[_Wish, _Result]:
     wish, sent, began = outstanding[0]
-    outcome: PeerResult | PeerlaneError
+    outcome: _Result | PeerlaneError
     if isinstance(sent, PeerlaneError):
         outcome = sent
     else:
@@ -70,7 +89,7 @@ def _answer(outstanding: deque[tuple[_Wish, LaneResult | PeerlaneError, float]],
             left = began + timeout - time.monotonic()
             # Celery waits in steps of a second: those whose time ran out side by side are not waited for in a row.
             found = sent.get(timeout=left) if left > 0 else _settled(sent, timeout)
-            outcome = PeerResult.model_validate(found)
+            outcome = read(found)
         except PeerlaneError as error:
             outcome = error
     outstanding.popleft()

@@ -8,12 +8,13 @@ Creates without the label share one share among them. Deletes and sweeps make ro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import Unavailable
 from peerlane.tasks.lane.admission import Lanes, LaneState
+from peerlane.tasks.lane.belief import spread
 
 #: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.
 LINGERS_MS = 30_000
@@ -43,23 +44,32 @@ def limit(lane: LaneState) -> int:
     return max(1, int(share * lane.cap)) if 0 < share <= 1 else lane.cap
 
 
-def join(lanes: Lanes, lane: LaneState, labels: Mapping[str, str], request_id: str, *, deadline: int) -> None:
-    """Count a request in before it is sent, where its gateway has a ``fair_label``. Raises redis.RedisError.
+def count(pipe: Any, key: str, request_id: str, *, now: int, deadline: int) -> None:
+    """Add to a pipeline, in one transaction, what counts a request in; ``verdict`` reads its answers."""
+    pipe.zremrangebyscore(key, "-inf", now)
+    pipe.zadd(key, {request_id: deadline + LINGERS_MS})
+    pipe.zcard(key)
+    pipe.expire(key, FORGOTTEN_AFTER)
+
+
+def verdict(lane: LaneState, labels: Mapping[str, str], answers: Sequence[Any]) -> Unavailable | None:
+    """Why its share refuses the request, which is to be taken out again (ZREM); None if it does not."""
+    _, added, waiting, _ = cast("tuple[int, int, int, bool]", tuple(answers))
+    if not added or waiting <= limit(lane):  # what is asked again under the same id was counted before
+        return None
+    label = lane.facts.get("fair_label", "")
+    whose = f"{label}={labels[label]}" if label in labels else f"requests without the label {label}"
+    return Unavailable(f"the share of {whose} in the lane of {lane.gateway} is used up", spread(RETRY_AFTER))
+
+
+def join(lanes: Lanes, lane: LaneState, key: str, labels: Mapping[str, str], request_id: str, *, deadline: int) -> None:
+    """Count a request in before it is sent. Raises redis.RedisError.
 
     Raises:
         Unavailable: its value has used up its share; nothing was sent.
     """
-    label = lane.facts.get("fair_label")
-    if not label:
-        return
-    key = share_key(lane.gateway, label, labels)
     pipe = lanes.redis.pipeline(transaction=True)
-    pipe.zremrangebyscore(key, "-inf", lanes.clock.now_ms())
-    pipe.zadd(key, {request_id: deadline + LINGERS_MS})
-    pipe.zcard(key)
-    pipe.expire(key, FORGOTTEN_AFTER)
-    _, added, waiting, _ = cast("tuple[int, int, int, bool]", tuple(pipe.execute()))
-    if added and waiting > limit(lane):  # what is asked again under the same id was counted before
+    count(pipe, key, request_id, now=lanes.clock.now_ms(), deadline=deadline)
+    if (refusal := verdict(lane, labels, pipe.execute())) is not None:
         lanes.redis.zrem(key, request_id)
-        whose = f"{label}={labels[label]}" if label in labels else f"requests without the label {label}"
-        raise Unavailable(f"the share of {whose} in the lane of {lane.gateway} is used up", RETRY_AFTER)
+        raise refusal

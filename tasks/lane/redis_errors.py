@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from peerlane.config.redis import failure
+from peerlane.config.redis import failure, reason
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
 
 #: What sending a message through Celery may raise.
@@ -26,6 +26,11 @@ UNSETTLED = "whether the request took effect is unknown; ask again with the same
 def unknown(error: BaseException, consequence: str = "", request_id: str = "") -> OutcomeUnknown:
     """The error for a caller: what failed, and what follows from it for what was asked."""
     return OutcomeUnknown("; ".join(filter(None, (failure(error), consequence))), request_id)
+
+
+def may_not_send() -> StorageError:
+    """The error for a user without the right to push into the lane."""
+    return StorageError(f"Redis refused, and nothing was sent: {reason(NoPermissionError())}")
 
 
 @contextmanager

@@ -11,11 +11,12 @@ from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers
+from peerlane.tasks.wire.lists import CreatePeers, DeletePeers
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 
 #: What a writer is asked for.
-LaneModel = type[CreatePeer | DeletePeer | RemovePeers | MendPeers | ImportPeers]
+LaneModel = type[CreatePeer | DeletePeer | CreatePeers | DeletePeers | RemovePeers | MendPeers | ImportPeers]
 #: What an observer is asked for.
 UpkeepModel = type[SweepGateway | ReconcileGateway]
 
@@ -46,6 +47,8 @@ LANE_TASKS: Mapping[str, LaneTaskRow] = {
     for row in (
         LaneTaskRow(names.CREATE_PEER, CreatePeer, names.lane_queue, "Create a peer on a gateway."),
         LaneTaskRow(names.DELETE_PEER, DeletePeer, names.lane_queue, "Delete a peer from a gateway."),
+        LaneTaskRow(names.CREATE_PEERS, CreatePeers, names.bulk_queue, "Create up to 64 peers, each for itself."),
+        LaneTaskRow(names.DELETE_PEERS, DeletePeers, names.bulk_queue, "Delete up to 64 peers, each for itself."),
         LaneTaskRow(names.REMOVE_PEERS, RemovePeers, names.bulk_queue, "Remove a slice of what a sweep found stale."),
         LaneTaskRow(names.MEND_PEERS, MendPeers, names.bulk_queue, "Mend a slice of what a reconciliation found."),
         LaneTaskRow(names.IMPORT_PEERS, ImportPeers, names.bulk_queue, "Import staged peers, or the live device's."),

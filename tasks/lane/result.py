@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, cast
 
+from celery import result as celery_result
 from celery.result import AsyncResult
 from redis.exceptions import RedisError
 
-from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.admission import Lanes, lanes_of
-from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
+from peerlane.tasks.lane.redis_errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.lane.subscription import Listening
 from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
@@ -20,6 +22,10 @@ GRACE = 0.8
 _PAUSE = 0.05
 
 
+#: What Celery's group waits with.
+_BARRIER = cast("type", cast("Any", celery_result).barrier)
+
+
 class LaneResult(AsyncResult[dict[str, Any]]):
     """A request's result. Unlike Celery's own, ``get`` never leaves a request behind that may still take effect."""
 
@@ -27,18 +33,18 @@ class LaneResult(AsyncResult[dict[str, Any]]):
     deadline: int = 0
     #: The digest of what was asked for, where this process sent it (peerlane.tasks.wire.wish_digest).
     wish: str = ""
+    #: Why it was not sent, where that is this request's own affair: as one of a group.
+    refusal: PeerlaneError | None = None
 
     def get(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
         self,
         timeout: float | None = None,
         propagate: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
-        *,
-        listening: Listening | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Wait for the outcome; at most ``timeout`` plus two seconds. Without a timeout, until the request's deadline.
 
-        ``listening`` was begun before a new request was sent: then there is nothing to do but to wait.
+        Left by any exception (an interrupt, a soft time limit, a greenlet's timeout), it cancels the request.
 
         Raises:
             PeerlaneError: the request's refusal.
@@ -46,22 +52,24 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             TimedOut: cancelled just now; the request can never take effect.
             OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
         """
+        if "." not in str(self.id):  # no lane's: Celery's own
+            return super().get(timeout, propagate, **options)
         del options  # how Celery would wait
+        if self.refusal is not None:
+            if propagate:
+                raise self.refusal
+            return cast("dict[str, Any]", self.refusal)
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
-        record = await_record(lanes, request_id, until, listening)
         try:
-            if record is not None:
-                return outcome.decode(record, self.wish)
-            record = settle(lanes, request_id, self.deadline, until=until + GRACE)
-            if timeout is None:
-                return outcome.decode(record, self.wish)
-            # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
-            return result_of(record, timed_out(round(timeout, 1) or timeout), self.wish)
+            return outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise
             return cast("dict[str, Any]", error)
+        except BaseException:
+            withdraw(lanes, request_id, self.deadline)
+            raise
 
     def _left(self, lanes: Lanes) -> float:
         """Seconds until the deadline has passed for certain; where it is not known, as long as any can be."""
@@ -72,13 +80,73 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         except RedisError:
             return 1.0
 
+    def cancel(self) -> bool:
+        """Make sure that the request takes effect no more, unless it has; whether it never will.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached, or takes no writes.
+        """
+        record = settle(lanes_of(cast("Any", self.app)), str(self.id), self.deadline, until=time.monotonic() + GRACE)
+        try:
+            outcome.decode(record, self.wish)
+        except TimedOut:
+            return True
+        except PeerlaneError:
+            return True  # refused: it has no effect either
+        return False
+
+    def revoke(  # pyright: ignore[reportIncompatibleMethodOverride] - nothing of it but this means anything
+        self, *args: Any, **options: Any
+    ) -> None:
+        """Celery's name for ``cancel``."""
+        if "." not in str(self.id):
+            super().revoke(*args, **options)
+        else:
+            self.cancel()
+
+    def then(self, callback: Any, *args: Any, **options: Any) -> Any:
+        """Refused: nobody would call back. Raises Invalid.
+
+        Celery's own group hangs its barrier in here; ``LaneGroupResult`` waits without it.
+        """
+        if isinstance(callback, _BARRIER):
+            return callback
+        raise Invalid("a request calls nobody back: get() its outcome, or use AsyncGateway")
+
     def forget(self) -> None:
         """Nothing is kept of it here. The commit record stays: it is what makes a redelivery harmless."""
 
 
+def outcome_by(
+    lanes: Lanes,
+    request_id: str,
+    deadline: int,
+    wish: str,
+    *,
+    until: float,
+    within: float | None,
+    listening: Listening | None = None,
+) -> dict[str, Any]:
+    """The outcome of a request that was sent; where there is none ``until`` then, the request is cancelled.
+
+    ``wish`` is the digest of what was asked for; '' where that is not known.
+
+    Raises:
+        PeerlaneError: as ``LaneResult.get``.
+    """
+    # Where the time is up already, the cancel tells what is stored.
+    record = await_record(lanes, request_id, until, listening) if time.monotonic() < until else None
+    if record is not None:
+        return outcome.decode(record, wish)
+    record = settle(lanes, request_id, deadline, until=until + GRACE)
+    if within is None:
+        return outcome.decode(record, wish)
+    # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
+    return result_of(record, timed_out(round(within, 1) or within), wish)
+
+
 def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:
     """The request's commit record as soon as there is one; None ``until`` then. Outlives restarts of Redis."""
-    fresh = listening is not None
     while True:
         try:
             if listening is None:
@@ -86,7 +154,7 @@ def await_record(lanes: Lanes, request_id: str, until: float, listening: Listeni
                     return stored
                 listening = lanes.listeners.listen(request_id)
             # Between the look and the subscription it may have come.
-            if not fresh and (stored := lanes.stored(request_id)) is not None:
+            if (stored := lanes.stored(request_id)) is not None:
                 return stored
             return listening.wait(until)
         except (RedisError, OSError):
@@ -96,7 +164,30 @@ def await_record(lanes: Lanes, request_id: str, until: float, listening: Listeni
         finally:
             if listening is not None:
                 listening.close()
-        listening, fresh = None, False
+        listening = None
+
+
+def withdraw(lanes: Lanes, request_id: str, deadline: int) -> None:
+    """Cancel a request whose caller leaves: one try, for whoever interrupts it has no time."""
+    with suppress(RedisError, OSError):
+        lanes.cancel(request_id, deadline=deadline)
+
+
+def settle_unsent(lanes: Lanes, request_id: str, deadline: int, error: BaseException) -> str:
+    """After ``error`` at sending: the record that decides the request, which may have arrived all the same.
+
+    Raises:
+        StorageError: this user may not send; nothing was sent.
+        OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
+    """
+    # One attempt where Redis stands still: with the push it takes 2 s, whatever the caller's timeout.
+    until = time.monotonic() + 0.9
+    if not is_refused(error):
+        return settle(lanes, request_id, deadline, until=until)
+    # A user without the right to send learns that, whatever becomes of the attempt.
+    with suppress(OutcomeUnknown):
+        settle(lanes, request_id, deadline, until=until)
+    raise may_not_send() from error
 
 
 def settle(lanes: Lanes, request_id: str, deadline: int, *, until: float) -> str:

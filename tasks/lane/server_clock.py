@@ -24,6 +24,11 @@ class ServerClock:
         self._offset: float | None = None
         self._asked_at = 0.0
 
+    @property
+    def fresh(self) -> bool:
+        """Whether ``now_ms`` need not ask the server."""
+        return self._offset is not None and time.monotonic() - self._asked_at <= RESYNC
+
     def now_ms(self) -> int:
         """The server's time now; asks the server if it was not asked lately. Raises what ``ask`` raises."""
         local = time.monotonic()

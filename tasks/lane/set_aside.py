@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.lane.registry import LANE_TASKS
+from peerlane.tasks.wire.lists import wishes_in
 from peerlane.tasks.wire.model import SEALED, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
 
@@ -37,7 +38,7 @@ class Request:
     @property
     def complete(self) -> bool:
         """Whether it holds all that the message asked for."""
-        return self.arguments.get("preshared_key") != LEFT_OUT
+        return all(part.get("preshared_key") != LEFT_OUT for part in parts(self.arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,13 @@ def _request(fields: Mapping[str, Any]) -> Request | None:
     return Request(task, cast("dict[str, Any]", arguments))
 
 
+def parts(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where preshared keys may stand in a request's arguments: in themselves, or in each wish of a list."""
+    wishes = arguments.get("wishes")
+    listed = cast("list[object]", wishes) if isinstance(wishes, list) else [arguments]
+    return [cast("dict[str, Any]", part) for part in listed if isinstance(part, dict)]
+
+
 def read_request(message: bytes, cipher: PskCipher) -> Request | None:
     """What a message off a queue asks for, without its secret; None where it is no sound request of a lane."""
     if len(message) > LONGEST:
@@ -96,11 +104,13 @@ def read_request(message: bytes, cipher: PskCipher) -> Request | None:
             body = base64.b64decode(body)
         _, arguments, _ = json.loads(body)
         wish = parse(LANE_TASKS[task].model, arguments)
+        wishes_in(wish)
     except (Invalid, ValueError, TypeError, KeyError, AttributeError, binascii.Error, RecursionError):
         return None
     # The model takes no argument that it does not know; what else the message held, in its headers say, is not kept.
     kept = {name: value for name, value in cast("dict[str, Any]", arguments).items() if value is not None}
-    if (secret := kept.get("preshared_key")) is not None:
-        sealed = cipher.encrypt(wish.gateway, kept["public_key"], secret)
-        kept["preshared_key"] = sealed if sealed is not None and SEALED.fullmatch(sealed) else LEFT_OUT
+    for part in parts(kept):
+        if (secret := part.get("preshared_key")) is not None:
+            sealed = cipher.encrypt(wish.gateway, part["public_key"], secret)
+            part["preshared_key"] = sealed if sealed is not None and SEALED.fullmatch(sealed) else LEFT_OUT
     return Request(task, kept)

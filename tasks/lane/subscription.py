@@ -1,58 +1,156 @@
-"""Hear of a request's outcome when it is committed: each waiting thread on a subscription of its own.
+"""One kept connection for each thread that asks: requests go out on it, and it hears of their outcomes.
 
-Celery's result consumer has one subscription under one lock: while Redis stands still, each of its threads waits for
-all that came before it, however short its own patience is.
+It is subscribed to one channel for all of its requests, that of ``GATEWAY.REPLY`` for the ids ``GATEWAY.REPLY_N``: a
+request needs no SUBSCRIBE of its own. Pushing on the same connection tells with Redis' answer that it still hears.
+A connection belongs to one thread at a time, so that no thread waits for another's.
 """
 
 from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from redis import Redis
-from redis.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config import names
 
-#: Subscriptions kept for the next request; more are made where more threads wait at once.
-KEPT = 32
-#: Seconds in which a subscription is confirmed.
-CONFIRMED_WITHIN = 1.0
-#: The same for one that replaces a kept one: both together leave a caller its timeout and two seconds.
+#: Seconds in which Redis answers.
+ANSWERED_WITHIN = 1.0
+#: The same for a connection that replaces a kept one: both together leave a caller its timeout and two seconds.
 AGAIN_WITHIN = 0.6
+#: Seconds without a word after which a connection is asked whether it still hears.
+SILENT_FOR = 1.0
+#: Seconds after which a kept connection is asked before it is used, and after which one that nobody needs is closed.
+DOUBTED_AFTER = 2.0
+IDLE_FOR = 60.0
+
+_T = TypeVar("_T")
+#: Makes a connection ready for a request, in so many seconds.
+_Prepare = Callable[["Link", float], None]
+
+
+class Link:
+    """One connection. Whatever goes wrong on it, it is closed: what comes next could be an answer to something else."""
+
+    def __init__(self, redis: Redis) -> None:
+        """Raises redis.RedisError where Redis cannot be reached."""
+        self._pool = redis.connection_pool
+        # RESP3: commands are taken on a connection that is subscribed too.
+        self._connection = cast("Any", self._pool.get_connection())
+        self._channels: set[bytes] = set()
+        self._token = uuid.uuid4().hex
+        self._asked = 0
+        self._closed = False
+        self.used_at = time.monotonic()
+
+    def new_id(self, gateway: str) -> str:
+        """An id for a request of the gateway whose outcome comes on this connection."""
+        self._asked += 1
+        return f"{gateway}.{self._token}_{self._asked}"
+
+    def hear_replies(self, gateway: str, within: float) -> None:
+        """Be subscribed to the outcomes of all ``new_id``. Raises redis.RedisError."""
+        channel = f"{names.RESULT_PREFIX}{gateway}.{self._token}".encode()
+        if channel not in self._channels:
+            self.subscribe(channel, within)
+
+    def subscribe(self, channel: bytes, within: float = ANSWERED_WITHIN) -> None:
+        """Once this returns, nothing that is published on the channel can be missed. Raises redis.RedisError."""
+        self._send("SUBSCRIBE", channel)
+        self._until(time.monotonic() + within, lambda told: _confirms(told, channel))
+        self._channels.add(channel)
+
+    def unsubscribe(self, channel: bytes) -> None:
+        """Hear no more of a channel. Raises redis.RedisError."""
+        self._send("UNSUBSCRIBE", channel)
+        self._channels.discard(channel)
+
+    def push(self, queue: str, message: str) -> int:
+        """Put a message into a queue; how long that is now. Raises redis.RedisError."""
+        self._send("LPUSH", queue, message)
+        return cast("int", self._until(time.monotonic() + ANSWERED_WITHIN, lambda told: isinstance(told, int)))
+
+    def still_hears(self, within: float = ANSWERED_WITHIN) -> None:
+        """Make sure that the connection has not died without a word. Raises redis.RedisError where it has."""
+        self._send("PING")
+        self._until(time.monotonic() + within, lambda told: told in (b"PONG", "PONG"))
+
+    def drop_what_is_late(self) -> None:
+        """Read away what has come for requests of before. Raises redis.RedisError where Redis has closed it."""
+        while self._connection.can_read(timeout=0):
+            self._read()
+
+    def record(self, request_id: str, until: float) -> str | None:
+        """The request's commit record as it is published; None if none is ``until`` then, on the monotonic clock.
+
+        Raises:
+            redis.RedisError: the connection is lost.
+        """
+        whose = f'"{request_id}"'.encode()  # Celery's backend writes its JSON with other spaces than we do
+        while (left := until - time.monotonic()) > 0:
+            if not self._connection.can_read(timeout=min(left, SILENT_FOR)):
+                if left > SILENT_FOR:
+                    self._send("PING")
+                    if not self._connection.can_read(timeout=ANSWERED_WITHIN):
+                        raise RedisTimeoutError("the connection has died without a word")
+                continue
+            told = self._read()
+            match told:
+                case [b"message", bytes(), bytes(record)] if whose in record:
+                    return record.decode(errors="replace")
+                case _:
+                    pass
+        return None
+
+    def _send(self, *command: str | bytes) -> None:
+        self._connection.send_command(*command, check_health=False)
+
+    def _until(self, until: float, awaited: Callable[[object], bool]) -> object:
+        while (left := until - time.monotonic()) > 0:
+            if self._connection.can_read(timeout=left) and awaited(told := self._read()):
+                return told
+        raise RedisTimeoutError("Redis does not answer")
+
+    def _read(self) -> Any:
+        return self._connection.read_response(push_request=True)
+
+    def close(self) -> None:
+        """Close it; closing twice is no error."""
+        if not self._closed:
+            self._closed = True
+            self._connection.disconnect()
+            self._pool.release(self._connection)
+
+
+def _confirms(told: object, channel: bytes) -> bool:
+    return isinstance(told, list) and cast("list[object]", told)[:2] == [b"subscribe", channel]
 
 
 class Listening:
     """What is published of one request. Belongs to one thread; a context manager."""
 
-    def __init__(self, listeners: Listeners, pubsub: PubSub, request_id: str) -> None:
-        self._listeners, self._pubsub = listeners, pubsub
-        self._channel = names.result_key(request_id).encode()
-        self._sound = self._closed = False
+    def __init__(self, listeners: Listeners, link: Link, request_id: str, channel: bytes | None) -> None:
+        """``channel`` is the request's own; None where the connection hears of it anyhow."""
+        self.request_id = request_id
+        self._listeners, self._link, self._channel = listeners, link, channel
+        self._sound = True
+        self._closed = False
 
-    def begin(self, within: float = CONFIRMED_WITHIN) -> Self:
-        """Subscribe, in ``within`` seconds; once this returns, no outcome can be missed.
+    def push(self, queue: str, message: str) -> int:
+        """Put the request into its queue; how long that is now.
 
         Raises:
-            redis.RedisError: Redis does not answer.
+            redis.RedisError: it may have arrived all the same.
         """
-        try:
-            self._pubsub.subscribe(self._channel)
-            if self._await("subscribe", time.monotonic() + within) is None:
-                raise RedisConnectionError("the subscription was not confirmed")
-        except OSError as error:  # as redis-py tells it of its other connections
-            self.close()
-            raise RedisConnectionError(type(error).__name__) from error
-        except BaseException:
-            self.close()
-            raise
-        self._sound = True
-        return self
+        return self._doing(lambda: self._link.push(queue, message))
 
     def wait(self, until: float) -> str | None:
         """The commit record as it is published; None if none is ``until`` then, on the monotonic clock.
@@ -60,26 +158,23 @@ class Listening:
         Raises:
             redis.RedisError: the connection is lost.
         """
-        self._sound = False
-        found = self._await("message", until)
-        # One that has kept silent may have died without a word: whoever got it next would not be confirmed.
+        return self._doing(lambda: self._link.record(self.request_id, until))
+
+    def _doing(self, act: Callable[[], _T]) -> _T:
+        self._sound = False  # whatever interrupts it, a half-read answer say
+        try:
+            found = act()
+        except OSError as error:  # as redis-py tells it of its other connections
+            raise RedisConnectionError(type(error).__name__) from error
+        # One that has kept silent may have died without a word: whoever got it next would have to find out.
         self._sound = found is not None
         return found
-
-    def _await(self, kind: str, until: float) -> str | None:
-        while (left := until - time.monotonic()) > 0:
-            message = cast("dict[str, Any] | None", self._pubsub.get_message(timeout=left))
-            # Late messages for the request that used this kept subscription before are ignored.
-            if message is not None and message["type"] == kind and message["channel"] == self._channel:
-                data = message["data"]
-                return data.decode(errors="replace") if isinstance(data, bytes) else str(data)
-        return None
 
     def close(self) -> None:
         """Listen no more; closing twice is no error."""
         if not self._closed:
             self._closed = True
-            self._listeners.give_back(self._pubsub, self._channel, sound=self._sound)
+            self._listeners.give_back(self._link, self._channel, sound=self._sound)
 
     def __enter__(self) -> Self:
         return self
@@ -89,44 +184,88 @@ class Listening:
 
 
 class Listeners:
-    """The subscriptions of one process. Threads share it."""
+    """The connections of one process. Threads share it."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._kept: deque[PubSub] = deque()
+        self._kept: deque[Link] = deque()
         self._process = os.getpid()
 
-    def listen(self, request_id: str) -> Listening:
-        """Subscribe to what becomes of a request; a kept subscription that has died is replaced once.
+    def reply(self, gateway: str) -> Listening:
+        """For a new request of the gateway. Raises redis.RedisError where Redis does not answer."""
+        link = self._ready(lambda link, within: link.hear_replies(gateway, within))
+        return Listening(self, link, link.new_id(gateway), None)
 
-        Raises:
-            redis.RedisError: Redis does not answer.
-        """
+    def listen(self, request_id: str) -> Listening:
+        """For a request whose id is its caller's. Raises redis.RedisError where Redis does not answer."""
+        channel = names.result_key(request_id).encode()
+        return Listening(self, self._ready(lambda link, within: link.subscribe(channel, within)), request_id, channel)
+
+    def _ready(self, prepare: _Prepare) -> Link:
+        """A connection that is prepared; a kept one that has died is replaced once."""
         if self._process != os.getpid():  # forked: the parent goes on with its own
             self._kept, self._process = deque(), os.getpid()
+        within = ANSWERED_WITHIN
         try:
-            kept = self._kept.pop()
+            link = self._kept.pop()
         except IndexError:
-            return Listening(self, self._redis.pubsub(), request_id).begin()
-        try:
-            return Listening(self, kept, request_id).begin()
-        except RedisError:
-            self.close()  # those kept as long have died of the same
-            # Perhaps without a word, a second ago: where Redis can be reached, a new one is confirmed at once.
-            return Listening(self, self._redis.pubsub(), request_id).begin(AGAIN_WITHIN)
-
-    def give_back(self, pubsub: PubSub, channel: bytes, *, sound: bool) -> None:
-        """Keep a subscription for another request; one that is not sound is closed."""
-        try:
-            if sound and len(self._kept) < KEPT:
-                pubsub.unsubscribe(channel)
-                self._kept.append(pubsub)
-                return
-        except (RedisError, OSError):
             pass
-        pubsub.close()
+        else:
+            try:
+                link.drop_what_is_late()
+                if time.monotonic() - link.used_at > DOUBTED_AFTER:
+                    link.still_hears()
+                prepare(link, within)
+                return link
+            except (RedisError, OSError):
+                link.close()
+                self.close()  # those kept as long have died of the same
+                # Perhaps without a word, a second ago: where Redis can be reached, a new one is confirmed at once.
+                within = AGAIN_WITHIN
+            except BaseException:
+                link.close()
+                raise
+        return self._new(prepare, within)
+
+    def _new(self, prepare: _Prepare, within: float) -> Link:
+        try:
+            link = Link(self._redis)
+        except OSError as error:
+            raise RedisConnectionError(type(error).__name__) from error
+        try:
+            prepare(link, within)
+        except OSError as error:
+            link.close()
+            raise RedisConnectionError(type(error).__name__) from error
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def give_back(self, link: Link, channel: bytes | None, *, sound: bool) -> None:
+        """Keep a connection for another request; one that is not sound is closed."""
+        if not sound:
+            link.close()
+            return
+        try:
+            if channel is not None:
+                link.unsubscribe(channel)
+        except (RedisError, OSError):
+            link.close()
+            return
+        now = link.used_at = time.monotonic()
+        self._kept.append(link)
+        try:
+            # The last one used is used next: the first has been idle for longest.
+            while now - self._kept[0].used_at > IDLE_FOR:
+                self._kept.popleft().close()
+        except IndexError:
+            pass  # another thread has taken it
 
     def close(self) -> None:
         """Close all that is kept."""
         while self._kept:
-            self._kept.pop().close()
+            try:
+                self._kept.pop().close()
+            except IndexError:
+                return

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import time
+import threading
 import uuid
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar, Protocol, cast
 
 from celery import Task
 from celery.local import PromiseProxy
-from redis.exceptions import NoPermissionError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
-from peerlane.config.redis import reason
-from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, StorageError, TimedOut, WriterError
-from peerlane.tasks.lane import quota as fairness
+from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, reaching
+from peerlane.tasks.lane.celery_manners import LaneSignature, refuse_options
+from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reaching
 from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
-from peerlane.tasks.lane.result import LaneResult, settle
-from peerlane.tasks.wire.bulk import ImportPeers
-from peerlane.tasks.wire.model import CreatePeer, parse
+from peerlane.tasks.lane.request import Request, admit, checked, seconds_until, shown
+from peerlane.tasks.lane.result import LaneResult, settle_unsent, withdraw
 from peerlane.tasks.wire.psk_cipher import cipher_of
-from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
 
 class PeerWriter(Protocol):
@@ -71,49 +67,55 @@ class LaneTask(Task[..., dict[str, Any]]):
         """
         if args:
             raise Invalid(f"{self.name} takes keyword arguments only")
-        if options.pop("countdown", None) or options.pop("eta", None):
-            raise Invalid("a request is carried out now: countdown and eta are not taken")
-        arguments = dict(kwargs or {})
-        bulk = bulk or self.always_bulk
-        wish = parse(self.model, arguments)
+        refuse_options(options)
         application = cast("PeerlaneApp", self.app)
-        if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
-            cipher = cipher_of(application.settings)
-            arguments["preshared_key"] = cipher.encrypt(wish.gateway, wish.public_key, wish.preshared_key)
-        request_id = task_id or names.request_id(wish.gateway, str(uuid.uuid4()))
-        if not names.is_request_id(wish.gateway, request_id):
-            raise Invalid(f"a request id is {wish.gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
         lanes = lanes_of(application)
-        with reaching("nothing was sent", request_id):
-            lane = lanes.check(wish.gateway, bulk=bulk, create=self.model in (CreatePeer, ImportPeers))
-            if wish.deadline is None:
-                within = application.settings.request_deadline if expires is None else _seconds_until(expires)
-                arguments["deadline"] = lanes.clock.now_ms() + int(within * 1000)
-            if isinstance(wish, CreatePeer):
-                fairness.join(lanes, lane, wish.labels, request_id, deadline=arguments["deadline"])
-        wire, digest = _wire(arguments), wish_digest(self.name, wish)
-        options["headers"] = {**(options.get("headers") or {}), HEADER: digest}
-        options.setdefault("queue", names.bulk_queue(wish.gateway) if bulk else names.lane_queue(wish.gateway))
+        request = checked(
+            self.name,
+            self.model,
+            kwargs or {},
+            cipher=lambda: cipher_of(application.settings),
+            within=application.settings.request_deadline if expires is None else seconds_until(expires),
+            request_id=task_id,
+            bulk=bulk or self.always_bulk,
+        )
+        request.id = request.id or names.request_id(request.gateway, str(uuid.uuid4()))
+        with reaching("nothing was sent", request.id):
+            admit(lanes, request)
         try:
-            # LaneResult waits by itself: Celery need not subscribe.
-            options |= {"kwargsrepr": _shown(wire), "argsrepr": "()", "ignore_result": True}
-            # Where the writer reads them without the body: what is late is struck out before it is taken.
-            told = {names.SENT_AT: lanes.clock.now_ms(), "deadline": wire["deadline"]}
-            options["headers"] = {**(options.get("headers") or {}), **told}
-            sent = super().apply_async(kwargs=wire, task_id=request_id, **options)
+            sent = self.publish(request, **options)
         except SEND_ERRORS as error:
-            # The message may have arrived all the same: make sure that the request has one outcome.
-            # One attempt where Redis stands still: with the publish it takes 2 s, whatever the caller's timeout.
-            # A user without the right to send learns that instead, whatever becomes of the attempt.
-            with suppress(OutcomeUnknown) if is_refused(error) else nullcontext():
-                settle(lanes, request_id, wire["deadline"], until=time.monotonic() + 0.9)
-            if is_refused(error):
-                raise StorageError(f"Redis refused, and nothing was sent: {reason(NoPermissionError())}") from error
-            sent = self.AsyncResult(request_id)
-        result = cast("LaneResult", sent)
-        result.deadline, result.wish = wire["deadline"], digest
-        result.ignored = False
-        return result
+            settle_unsent(lanes, request.id, request.deadline, error)
+            sent = self.AsyncResult(request.id)
+        except BaseException:  # it may have arrived
+            withdraw(lanes, request.id, request.deadline)
+            raise
+        sent.deadline, sent.wish = request.deadline, request.wish
+        sent.ignored = False
+        return sent
+
+    def publish(self, request: Request, **options: Any) -> LaneResult:
+        """Send an admitted request as Celery sends, with its signals. Raises SEND_ERRORS."""
+        options.setdefault("queue", request.queue)
+        options["headers"] = {**(options.get("headers") or {}), **request.headers()}
+        # LaneResult waits by itself: Celery need not subscribe.
+        options |= {"kwargsrepr": shown(request.arguments), "argsrepr": "()", "ignore_result": True}
+        return cast("LaneResult", super().apply_async(kwargs=request.arguments, task_id=request.id, **options))
+
+    def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> LaneSignature:
+        """A request to come, for a group."""
+        starkwargs.setdefault("app", self.app)
+        return LaneSignature(self, args, *starargs, **starkwargs)
+
+    subtask = signature
+
+    def s(self, *args: Any, **kwargs: Any) -> LaneSignature:
+        """``signature`` with these arguments."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> LaneSignature:
+        """``signature`` with these arguments, whatever came before it."""
+        return self.signature(args, kwargs, immutable=True)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> LaneResult:  # noqa: N802 - Celery's name
         """A result whose ``get`` cancels when its timeout passes."""
@@ -145,51 +147,30 @@ def _task(row: LaneTaskRow) -> LaneTask:
     return cast("LaneTask", type(row.name, (LaneTask,), fields)())
 
 
+#: Held while an app's tasks are registered: threads may ask for them at once.
+_registering = threading.Lock()
+
+
 def task_of(application: PeerlaneApp, name: str) -> LaneTask:
     """The app's own task of this name; registered now if it was not."""
     if name not in application.tasks:
-        register(application)
+        with _registering:
+            if name not in application.tasks:
+                register(application)
     return cast("LaneTask", application.tasks[name])
 
 
 # Made when first used: registering reads the settings, and an import reads nothing.
 create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEER)))
 delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
-
-
-def _seconds_until(expires: float | datetime) -> float:
-    if isinstance(expires, datetime):
-        moment = expires if expires.tzinfo else expires.replace(tzinfo=UTC)
-        seconds = (moment - datetime.now(UTC)).total_seconds()
-    elif isinstance(expires, (int, float)) and not isinstance(expires, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers of plain Celery are not typed
-        seconds = float(expires)
-    else:
-        raise Invalid("expires is a number of seconds or a datetime")
-    if not 0 < seconds <= 86_400:
-        raise (
-            TimedOut("the request had expired before it was sent")
-            if seconds <= 0
-            else Invalid("expires is at most a day")
-        )
-    return seconds
-
-
-def _wire(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as JSON takes them."""
-    found = {name: value for name, value in arguments.items() if value is not None}
-    if "allowed_ips" in found:
-        found["allowed_ips"] = [str(prefix) for prefix in found["allowed_ips"]]
-    if hasattr(ttl := found.get("ttl"), "total_seconds"):
-        found["ttl"] = int(cast("Any", ttl).total_seconds())
-    return found
+create_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEERS)))
+delete_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEERS)))
 
 
 def in_short(result: Mapping[str, Any]) -> str:
     """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
+    if "answers" in result:
+        kinds = Counter(str(each.get("outcome") or each["error"]["code"]) for each in result["answers"])
+        return " ".join(["listed", *(f"{kind}={count}" for kind, count in sorted(kinds.items()))])[:256]
     words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
     return " ".join(words)[:256]
-
-
-def _shown(wire: Mapping[str, Any]) -> str:
-    """What logs, events and Flower show of the arguments."""
-    return repr({name: "(hidden)" if name == "preshared_key" else value for name, value in wire.items()})[:1024]

@@ -71,6 +71,11 @@ class Row:
     epoch: int
 
     @property
+    def fullest(self) -> float:
+        """Share of the requests that may wait in a queue, of the one in which most do; at 1 they are refused."""
+        return max(self.waiting, self.waiting_bulk) / max(1, self.lane_cap)
+
+    @property
     def lane_full(self) -> bool:
         """Whether a queue takes no more: requests are refused."""
         return max(self.waiting, self.waiting_bulk) >= self.lane_cap
@@ -145,14 +150,20 @@ def _sample(lane: LaneState, before: _Sample | None, at: float) -> _Sample:
     return _Sample(epoch, beat, answered, created, deleted, refused, backlog, stuck_since, rates)
 
 
-def _wait(lane: LaneState, sample: _Sample, at: float) -> Wait | None:
+def _wait(status: GatewayStatus, sample: _Sample) -> Wait | None:
+    lane = status.lane
     if sample.backlog == 0:
         return None
+    # When the oldest one was sent, as the writer has told; 0 where it has not.
+    sent_at = number(lane.facts.get("oldest_sent_at" if lane.waiting else "oldest_bulk_sent_at", ""))
+    oldest = max(0.0, status.now - sent_at / 1000) if sent_at else 0.0
+    if lane.state in ("down", "stuck") and oldest >= REMARKABLE:
+        return Wait(round(oldest, 1), "at_least")
     if sample.stuck_since is not None:
         # What a live writer has answered since its last sign of life is not told yet.
-        seconds = (at if not lane.live else sample.heartbeat / 1000) - sample.stuck_since
+        seconds = (status.now if not lane.live else sample.heartbeat / 1000) - sample.stuck_since
         if seconds >= REMARKABLE:
-            return Wait(round(seconds, 1), "at_least")
+            return Wait(round(max(seconds, oldest), 1), "at_least")
     if sample.rates is None or sample.rates[0] <= 0:
         return None
     return Wait(round((lane.waiting or lane.waiting_bulk) / sample.rates[0], 3), "about")
@@ -170,7 +181,7 @@ def _row(status: GatewayStatus, sample: _Sample) -> Row:
         max_peers=number(lane.facts.get("max_peers", "")),
         waiting=lane.waiting,
         waiting_bulk=lane.waiting_bulk,
-        wait=_wait(lane, sample, status.now),
+        wait=_wait(status, sample),
         created_per_second=None if rates[1] is None else round(rates[1], 2),
         deleted_per_second=None if rates[2] is None else round(rates[2], 2),
         refused_per_second=None if rates[3] is None else round(rates[3], 2),

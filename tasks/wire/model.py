@@ -113,7 +113,7 @@ def _check_prefix(value: object) -> Prefix:
 
 def _check_prefixes(value: object) -> object:
     if not isinstance(value, (list, tuple, frozenset, set)):
-        raise ValueError("allowed_ips is a list of prefixes")  # noqa: TRY004 - pydantic wants ValueError
+        raise ValueError('this is a list of prefixes, such as ["10.8.0.7/32"]')  # noqa: TRY004 - pydantic wants ValueError
     if not value:
         raise ValueError("allowed_ips is empty; leave it out to have addresses allocated")
     if len(cast("list[object]", value)) > MAX_PREFIXES:

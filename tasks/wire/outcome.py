@@ -70,6 +70,20 @@ def error_from_wire(result: object) -> PeerlaneError:
     return WriterError(f"the writer failed with {shown}; its log says more")
 
 
+_BY_CODE = {kind.code: kind for kind in ERRORS.values()}
+
+
+def error_from_dict(fields: object) -> PeerlaneError:
+    """The error of ``PeerlaneError.as_dict``, as an answer in a list has it; a WriterError where it is none."""
+    known = cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
+    kind, message, retry_after = _BY_CODE.get(str(known.get("code"))), known.get("message"), known.get("retry_after")
+    if kind is None or not isinstance(message, str):
+        return WriterError("the writer failed with an unknown error; its log says more")
+    if isinstance(retry_after, (int, float)) and kind is not OutcomeUnknown:
+        return kind(message, retry_after)
+    return kind(message)
+
+
 def decode(stored: str | bytes, wish: str = "") -> dict[str, Any]:
     """The result in a commit record. ``wish`` is the digest of what is asked for, where that is known.
 

@@ -60,6 +60,11 @@ class PskCipher:
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
         self._keys = tuple(_Key(raw) for raw in keys)
 
+    @property
+    def seals(self) -> bool:
+        """Whether it has a key to seal with."""
+        return bool(self._keys)
+
     def encrypt(self, gateway: str, public_key: str, preshared_key: str | None) -> str | None:
         """What is to be sent or stored of a peer's preshared key."""
         if preshared_key is None or not self._keys or SEALED.fullmatch(preshared_key):

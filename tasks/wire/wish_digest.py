@@ -20,10 +20,13 @@ HEADER = "wish"
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
-def wish_digest(task: str, wish: BaseModel) -> str:
-    """That of a wish as its model has checked it. What is left out and what is named as the default are the same."""
-    fields: dict[str, Any] = wish.model_dump(exclude={"deadline"}, exclude_defaults=True)
-    text = json.dumps([task, fields], sort_keys=True, separators=(",", ":"))
+def wish_digest(task: str, *wishes: BaseModel) -> str:
+    """That of a wish as its model has checked it, or of a list's wishes in their order.
+
+    What is left out and what is named as the default are the same.
+    """
+    fields: list[dict[str, Any]] = [wish.model_dump(exclude={"deadline"}, exclude_defaults=True) for wish in wishes]
+    text = json.dumps([task, *fields], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

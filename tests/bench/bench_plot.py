@@ -47,7 +47,8 @@ line, polyline { stroke: currentColor; fill: none; } polyline { stroke-width: 2.
 polyline.dashed { stroke-dasharray: 6 5; stroke-width: 2; }"""
 
 
-def _style() -> str:
+def style() -> str:
+    """The picture's shapes, and its colours in light and in dark."""
     light, dark = (" ".join(f".{name} {{ color: {pair[at]}; }}" for name, pair in COLOURS.items()) for at in (0, 1))
     return f"{SHAPES}\n{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
 
@@ -55,33 +56,33 @@ def _style() -> str:
 def plot(figures: dict[str, Any]) -> str:
     """The SVG: milliseconds on a logarithmic scale over the number of peers, which may be 0 and so is linear."""
     points: list[dict[str, float]] = sorted(figures["points"], key=lambda point: point["peers"])
-    ticks = _ticks([point[field] for point in points for field, *_ in LINES])
+    steps = ticks([point[field] for point in points for field, *_ in LINES])
     most = max(points[-1]["peers"], 1)
 
     def x(peers: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * peers / most, 1)
 
     def y(ms: float) -> float:
-        share = math.log(ms / ticks[0]) / math.log(ticks[-1] / ticks[0])
+        share = math.log(ms / steps[0]) / math.log(steps[-1] / steps[0])
         return round(BOTTOM - (BOTTOM - TOP) * share, 1)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="title">',
         '<title id="title">What one request takes, over the number of peers on the gateway</title>',
-        f"<style>\n{_style()}\n</style>",
+        f"<style>\n{style()}\n</style>",
         f'<rect class="back" width="{WIDTH}" height="{HEIGHT}" rx="8"/>',
-        _text(24, 34, "What one request takes, over the number of peers on the gateway", "text title"),
-        _text(24, 58, _told(points), "faint"),
+        text(24, 34, "What one request takes, over the number of peers on the gateway", "text title"),
+        text(24, 58, _told(points), "faint"),
     ]
-    for tick in ticks:
+    for tick in steps:
         parts += [
             f'<line class="grid" x1="{LEFT}" y1="{y(tick)}" x2="{RIGHT}" y2="{y(tick)}"/>',
-            _text(LEFT - 8, y(tick) + 5, f"{tick:,g} ms" if tick < 1000 else f"{tick / 1000:g} s", "faint end"),
+            text(LEFT - 8, y(tick) + 5, f"{tick:,g} ms" if tick < 1000 else f"{tick / 1000:g} s", "faint end"),
         ]
-    for place in _apart([x(point["peers"]) for point in points], 60):
-        parts.append(_text(x(points[place]["peers"]), BOTTOM + 22, f"{points[place]['peers']:,.0f}", "faint middle"))
-    parts.append(_text((LEFT + RIGHT) / 2, BOTTOM + 48, f"peers · {figures['about']}", "faint middle"))
-    labels = _spread([y(points[-1][field]) for field, *_ in LINES])
+    for place in apart([x(point["peers"]) for point in points], 60):
+        parts.append(text(x(points[place]["peers"]), BOTTOM + 22, f"{points[place]['peers']:,.0f}", "faint middle"))
+    parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 48, f"peers · {figures['about']}", "faint middle"))
+    labels = spread([y(points[-1][field]) for field, *_ in LINES])
     for (field, label, colour, dashed), at in zip(LINES, labels, strict=True):
         corners = " ".join(f"{x(point['peers'])},{y(point[field])}" for point in points)
         parts.append(f'<polyline class="{colour}{" dashed" if dashed else ""}" points="{corners}"/>')
@@ -89,12 +90,13 @@ def plot(figures: dict[str, Any]) -> str:
             f'<circle class="{colour}" cx="{x(p["peers"])}" cy="{y(p[field])}" r="{3 if dashed else 4}"/>'
             for p in points
         ]
-        parts.append(_text(RIGHT + 14, round(at + 5, 1), label, colour))
+        parts.append(text(RIGHT + 14, round(at + 5, 1), label, colour))
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text class="{style}" x="{x:g}" y="{y:g}">{escape(text)}</text>'
+def text(x: float, y: float, words: str, look: str) -> str:
+    """Words at a place."""
+    return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words)}</text>'
 
 
 def _told(points: Sequence[dict[str, float]]) -> str:
@@ -107,7 +109,7 @@ def _told(points: Sequence[dict[str, float]]) -> str:
     )
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
+def ticks(values: Sequence[float]) -> list[float]:
     """1, 2, 5, 10 …, from below the least to above the greatest of ``values``, which are above 0."""
     steps = [m * 10.0**e for e in range(-3, 8) for m in (1, 2, 5)]
     start = max((at for at, step in enumerate(steps) if step <= min(values)), default=0)
@@ -115,7 +117,7 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return steps[start : max(end, start + 1) + 1]
 
 
-def _apart(places: Sequence[float], least: float) -> list[int]:
+def apart(places: Sequence[float], least: float) -> list[int]:
     """Which of the ascending ``places`` can have a label; the last one always does."""
     chosen = [len(places) - 1]
     for at in range(len(places) - 2, -1, -1):
@@ -124,7 +126,7 @@ def _apart(places: Sequence[float], least: float) -> list[int]:
     return chosen[::-1]
 
 
-def _spread(places: Sequence[float]) -> list[float]:
+def spread(places: Sequence[float]) -> list[float]:
     """The places, in their order, moved just far enough apart to be read."""
     found = list(places)
     order = sorted(range(len(found)), key=lambda at: found[at])

@@ -45,7 +45,7 @@ class Recorder:
 
 
 class RequestRecorder(Recorder):
-    """Writes a line for each message whose arrival makes Celery run a task."""
+    """Writes a line for each message whose arrival has a request carried out, by Celery's tracer or without it."""
 
     def __init__(self, output: Path) -> None:
         super().__init__()
@@ -56,7 +56,9 @@ class RequestRecorder(Recorder):
         """Called by the interpreter. kombu reads one connection at a time; Celery runs the task in that call."""
         super().see(frame, event, _)
         name, path = frame.f_code.co_name, frame.f_code.co_filename
-        if name == "trace_task" and path.endswith("celery/app/trace.py"):
+        if (name == "trace_task" and path.endswith("celery/app/trace.py")) or (
+            frame.f_code.co_qualname == "LeanEnding.begin" and path.endswith("workers/lane/ending.py")
+        ):
             self._has_task = True
         elif frame.f_code.co_qualname == "Transport.on_readable" and path.endswith("kombu/transport/redis.py"):
             if event == "return" and self._has_task:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -99,6 +100,9 @@ USAGE = [
     (("peer", "create", "iad", "--from", "-", "--qr"), "--from"),
     (("peer", "create", "iad", "--from", "-", "--allowed-ip", "10.8.0.9"), "--allowed-ip is for one peer"),
     (("peer", "create", "iad", "--qr", "--public-key", some_key()), "only you have it"),
+    (("peer", "create", "iad", "--from", "-", "--preshared-key-file", "-"), "--preshared-key-file is for one peer"),
+    (("peer", "create", "iad", "--preshared-key", "--preshared-key-file", "-"), "give one of them"),
+    (("peer", "delete", "iad", "KEY", "--from", "-"), "not both"),
     (("peer", "create", "Iad"), "a gateway's name"),
     (("peer", "delete", "iad"), "Missing argument"),
     (("gateway", "run", "iad", "--dataplane", "magic"), "--dataplane"),
@@ -167,6 +171,48 @@ def test_where_redis_is_not_the_outcome_is_unknown_and_a_fresh_key_is_not_lost()
     assert (error["code"], error["retryable"], error["gateway"]) == ("outcome_unknown", True, "iad")
     assert PUBLIC.fullmatch(error["private_key"])
     assert error["request_id"].startswith("iad.")
+
+
+def test_where_the_outcome_is_unknown_the_advice_repeats_the_whole_wish(tmp_path: Path) -> None:
+    secret, key = tmp_path / "psk", some_key()
+    secret.write_text(psk := some_key())
+    options = ["--ttl", "3600", "--keepalive", "25", "--label", "user=ada lovelace", "--allowed-ip", "10.8.7.0/28"]
+    words = ["peer", "create", "iad", "--public-key", key, *options, "--preshared-key-file", str(secret)]
+    told = peerlane(*words)
+    assert told.exit_code == 3
+    advice = shlex.split(
+        next(line for line in told.stderr.splitlines() if "ask again: " in line).split("ask again: ")[1]
+    )
+    assert advice[:4] == ["peerlane", "peer", "create", "iad"]
+    said = dict(zip(advice[4::2], advice[5::2], strict=True))
+    assert said.pop("--request-id").startswith("iad.")
+    assert said == {
+        **dict(zip(options[::2], options[1::2], strict=True)),
+        "--public-key": key,
+        "--preshared-key-file": "FILE",
+    }
+    assert psk not in told.output + " ".join(advice), "a key from a file is its caller's to keep"
+    deleted = peerlane("peer", "delete", "iad", key)
+    assert f"ask again: peerlane peer delete iad {key}" in deleted.stderr
+
+
+def test_an_existing_preshared_key_is_read_from_a_file_or_from_standard_input(
+    iad: GatewayProcess, shell: Shell, tmp_path: Path
+) -> None:
+    secret, conf = tmp_path / "psk", tmp_path / "client.conf"
+    secret.write_text(f"{(psk := some_key())}\n")
+    made = shell.ask("peer", "create", iad.name, "--preshared-key-file", secret, "--conf", conf)
+    assert made["has_preshared_key"]
+    assert psk in conf.read_text()
+    again = shell.run(
+        *("peer", "create", iad.name, "--public-key", made["public_key"], "--preshared-key-file", "-"), stdin=psk
+    )
+    assert again.exit_code == 0, again.output
+    assert psk not in again.output
+    other = ("peer", "create", iad.name, "--public-key", made["public_key"], "--preshared-key-file", "-")
+    assert shell.ask(*other, stdin=some_key(), status=1)["error"]["code"] == "conflict"
+    malformed = shell.run("peer", "create", iad.name, "--preshared-key-file", "-", stdin="no key at all")
+    assert (malformed.exit_code, "no key at all" in malformed.output) == (1, False)
 
 
 # Gateways
@@ -530,6 +576,29 @@ def test_json_lines_are_read_from_standard_input_and_options_fill_what_they_leav
     assert (made[1]["ttl"], made[1]["keepalive"], made[1]["labels"]) == (3600, 5, {"batch": "7"})
     assert (made[2]["ttl"], made[2]["pinned"]) == (None, True), "a pinned peer never expires"
     assert [one["error"]["code"] for one in made[3:]] == ["invalid"] * 4
+
+
+def test_deletes_are_read_from_a_list_too(iad: GatewayProcess, shell: Shell) -> None:
+    keys = [some_key() for _ in range(70)]
+    wishes = "\n".join(json.dumps({"public_key": key}) for key in keys)
+    assert shell.run("peer", "create", iad.name, "--from", "-", stdin=wishes).exit_code == 0
+    lines = "\n".join([*keys[:66], "short", some_key()])
+    found = shell.ask("peer", "delete", iad.name, "--from", "-", stdin=lines, status=1)
+    assert found["summary"] | {"seconds": 0} == {
+        "asked": 68,
+        "answered": 68,
+        "deleted": 66,
+        "absent": 1,
+        "failed": 1,
+        "seconds": 0,
+    }
+    assert [one["line"] for one in found["results"]] == list(range(1, 69))
+    assert found["results"][66]["error"]["code"] == "invalid"
+    as_array = json.dumps([keys[66], {"public_key": keys[67], "ttl": 60}])
+    assert shell.ask("peer", "delete", iad.name, "--from", "-", stdin=as_array)["summary"]["deleted"] == 2
+    as_csv = f"public_key;ttl\n{keys[68]};\n"
+    assert shell.ask("peer", "delete", iad.name, "--from", "-", stdin=as_csv)["summary"]["deleted"] == 1
+    assert count(shell, iad) == 1
 
 
 def test_a_list_asked_for_twice_is_there_already(iad: GatewayProcess, shell: Shell) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keys import some_key
+from keys import key_number, some_key
 
-from peerlane.tasks.cli.peer.batch_file import FIELDS, read_lines
+from peerlane.tasks.cli.peer.batch_file import FIELDS, read_keys, read_lines
 from peerlane.tasks.errors import Invalid
 
 HEADER = "public_key,allowed_ips,ttl\n"
@@ -104,3 +105,80 @@ def test_a_secret_in_a_list_does_not_show_in_its_error() -> None:
     (wish,) = wishes(f"public_key,preshared_key\nshort,{secret},too,many\n")
     assert isinstance(wish, Invalid)
     assert secret not in wish.message
+
+
+WISH = {"public_key": "a", "allowed_ips": ["10.8.0.9/32", "10.8.0.10/32"], "ttl": 60}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "public_key;allowed_ips;ttl\na;10.8.0.9/32 10.8.0.10/32;60\n",
+        'public_key;allowed_ips;ttl\r\na;"10.8.0.9/32;10.8.0.10/32";60\r\n',
+        "public_key\tallowed_ips\tttl\na\t10.8.0.9/32, 10.8.0.10/32\t60\n",
+        'public_key,allowed_ips,ttl\na,"10.8.0.9/32, 10.8.0.10/32",60\n',
+        '"public_key","allowed_ips","ttl"\n"a","10.8.0.9/32,10.8.0.10/32","60"\n',
+        "public_key,allowed_ips,ttl,\na,10.8.0.9/32;10.8.0.10/32,60,\n",
+        "Public_Key, Allowed_IPs, TTL ,,\na, 10.8.0.9/32 10.8.0.10/32 , 60,,\n",
+        json.dumps([WISH]),
+        " [\n" + json.dumps(WISH, indent=2) + "\n]\n",
+    ],
+    ids=[
+        *("semicolons", "quoted in semicolons", "tabs", "quoted prefixes", "all quoted", "a comma at the end"),
+        *("spaces", "an array", "an array over lines"),
+    ],
+)
+def test_a_list_is_read_as_programs_write_it(text: str) -> None:
+    (wish,) = wishes(text)
+    assert wish | {"ttl": int(wish["ttl"])} == WISH
+
+
+def test_the_items_of_an_array_have_the_lines_on_which_they_start() -> None:
+    text = '[\n {"public_key": "a"},\n\n {"public_key":\n "b"}, "c", 7, {}\n]'
+    assert [(line.number, line.public_key) for line in read_lines(text, {})] == [
+        (2, "a"),
+        (4, "b"),
+        (5, "c"),
+        (5, None),
+        (5, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("public_key|ttl\na|60\n", "separated by commas, semicolons or tabs"),
+        ('[{"public_key": "a"} {"public_key": "b"}]', "line 1: a JSON array has a comma or ]"),
+        ('[\n{"public_key": "a"},\n{"public_key": }]', "line 3: not JSON"),
+        ('[{"public_key": "a"}', "a JSON array has a comma or ]"),
+        ("[", "not JSON"),
+        ('[{"public_key": "a"}] x', "something else"),
+        ("[" * 100_000, "not JSON"),
+    ],
+    ids=["another separator", "no comma", "no item", "no end", "nothing", "more behind", "deep"],
+)
+def test_what_is_no_list_is_refused_in_a_sentence(text: str, reason: str) -> None:
+    with pytest.raises(Invalid, match=re.escape(reason)):
+        read_lines(text, {})
+
+
+def test_keys_are_read_a_line_each_or_from_any_list() -> None:
+    one, other = key_number(1), key_number(2)
+    for text in (
+        f"{one}\n\n{other}\n",
+        f"{one}\r\n\r\n{other}",
+        f"public_key,ttl\n{one},60\n\n{other},\n",
+    ):
+        assert [line.public_key for line in read_keys(text)] == [one, other]
+    assert [line.number for line in read_keys(f"{one}\n\n{other}\n")] == [1, 3]
+    assert [line.public_key for line in read_keys(json.dumps([one, {"public_key": other}]))] == [one, other]
+
+
+@given(st.text(max_size=200))
+def test_no_text_makes_reading_keys_or_an_array_fail_but_by_a_refusal(text: str) -> None:
+    for whole in (text, "[" + text, key_number(1) + "\n" + text):
+        try:
+            read_keys(whole)
+            read_lines(whole, {})
+        except Invalid:
+            continue

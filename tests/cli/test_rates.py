@@ -90,6 +90,26 @@ def test_what_nobody_answers_has_waited_at_least_since_it_was_first_seen() -> No
     assert row_of(*frozen).wait == Wait(4.0, "at_least")
 
 
+def test_where_the_writer_has_told_when_the_oldest_was_sent_that_is_since_when_it_waits() -> None:
+    sent = str(int((NOW - 30) * 1000))
+    looks = [glance(at=NOW + 2 * n, waiting=1, done=counted(7), oldest_sent_at=sent) for n in range(2)]
+    assert row_of(*looks).wait == Wait(32.0, "at_least")
+    # Of one that is down a single look tells it; of one that answers it is only a moment old.
+    assert row_of(glance(at=NOW, waiting=1, silent=60, oldest_sent_at=sent)).wait == Wait(30.0, "at_least")
+    before = glance(at=NOW, waiting=4, done=counted(0))
+    after = glance(at=NOW + 2, waiting=4, done=counted(8), oldest_sent_at=sent)
+    assert row_of(before, after).wait == Wait(1.0, "about")
+    # In bulk, where no interactive one waits.
+    earlier = str(int((NOW - 90) * 1000))
+    assert row_of(glance(at=NOW, bulk=1, silent=60, oldest_bulk_sent_at=earlier)).wait == Wait(90.0, "at_least")
+
+
+def test_refusals_are_counted_by_the_second() -> None:
+    looks = [glance(at=NOW + 2 * n, done={**counted(100 * n), "refused": 10 * n}) for n in range(2)]
+    assert row_of(*looks).refused_per_second == 5
+    assert row_of(glance(at=NOW, done=counted(0)), glance(at=NOW + 2, done=counted(2))).refused_per_second == 0
+
+
 def test_what_leaves_the_lane_may_have_been_what_waited() -> None:
     looks = [glance(at=NOW + 2 * number, waiting=3 - number, done=counted(7)) for number in range(3)]
     assert row_of(*looks).wait is None

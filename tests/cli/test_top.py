@@ -26,7 +26,7 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.config.redis import connect
 from peerlane.config.settings import read
-from peerlane.tasks.cli.top.screen import frame
+from peerlane.tasks.cli.top.screen import frame, table
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.rates import Row, Wait
@@ -61,7 +61,7 @@ ROW = Row(
 
 
 EVERYTHING = [
-    *("gateway", "state", "peers", "of", "lane", "bulk", "wait", "+/s", "-/s", "rx/s", "tx/s"),
+    *("gateway", "state", "peers", "of", "lane", "bulk", "wait", "+/s", "-/s", "ref/s", "rx/s", "tx/s"),
     *("writer", "observer", "last", "sweep"),
 ]
 
@@ -75,6 +75,22 @@ def drawn(*rows: Row, width: int, height: int | None = None, trouble: str | None
 
 
 # How it looks
+
+
+@pytest.mark.parametrize(
+    ("waiting", "refused", "colour"),
+    [(12, 0.0, ""), (16_000, 0.0, "33"), (20_000, 0.0, "1;31"), (12, 3.0, "33")],
+)
+def test_a_lane_that_fills_and_refusals_have_a_colour(waiting: int, refused: float, colour: str) -> None:
+    row = replace(ROW, waiting=waiting, refused_per_second=refused)
+    console = Console(width=120, force_terminal=True, color_system="standard", legacy_windows=False)
+    with console.capture() as captured:
+        console.print(table([row], 120))
+    coloured = re.findall(r"\x1b\[([\d;]+)m *([\d,]+)", captured.get())
+    expected = f"{waiting:,}" if waiting != 12 else "3"
+    assert [(code, text) for code, text in coloured if code in ("33", "1;31")] == (
+        [(colour, expected)] if colour else []
+    )
 
 
 def test_eighty_columns_have_room_for_what_matters() -> None:
@@ -134,7 +150,7 @@ def test_once_is_one_table_with_rates(iad: GatewayProcess) -> None:
     summary, head, row = told.stdout.splitlines()
     assert summary.endswith("1 gateway: 1 active; 0 peers, +0/s -0/s, 0 waiting")
     assert head.split() == EVERYTHING
-    assert re.fullmatch(r"iad +active +0 +100,000 +0 +0 +0 +0 +- +- +1s +1s +0, \d+s ago *", row), row
+    assert re.fullmatch(r"iad +active +0 +100,000 +0 +0 +0 +0 +0 +- +- +1s +1s +0, \d+s ago *", row), row
 
 
 def test_creates_and_deletes_are_seen_as_they_happen(iad: GatewayProcess, client: MakeClient) -> None:

@@ -17,6 +17,7 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.cli.output import Output
 from peerlane.tasks.cli.peer.request import Interrupted, ask
 from peerlane.tasks.cli.session import Session
+from peerlane.tasks.client.aio_cancel import Canceller
 from peerlane.tasks.client.aio_subscription import ResultListener
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.pipeline import send_pipelined
@@ -47,11 +48,13 @@ def a_pipeline(app: PeerlaneApp, request_id: str) -> PeerResult:
 
 def an_asyncio_client(app: PeerlaneApp, request_id: str) -> PeerResult:
     async def settle() -> str:
-        listener = ResultListener(app.settings)
+        listener = ResultListener(app.settings, "iad")
+        canceller = Canceller(listener.redis)
         try:
             cancel = Cancel.of(request_id, result_ttl=TTL, seconds_left=1)
-            return await listener.settle(cancel, asyncio.get_running_loop().time())
+            return await canceller.settle(cancel, asyncio.get_running_loop().time())
         finally:
+            await canceller.close()
             await listener.close()
 
     return PeerResult.model_validate(result_of(asyncio.run(settle()), timed_out(1)))

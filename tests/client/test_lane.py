@@ -15,7 +15,8 @@ from waiting import Stopwatch, eventually
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
-from peerlane.tasks.lane.admission import BELIEVED_FOR, LIVE_FOR_MS, lanes_of
+from peerlane.tasks.lane.admission import LIVE_FOR_MS, lanes_of
+from peerlane.tasks.lane.belief import BELIEVED_FOR
 from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.wire.outcome import decode
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from celery import Celery
 from gateways import close
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,8 @@ from servers import RedisServer
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.names import CREATE_PEER
 from peerlane.config.redis import connect
-from peerlane.config.settings import BadSettings, Settings, celery_url, read, shown
+from peerlane.config.redis_url import celery_url
+from peerlane.config.settings import BadSettings, Settings, read, shown
 from peerlane.config.validators import network
 from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.wire.prefix import Prefix
@@ -222,7 +224,7 @@ def test_celery_is_given_a_socket_in_its_own_spelling() -> None:
 def test_broker_results_and_peers_are_in_the_same_database(redis_server: RedisServer, number: int) -> None:
     app = PeerlaneApp(read(redis_url=f"{redis_server.url}?db={number}"))
     lane = f"gateway.db{number}"
-    app.send_task(CREATE_PEER, kwargs={"gateway": f"db{number}"}, task_id=f"db{number}.1", queue=lane)
+    Celery.send_task(app, CREATE_PEER, kwargs={"gateway": f"db{number}"}, task_id=f"db{number}.1", queue=lane)
     cast("Any", app.backend).client.set(f"result-{number}", "x")
     with Redis(unix_socket_path=str(redis_server.socket), db=number) as redis:
         assert lanes_of(app).redis.connection_pool.connection_kwargs["db"] == number

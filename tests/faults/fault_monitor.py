@@ -41,8 +41,8 @@ class Monitor:
         #: Until when each request may be carried out: the latest word of those who have asked for it.
         self._deadlines: dict[str, float] = {}
         self._newest = 0
-        #: The commit whose script is being carried out.
-        self._running: Commit | None = None
+        #: The commits whose script is being carried out, by request.
+        self._running: dict[str, Commit] = {}
         self._ended = threading.Event()
         #: Set while the server tells.
         self.listening = threading.Event()
@@ -100,18 +100,21 @@ class Monitor:
             return
         command = words[0].upper()
         if _SCRIPT.match(line):
-            if (running := self._running) is not None:
-                wrote = command == b"SET" and words[1] == names.result_key(running.request).encode()
-                changed = command in (b"HSET", b"HDEL") and words[1] == self._peers
-                self._running = replace(running, wrote=running.wrote or wrote, changed=running.changed or changed)
+            self._heard_of_script(command, words)
             return
         self._finish()
         if command in (b"INCR", b"INCRBY") and words[1] == self._epochs:
             self._newest += 1
         elif command in (b"FCALL", b"EVALSHA", b"EVAL") and self._peers in words:
-            keys = int(words[2])
-            if words[3].startswith(self._prefix):
-                self._running = self._commit(line, words[3], words[3 + keys :])
+            count = int(words[2])
+            keys, arguments = words[3 : 3 + count], words[3 + count :]
+            # commit and redo: six keys of the gateway, two of each request; four arguments, then seven or four of each.
+            requests = keys[6::2]
+            if keys[1] == self._peers and requests and requests[0].startswith(self._prefix):
+                each = (len(arguments) - 4) // len(requests)
+                for number, key in enumerate(requests):
+                    own = arguments[4 + number * each : 4 + (number + 1) * each]
+                    self._commit(line, key, arguments[0], own[3 if each > 4 else 1], again=each == 4)
         elif command == b"LPUSH" and words[1] in self._lane:
             request, deadline = _asked(words[2])
             self._deadlines[request] = max(deadline, self._deadlines.get(request, 0.0))
@@ -120,31 +123,39 @@ class Monitor:
         elif command == b"HSET" and words[1] == self._observer and words[2] == b"heartbeat" and words[3] != b"0":
             self.beats.append(time.monotonic())
 
-    def _commit(self, line: bytes, result_key: bytes, arguments: Sequence[bytes]) -> Commit:
+    def _heard_of_script(self, command: bytes, words: Sequence[bytes]) -> None:
+        if command in (b"INCR", b"INCRBY") and words[1] == self._epochs:
+            self._newest += int(words[2]) if len(words) > 2 else 1
+        for request, running in self._running.items():
+            wrote = command == b"SET" and words[1] == names.result_key(request).encode()
+            changed = command in (b"HSET", b"HDEL") and words[1] == self._peers
+            changed = changed and words[2].decode() in {*running.stores, *running.removes}
+            self._running[request] = replace(running, wrote=running.wrote or wrote, changed=running.changed or changed)
+
+    def _commit(self, line: bytes, result_key: bytes, epoch: bytes, changes: bytes, *, again: bool) -> None:
+        """``again``: it was in time when it was made, and is made true again."""
         moment = _MOMENT.match(line)
-        changes = cast(
-            "list[dict[str, Any]]", json.loads(_plain(next(word for word in arguments if word.startswith(b"["))))
-        )
+        found = cast("list[dict[str, Any]]", json.loads(_plain(changes)))
         request = result_key.decode().removeprefix(names.RESULT_PREFIX)
-        return Commit(
+        self._running[request] = Commit(
             request=request,
-            epoch=int(arguments[0]),
+            epoch=int(epoch),
             newest=0,
             wrote=False,
             changed=False,
             at=float(moment[1]) if moment else 0.0,
-            deadline=self._deadlines.get(request, 0.0),
-            stores={change["key"]: _life(change["record"]) for change in changes if "record" in change},
-            removes=frozenset(change["key"] for change in changes if "record" not in change and not change.get("kept")),
+            deadline=0.0 if again else self._deadlines.get(request, 0.0),
+            stores={change["key"]: _life(change["record"]) for change in found if "record" in change},
+            removes=frozenset(change["key"] for change in found if "record" not in change and not change.get("kept")),
         )
 
     def _finish(self) -> None:
-        if (running := self._running) is not None:
+        for running in self._running.values():
             self._newest = max(self._newest, running.epoch)
             # A script that wrote nothing was refused, whatever its epoch.
             newest = self._newest if running.wrote or running.changed else running.epoch
             self._commits.append(replace(running, newest=newest))
-            self._running = None
+        self._running = {}
 
 
 def _plain(word: bytes) -> str:

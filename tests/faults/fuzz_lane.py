@@ -176,6 +176,8 @@ def named_keys(raw: bytes) -> set[str]:
         arguments = json.loads(body)[1]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return set()
-    found = {arguments.get("public_key"), *(arguments.get("keys") or ())}
-    found |= {one.get("public_key") for one in arguments.get("victims") or ()}
+    found: list[Any] = [arguments.get("public_key"), *(arguments.get("keys") or ())]
+    found += cast("list[Any]", listed) if isinstance(listed := arguments.get("public_keys"), list) else []
+    for name in ("victims", "wishes"):
+        found += [one.get("public_key") for one in arguments.get(name) or () if isinstance(one, dict)]
     return {key for key in found if isinstance(key, str)}

@@ -24,13 +24,29 @@ STRANGE: tuple[Any, ...] = (
 CONTENT_TYPES = ("application/json", "application/x-python-serialize", "application/x-yaml", "text/plain", "", "json")
 ENCODINGS = ("utf-8", "UTF8", "binary", "us-ascii", "utf-16", "base64", "zip", "")
 TASKS = (
-    *(names.CREATE_PEER, names.DELETE_PEER, names.REMOVE_PEERS, names.MEND_PEERS, names.IMPORT_PEERS),
+    *(names.CREATE_PEER, names.DELETE_PEER, names.CREATE_PEERS, names.DELETE_PEERS, names.REMOVE_PEERS),
+    *(names.MEND_PEERS, names.IMPORT_PEERS),
     *(names.SWEEP, names.RECONCILE, "celery.chord", "celery.backend_cleanup", "celery.starmap", "os.system", ""),
 )
 SEPARATORS = ".:/*?{}[]\\ \t\n\r\0%$#~-_é"
 FIELDS = (
     *("gateway", "public_key", "allowed_ips", "preshared_key", "keepalive", "ttl", "labels", "pinned", "deadline"),
-    *("victims", "keys", "routes", "device", "token", "count", "digest", "live", "self", "task_id", "kwargs", ""),
+    *(
+        "wishes",
+        "public_keys",
+        "victims",
+        "keys",
+        "routes",
+        "device",
+        "token",
+        "count",
+        "digest",
+        "live",
+        "self",
+        "task_id",
+        "kwargs",
+        "",
+    ),
 )
 PREFIXES = (
     *("10.8.0.1", "10.8.0.9", "10.8.0.9/32", "10.8.0.0/16", "0.0.0.0/0", "fd00:8::7/128", "::/0", "10.8.0.300"),
@@ -152,12 +168,17 @@ class Messages:
         return dumped(found)
 
     def _arguments(self, chance: random.Random) -> bytes:
-        task = chance.choice(TASKS[:5])
+        task = chance.choice(TASKS[:7])
         known: dict[str, Any] = {
             "allowed_ips": [chance.choice(PREFIXES) for _ in range(chance.randrange(4))],
             "routes": [chance.choice(PREFIXES) for _ in range(chance.randrange(4))],
             "preshared_key": chance.choice((self._key(chance), "short", "A" * 44)),
             "victims": [{"public_key": self._key(chance), "reason": "expired", "created_at": chance.randrange(10)}],
+            "wishes": [
+                {"public_key": self._key(chance), chance.choice(FIELDS): self._strange(chance)}
+                for _ in range(chance.choice((1, 2, 64, 65)))
+            ],
+            "public_keys": [chance.choice((self._key(chance), "short")) for _ in range(chance.choice((1, 3, 65)))],
             "keys": [self._key(chance) for _ in range(chance.randrange(3))],
             "labels": {chance.choice(("a", "A", "", "x" * 99)): chance.choice(("v", "\0", "x" * 999))},
             "token": chance.choice(("x", "*", "a:b")),
@@ -166,6 +187,9 @@ class Messages:
         arguments: dict[str, Any] = {}
         for name in chance.sample(FIELDS, k=chance.randrange(1, 6)):
             arguments[name] = known[name] if name in known and chance.random() < 0.6 else self._strange(chance)
+        for listed, name in ((names.CREATE_PEERS, "wishes"), (names.DELETE_PEERS, "public_keys")):
+            if task == listed and chance.random() < 0.7:
+                arguments = {name: known[name]}
         found = self._envelope(chance, task)
         kwargs: dict[str, Any] = {"gateway": self._gateway, "public_key": self._key(chance)}
         if task not in {names.CREATE_PEER, names.DELETE_PEER}:

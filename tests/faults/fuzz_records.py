@@ -103,7 +103,7 @@ class FuzzedRecords:
         lane = self._lanes.look(self.name)
         GatewayInfo.from_state(lane)
         for bulk in (True, False):
-            lane.refusal(bulk=bulk, create=True)
+            lane.refusal(waiting=lane.waiting_bulk if bulk else lane.waiting, create=True)
         for stored in cast("list[bytes]", self.redis.hvals(names.seen_key(self.name))):
             decode(stored)
         read_alarms(self.redis, self.name)

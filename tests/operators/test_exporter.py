@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.wire.metrics import BUCKETS, OPERATIONS, STAGES
 
 PASSWORD = "only-for-these-tests"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -277,3 +279,14 @@ class TestTheCommand:
         monkeypatch.setitem(sys.modules, "prometheus_client", None)
         with pytest.raises(SettingsError, match=r"peerlane\[exporter\]"):
             MetricsServer(FleetCollector(redis), "127.0.0.1", 0)
+
+
+def test_the_documentation_lists_every_family_and_no_other() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    listed = {
+        name
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert listed == {family.name for family in (*ALL, *PER_PEER)}

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from redis import Redis
 from servers import RedisServer
 from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.settings import Settings, read, redis_tls
+from peerlane.config.redis import connect
+from peerlane.config.settings import Settings, read
 from peerlane.tasks.lane.admission import Lanes, LaneState, close_app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ class GatewayProcess:
         self.program = ["-m", "celery", "-A", "peerlane.workers.gateway", "worker", "-l"]
         self._log = directory / f"{name}.log"
         tls = {name: value for name, value in settings.items() if name in ("redis_ca", "redis_client_cert")}
-        self._redis = Redis.from_url(redis_url, socket_timeout=10, **redis_tls(read(redis_url=redis_url, **tls)))
+        self._redis = connect(read(redis_url=redis_url, **tls), timeout=10)
         self._lanes = Lanes(self._redis, result_ttl=600)
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -65,6 +65,16 @@ class GroupedLane(FuzzedLane):
             sent.append(identity)
         return sent
 
+    def send_list(self, wishes: Sequence[dict[str, Any]]) -> str:
+        """Queue a list of creates; its request id."""
+        message = json.loads(json.dumps(self._template))
+        identity = names.request_id(self.name, some_key()[:20].encode().hex())
+        message["headers"] |= {"id": identity, "task": names.CREATE_PEERS}
+        message["body"] = json.dumps([[], {"gateway": self.name, "wishes": list(wishes)}, {}])
+        message["properties"] |= {"body_encoding": None, "delivery_tag": identity}
+        self.redis.lpush(self.bulk, json.dumps(message))
+        return identity
+
     @property
     def channel(self) -> Any:
         """Where the lane is read."""

@@ -234,3 +234,36 @@ class TestInBothForms:
         in_turn = [request for raw in reversed(waiting) for request in sent if request.encode() in raw]
         # Celery puts them back one by one, in the order in which its event loop comes to them: in none.
         assert in_turn == sent if form == "lean" else sorted(in_turn) == sorted(sent)
+
+
+def test_a_line_of_the_log_tells_of_each_as_celery_does_and_knows_the_errors_code(
+    lane: GroupedLane, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "celery.app.trace")
+    wish = {"allowed_ips": ["10.8.0.9/32"]}
+    sent = lane.send(wish, wish)
+    lane.wake()
+    lines = [record for record in caplog.records if record.name == "celery.app.trace"]
+    created, refused = (record.getMessage() for record in lines)
+    assert created.startswith(f"Task {names.CREATE_PEER}[{sent[0]}] succeeded in 0.")
+    assert refused.startswith(f"Task {names.CREATE_PEER}[{sent[1]}] raised expected: Conflict('")
+    assert cast("Any", lines[1].args)["error"].code == "conflict"
+
+
+def test_an_end_that_cannot_be_told_harms_neither_the_others_nor_the_worker(
+    lane: GroupedLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def ended(_: object, request_id: str, *__: object) -> None:
+        told.append(request_id)
+        if len(told) == 2:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("peerlane.workers.lane.ending.TaskEvents.ended", ended)
+    sent = lane.send({}, {}, {})
+    lane.wake()
+    assert told == sent
+    assert lane.kinds(sent) == ["created"] * 3
+    assert not lane.redis.exists(names.unacked_key(lane.name))
+    assert lane.channel.qos.can_consume()

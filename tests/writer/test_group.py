@@ -88,6 +88,19 @@ class TestAGroup:
         assert lane.commits == [2, 2]
         lane.check()
 
+    def test_that_comes_to_one_leaves_nothing_planned_behind(
+        self, lane: GroupedLane, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first is planned for a group, and goes alone after all: it is planned again, on what is committed."""
+        key = some_key()
+        recovered: list[object] = []
+        monkeypatch.setattr(lane.writer, "recover", recovered.append)
+        sent = lane.send({"public_key": key}, {"public_key": key})
+        lane.wake()
+        assert lane.writer.recovery_needed is None, "what was planned was taken for committed"
+        assert (lane.kinds(sent), lane.commits, recovered) == (["created", "existing"], [], [])
+        lane.check()
+
     def test_refuses_only_on_what_is_committed(self, lane: GroupedLane) -> None:
         wish = {"allowed_ips": ["10.8.0.9/32"]}
         sent = lane.send(wish, {}, wish, {})

@@ -19,6 +19,7 @@ from peerlane.tasks.errors import Conflict
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat
 from peerlane.workers.writer.measurements import Measurements
+from peerlane.workers.writer.pace import Pace
 from peerlane.workers.writer.writer import Writer
 
 
@@ -50,6 +51,7 @@ def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: Mak
         created=0,
         deleted=0,
         measurements=Measurements(),
+        pace=Pace(),
     )
     beating = Heartbeat(
         settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)

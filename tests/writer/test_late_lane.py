@@ -168,9 +168,12 @@ class TestALateLane:
         assert answered(lane, sent) == [True] * len(sent)
         lane.check()
 
-    def test_is_one_whose_oldest_would_be_late_before_its_commit(self, lane: GroupedLane) -> None:
-        soon = now_ms(lane) + 90
-        sent = lane.send(*({"deadline": soon} for _ in range(3)), *fresh(lane, MOST_IN_A_GROUP + 5))
+    def test_is_one_whose_oldest_would_be_late_before_its_commit(
+        self, lane: GroupedLane, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("peerlane.workers.lane.taking.NEARLY_LATE", 120_000)
+        later = now_ms(lane) + 600_000
+        sent = lane.send(*fresh(lane, 3), *({"deadline": later} for _ in range(MOST_IN_A_GROUP + 5)))
         lane.wake()  # the first is in hand already
         assert answered(lane, sent[1:3]) == [False] * 2
         assert answered(lane, sent[-60:]) == [True] * 60

@@ -30,7 +30,7 @@ def test_a_consumer_never_pauses_for_long(own_redis: RedisServer, monkeypatch: p
             own_redis.start()
 
     monkeypatch.setattr("kombu.utils.functional.sleep", paused)
-    consumer = cast("Any", SimpleNamespace(first_connection_attempt=True))
+    consumer = cast("Any", SimpleNamespace(first_connection_attempt=True, _try_to_write=lambda: None))
     connection = Connection(f"redis+socket://{own_redis.socket}")
     assert LaneConsumer.ensure_connected(consumer, connection) is connection
     connection.release()

@@ -47,7 +47,7 @@ def test_a_lane_that_is_not_turned_for_longer_than_its_writer_said_is_stuck(
     found = lane(**facts)
     assert found.state == state
     assert GatewayInfo.from_state(found).state == state
-    refusal = found.refusal(bulk=False, create=True)
+    refusal = found.refusal(waiting=0, create=True)
     assert (refusal is None) == (state == "active")
     assert not isinstance(refusal, Draining)
 

@@ -20,7 +20,7 @@ from peerlane.config.broker import OwnConnection, UnboundChannel, UnboundTranspo
 from peerlane.config.redis import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
-from peerlane.workers.lane.taking import Dead, Noted, Taker
+from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
 from peerlane.workers.lane.unacked import LaneQoS
 from peerlane.workers.writer.retry import ShutdownRequested
 
@@ -137,7 +137,9 @@ class LaneChannel(UnboundChannel):
             log.warning("gateway %s: messages are taken one by one (%s)", gateway, reason(error))
             self.take(queue, raw)
             return
-        group, failures = Group(), list[Exception]()
+        bulk = queue == names.bulk_queue(gateway)
+        full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(each.message) for each in taken) >= BULK_BYTES)
+        group, failures = Group(len(taken) + len(dead), bulk=bulk, full=full), list[Exception]()
         self.group = group
         for noted in taken:
             try:

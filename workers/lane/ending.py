@@ -107,14 +107,17 @@ class LeanEnding:
 
     def end(self, taken: TakenMessage, began: float) -> bool:
         """It has been carried out since ``began``. False: a newer writer has taken over, and it is to be given back."""
-        failpoints.reach("before_acknowledge")
         if taken.outcome is None:
             return False
         runtime = time.monotonic() - began
+        try:
+            failpoints.reach("before_acknowledge")
+            self._events.ended(taken.delivery.request_id, taken.outcome.result, runtime)
+            if _trace_log.isEnabledFor(logging.INFO):
+                self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
+        except Exception:  # its outcome stands; neither the others nor the worker may suffer from it
+            log.exception("request %s has its outcome, but its end could not be told", taken.delivery.request_id)
         taken.acknowledge(log, self._consumer.connection_errors)
-        self._events.ended(taken.delivery.request_id, taken.outcome.result, runtime)
-        if _trace_log.isEnabledFor(logging.INFO):
-            self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
         return True
 
     def struck_out(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> None:
@@ -134,7 +137,8 @@ class LeanEnding:
     def _tell(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
         told: dict[str, object] = {"id": request_id, "name": self._name}
         if isinstance(outcome, PeerlaneError):
-            told |= {"description": "raised expected", "exc": repr(outcome)}
+            # The error itself is for lines that are JSON: they tell its code.
+            told |= {"description": "raised expected", "exc": repr(outcome), "error": outcome}
             _trace_log.info(LOG_FAILURE, told, extra={"data": told})
         else:
             told |= {"return_value": repr(in_short(outcome)), "runtime": runtime}

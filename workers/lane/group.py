@@ -27,7 +27,9 @@ class Member:
 class Group:
     """The messages of one step; empty until the strategy adds what is not refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: int = 1, *, bulk: bool = False, full: bool = False) -> None:
+        """So many messages were taken; ``full``: more wait."""
+        self.taken, self.bulk, self.full = taken, bulk, full
         self._members: list[Member] = []
         self._writer: LaneWriter | None = None
         self._lean = True
@@ -42,6 +44,7 @@ class Group:
         """Carry all out, and have each end: in Celery's own form where somebody listens to its signals, else lean."""
         if self._writer is None:
             return
+        self._writer.takes(self.taken, bulk=self.bulk, full=self.full)
         if self._lean and not somebody_listens():
             self._carry_out_lean(self._writer)
             return

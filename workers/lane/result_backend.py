@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from celery.backends.redis import RedisBackend
-
 from peerlane.config import names
+from peerlane.config.result_backend import OwnBackend
 from peerlane.workers.lane.taken import TAKEN, TakenMessage
 
 
-class CommitBackend(RedisBackend):
+class CommitBackend(OwnBackend):
     """Stores only what no commit has stored, only once, and only for requests of this gateway's lane."""
 
     #: Set by peerlane.workers.gateway.

@@ -14,6 +14,7 @@ from celery.worker.state import task_reserved
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
+from peerlane.tasks.lane.tracing import parent_of
 from peerlane.tasks.wire.model import check_public_key
 from peerlane.tasks.wire.outcome import decode
 from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
@@ -52,6 +53,7 @@ class LaneStrategy:
             message.answered,
             sound_digest(message.headers.get(HEADER)),
             sent_at=sent_at(message.headers),
+            traceparent=parent_of(message.headers),
         )
         taken = TakenMessage(message, delivery, ack, reject)
         shown = shown_of(arguments)
@@ -166,6 +168,9 @@ def shown_of(arguments: Mapping[str, Any]) -> str:
     A preshared key may stand in any of it, misnamed or in the wrong place; what was granted, the result shows.
     """
     key = arguments.get("public_key")
+    for name in ("wishes", "public_keys"):
+        if isinstance(listed := arguments.get(name), list):
+            return repr({name: len(cast("list[object]", listed))})
     try:
         return repr({"public_key": check_public_key(key)} if key is not None else {})
     except ValueError:

@@ -53,6 +53,10 @@ class LaneWriter:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
+    def takes(self, count: int, *, bulk: bool, full: bool) -> None:
+        """So many messages were taken together; ``full``: more wait."""
+        self._writer.pace.taken(count, bulk=bulk, full=full)
+
     def carry_out(self, task: str, taken: TakenMessage, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Carry a request out; its result.
 

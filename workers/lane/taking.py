@@ -19,12 +19,13 @@ from peerlane.workers.writer.retry import RetryUntilShutdown
 MOST_IN_A_GROUP = 64
 #: Bytes of messages from the bulk queue after which no more are taken: whoever comes meanwhile waits for few.
 BULK_BYTES = 16 * 1024
-#: Dead requests struck out at the old end of a queue in one step: about two milliseconds of Redis' time.
-MOST_STRUCK_OUT = 128
+#: Dead requests struck out at the old end of a queue in one step: about three milliseconds of Redis' time.
+MOST_STRUCK_OUT = 256
 #: Milliseconds before its deadline from which on the oldest request says that the lane is late.
 NEARLY_LATE = 100
-#: Messages at each end of a late lane that are looked through for deletes: more than come in during one group.
-LOOKED_THROUGH = 256
+#: Newest messages of a late lane that are looked through for deletes, more than come in during one group; of the oldest
+#: a quarter as many.
+LOOKED_THROUGH = 1024
 #: How the names of the tasks begin that only make room.
 DELETES = names.DELETE_PEER
 

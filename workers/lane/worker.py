@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -16,6 +17,7 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from peerlane.config import names
 from peerlane.config.redis import connect, reason
+from peerlane.config.redis_connections import NotPrimary
 from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
 from peerlane.tasks.lane.registry import TASKS
 from peerlane.tasks.wire.psk_cipher import cipher_of
@@ -86,10 +88,31 @@ class LaneConsumer(_Consumer):
             OUTAGE.failed(reason(error))
 
         pauses = {"interval_start": FIRST_PAUSE, "interval_step": MORE, "interval_max": LONGEST_PAUSE}
-        connected = conn.ensure_connection(failed, None, callback=worker_state.maybe_shutdown, **pauses)
+        while True:
+            connected = conn.ensure_connection(failed, None, callback=worker_state.maybe_shutdown, **pauses)
+            try:
+                self._try_to_write()
+                break
+            except NotPrimary as error:  # it answers, and takes no message off a queue
+                failed(error, LONGEST_PAUSE)
+            worker_state.maybe_shutdown()
+            time.sleep(LONGEST_PAUSE)
         self.first_connection_attempt = False
         OUTAGE.over()
         return connected
+
+    def _try_to_write(self) -> None:
+        """Raises NotPrimary where Redis takes no writes for now; whatever else it says, who consumes will hear."""
+        index = str(self.app.conf.broker_transport_options["unacked_index_key"])
+        redis = connect(self.app.settings)
+        try:
+            redis.zrem(index, "nothing")
+        except NotPrimary:
+            raise
+        except RedisError as error:
+            log.debug("whether Redis takes writes is not known (%s)", reason(error))
+        finally:
+            redis.close()
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         OUTAGE.failed(reason(exc))

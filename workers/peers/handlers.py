@@ -9,73 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from dataclasses import replace
+from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
-from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
+from peerlane.workers.peers.lists import create_peers, delete_peers
 from peerlane.workers.peers.plan import Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
+from peerlane.workers.peers.planning import Decision, PlanningContext
 from peerlane.workers.peers.table import PeerTable
 
 #: Conflicts named in the refusal of an import; the rest is counted.
 NAMED_CONFLICTS = 20
 
 
-Wish = TypeVar("Wish", CreatePeer, StagedPeer)
-
-
-@dataclass(frozen=True, slots=True)
-class PlanningContext:
-    """What decisions are made on."""
-
-    table: PeerTable
-    #: Milliseconds since 1970 on Redis' clock.
-    now_ms: int
-    #: ``active`` or ``draining``.
-    state: str
-    #: What results say of the gateway.
-    facts: Mapping[str, str]
-    #: Reads the device's peers.
-    device: Callable[[], Mapping[str, DevicePeer]]
-    #: Reads what was staged under a token.
-    staged: Callable[[str], Sequence[str]]
-    #: Opens preshared keys that were sealed on their way here.
-    cipher: PskCipher = field(default_factory=PskCipher)
-
-    @property
-    def now(self) -> int:
-        """In seconds, as records have it."""
-        return self.now_ms // 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a request comes to."""
-
-    plans: tuple[Plan, ...]
-    changes: tuple[Change, ...]
-    result: Mapping[str, Any]
-    #: In ms on Redis' clock; 0 for none.
-    deadline: int = 0
-    #: Whether the device itself is to be made what it should be, before the changes.
-    reopen: bool = False
-
-    @property
-    def removes(self) -> bool:
-        """Whether a peer's session would end."""
-        return any(plan.after is None and plan.before is not None for plan in self.plans)
-
-
 def create_peer(context: PlanningContext, wish: CreatePeer) -> Decision:
     """One peer, wished for."""
-    wish = _opened(context, wish)
+    wish = context.opened(wish)
     plan = plan_create(context.table, wish, now=context.now, state=context.state)
     return Decision((plan,), plan.changes, _answer(context, plan), wish.deadline or 0)
 
@@ -84,13 +40,6 @@ def delete_peer(context: PlanningContext, wish: DeletePeer) -> Decision:
     """One peer, no longer wished for."""
     plan = plan_delete(context.table, wish)
     return Decision((plan,), plan.changes, _answer(context, plan), wish.deadline or 0)
-
-
-def _opened(context: PlanningContext, wish: Wish) -> Wish:
-    try:
-        return context.cipher.opened(context.table.policy.gateway, wish)
-    except Unsealable as error:
-        raise Invalid(f"peer {wish.public_key}: {error}") from None
 
 
 def _answer(context: PlanningContext, plan: Plan) -> dict[str, Any]:
@@ -258,7 +207,7 @@ def _staged(context: PlanningContext, wish: ImportPeers) -> dict[str, StagedPeer
             raise Invalid("a staged entry is not JSON") from None
         if not isinstance(fields, dict):
             raise Invalid("a staged entry is not a JSON object")
-        peer = _opened(context, parse(StagedPeer, cast("dict[str, Any]", fields)))
+        peer = context.opened(parse(StagedPeer, cast("dict[str, Any]", fields)))
         if peer.public_key in found:
             raise Invalid(f"the peer {peer.public_key} is staged twice")
         found[peer.public_key] = peer
@@ -273,6 +222,8 @@ def _changes(plans: Sequence[Plan]) -> tuple[Change, ...]:
 PLANNERS: Mapping[str, Callable[[PlanningContext, Any], Decision]] = {
     names.CREATE_PEER: create_peer,
     names.DELETE_PEER: delete_peer,
+    names.CREATE_PEERS: create_peers,
+    names.DELETE_PEERS: delete_peers,
     names.REMOVE_PEERS: remove_peers,
     names.MEND_PEERS: mend_peers,
     names.IMPORT_PEERS: import_peers,

@@ -3,7 +3,7 @@
 -- KEYS  1 epoch  2 peers  3 addresses  4 gateway  5 messages taken and not acknowledged  6 their index
 --       then two for each request: its result key (= channel), and where it counts in a share of the lane, or the
 --       result key again
--- ARGV  1 epoch of this writer  2 a result's least TTL in s
+-- ARGV  1 epoch of this writer  2 its token  3 the sequence as it knows it  4 a result's least TTL in s
 --       then seven for each request:
 --         deadline   in ms on this server's clock, 0 for none
 --         result
@@ -17,42 +17,21 @@
 --         creates    '1' if the gateway must not be draining
 --         tag        of the message that asked for it, which is acknowledged in the same step; '' for none
 --         id         of the request
--- Returns {server time in ms, then for each request {verdict, stored or detail}}: committed | duplicate | fenced |
--- expired | stale | draining; 'failed' is one of many that met an error
--- Whoever asks for many listens on one channel for all of them: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
-local function publish(key, record)
-  redis.call('PUBLISH', key, record)
-  local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')
-  if reply and #token == 32 then redis.call('PUBLISH', reply, record) end
-end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local epoch = redis.call('GET', KEYS[1])
+-- Returns {server time in ms, sequence, then for each request {verdict, stored or detail}}: committed | duplicate |
+-- behind | fenced | expired | stale | draining; 'failed' is one of many that met an error
+local current, seq, newest = standing(KEYS[1], KEYS[4], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
 local function commit(key, share, deadline, result, late, changes, creates, tag, id)
-  local function leave_share()
-    if share ~= key then redis.call('ZREM', share, id) end
-  end
-  local function acknowledge()
-    if tag ~= '' then
-      redis.call('HDEL', KEYS[5], tag)
-      redis.call('ZREM', KEYS[6], tag)
-    end
-  end
-  local function settle(record, ttl)
-    redis.call('SET', key, record, 'EX', ttl)
-    publish(key, record)
-    leave_share()
-    acknowledge()
-  end
+  -- Nothing is said of a Redis that is behind: what it lost is made true first.
+  if current == 'behind' then return {'behind', ''} end
   local stored = redis.call('GET', key)
   if stored then
-    if epoch == ARGV[1] then leave_share() end
-    acknowledge()
+    if current == 'current' then leave_share(key, share, id) end
+    acknowledge(tag)
     return {'duplicate', stored}
   end
-  if epoch ~= ARGV[1] then return {'fenced', epoch or ''} end
+  if current == 'fenced' then return {'fenced', newest} end
   if deadline > 0 and now > deadline then
-    settle(late, ARGV[2])
+    settle(key, share, tag, id, late, ARGV[4])
     return {'expired', late}
   end
   if creates == '1' and redis.call('HGET', KEYS[4], 'state') == 'draining' then return {'draining', ''} end
@@ -64,35 +43,31 @@ local function commit(key, share, deadline, result, late, changes, creates, tag,
       if owner and owner ~= change.key then return {'stale', 'address'} end
     end
   end
-  for _, change in ipairs(changes) do
-    for _, prefix in ipairs(change.gone) do
-      if redis.call('HGET', KEYS[3], prefix) == change.key then redis.call('HDEL', KEYS[3], prefix) end
-    end
-    for _, prefix in ipairs(change.taken) do redis.call('HSET', KEYS[3], prefix, change.key) end
-    if change.record then
-      redis.call('HSET', KEYS[2], change.key, change.record)
-    elseif not change.kept then
-      redis.call('HDEL', KEYS[2], change.key)
-    end
-  end
+  apply(changes)
   -- As long as the request may be delivered again, its outcome is known; a deadline is at most a day ahead.
   local left = math.ceil((deadline - now) / 1000) + 60
-  settle(result, math.max(tonumber(ARGV[2]), math.min(left, 90000)))
+  settle(key, share, tag, id, result, math.max(tonumber(ARGV[4]), math.min(left, 90000)))
   return {'committed', ''}
 end
-local answers = {now}
-local alone = #KEYS == 8
+local answers, made, alone = {now, seq}, 0, #KEYS == 8
 for number = 0, (#KEYS - 6) / 2 - 1 do
-  local key, at = 7 + number * 2, 3 + number * 7
+  local key, at = 7 + number * 2, 5 + number * 7
   local function one()
     return commit(KEYS[key], KEYS[key + 1], tonumber(ARGV[at]), unpack(ARGV, at + 1, at + 6))
   end
+  local answer
   if alone then
-    answers[2] = one()
+    answer = one()
   else
     -- A key of a foreign kind, or a right that this user lacks, is that request's own misfortune.
-    local ok, answer = pcall(one)
-    answers[#answers + 1] = ok and answer or {'failed', ''}
+    local ok, told = pcall(one)
+    answer = ok and told or {'failed', ''}
   end
+  if answer[1] == 'committed' or answer[1] == 'expired' then made = made + 1 end
+  answers[#answers + 1] = answer
+end
+if made > 0 then
+  answers[2] = seq + made
+  redis.call('HSET', KEYS[4], 'seq', string.format('%.0f', seq + made))
 end
 return answers

@@ -1,7 +1,10 @@
--- Tell that the writer lives, what it does and has measured; refused to a writer that has been replaced.
+-- Tell what the writer is, that it lives, what it does and has measured; refused to a writer that has been replaced.
 -- KEYS  1 gateway  2 epoch; with measurements  3 their hash  4 interactive queue  5 bulk queue
--- ARGV  1 epoch of this writer, then pairs field, value; with measurements, these at last
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+-- ARGV  1 epoch of this writer  2 its token  3 the sequence as it knows it  then pairs field, value; with
+--       measurements, these at last
+-- Returns current | behind | fenced; only the first has told anything
+local current = standing(KEYS[2], KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
+if current ~= 'current' then return current end
 local time = redis.call('TIME')
 local fields = {'heartbeat', time[1] * 1000 + math.floor(time[2] / 1000)}
 if KEYS[3] then
@@ -14,6 +17,6 @@ if KEYS[3] then
     fields[#fields + 1] = sent_at or 0
   end
 end
-for number = 2, #ARGV do fields[#fields + 1] = ARGV[number] end
+for number = 4, #ARGV do fields[#fields + 1] = ARGV[number] end
 redis.call('HSET', KEYS[1], unpack(fields))
-return 1
+return current

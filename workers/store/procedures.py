@@ -19,21 +19,34 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One procedure."""
+    """One procedure: its code, after what it has in common with others."""
 
-    file: str
+    files: tuple[str, ...]
     #: As Redis knows them. A function without ``allow-oom`` is refused as a whole where memory is full.
     flags: tuple[str, ...] = ()
 
+    @property
+    def body(self) -> str:
+        """The code, as a script."""
+        return "".join(map(_text, self.files))
 
+
+@cache
+def _text(file: str) -> str:
+    return (files("peerlane.workers.store") / file).read_text()
+
+
+_COMMIT = ("standing.lua", "outcome.lua", "commit.lua")
 #: ``release`` is ``commit`` for removals, which are what helps where memory is full. A heartbeat takes no more of it.
 SOURCES = {
-    "commit": Source("commit.lua"),
-    "release": Source("commit.lua", ("allow-oom",)),
-    "check": Source("check.lua", ("no-writes",)),
-    "heartbeat": Source("heartbeat.lua", ("allow-oom",)),
+    "commit": Source(_COMMIT),
+    "release": Source(_COMMIT, ("allow-oom",)),
+    "redo": Source(("standing.lua", "outcome.lua", "redo.lua")),
+    "begin": Source(("begin.lua",)),
+    "check": Source(("standing.lua", "check.lua"), ("no-writes",)),
+    "heartbeat": Source(("standing.lua", "heartbeat.lua"), ("allow-oom",)),
     # What is taken moves from one key to another: a full memory gets no fuller.
-    "take": Source("take.lua", ("allow-oom",)),
+    "take": Source(("take.lua",), ("allow-oom",)),
 }
 
 
@@ -48,21 +61,16 @@ class FunctionsMissing(NoPermissionError):
 
 
 @cache
-def body(file: str) -> str:
-    """A procedure's code, as a script."""
-    return (files("peerlane.workers.store") / file).read_text()
-
-
 def script(name: str) -> str:
     """A procedure as EVAL takes it: its flags hold there as well."""
     flags = SOURCES[name].flags
-    return (f"#!lua flags={','.join(flags)}\n" if flags else "") + body(SOURCES[name].file)
+    return (f"#!lua flags={','.join(flags)}\n" if flags else "") + SOURCES[name].body
 
 
 @cache
 def digest() -> str:
     """What this version's names end in."""
-    content = "\0".join(f"{name}\0{source.flags}\0{body(source.file)}" for name, source in SOURCES.items())
+    content = "\0".join(f"{name}\0{source.flags}\0{source.body}" for name, source in SOURCES.items())
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -71,7 +79,7 @@ def library() -> str:
     parts = [f"#!lua name=peerlane_{digest()}"]
     for name, source in SOURCES.items():
         flags = ", ".join(f"'{flag}'" for flag in source.flags)
-        code = f"function(KEYS, ARGV)\n{body(source.file)}end"
+        code = f"function(KEYS, ARGV)\n{source.body}end"
         parts.append(
             f"redis.register_function{{function_name='{name}_{digest()}', callback={code}, flags={{{flags}}}}}"
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import cast
 
 from redis import Redis
 
@@ -14,66 +12,14 @@ from peerlane.config import names
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane.hash_pages import hash_pages
 from peerlane.tasks.lane.server_clock import ServerClock
-from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded
 from peerlane.workers.store.activity import last_seen
+from peerlane.workers.store.commit import Answer, Commit, change_of
 from peerlane.workers.store.loading import Loading, Progress
-from peerlane.workers.store.procedures import Procedure
-
-log = logging.getLogger(__name__)
-
-Verdict = Literal["committed", "duplicate", "fenced", "expired", "stale", "draining", "late", "open", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a script answered; ``stored`` is the commit record for ``duplicate`` and ``expired``."""
-
-    verdict: Verdict
-    stored: str
-
-    @property
-    def settles(self) -> bool:
-        """Whether the request has its outcome now, and its message is acknowledged."""
-        return self.verdict in ("committed", "duplicate", "expired")
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What is to be made true, as for ``Store.commit``."""
-
-    request_id: str
-    deadline: int
-    result: str
-    plans: Sequence[Plan] = ()
-    share: str | None = None
-    tag: str = ""
-    #: Whether a gateway that is being drained refuses what it creates.
-    drains: bool = True
-
-
-def _is_removal(commit: Commit) -> bool:
-    changing = [plan for plan in commit.plans if plan.before is not plan.after]
-    return bool(changing) and all(plan.after is None for plan in changing)
-
-
-def _change(plan: Plan, record: str | None) -> dict[str, Any]:
-    old = plan.before.allowed_ips if plan.before else ()
-    new = plan.after.allowed_ips if plan.after else ()
-    change: dict[str, Any] = {
-        "key": plan.public_key,
-        "before": plan.before is not None and plan.stored,
-        "gone": [str(prefix) for prefix in old if prefix not in new],
-        "taken": [str(prefix) for prefix in new if prefix not in old],
-    }
-    if plan.before is plan.after:
-        change["kept"] = True
-    elif record is not None:
-        change["record"] = record
-    return change
+from peerlane.workers.store.sequence import CommitSequence, Predecessor
 
 
 class Store:
@@ -82,27 +28,27 @@ class Store:
     def __init__(self, redis: Redis, gateway: str, *, result_ttl: int, cipher: PskCipher | None = None) -> None:
         self.redis = redis
         self.gateway = gateway
-        self.epoch = 0
         self.cipher = cipher or PskCipher()
-        self._result_ttl = result_ttl
         self._peers, self._addresses = names.peers_key(gateway), names.addresses_key(gateway)
-        self._epoch, self._gateway = names.epoch_key(gateway), names.gateway_key(gateway)
-        self._unacked = names.unacked_key(gateway), names.unacked_key(gateway, "_index")
-        self._commit, self._release = Procedure(redis, "commit"), Procedure(redis, "release")
-        self._check, self._beat = Procedure(redis, "check"), Procedure(redis, "heartbeat")
+        self._gateway = names.gateway_key(gateway)
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
+        self.sequence = CommitSequence(redis, gateway, result_ttl=result_ttl, clock=self.clock)
+
+    @property
+    def epoch(self) -> int:
+        """This writer's; 0 where none was opened."""
+        return self.sequence.epoch
 
     def prepare(self) -> None:
         """Make sure that the procedures can be called, before anybody is made way for.
 
         Raises redis.RedisError, FunctionsMissing among them.
         """
-        self.check(names.request_id(self.gateway, "start"), 0)
+        self.sequence.prepare()
 
-    def open_epoch(self) -> int:
+    def open_epoch(self) -> Predecessor:
         """Begin a new epoch: from here on every earlier writer of this gateway is refused."""
-        self.epoch = int(self.redis.incr(self._epoch))
-        return self.epoch
+        return self.sequence.begin()
 
     def commit(
         self,
@@ -137,34 +83,20 @@ class Store:
 
     def check_many(self, requests: Sequence[tuple[str, int]]) -> list[Answer]:
         """``check`` for requests (id, deadline), in one round trip."""
-        keys = [self._epoch, *(names.result_key(request_id) for request_id, _ in requests)]
-        return self._answers(self._check(keys=keys, args=[self.epoch, *(deadline for _, deadline in requests)]))
+        return self.sequence.check(requests)
 
     def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
         """``commit`` for many requests in one step, each with a verdict of its own; ``failed``: ask for it alone."""
         return self._commit_all(commits)
 
     def _commit_all(self, commits: Sequence[Commit]) -> list[Answer]:
-        keys = [self._epoch, self._peers, self._addresses, self._gateway, *self._unacked]
-        args: list[str | int | bytes] = [self.epoch, self._result_ttl]
-        for each in commits:
-            result_key = names.result_key(each.request_id)
-            keys += [result_key, each.share or result_key]
-            args += [each.deadline, each.result, results.late(each.request_id), self._changes(each.plans)]
-            creates = each.drains and any(plan.outcome == "created" for plan in each.plans)
-            args += [int(creates), each.tag, each.request_id]
-        removal = all(map(_is_removal, commits))
-        return self._answers((self._release if removal else self._commit)(keys=keys, args=args))
+        return self.sequence.commit(commits, [self._changes(each.plans) for each in commits])
 
-    def _changes(self, plans: Sequence[Plan]) -> str:
-        return json.dumps([_change(plan, self._record(plan)) for plan in plans], separators=(",", ":"))
-
-    def _answers(self, raw: object) -> list[Answer]:
-        now, *answers = cast("tuple[int, *tuple[tuple[bytes, bytes], ...]]", raw)
-        self.clock.heard(now)
-        return [
-            Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace")) for verdict, stored in answers
-        ]
+    def _changes(self, plans: Sequence[Plan]) -> tuple[str, bool]:
+        """The changes that a commit takes, and whether they hold a preshared key in clear."""
+        changes = [change_of(plan, self._record(plan)) for plan in plans]
+        clear = any(plan.after is not None and plan.after.preshared_key is not None for plan in plans)
+        return json.dumps(changes, separators=(",", ":")), clear and not self.cipher.seals
 
     def peer(self, public_key: str) -> StoredPeer | None:
         """One peer as stored.
@@ -176,11 +108,12 @@ class Store:
         return None if record is None else self._opened(StoredPeer.from_record(public_key, record))
 
     def peers(self, public_keys: Sequence[str]) -> dict[str, StoredPeer | None]:
-        """Peers as stored, in one round trip.
+        """Peers as stored, by a Redis that is not behind.
 
         Raises:
             StorageError: a record does not parse.
         """
+        self.sequence.catch_up()
         records = cast("list[bytes | None]", self.redis.hmget(self._peers, list(public_keys)))
         return {
             key: None if record is None else self._opened(StoredPeer.from_record(key, record))
@@ -200,7 +133,11 @@ class Store:
             raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
 
     def load(self, progress: Progress | None = None) -> Loaded:
-        """Everything, page by page. A record that does not parse is set aside, never dropped."""
+        """Everything, page by page. A record that does not parse is set aside, never dropped.
+
+        A writer's first makes true again what Redis has lost: the device never follows a Redis that is behind.
+        """
+        self.sequence.catch_up()
         loading = Loading(self.gateway, self.cipher, at=self.clock.now_ms() // 1000)
         total = self._told("peers") if progress is not None else 0
         for page in hash_pages(self.redis, self._peers):
@@ -225,10 +162,11 @@ class Store:
         """Whether any peer is stored, readable or not."""
         return any(hash_pages(self.redis, self._peers, count=1))
 
-    def register(self, facts: Mapping[str, str | float]) -> None:
-        """Tell the fleet that this gateway is there, and what it is."""
+    def register(self, facts: Mapping[str, str | float]) -> bool:
+        """Tell the fleet that this gateway is there, and what it is. False: the writer has been replaced."""
         self.redis.sadd(names.GATEWAYS_KEY, self.gateway)
-        self.redis.hset(self._gateway, mapping=cast("Any", dict(facts)))
+        self.sequence.facts = {name: value for name, value in facts.items() if name != "phase"}
+        return self.sequence.tell(facts) != "fenced"
 
     def facts(self) -> dict[str, str]:
         """What the gateway says of itself."""
@@ -240,12 +178,9 @@ class Store:
 
         ``metrics`` is what the writer has measured; with it, it is told too how long the oldest message has waited.
         """
-        pairs = [part for pair in fields.items() for part in pair]
-        keys, args = [self._gateway, self._epoch], [self.epoch, *pairs]
-        if metrics is not None:
-            keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
-            args.append(metrics)
-        return bool(self._beat(keys=keys, args=args, client=redis))
+        told = self.sequence.tell(fields, redis, metrics)
+        self.sequence.behind |= told == "behind"
+        return told != "fenced"
 
     def staged(self, token: str) -> list[str]:
         """What an import has brought, in order."""

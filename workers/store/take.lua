@@ -9,12 +9,14 @@
 --       8 record of a request whose deadline has passed, @request-id@ in the place of its id   9 its TTL in s
 --       10 most that are struck out at the old end of a queue
 --       11 ms before its deadline from which on a request counts as late when a lane's order is chosen
---       12 how many are looked at for deletes at each end of a late lane   13 how a delete's task begins
+--       12 how many of a late lane's newest are looked through for deletes; of the oldest a quarter as many
+--       13 how a delete's task begins
 -- Returns {list of {queue, message, tag, '1' if its request may have an outcome already}, list of the struck out:
 --          {queue, message, request id, task, record of its outcome}}
 local taken, dead = {}, {}
 local most, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5])
 local late, in_order = false, false
+local full = false  -- whether nothing else may go with what is taken
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local begins = ARGV[3] .. '.'
@@ -36,7 +38,13 @@ local function sound_id(headers)
   -- Of a sound id only: another key might not be for this user to read.
   return #token <= 64 and string.match(token, '^[A-Za-z0-9][A-Za-z0-9_-]*$') and id or nil
 end
+-- Requests that are in hand: another message of one of them, with an earlier deadline, is none of its own.
+local in_hand = {}
 local function redelivered(headers) return headers.redelivered == true end
+-- A list, a slice of a sweep or an import weighs as much as all of its peers: it goes alone.
+local function weighs_much(headers)
+  return type(headers.task) == 'string' and string.match(headers.task, '^peerlane%.%l+_peers$') ~= nil
+end
 local function is_late(headers, margin)
   local deadline = headers.deadline
   return type(deadline) == 'number' and deadline > 0 and now + margin > deadline
@@ -49,7 +57,7 @@ local function outcome(headers)
   local stored = redis.pcall('GET', key)
   if type(stored) == 'string' then return stored, false end
   if stored then return nil, true end
-  if not is_late(headers, 0) then return nil, false end
+  if in_hand[id] or not is_late(headers, 0) then return nil, false end
   local record = string.gsub(ARGV[8], '@request%-id@', id)
   redis.call('SET', key, record, 'EX', ARGV[9])
   publish(key, record)
@@ -66,10 +74,12 @@ local function settle(queue, raw, headers)
     late = late or type(headers.deadline) ~= 'number' or is_late(headers, tonumber(ARGV[11]))
     return
   end
+  in_hand[sound_id(headers) or ''] = true
   local tag = ARGV[2] .. (#taken + 1)
   redis.call('ZADD', KEYS[4], tonumber(ARGV[1]) + #taken / 1000000, tag)
   redis.call('HSET', KEYS[3], tag, '[' .. raw .. ',"","' .. queue .. '"]')
   tell(queue, raw, tag, doubtful)
+  full = full or weighs_much(headers)
   if queue == KEYS[2] then bytes_left = bytes_left - #raw end
 end
 local function noted_before()
@@ -88,19 +98,19 @@ local function noted_before()
   end
   return true
 end
-local function has_room() return #taken < most and bytes_left > 0 end
+local function has_room() return not full and #taken < most and bytes_left > 0 end
 -- The newest of a late lane: the oldest would be late before they are committed.
 local function take_newest(queue)
   local span = tonumber(ARGV[12])
   local newest = redis.pcall('LRANGE', queue, 0, span - 1)
-  local oldest = redis.pcall('LRANGE', queue, -span, -1)
+  local oldest = redis.pcall('LRANGE', queue, -span / 4, -1)
   if newest.err or oldest.err then  -- without the right to look: the oldest first, as ever
     in_order = true
     return
   end
   local function takes(raw, count)
     local headers = read(raw)
-    if redelivered(headers) or not has_room() then return end
+    if redelivered(headers) or not has_room() or (#taken > 0 and weighs_much(headers)) then return end
     if redis.pcall('LREM', queue, count, raw) == 1 then settle(queue, raw, headers) end
   end
   -- Deletes are looked for at both ends: where they come in, and where they would be late next.
@@ -135,7 +145,7 @@ local function take_more(queue)
     if not raw or type(raw) == 'table' then return end
     local headers = read(raw)
     local before = #dead
-    if redelivered(headers) and not outcome(headers) then
+    if (redelivered(headers) or (#taken > 0 and weighs_much(headers))) and not outcome(headers) then
       redis.call('RPUSH', queue, raw)
       return
     end
@@ -158,7 +168,7 @@ if #taken > 0 and redelivered(first) then return {taken, dead} end
 if ARGV[6] == KEYS[1] then
   bytes_left = math.huge
   take_more(KEYS[1])
--- Bulk yields: a group of it is short, and a list, which weighs as much as all of its peers, goes alone.
+-- Bulk yields: a group of it is short.
 elseif redis.call('LLEN', KEYS[1]) == 0 then
   take_more(KEYS[2])
 end

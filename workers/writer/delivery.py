@@ -25,6 +25,8 @@ class Delivery:
     wish: str = ""
     #: When it was sent, in ms on Redis' clock as its sender knows it; 0 where the message does not say.
     sent_at: int = 0
+    #: The caller's span, as W3C Trace Context has it; '' where it traces nothing.
+    traceparent: str = ""
     #: When it was taken, on the monotonic clock.
     taken_at: float = field(default_factory=time.monotonic)
 

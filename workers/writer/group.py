@@ -76,7 +76,10 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
     group: list[_Planned] = []
     if len(requests) < 2 or writer.recovery_needed is not None or writer.fenced or writer.state != "active":
         return group
-    context, table = writer.planning_context(), writer.table
+    try:
+        context, table = writer.planning_context(), writer.table
+    except ResponseError:
+        return group  # alone, each is told what it is that Redis refuses
     nearly_late = context.now_ms + NEARLY_LATE
     keys: set[object] = set()
     for request in requests:

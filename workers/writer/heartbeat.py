@@ -78,7 +78,7 @@ class Heartbeat(threading.Thread):
             began = time.monotonic()
             metrics = encoded(measured.document(self._began_ms))
             turned = {"idle_ms": int(PULSE.idle() * 1000), "idle_may_ms": int(PULSE.within * 1000)}
-            if not self._store.heartbeat(redis, metrics=metrics, **told, **done, **turned):
+            if not self._store.heartbeat(redis, metrics=metrics, **told, **done, **turned, **writer.pace.told()):
                 self.replaced = True
             measured.round_trip = round(time.monotonic() - began, 6)
         found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))

@@ -9,6 +9,7 @@ from typing import Any
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.wire.metrics import OPERATIONS, STAGES, Histogram
+from peerlane.workers.writer import traces
 from peerlane.workers.writer.delivery import Outcome
 from peerlane.workers.writer.request import Request
 
@@ -43,6 +44,8 @@ class Measurements:
         waited = None
         if taken_ms is not None and delivery.sent_at > 0 and taken_ms - delivery.sent_at <= _LONGEST_WAIT:
             waited = max(0.0, (taken_ms - delivery.sent_at) / 1000)
+        if delivery.traceparent:
+            traces.tell(request, kind, now, waited)
         self.seconds[operation].add(now - delivery.taken_at + (waited or 0.0))
         if operation == "bulk":
             return

@@ -59,6 +59,7 @@ def recover(
     *,
     unknown: Unknown = "remove",
     first_start: bool = False,
+    lost_data: bool = False,
     seen: Seen | None = None,
     progress: Progress | None = None,
     at_once: int | None = None,
@@ -85,6 +86,8 @@ def recover(
         kept = dict.fromkeys(strangers, "Redis does not know it, and PEERLANE_UNKNOWN_PEERS is keep")
     elif first_start:
         kept = dict.fromkeys(strangers, "Redis does not know it, and this is the gateway's first start")
+    elif lost_data:
+        kept = dict.fromkeys(strangers, "Redis does not know it, and has lost data")
     elif len(strangers) > MANY_UNKNOWN and len(strangers) * 2 > len(device):
         kept = dict.fromkeys(strangers, "Redis does not know it, nor most others: has Redis lost its data?")
     staying = {*kept, *(plan.public_key for plan in adopted)}

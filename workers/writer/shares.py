@@ -27,9 +27,10 @@ def leave_shares(writer: Writer, dead: Sequence[tuple[str, bytes]]) -> None:
     shares: list[tuple[str, str]] = []
     for request_id, message in dead:
         asked = read_request(message, PskCipher())
-        share = asked and writer.request(asked.task, Delivery(request_id), asked.arguments).share
-        if share:
-            shares.append((share, request_id))
+        if asked is None:
+            continue
+        request = writer.request(asked.task, Delivery(request_id), asked.arguments)
+        shares += [(request.share, request_id)] if request.share else writer.shares_of_list(request)
     try:
         writer.until_answered(lambda: writer.store.leave_shares(shares))
     except ResponseError as error:

@@ -1,4 +1,4 @@
-"""Commits made at startup without a client request: adopting unknown peers, re-encrypting preshared keys."""
+"""Commits made without a client request: adopting unknown peers, sealing preshared keys anew, restoring lost peers."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commi
         _commit_slice(gateway, "resealed", plans, commit)
     if peers:
         log.warning("gateway %s: %d preshared keys were sealed anew", gateway, len(peers))
+
+
+def restore_lost(gateway: str, plans: Sequence[Plan], commit: Commit) -> int:
+    """Make Redis hold again what it has lost; how many peers it did not take."""
+    failed = 0
+    for start in range(0, len(plans), SLICE):
+        part = plans[start : start + SLICE]
+        if _commit_slice(gateway, "restored", part, commit).verdict != "committed":
+            alone = [_commit_slice(gateway, "restored", [plan], commit).verdict for plan in part]
+            failed += len(part) - alone.count("committed")
+    return failed
 
 
 def _commit_slice(gateway: str, outcome: str, plans: Sequence[Plan], commit: Commit) -> Answer:

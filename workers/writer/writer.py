@@ -22,16 +22,22 @@ from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
+from peerlane.tasks.lane.list_quota import members
 from peerlane.tasks.lane.quota import share_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import PeerTable, Policy
+from peerlane.workers.store.sequence import Lost
 from peerlane.workers.store.store import Answer, Store
+from peerlane.workers.writer import loss
+from peerlane.workers.writer.apply_list import apply_but_refused
 from peerlane.workers.writer.delivery import Delivery, Outcome
 from peerlane.workers.writer.measurements import Measurements
+from peerlane.workers.writer.pace import Pace
 from peerlane.workers.writer.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.writer.request import Request, error_code
 from peerlane.workers.writer.retry import RetryUntilShutdown
@@ -75,17 +81,28 @@ class Writer:
         self.table = PeerTable(policy)
         #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``peerlane.workers.gateway``.
         self.state = "active"
-        #: Why the device or the table may differ from Redis; None while they are known to agree.
-        self.recovery_needed: str | None = _NOT_STARTED
+        self._recovery_needed: str | None = _NOT_STARTED
         #: Set once a newer writer has been seen; from then on nothing is changed any more.
         self.fenced = False
         #: Since this writer began, for the heartbeat to tell: requests answered, refused; peers created, deleted.
         self.answered = self.refused = self.created = self.deleted = 0
         self.measurements = Measurements()
+        self.pace = Pace()
         self._unknown: Unknown = unknown
         self._spec = spec
         self._fair_label = fair_label
         self.until_answered = RetryUntilShutdown(shutdown_requested)
+
+    @property
+    def recovery_needed(self) -> str | None:
+        """Why the device or the table may differ from Redis; None while they are known to agree."""
+        if self._recovery_needed is None and self.store.sequence.lost:
+            self._recovery_needed = "Redis has lost data"
+        return self._recovery_needed
+
+    @recovery_needed.setter
+    def recovery_needed(self, why: str | None) -> None:
+        self._recovery_needed = why
 
     def recover(self, progress: Progress | None = None, loading: Progress | None = None) -> Recovered:
         """Make the device equal to Redis and the table anew; makes the device first if it is gone.
@@ -96,21 +113,32 @@ class Writer:
             KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
         """
         began = time.monotonic()
+        PULSE.turn(LONG)
+        progress, loading = progress or _turn, loading or _turn
         self.recovery_needed = self.recovery_needed or "asked for"
         if self._spec is not None:
             self.plane.open(self._spec)
+        starting = self.recovery_needed == _NOT_STARTED
         loaded = self.until_answered(lambda: self.store.load(loading))
+        lost, self.store.sequence.lost = self.store.sequence.lost, Lost()
+        if lost and not starting:
+            found = loss.differences(self.table, loaded, lost.keys)
+            loss.make_up_for(self.store, lost, found, self._commit_at_startup, self.until_answered)
+            loaded = self.until_answered(lambda: self.store.load(loading))
         done = recover(
             self.policy,
             loaded,
             self.plane,
             unknown=self._unknown,
-            first_start=self.store.epoch == 1 and self.recovery_needed == _NOT_STARTED,
+            first_start=self.store.epoch == 1 and starting,
+            lost_data=starting and lost.incomplete,
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
         done = adopt(self.policy.gateway, done, self._commit_at_startup)
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
+        if starting and lost.incomplete:
+            loss.tell_at_start(self.store, lost, done, self.until_answered)
         self.table = done.table
         self.state = self.until_answered(self.store.state)
         self.recovery_needed = None
@@ -118,6 +146,7 @@ class Writer:
         return done
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
+        PULSE.turn(LONG)
         # What is adopted is there already: a drain, which keeps new peers away, is no reason to lose sight of it.
         answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans, drains=False))
         if answer.verdict == "fenced":
@@ -161,9 +190,9 @@ class Writer:
 
     def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
         """What is to be carried out."""
-        counted = self._fair_label is not None and task == names.CREATE_PEER
-        share = share_key(self.policy.gateway, str(self._fair_label), arguments.get("labels")) if counted else None
-        return Request(task, delivery, arguments, share)
+        label = self._fair_label
+        share = share_key(self.policy.gateway, label, arguments.get("labels")) if label else None
+        return Request(task, delivery, arguments, share if task == names.CREATE_PEER else None)
 
     def _carry_out(self, request: Request) -> Outcome:
         if self.recovery_needed is not None:
@@ -171,7 +200,7 @@ class Writer:
         decision = decide(request.task, self.planning_context(), request.arguments)
         if self._doubtful(request, decision) and (known := self._ask_first(request, decision)) is not None:
             return known
-        self._apply(request, decision)
+        decision = apply_but_refused(self, request, decision)
         answer = self._commit_decision(request, decision)
         if answer is None:
             log.info("request %s: an earlier try of this commit had reached Redis", request.id)
@@ -210,13 +239,14 @@ class Writer:
             return None
         if answer.verdict == "late":
             raise TimedOut("its deadline had passed before the gateway could commit it")
-        if answer.verdict == "duplicate" and request.share is not None:
+        if answer.verdict == "duplicate" and (request.share is not None or self.shares_of_list(request)):
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
             answer = self._commit(request, decision.deadline, answer.stored)
             return self._not_committed(request, answer, decision, applied=False)
         return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
 
-    def _apply(self, request: Request, decision: Decision) -> None:
+    def apply(self, request: Request, decision: Decision) -> None:
+        """Apply a decision to the device. Raises KernelError where that refuses: what was begun was undone."""
         outcome = str(decision.result["outcome"])
         try:
             if decision.reopen and self._spec is not None:
@@ -258,6 +288,8 @@ class Writer:
             self._refuse_if_fenced()
         if answer.verdict == "draining":
             self.state = "draining"
+            if decision.indexes:
+                raise _Stale  # what of a list is there already is still answered
             raise draining(self.policy)
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"
@@ -301,7 +333,20 @@ class Writer:
     def _commit(self, request: Request, deadline: int, record: str, plans: Sequence[Plan] = ()) -> Answer:
         """Raises redis.ResponseError where Redis takes no writes."""
         share, tag = request.share, request.delivery.tag
-        return self.until_answered(lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag))
+        answer = self.until_answered(
+            lambda: self.store.commit(request.id, deadline, record, plans, share=share, tag=tag)
+        )
+        if answer.settles and (shares := self.shares_of_list(request)):
+            # Not in the step of the commit: what is left there is forgotten soon after the request's deadline.
+            with contextlib.suppress(RedisError):
+                self.store.leave_shares(shares)
+        return answer
+
+    def shares_of_list(self, request: Request) -> list[tuple[str, str]]:
+        """Where the wishes of a list count in shares of the lane, and as what."""
+        if self._fair_label is None or request.task != names.CREATE_PEERS:
+            return []
+        return members(self.policy.gateway, self._fair_label, request.id, request.arguments)
 
     def settle(self, plans: Sequence[Plan]) -> None:
         """Make device and table equal to Redis for these peers; where that fails, all is read anew."""
@@ -335,6 +380,11 @@ class Writer:
     def _refuse_if_fenced(self) -> None:
         if self.fenced:
             raise Fenced(_REPLACED)
+
+
+def _turn(_done: int, _total: int) -> None:
+    """A recovery has come further."""
+    PULSE.turn(LONG)
 
 
 _CHANGED = "what Redis holds changes under the writer; nothing was changed, ask again with another request id"

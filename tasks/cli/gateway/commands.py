@@ -68,6 +68,10 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
     for status in snapshot.gateways:
         for alarm in status.alarms:
             session.output.warn(f"ALARM {status.gateway} {alarm.kind}: {alarm.message} ({alarm.runbook})")
+        if (waiting := max(status.lane.waiting, status.lane.waiting_bulk)) >= status.lane.cap:
+            session.output.warn(
+                f"{status.gateway}: its lane is full: {waiting:,} wait in a queue, and more are refused"
+            )
         if (doubt := endpoint_doubt(status.info.endpoint)) is not None:
             session.output.warn(f"{status.gateway}: clients may not reach its endpoint: {doubt}")
         if status.set_aside:

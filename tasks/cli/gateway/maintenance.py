@@ -15,6 +15,8 @@ from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import span
+from peerlane.tasks.cli.top.screen import NEARLY_FULL
+from peerlane.tasks.lane.admission import number
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
@@ -135,6 +137,8 @@ def status_facts(status: GatewayStatus) -> dict[str, object]:
         return {"alarms": Text("with the observer and sweeps, not for this Redis user to see", "yellow")}
     set_aside = f"{status.set_aside:,} messages: see `peerlane gateway poison {status.gateway}`"
     return {
+        "lane": _lane(status),
+        "answered": _answered(status),
         "recovery": _recovery(status),
         "observer": _observer(status),
         "beat": _beat(status),
@@ -152,6 +156,25 @@ def _recovery(status: GatewayStatus) -> object:
     if status.lane.state == "recovering" and not status.recovered:
         return f"{status.loaded} peers read" if status.loaded else None
     return f"{status.recovered} changes made" if status.recovered else None
+
+
+def _lane(status: GatewayStatus) -> Text:
+    """What may wait, and for how long the oldest has; red where requests are refused."""
+    lane = status.lane
+    share = max(lane.waiting, lane.waiting_bulk) / max(1, lane.cap)
+    oldest = max((status.oldest_for(bulk=bulk) or 0.0) for bulk in (False, True))
+    waited = f"; the oldest has waited for {span(oldest)}" if oldest >= 1 else ""
+    style = "red" if share >= 1 else "yellow" if share >= NEARLY_FULL else ""
+    return Text(f"takes {lane.cap:,} in each of its queues, {share:.0%} are there{waited}", style)
+
+
+def _answered(status: GatewayStatus) -> str | None:
+    """Since its writer began; None of a writer that counts nothing."""
+    facts = status.lane.facts
+    if "answered" not in facts:
+        return None
+    answered, refused = number(facts["answered"]), number(facts.get("refused", ""))
+    return f"{answered:,} requests since its writer began, {refused:,} of them refused"
 
 
 def _alarm(status: GatewayStatus, alarm: Alarm) -> Text:

@@ -1,10 +1,10 @@
-"""Many peers at once, through a lane: a bounded number outstanding, a progress bar, an answer for each."""
+"""Many peers at once, as lists: a bounded number outstanding, a progress bar, an answer for each."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +17,19 @@ from peerlane.tasks.cli.peer.batch_file import Line
 from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import Invalid, PeerlaneError
-from peerlane.tasks.lane.pipeline import send_pipelined
-from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.lane.slices import ask_list
+from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.model import PeerResult
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How a list is asked for."""
+
+    #: Seconds for each slice; None for the setting.
+    timeout: float | None
+    #: Wishes outstanding at once.
+    window: int
 
 
 @dataclass(slots=True)
@@ -48,65 +57,49 @@ class Answered:
         return max(kinds) if len(kinds) == 1 else int(any(kinds))
 
 
-def ask_many(
-    session: Session,
-    title: str,
-    lines: Sequence[Line],
-    send: Callable[[Line], LaneResult],
-    *,
-    timeout: float,
-    size: int,
-) -> Answered:
-    """Send all; Ctrl-C ends it early, with everything outstanding cancelled."""
+def ask_many(session: Session, task: str, gateway: str, lines: Sequence[Line], batch: Batch) -> Answered:
+    """Ask for all, as lists; Ctrl-C ends it early, with everything outstanding cancelled."""
     done = Answered(len(lines))
     began = time.monotonic()
+    wishes = [line.wish if task == names.CREATE_PEERS else _key(line) for line in lines]
+    timeout = batch.timeout or session.settings.timeout
+    size, window = min(SLICE, batch.window), max(1, batch.window // SLICE)
     with (
         progress_bar(session.output) as bar,
-        closing(send_pipelined(send, lines, timeout=timeout, size=size)) as answers,
+        closing(ask_list(session.app, task, gateway, wishes, timeout=timeout, size=size, window=window)) as answers,
     ):
-        task = bar.add_task(title, total=len(lines), rate="")
+        progress = bar.add_task(gateway, total=len(lines), rate="")
         try:
-            for answer in answers:
-                done.answers.append((answer.wish, answer.outcome))
+            for line, answer in zip(lines, answers, strict=True):
+                done.answers.append((line, answer))
                 done.seconds = time.monotonic() - began
-                bar.update(task, advance=1, rate=f"{len(done.answers) / max(done.seconds, 1e-6):,.0f}/s")
+                bar.update(progress, advance=1, rate=f"{len(done.answers) / max(done.seconds, 1e-6):,.0f}/s")
         except KeyboardInterrupt:
             done.interrupted = True
     done.seconds = time.monotonic() - began
     return done
 
 
-def create_many(session: Session, gateway: str, lines: Sequence[Line], *, timeout: float | None, size: int) -> None:
+def _key(line: Line) -> object:
+    return line.wish if isinstance(line.wish, Invalid) else line.wish.get("public_key")
+
+
+def create_many(session: Session, gateway: str, lines: Sequence[Line], batch: Batch) -> None:
     """Create every line's peer through the bulk lane, and tell what came of each.
 
     Raises:
         Exit: some failed; all has been said.
     """
-    create = task_of(session.app, names.CREATE_PEER)
-    within = timeout or session.settings.timeout
-
-    def send(line: Line) -> LaneResult:
-        if isinstance(line.wish, Invalid):
-            raise line.wish
-        return create.apply_async(kwargs={"gateway": gateway, **line.wish}, expires=within, bulk=True)
-
-    tell(session.output, gateway, ask_many(session, gateway, lines, send, timeout=within, size=size), numbered=True)
+    tell(session.output, gateway, ask_many(session, names.CREATE_PEERS, gateway, lines, batch), numbered=True)
 
 
-def delete_many(session: Session, gateway: str, keys: Sequence[str], *, timeout: float | None, size: int) -> None:
-    """Delete every key's peer, and tell what came of each.
+def delete_many(session: Session, gateway: str, lines: Sequence[Line], batch: Batch, *, numbered: bool) -> None:
+    """Delete every line's peer, and tell what came of each; ``numbered``: they are lines of a file.
 
     Raises:
         Exit: some failed; all has been said.
     """
-    delete = task_of(session.app, names.DELETE_PEER)
-    within = timeout or session.settings.timeout
-    lines = [Line(number, {"public_key": key}) for number, key in enumerate(keys, 1)]
-
-    def send(line: Line) -> LaneResult:
-        return delete.apply_async(kwargs={"gateway": gateway, "public_key": line.public_key}, expires=within)
-
-    tell(session.output, gateway, ask_many(session, gateway, lines, send, timeout=within, size=size), numbered=False)
+    tell(session.output, gateway, ask_many(session, names.DELETE_PEERS, gateway, lines, batch), numbered=numbered)
 
 
 def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> None:

@@ -1,10 +1,11 @@
-"""Reads the peers to create from CSV or JSON lines. A malformed line gets an error of its own."""
+"""Reads the peers to create or delete from CSV or JSON. A malformed line gets an error of its own."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +15,9 @@ from peerlane.tasks.errors import Invalid
 
 FIELDS = ("public_key", "allowed_ips", "preshared_key", "keepalive", "ttl", "labels", "pinned")
 
+_BLANK = re.compile(r"\s*")
+#: What a line of keys begins with; whether it is one, its own answer says.
+_LOOKS_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -34,15 +38,41 @@ class Line:
 
 
 def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
-    """Every line that is not blank. What starts with ``{`` is JSON lines, anything else CSV with a first line of names.
+    """Every line that is not blank, or every item of a JSON array.
 
+    What starts with ``{`` is JSON lines, with ``[`` a JSON array, anything else CSV with a first line of names.
     ``defaults`` hold for lines that say nothing else; labels are put together.
 
     Raises:
-        Invalid: the first line of a CSV does not name fields that there are.
+        Invalid: the first line of a CSV does not name fields that there are, or an array is none.
     """
-    reader = _json_lines(text) if text.lstrip().startswith("{") else _csv_lines(text)
-    return [Line(number, _completed(found, defaults)) for number, found in reader]
+    return [Line(number, _completed(found, defaults)) for number, found in _reader(text)]
+
+
+def read_keys(text: str) -> list[Line]:
+    """The keys of peers to delete: one a line, or in a form that ``read_lines`` takes; other fields are left out.
+
+    Raises:
+        Invalid: as ``read_lines`` does.
+    """
+    first = text.lstrip().split("\n", 1)[0].strip()
+    if first[:1] in ("{", "[") or not _LOOKS_LIKE_A_KEY.fullmatch(first):
+        return [
+            Line(number, found if isinstance(found, Invalid) else {"public_key": found.get("public_key")})
+            for number, found in _reader(text)
+        ]
+    lines = enumerate((line.strip() for line in text.split("\n")), 1)
+    return [Line(number, {"public_key": line}) for number, line in lines if line]
+
+
+def _reader(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
+    match text.lstrip()[:1]:
+        case "{":
+            return _json_lines(text)
+        case "[":
+            return _json_array(text)
+        case _:
+            return _csv_lines(text)
 
 
 def _completed(found: dict[str, Any] | Invalid, defaults: Mapping[str, Any]) -> dict[str, Any] | Invalid:
@@ -79,17 +109,64 @@ def _json_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
         yield number, cast("dict[str, Any]", found) if isinstance(found, dict) else Invalid("not a JSON object")
 
 
+def _json_array(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
+    """The items of an array, each with the line on which it starts."""
+    decoder, at = json.JSONDecoder(), text.index("[") + 1
+    line, counted = 1, 0
+    while True:
+        at = _BLANK.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess] - it matches nothing too
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            break
+        try:
+            found, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            raise Invalid(f"line {line}: not JSON; nothing was sent") from None
+        yield line, _item(found)
+        at = _BLANK.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess] - as above
+        if text[at : at + 1] not in (",", "]"):
+            raise Invalid(f"line {line + text.count(chr(10), counted, at)}: a JSON array has a comma or ] here")
+        at += text[at] == ","
+    if text[at + 1 :].strip():
+        raise Invalid("behind the JSON array there is something else; nothing was sent")
+
+
+def _item(found: object) -> dict[str, Any] | Invalid:
+    if isinstance(found, str):
+        return {"public_key": found}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else Invalid("not a JSON object")
+
+
+def _header(text: str) -> tuple[list[str], str]:
+    """The names in the first line of a CSV, and what separates them: a comma, a semicolon or a tab."""
+    first = text.split("\n", 1)[0]
+    candidates: list[tuple[list[str], str]] = []
+    for separator in ",;\t":
+        try:
+            names = next(csv.reader([first], delimiter=separator, strict=True), list[str]())
+        except csv.Error:
+            continue
+        names = [name.strip().lower() for name in names]
+        while names and not names[-1]:
+            names.pop()  # a separator at the end of the line
+        candidates.append((names, separator))
+    known = [each for each in candidates if each[0] and all(name in FIELDS for name in each[0])]
+    return known[0] if known else candidates[0] if candidates else ([], ",")
+
+
 def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
-    # Not splitlines(): a label may hold U+2028.
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip().lower() for name in next(rows, list[str]())]
-    except csv.Error as error:
-        raise Invalid(f"not CSV: {error}") from None
+    header, separator = _header(text)
     unknown = [name for name in header if name not in FIELDS]
     if unknown or "public_key" not in header:
         what = f"{unknown[0][:64]!r} is none" if unknown else "public_key is missing"
-        raise Invalid(f"the first line of a CSV names its fields ({', '.join(FIELDS)}): {what}")
+        form = "separated by commas, semicolons or tabs"
+        raise Invalid(f"the first line of a CSV names its fields ({', '.join(FIELDS)}), {form}: {what}")
+    # Not splitlines(): a label may hold U+2028.
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        width = max(len(next(rows)), len(header) + 1)  # many programs end each line with a separator
+    except csv.Error as error:
+        raise Invalid(f"not CSV: {error}") from None
     while True:
         try:
             row = next(rows)
@@ -100,7 +177,7 @@ def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
             continue
         if not any(cell.strip() for cell in row):
             continue
-        if len(row) > len(header):
+        if len(row) > width or any(cell.strip() for cell in row[len(header) :]):
             yield rows.line_num, Invalid(f"{len(row)} fields where the first line names {len(header)}")
             continue
         cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
@@ -113,7 +190,7 @@ def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
 def _cell(name: str, text: str) -> object:
     match name:
         case "allowed_ips":
-            return text.replace(";", " ").split()
+            return text.replace(";", " ").replace(",", " ").split()
         case "keepalive":
             if not text.isascii() or not text.isdigit():
                 raise ValueError(f"keepalive: {text[:64]!r} is no number of seconds")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 
+from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
-from peerlane.tasks.cli.peer.batch import create_many, delete_many
-from peerlane.tasks.cli.peer.batch_file import read_lines
+from peerlane.tasks.cli.peer.batch import Batch, create_many, delete_many
+from peerlane.tasks.cli.peer.batch_file import Line, read_keys, read_lines
 from peerlane.tasks.cli.peer.create import STDOUT, Order, create_one
 from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
 from peerlane.tasks.cli.program import Group
@@ -20,6 +22,7 @@ from peerlane.tasks.cli.tables import activity_facts, facts, peer_facts, peer_ro
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Invalid, PeerlaneError, StorageError
 from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.model import Peer
 
 #: Peers shown in one table; a pipe and --json give all.
@@ -34,7 +37,7 @@ timeout_option = click.option(
 window_option = click.option(
     "--window",
     type=click.IntRange(1, 1000),
-    default=32,
+    default=4 * SLICE,
     show_default=True,
     help="Of many requests, how many are outstanding at once.",
 )
@@ -50,8 +53,10 @@ class NotThere(PeerlaneError):
 
 
 @click.group(cls=Group)
-def peer() -> None:
+@click.pass_context
+def peer(context: click.Context) -> None:
     """Peers: create, delete, show, list."""
+    context.with_resource(ended_as_by_ctrl_c())
 
 
 @peer.command()
@@ -66,13 +71,19 @@ def peer() -> None:
 @click.option("--label", "labels", multiple=True, callback=labels_from, metavar="NAME=VALUE", help="Repeatable.")
 @click.option("--keepalive", type=click.IntRange(0, 65535), metavar="SECONDS", help="Send keepalives, both ways.")
 @click.option("--preshared-key", is_flag=True, help="Make a preshared key too.")
+@click.option(
+    "--preshared-key-file",
+    type=click.File(encoding="utf-8-sig"),
+    metavar="FILE",
+    help="Use the preshared key in this file; - is stdin.",
+)
 @click.option("--pinned", is_flag=True, help="Never swept for being idle.")
 @timeout_option
 @click.option("--conf", type=click.Path(path_type=Path), help="Write the client's configuration here; - prints it.")
 @click.option("--force", is_flag=True, help="Replace the file of --conf if it is there.")
 @click.option("--qr", is_flag=True, help="Draw the client's configuration as a QR code.")
 @click.option("--request-id", metavar="ID", help="The same id twice is the same request.")
-@click.option("--from", "source", type=click.File(encoding="utf-8-sig"), help="Many: a CSV or JSON lines; - is stdin.")
+@click.option("--from", "source", type=click.File(encoding="utf-8-sig"), help="Many: a CSV or JSON; - is stdin.")
 @window_option
 @pass_session
 def create(session: Session, gateway: str | None, **options: Any) -> None:
@@ -81,7 +92,7 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
     Without --public-key a key pair is made here, and its private key is shown or written once. Without --allowed-ip
     the gateway gives one address of each family.
 
-    The file of --from is a CSV whose first line names its fields, or JSON lines: public_key, allowed_ips,
+    The file of --from is a CSV whose first line names its fields, JSON lines or a JSON array: public_key, allowed_ips,
     preshared_key, keepalive, ttl, labels, pinned. Options hold for lines that say nothing else.
     """
     _refuse_two_ways(gateway, options)
@@ -96,15 +107,8 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
         if gateway is None:
             raise click.UsageError("--from is for one GATEWAY")
         _refuse_beside_a_list(options)
-        try:
-            text = options["source"].read(LONGEST_LIST + 1)
-        except (UnicodeDecodeError, OSError) as error:
-            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
-            raise Invalid(f"the list cannot be read: {reason}") from None
-        if len(text) > LONGEST_LIST:
-            raise Invalid(f"the list is longer than {LONGEST_LIST:,} characters: cut it into several")
-        lines = read_lines(text, wish)
-        create_many(session, gateway, lines, timeout=options["timeout"], size=options["window"])
+        lines = read_lines(_text(options["source"]), wish)
+        create_many(session, gateway, lines, Batch(options["timeout"], options["window"]))
         return
     if options["qr"] and options["public_key"]:
         raise click.UsageError("--qr draws a private key, and with --public-key only you have it")
@@ -121,6 +125,7 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
             wish=wish | ({"allowed_ips": options["allowed_ips"]} if options["allowed_ips"] else {}),
             public_key=options["public_key"],
             with_preshared_key=options["preshared_key"],
+            preshared_key=_preshared_key(options),
             timeout=options["timeout"],
             request_token=options["request_id"],
             conf=options["conf"],
@@ -128,6 +133,17 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
             qr=options["qr"],
         ),
     )
+
+
+def _text(source: TextIO) -> str:
+    try:
+        text = source.read(LONGEST_LIST + 1)
+    except (UnicodeDecodeError, OSError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        raise Invalid(f"the list cannot be read: {reason}") from None
+    if len(text) > LONGEST_LIST:
+        raise Invalid(f"the list is longer than {LONGEST_LIST:,} characters: cut it into several")
+    return text
 
 
 def _refuse_two_ways(gateway: str | None, options: dict[str, Any]) -> None:
@@ -138,8 +154,21 @@ def _refuse_two_ways(gateway: str | None, options: dict[str, Any]) -> None:
         raise click.UsageError("a --request-id is of one GATEWAY; with --region and --where the public key is enough")
 
 
+def _preshared_key(options: dict[str, Any]) -> str | None:
+    """The one in the file of --preshared-key-file."""
+    source = cast("TextIO | None", options["preshared_key_file"])
+    if source is None:
+        return None
+    if options["preshared_key"]:
+        raise click.UsageError("--preshared-key makes a key, --preshared-key-file reads one: give one of them")
+    try:
+        return source.read(1024).strip()
+    except (UnicodeDecodeError, OSError):
+        raise Invalid("the file of --preshared-key-file cannot be read as text") from None
+
+
 def _refuse_beside_a_list(options: dict[str, Any]) -> None:
-    for name in ("public_key", "allowed_ips", "preshared_key", "conf", "qr", "request_id"):
+    for name in ("public_key", "allowed_ips", "preshared_key", "preshared_key_file", "conf", "qr", "request_id"):
         if options[name]:
             option = "--allowed-ip" if name == "allowed_ips" else "--" + name.replace("_", "-")
             raise click.UsageError(f"{option} is for one peer; with --from each line says its own")
@@ -147,22 +176,35 @@ def _refuse_beside_a_list(options: dict[str, Any]) -> None:
 
 @peer.command()
 @click.argument("gateway", type=GatewayName())
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.argument("keys", nargs=-1, metavar="KEY...")
+@click.option(
+    "--from", "source", type=click.File(encoding="utf-8-sig"), help="Many: a key a line, CSV or JSON; - is stdin."
+)
 @timeout_option
 @window_option
 @pass_session
-def delete(session: Session, gateway: str, keys: Sequence[str], timeout: float | None, window: int) -> None:
+def delete(session: Session, gateway: str, keys: Sequence[str], *, source: TextIO | None, **options: Any) -> None:
     """Delete peers by their public keys. Deleting what is not there is no error."""
+    batch = Batch(options["timeout"], options["window"])
+    if source is not None and keys:
+        raise click.UsageError("name keys, or a file of them with --from, not both")
+    if source is not None:
+        delete_many(session, gateway, read_keys(_text(source)), batch, numbered=True)
+        return
+    if not keys:
+        raise click.UsageError("Missing argument 'KEY...': name keys, or a file of them with --from")
     if len(keys) > 1:
-        delete_many(session, gateway, keys, timeout=timeout, size=window)
+        lines = [Line(number, {"public_key": key}) for number, key in enumerate(keys, 1)]
+        delete_many(session, gateway, lines, batch, numbered=False)
         return
     (key,) = keys
     request_id = new_request_id(gateway)
     try:
         one = session.gateway(gateway)
-        found = ask(session, request_id, lambda: one.delete_peer(key, timeout=timeout, request_id=request_id))
+        found = ask(session, request_id, lambda: one.delete_peer(key, timeout=batch.timeout, request_id=request_id))
     except PeerlaneError as error:
-        raise fail(session.output, error, {}, gateway=gateway, public_key=key, request_id=request_id) from None
+        again = shlex.join(["peerlane", "peer", "delete", gateway, key])
+        raise fail(session.output, error, {}, again, gateway=gateway, public_key=key, request_id=request_id) from None
     if session.output.json:
         session.output.document({**found.model_dump(mode="json", exclude_none=True), "request_id": request_id})
     else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.peer.qr import qr_code
@@ -41,6 +42,8 @@ class Order:
     wish: Mapping[str, Any]
     public_key: str | None
     with_preshared_key: bool
+    #: One that there is already.
+    preshared_key: str | None = field(repr=False)
     timeout: float | None
     request_token: str | None
     conf: Path | None
@@ -89,7 +92,7 @@ def create_one(session: Session, order: Order) -> None:
         if result.public_key != keys.public:
             raise Conflict(f"the request id {request_id} was used before, for the peer {result.public_key}")
     except PeerlaneError as error:
-        raise fail(session.output, error, keys.secrets(), **about) from None
+        raise fail(session.output, error, _to_show(order, keys), _again(order, about), **about) from None
     made = Made(order, keys, result, request_id, time.monotonic() - began)
     if wants_configuration:
         made.configure(lambda: info or session.gateway(result.gateway).info())
@@ -99,6 +102,29 @@ def create_one(session: Session, order: Order) -> None:
         _tell_person(session, made)
     if made.failure is not None:
         raise Exit(made.failure.exit_code)
+
+
+def _to_show(order: Order, keys: Keys) -> dict[str, str | None]:
+    """The secrets that were made here; one that came from a file is its caller's to keep."""
+    made = keys.secrets()
+    return made if order.preshared_key is None else {name: made[name] for name in ("private_key",)}
+
+
+def _again(order: Order, about: Mapping[str, str]) -> str:
+    """The command that asks for the same again, under the same request id. A preshared key is named by a file."""
+    if "gateway" not in about:
+        return ""
+    words = ["peerlane", "peer", "create", about["gateway"], "--request-id", about["request_id"]]
+    words += ["--public-key", about["public_key"]]
+    for prefix in order.wish.get("allowed_ips") or ():
+        words += ["--allowed-ip", str(prefix)]
+    for option, name in (("--ttl", "ttl"), ("--keepalive", "keepalive")):
+        words += [option, str(order.wish[name])] if order.wish.get(name) is not None else []
+    for name, value in cast("Mapping[str, str]", order.wish.get("labels") or {}).items():
+        words += ["--label", f"{name}={value}"]
+    words += ["--pinned"] if order.wish.get("pinned") else []
+    words += ["--preshared-key-file", "FILE"] if order.with_preshared_key or order.preshared_key else []
+    return shlex.join(words)
 
 
 @dataclass(slots=True)
@@ -134,7 +160,8 @@ class Made:
     def shown(self) -> dict[str, str]:
         """The secrets that are to be shown now, because no configuration holds them."""
         kept = self.went_to is not None
-        return {} if kept else {name: value for name, value in self.keys.secrets().items() if value is not None}
+        secrets = {} if kept else _to_show(self.order, self.keys)
+        return {name: value for name, value in secrets.items() if value is not None}
 
 
 def _placed(
@@ -151,7 +178,7 @@ def _placed(
 
 
 def _keys(order: Order) -> Keys:
-    preshared = make_preshared_key() if order.with_preshared_key else None
+    preshared = make_preshared_key() if order.with_preshared_key else order.preshared_key
     if order.public_key is not None:
         return Keys(order.public_key, None, preshared)
     pair = make_key_pair()

@@ -1,4 +1,4 @@
-"""Sends one request for a command: Ctrl-C cancels it, and a new private key is never lost."""
+"""Sends one request for a command: Ctrl-C, SIGTERM and SIGHUP cancel it, and a new private key is never lost."""
 
 from __future__ import annotations
 
@@ -50,14 +50,18 @@ def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> Pe
     return PeerResult.model_validate(result_of(record, interrupted))
 
 
-def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], **about: object) -> Exit:
-    """Say what went wrong. ``secrets`` are shown where they may be needed still: only the caller has them."""
+def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], again: str, **about: object) -> Exit:
+    """Say what went wrong. ``secrets`` are shown where they may be needed still: only the caller has them.
+
+    ``again`` is the command that asks for the same again, which settles an unknown outcome.
+    """
     told = {name: value for name, value in secrets.items() if value is not None}
     if not isinstance(error, OutcomeUnknown):
         told = {}
     output.error(as_document(error, **about, **told))
     if isinstance(error, OutcomeUnknown):
-        output.note(f"ask again with --request-id {about.get('request_id')} --public-key {about.get('public_key')}")
+        if again:
+            output.note(f"to settle it, ask again: {again}")
         for name, value in told.items():
             output.warn(f"{name.replace('_', ' ')}, shown this once: {value}")
     return Exit(error.exit_code)

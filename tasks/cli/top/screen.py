@@ -18,7 +18,10 @@ from peerlane.tasks.status.gateway_status import missed_count, removed_count
 from peerlane.tasks.status.rates import Row, Wait
 
 #: Columns from which on there is room for all.
-WIDE = 110
+WIDE = 116
+
+#: Share of the requests that may wait from which on their number is coloured.
+NEARLY_FULL = 0.8
 
 _UNKNOWN = Text("-", "dim")
 
@@ -154,8 +157,11 @@ def _of(row: Row) -> Text:
     return Text(f"{row.max_peers:,}", _full(row).style)
 
 
-def _waiting(count: int) -> Text:
-    return Text(f"{count:,}", "" if count else "dim")
+def _waiting(count: int, row: Row) -> Text:
+    share = count / max(1, row.lane_cap)
+    return Text(
+        f"{count:,}", "bold red" if share >= 1 else "yellow" if share >= NEARLY_FULL else "" if count else "dim"
+    )
 
 
 def _wait(wait: Wait | None) -> Text:
@@ -176,6 +182,13 @@ def _rate(rate: float | None) -> Text:
     if rate is None:
         return _UNKNOWN.copy()
     return Text(f"{rate:,.0f}" if rate >= 10 or rate == int(rate) else f"{rate:.1f}", "" if rate else "dim")
+
+
+def _refused(row: Row) -> Text:
+    found = _rate(row.refused_per_second)
+    if row.refused_per_second:
+        found.stylize("yellow")
+    return found
 
 
 def _bytes(rate: int | None) -> Text:
@@ -241,11 +254,12 @@ _COLUMNS = (
     _Column("peers", lambda row: Text(f"{row.peers:,}")),
     _Column("of", _of, wide=True),
     _Column("full", _full, narrow=True),
-    _Column("lane", lambda row: _waiting(row.waiting)),
-    _Column("bulk", lambda row: _waiting(row.waiting_bulk)),
+    _Column("lane", lambda row: _waiting(row.waiting, row)),
+    _Column("bulk", lambda row: _waiting(row.waiting_bulk, row)),
     _Column("wait", lambda row: _wait(row.wait)),
     _Column("+/s", lambda row: _rate(_made(row))),
     _Column("-/s", lambda row: _rate(_gone(row))),
+    _Column("ref/s", _refused, wide=True),
     _Column("rx/s", lambda row: _bytes(row.rx_per_second), wide=True),
     _Column("tx/s", lambda row: _bytes(row.tx_per_second), wide=True),
     _Column("writer", _writer, wide=True),

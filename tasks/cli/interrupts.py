@@ -1,0 +1,34 @@
+"""What a service manager or a closed terminal sends interrupts a command as Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Generator[None]:
+    """Have SIGTERM and SIGHUP interrupt what is inside, once: it then cancels what it has asked for.
+
+    A signal that is ignored, as by nohup, stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mine = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in mine:
+            signal.signal(number, signal.SIG_IGN)  # cancelling takes a moment
+        raise KeyboardInterrupt
+
+    for number in mine:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)

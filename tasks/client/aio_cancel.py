@@ -1,0 +1,133 @@
+"""Cancels requests of an asyncio program: those of one moment in one round trip, however many callers give up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from peerlane.config import names
+from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
+from peerlane.tasks.wire.cancel import Cancel
+
+#: Cancels in one round trip.
+AT_ONCE = 256
+#: Seconds for a try.
+_TRY = 1.0
+
+_Asked = tuple[Cancel, "asyncio.Future[str]"]
+
+
+class Canceller:
+    """Belongs to one event loop. Once a cancel was asked for it is sent, whatever becomes of who asked."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._asked: list[_Asked] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    def cancel(self, cancel: Cancel) -> asyncio.Future[str]:
+        """Make sure that a request has an outcome: a future of the record that decides it.
+
+        It holds redis.ResponseError where Redis stores no tombstone and has no record, and any other redis.RedisError
+        or OSError where Redis cannot be reached.
+        """
+        loop = asyncio.get_running_loop()
+        decided = loop.create_future()
+        self._asked.append((cancel, decided))
+        if self._sending is None or self._sending.done():
+            self._sending = loop.create_task(self._send())
+        return decided
+
+    async def settle(self, cancel: Cancel, ends: float) -> str:
+        """As ``cancel``, tried again until ``ends`` on the loop's clock; at least one try is made.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
+        """
+        loop = asyncio.get_running_loop()
+        ends = max(ends, loop.time() + _TRY)  # this process may have stood still
+        while True:
+            try:
+                async with asyncio.timeout_at(ends):
+                    return await self.cancel(cancel)
+            except (RedisError, OSError) as error:
+                if loop.time() >= ends - _TRY:
+                    raise unknown(error, UNSETTLED, cancel.request_id) from error
+                await asyncio.sleep(0.05)
+
+    async def withdraw(self, cancel: Cancel) -> None:
+        """Cancel a request whose caller leaves: one try, and whoever cannot wait for it need not."""
+        decided = self.cancel(cancel)
+        await asyncio.wait([decided], timeout=_TRY)
+        if decided.done() and not decided.cancelled():
+            decided.exception()  # nobody is told
+
+    async def _send(self) -> None:
+        while self._asked:
+            batch, self._asked = self._asked[:AT_ONCE], self._asked[AT_ONCE:]
+            try:
+                await self._decide(batch)
+            except asyncio.CancelledError:
+                # The program ends, and its cancels have to be made all the same.
+                await self._decide([*batch, *self._asked])
+                raise
+
+    async def _decide(self, batch: Sequence[_Asked]) -> None:
+        written: list[Cancel] = []
+        try:
+            pipe = self._redis.pipeline(transaction=False)
+            for cancel, _ in batch:
+                pipe.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
+            answers = await pipe.execute(raise_on_error=False)
+            refused = [asked for asked, answer in zip(batch, answers, strict=True) if isinstance(answer, ResponseError)]
+            stored = await self._stored([cancel for cancel, _ in refused])
+            for (cancel, decided), answer in zip(batch, answers, strict=True):
+                if isinstance(answer, ResponseError):
+                    _tell(decided, cancel.decide(stored.get(cancel.key), written=False) or answer)
+                    continue
+                if answer is None:
+                    written.append(cancel)
+                _tell(decided, cast("str", cancel.decide(answer, written=True)))
+            if written:
+                with contextlib.suppress(RedisError, OSError):
+                    await self._publish(written)
+        except (RedisError, OSError) as error:
+            for _, decided in batch:
+                _tell(decided, error)
+
+    async def _stored(self, cancels: Sequence[Cancel]) -> dict[str, bytes | None]:
+        """What is stored of requests whose tombstones Redis has refused."""
+        if not cancels:
+            return {}
+        keys = [cancel.key for cancel in cancels]
+        return dict(zip(keys, cast("list[bytes | None]", await self._redis.mget(keys)), strict=True))
+
+    async def _publish(self, cancels: Sequence[Cancel]) -> None:
+        """Whoever else waits for them learns it."""
+        pipe = self._redis.pipeline(transaction=False)
+        for cancel in cancels:
+            for channel in names.result_channels(cancel.key):
+                pipe.publish(channel, cancel.tombstone)
+        await pipe.execute(raise_on_error=False)
+
+    async def close(self) -> None:
+        """Return once what was asked for is sent, or could not be."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=2 * _TRY)
+            if not self._sending.done():
+                self._sending.cancel()
+                await asyncio.wait([self._sending], timeout=2 * _TRY)
+
+
+def _tell(decided: asyncio.Future[str], what: str | Exception) -> None:
+    if decided.done():
+        return  # who asked has gone
+    if isinstance(what, str):
+        decided.set_result(what)
+    else:
+        decided.set_exception(what)

@@ -1,0 +1,193 @@
+"""Asks one gateway's writer from an asyncio program: admitted, sent, awaited, cancelled where it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.client.aio_cancel import Canceller
+from peerlane.tasks.client.aio_connections import is_silent
+from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
+from peerlane.tasks.lane import list_quota, quota
+from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.lane.ask import watched
+from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, may_not_send, unknown
+from peerlane.tasks.lane.request import Request
+from peerlane.tasks.lane.result import GRACE
+from peerlane.tasks.lane.tasks import LaneTask
+from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
+
+#: Seconds beyond a caller's timeout for which its turn to be sent by Celery is waited for.
+_SENT_WITHIN = 0.3
+
+
+class AsyncLane:
+    """Belongs to one event loop."""
+
+    def __init__(self, app: PeerlaneApp, gateway: str) -> None:
+        self._gateway = gateway
+        self._lanes = lanes_of(app)
+        self._result_ttl = app.settings.result_ttl
+        self._listener = ResultListener(app.settings, gateway, self._pushed)
+        self._canceller = Canceller(self._listener.redis)
+        #: Who waits for a look at the lane, and for which queue; in their order.
+        self._queued: list[tuple[asyncio.Future[None], bool]] = []
+        self._looking: asyncio.Task[None] | None = None
+        #: Where Celery sends, if somebody listens to its signals.
+        self._sender: ThreadPoolExecutor | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The only one in which it can be used."""
+        return self._listener.loop
+
+    async def ask(self, task: LaneTask, request: Request) -> dict[str, Any]:
+        """The outcome of a request, at most its ``within`` seconds plus two from now.
+
+        Raises:
+            PeerlaneError: it was not sent, was cancelled, or nobody knows.
+        """
+        until = self.loop.time() + request.within
+        given = bool(request.id)
+        request.id = request.id or self._listener.new_id()
+        try:
+            if not self._listener.up:
+                await self._listener.ready(until)
+            await self._admit(request, until)
+        except (RedisError, OSError) as error:
+            if self.loop.time() >= until:
+                # Redis was silent all the time, or this process stood still: one try tells which.
+                with contextlib.suppress(OutcomeUnknown):
+                    return await self._settled(request, 0.0)
+            raise unknown(error, "nothing was sent", request.id) from error
+        by_celery = watched()
+        message = "" if by_celery else request.message()
+        waiter = self._listener.expect(request.id, given=given, queue=request.queue, message=message)
+        try:
+            if by_celery:
+                await self._publish(task, request, until)
+            async with asyncio.timeout_at(until):
+                return outcome.decode(await waiter.record, request.wish)
+        except PeerlaneError:
+            raise
+        except TimeoutError:
+            return await self._given_up(request, waiter, until)
+        except SEND_ERRORS as error:
+            return await self._not_sent(request, error)
+        except BaseException:
+            # Another call with the same id may still wait for it: then it stays.
+            if self._listener.forget(waiter):
+                await self._canceller.withdraw(self._cancel(request))
+            raise
+        finally:
+            self._listener.forget(waiter)
+
+    async def _given_up(self, request: Request, waiter: Waiter, until: float) -> dict[str, Any]:
+        if not self._listener.forget(waiter):
+            told = "another call in this program waits for the same request; ask again with the same id"
+            raise OutcomeUnknown(f"no outcome within {request.within:g} s; {told}", request.id)
+        return await self._settled(request, until + GRACE + 0.8)
+
+    async def _settled(self, request: Request, ends: float) -> dict[str, Any]:
+        """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
+        record = await self._canceller.settle(self._cancel(request), ends)
+        return result_of(record, timed_out(request.within), request.wish)
+
+    async def _not_sent(self, request: Request, error: BaseException) -> dict[str, Any]:
+        """What was not sent may have arrived all the same."""
+        if is_refused(error):
+            with contextlib.suppress(OutcomeUnknown):
+                await self._canceller.settle(self._cancel(request), 0.0)
+            raise may_not_send() from error
+        return outcome.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
+
+    def _cancel(self, request: Request) -> Cancel:
+        # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
+        return Cancel.of(request.id, result_ttl=self._result_ttl, seconds_left=request.within)
+
+    async def _publish(self, task: LaneTask, request: Request, until: float) -> None:
+        """Have Celery send it, in a thread. What is sent after its caller has gone finds the tombstone."""
+        self._sender = self._sender or ThreadPoolExecutor(1, thread_name_prefix=f"peerlane-{self._gateway}-send")
+        sending = self.loop.run_in_executor(self._sender, task.publish, request)
+        async with asyncio.timeout_at(until + _SENT_WITHIN):
+            await sending
+
+    def _pushed(self, queue: str, length: int) -> None:
+        self._lanes.pushed(self._gateway, length, bulk=queue == names.bulk_queue(self._gateway))
+
+    async def _admit(self, request: Request, until: float) -> None:
+        """As tasks.lane.request.admit, without keeping the loop waiting for Redis."""
+        lanes, bulk, create, within = self._lanes, request.bulk, request.creates, request.within
+        lane = None
+        if not self._queued and lanes.clock.fresh:
+            lane = lanes.believed(self._gateway, bulk=bulk, create=create, within=within)
+        if lane is None:
+            await self._look(until, bulk=bulk)
+            lane = lanes.admit(self._gateway, bulk=bulk, create=create, within=within)
+        if (share := request.enter(lane, lanes)) is not None:
+            labels = request.labels or {}
+            pipe = self._listener.redis.pipeline(transaction=True)
+            quota.count(pipe, share, request.id, now=lanes.clock.now_ms(), deadline=request.deadline)
+            if (refusal := quota.verdict(lane, labels, await pipe.execute())) is not None:
+                await self._listener.redis.zrem(share, request.id)
+                raise refusal
+        elif request.listed and lane.facts.get("fair_label"):
+            joined = partial(list_quota.join, lanes, lane, request.id, request.arguments, deadline=request.deadline)
+            await self.loop.run_in_executor(None, joined)
+
+    async def _look(self, until: float, *, bulk: bool) -> None:
+        """Return once the lane has been looked at, and it is this request's turn: a look lets some pass, not all."""
+        while True:
+            turn = self.loop.create_future()
+            self._queued.append((turn, bulk))
+            if self._looking is None or self._looking.done():
+                self._looking = self.loop.create_task(self._see())
+            try:
+                await turn
+                return
+            except (RedisError, OSError) as error:
+                if not is_silent(error) or self.loop.time() >= until:
+                    raise
+
+    async def _see(self) -> None:
+        """Look at the lane, and again, while somebody has to know of it."""
+        while self._queued:
+            try:
+                pipe = self._listener.redis.pipeline(transaction=False)
+                self._lanes.ask_of(self._gateway, pipe)
+                self._lanes.answered(self._gateway, await pipe.execute())
+            except (RedisError, OSError) as error:
+                queued, self._queued = self._queued, []
+                for turn, _ in queued:
+                    if not turn.done():
+                        turn.set_exception(error)
+                continue
+            left = [self._lanes.may_pass(self._gateway, bulk=bulk) for bulk in (False, True)]
+            queued, self._queued = self._queued, []
+            for turn, bulk in queued:
+                if turn.done():
+                    continue  # who asked has gone
+                if left[bulk] > 0:
+                    left[bulk] -= 1
+                    turn.set_result(None)
+                else:
+                    self._queued.append((turn, bulk))
+
+    async def close(self) -> None:
+        """Send the cancels that were asked for; then close every connection. Nobody may be waiting any more."""
+        if self._sender is not None:
+            self._sender.shutdown(wait=False, cancel_futures=True)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+        await self._canceller.close()
+        await self._listener.close()

@@ -1,0 +1,131 @@
+"""What Celery offers beside sending and waiting: groups of requests work, what a lane cannot do is refused by name."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, cast
+
+from celery.canvas import Signature
+from celery.result import GroupResult
+
+from peerlane.config import names
+from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.lane.registry import LANE_TASKS
+from peerlane.tasks.lane.result import LaneResult
+
+_CALLBACKS = "a gateway runs no callbacks: get() the outcome, then go on"
+_QUEUE = "the queue is the gateway's, which the argument gateway names; bulk=True takes the lane's bulk queue"
+_TIME = "a request ends by its deadline: expires=SECONDS"
+#: Options of Celery that mean something which a lane cannot do.
+_REFUSED: Mapping[str, str] = {
+    "link": _CALLBACKS,
+    "link_error": _CALLBACKS,
+    "chain": _CALLBACKS,
+    "chord": _CALLBACKS,
+    "queue": _QUEUE,
+    "exchange": _QUEUE,
+    "routing_key": _QUEUE,
+    "priority": "a lane has two priorities: interactive, and bulk=True",
+    "time_limit": _TIME,
+    "soft_time_limit": _TIME,
+    "countdown": "a request is carried out now",
+    "eta": "a request is carried out now",
+    "headers": "a gateway reads no header of its callers; labels stay with the peer",
+}
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Refuse what a lane cannot do; what Celery's own groups add is fine.
+
+    Raises:
+        Invalid: names the option, and what to do instead.
+    """
+    for name, instead in _REFUSED.items():
+        if options.get(name) not in (None, [], (), {}):
+            raise Invalid(f"a gateway's lane takes no {name}: {instead}")
+
+
+@Signature.register_type("peerlane.lane")
+class LaneSignature(Signature):  # pyright: ignore[reportMissingTypeArgument, reportUntypedBaseClass] - celery-types has none
+    """A request to come. Its id names its gateway, in a group too."""
+
+    @classmethod
+    def from_dict(cls, d: Any, app: Any = None) -> LaneSignature:
+        return cls(d, app=app)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self["subtask_type"] = "peerlane.lane"
+        #: What Celery's group holds of it.
+        self._frozen: LaneResult | None = None
+
+    def freeze(self, _id: str | None = None, *args: Any, **options: Any) -> Any:
+        """See Celery's. What has no gateway keeps Celery's id, and is refused when it is sent."""
+        gateway = self.kwargs.get("gateway")
+        if "task_id" not in self.options and isinstance(gateway, str):
+            _id = names.request_id(gateway, str(uuid.uuid4()))
+        self._frozen = cast("LaneResult", super().freeze(_id, *args, **options))
+        return self._frozen
+
+    _freeze = freeze
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, route_name: Any = None, **options: Any) -> Any:
+        """Send it. In a group each request has an answer of its own: a refusal before it was sent is one."""
+        del route_name
+        refuse_options(self.options | options)  # a chord of refused requests would wait for ever
+        held = self._frozen
+        try:
+            sent = cast("LaneResult", super().apply_async(args or (), kwargs or {}, **options))
+        except PeerlaneError as refusal:
+            if held is None or not (self.options | options).get("group_id"):
+                raise
+            held.refusal = refusal
+            return held
+        if held is not None:
+            held.deadline, held.wish = sent.deadline, sent.wish
+        return sent
+
+
+class LaneGroupResult(GroupResult):
+    """The results of a group. Waiting leaves no request behind that may still take effect."""
+
+    def get(  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
+        **options: Any,
+    ) -> list[Any]:
+        """Every outcome, in order, ``timeout`` seconds for all together; who has none then is cancelled.
+
+        Raises:
+            PeerlaneError: the first refusal, once all have their outcomes; without ``propagate`` it is in the list.
+        """
+        results: list[Any] = self.results or []
+        if not all(isinstance(result, LaneResult) for result in results):
+            return super().get(timeout, propagate, **options)
+        until = None if timeout is None else time.monotonic() + timeout
+        outcomes: list[Any] = []
+        first: PeerlaneError | None = None
+        for result in results:
+            left = None if until is None else max(0.001, until - time.monotonic())
+            try:
+                outcomes.append(result.get(left))
+            except PeerlaneError as refusal:
+                first = first or refusal
+                outcomes.append(refusal)
+        if propagate and first is not None:
+            raise first
+        return outcomes
+
+    join = get  # pyright: ignore[reportAssignmentType] - likewise
+
+
+def send_lane_task(application: Any, name: str, args: Any, kwargs: Any, **options: Any) -> LaneResult | None:
+    """Send a lane's task by its name; None for another task, which is Celery's to send. Raises as ``apply_async``."""
+    if name not in LANE_TASKS:
+        return None
+    from peerlane.tasks.lane.tasks import task_of  # noqa: PLC0415 - it imports this
+
+    return task_of(application, name).apply_async(args, kwargs, **options)

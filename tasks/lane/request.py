@@ -1,0 +1,231 @@
+"""A request before it is sent: checked, let pass by its lane, with a deadline; and the message that it becomes.
+
+The message has the form that Celery (protocol 2) and kombu's Redis transport give theirs. It is built here directly:
+Celery's and kombu's own way to the socket costs a client more than all the rest of a request.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, cast
+
+from peerlane.config import names
+from peerlane.tasks.errors import Invalid, TimedOut
+from peerlane.tasks.lane import list_quota, quota
+from peerlane.tasks.lane.admission import Lanes, LaneState
+from peerlane.tasks.lane.registry import LaneModel
+from peerlane.tasks.lane.tracing import trace_headers
+from peerlane.tasks.wire.bulk import ImportPeers
+from peerlane.tasks.wire.lists import CreatePeers, wishes_in
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
+from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+#: The third part of a message's body: what Celery would carry out next.
+_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+@dataclass(slots=True)
+class Request:
+    """Checked, and not sent yet. ``arguments`` are as JSON has them, with the deadline once ``admit`` has set it."""
+
+    task: str
+    gateway: str
+    arguments: dict[str, Any]
+    queue: str
+    bulk: bool
+    #: Whether it makes peers; what makes room is never refused for the length of a lane.
+    creates: bool
+    #: Of a create that counts in a share of its lane.
+    labels: Mapping[str, str] | None
+    #: The digest of what is asked for.
+    wish: str
+    #: Seconds that its caller waits.
+    within: float
+    #: Set once it is known on whose channel its outcome is heard.
+    id: str = ""
+    #: In ms on Redis' clock: its deadline, and when it was let pass.
+    deadline: int = 0
+    sent_at: int = 0
+    #: The caller's span, where it has one.
+    trace: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is a list of creates: each of its wishes counts in a share of the lane."""
+        return self.creates and "wishes" in self.arguments
+
+    def headers(self) -> dict[str, Any]:
+        """The message headers beyond Celery's own; by the deadline what is late is struck out unread."""
+        return {HEADER: self.wish, names.SENT_AT: self.sent_at, "deadline": self.deadline, **self.trace}
+
+    def message(self) -> str:
+        """What is pushed into the lane."""
+        body = _encode([(), self.arguments, _EMBED])
+        return _encode(
+            {
+                "body": base64.b64encode(body.encode()).decode(),
+                "content-encoding": "utf-8",
+                "content-type": "application/json",
+                "headers": {
+                    "lang": "py",
+                    "task": self.task,
+                    "id": self.id,
+                    "shadow": None,
+                    "eta": None,
+                    "expires": None,
+                    "group": None,
+                    "group_index": None,
+                    "retries": 0,
+                    "timelimit": (None, None),
+                    "root_id": self.id,
+                    "parent_id": None,
+                    "argsrepr": "()",
+                    "kwargsrepr": shown(self.arguments),
+                    "origin": f"gen{os.getpid()}@{_host()}",
+                    "ignore_result": True,
+                    "replaced_task_nesting": 0,
+                    "stamped_headers": None,
+                    "stamps": {},
+                    **self.headers(),
+                },
+                "properties": {
+                    "correlation_id": self.id,
+                    "reply_to": "",
+                    "delivery_mode": 2,
+                    "delivery_info": {"exchange": "", "routing_key": self.queue},
+                    "priority": 0,
+                    "body_encoding": "base64",
+                    "delivery_tag": uuid.uuid4().hex,
+                },
+            }
+        )
+
+    def enter(self, lane: LaneState, lanes: Lanes) -> str | None:
+        """Set the time, and the deadline where it has none. The key of its share of the lane, if that has shares.
+
+        Raises redis.RedisError where Redis' clock has to be asked, which it need not be right after a look.
+        """
+        self.sent_at = lanes.clock.now_ms()
+        if not self.deadline:
+            self.deadline = self.arguments["deadline"] = self.sent_at + int(self.within * 1000)
+        label = lane.facts.get("fair_label")
+        return quota.share_key(self.gateway, label, self.labels) if label and self.labels is not None else None
+
+
+def checked(
+    task: str,
+    model: LaneModel,
+    arguments: Mapping[str, Any],
+    *,
+    cipher: Callable[[], PskCipher],
+    within: float,
+    request_id: str | None = None,
+    bulk: bool = False,
+) -> Request:
+    """The request that the arguments ask for. Asks Redis nothing.
+
+    Raises:
+        Invalid: the arguments do not pass.
+    """
+    wish = parse(model, arguments)
+    create = wish if isinstance(wish, CreatePeer) else None
+    listed = wishes_in(wish)
+    kept = _as_json(arguments)
+    _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
+    gateway = wish.gateway
+    if request_id and not names.is_request_id(gateway, request_id):
+        raise Invalid(f"a request id is {gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
+    return Request(
+        task=task,
+        gateway=gateway,
+        arguments=kept,
+        queue=names.bulk_queue(gateway) if bulk else names.lane_queue(gateway),
+        bulk=bulk,
+        creates=create is not None or model in (CreatePeers, ImportPeers),
+        labels=None if create is None else create.labels,
+        wish=wish_digest(task, *(listed or [wish])),
+        within=within,
+        id=request_id or "",
+        deadline=wish.deadline or 0,
+        trace=trace_headers(),
+    )
+
+
+def admit(lanes: Lanes, request: Request) -> None:
+    """Have its lane let a request pass that has its id. Raises redis.RedisError as it comes.
+
+    Raises:
+        Unavailable: no live writer, a full lane, a share that is used up, or more waiting than its time allows for.
+        Draining: a create for a gateway that is being emptied.
+    """
+    lane = lanes.check(request.gateway, bulk=request.bulk, create=request.creates, within=request.within)
+    if (share := request.enter(lane, lanes)) is not None:
+        quota.join(lanes, lane, share, request.labels or {}, request.id, deadline=request.deadline)
+    elif request.listed:
+        list_quota.join(lanes, lane, request.id, request.arguments, deadline=request.deadline)
+
+
+def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in arguments.items() if value is not None}
+    if "allowed_ips" in kept:
+        kept["allowed_ips"] = [str(prefix) for prefix in kept["allowed_ips"]]
+    if hasattr(ttl := kept.get("ttl"), "total_seconds"):
+        kept["ttl"] = int(cast("Any", ttl).total_seconds())
+    if "wishes" in kept:
+        kept["wishes"] = [_as_json(fields) for fields in kept["wishes"]]
+    return kept
+
+
+def _encrypt(
+    wishes: Sequence[CreatePeer | DeletePeer | None],
+    places: Sequence[dict[str, Any]],
+    cipher: Callable[[], PskCipher],
+) -> None:
+    """Encrypt the wishes' preshared keys where they stand, if this host has a key for that."""
+    for wish, place in zip(wishes, places, strict=False):
+        if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
+            place["preshared_key"] = cipher().encrypt(wish.gateway, wish.public_key, wish.preshared_key)
+
+
+def seconds_until(expires: float | datetime) -> float:
+    """The seconds until a request expires, which are how long it may wait.
+
+    Raises:
+        Invalid: it is neither a number of seconds nor a time, or more than a day ahead.
+        TimedOut: it has passed.
+    """
+    if isinstance(expires, datetime):
+        moment = expires if expires.tzinfo else expires.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    elif isinstance(expires, (int, float)) and not isinstance(expires, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers of plain Celery are not typed
+        seconds = float(expires)
+    else:
+        raise Invalid("expires is a number of seconds or a datetime")
+    if not 0 < seconds <= 86_400:
+        raise (
+            TimedOut("the request had expired before it was sent")
+            if seconds <= 0
+            else Invalid("expires is at most a day")
+        )
+    return seconds
+
+
+def shown(arguments: Mapping[str, Any]) -> str:
+    """What logs, events and Flower show of the arguments; of a list, how many wishes it has."""
+    safe = {name: "(hidden)" if name == "preshared_key" else value for name, value in arguments.items()}
+    return repr(safe | {name: len(arguments[name]) for name in ("wishes", "public_keys") if name in arguments})[:1024]
+
+
+@cache
+def _host() -> str:
+    return socket.gethostname()

@@ -1,0 +1,194 @@
+"""A list of any length as requests: cut into slices, a few of them on their way, an answer for each wish in order.
+
+What is cut depends on the list alone, and so does each slice's request id: a list that is asked again under the same
+request id is answered as before.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any, TypedDict, cast
+
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError
+from peerlane.tasks.lane.pipeline import pipelined
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.bulk import SLICE
+from peerlane.tasks.wire.lists import SLICE_BYTES, delete_of, read_answers, wish_of
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, PeerResult
+
+#: Slices on their way: the writer never waits for the caller, and whoever joins the bulk queue waits behind few.
+WINDOW = 4
+#: Characters of a list's token, so that its slices' numbers have room behind it.
+LONGEST_TOKEN = 56
+
+#: What became of one wish of a list: its result, or the error that would have been raised if it had been asked alone.
+PeerAnswer = PeerResult | PeerlaneError
+
+
+class _NamedPeer(TypedDict):
+    public_key: str
+
+
+class PeerWish(_NamedPeer, total=False):
+    """One wish of a list: what ``Gateway.create_peer`` takes."""
+
+    allowed_ips: Iterable[str] | None
+    preshared_key: str | None
+    keepalive: int
+    ttl: float | timedelta | None
+    labels: Mapping[str, str] | None
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One wish of a slice."""
+
+    #: As its model has checked it, or why it is refused before anything is sent.
+    wish: CreatePeer | DeletePeer | Invalid
+    #: As it goes into the request.
+    sent: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some wishes of a list, in order; those that are sound are one request."""
+
+    task: str
+    gateway: str
+    request_id: str
+    #: That of the whole list: what its caller asks again with.
+    list_id: str
+    parts: tuple[Part, ...]
+
+    @property
+    def wishes(self) -> list[CreatePeer | DeletePeer]:
+        """Those that are sent."""
+        return [part.wish for part in self.parts if not isinstance(part.wish, Invalid)]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The request's, without the gateway."""
+        name = "wishes" if self.task == names.CREATE_PEERS else "public_keys"
+        return {name: [part.sent for part in self.parts if not isinstance(part.wish, Invalid)]}
+
+    def answers(self, outcome: Mapping[str, Any] | PeerlaneError) -> list[PeerAnswer]:
+        """What became of each wish, where ``outcome`` is what became of the request."""
+        wishes = self.wishes
+        if isinstance(outcome, PeerlaneError):
+            found = [self._refusal(outcome)] * len(wishes)
+        else:
+            try:
+                found = read_answers(outcome, wishes)
+            except PeerlaneError as error:
+                found = [error] * len(wishes)
+        sent = iter(found)
+        return [part.wish if isinstance(part.wish, Invalid) else next(sent) for part in self.parts]
+
+    def _refusal(self, error: PeerlaneError) -> PeerlaneError:
+        return OutcomeUnknown(error.message, self.list_id) if isinstance(error, OutcomeUnknown) else error
+
+
+def new_list_id(gateway: str, request_id: str | None = None) -> str:
+    """A list's request id.
+
+    Raises:
+        Invalid: the one that is given is none.
+    """
+    list_id = request_id or names.request_id(gateway, str(uuid.uuid4()))
+    if not names.is_request_id(gateway, list_id) or len(list_id) > len(gateway) + 1 + LONGEST_TOKEN:
+        what = f"{gateway}.TOKEN, the token of letters, digits, - and _, at most {LONGEST_TOKEN}"
+        raise Invalid(f"a list's request id is {what}")
+    return list_id
+
+
+def cut(task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size: int = SLICE) -> Iterator[Slice]:
+    """The slices of a list: at most ``size`` wishes each, and fewer where they are large."""
+    read = _create if task == names.CREATE_PEERS else _delete
+    parts: list[Part] = []
+    taken = sent = 0
+    numbers = count()
+
+    def made() -> Slice:
+        return Slice(task, gateway, f"{list_id}-{next(numbers)}", list_id, tuple(parts))
+
+    for wish in wishes:
+        part, length = read(gateway, wish)
+        if parts and (len(parts) >= size or (sent and taken + length > SLICE_BYTES)):
+            yield made()
+            parts, taken, sent = [], 0, 0
+        parts.append(part)
+        taken += length
+        sent += not isinstance(part.wish, Invalid)
+    if parts:
+        yield made()
+
+
+def _create(gateway: str, wish: object) -> tuple[Part, int]:
+    if isinstance(wish, Invalid):  # whoever has read it knows more of what is wrong with it
+        return Part(wish), 0
+    if not isinstance(wish, Mapping):
+        return Part(Invalid("a wish is a mapping with a public_key, and what else create_peer takes")), 0
+    fields = {str(name): value for name, value in cast("Mapping[object, Any]", wish).items() if value is not None}
+    if isinstance(labels := fields.get("labels"), Mapping):
+        fields["labels"] = dict(cast("Mapping[str, str]", labels))
+    try:
+        checked = wish_of(gateway, fields)
+    except Invalid as error:
+        return Part(error), 0
+    if "allowed_ips" in fields:
+        fields["allowed_ips"] = [str(prefix) for prefix in fields["allowed_ips"]]
+    if isinstance(ttl := fields.get("ttl"), timedelta):
+        fields["ttl"] = int(ttl.total_seconds())
+    return Part(checked, fields), len(json.dumps(fields))
+
+
+def _delete(gateway: str, key: object) -> tuple[Part, int]:
+    if isinstance(key, Invalid):
+        return Part(key), 0
+    try:
+        return Part(delete_of(gateway, cast("str", key)), key), 64
+    except Invalid as error:
+        return Part(error), 0
+
+
+def ask_list(
+    app: PeerlaneApp,
+    task: str,
+    gateway: str,
+    wishes: Iterable[object],
+    *,
+    timeout: float,
+    request_id: str | None = None,
+    size: int = SLICE,
+    window: int = WINDOW,
+) -> Generator[PeerAnswer]:
+    """Ask for all, at most ``window`` slices on their way, and yield each wish's answer in order.
+
+    Every slice has ``timeout`` seconds of its own. Where the caller stops early, what is on its way is cancelled.
+
+    Raises:
+        Invalid: ``request_id`` is not one that a list can have.
+    """
+    kind = task_of(app, task)
+
+    def send(one: Slice) -> LaneResult:
+        if not one.wishes:
+            raise Invalid("none of these wishes can be sent")
+        arguments = {"gateway": gateway, **one.arguments}
+        return kind.apply_async(kwargs=arguments, task_id=one.request_id, expires=timeout)
+
+    read: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
+    slices = cut(task, gateway, wishes, new_list_id(gateway, request_id), size=size)
+    with closing(pipelined(send, slices, read, timeout=timeout, size=window)) as answered:
+        for answer in answered:
+            yield from answer.wish.answers(answer.outcome)

@@ -1,0 +1,51 @@
+"""Traces of callers by OpenTelemetry, in processes that use it themselves; nothing otherwise.
+
+Like prometheus_client, OpenTelemetry is not imported here: a process that never does has nowhere to send a trace.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from peerlane.config import names
+from peerlane.tasks.errors import PeerlaneError
+
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def trace_headers() -> dict[str, str]:
+    """The header that has a request carry the current span; none where there is no span."""
+    propagate: Any = sys.modules.get("opentelemetry.propagate")
+    if propagate is None:
+        return {}
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return {name: text for name, text in carrier.items() if name == names.TRACEPARENT}
+
+
+def parent_of(headers: object) -> str:
+    """The caller's span that a message's headers name; empty where they name none."""
+    said = headers.get(names.TRACEPARENT) if isinstance(headers, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - whatever a message holds
+    return said if isinstance(said, str) and _TRACEPARENT.fullmatch(said) else ""
+
+
+@contextmanager
+def traced(gateway: str) -> Generator[None]:
+    """A span around a call, which the request carries to the gateway."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        yield
+        return
+    tracer, attributes = trace.get_tracer("peerlane"), {"peerlane.gateway": gateway}
+    with tracer.start_as_current_span(
+        "peerlane.call", kind=trace.SpanKind.CLIENT, attributes=attributes, record_exception=False
+    ) as span:
+        try:
+            yield
+        except PeerlaneError as error:
+            span.set_attribute("peerlane.code", error.code)
+            raise

@@ -1,0 +1,187 @@
+"""What lists give: beside no-op Celery tasks, beside the same wishes one by one, and to who waits beside them.
+
+    make bench          or: python tests/bench/bench_lists.py [--peers N] [--samples N] [--always] [--json FILE]
+
+All in one run, in turns: the ratios are the point. One by one is a window of 256 single creates on the bulk queue. The
+caller beside the lists is interactive; the lists come from a process of their own, without a pause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from bench_lane import Stock, drain
+from bench_report import Advance, Bench, Figures, quantile, run
+from gateways import ROOT, GatewayProcess, clean_environment, close
+from keys import some_key
+from program_path import PROGRAM_PATH
+from rich.table import Table
+from servers import RedisServer
+from waiting import eventually
+
+from peerlane import Gateway, PeerResult
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.lane.pipeline import send_pipelined
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
+
+NAME = "bench"
+WINDOW = 256
+PATIENCE = 60.0
+#: Seconds between two creates of the interactive caller.
+EVERY = 0.02
+#: Runs this file as the one that sends lists without a pause.
+SENDER = "--as-sender"
+
+
+def lists(app: PeerlaneApp, count: int) -> float:
+    """Peers created per second, by lists."""
+    wishes = [{"public_key": some_key()} for _ in range(count)]
+    began = time.perf_counter()
+    answers = Gateway(NAME, app=app).create_peers(wishes, timeout=PATIENCE)
+    took = time.perf_counter() - began
+    if not all(isinstance(answer, PeerResult) for answer in answers):
+        raise RuntimeError("a list was refused")
+    return count / took
+
+
+def one_by_one(app: PeerlaneApp, count: int) -> float:
+    """The same, each wish a request of its own."""
+    create = task_of(app, names.CREATE_PEER)
+
+    def send(key: str) -> LaneResult:
+        return create.apply_async(kwargs={"gateway": NAME, "public_key": key}, expires=PATIENCE, bulk=True)
+
+    keys = [some_key() for _ in range(count)]
+    began = time.perf_counter()
+    answered = sum(
+        isinstance(answer.outcome, PeerResult) for answer in send_pipelined(send, keys, timeout=PATIENCE, size=WINDOW)
+    )
+    took = time.perf_counter() - began
+    if answered != count:
+        raise RuntimeError("a create was refused")
+    return count / took
+
+
+def send_for_ever(url: str) -> None:
+    """Lists without a pause, until the process is ended."""
+    app = PeerlaneApp(read(redis_url=url))
+    while os.getppid() != 1:  # nor longer than who has started it
+        lists(app, 64 * 16)
+
+
+def one_create(client: Gateway) -> float:
+    """Milliseconds that one interactive create takes."""
+    began = time.perf_counter()
+    client.create_peer(some_key(), timeout=PATIENCE)
+    return (time.perf_counter() - began) * 1000
+
+
+def creates(client: Gateway, count: int) -> list[float]:
+    """Creates now and then."""
+    found: list[float] = []
+    for _ in range(count):
+        found.append(one_create(client))
+        time.sleep(EVERY)
+    return found
+
+
+def beside_lists(gateway: GatewayProcess, client: Gateway, url: str, count: int) -> list[float]:
+    """Creates while lists come in without a pause."""
+    path = os.pathsep.join([str(ROOT), PROGRAM_PATH])
+    command = [sys.executable, str(Path(__file__)), SENDER, url]
+    sender = subprocess.Popen(command, cwd=ROOT, env=clean_environment() | {"PYTHONPATH": path})
+    try:
+        eventually(lambda: gateway.look().waiting_bulk > 0, "lists on their way", within=30)
+        return creates(client, count)
+    finally:
+        sender.kill()
+        sender.wait()
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peers", type=int, default=8000, help="peers of one round of lists")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=300, help="creates of the caller, idle and beside lists")
+    parser.add_argument("--always", action="store_true", help="appendfsync always, instead of everysec")
+
+
+def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
+    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
+    server = RedisServer(directory)
+    server.start()
+    fsync = "always" if chosen.always else "everysec"
+    server.redis.config_set("appendfsync", fsync)
+    gateway = GatewayProcess(NAME, server.url, directory, dataplane="memory", pools="10.0.0.0/9,fd00:8::/64")
+    stock = Stock(server)
+    app = PeerlaneApp(read(redis_url=server.url))
+    try:
+        gateway.start()
+        rates: dict[str, list[float]] = {"no_op": [], "lists": [], "one_by_one": []}
+        for number in range(chosen.rounds):
+            advance(f"round {number + 1}: no-op tasks", number / chosen.rounds * 0.7)
+            rates["no_op"].append(drain(server, stock.pid, "stock", stock.send, max(200, chosen.peers // 8)))
+            advance(f"round {number + 1}: lists", (number + 0.4) / chosen.rounds * 0.7)
+            rates["lists"].append(lists(app, chosen.peers))
+            advance(f"round {number + 1}: one by one", (number + 0.6) / chosen.rounds * 0.7)
+            rates["one_by_one"].append(one_by_one(app, max(200, chosen.peers // 8)))
+        client = Gateway(NAME, app=app)
+        creates(client, 20)  # connections, scripts
+        advance("creates on an idle gateway", 0.7)
+        idle = creates(client, chosen.samples)
+        advance("creates beside lists", 0.85)
+        busy = beside_lists(gateway, client, server.url, chosen.samples)
+        found: Figures = {f"{name}_per_s": round(median(values), 1) for name, values in rates.items()}
+        found |= {
+            f"{name}_{what}_ms": round(quantile(values, share), 3)
+            for name, values in (("idle", idle), ("beside", busy))
+            for what, share in (("p50", 0.5), ("p99", 0.99))
+        }
+        found |= {
+            "lists_to_no_op": round(found["lists_per_s"] / found["no_op_per_s"], 2),
+            "lists_to_one_by_one": round(found["lists_per_s"] / found["one_by_one_per_s"], 2),
+            "beside_to_idle_p99": round(found["beside_p99_ms"] / found["idle_p99_ms"], 2),
+        }
+        return found | {"about": f"appendfsync {fsync}, memory data plane, medians of {chosen.rounds} rounds"}
+    finally:
+        close(app)
+        stock.end()
+        gateway.finish()
+        server.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def show(figures: Figures) -> Table:
+    table = Table(title="lists of creates, in slices of 64", caption=figures["about"])
+    for column in ("", "lists", "beside it", "ratio", "aim"):
+        table.add_column(column, justify="left" if not column else "right")
+    for title, other, ratio, aim in (
+        ("peers/s; no-op tasks drained/s", "no_op_per_s", "lists_to_no_op", "10"),
+        ("peers/s; one by one/s", "one_by_one_per_s", "lists_to_one_by_one", "12"),
+    ):
+        table.add_row(title, f"{figures['lists_per_s']:,.0f}", f"{figures[other]:,.0f}", f"{figures[ratio]:.1f}", aim)
+    table.add_row(
+        "interactive create p99, ms; idle",
+        *(f"{figures['beside_p99_ms']:.2f}", f"{figures['idle_p99_ms']:.2f}"),
+        *(f"{figures['beside_to_idle_p99']:.1f}", "at most 5"),
+    )
+    return table
+
+
+BENCH = Bench(script=__file__, about=__doc__ or "", measure=measure, show=show, options=options)
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [SENDER]:
+        send_for_ever(sys.argv[2])
+    else:
+        sys.exit(run(BENCH))

@@ -1,0 +1,154 @@
+"""What looks like Celery behaves like it, or is refused in a sentence; and tasks are registered once."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import chain, chord, group
+from gateways import GatewayProcess, MakeGateway, MakeSettings, close
+from keys import some_key
+
+from peerlane.config import names
+from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable
+from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.tasks import task_of
+
+
+@pytest.fixture
+def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    made = PeerlaneApp(settings())
+    yield made
+    close(made)
+
+
+@pytest.fixture
+def create(app: PeerlaneApp) -> Any:
+    """The task, as a program without types sees it."""
+    return task_of(app, names.CREATE_PEER)
+
+
+@pytest.fixture
+def site(gateway: MakeGateway) -> GatewayProcess:
+    return gateway()
+
+
+class TestAGroup:
+    def test_is_one_request_each_with_an_id_of_its_gateway(self, site: GatewayProcess, create: Any) -> None:
+        keys = [some_key() for _ in range(5)]
+        sent: Any = group(create.s(gateway=site.name, public_key=key) for key in keys).apply_async()
+        assert all(names.is_request_id(site.name, result.id) for result in sent.results)
+        assert [done["public_key"] for done in sent.get(timeout=20)] == keys
+
+    def test_tells_each_refusal_where_it_belongs(self, site: GatewayProcess, create: Any) -> None:
+        taken, free = some_key(), some_key()
+        create.apply_async(kwargs={"gateway": site.name, "public_key": taken}).get(timeout=20)
+        wishes = [
+            {"gateway": site.name, "public_key": taken, "keepalive": 25},
+            {"gateway": "nowhere", "public_key": some_key()},
+            {"gateway": site.name, "public_key": free},
+        ]
+        sent: Any = group(create.s(**wish) for wish in wishes).apply_async()
+        conflict, unavailable, made = sent.get(timeout=20, propagate=False)
+        assert (type(conflict), type(unavailable)) == (Conflict, Unavailable)
+        assert (made["outcome"], made["public_key"]) == ("created", free)
+        with pytest.raises(Conflict):
+            sent.get(timeout=20)
+
+    def test_leaves_nothing_behind_that_may_take_effect(self, site: GatewayProcess, create: Any) -> None:
+        site.hold()
+        sent: Any = group(create.s(gateway=site.name, public_key=some_key()) for _ in range(3)).apply_async()
+        outcomes = sent.get(timeout=0.5, propagate=False)
+        site.resume()
+        assert [type(each) for each in outcomes] == [TimedOut] * 3
+
+
+class TestWhatALaneCannotDo:
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("queue", "gateway.other"),
+            ("priority", 9),
+            ("time_limit", 5),
+            ("soft_time_limit", 5),
+            ("headers", {"a": 1}),
+            ("countdown", 5),
+            ("routing_key", "elsewhere"),
+        ],
+    )
+    def test_is_refused_by_its_name(self, create: Any, option: str, value: object) -> None:
+        with pytest.raises(Invalid, match=rf"a gateway's lane takes no {option}: "):
+            create.apply_async(kwargs={"gateway": "nowhere", "public_key": some_key()}, **{option: value})
+
+    def test_callbacks_are_refused(self, create: Any) -> None:
+        one, other = (create.si(gateway="nowhere", public_key=some_key()) for _ in range(2))
+        for option in ("link", "link_error"):
+            with pytest.raises(Invalid, match=rf"takes no {option}: a gateway runs no callbacks"):
+                create.apply_async(kwargs=one.kwargs, **{option: [other]})
+        with pytest.raises(Invalid, match="takes no chain: a gateway runs no callbacks"):
+            chain(one, other).apply_async()
+        with pytest.raises(Invalid, match="takes no chord: a gateway runs no callbacks"):
+            chord([create.si(**one.kwargs), create.si(**other.kwargs)], other).apply_async()
+
+    def test_nobody_is_called_back(self, app: PeerlaneApp) -> None:
+        with pytest.raises(Invalid, match="calls nobody back"):
+            app.AsyncResult("iad.1").then(some_key)
+
+
+class TestAResult:
+    @pytest.mark.parametrize("name", ["cancel", "revoke"])
+    def test_is_cancelled_for_good(self, site: GatewayProcess, create: Any, name: str) -> None:
+        site.hold()
+        sent = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
+        getattr(sent, name)()
+        site.resume()
+        with pytest.raises(TimedOut):
+            sent.get(timeout=20)
+
+    def test_that_had_taken_effect_says_so(self, site: GatewayProcess, create: Any) -> None:
+        sent = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
+        assert sent.get(timeout=20)["outcome"] == "created"
+        assert sent.cancel() is False
+
+    def test_of_an_id_is_a_lanes(self, app: PeerlaneApp, site: GatewayProcess) -> None:
+        found = app.AsyncResult(names.request_id(site.name, uuid.uuid4().hex))
+        assert isinstance(found, LaneResult)
+        with pytest.raises(TimedOut, match="cancelled and will never take effect"):
+            found.get(timeout=0.1)
+
+
+class TestSendTask:
+    def test_goes_the_lanes_own_way(self, app: PeerlaneApp, site: GatewayProcess) -> None:
+        key = some_key()
+        sent = app.send_task(names.CREATE_PEER, kwargs={"gateway": site.name, "public_key": key})
+        assert names.is_request_id(site.name, sent.id)
+        assert sent.get(timeout=20)["public_key"] == key
+        with pytest.raises(Unavailable, match="no gateway nowhere"):
+            app.send_task(names.DELETE_PEER, kwargs={"gateway": "nowhere", "public_key": key})
+
+
+def test_tasks_are_registered_once_whoever_asks_at_once(settings: MakeSettings) -> None:
+    for _ in range(5):
+        app = PeerlaneApp(settings())
+        app.finalize()
+        start, found = threading.Barrier(8), list[Any]()
+
+        def ask(app: PeerlaneApp = app, start: threading.Barrier = start, found: list[Any] = found) -> None:
+            start.wait()
+            found.append(task_of(app, names.CREATE_PEER))
+
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert [str(each.message) for each in told] == []
+        assert len({id(task) for task in found}) == 1
+        close(app)

@@ -1,0 +1,481 @@
+"""A Redis that has lost commits: they are made true again before anything is decided, by the writer or the next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from forgetful import Moment
+from keys import some_key
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from servers import RedisServer
+from writer_alone import WriterAlone
+
+from peerlane.config import names
+from peerlane.tasks.errors import Conflict, Fenced, TimedOut
+from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.status.alarms import read_alarms
+from peerlane.tasks.wire import outcome as results
+from peerlane.workers.peers.plan import Plan
+from peerlane.workers.store import journal
+from peerlane.workers.store.commit import Commit
+from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.loss import LOST_DATA
+
+
+class Bench(WriterAlone):
+    """A writer whose Redis can forget, and successors that find its redo file."""
+
+    def __init__(self, server: RedisServer, directory: Path) -> None:
+        super().__init__(server, directory)
+        self.directory = directory
+        self.bytes = Redis.from_url(server.url)
+        self._clients.append(self.bytes)
+
+    def moment(self) -> Moment:
+        return Moment(self.bytes, self.name)
+
+    def keep_file(self) -> None:
+        """As a gateway does at its start."""
+        store = self.writer.store
+        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+
+    def succeed(self) -> None:
+        """The writer dies without a word; the next one on this host starts."""
+        before = self.writer.store
+        if isinstance(before.sequence.journal.record, RedoFile):
+            before.sequence.journal.record.close()
+        redis = Redis.from_url(self.server.url, socket_timeout=2)
+        self._clients.append(redis)
+        store = Store(redis, self.name, result_ttl=600)
+        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+        self.writer = type(self.writer)(self.policy, store, self.plane, self.writer.facts)
+        self.writer.recover()
+
+    @property
+    def alarm(self) -> dict[str, Any] | None:
+        found = [alarm for alarm in read_alarms(self.bytes, self.name) if alarm.kind == LOST_DATA]
+        return dict(found[0].detail) if found else None
+
+    def refusal(self, request: str) -> type[BaseException]:
+        try:
+            self.outcome(request)
+        except Exception as error:  # noqa: BLE001 - which one is what is asked
+            return type(error)
+        raise AssertionError("it was not refused")
+
+
+@pytest.fixture
+def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(redis_server, tmp_path)
+    yield made
+    record = made.writer.store.sequence.journal.record
+    if isinstance(record, RedoFile):
+        record.close()
+    made.close()
+
+
+def confirmed(bench: Bench) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Commits of every kind, of which Redis is about to lose all: keys that are there, keys that are gone, outcomes."""
+    kept, gone = [some_key() for _ in range(3)], [some_key() for _ in range(2)]
+    told: dict[str, Any] = {}
+    for key in (*kept, *gone):
+        request = bench.request()
+        told[request] = bench.create(key, request=request)
+    for key in gone:
+        request = bench.request()
+        told[request] = bench.delete(key, request=request)
+    request = bench.request()
+    with pytest.raises(Conflict):
+        bench.create(kept[0], request=request, keepalive=25)
+    told[request] = Conflict
+    return kept, gone, told
+
+
+def is_true_again(bench: Bench, kept: list[str], gone: list[str], told: dict[str, Any]) -> None:
+    assert set(kept) <= set(bench.records)
+    assert not set(gone) & set(bench.records)
+    for request, outcome in told.items():
+        if outcome is Conflict:
+            assert bench.refusal(request) is Conflict
+        else:
+            assert bench.outcome(request) == outcome
+    bench.agree()
+
+
+class TestARedisThatIsBehind:
+    @pytest.mark.parametrize("next_act", ["create", "delete", "refusal", "heartbeat", "load"])
+    def test_is_told_by_whatever_comes_next(self, bench: Bench, next_act: str) -> None:
+        resident = some_key()
+        bench.create(resident)
+        before = bench.moment()
+        lost = confirmed(bench)
+        before.come_back()
+        match next_act:
+            case "create":
+                bench.create()
+            case "delete":
+                bench.delete(resident)
+            case "refusal":
+                with pytest.raises(Conflict):
+                    bench.create(resident, keepalive=9)
+            case "heartbeat":
+                assert bench.writer.store.heartbeat(phase="serving")
+                assert bench.writer.store.sequence.behind
+                assert bench.raw.hget(names.gateway_key(bench.name), "phase") is None, "nothing is told of it"
+                bench.writer.store.sequence.catch_up()
+            case _:
+                bench.writer.recovery_needed = "Redis has restarted"
+                bench.writer.recover()
+        is_true_again(bench, *lost)
+        assert bench.alarm is None
+
+    def test_gives_back_what_was_lost_in_the_middle(self, bench: Bench) -> None:
+        first = confirmed(bench)
+        before = bench.moment()
+        second = confirmed(bench)
+        before.come_back()
+        bench.create()
+        is_true_again(bench, *first)
+        is_true_again(bench, *second)
+
+    def test_says_existing_only_of_what_it_holds(self, bench: Bench) -> None:
+        before, key = bench.moment(), some_key()
+        addresses = bench.create(key)["allowed_ips"]
+        before.come_back()
+        again = bench.create(key)
+        assert (again["outcome"], again["allowed_ips"]) == ("existing", addresses)
+        assert key in bench.records
+
+    def test_does_not_answer_a_late_request_that_had_its_outcome(self, bench: Bench) -> None:
+        before, key, request = bench.moment(), some_key(), bench.request()
+        deadline = bench.now() + 1_000
+        told = bench.create(key, request=request, deadline=deadline)
+        before.come_back()
+        again = bench.create(key, request=request, deadline=1)
+        assert again == told == bench.outcome(request)
+
+    def test_that_has_answered_a_message_as_late_learns_its_outcome(self, bench: Bench) -> None:
+        before, key, request = bench.moment(), some_key(), bench.request()
+        told = bench.create(key, request=request)
+        before.come_back()
+        bench.raw.set(names.result_key(request), results.late(request))
+        bench.create()
+        assert bench.outcome(request) == told
+        bench.agree()
+
+    def test_of_one_of_a_group_each_outcome_is_made_true_again(self, bench: Bench) -> None:
+        before, store = bench.moment(), bench.writer.store
+        good, late, cancelled = bench.request(), bench.request(), bench.request()
+        Lanes(bench.bytes, result_ttl=600).cancel(cancelled)
+        records = {each: results.encode(each, {"outcome": "x"}) for each in (good, late, cancelled)}
+        answers = store.commit_many(
+            [Commit(good, 0, records[good]), Commit(late, 1, records[late]), Commit(cancelled, 0, records[cancelled])]
+        )
+        assert [answer.verdict for answer in answers] == ["committed", "expired", "duplicate"]
+        before.come_back()
+        store.sequence.catch_up()
+        assert bench.outcome(good) == {"outcome": "x"}
+        assert bench.refusal(late) is TimedOut
+        assert bench.raw.get(names.result_key(cancelled)) is None, "the tombstone was its caller's"
+
+    def test_that_has_lost_an_answer_that_did_not_come_loses_nothing(self, bench: Bench) -> None:
+        sequence = bench.writer.store.sequence
+        commit, before, key, lost = cast("Any", sequence)._commit, bench.moment(), some_key(), list[object]()  # noqa: SLF001
+
+        def losing(**told: Any) -> object:
+            answer = commit(**told)
+            if not lost:
+                lost.append(answer)
+                raise RedisConnectionError("the answer was lost")
+            return answer
+
+        cast("Any", sequence)._commit = losing  # noqa: SLF001
+        request = bench.request()
+        told = bench.create(key, request=request)
+        before.come_back()
+        bench.create()
+        assert bench.outcome(request) == told
+        assert key in bench.records
+        bench.agree()
+
+    def test_follows_a_caller_that_cancelled_before_it_had_heard(self, bench: Bench) -> None:
+        before, key, request = bench.moment(), some_key(), bench.request()
+        bench.create(key, request=request)
+        before.come_back()
+        Lanes(bench.bytes, result_ttl=600).cancel(request)
+        bench.create()
+        bench.create()
+        assert bench.refusal(request) is TimedOut
+        assert key not in bench.records
+        bench.agree()
+        assert bench.alarm is None, "nobody was told otherwise"
+
+
+class TestTwoWritersWithOneNumber:
+    def test_are_not_one(self, bench: Bench) -> None:
+        before, first = bench.moment(), bench.writer
+        bench.writer = slept = bench.new_writer()
+        before.come_back()
+        bench.writer = follower = bench.new_writer()
+        assert slept.store.epoch == follower.store.epoch > first.store.epoch
+        bench.create()
+        bench.writer = slept
+        with pytest.raises(Fenced):
+            bench.create()
+        bench.writer = follower
+        bench.create()
+        assert len(bench.records) == 2
+
+    def test_the_one_that_slept_registers_and_tells_nothing(self, bench: Bench) -> None:
+        before = bench.moment()
+        slept = bench.new_writer().store
+        before.come_back()
+        follower = bench.new_writer().store
+        follower.register({"endpoint": "new.example.com:51820"})
+        assert not slept.register({"endpoint": "old.example.com:51820"})
+        assert not slept.heartbeat(phase="stopped")
+        assert bench.raw.hget(names.gateway_key(bench.name), "endpoint") == "new.example.com:51820"
+
+    def test_a_start_that_is_lost_is_made_good(self, bench: Bench) -> None:
+        before = bench.moment()
+        bench.writer = bench.new_writer()
+        bench.writer.store.register({"endpoint": "gw.example.com:51820", "phase": "recovering"})
+        epoch = bench.writer.store.epoch
+        before.come_back()
+        bench.create()
+        assert bench.raw.get(names.epoch_key(bench.name)) == str(epoch)
+        assert bench.raw.hget(names.gateway_key(bench.name), "endpoint") == "gw.example.com:51820"
+        assert not bench.writer.fenced
+
+
+class TestMoreIsLostThanIsKept:
+    def test_an_alarm_counts_creates_and_deletes_and_the_table_makes_up_for_them(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST", 2)
+        gone = [some_key() for _ in range(2)]
+        for key in gone:
+            bench.create(key)
+        before = bench.moment()
+        kept = [some_key() for _ in range(5)]
+        for key in gone:
+            bench.delete(key)
+        for key in kept:
+            bench.create(key, preshared_key=some_key())
+        before.come_back()
+        bench.create()
+        bench.create()
+        assert set(kept) <= set(bench.records)
+        assert not set(gone) & set(bench.records)
+        bench.agree()
+        # The last two creates were kept; of the rest the table knew.
+        assert bench.alarm == {"outcomes": 5, "creates": 3, "deletes": 2, "failed": 0}
+
+    def test_a_redis_that_was_emptied_has_lost_its_data_and_no_newer_writer(self, bench: Bench) -> None:
+        kept, gone, _ = confirmed(bench)
+        bench.bytes.delete(*cast("list[str]", bench.bytes.keys(f"*{bench.name}*")))
+        bench.create()
+        bench.create()
+        assert not bench.writer.fenced
+        assert set(kept) <= set(bench.records)
+        assert not set(gone) & set(bench.records)
+        bench.agree()
+
+
+class TestTheRedoFile:
+    def test_closes_the_death_of_writer_and_redis_at_one_moment(self, bench: Bench) -> None:
+        bench.keep_file()
+        first = confirmed(bench)
+        before = bench.moment()
+        second = confirmed(bench)
+        before.come_back()
+        bench.succeed()
+        is_true_again(bench, *first)
+        is_true_again(bench, *second)
+        assert bench.alarm is None
+
+    def test_holds_good_over_several_writers(self, bench: Bench) -> None:
+        bench.keep_file()
+        bench.create()
+        before = bench.moment()
+        first = confirmed(bench)
+        bench.succeed()
+        second = confirmed(bench)
+        before.come_back()
+        bench.succeed()
+        is_true_again(bench, *first)
+        is_true_again(bench, *second)
+
+    def test_holds_a_commit_whose_writer_died_before_it_had_heard(self, bench: Bench) -> None:
+        bench.keep_file()
+        bench.create()
+        before, sequence, key, request = bench.moment(), bench.writer.store.sequence, some_key(), bench.request()
+        told = bench.create(key, request=request)
+        assert sequence.journal.record is not None
+        before.come_back()
+        bench.succeed()
+        assert bench.outcome(request) == told
+        assert key in bench.records
+
+    def test_of_what_was_refused_makes_nothing_true(self, bench: Bench) -> None:
+        bench.keep_file()
+        bench.create()
+        before, request, key = bench.moment(), bench.request(), some_key()
+        Lanes(bench.bytes, result_ttl=600).cancel(request)
+        with pytest.raises(TimedOut):
+            bench.create(key, request=request)
+        before.come_back()
+        bench.succeed()
+        assert key not in bench.records
+        bench.agree()
+
+    def test_turns_to_a_new_file_and_loses_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("peerlane.workers.store.redo_file.LARGEST", 4_000)
+        bench.keep_file()
+        bench.create()
+        bench.create()
+        before, keys = bench.moment(), [some_key() for _ in range(6)]
+        for key in keys:
+            bench.create(key)
+        assert (bench.directory / f"{bench.name}.redo.1").exists()
+        before.come_back()
+        bench.succeed()
+        assert set(keys[-3:]) <= set(bench.records)
+
+    def test_is_for_its_owner_and_holds_no_secret_in_clear(self, bench: Bench) -> None:
+        bench.keep_file()
+        bench.create()
+        before, secret, key, other = bench.moment(), some_key(), some_key(), some_key()
+        bench.create(key, preshared_key=secret)
+        bench.create(other)
+        path = bench.directory / f"{bench.name}.redo"
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert secret not in path.read_text()
+        before.come_back()
+        bench.succeed()
+        assert other in bench.records
+        assert key not in bench.records
+        assert key in bench.plane.peers(), "what the device holds stays"
+        assert bench.alarm == {"outcomes": 1, "creates": 1, "deletes_at_most": 0}
+
+    def test_is_ignored_where_another_writer_has_served_since(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench.keep_file()
+        bench.create()
+        bench.new_writer()
+        bench.succeed()
+        assert "is ignored: another writer has served the gateway since" in caplog.text
+        assert bench.alarm is None
+
+    def test_of_another_redis_is_ignored_and_told(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+        bench.keep_file()
+        key = some_key()
+        bench.create(key)
+        bench.bytes.delete(*cast("list[str]", bench.bytes.keys(f"*{bench.name}*")))
+        bench.succeed()
+        assert "this Redis knows none of its writers" in caplog.text
+        assert bench.records == {}
+        assert key in bench.plane.peers()
+        assert bench.alarm == {"outcomes": 1, "creates": 1, "deletes_at_most": 0}
+
+    @pytest.mark.parametrize(
+        "damage",
+        ["truncated_line", "flipped_bit", "foreign", "not_a_file", "others_may_write", "another_gateway", "no_start"],
+    )
+    def test_that_is_none_of_ours_is_ignored_with_a_sentence(
+        self, bench: Bench, damage: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench.keep_file()
+        bench.create()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+        path = bench.directory / f"{bench.name}.redo"
+        raw = path.read_bytes()
+        match damage:
+            case "truncated_line":  # a writer that was killed while it wrote: what is whole counts
+                path.write_bytes(raw + raw.splitlines()[-1][:50])
+            case "flipped_bit":
+                path.write_bytes(raw[:30] + bytes([raw[30] ^ 1]) + raw[31:])
+            case "foreign":
+                path.write_text("#!/bin/sh\n")
+            case "not_a_file":
+                path.unlink()
+                path.symlink_to("/etc/passwd")
+            case "others_may_write":
+                path.chmod(0o666)
+            case "another_gateway":
+                path.rename(path.with_name("x"))
+                _another(path, bench)
+            case _:
+                path.write_bytes(b"".join(raw.splitlines(keepends=True)[1:]))
+        before.come_back()
+        bench.succeed()
+        if damage == "truncated_line":
+            assert key in bench.records
+        else:
+            assert key not in bench.records
+            assert "is ignored: " in caplog.text
+        assert bench.create()["outcome"] == "created"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"key": "../../etc", "before": False, "gone": [], "taken": []},
+            {"key": "", "before": False, "gone": [], "taken": ["10.8.0.1; DROP"]},
+            {"key": "", "before": 1, "gone": [], "taken": []},
+            {"key": "", "before": False, "gone": [], "taken": [], "record": "junk"},
+        ],
+        ids=["key", "prefix", "before", "record"],
+    )
+    def test_with_a_sound_checksum_and_unsound_content_is_ignored(
+        self, bench: Bench, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench.keep_file()
+        record = bench.writer.store.sequence.journal.record
+        assert isinstance(record, RedoFile)
+        request = bench.request()
+        made = journal.Made(
+            request,
+            results.encode(request, {"outcome": "x"}),
+            json.dumps([{**change, "key": change["key"] or some_key()}]),
+        )
+        record.note(bench.writer.store.sequence.known, [made])
+        bench.succeed()
+        assert "is ignored: it holds what no writer writes" in caplog.text
+        assert bench.raw.get(names.result_key(request)) is None
+
+    def test_that_cannot_be_written_is_told_once_and_stops_nobody(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (bench.directory / f"{bench.name}.redo").mkdir()
+        bench.keep_file()
+        bench.create()
+        bench.create()
+        assert caplog.text.count("cannot be written") == 1
+
+
+def _another(path: Path, bench: Bench) -> None:
+    other = RedoFile(path.parent, bench.name)
+    other._gateway = "another"  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as that gateway's writer would
+    other.begin(1, "t", 0, (0, ""), anew=True)
+    other.close()
+    os.chmod(path, 0o600)  # noqa: PTH101
+
+
+def test_a_commit_of_a_plan_that_is_not_kept_needs_no_file(bench: Bench) -> None:
+    """Without a state directory everything else holds."""
+    assert bench.writer.store.sequence.journal.record is None
+    key = some_key()
+    before = bench.moment()
+    bench.create(key)
+    before.come_back()
+    bench.writer.store.commit(bench.request(), 0, "{}", [Plan("absent", some_key(), None, None)])
+    assert key in bench.records

@@ -1,0 +1,122 @@
+"""Plans lists: each wish for itself, as if one came after the other, and all of them in one commit.
+
+A refusal may rest on what another wish of the list has taken: both are made true by the same commit, or neither is.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from peerlane.tasks.errors import Conflict, PeerlaneError, Unavailable
+from peerlane.tasks.wire.lists import ANSWER_BYTES, CreatePeers, DeletePeers, delete_of, error_answer, wish_of
+from peerlane.tasks.wire.model import CreatePeer
+from peerlane.tasks.wire.stored_peer import StoredPeer
+from peerlane.workers.peers.plan import Plan, check_lane, plan_create, plan_delete
+from peerlane.workers.peers.planning import Decision, PlanningContext
+from peerlane.workers.peers.table import PeerTable
+
+
+class _Answers:
+    """Answers and plans of one list, as they come. Each key has one plan: what it comes to in the end."""
+
+    def __init__(self) -> None:
+        self.answers: list[dict[str, Any]] = []
+        self.plans: dict[str, Plan] = {}
+        self.indexes: list[int] = []
+        self._bytes = 0
+
+    def open(self, context: PlanningContext) -> None:
+        """Whether the next wish can be planned.
+
+        Raises:
+            PeerlaneError: the device has refused it, or there is no room for its answer.
+        """
+        if refused := context.refused.get(len(self.answers)):
+            raise refused
+        if self._bytes > ANSWER_BYTES:
+            raise Unavailable("the answers to this list are too large already: ask for this peer in another list")
+
+    def add(self, plan: Plan, answer: dict[str, Any]) -> None:
+        if plan.public_key not in self.plans:
+            self.plans[plan.public_key] = plan
+            self.indexes.append(len(self.answers))
+        self.answers.append(answer)
+        if len(answer.get("allowed_ips", ())) > 2 or "labels" in answer:  # nearly none is larger than that
+            self._bytes += len(json.dumps(answer))
+
+    def refuse(self, error: PeerlaneError) -> None:
+        self.answers.append(error_answer(error))
+
+    def decision(self, gateway: str, deadline: int | None, **facts: str) -> Decision:
+        plans = tuple(self.plans.values())
+        changes = tuple(change for plan in plans for change in plan.changes)
+        result = {"outcome": "listed", "gateway": gateway, "answers": self.answers, **facts}
+        return Decision(plans, changes, result, deadline or 0, indexes=tuple(self.indexes))
+
+
+def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
+    """Peers, wished for."""
+    table = context.table
+    check_lane(table.policy, wish.gateway)
+    found = _Answers()
+    entered: list[Plan] = []
+    try:
+        for fields in wish.wishes:
+            try:
+                found.open(context)
+                each = context.opened(wish_of(wish.gateway, fields))
+                if each.public_key in table.foreign:
+                    raise Conflict("the device has a peer of this key that Redis does not know: import or delete it")
+                plan = plan_create(table, each, now=context.now, state=context.state)
+            except PeerlaneError as error:
+                found.refuse(error)
+                continue
+            if plan.after is None:
+                continue  # of a create there is none
+            found.add(plan, _granted(plan, each, plan.after))
+            if plan.before is not plan.after:
+                table.put(plan.after)
+                entered.append(plan)
+    finally:
+        _undo(table, entered)
+    return found.decision(wish.gateway, wish.deadline, **context.facts)
+
+
+def _undo(table: PeerTable, entered: list[Plan]) -> None:
+    for plan in reversed(entered):
+        if plan.before is not None:
+            table.put(plan.before)
+        else:
+            table.drop(plan.public_key)
+
+
+def _granted(plan: Plan, wish: CreatePeer, peer: StoredPeer) -> dict[str, Any]:
+    answer: dict[str, Any] = {"outcome": plan.outcome, "created_at": peer.created_at}
+    if wish.allowed_ips is None:
+        answer["allowed_ips"] = [str(prefix) for prefix in peer.allowed_ips]
+    if peer.expires_at is not None:
+        answer["expires_at"] = peer.expires_at
+    return answer
+
+
+def delete_peers(context: PlanningContext, wish: DeletePeers) -> Decision:
+    """Peers, no longer wished for; one that is named twice is absent the second time."""
+    table = context.table
+    check_lane(table.policy, wish.gateway)
+    found = _Answers()
+    for key in wish.public_keys:
+        try:
+            found.open(context)
+            plan = plan_delete(table, delete_of(wish.gateway, key))
+        except PeerlaneError as error:
+            found.refuse(error)
+            continue
+        peer = None if key in found.plans else plan.before
+        found.add(plan, {"outcome": "absent"} if peer is None else {"outcome": "deleted", **_gone(peer)})
+    return found.decision(wish.gateway, wish.deadline)
+
+
+def _gone(peer: StoredPeer) -> dict[str, Any]:
+    """What there was, but for what its result has by default and its key, which the list names."""
+    return {name: value for name, value in peer.public().items() if value and name != "public_key"}

@@ -1,0 +1,124 @@
+"""The last commits of a writer, kept so that they can be made true again on a Redis that has lost them. No I/O.
+
+A commit is noted before it is sent, and corrected once its answer is known: whoever is killed in between has it noted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+#: Commits kept, their bytes, and seconds for which they are kept: beyond any lag of a replica that is chosen.
+MOST = 50_000
+MOST_BYTES = 64 * 1024 * 1024
+KEPT_FOR = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One outcome in the form that ``redo`` takes."""
+
+    request_id: str
+    result: str
+    #: As the commit takes them.
+    changes: str
+    share: str | None = None
+    tag: str = ""
+    #: Whether its changes hold a preshared key in clear: they go to no file.
+    secret: bool = False
+
+
+@dataclass(slots=True)
+class Step:
+    """The outcomes that one call made true: all of them, or, where Redis lost the call, none."""
+
+    #: The sequence before it and after it.
+    base: int
+    seq: int
+    made: Sequence[Made]
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def size(self) -> int:
+        """Bytes, nearly."""
+        return sum(len(each.result) + len(each.changes) + 200 for each in self.made)
+
+
+class Record(Protocol):
+    """Where steps are noted as well (peerlane.workers.store.redo_file). Never raises."""
+
+    def note(self, base: int, made: Sequence[Made]) -> None:
+        """A step is about to be sent."""
+        ...
+
+    def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
+        """Of the step noted last only these became true, by number; ``late`` as requests that came too late."""
+        ...
+
+
+class Journal:
+    """The steps that are kept, oldest first."""
+
+    def __init__(self, record: Record | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.record = record
+        self._steps: deque[Step] = deque()
+        self._outcomes = self._bytes = 0
+        self._clock = clock
+        #: The step that was sent and has no answer yet.
+        self.pending: Step | None = None
+
+    def __len__(self) -> int:
+        return self._outcomes
+
+    def note(self, base: int, made: Sequence[Made]) -> None:
+        """Note a step that is about to be sent."""
+        self.pending = Step(base, base + len(made), made, self._clock())
+        if self.record is not None:
+            self.record.note(base, made)
+
+    def answered(self, seq: int, kept: Sequence[int], late: Sequence[int], records: Sequence[str]) -> None:
+        """The step has its answer: the sequence, and which of its outcomes became true, by number.
+
+        ``records`` are those of the ``late`` ones, which had another result.
+        """
+        step, self.pending = self.pending, None
+        if step is None:
+            return
+        if self.record is not None and len(kept) < len(step.made):
+            self.record.correct(kept, late)
+        expired = [
+            Made(step.made[n].request_id, r, "[]", step.made[n].share, step.made[n].tag)
+            for n, r in zip(late, records, strict=True)
+        ]
+        made = [step.made[number] for number in kept] + expired
+        if made:
+            self.keep(Step(step.base, seq, made, step.at))
+
+    def withdrawn(self) -> None:
+        """The step was not carried out."""
+        self.answered(0, (), (), ())
+
+    def keep(self, step: Step) -> None:
+        """Keep a step; the oldest go where there are too many."""
+        self._steps.append(step)
+        self._outcomes += len(step.made)
+        self._bytes += step.size
+        while len(self._steps) > 1 and (
+            self._outcomes > MOST or self._bytes > MOST_BYTES or self._clock() - self._steps[0].at > KEPT_FOR
+        ):
+            gone = self._steps.popleft()
+            self._outcomes -= len(gone.made)
+            self._bytes -= gone.size
+
+    def keep_all(self, steps: Iterable[Step]) -> None:
+        """Keep those of an earlier writer."""
+        for step in steps:
+            self.keep(step)
+
+    def after(self, seq: int) -> tuple[list[Step], int]:
+        """The steps that a Redis at this sequence lacks, and how many outcomes it lacks that are not kept."""
+        lacking = [step for step in self._steps if step.seq > seq]
+        return lacking, max(0, lacking[0].base - seq) if lacking else 0

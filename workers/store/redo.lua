@@ -1,0 +1,41 @@
+-- Make true again, in their order, commits that Redis had confirmed and lost; the writer's start too, if that is lost.
+-- They were in time and allowed when they were made, so neither deadline nor draining is asked about again.
+-- KEYS  as for commit
+-- ARGV  1 epoch of this writer  2 its token  3 the sequence after these commits  4 a result's least TTL in s
+--       then four for each request: result, changes, tag, id
+-- Returns {'fenced'}, or {'current', then for each request whether it is true: 'made', 'known' or 'lost'}
+local current, seq = standing(KEYS[1], KEYS[4], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
+if current == 'fenced' then return {'fenced'} end
+local function redo(key, share, result, changes, tag, id)
+  local stored = redis.call('GET', key)
+  -- What waited past its deadline is answered as it is taken, before anybody has seen that its outcome was lost.
+  local late = 'its deadline had passed before the gateway could commit it'
+  if stored and (stored == result or not string.find(stored, late, 1, true)) then
+    leave_share(key, share, id)
+    acknowledge(tag)
+    -- Something else: its caller had not heard of it, and has cancelled it meanwhile.
+    return stored == result and 'known' or 'lost'
+  end
+  changes = cjson.decode(changes)
+  for _, change in ipairs(changes) do
+    if change.kept and redis.call('HEXISTS', KEYS[2], change.key) == 0 then return 'lost' end
+    for _, prefix in ipairs(change.taken) do
+      local owner = redis.call('HGET', KEYS[3], prefix)
+      if owner and owner ~= change.key then return 'lost' end
+    end
+  end
+  apply(changes)
+  settle(key, share, tag, id, result, ARGV[4])
+  return 'made'
+end
+local newest = tonumber(redis.call('GET', KEYS[1]) or '0')
+if newest < tonumber(ARGV[1]) then redis.call('INCRBY', KEYS[1], tonumber(ARGV[1]) - newest) end
+local answers = {'current'}
+for number = 0, (#KEYS - 6) / 2 - 1 do
+  local key, at = 7 + number * 2, 5 + number * 4
+  local ok, answer = pcall(redo, KEYS[key], KEYS[key + 1], unpack(ARGV, at, at + 3))
+  answers[#answers + 1] = ok and answer or 'lost'
+end
+redis.call('HSET', KEYS[4], 'writer', ARGV[2])
+if seq < tonumber(ARGV[3]) then redis.call('HSET', KEYS[4], 'seq', ARGV[3]) end
+return answers

@@ -1,0 +1,274 @@
+"""The last commits of a gateway's writers in a local file: what makes them true again after a writer has died.
+
+It has to outlive the process, not the host, so nothing is synced; a host that loses its power has lost its device's
+peers anyway. Two files of bounded size take turns. Each line is a checksum and a JSON object: the start of a writer, a
+step that it is about to send, or, where not all of a step became true, what did. Preshared keys are in it as in Redis
+where they are sealed there; a change that holds one in clear is left out. Nothing in a file is believed that is not
+exactly what a writer of this gateway writes; a file that is not is left alone, and the next writer begins anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from peerlane.config import names
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire.model import Peer, check_public_key
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.workers.store.journal import MOST, Made, Step
+
+log = logging.getLogger(__name__)
+
+#: Bytes of one of the two files, and outcomes in it, beyond which the other one is begun.
+LARGEST = 32 * 1024 * 1024
+MOST_IN_ONE = MOST // 2
+#: Bytes beyond which no file is read: one more step, an import say, may have made it so much larger.
+READ_AT_MOST = 4 * LARGEST
+
+
+class Unusable(Exception):
+    """A file is none of ours, or damaged; the text is for the log."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """What the files hold."""
+
+    steps: list[Step] = field(default_factory=list[Step])
+    #: The writers that wrote them and those they followed: (epoch, token). Redis has to know the last of one of these.
+    writers: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+    #: The sequence after the last step, and the epoch of the last writer.
+    seq: int = 0
+    epoch: int = 0
+
+
+class RedoFile:
+    """The files of one gateway in a directory. Where one cannot be written, that is said and the writer goes on."""
+
+    def __init__(self, directory: Path, gateway: str) -> None:
+        self._gateway = gateway
+        self._path, self._before = directory / f"{gateway}.redo", directory / f"{gateway}.redo.1"
+        self._file: int | None = None
+        self._bytes = self._outcomes = 0
+        self._begun: dict[str, Any] = {}
+
+    def read(self) -> Kept:
+        """What earlier writers have left; nothing of it where any part is not as a writer writes it."""
+        kept = Kept()
+        for path in (self._before, self._path):
+            try:
+                raw = _read_own(path)
+            except FileNotFoundError:
+                continue
+            except (OSError, Unusable) as error:
+                told = str(error) if isinstance(error, Unusable) else error.strerror
+                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, told)
+                return Kept()
+            try:
+                _Reader(self._gateway, kept).read(raw)
+            except (Unusable, PeerlaneError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+                told = str(error) if isinstance(error, Unusable) else "it holds what no writer writes"
+                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, told)
+                return Kept()
+        return kept
+
+    def begin(self, epoch: int, writer: str, seq: int, followed: tuple[int, str], *, anew: bool) -> None:
+        """A writer starts at a sequence, after the one of ``followed``. ``anew``: what is there is worth nothing."""
+        self._begun = {"gateway": self._gateway, "epoch": epoch, "writer": writer, "after": list(followed)}
+        try:
+            if anew:
+                self._before.unlink(missing_ok=True)
+                self._path.unlink(missing_ok=True)
+            self._open()
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._write({**self._begun, "seq": seq})
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(self._path, flags, 0o600)
+        os.fchmod(self._file, 0o600)
+        self._bytes, self._outcomes = os.fstat(self._file).st_size, 0
+        if self._bytes and (torn := _torn(self._path)):  # its writer was killed while it wrote
+            self._bytes -= torn
+            os.ftruncate(self._file, self._bytes)
+
+    def note(self, base: int, made: Sequence[Made]) -> None:
+        """A step is about to be sent."""
+        if self._file is None:
+            return
+        if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
+            self._turn(base)
+        self._outcomes += len(made)
+        told = [
+            [each.request_id, each.result, None if each.secret else each.changes, each.share, each.tag] for each in made
+        ]
+        self._write({"base": base, "made": told})
+
+    def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
+        """Of the step noted last only these became true."""
+        self._write({"kept": list(kept), "late": list(late)})
+
+    def _turn(self, base: int) -> None:
+        try:
+            self.close()
+            self._path.replace(self._before)
+            self._open()
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._write({**self._begun, "seq": base})
+
+    def _write(self, what: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        text = json.dumps(what, separators=(",", ":")).encode()
+        line = b"%08x %s\n" % (zlib.crc32(text), text)
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(28, "no room")
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._bytes += len(line)
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning(
+            "gateway %s: %s cannot be written (%s): commits that Redis loses when this writer dies at the same moment "
+            "cannot be made true again",
+            *(self._gateway, self._path, error.strerror),
+        )
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; it stays."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _read_own(path: Path) -> bytes:
+    # O_NONBLOCK: a FIFO by that name must not hang the start.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable("it is not a regular file")
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise Unusable("it belongs to another user, or others may use it")
+        if status.st_size > READ_AT_MOST:
+            raise Unusable(f"it is larger than {READ_AT_MOST} bytes")
+        return file.read(READ_AT_MOST)
+
+
+def _torn(path: Path) -> int:
+    """Bytes after the last whole line."""
+    raw = _read_own(path)
+    return len(raw) - (raw.rfind(b"\n") + 1)
+
+
+class _Reader:
+    """Reads one file's lines into what is kept."""
+
+    def __init__(self, gateway: str, kept: Kept) -> None:
+        self._gateway, self._kept = gateway, kept
+        self._begun = False
+
+    def read(self, raw: bytes) -> None:
+        """Raises Unusable, or another error where a line holds what no writer writes."""
+        *lines, _torn_line = raw.split(b"\n")
+        for line in lines:
+            told, text = line[:8], line[9:]
+            if line[8:9] != b" " or told != b"%08x" % zlib.crc32(text):
+                raise Unusable("it is damaged")
+            found = cast("dict[str, Any]", json.loads(text))
+            if "gateway" in found:
+                self._start(found)
+            elif not self._begun:
+                raise Unusable("it does not begin with the start of a writer")
+            elif "made" in found:
+                self._step(found)
+            else:
+                self._correction(found)
+
+    def _start(self, found: dict[str, Any]) -> None:
+        if found["gateway"] != self._gateway:
+            raise Unusable("it is another gateway's")
+        kept, epoch, seq = self._kept, _number(found["epoch"]), _number(found["seq"])
+        before, followed = found["after"]
+        kept.writers.add((epoch, _token(found["writer"])))
+        if before:  # else it knows nothing of this gateway, as any other Redis does
+            kept.writers.add((_number(before), _token(followed)))
+        kept.epoch = max(kept.epoch, epoch)
+        self._ends_at(seq)
+        self._begun = True
+
+    def _ends_at(self, seq: int) -> None:
+        if self._kept.steps and seq >= self._kept.steps[-1].base:
+            self._kept.steps[-1].seq = min(self._kept.steps[-1].seq, seq)
+        self._kept.seq = max(self._kept.seq, seq)
+
+    def _step(self, found: dict[str, Any]) -> None:
+        base = _number(found["base"])
+        self._ends_at(base)
+        made = [self._made(*each) for each in found["made"]]
+        self._kept.steps.append(Step(base, base + len(made), made))
+        self._kept.seq = base + len(made)
+
+    def _correction(self, found: dict[str, Any]) -> None:
+        step = self._kept.steps[-1]
+        kept, late = ([_number(each) for each in found[name]] for name in ("kept", "late"))
+        expired = [step.made[number] for number in late]
+        step.made = [
+            *(step.made[number] for number in kept),
+            *(Made(each.request_id, results.late(each.request_id), "[]", each.share, each.tag) for each in expired),
+        ]
+        step.seq = self._kept.seq = step.base + len(step.made)
+        if not step.made:
+            self._kept.steps.pop()
+
+    def _made(self, request_id: object, result: object, changes: object, share: object, tag: object) -> Made:
+        if not names.is_request_id(self._gateway, request_id):
+            raise Unusable("it names a request that is not this gateway's")
+        if not isinstance(result, str) or not isinstance(tag, str) or len(tag) > 200:
+            raise Unusable("it holds what no writer writes")
+        if share is not None and not str(share).startswith(names.share_key(self._gateway, "")):
+            raise Unusable("it names a share that is not this gateway's")
+        if json.loads(result)["status"] not in ("SUCCESS", "FAILURE"):
+            raise Unusable("it holds what no writer writes")
+        if changes is not None:
+            for change in json.loads(str(changes)):
+                _check(change)
+        told = None if share is None else str(share)
+        return Made(str(request_id), result, "" if changes is None else str(changes), told, tag, changes is None)
+
+
+def _check(change: dict[str, Any]) -> None:
+    check_public_key(change["key"])
+    if not isinstance(change["before"], bool) or change.get("kept", True) is not True:
+        raise Unusable("it holds what no writer writes")
+    for prefix in (*change["gone"], *change["taken"]):
+        Prefix.parse(prefix)
+    if "record" in change:
+        Peer.from_record(change["key"], change["record"])
+
+
+def _number(told: object) -> int:
+    if not isinstance(told, int) or isinstance(told, bool) or not 0 <= told < 2**53:
+        raise Unusable("it holds what no writer writes")
+    return told
+
+
+def _token(told: object) -> str:
+    if not isinstance(told, str) or len(told) > 64 or not told.isascii():
+        raise Unusable("it holds what no writer writes")
+    return told

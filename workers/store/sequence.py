@@ -1,0 +1,275 @@
+"""The commit sequence: a number in the gateway's hash that each outcome raises, and what a writer does by it.
+
+A replica that was promoted, and a Redis that lost its last second, hold a beginning of what their one writer has
+committed. Its last commits are kept (``journal``), so what is missing can be made true again, in order, before anything
+is decided. Which writer the number belongs to is told by the epoch and by a token that no other writer has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from peerlane.config import names
+from peerlane.tasks.lane.server_clock import ServerClock
+from peerlane.tasks.wire import outcome as results
+from peerlane.workers.store.commit import Answer, Commit, Verdict
+from peerlane.workers.store.journal import Journal, Made, Step
+from peerlane.workers.store.procedures import Procedure
+from peerlane.workers.store.redo_file import RedoFile
+
+log = logging.getLogger(__name__)
+
+#: Outcomes made true again in one call: Redis is busy with them for about a millisecond.
+AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """Who had committed before this writer, as Redis knows."""
+
+    epoch: int
+    writer: str
+    seq: int
+
+
+@dataclass(slots=True)
+class Lost:
+    """What Redis has lost and could not be made true again as it was."""
+
+    #: Outcomes that were not kept any more.
+    outcomes: int = 0
+    #: Outcomes that Redis holds otherwise now: their callers had not heard of them, and have cancelled them.
+    disputed: int = 0
+    #: The public keys of these.
+    keys: set[str] = field(default_factory=set[str])
+    #: Outcomes made true again.
+    redone: int = 0
+    #: Outcomes of a gateway of which Redis knows nothing any more.
+    unknown: int = 0
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether peers may be lost, or back, that nothing was kept of."""
+        return self.outcomes > 0 or self.unknown > 0
+
+    def __bool__(self) -> bool:
+        return self.incomplete or self.disputed > 0
+
+
+class CommitSequence:
+    """One writer's commits in their order. Raises redis.RedisError as it comes."""
+
+    def __init__(self, redis: Redis, gateway: str, *, result_ttl: int, clock: ServerClock) -> None:
+        self.gateway = gateway
+        self.clock = clock
+        self.epoch = 0
+        #: The random part of the epoch: no two writers have the same.
+        self.writer = ""
+        #: How many outcomes this gateway has had, as this writer knows.
+        self.known = 0
+        self.journal = Journal()
+        #: Redis was found to be behind by somebody who cannot mend it: the heartbeat.
+        self.behind = False
+        #: What nobody has dealt with yet.
+        self.lost = Lost()
+        #: What the gateway says of itself, for a Redis that has lost that too.
+        self.facts: Mapping[str, str | float] = {}
+        self._redis = redis
+        self._result_ttl = result_ttl
+        self._epoch_key, self._gateway_key = names.epoch_key(gateway), names.gateway_key(gateway)
+        self._keys = [
+            *(self._epoch_key, names.peers_key(gateway), names.addresses_key(gateway), self._gateway_key),
+            *(names.unacked_key(gateway), names.unacked_key(gateway, "_index")),
+        ]
+        self._begin, self._redo = Procedure(redis, "begin"), Procedure(redis, "redo")
+        self._commit, self._release = Procedure(redis, "commit"), Procedure(redis, "release")
+        self._check, self._tell = Procedure(redis, "check"), Procedure(redis, "heartbeat")
+
+    @property
+    def _fence(self) -> tuple[int, str, int]:
+        return self.epoch, self.writer, self.known
+
+    def begin(self) -> Predecessor:
+        """Begin a new epoch: from here on every earlier writer of this gateway is refused."""
+        token = secrets.token_hex(8)
+        epoch, seq, before, writer = cast(
+            "tuple[int, int, int, bytes]",
+            tuple(cast("list[object]", self._begin(keys=[self._epoch_key, self._gateway_key], args=[token]))),
+        )
+        self.epoch, self.writer, self.known = epoch, token, seq
+        return Predecessor(before, writer.decode(errors="replace"), seq)
+
+    def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
+        """Take over what earlier writers have left in a file, and have it written from now on."""
+        kept = file.read()
+        before = predecessor.epoch, predecessor.writer
+        usable = before in kept.writers
+        if usable:
+            self.journal.keep_all(kept.steps)
+            self.known = max(self.known, kept.seq)
+        elif kept.steps:
+            newer = predecessor.epoch > kept.epoch
+            why = "another writer has served the gateway since" if newer else "this Redis knows none of its writers"
+            log.warning("gateway %s: the redo file is ignored: %s", self.gateway, why)
+            self.lost.unknown = 0 if newer else kept.seq
+        file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
+        self.journal.record = file
+
+    def commit(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
+        """Make outcomes true in one step, each with a verdict of its own.
+
+        ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
+        """
+        made = [
+            Made(each.request_id, each.result, change, each.share, each.tag, secret)
+            for each, (change, secret) in zip(commits, changes, strict=True)
+        ]
+        while True:
+            self._note(made)
+            try:
+                answers = self._send(commits, changes)
+            except ResponseError:
+                self.journal.withdrawn()
+                raise
+            if answers[0].verdict != "behind":
+                return answers
+            self.journal.withdrawn()
+            self.catch_up()
+
+    def _note(self, made: Sequence[Made]) -> None:
+        pending = self.journal.pending
+        if pending is not None and pending.made == made:
+            return  # asked again: its answer did not come
+        if pending is not None:
+            _, seq = self._ask([])
+            self.journal.answered(seq, range(len(pending.made)) if seq > pending.base else (), (), ())
+            self.known = max(self.known, seq)
+        self.journal.note(self.known, made)
+
+    def _send(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
+        keys = list(self._keys)
+        args: list[str | int | bytes] = [*self._fence, self._result_ttl]
+        for each, (change, _) in zip(commits, changes, strict=True):
+            result_key = names.result_key(each.request_id)
+            keys += [result_key, each.share or result_key]
+            args += [each.deadline, each.result, results.late(each.request_id), change]
+            args += [int(each.creates), each.tag, each.request_id]
+        removal = all(each.is_removal for each in commits)
+        answers, seq = self._answers((self._release if removal else self._commit)(keys=keys, args=args))
+        if all(answer.verdict not in ("behind", "fenced") for answer in answers):
+            self.known = max(self.known, seq)
+            kept = [n for n, answer in enumerate(answers) if _is_own(answer, commits[n])]
+            late = [n for n, answer in enumerate(answers) if answer.verdict == "expired"]
+            self.journal.answered(seq, kept, late, [answers[number].stored for number in late])
+        elif answers[0].verdict != "behind":
+            self.journal.withdrawn()
+        return answers
+
+    def check(self, requests: Sequence[tuple[str, int]]) -> list[Answer]:
+        """Whether requests (id, deadline) could still commit: ``open``, or why not."""
+        while True:
+            answers, _ = self._ask(requests)
+            if not answers or answers[0].verdict != "behind":
+                return answers
+            self.catch_up()
+
+    def prepare(self) -> None:
+        """Make sure that the procedures can be called, before anybody is made way for."""
+        self._ask([(names.request_id(self.gateway, "start"), 0)])
+
+    def tell(self, fields: Mapping[str, str | float], redis: Redis | None = None, metrics: str | None = None) -> str:
+        """Tell what the writer is and does: ``current``, or why nothing was told. ``redis`` is this thread's own."""
+        keys = [self._gateway_key, self._epoch_key]
+        args: list[str | int | bytes] = list(self._fence)
+        args += [part if isinstance(part, int) else str(part) for pair in fields.items() for part in pair]
+        if metrics is not None:
+            keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
+            args.append(metrics)
+        return cast("bytes", self._tell(keys=keys, args=args, client=redis)).decode()
+
+    def catch_up(self) -> None:
+        """Make true again what Redis has lost of this writer's commits; nothing where it has lost none."""
+        self.behind = False
+        if not self.writer:
+            return
+        answers, seq = self._ask([(names.request_id(self.gateway, "start"), 0)])
+        if answers[0].verdict != "behind":
+            return
+        steps, missing = self.journal.after(seq)
+        missing = missing if steps else max(0, self.known - seq)
+        log.warning(
+            "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
+            *(self.gateway, max(0, self.known - seq), missing),
+        )
+        lost = Lost(outcomes=missing)
+        for some in _slices(steps):
+            made = [each for step in some for each in step.made]
+            whole = [each for each in made if each.changes]
+            verdicts = self._make_again(whole, some[-1].seq)
+            if verdicts is None:
+                return  # a newer writer: whoever asks next learns it
+            _count(lost, whole, verdicts)
+            lost.outcomes += len(made) - len(whole)
+        if self._make_again([], self.known) is None:
+            return
+        if self.facts:
+            self.tell(self.facts)
+        self.lost.outcomes += lost.outcomes
+        self.lost.disputed += lost.disputed
+        self.lost.redone += lost.redone
+        self.lost.keys |= lost.keys
+        log.warning("gateway %s: %d outcomes were made true again", self.gateway, lost.redone)
+
+    def _make_again(self, made: Sequence[Made], seq: int) -> list[str] | None:
+        """What became of each outcome; None where a newer writer has started."""
+        keys = list(self._keys)
+        args: list[str | int | bytes] = [self.epoch, self.writer, seq, self._result_ttl]
+        for each in made:
+            result_key = names.result_key(each.request_id)
+            keys += [result_key, each.share or result_key]
+            args += [each.result, each.changes, each.tag, each.request_id]
+        current, *verdicts = cast("list[bytes]", self._redo(keys=keys, args=args))
+        return None if current == b"fenced" else [verdict.decode() for verdict in verdicts]
+
+    def _ask(self, requests: Sequence[tuple[str, int]]) -> tuple[list[Answer], int]:
+        keys = [self._epoch_key, self._gateway_key, *(names.result_key(request_id) for request_id, _ in requests)]
+        return self._answers(self._check(keys=keys, args=[*self._fence, *(deadline for _, deadline in requests)]))
+
+    def _answers(self, raw: object) -> tuple[list[Answer], int]:
+        now, seq, *answers = cast("tuple[int, int, *tuple[tuple[bytes, bytes], ...]]", raw)
+        self.clock.heard(now)
+        told = [
+            Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace")) for verdict, stored in answers
+        ]
+        return told, seq
+
+
+def _is_own(answer: Answer, commit: Commit) -> bool:
+    return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == commit.result)
+
+
+def _count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> None:
+    for each, verdict in zip(made, verdicts, strict=True):
+        lost.redone += verdict != "lost"
+        if verdict == "lost":
+            lost.disputed += 1
+            lost.keys |= {str(change["key"]) for change in cast("list[dict[str, object]]", json.loads(each.changes))}
+
+
+def _slices(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    some: list[Step] = []
+    for step in steps:
+        if some and sum(len(each.made) for each in some) + len(step.made) > AT_ONCE:
+            yield some
+            some = []
+        some.append(step)
+    if some:
+        yield some

@@ -1,0 +1,60 @@
+"""Applies a decision to the device. A wish of a list that the device refuses leaves the others as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from peerlane.tasks.errors import KernelError, PeerlaneError
+from peerlane.workers.dataplane import DataPlane
+from peerlane.workers.peers.handlers import decide
+from peerlane.workers.peers.plan import Plan
+from peerlane.workers.peers.planning import Decision, PlanningContext
+from peerlane.workers.writer.request import Request
+
+
+class Applies(Protocol):
+    """What of the writer is needed here."""
+
+    plane: DataPlane
+
+    @property
+    def recovery_needed(self) -> str | None: ...
+    def apply(self, request: Request, decision: Decision) -> None: ...
+    def planning_context(self) -> PlanningContext: ...
+    def settle(self, plans: Sequence[Plan]) -> None: ...
+
+
+def apply_but_refused(writer: Applies, request: Request, decision: Decision) -> Decision:
+    """Apply a decision; of a list without the wishes that the device refuses, which are answered with that.
+
+    Raises:
+        KernelError: the device refuses it, or does not say which wish it refuses; what was begun was undone.
+    """
+    refused: dict[int, PeerlaneError] = {}
+    while True:
+        try:
+            writer.apply(request, decision)
+        except KernelError:
+            bad = _refused_alone(writer, decision) if decision.indexes and not writer.recovery_needed else {}
+            if not bad or writer.recovery_needed:
+                raise
+            refused |= bad
+            # What another wish was refused for may rest on one that the device has refused: all is planned anew.
+            context = replace(writer.planning_context(), refused=refused)
+            decision = decide(request.task, context, request.arguments)
+        else:
+            return decision
+
+
+def _refused_alone(writer: Applies, decision: Decision) -> dict[int, PeerlaneError]:
+    """Try each plan of a list by itself, and undo all: the wishes that the device refuses."""
+    bad: dict[int, PeerlaneError] = {}
+    for index, plan in zip(decision.indexes, decision.plans, strict=True):
+        try:
+            writer.plane.apply(plan.changes)
+        except KernelError as error:
+            bad[index] = error
+    writer.settle(decision.plans)
+    return bad
