@@ -15,7 +15,7 @@ from peerlane.config import names
 log = logging.getLogger(__name__)
 
 #: Every kind there is: the headings of its section in ``RUNBOOKS``.
-KINDS = ("clock", "counters", "device", "key_changed", "sweep", "unattended", "unknown_peers")
+KINDS = ("clock", "counters", "device", "key_changed", "redis_lost_data", "sweep", "unattended", "unknown_peers")
 #: Where it is written what to do, in the repository.
 RUNBOOKS = "docs/runbooks.md"
 
