@@ -12,8 +12,9 @@ can switch points while the process runs:
 
 What has happened is struck out of the file first: the process that follows a killed one does not die of the same line,
 and the test sees that it happened. The writer's points: before_apply, after_apply, before_commit, after_commit,
-before_acknowledge, and between_batches of a recovery. The observer's: after_decision and between_slices of a sweep,
-between_looks of a reconciliation. A group that the writer carries out has the outcome ``group`` at its points.
+before_acknowledge, between_batches of a recovery and between_fillings after it. The observer's: after_decision and
+between_slices of a sweep, between_looks of a reconciliation. A group that the writer carries out has the outcome
+``group`` at its points.
 """
 
 from __future__ import annotations

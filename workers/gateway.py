@@ -7,6 +7,7 @@ to it, the worker ticks it once a second and stops it.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import cast
 
@@ -35,6 +36,7 @@ from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.redis_checks import away, check_durability
 from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.store import Store
+from peerlane.workers.writer.filling import Filling
 from peerlane.workers.writer.heartbeat import Heartbeat, run_of
 from peerlane.workers.writer.recovery import Progress, Recovered
 from peerlane.workers.writer.registration import (
@@ -48,6 +50,9 @@ from peerlane.workers.writer.takeover import await_predecessor, holder
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two lines of the log about how far a start is.
+TELL_EVERY = 5.0
 
 
 class GatewayService:
@@ -71,13 +76,16 @@ class GatewayService:
         self._opened: Store | None = None
         self._writer: Writer | None = None
         self._heartbeat: Heartbeat | None = None
+        self._filling: Filling | None = None
+        #: When the log was told last how far a start is, on the monotonic clock.
+        self._told_at = time.monotonic()
 
     def start(self) -> None:
         """Lock, epoch, device, recovery; afterwards the lane may be consumed.
 
         Raises:
             LaneHeld: another live writer has this gateway or its device.
-        Fenced: another writer has started meanwhile.
+            Fenced: another writer has started meanwhile.
             RedisAway: Redis cannot be reached, or does not let this user in.
             StorageError: Redis is not set up to keep what it confirms.
             KernelError: the device could not be made, read or changed.
@@ -132,6 +140,7 @@ class GatewayService:
                 worker_state.should_stop is not None or worker_state.should_terminate is not None
             ),
         )
+        self._filling = Filling(self._writer)
         self._register(device, policy)
         self._heartbeat = Heartbeat(self.settings, store, self._writer, run=run)
 
@@ -153,7 +162,7 @@ class GatewayService:
         """Make the device equal to Redis, and tell that requests may come."""
         heartbeat = self.heartbeat
         heartbeat.start()
-        done = self.writer.recover(self._on_progress)
+        done = self.writer.recover(self._on_progress, self._on_loading)
         self._tell_of_kept(done)
         if (taken := take_back(self._redis, self.name)) > 0:
             log.warning("gateway %s: %d requests that an earlier writer had taken are next", self.name, taken)
@@ -162,6 +171,7 @@ class GatewayService:
             "gateway %s: epoch %d, %s data plane, %d peers, %s",
             *(self.name, self.store.epoch, self._plane.kind, len(done.table.peers), mended),
         )
+        self._tell_of_coming(done)
         heartbeat.enter("serving")  # last: whoever sees the lane served finds in the log what the start did
 
     @property
@@ -173,6 +183,11 @@ class GatewayService:
     def writer(self) -> Writer:
         """What carries requests out; there once the service has started."""
         return cast("Writer", self._writer)
+
+    @property
+    def filling(self) -> Filling:
+        """What adds the peers that are still to come; there once the service has started."""
+        return cast("Filling", self._filling)
 
     @property
     def heartbeat(self) -> Heartbeat:
@@ -211,10 +226,11 @@ class GatewayService:
         try:
             PULSE.turn(LONG)
             heartbeat.phase = "recovering"  # callers are refused at once instead of waiting behind this
-            done = writer.recover(self._on_progress)
+            done = writer.recover(self._on_progress, self._on_loading)
             self._tell_of_kept(done)
             heartbeat.phase = "serving"
             log.warning("gateway %s: recovered, %s", self.name, dict(done.mended) or "nothing to mend")
+            self._tell_of_coming(done)
         except (PeerlaneError, RedisError) as error:
             log.error("gateway %s: not recovered yet: %s", self.name, error)
 
@@ -223,6 +239,21 @@ class GatewayService:
         self.heartbeat.recovered = f"{done}/{total}"
         if self._progress is not None:
             self._progress(done, total)
+
+    def _on_loading(self, done: int, total: int) -> None:
+        PULSE.turn(LONG)
+        self.heartbeat.loaded = f"{done}/{total}"
+        if time.monotonic() - self._told_at >= TELL_EVERY:
+            self._told_at = time.monotonic()
+            log.info("gateway %s: %d of %d peers are read from Redis", self.name, done, total)
+
+    def _tell_of_coming(self, done: Recovered) -> None:
+        if left := len(done.table.coming):
+            log.warning("gateway %s: %d peers are still to be added, while the lane is served", self.name, left)
+
+    def fill(self) -> bool:
+        """Between requests, in the writer's thread: add some of the peers still to come; whether there are more."""
+        return not self.heartbeat.replaced and self.filling.step() > 0
 
     def _tell_of_kept(self, done: Recovered) -> None:
         """An alarm for peers that a start has left on the device though Redis does not know them."""

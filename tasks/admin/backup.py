@@ -28,7 +28,10 @@ KEPT_FOR = 3_600
 #: Seconds that Redis may take to copy a gateway's hashes; it does nothing else meanwhile.
 PATIENCE = 60.0
 #: What a gateway says of the process that runs, not of itself.
-OF_THE_PROCESS = ("heartbeat", "phase", "epoch", "peers", "version", "recovered", "writer", "seq")
+OF_THE_PROCESS = (
+    *("heartbeat", "phase", "epoch", "writer", "seq", "peers", "version"),
+    *("loaded", "recovered", "recovering"),
+)
 
 #: (done, total) entries.
 Progress = Callable[[int, int], None]

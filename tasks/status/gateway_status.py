@@ -118,6 +118,17 @@ class GatewayStatus:
         """``done/total`` changes of the writer's last recovery; empty where there was nothing to bring back."""
         return self.lane.facts.get("recovered", "")
 
+    @property
+    def loaded(self) -> str:
+        """``done/total`` records that the writer's last start has read."""
+        return self.lane.facts.get("loaded", "")
+
+    @property
+    def recovering(self) -> int:
+        """Peers that the writer still adds to its device after a start, while it serves the lane."""
+        told = self.lane.facts.get("recovering", "")
+        return int(told) if told.isascii() and told.isdecimal() and len(told) < 10 else 0
+
     def oldest_for(self, *, bulk: bool) -> float | None:
         """For how many seconds the oldest message of a queue has waited; None where that is not known.
 
@@ -146,7 +157,9 @@ class GatewayStatus:
             "reading": dict(self.reading),
             "sweep": dict(self.sweep),
             "reconcile": dict(self.reconcile),
+            "loaded": self.loaded,
             "recovered": self.recovered,
+            "recovering": self.recovering,
             "set_aside": self.set_aside,
         }
 

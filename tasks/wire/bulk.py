@@ -12,7 +12,6 @@ from peerlane.tasks.wire.model import (
     GatewayName,
     Keepalive,
     Labels,
-    Peer,
     Prefixes,
     PresharedKey,
     PublicKey,
@@ -20,6 +19,7 @@ from peerlane.tasks.wire.model import (
     Wire,
     parse,
 )
+from peerlane.tasks.wire.record import PeerFields
 
 #: Peers in one slice: small enough that an interactive request never waits long behind one.
 SLICE = 64
@@ -112,7 +112,7 @@ class StagedPeer(Wire):
             raise ValueError("a pinned peer never expires: give ttl or pinned, not both")
         return self
 
-    def wish(self, gateway: str, held: Peer | None) -> CreatePeer:
+    def wish(self, gateway: str, held: PeerFields | None) -> CreatePeer:
         """The wish this comes to where ``held`` is the peer of its key.
 
         Raises:

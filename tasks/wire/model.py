@@ -16,12 +16,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, StorageError
 from peerlane.tasks.wire.prefix import Prefix
-
-#: Version of the stored record; a writer refuses records of a version it does not know.
-RECORD_VERSION = 1
+from peerlane.tasks.wire.record import RECORD_VERSION, public_fields, record_of
 
 MAX_PREFIXES = 1024
 MAX_LABELS = 32
+#: Characters of a label's value.
+MAX_LABEL = 256
 MAX_TTL = 10 * 365 * 24 * 3600
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
@@ -47,6 +47,30 @@ def _key(value: object, what: str) -> str:
     if value == _ZERO_KEY:
         raise ValueError(f"the all-zero {what} is nobody's key")
     return value
+
+
+def is_key(value: object) -> bool:
+    """Whether it is a canonical, nonzero key in base64."""
+    return isinstance(value, str) and _KEY.fullmatch(value) is not None and value != _ZERO_KEY
+
+
+def is_preshared_key(value: object) -> bool:
+    """Whether it is one, sealed or in clear."""
+    return is_key(value) or (isinstance(value, str) and SEALED.fullmatch(value) is not None)
+
+
+def are_labels(value: object) -> bool:
+    """Whether they are labels that a peer may have."""
+    if not isinstance(value, dict) or len(cast("dict[object, object]", value)) > MAX_LABELS:
+        return False
+    return all(
+        isinstance(name, str)
+        and isinstance(text, str)
+        and _LABEL.fullmatch(name) is not None
+        and len(text) <= MAX_LABEL
+        and text.isprintable()
+        for name, text in cast("dict[object, object]", value).items()
+    )
 
 
 def check_public_key(value: object) -> str:
@@ -107,7 +131,7 @@ def _check_labels(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if not _LABEL.fullmatch(name):
             raise ValueError("a label's name is a-z, 0-9, and . _ / - inside, at most 63 characters")
-        if len(text) > 256 or not text.isprintable():
+        if len(text) > MAX_LABEL or not text.isprintable():
             raise ValueError(f"the label {name} is longer than 256 characters or not printable")
     return dict(sorted(value.items()))
 
@@ -191,20 +215,7 @@ class Peer(Wire):
 
     def record(self) -> str:
         """The stored record (JSON)."""
-        found: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(p) for p in self.allowed_ips]}
-        for name in (
-            "preshared_key",
-            "keepalive",
-            "ttl",
-            "expires_at",
-            "labels",
-            "pinned",
-            "created_at",
-            "imported_at",
-        ):
-            if value := getattr(self, name):
-                found[name] = value
-        return json.dumps(found, separators=(",", ":"))
+        return record_of(self)
 
     @classmethod
     def from_record(cls, public_key: str, record: str | bytes) -> Self:
@@ -232,17 +243,7 @@ class Peer(Wire):
 
     def public(self) -> dict[str, Any]:
         """The peer for programs: everything but the preshared key itself."""
-        return {
-            "public_key": self.public_key,
-            "allowed_ips": [str(p) for p in self.allowed_ips],
-            "has_preshared_key": self.preshared_key is not None,
-            "keepalive": self.keepalive,
-            "ttl": self.ttl,
-            "expires_at": self.expires_at,
-            "labels": self.labels,
-            "pinned": self.pinned,
-            "created_at": self.created_at,
-        }
+        return public_fields(self)
 
 
 class PeerResult(BaseModel):

@@ -47,7 +47,10 @@ class Prefix(NamedTuple):
         return self.contains(other) or other.contains(self)
 
     def __str__(self) -> str:
-        return f"{self.address}/{self.length}"
+        version, network, length = self
+        if version == 4:
+            return f"{socket.inet_ntop(socket.AF_INET, network.to_bytes(4, 'big'))}/{length}"
+        return f"{socket.inet_ntop(socket.AF_INET6, network.to_bytes(16, 'big'))}/{length}"
 
     @classmethod
     def host(cls, version: int, address: int) -> Prefix:

@@ -27,12 +27,13 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.wire.bulk import StagedPeer
 from peerlane.tasks.wire.model import SEALED, CreatePeer, Peer
+from peerlane.tasks.wire.stored_peer import StoredPeer
 
 _PREFIX = "enc:1:"
 _NONCE = 12
 _LIMIT = 64 * 1024
 
-_Holder = TypeVar("_Holder", CreatePeer, StagedPeer, Peer)
+_Holder = TypeVar("_Holder", CreatePeer, StagedPeer, Peer, StoredPeer)
 
 
 class Unsealable(ValueError):
@@ -108,6 +109,8 @@ class PskCipher:
 def _with(holder: _Holder, preshared_key: str | None) -> _Holder:
     if preshared_key == holder.preshared_key:
         return holder
+    if isinstance(holder, StoredPeer):
+        return holder._replace(preshared_key=preshared_key)
     return holder.model_copy(update={"preshared_key": preshared_key})
 
 

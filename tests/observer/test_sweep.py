@@ -11,7 +11,7 @@ from keys import key_number
 
 from peerlane.workers.store.activity import StoredActivity
 from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockDrift
-from peerlane.workers.upkeep.peer_cache import Lifetime
+from peerlane.workers.upkeep.lean_mappings import Lifetime
 from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, Sight, decide, excessive, implausible, judge
 
 NOW = 1_800_000_000

@@ -16,6 +16,7 @@ from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import Unknown
@@ -145,8 +146,9 @@ class WriterAlone:
 
     def agree(self) -> None:
         """AssertionError unless Redis, the device and the table hold the same."""
-        stored = {key: Peer.from_record(key, record) for key, record in self.records.items()}
-        assert self.writer.table.peers == stored
+        stored = {key: StoredPeer.of(Peer.from_record(key, record)) for key, record in self.records.items()}
+        assert dict(self.writer.table.peers) == stored
+        assert not self.writer.table.coming, "peers are still coming"
         assert {key: peer.allowed_ips for key, peer in self.plane.peers().items()} == {
             key: frozenset(peer.allowed_ips) for key, peer in stored.items()
         }

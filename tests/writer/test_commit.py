@@ -18,8 +18,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import Conflict, TimedOut
 from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.wire import outcome as results
-from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.store.store import Commit, Store
 
@@ -95,7 +95,7 @@ class Bench:
         index = cast("list[bytes]", self.raw.zrange(names.unacked_key(self.name, "_index"), 0, -1))
         return set(self._hash(names.unacked_key(self.name))), {tag.decode() for tag in index}
 
-    def create(self, peer: Peer, *, request: str | None = None, deadline: int = 0) -> str:
+    def create(self, peer: StoredPeer, *, request: str | None = None, deadline: int = 0) -> str:
         plan = Plan("created", peer.public_key, None, peer)
         return self.commit([plan], request=request, deadline=deadline)
 
@@ -111,8 +111,10 @@ def bench(redis_server: RedisServer) -> Iterator[Bench]:
     found.raw.close()
 
 
-def some_peer(*prefixes: str, key: str | None = None, **fields: Any) -> Peer:
-    return Peer(public_key=key or some_key(), allowed_ips=tuple(sorted(Prefix.parse(p) for p in prefixes)), **fields)
+def some_peer(*prefixes: str, key: str | None = None, **fields: Any) -> StoredPeer:
+    return StoredPeer(
+        public_key=key or some_key(), allowed_ips=tuple(sorted(Prefix.parse(p) for p in prefixes)), **fields
+    )
 
 
 class TestACommit:

@@ -136,10 +136,10 @@ def test_a_create_that_was_held_up_in_the_writer_asks_whether_it_was_cancelled_m
     request_id, raw = lane.message(public_key=some_key())
     load = lane.writer.store.load
 
-    def slow() -> Any:
+    def slow(progress: Any = None) -> Any:
         time.sleep(SURE_FOR * 1.2)
         cancel(lane, request_id)
-        return load()
+        return load(progress)
 
     lane.writer.store.load = slow
     lane.writer.recovery_needed = "a test"

@@ -45,7 +45,7 @@ class SlowStore:
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
     store = SlowStore()
     without_peers = SimpleNamespace(
-        table=SimpleNamespace(peers={}),
+        table=SimpleNamespace(peers={}, coming=()),
         answered=0,
         refused=0,
         created=0,

@@ -24,7 +24,8 @@ class PoolAgainstTryingEach(RuleBasedStateMachine):
         self.index = PrefixIndex()
         if filled:
             self.held = [Prefix.host(prefix.version, prefix.network + 2)] if prefix.last > prefix.network + 2 else []
-            self.index.fill((held, "before") for held in self.held)
+            for held in self.held:
+                self.index.add(held)
         self.pool = AddressPool(prefix, self.index, self.reserved)
 
     def smallest(self) -> Prefix | None:
@@ -41,7 +42,7 @@ class PoolAgainstTryingEach(RuleBasedStateMachine):
     def take_what_is_offered(self) -> None:
         offered = self.pool.smallest_free()
         if offered is not None:
-            self.index.add(offered, "peer")
+            self.index.add(offered)
             self.held.append(offered)
 
     @rule(shift=st.integers(0, 15), length=st.integers(26, 32))
@@ -51,7 +52,7 @@ class PoolAgainstTryingEach(RuleBasedStateMachine):
         network = (self.prefix.network + shift) // size * size
         wanted = Prefix(self.prefix.version, network, bits - (32 - length))
         if not any(held.overlaps(wanted) for held in self.held):
-            self.index.add(wanted, "peer")
+            self.index.add(wanted)
             self.held.append(wanted)
 
     @precondition(lambda self: bool(self.held))
@@ -77,9 +78,9 @@ class TestALargePool:
         """A peer that holds half of a /64 is stepped over at once, and so is what is full."""
         index = PrefixIndex()
         pool = AddressPool(Prefix.parse("fd00:8::/64"), index)
-        index.add(Prefix.parse("fd00:8::/65"), "large")
+        index.add(Prefix.parse("fd00:8::/65"))
         assert str(pool.smallest_free()) == "fd00:8:0:0:8000::/128"
-        index.add(Prefix.parse("fd00:8:0:0:8000::/65"), "the rest")
+        index.add(Prefix.parse("fd00:8:0:0:8000::/65"))
         assert pool.smallest_free() is None
 
     def test_offers_again_what_was_freed_first(self) -> None:
@@ -89,7 +90,7 @@ class TestALargePool:
         for _ in range(500):
             offered = pool.smallest_free()
             assert offered is not None
-            index.add(offered, "peer")
+            index.add(offered)
             taken.append(offered)
         assert str(taken[0]) == "10.8.0.2/32"
         for gone in (taken[300], taken[7]):
@@ -97,7 +98,7 @@ class TestALargePool:
             pool.freed(gone)
         for expected in (taken[7], taken[300]):
             assert pool.smallest_free() == expected
-            index.add(expected, "peer")
+            index.add(expected)
         assert pool.smallest_free() == Prefix.host(4, taken[-1].network + 1)
 
 
@@ -110,6 +111,6 @@ def test_a_small_pool_has_as_many_addresses_as_hosts_may_use(prefix: str, offers
     pool = AddressPool(Prefix.parse(prefix), index)
     found = 0
     while (offered := pool.smallest_free()) is not None:
-        index.add(offered, "peer")
+        index.add(offered)
         found += 1
     assert found == offers

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keys import key_number
 
-from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, DevicePeer, DeviceSpec, RemovePeer, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import counted, drifts
@@ -40,7 +40,7 @@ def holdings(draw: st.DrawFn) -> dict[int, frozenset[Prefix]]:
 @st.composite
 def tables(draw: st.DrawFn) -> PeerTable:
     peers = [
-        Peer(
+        StoredPeer(
             public_key=key_number(number),
             allowed_ips=tuple(sorted(prefixes)),
             preshared_key=draw(psks),
@@ -50,6 +50,13 @@ def tables(draw: st.DrawFn) -> PeerTable:
         if prefixes
     ]
     return PeerTable(POLICY, peers)
+
+
+def loaded_of(*peers: StoredPeer) -> Loaded:
+    loaded = Loaded()
+    for peer in peers:
+        loaded.take(peer)
+    return loaded
 
 
 @st.composite
@@ -79,7 +86,7 @@ def opened(spec: DeviceSpec, history: list[SetPeer | AddRoute]) -> MemoryDataPla
     return plane
 
 
-def as_held(peer: Peer) -> tuple[frozenset[Prefix], str | None, int]:
+def as_held(peer: StoredPeer) -> tuple[frozenset[Prefix], str | None, int]:
     return frozenset(peer.allowed_ips), peer.preshared_key, peer.keepalive
 
 
@@ -140,38 +147,38 @@ class TestRecovery:
     ) -> None:
         plane = opened(spec, history)
         strangers = plane.peers().keys() - table.peers.keys()
-        done = recover(POLICY, Loaded(dict(table.peers), {}, {}), plane, unknown="keep")
+        done = recover(POLICY, loaded_of(*table.peers.values()), plane, unknown="keep")
         assert plane.peers().keys() == strangers | table.peers.keys()
         assert "unknown" not in done.mended
 
     def test_counts_what_it_mended_and_tells_how_far_it_is(self, spec: DeviceSpec) -> None:
         plane = opened(spec, [SetPeer(key_number(n), frozenset()) for n in (1, 2, 3)])
         addresses = [Prefix.host(4, (10 << 24) + (9 << 16) + n) for n in range(300)]
-        peers = [Peer(public_key=key_number(n + 3), allowed_ips=(addresses[n],)) for n in range(300)]
-        loaded = Loaded({peer.public_key: peer for peer in peers}, {}, {})
+        peers = [StoredPeer(public_key=key_number(n + 3), allowed_ips=(addresses[n],)) for n in range(300)]
+        loaded = loaded_of(*peers)
         told: list[tuple[int, int]] = []
         policy = Policy("iad", key_number(999), (POOL, Prefix.parse("10.9.0.0/16")))
         done = recover(policy, loaded, plane, progress=lambda now, total: told.append((now, total)))
         assert done.mended == {"unknown": 2, "allowed_ips": 1, "missing": 299}
         assert told == [(256, 302), (302, 302)]
-        assert recover(policy, loaded, plane).mended == {}
+        assert recover(policy, loaded_of(*peers), plane).mended == {}
 
     def test_sets_the_younger_of_two_overlapping_records_aside(self, spec: DeviceSpec) -> None:
-        old = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("192.168.0.0/25"),), created_at=1)
-        new = Peer(
+        old = StoredPeer(public_key=key_number(1), allowed_ips=(Prefix.parse("192.168.0.0/25"),), created_at=1)
+        new = StoredPeer(
             public_key=key_number(2), allowed_ips=(Prefix.parse("10.8.0.2"), Prefix.parse("192.168.0.9")), created_at=2
         )
-        loaded = Loaded({peer.public_key: peer for peer in (new, old)}, {}, {})
+        loaded = loaded_of(new, old)
         table = build_table(POLICY, loaded)
         assert table.peers[old.public_key] == old
         assert "an older peer holds" in table.broken[new.public_key]
         plane = opened(spec, [SetPeer(new.public_key, frozenset(new.allowed_ips))])
-        recover(POLICY, loaded, plane)
+        recover(POLICY, loaded_of(new, old), plane)
         assert plane.peers()[new.public_key].allowed_ips >= {Prefix.parse("10.8.0.2")}, "left as it was"
         assert plane.peers()[old.public_key].allowed_ips == frozenset(old.allowed_ips)
 
 
 def test_drift_is_counted_by_kind(tmp_path: Path) -> None:
-    table = PeerTable(POLICY, [Peer(public_key=key_number(1), allowed_ips=(HOSTS[0],))])
+    table = PeerTable(POLICY, [StoredPeer(public_key=key_number(1), allowed_ips=(HOSTS[0],))])
     plane = opened(DeviceSpec("wg0", tmp_path / "key", 51820), [SetPeer(key_number(2), frozenset())])
     assert counted(drifts(table, plane.peers(), plane.routes())) == {"unknown": 1, "missing": 1}

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from keys import key_number
 
-from peerlane.tasks.wire.model import CreatePeer, Peer
+from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers.dataplane import AddRoute, Change, DeviceSpec, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Unknown
 from peerlane.workers.peers.plan import plan_create
 from peerlane.workers.peers.table import Loaded, Policy
-from peerlane.workers.upkeep.peer_cache import Lifetime
+from peerlane.workers.upkeep.lean_mappings import Lifetime
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
 from peerlane.workers.writer.recovery import recover
 
@@ -42,19 +43,24 @@ def plane(tmp_path: Path) -> Recording:
     return made
 
 
-def peer(number: int) -> Peer:
-    return Peer(public_key=key_number(number), allowed_ips=(Prefix.host(4, POOL.network + 10 + number),), created_at=1)
+def peer(number: int) -> StoredPeer:
+    return StoredPeer(
+        public_key=key_number(number), allowed_ips=(Prefix.host(4, POOL.network + 10 + number),), created_at=1
+    )
 
 
-def loaded(*peers: Peer) -> Loaded:
-    return Loaded({found.public_key: found for found in peers}, {}, {})
+def loaded(*peers: StoredPeer) -> Loaded:
+    made = Loaded()
+    for found in peers:
+        made.take(found)
+    return made
 
 
 def policy() -> Policy:
     return Policy("iad", key_number(10**9), (POOL,))
 
 
-def on_device(plane: Recording, *peers: Peer) -> None:
+def on_device(plane: Recording, *peers: StoredPeer) -> None:
     plane.apply([SetPeer(found.public_key, frozenset(found.allowed_ips)) for found in peers])
     plane.made.clear()
 
@@ -69,8 +75,8 @@ class TestWhatRedisHolds:
 
     def test_comes_back_in_the_order_in_which_it_was_last_seen(self, plane: Recording) -> None:
         peers = [peer(number) for number in range(1, 1001)]
-        seen = {found.public_key: float(number % 100) for number, found in enumerate(peers)}
-        recover(policy(), loaded(*peers), plane, seen=lambda: seen)
+        seen = {found.public_key: number % 100 for number, found in enumerate(peers)}
+        recover(policy(), loaded(*peers), plane, seen=lambda of: of.update({raw: seen[text_key(raw)] for raw in of}))
         order = [seen[change.public_key] for change in plane.made if isinstance(change, SetPeer)]
         assert len(order) == 1000
         assert order == sorted(order, reverse=True)
@@ -108,7 +114,7 @@ class TestWhatOnlyTheDeviceKnows:
         assert set(done.kept) == set(plane.peers())
 
     def test_stays_when_told_so_and_nobody_else_gets_its_addresses(self, plane: Recording) -> None:
-        stranger = Peer(public_key=key_number(1), allowed_ips=(Prefix.host(4, POOL.network + 1),), created_at=1)
+        stranger = StoredPeer(public_key=key_number(1), allowed_ips=(Prefix.host(4, POOL.network + 1),), created_at=1)
         on_device(plane, stranger)
         table = recover(policy(), loaded(), plane, unknown="keep").table
         wish = CreatePeer(gateway="iad", public_key=key_number(2))
@@ -127,7 +133,7 @@ class TestWhatOnlyTheDeviceKnows:
     ) -> None:
         on_device(plane, peer(1))
         now = 1_800_000_000
-        (plan,) = recover(policy(), Loaded({}, {}, {}, at=now), plane, unknown="adopt").adopted
+        (plan,) = recover(policy(), Loaded(at=now), plane, unknown="adopt").adopted
         assert plan.after is not None
         assert plan.after.created_at == now
         life = Lifetime(plan.after.created_at, None, pinned=False)
@@ -135,7 +141,7 @@ class TestWhatOnlyTheDeviceKnows:
 
     @pytest.mark.parametrize("unknown", ["keep", "adopt"])
     def test_keeps_its_route_when_it_stays(self, plane: Recording, unknown: Unknown) -> None:
-        routed = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),))
+        routed = StoredPeer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),))
         on_device(plane, routed)
         stray = Prefix.parse("172.16.9.0/24")
         plane.apply([AddRoute(routed.allowed_ips[0]), AddRoute(stray)])
@@ -145,14 +151,14 @@ class TestWhatOnlyTheDeviceKnows:
         assert plane.routes() == {routed.allowed_ips[0]}
 
     def test_gets_the_route_that_it_lacks_when_it_is_taken_over(self, plane: Recording) -> None:
-        routed = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),))
+        routed = StoredPeer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),))
         on_device(plane, routed)
         serving = replace(policy(), serves=(Prefix.parse("172.16.0.0/16"),))
         recover(serving, loaded(), plane, unknown="adopt")
         assert plane.routes() == {routed.allowed_ips[0]}
 
     def test_is_kept_where_it_cannot_be_taken_over(self, plane: Recording) -> None:
-        outside = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),), created_at=1)
+        outside = StoredPeer(public_key=key_number(1), allowed_ips=(Prefix.parse("172.16.0.0/24"),), created_at=1)
         on_device(plane, outside)
         done = recover(policy(), loaded(), plane, unknown="adopt")
         assert set(plane.peers()) == {key_number(1)}
@@ -162,14 +168,14 @@ class TestWhatOnlyTheDeviceKnows:
 class TestRecordsThatCannotBeUsed:
     def test_leave_their_peer_on_the_device_as_it_is(self, plane: Recording) -> None:
         on_device(plane, peer(1))
-        broken = Loaded({}, {key_number(1): peer(1)}, {key_number(1): "the record does not parse"})
+        broken = Loaded(broken={key_number(1): peer(1)}, reasons={key_number(1): "the record does not parse"})
         table = recover(policy(), broken, plane).table
         assert set(plane.peers()) == {key_number(1)}
         assert table.broken == {key_number(1): "the record does not parse"}
 
     def test_are_the_younger_ones_where_two_hold_the_same_address(self, plane: Recording) -> None:
-        older = Peer(public_key=key_number(1), allowed_ips=(Prefix.parse("10.8.1.0/28"),), created_at=1)
-        younger = Peer(public_key=key_number(2), allowed_ips=(Prefix.parse("10.8.1.3/32"),), created_at=2)
+        older = StoredPeer(public_key=key_number(1), allowed_ips=(Prefix.parse("10.8.1.0/28"),), created_at=1)
+        younger = StoredPeer(public_key=key_number(2), allowed_ips=(Prefix.parse("10.8.1.3/32"),), created_at=2)
         table = recover(policy(), loaded(older, younger), plane).table
         assert set(table.broken) == {key_number(2)}
         assert set(plane.peers()) == {key_number(1)}

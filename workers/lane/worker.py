@@ -45,6 +45,7 @@ class Service(Protocol):
 
     def start(self) -> None: ...
     def tick(self) -> None: ...
+    def fill(self) -> bool: ...
     def stop(self) -> None: ...
     def refuse(self, request_id: str, error: PeerlaneError) -> None: ...
 
@@ -219,6 +220,10 @@ def _await_redis(worker: LaneWorker) -> None:
         redis.close()
 
 
+#: Seconds that a busy worker leaves between two slices of what it does by itself: requests come in between.
+BETWEEN_SLICES = 0.001
+
+
 class TickStep(bootsteps.StartStopStep):
     """While the worker consumes: once a second, between requests, in the writer's own thread."""
 
@@ -227,21 +232,31 @@ class TickStep(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         self._timer: Any = None
+        self._slice: Any = None
 
     def start(self, parent: Any) -> None:
         PULSE.turn()
         # Set anew with each connection: a consumer that loses its connection clears the timer.
         self._timer = parent.timer.call_repeatedly(1.0, self._tick, (parent,))
+        self._fill(parent)
 
     def _tick(self, parent: Any) -> None:
         parent.service.tick()
         PULSE.turn()
         parent.obey_pause()
+        if self._slice is None:
+            self._fill(parent)
+
+    def _fill(self, parent: Any) -> None:
+        """One slice; the next follows as soon as the event loop has looked at what came meanwhile."""
+        self._slice = None
+        if parent.service.fill():
+            self._slice = parent.timer.call_after(BETWEEN_SLICES, self._fill, (parent,))
 
     def stop(self, parent: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in filter(None, (self._timer, self._slice)):
+            timer.cancel()
+        self._timer = self._slice = None
 
 
 class LaneWorker(Worker):

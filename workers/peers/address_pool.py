@@ -59,12 +59,6 @@ class AddressPool:
             heapq.heappush(self._freed, (start, end))
 
     def _next_free(self, start: int, end: int) -> int | None:
-        while start <= end:
-            if start in self._reserved:
-                start += 1
-                continue
-            holder = self._index.holder(self.prefix.version, start)
-            if holder is None:
-                return start
-            start = holder.last + 1
-        return None
+        while (free := self._index.first_free(self.prefix.version, start, end)) in self._reserved:
+            start = free + 1
+        return free

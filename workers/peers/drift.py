@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute
 from peerlane.workers.peers.plan import as_set_peer
 from peerlane.workers.peers.table import PeerTable
@@ -31,13 +31,23 @@ class Drift:
     change: Change
 
 
-def drifts(
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Every difference, in the order in which mending is safe: what must go or shrink first, then what must come."""
+
+    first: list[Drift]
+    #: Keys, of 32 bytes, of peers that the device lacks.
+    missing: list[bytes]
+    routes: list[Drift]
+
+
+def differences(
     table: PeerTable,
     device: Mapping[str, DevicePeer],
     routes: Iterable[Prefix],
     untouchable: frozenset[str] = frozenset(),
-) -> list[Drift]:
-    """Every difference, in the order in which mending is safe: what must go first, then what must come.
+) -> Differences:
+    """What the device holds otherwise than the table.
 
     A peer that holds another's addresses is mended before that other, so removals and shrinking come first: adding
     an allowed IP moves it silently, and the later removal of the thief would not give it back. ``untouchable`` are
@@ -46,8 +56,9 @@ def drifts(
     gone: list[Drift] = []
     shrunk: list[Drift] = []
     wrong: list[Drift] = []
-    missing: list[Drift] = []
+    there: set[bytes | None] = {raw_key(key) for key in untouchable}
     for key, held in device.items():
+        there.add(raw_key(key))
         if key in untouchable:
             continue
         peer = table.peers.get(key)
@@ -56,19 +67,30 @@ def drifts(
         elif kind := _differs(peer, held):
             extra = held.allowed_ips - frozenset(peer.allowed_ips)
             (shrunk if extra else wrong).append(Drift(kind, key, as_set_peer(peer)))
-    missing += [
-        Drift("missing", key, as_set_peer(peer))
-        for key, peer in table.peers.items()
-        if key not in device and key not in untouchable
-    ]
-    wanted = {p for peer in table.peers.values() for p in peer.allowed_ips if table.needs_route(p)}
-    there = set(routes)
-    stray = [Drift("unknown_route", str(p), RemoveRoute(p)) for p in sorted(there - wanted)]
-    lacking = [Drift("missing_route", str(p), AddRoute(p)) for p in sorted(wanted - there)]
-    return gone + shrunk + wrong + missing + stray + lacking
+    missing = [raw for raw in table.peers.raw_keys() if raw not in there]
+    wanted, present = table.routed(), set(routes)
+    stray = [Drift("unknown_route", str(p), RemoveRoute(p)) for p in sorted(present - wanted)]
+    lacking = [Drift("missing_route", str(p), AddRoute(p)) for p in sorted(wanted - present)]
+    return Differences(gone + shrunk + wrong, missing, stray + lacking)
 
 
-def _differs(peer: Peer, held: DevicePeer) -> Kind | None:
+def drifts(
+    table: PeerTable,
+    device: Mapping[str, DevicePeer],
+    routes: Iterable[Prefix],
+    untouchable: frozenset[str] = frozenset(),
+) -> list[Drift]:
+    """``differences`` as one list."""
+    found = differences(table, device, routes, untouchable)
+    return [*found.first, *missing_drifts(table, found), *found.routes]
+
+
+def missing_drifts(table: PeerTable, found: Differences) -> list[Drift]:
+    """The peers that the device lacks."""
+    return [Drift("missing", key, as_set_peer(table.peers[key])) for key in map(text_key, found.missing)]
+
+
+def _differs(peer: StoredPeer, held: DevicePeer) -> Kind | None:
     if held.allowed_ips != frozenset(peer.allowed_ips):
         return "allowed_ips"
     if held.preshared_key != peer.preshared_key:

@@ -16,7 +16,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
-from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Peer, parse
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
 from peerlane.workers.peers.lists import create_peers, delete_peers
@@ -68,7 +69,7 @@ def remove_peers(context: PlanningContext, wish: RemovePeers) -> Decision:
     return Decision(tuple(plans), _changes(plans), result, wish.deadline or 0)
 
 
-def _why_kept(context: PlanningContext, victim: Victim, peer: Peer | None) -> str | None:
+def _why_kept(context: PlanningContext, victim: Victim, peer: StoredPeer | None) -> str | None:
     if peer is None:
         return "gone already"
     if victim.public_key in context.table.broken:
@@ -95,7 +96,7 @@ def mend_peers(context: PlanningContext, wish: MendPeers) -> Decision:
         changes.append(as_set_peer(peer) if peer is not None else RemovePeer(key))
         mended["set" if peer is not None else "removed"] += 1
     for prefix in wish.routes or ():
-        wanted = table.index.owner(prefix) is not None and table.needs_route(prefix)
+        wanted = prefix in table.index and table.needs_route(prefix)
         changes.append(AddRoute(prefix) if wanted else RemoveRoute(prefix))
         mended["routes"] += 1
     changes.sort(key=lambda change: not isinstance(change, (RemovePeer, RemoveRoute)))
@@ -148,9 +149,7 @@ def plan_many(
     table: PeerTable, wishes: Sequence[CreatePeer], *, now: int, state: str
 ) -> tuple[list[Plan], dict[str, PeerlaneError]]:
     """Plan wishes as if one after the other; the plans, and what was refused by public key."""
-    trial = PeerTable(table.policy, table.peers.values())
-    trial.broken.update(table.broken)
-    trial.foreign.update(table.foreign)
+    trial = table.copy()
     plans: list[Plan] = []
     refused: dict[str, PeerlaneError] = {}
     for wish in wishes:
@@ -189,7 +188,7 @@ def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneErro
         times = {name: value for name, value in named.items() if value is not None}
         if entry.created_at is not None:
             times["imported_at"] = now  # it is new here, however old it is: its client has yet to come
-        return replace(plan, after=plan.after.model_copy(update=times))
+        return replace(plan, after=plan.after._replace(**times))
     if entry.expires_at not in (None, plan.after.expires_at):
         refused[plan.public_key] = Conflict("the peer is there already with another expires_at")
     return plan

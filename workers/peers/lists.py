@@ -10,7 +10,8 @@ from typing import Any
 
 from peerlane.tasks.errors import Conflict, PeerlaneError, Unavailable
 from peerlane.tasks.wire.lists import ANSWER_BYTES, CreatePeers, DeletePeers, delete_of, error_answer, wish_of
-from peerlane.tasks.wire.model import CreatePeer, Peer
+from peerlane.tasks.wire.model import CreatePeer
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.plan import Plan, check_lane, plan_create, plan_delete
 from peerlane.workers.peers.planning import Decision, PlanningContext
 from peerlane.workers.peers.table import PeerTable
@@ -90,7 +91,7 @@ def _undo(table: PeerTable, entered: list[Plan]) -> None:
             table.drop(plan.public_key)
 
 
-def _granted(plan: Plan, wish: CreatePeer, peer: Peer) -> dict[str, Any]:
+def _granted(plan: Plan, wish: CreatePeer, peer: StoredPeer) -> dict[str, Any]:
     answer: dict[str, Any] = {"outcome": plan.outcome, "created_at": peer.created_at}
     if wish.allowed_ips is None:
         answer["allowed_ips"] = [str(prefix) for prefix in peer.allowed_ips]
@@ -116,6 +117,6 @@ def delete_peers(context: PlanningContext, wish: DeletePeers) -> Decision:
     return found.decision(wish.gateway, wish.deadline)
 
 
-def _gone(peer: Peer) -> dict[str, Any]:
+def _gone(peer: StoredPeer) -> dict[str, Any]:
     """What there was, but for what its result has by default and its key, which the list names."""
     return {name: value for name, value in peer.public().items() if value and name != "public_key"}

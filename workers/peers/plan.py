@@ -9,41 +9,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, StorageError
-from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Outcome, Peer
+from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Outcome
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, Change, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.table import PeerTable, Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request comes to. No ``changes`` and ``before is after``: there is nothing to do."""
+    """What a request comes to. No ``changes`` and ``before is after``: there is nothing to do.
+
+    ``before is after`` with changes: the peer is there, and the device is still to be given it.
+    """
 
     outcome: Outcome
     public_key: str
-    before: Peer | None
-    after: Peer | None
+    before: StoredPeer | None
+    after: StoredPeer | None
     changes: tuple[Change, ...] = field(default=())
     #: Whether Redis holds a record of ``before``; a foreign peer has none.
     stored: bool = True
 
 
-def as_set_peer(peer: Peer) -> SetPeer:
+def as_set_peer(peer: StoredPeer) -> SetPeer:
     """The peer as the device shall hold it."""
     return SetPeer(peer.public_key, frozenset(peer.allowed_ips), peer.preshared_key, peer.keepalive)
 
 
-def device_changes(table: PeerTable, before: Peer | None, after: Peer | None) -> tuple[Change, ...]:
-    """What turns the device from holding ``before`` into holding ``after``, both of one public key."""
+def device_changes(table: PeerTable, before: StoredPeer | None, after: StoredPeer | None) -> tuple[Change, ...]:
+    """What turns the device from holding ``before`` into holding ``after``, both of one public key.
+
+    A peer that is still coming is not on the device; its routes are.
+    """
     changes: list[Change] = []
     old = {p for p in before.allowed_ips if table.needs_route(p)} if before else set[Prefix]()
     new = {p for p in after.allowed_ips if table.needs_route(p)} if after else set[Prefix]()
     changes += [RemoveRoute(prefix) for prefix in sorted(old - new)]
+    there = None if before is None or before.public_key in table.coming else before
     if after is not None:
-        if before is None or as_set_peer(before) != as_set_peer(after):
+        if there is None or as_set_peer(there) != as_set_peer(after):
             changes.append(as_set_peer(after))
-    elif before is not None:
-        changes.append(RemovePeer(before.public_key))
+    elif there is not None:
+        changes.append(RemovePeer(there.public_key))
     changes += [AddRoute(prefix) for prefix in sorted(new - old)]
     return tuple(changes)
 
@@ -73,7 +81,8 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
             raise Conflict(
                 f"the peer is there already with another {', '.join(differs)}; delete it first or ask for the same"
             )
-        return Plan("existing", wish.public_key, held, held)
+        settled = (as_set_peer(held),) if held.public_key in table.coming else ()
+        return Plan("existing", wish.public_key, held, held, settled)
     if state != "active":
         raise draining(policy)
     if held is None and len(table.peers) >= policy.max_peers:
@@ -84,7 +93,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
             _check_served(table, prefix, wish.public_key)
     else:
         allowed_ips = held.allowed_ips if held is not None else _allocate(table)
-    peer = Peer(
+    peer = StoredPeer(
         public_key=wish.public_key,
         allowed_ips=allowed_ips,
         preshared_key=wish.preshared_key,
@@ -98,7 +107,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
     return Plan("created", peer.public_key, held, peer, device_changes(table, held, peer))
 
 
-def _over(peer: Peer, now: int) -> bool:
+def _over(peer: StoredPeer, now: int) -> bool:
     return not peer.pinned and peer.expires_at is not None and peer.expires_at <= now
 
 
@@ -131,7 +140,7 @@ def check_lane(policy: Policy, gateway: str) -> None:
         raise Invalid(f"this lane serves the gateway {policy.gateway}, not {gateway}")
 
 
-def _differences(held: Peer, wish: CreatePeer) -> list[str]:
+def _differences(held: StoredPeer, wish: CreatePeer) -> list[str]:
     """In what the wish is another than the one that made ``held``. Addresses that were not asked for do not count."""
     pairs: Mapping[str, tuple[object, object]] = {
         "allowed_ips": (held.allowed_ips, wish.allowed_ips or held.allowed_ips),
@@ -172,7 +181,8 @@ def _check_served(table: PeerTable, prefix: Prefix, public_key: str) -> None:
     for own in policy.own_addresses:
         if prefix.contains(own):
             raise Conflict(f"allowed_ips: {prefix} holds the gateway's own address {own.address}")
-    for other, owner in table.index.overlapping(prefix):
-        if owner == public_key:
+    held = table.peers.get(public_key)
+    for other in table.index.overlapping(prefix):
+        if held is not None and other in held.allowed_ips:
             continue
         raise Conflict(f"allowed_ips: {prefix} overlaps {other}, which another peer holds")

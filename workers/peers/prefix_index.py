@@ -1,70 +1,82 @@
-"""Index of disjoint prefixes by owner: finds the owners that a prefix overlaps."""
+"""Index of the prefixes that peers hold, none of which overlap: finds what a prefix overlaps, and what is free."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
+from heapq import merge
 
 from peerlane.tasks.wire.prefix import Prefix
 
+#: Bits of an address that tell one host of a page from another.
+_SHIFT = 10
+_PAGE = 1 << _SHIFT
+_BITS = {4: 32, 6: 128}
+
 
 class PrefixIndex:
-    """Disjoint prefixes, each with an owner.
+    """Disjoint prefixes.
 
-    Held as one sorted list per family: as nothing overlaps, an overlap can only be with a direct neighbour, so a
-    question costs one bisection. An insertion moves pointers (8 bytes each; 20 µs among 100,000).
+    Single hosts, which nearly all are, are bits: one integer for each page of 1,024 addresses that holds any. Wider
+    ones stand in one sorted list per family: as nothing overlaps, an overlap can only be with a direct neighbour. An
+    insertion there moves pointers (8 bytes each; 20 µs among 100,000).
     """
 
     def __init__(self) -> None:
-        self._sorted: dict[int, list[Prefix]] = {4: [], 6: []}
-        self._owner: dict[Prefix, str] = {}
+        self._pages: dict[int, dict[int, int]] = {4: {}, 6: {}}
+        self._wide: dict[int, list[Prefix]] = {4: [], 6: []}
+        self._count = 0
+
+    def copy(self) -> PrefixIndex:
+        """Another index of the same prefixes; takes a millisecond for a million."""
+        other = PrefixIndex()
+        other._pages = {version: dict(pages) for version, pages in self._pages.items()}
+        other._wide = {version: list(wide) for version, wide in self._wide.items()}
+        other._count = self._count
+        return other
 
     def __len__(self) -> int:
-        return len(self._owner)
+        return self._count
 
     def __iter__(self) -> Iterator[Prefix]:
-        return iter(self._owner)
+        for version in (4, 6):
+            for page in self._pages[version]:
+                yield from _hosts(version, page, self._pages[version][page])
+            yield from self._wide[version]
 
-    def owner(self, prefix: Prefix) -> str | None:
-        """Who holds exactly this prefix."""
-        return self._owner.get(prefix)
+    def __contains__(self, prefix: Prefix) -> bool:
+        version, network, length = prefix
+        if length == _BITS[version]:
+            return bool(self._pages[version].get(network >> _SHIFT, 0) >> (network & _PAGE - 1) & 1)
+        wide = self._wide[version]
+        at = bisect_left(wide, prefix)
+        return at < len(wide) and wide[at] == prefix
 
-    def overlapping(self, prefix: Prefix) -> Iterator[tuple[Prefix, str]]:
-        """Every held prefix that shares an address with ``prefix``, lowest first, with its owner."""
-        held = self._sorted[prefix.version]
-        # The only one that can begin before and reach in is the last that begins at or before our first address.
-        at = bisect_right(held, Prefix(prefix.version, prefix.network, 129)) - 1
-        if at >= 0 and held[at].last >= prefix.network:
-            yield held[at], self._owner[held[at]]
-        at += 1
-        while at < len(held) and held[at].network <= prefix.last:
-            yield held[at], self._owner[held[at]]
-            at += 1
+    def add(self, prefix: Prefix) -> None:
+        """Hold ``prefix``, which overlaps nothing that is held."""
+        version, network, length = prefix
+        if length == _BITS[version]:
+            pages, page = self._pages[version], network >> _SHIFT
+            pages[page] = pages.get(page, 0) | 1 << (network & _PAGE - 1)
+        else:
+            insort(self._wide[version], prefix)
+        self._count += 1
 
-    def holder(self, version: int, address: int) -> Prefix | None:
-        """The held prefix that ``address`` lies in."""
-        held = self._sorted[version]
-        at = bisect_right(held, Prefix(version, address, 129)) - 1
-        return held[at] if at >= 0 and held[at].last >= address else None
-
-    def count_within(self, area: Prefix) -> int:
-        """How many held prefixes begin in ``area``."""
-        held = self._sorted[area.version]
-        first = bisect_left(held, Prefix(area.version, area.network, 0))
-        return bisect_right(held, Prefix(area.version, area.last, 129)) - first
-
-    def add(self, prefix: Prefix, owner: str) -> None:
-        """Hold ``prefix``. The caller has made sure that nothing overlaps."""
-        insort(self._sorted[prefix.version], prefix)
-        self._owner[prefix] = owner
-
-    def fill(self, items: Iterable[tuple[Prefix, str]]) -> None:
-        """Hold many at once: sorted once instead of inserted one by one."""
-        for prefix, owner in items:
-            self._sorted[prefix.version].append(prefix)
-            self._owner[prefix] = owner
-        for held in self._sorted.values():
-            held.sort()
+    def take(self, prefix: Prefix) -> bool:
+        """Hold ``prefix``, unless it overlaps something that is held; whether it is held now."""
+        version, network, length = prefix
+        if length == _BITS[version] and not self._wide[version]:
+            pages, page, bit = self._pages[version], network >> _SHIFT, 1 << (network & _PAGE - 1)
+            held = pages.get(page, 0)
+            if held & bit:
+                return False
+            pages[page] = held | bit
+            self._count += 1
+            return True
+        if any(True for _ in self.overlapping(prefix)):
+            return False
+        self.add(prefix)
+        return True
 
     def remove(self, prefix: Prefix) -> None:
         """Hold ``prefix`` no longer.
@@ -72,6 +84,108 @@ class PrefixIndex:
         Raises:
             KeyError: it was not held.
         """
-        del self._owner[prefix]
-        held = self._sorted[prefix.version]
-        del held[bisect_left(held, prefix)]
+        if prefix not in self:
+            raise KeyError(prefix)
+        version, network, length = prefix
+        if length == _BITS[version]:
+            pages, page = self._pages[version], network >> _SHIFT
+            left = pages[page] ^ 1 << (network & _PAGE - 1)
+            if left:
+                pages[page] = left
+            else:
+                del pages[page]
+        else:
+            wide = self._wide[version]
+            del wide[bisect_left(wide, prefix)]
+        self._count -= 1
+
+    def overlapping(self, prefix: Prefix) -> Iterator[Prefix]:
+        """Every held prefix that shares an address with ``prefix``, lowest first."""
+        if prefix.length == _BITS[prefix.version]:
+            holder = self.holder(prefix.version, prefix.network)
+            return iter(() if holder is None else (holder,))
+        return merge(self._wide_overlapping(prefix), self._hosts_inside(prefix))
+
+    def holder(self, version: int, address: int) -> Prefix | None:
+        """The held prefix that ``address`` lies in."""
+        if self._pages[version].get(address >> _SHIFT, 0) >> (address & _PAGE - 1) & 1:
+            return Prefix.host(version, address)
+        return self._wide_holder(version, address)
+
+    def first_free(self, version: int, start: int, end: int) -> int | None:
+        """The smallest address from ``start`` to ``end``, both included, that nobody holds."""
+        pages, wide = self._pages[version], self._wide[version]
+        while start <= end:
+            held = pages.get(start >> _SHIFT)
+            if held is not None:
+                offset = start & _PAGE - 1
+                free = ~(held >> offset)
+                skipped = (free & -free).bit_length() - 1
+                start += skipped
+                if offset + skipped == _PAGE or start > end:
+                    continue
+            holder = self._wide_holder(version, start) if wide else None
+            if holder is None:
+                return start
+            start = holder.last + 1
+        return None
+
+    def count_within(self, area: Prefix) -> int:
+        """How many held prefixes begin in ``area``. Any thread may ask."""
+        pages, wide = self._pages[area.version], self._wide[area.version]
+        first, last = area.network, area.last
+        count = bisect_right(wide, Prefix(area.version, last, 129)) - bisect_left(wide, Prefix(area.version, first, 0))
+        for page, held in list(pages.items()):
+            base = page << _SHIFT
+            if first <= base and base + _PAGE - 1 <= last:
+                count += held.bit_count()
+            elif base <= last and first < base + _PAGE:
+                count += sum(first <= host.network <= last for host in _hosts(area.version, page, held))
+        return count
+
+    def outside(self, areas: Iterable[Prefix]) -> Iterator[Prefix]:
+        """Every held prefix that lies in none of ``areas``."""
+        around = list(areas)
+        for version in (4, 6):
+            bits = _BITS[version]
+            for page in self._pages[version]:
+                whole = Prefix(version, page << _SHIFT, bits - _SHIFT)
+                if not any(area.contains(whole) for area in around):
+                    hosts = _hosts(version, page, self._pages[version][page])
+                    yield from (host for host in hosts if not any(area.contains(host) for area in around))
+            yield from (wide for wide in self._wide[version] if not any(area.contains(wide) for area in around))
+
+    def _wide_holder(self, version: int, address: int) -> Prefix | None:
+        wide = self._wide[version]
+        at = bisect_right(wide, Prefix(version, address, 129)) - 1
+        return wide[at] if at >= 0 and wide[at].last >= address else None
+
+    def _wide_overlapping(self, prefix: Prefix) -> Iterator[Prefix]:
+        wide = self._wide[prefix.version]
+        # The only one that can begin before and reach in is the last that begins at or before our first address.
+        at = bisect_right(wide, Prefix(prefix.version, prefix.network, 129)) - 1
+        if at >= 0 and wide[at].last >= prefix.network:
+            yield wide[at]
+        at += 1
+        while at < len(wide) and wide[at].network <= prefix.last:
+            yield wide[at]
+            at += 1
+
+    def _hosts_inside(self, prefix: Prefix) -> Iterator[Prefix]:
+        pages = self._pages[prefix.version]
+        first, last = prefix.network >> _SHIFT, prefix.last >> _SHIFT
+        numbers: Iterable[int] = range(first, last + 1)
+        if last - first >= len(pages):
+            numbers = sorted(page for page in pages if first <= page <= last)
+        for page in numbers:
+            if page in pages:
+                hosts = _hosts(prefix.version, page, pages[page])
+                yield from (host for host in hosts if prefix.network <= host.network <= prefix.last)
+
+
+def _hosts(version: int, page: int, held: int) -> Iterator[Prefix]:
+    base = page << _SHIFT
+    while held:
+        lowest = held & -held
+        yield Prefix.host(version, base + lowest.bit_length() - 1)
+        held ^= lowest

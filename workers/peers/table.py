@@ -1,4 +1,4 @@
-"""The peer table in memory: every peer of a gateway and who holds which prefix; built from what Redis holds. Pure."""
+"""The peer table in memory: every peer of a gateway and which prefixes they hold; built from what Redis holds. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.address_pool import AddressPool
+from peerlane.workers.peers.coming import Coming
+from peerlane.workers.peers.peer_records import PeerRecords
 from peerlane.workers.peers.prefix_index import PrefixIndex
 
 log = logging.getLogger(__name__)
@@ -31,61 +33,101 @@ class Policy:
 class Loaded:
     """What Redis holds. ``broken`` records do not parse: they stay as they are, and so do their addresses."""
 
-    peers: dict[str, Peer]
-    broken: dict[str, Peer]
-    reasons: dict[str, str]
+    peers: PeerRecords = field(default_factory=PeerRecords)
+    index: PrefixIndex = field(default_factory=PrefixIndex)
+    #: Whether two of ``peers`` hold overlapping prefixes; ``index`` then holds one of each.
+    overlapping: bool = False
+    broken: dict[str, StoredPeer] = field(default_factory=dict[str, StoredPeer])
+    reasons: dict[str, str] = field(default_factory=dict[str, str])
     #: Peers whose preshared key is not stored as it would be now: in clear, or sealed with an old key.
     outdated: list[str] = field(default_factory=list[str])
     #: When, in seconds since 1970 on Redis' clock.
     at: int = 0
 
+    def take(self, peer: StoredPeer, record: bytes | None = None) -> None:
+        """Take a peer in; ``record`` is one that says exactly this. Who comes twice is taken once."""
+        if (raw := raw_key(peer.public_key)) is not None and self.peers.record(raw) is not None:
+            return
+        self.peers.put(peer, record)
+        for prefix in peer.allowed_ips:
+            if not self.index.take(prefix):
+                self.overlapping = True
+
 
 class PeerTable:
-    """Every peer of the gateway, and who holds which prefix. Belongs to the writer alone."""
+    """Every peer of the gateway, and which prefixes they hold. Belongs to the writer alone."""
 
-    def __init__(self, policy: Policy, peers: Iterable[Peer] = ()) -> None:
+    def __init__(self, policy: Policy, peers: Iterable[StoredPeer] = ()) -> None:
         """``peers`` do not overlap: what Redis holds was checked when it was created.
 
         Raises:
             ValueError: two peers hold overlapping prefixes.
         """
         self.policy = policy
-        self.peers: dict[str, Peer] = {peer.public_key: peer for peer in peers}
+        self.peers = PeerRecords()
         #: Keys whose records cannot be used, with the reason; ``peers`` has what is known of their addresses.
         self.broken: dict[str, str] = {}
         #: Keys that the device holds and Redis does not; kept in ``peers`` so that nobody gets their addresses.
         self.foreign: set[str] = set()
-        self.index = PrefixIndex()
-        self.index.fill((prefix, peer.public_key) for peer in self.peers.values() for prefix in peer.allowed_ips)
-        self._refuse_overlaps()
+        #: Peers that the device is still to be given.
+        self.coming = Coming()
+        self._hold(PrefixIndex())
+        for peer in peers:
+            self.peers.put(peer)
+            for prefix in peer.allowed_ips:
+                if (other := next(self.index.overlapping(prefix), None)) is not None:
+                    same = "two peers hold the same prefix" if other == prefix else "two peers overlap"
+                    raise ValueError(f"{same}: {min(other, prefix)} and {max(other, prefix)}")
+                self.index.add(prefix)
+
+    def _hold(self, index: PrefixIndex) -> None:
+        policy = self.policy
         reserved = frozenset(address.network for address in policy.own_addresses)
-        self.pools = [AddressPool(pool, self.index, reserved) for pool in policy.pools]
+        self.index = index
+        self.pools = [AddressPool(pool, index, reserved) for pool in policy.pools]
+        self._covered = [(pool.version, pool.network, pool.last, pool.length) for pool in policy.pools]
 
-    def _refuse_overlaps(self) -> None:
-        previous: Prefix | None = None
-        for prefix in sorted(self.index):
-            if previous is not None and previous.overlaps(prefix):
-                raise ValueError(
-                    f"peers {self.index.owner(previous)} and {self.index.owner(prefix)} overlap: "
-                    f"{previous} and {prefix}"
-                )
-            previous = prefix
-        held = sum(len(peer.allowed_ips) for peer in self.peers.values())
-        if held != len(self.index):
-            raise ValueError("two peers hold the same prefix")
+    def copy(self) -> PeerTable:
+        """A table to try plans on."""
+        other = PeerTable(self.policy)
+        other.peers, other.coming = self.peers.copy(), self.coming
+        other.broken, other.foreign = dict(self.broken), set(self.foreign)
+        other._hold(self.index.copy())
+        return other
 
-    def put(self, peer: Peer) -> None:
+    @classmethod
+    def of(cls, policy: Policy, loaded: Loaded) -> PeerTable:
+        """The table of what was loaded without overlaps; takes it over."""
+        table = cls(policy)
+        table.peers = loaded.peers
+        table._hold(loaded.index)
+        return table
+
+    def put(self, peer: StoredPeer) -> None:
         """The peer is there now, in place of any earlier one of the same key."""
-        self.drop(peer.public_key)
-        self.peers[peer.public_key] = peer
+        self._leave(peer.public_key)
+        self.peers.put(peer)
         for prefix in peer.allowed_ips:
-            self.index.add(prefix, peer.public_key)
+            self.index.add(prefix)
+
+    def keep(self, peer: StoredPeer, reason: str) -> None:
+        """A peer that has no usable record: it stays as it is, and nobody else gets those addresses that are free."""
+        self.drop(peer.public_key)
+        held = tuple(prefix for prefix in peer.allowed_ips if self.index.take(prefix))
+        self.peers.keep(peer._replace(allowed_ips=held))
+        self.broken[peer.public_key] = reason
 
     def drop(self, public_key: str) -> None:
         """The peer is gone; its addresses are free again. No error if it was not there."""
-        peer = self.peers.pop(public_key, None)
+        if self._leave(public_key):
+            self.peers.drop(public_key)
+            self.coming.discard(public_key)
+
+    def _leave(self, public_key: str) -> bool:
+        """Free what a peer holds; whether it was there."""
+        peer = self.peers.get(public_key)
         if peer is None:
-            return
+            return False
         self.broken.pop(public_key, None)
         self.foreign.discard(public_key)
         for prefix in peer.allowed_ips:
@@ -93,26 +135,34 @@ class PeerTable:
             for pool in self.pools:
                 if pool.prefix.overlaps(prefix):
                     pool.freed(prefix)
+        return True
 
     def needs_route(self, prefix: Prefix) -> bool:
         """Whether no pool's covering route leads to this prefix."""
-        return not any(pool.contains(prefix) for pool in self.policy.pools)
+        version, network, length = prefix
+        for family, first, last, wide in self._covered:
+            if family == version and first <= network <= last and wide <= length:
+                return False
+        return True
+
+    def routed(self) -> set[Prefix]:
+        """Every held prefix that needs a route of its own."""
+        return set(self.index.outside(self.policy.pools))
 
 
 def build_table(policy: Policy, loaded: Loaded) -> PeerTable:
     """The table of what Redis holds. Where two records overlap, the younger is set aside as broken."""
-    try:
-        table = PeerTable(policy, [*loaded.peers.values(), *loaded.broken.values()])
-    except ValueError:
+    if not loaded.overlapping:
+        table = PeerTable.of(policy, loaded)
+    else:
         table = PeerTable(policy)
-        oldest_first = sorted(loaded.peers.values(), key=lambda peer: (peer.created_at, peer.public_key))
-        for peer in [*oldest_first, *loaded.broken.values()]:
-            free = [p for p in peer.allowed_ips if not any(True for _ in table.index.overlapping(p))]
-            if len(free) < len(peer.allowed_ips):
+        for peer in sorted(loaded.peers.values(), key=lambda peer: (peer.created_at, peer.public_key)):
+            if any(True for prefix in peer.allowed_ips for _ in table.index.overlapping(prefix)):
                 reason = f"the record of peer {peer.public_key} holds addresses that an older peer holds"
                 log.error("gateway %s: %s; left as it is", policy.gateway, reason)
-                loaded.reasons.setdefault(peer.public_key, reason)
-                loaded.broken[peer.public_key] = peer
-            table.put(peer.model_copy(update={"allowed_ips": tuple(free)}))
-    table.broken.update(loaded.reasons)
+                table.keep(peer, reason)
+            else:
+                table.put(peer)
+    for peer in loaded.broken.values():
+        table.keep(peer, loaded.reasons[peer.public_key])
     return table

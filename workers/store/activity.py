@@ -12,6 +12,8 @@ from typing import NamedTuple
 from peerlane.tasks.wire.activity import LIMIT, VERSION, stored_fields
 from peerlane.workers.dataplane.counters import PeerCounters
 
+_VERSION = VERSION.encode()
+
 
 class StoredActivity(NamedTuple):
     """One peer's activity, and the raw values that it was derived from."""
@@ -78,3 +80,10 @@ def decode(stored: str | bytes) -> StoredActivity | None:
     """From the stored form; None for what is not one, which then counts as never stored."""
     fields = stored_fields(stored)
     return None if fields is None else StoredActivity(*fields[0], endpoint=fields[1])
+
+
+def last_seen(stored: bytes) -> int | None:
+    """When the peer was last seen, of the stored form; None where it is none. Nothing else is looked at."""
+    version, _, rest = stored.partition(b" ")
+    first = rest.partition(b" ")[0]
+    return int(first) if version == _VERSION and first.isdigit() and len(first) <= 20 else None

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
+from peerlane.tasks.lane.hash_pages import hash_pages
 from peerlane.tasks.lane.server_clock import ServerClock
-from peerlane.tasks.wire.model import Peer, check_public_key
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
+from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded
-from peerlane.workers.store.activity import decode
+from peerlane.workers.store.activity import last_seen
 from peerlane.workers.store.commit import Answer, Commit, change_of
+from peerlane.workers.store.loading import Loading, Progress
 from peerlane.workers.store.sequence import CommitSequence, Predecessor
-
-log = logging.getLogger(__name__)
-
-#: Peers loaded per round trip.
-PAGE = 2_000
 
 
 class Store:
@@ -103,16 +98,16 @@ class Store:
         clear = any(plan.after is not None and plan.after.preshared_key is not None for plan in plans)
         return json.dumps(changes, separators=(",", ":")), clear and not self.cipher.seals
 
-    def peer(self, public_key: str) -> Peer | None:
+    def peer(self, public_key: str) -> StoredPeer | None:
         """One peer as stored.
 
         Raises:
             StorageError: its record does not parse.
         """
         record = cast("bytes | None", self.redis.hget(self._peers, public_key))
-        return None if record is None else self._opened(Peer.from_record(public_key, record))
+        return None if record is None else self._opened(StoredPeer.from_record(public_key, record))
 
-    def peers(self, public_keys: Sequence[str]) -> dict[str, Peer | None]:
+    def peers(self, public_keys: Sequence[str]) -> dict[str, StoredPeer | None]:
         """Peers as stored, by a Redis that is not behind.
 
         Raises:
@@ -121,7 +116,7 @@ class Store:
         self.sequence.catch_up()
         records = cast("list[bytes | None]", self.redis.hmget(self._peers, list(public_keys)))
         return {
-            key: None if record is None else self._opened(Peer.from_record(key, record))
+            key: None if record is None else self._opened(StoredPeer.from_record(key, record))
             for key, record in zip(public_keys, records, strict=True)
         }
 
@@ -131,57 +126,41 @@ class Store:
             return None
         return self.cipher.sealed(self.gateway, plan.after).record()
 
-    def _opened(self, stored: Peer) -> Peer:
+    def _opened(self, stored: StoredPeer) -> StoredPeer:
         try:
             return self.cipher.opened(self.gateway, stored)
         except Unsealable as error:
             raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
 
-    def load(self) -> Loaded:
+    def load(self, progress: Progress | None = None) -> Loaded:
         """Everything, page by page. A record that does not parse is set aside, never dropped.
 
         A writer's first makes true again what Redis has lost: the device never follows a Redis that is behind.
         """
         self.sequence.catch_up()
-        loaded = Loaded({}, {}, {}, at=self.clock.now_ms() // 1000)
-        bad: dict[str, str] = {}
-        for name, record in self._pages(self._peers):
-            try:
-                check_public_key(name)
-                stored = Peer.from_record(name, record)
-                loaded.peers[name] = self._opened(stored)
-                if not self.cipher.current(stored.preshared_key):
-                    loaded.outdated.append(name)
-            except (ValueError, StorageError) as error:
-                bad[name] = str(error)
-        if bad:
-            held: dict[str, list[Prefix]] = {}
-            for text, owner in self._pages(self._addresses):
-                if owner in bad:
-                    try:
-                        held.setdefault(owner, []).append(Prefix.parse(text))
-                    except ValueError:
-                        log.warning("gateway %s: the address entry %.64r does not parse", self.gateway, text)
-            for name, reason in bad.items():
-                log.error("gateway %s: %s; left as it is", self.gateway, reason)
-                loaded.broken[name] = Peer.model_construct(
-                    public_key=name, allowed_ips=tuple(sorted(held.get(name, []))), labels={}
-                )
-                loaded.reasons[name] = reason
-        return loaded
+        loading = Loading(self.gateway, self.cipher, at=self.clock.now_ms() // 1000)
+        total = self._told("peers") if progress is not None else 0
+        for page in hash_pages(self.redis, self._peers):
+            loading.take(page)
+            if progress is not None:
+                progress(loading.records, max(loading.records, total))
+        if loading.broken:
+            for page in hash_pages(self.redis, self._addresses):
+                loading.hold(page)
+        return loading.ended()
 
-    def _pages(self, key: str) -> Iterator[tuple[str, str]]:
-        cursor = 0
-        while True:
-            cursor, page = cast("tuple[int, dict[bytes, bytes]]", self.redis.hscan(key, cursor, count=PAGE))
-            for name, value in page.items():
-                yield name.decode(errors="replace"), value.decode(errors="replace")
-            if cursor == 0:
-                return
+    def coming(self) -> int:
+        """How many peers the writer says it has still to add to its device."""
+        return self._told("recovering")
+
+    def _told(self, fact: str) -> int:
+        """A number that a writer has told."""
+        told = cast("bytes | None", self.redis.hget(self._gateway, fact)) or b""
+        return int(told) if told.isdigit() and len(told) < 10 else 0
 
     def has_peers(self) -> bool:
         """Whether any peer is stored, readable or not."""
-        return next(self._pages(self._peers), None) is not None
+        return any(hash_pages(self.redis, self._peers, count=1))
 
     def register(self, facts: Mapping[str, str | float]) -> bool:
         """Tell the fleet that this gateway is there, and what it is. False: the writer has been replaced."""
@@ -208,10 +187,13 @@ class Store:
         found = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))
         return [entry.decode(errors="replace") for entry in found]
 
-    def last_seen(self) -> dict[str, float]:
-        """When the observer last saw each peer; a peer it never saw is not in it."""
-        found = {name: decode(record) for name, record in self._pages(names.seen_key(self.gateway))}
-        return {name: float(seen.last_seen) for name, seen in found.items() if seen is not None}
+    def last_seen(self, of: dict[bytes, int]) -> None:
+        """Fill in when the observer last saw each of these keys (of 32 bytes); those it never saw stay as they are."""
+        for page in hash_pages(self.redis, names.seen_key(self.gateway)):
+            for name, stored in page:
+                raw = raw_key(name.decode(errors="replace"))
+                if raw is not None and raw in of and (at := last_seen(stored)) is not None:
+                    of[raw] = at
 
     def state(self) -> str:
         """``active`` or ``draining``."""

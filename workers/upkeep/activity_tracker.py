@@ -12,8 +12,10 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
+from peerlane.tasks.lane.hash_pages import hash_pages
 from peerlane.workers.dataplane.counters import CounterSource
-from peerlane.workers.store.activity import StoredActivity, advance, decode, encode
+from peerlane.workers.store.activity import advance, decode, encode
+from peerlane.workers.upkeep.lean_mappings import Activities, Keys
 from peerlane.workers.upkeep.sweep_policy import Sight
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ class ActivityTracker:
         self._since = 0
         self._unwritten: set[str] = set()
         self._gone: dict[str, float] = {}
-        self.seen: dict[str, StoredActivity] = {}
+        self.seen = Activities()
         #: The last reading, or None where there was none or it failed.
         self.sight: Sight | None = None
         #: Why the last reading failed.
@@ -52,16 +54,13 @@ class ActivityTracker:
 
     def load(self) -> None:
         """What was known before this process. Raises redis.RedisError."""
-        cursor, unreadable = 0, 0
-        while True:
-            cursor, page = cast("tuple[int, dict[bytes, bytes]]", self._redis.hscan(self._key, cursor, count=SLICE))
-            for name, stored in page.items():
+        unreadable = 0
+        for page in hash_pages(self._redis, self._key, count=SLICE):
+            for name, stored in page:
                 if (found := decode(stored)) is None:
                     unreadable += 1
                 else:
                     self.seen[name.decode(errors="replace")] = found
-            if cursor == 0:
-                break
         if unreadable:
             log.warning("gateway %s: %d entries of activity are not readable and begin anew", self._gateway, unreadable)
 
@@ -85,7 +84,7 @@ class ActivityTracker:
         if device != self._device:
             self._since = now  # counters of a new device begin at 0: they tell nothing yet
         self._device, self._since = device, min(self._since, now)
-        shown: set[str] = set()
+        shown = Keys()
         try:
             for batch in self._source.counters():
                 for raw in batch:

@@ -15,7 +15,7 @@ from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DeviceIdentity, DeviceView
-from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, drifts
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences, missing_drifts
 from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
@@ -44,6 +44,8 @@ class Comparison:
     peers: int
     #: What is wrong with the device itself: down, a covering route that is not there, another key, port or MTU.
     device: tuple[str, ...]
+    #: Peers that the writer still adds after a start: those that are missing may be among them.
+    coming: int = 0
 
 
 @dataclass(kw_only=True)
@@ -75,6 +77,8 @@ class Reconciler:
             look = _both(look, self._compare(self.view))
         found = counted(look.found) | ({"device": len(look.device)} if look.device else {})
         held_back = self._held_back(look)
+        if look.coming:
+            report["recovering"] = look.coming
         report |= {"found": found, "held_back": held_back, "device": list(look.device), "peers": look.peers}
         if wish.dry_run:
             report["outcome"] = "listed"
@@ -89,6 +93,7 @@ class Reconciler:
 
     def _compare(self, view: DeviceView) -> Comparison:
         # Redis first, as in a sweep; what a request changes between the two looks is gone at the second comparison.
+        coming = self.store.coming()
         table = build_table(self.policy, self.store.load())
         device = view.peers()
         routes, others = view.routes()
@@ -96,7 +101,9 @@ class Reconciler:
         if not view.up():
             wrong.insert(0, "the device is down")
         wrong += self._changed(view.identity())
-        return Comparison(drifts(table, device, routes, frozenset(table.broken)), len(device), tuple(wrong))
+        found = differences(table, device, routes, frozenset(table.broken))
+        missing = [] if coming else missing_drifts(table, found)
+        return Comparison([*found.first, *missing, *found.routes], len(device), tuple(wrong), coming)
 
     def _changed(self, device: DeviceIdentity) -> Iterator[str]:
         """Where the device is not the one that clients were told of when it was registered."""
@@ -192,6 +199,7 @@ def _both(first: Comparison, second: Comparison) -> Comparison:
         [drift for drift in second.found if (drift.kind, drift.subject) in before],
         second.peers,
         tuple(wrong for wrong in second.device if wrong in first.device),
+        max(first.coming, second.coming),
     )
 
 

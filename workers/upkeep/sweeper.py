@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 
@@ -104,6 +104,8 @@ class Sweeper:
 
     def _look(self, *, force: bool) -> Decision:
         now = self.clock.look()
+        # First of all: who is on the device by then is missing from no reading that follows.
+        coming = self._coming()
         held: list[Refusal] = self.clock.held()
         # Redis first: a peer that is made after this look cannot be missing from the reading that follows.
         peers = self._roster.read()
@@ -125,11 +127,17 @@ class Sweeper:
             counted.seen,
             now,
             self.limits,
-            counted.sight,
+            # While a writer still adds peers after its start, a reading lacks them: only expiry counts.
+            None if coming else counted.sight,
             held=held,
             force=force,
             sure_since=self.clock.sure_since,
         )
+
+    def _coming(self) -> int:
+        """How many peers the writer still adds after a start."""
+        told = cast("bytes | None", self.redis.hget(names.gateway_key(self.gateway), "recovering")) or b""
+        return int(told) if told.isdigit() and len(told) < 10 else 0
 
     def _alarm(self, decision: Decision) -> None:
         refusal = decision.refusal

@@ -232,6 +232,7 @@ def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]
     changes = [change for planned in group for change in planned.decision.changes]
     began = time.monotonic()
     writer.plane.apply(changes)
+    writer.table.coming.made(changes)
     applied = time.monotonic()
     for planned in group:
         planned.request.times.planned, planned.request.times.applied = began, applied

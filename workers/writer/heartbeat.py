@@ -42,8 +42,8 @@ class Heartbeat(threading.Thread):
         self.state = "active"
         self.replaced = False
         self.redis_restarted = False
-        #: How far a recovery has come: changes made / to make.
-        self.recovered = ""
+        #: How far a recovery has come: records read / to read, changes made / to make.
+        self.loaded = self.recovered = ""
         self._store, self._writer = store, writer
         self._redis = connect(settings)
         self._run = run
@@ -58,7 +58,8 @@ class Heartbeat(threading.Thread):
             self.phase = phase
             PULSE.serving = phase == "serving"
             PULSE.turn()
-            self._store.heartbeat(phase=phase, idle_ms=0, idle_may_ms=int(PULSE.within * 1000))
+            coming, within = len(self._writer.table.coming), int(PULSE.within * 1000)
+            self._store.heartbeat(phase=phase, recovering=coming, idle_ms=0, idle_may_ms=within)
 
     def run(self) -> None:
         while not self._ended.wait(OVERDUE if PULSE.idle() > PULSE.within else EVERY):
@@ -70,7 +71,8 @@ class Heartbeat(threading.Thread):
     def _beat(self, redis: Redis) -> None:
         with self._telling:
             writer = self._writer
-            told = {"phase": self.phase, "recovered": self.recovered, "peers": len(writer.table.peers)}
+            told = {"phase": self.phase, "loaded": self.loaded, "recovered": self.recovered}
+            told |= {"peers": len(writer.table.peers), "recovering": len(writer.table.coming)}
             done = {name: getattr(writer, name) for name in ("answered", "refused", "created", "deleted")}
             measured = writer.measurements
             began = time.monotonic()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from peerlane.tasks.status.alarms import raise_alarm
+from peerlane.tasks.wire.stored_peer import text_key
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded, PeerTable
 from peerlane.workers.store.commit import Answer
@@ -27,28 +28,32 @@ class Differences:
     """What a table that holds every commit has, and what Redis has."""
 
     #: Confirmed and not in Redis.
-    created: Sequence[Plan]
+    created: list[Plan]
     #: Deleted, and back in Redis.
-    deleted: Sequence[Plan]
+    deleted: list[Plan]
     #: In both, with other addresses or another wish.
-    changed: Sequence[Plan]
+    changed: list[Plan]
 
 
 def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> Differences:
     """By public key, without those of ``but``, and without what is no sound peer of this gateway."""
     left = {*but, *table.broken, *table.foreign, *loaded.broken}
-    ours = {key: peer for key, peer in table.peers.items() if key not in left}
-    theirs = {key: peer for key, peer in loaded.peers.items() if key not in left}
-    return Differences(
+    found = Differences([], [], [])
+    # Records are compared first: of a million peers nearly all are the same, and none of these is read.
+    for raw in table.peers.raw_keys():
+        record = loaded.peers.record(raw)
+        if record == table.peers.record(raw) or (key := text_key(raw)) in left:
+            continue
+        ours = table.peers[key]
         # "existing": none of them is a new peer, so a gateway that drains takes them too.
-        [Plan("existing", key, None, peer) for key, peer in ours.items() if key not in theirs],
-        [Plan("deleted", key, peer, None) for key, peer in theirs.items() if key not in ours],
-        [
-            Plan("existing", key, theirs[key], peer.model_copy())
-            for key, peer in ours.items()
-            if key in theirs and theirs[key] != peer
-        ],
-    )
+        if record is None:
+            found.created.append(Plan("existing", key, None, ours))
+        elif (theirs := loaded.peers[key]) != ours:
+            found.changed.append(Plan("existing", key, theirs, ours))
+    for raw in loaded.peers.raw_keys():
+        if table.peers.record(raw) is None and (key := text_key(raw)) not in left:
+            found.deleted.append(Plan("deleted", key, loaded.peers[key], None))
+    return found
 
 
 def make_up_for(

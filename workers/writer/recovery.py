@@ -1,23 +1,39 @@
-"""The start of a writer, and of a device that was lost: load the hashes, read the device, make the device equal."""
+"""The start of a writer, and of a device that was lost: load the hashes, read the device, make the device equal.
+
+What is wrong on the device is mended first, then those peers come back that are likely to be in use. Where there are
+many more, the rest is left to ``filling``, which adds them while the lane is served.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.wire.model import CreatePeer, Peer
+from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
 from peerlane.workers.peers.adoption import adoptable
-from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, drifts
+from peerlane.workers.peers.coming import Coming
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences
 from peerlane.workers.peers.handlers import plan_many
 from peerlane.workers.peers.plan import Plan, as_set_peer
 from peerlane.workers.peers.table import Loaded, PeerTable, Policy, build_table
 
 #: Changes sent to the device between two reports of progress.
 BATCH = 256
+
+#: So many peers are always back before the lane is served.
+AT_ONCE = 4_096
+#: Beyond them, those that were seen within so many seconds of the last one, as far as they are not more than this.
+HOT_FOR = 600
+HOT_AT_MOST = 16_384
+
+#: Fills in when each of these keys (of 32 bytes) was last seen, in seconds.
+Seen = Callable[[dict[bytes, int]], None]
 
 #: (done, total) changes.
 Progress = Callable[[int, int], None]
@@ -28,7 +44,7 @@ class Recovered:
     """The peer table, and what was found and mended on the way."""
 
     table: PeerTable
-    #: Drift by kind; all of it has been mended but for unknown peers that were kept.
+    #: Drift by kind; all of it has been mended but for unknown peers that were kept, and peers that are still coming.
     mended: Mapping[str, int] = field(default_factory=dict[str, int])
     #: Unknown peers that stay on the device, by public key, with the reason.
     kept: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -44,14 +60,15 @@ def recover(
     unknown: Unknown = "remove",
     first_start: bool = False,
     lost_data: bool = False,
-    seen: Callable[[], Mapping[str, float]] | None = None,
+    seen: Seen | None = None,
     progress: Progress | None = None,
+    at_once: int | None = None,
 ) -> Recovered:
     """Make the device hold exactly what Redis holds, by the smallest changes; untouched peers keep their sessions.
 
     ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
-    the device may have been somebody's before. ``seen`` tells when each peer was last seen:
-    those seen last come back first.
+    the device may have been somebody's before. ``seen`` tells when each peer was last seen: those seen last come back
+    first. Peers beyond ``at_once`` (``AT_ONCE``) and the hottest are not added yet: they are in the table's ``coming``.
 
     Raises:
         KernelError: the device could not be read or changed.
@@ -59,8 +76,8 @@ def recover(
     table = build_table(policy, loaded)
     device = plane.peers()
     routes = plane.routes()
-    found = drifts(table, device, routes, frozenset(table.broken))
-    strangers = [drift.subject for drift in found if drift.kind == "unknown"]
+    found = differences(table, device, routes, frozenset(table.broken))
+    strangers = [drift.subject for drift in found.first if drift.kind == "unknown"]
     kept: dict[str, str] = {}
     adopted: Sequence[Plan] = ()
     if unknown == "adopt":
@@ -77,21 +94,48 @@ def recover(
     # Who stays can be reached: routes of single peers are what an earlier writer made for them.
     theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
     alone = {"unknown": staying, "unknown_route": theirs}
-    todo = [drift for drift in found if drift.subject not in alone.get(drift.kind, ())]
-    todo += _routes_of_adopted(adopted, routes)
-    if seen is not None and sum(drift.kind == "missing" for drift in todo) > BATCH:
-        todo = _last_seen_first(todo, seen())
-    for start in range(0, len(todo), BATCH):
-        plane.apply([drift.change for drift in todo[start : start + BATCH]])
-        failpoints.reach("between_batches")
-        if progress is not None:
-            progress(min(start + BATCH, len(todo)), len(todo))
+    first, later = ([d for d in part if d.subject not in alone.get(d.kind, ())] for part in (found.first, found.routes))
+    later += _routes_of_adopted(adopted, routes)
+    mended = counted([*first, *later]) | ({"missing": len(found.missing)} if found.missing else {})
+    hot, cold = _by_heat(found.missing, seen, AT_ONCE if at_once is None else at_once)
+    _change(
+        plane,
+        chain(
+            (drift.change for drift in first),
+            (as_set_peer(table.peers[text_key(raw)]) for raw in hot),
+            (drift.change for drift in later),
+        ),
+        len(first) + len(hot) + len(later),
+        progress,
+    )
+    table.coming = Coming(cold)
     for key in kept:
         keep(table, device[key], kept[key])
-    return Recovered(table, counted(todo), kept, adopted)
+    return Recovered(table, mended, kept, adopted)
 
 
-def settling(table: PeerTable, plan: Plan, truth: Peer | None) -> list[Change]:
+def _change(plane: DataPlane, changes: Iterator[Change], total: int, progress: Progress | None) -> None:
+    for done in range(0, total, BATCH):
+        plane.apply(list(islice(changes, BATCH)))
+        failpoints.reach("between_batches")
+        if progress is not None:
+            progress(min(done + BATCH, total), total)
+
+
+def _by_heat(missing: list[bytes], seen: Seen | None, at_once: int) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """Those to add before the lane is served, and those that can wait; each in the order in which to add them."""
+    if seen is None or len(missing) <= BATCH:
+        return missing[:at_once], missing[at_once:]
+    last = dict.fromkeys(missing, 0)
+    seen(last)
+    order = sorted(missing, key=last.__getitem__, reverse=True)
+    since = max(1, last[order[0]] - HOT_FOR)
+    hot = sum(last[raw] >= since for raw in islice(order, HOT_AT_MOST))
+    count = max(at_once, hot)
+    return order[:count], order[count:]
+
+
+def settling(table: PeerTable, plan: Plan, truth: StoredPeer | None) -> list[Change]:
     """What makes the device hold ``truth`` of the plan's peer, whatever part of the plan was carried out."""
     prefixes = {p for peer in (plan.before, plan.after) if peer is not None for p in peer.allowed_ips}
     routed = {p for p in prefixes if table.needs_route(p)}
@@ -122,26 +166,8 @@ def _routes_of_adopted(adopted: Sequence[Plan], there: Collection[Prefix]) -> li
     return [Drift("missing_route", str(change.prefix), change) for change in wanted if change.prefix not in there]
 
 
-def keep(table: PeerTable, held: DevicePeer | Peer, reason: str) -> None:
+def keep(table: PeerTable, held: DevicePeer | StoredPeer, reason: str) -> None:
     """A peer of the device that is no peer of ours: nobody else gets its addresses."""
-    free = [p for p in sorted(held.allowed_ips) if not any(True for _ in table.index.overlapping(p))]
-    table.put(
-        Peer.model_construct(
-            public_key=held.public_key,
-            allowed_ips=tuple(free),
-            preshared_key=held.preshared_key,
-            keepalive=held.keepalive,
-            labels={},
-        )
-    )
+    peer = StoredPeer(held.public_key, tuple(sorted(held.allowed_ips)), held.preshared_key, held.keepalive)
+    table.keep(peer, f"the device holds this peer, {reason}")
     table.foreign.add(held.public_key)
-    table.broken[held.public_key] = f"the device holds this peer, {reason}"
-
-
-def _last_seen_first(todo: Sequence[Drift], seen: Mapping[str, float]) -> list[Drift]:
-    rest = [drift for drift in todo if drift.kind not in ("missing", "missing_route", "unknown_route")]
-    missing = sorted(
-        (drift for drift in todo if drift.kind == "missing"), key=lambda drift: -seen.get(drift.subject, 0.0)
-    )
-    routes = [drift for drift in todo if drift.kind in ("missing_route", "unknown_route")]
-    return [*rest, *missing, *routes]

@@ -49,7 +49,7 @@ def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commi
     peers = [peer for key in outdated if key not in done.table.broken and (peer := done.table.peers.get(key))]
     for start in range(0, len(peers), SLICE):
         part = peers[start : start + SLICE]
-        plans = [Plan("existing", peer.public_key, peer, peer.model_copy()) for peer in part]
+        plans = [Plan("existing", peer.public_key, peer, peer._replace()) for peer in part]
         _commit_slice(gateway, "resealed", plans, commit)
     if peers:
         log.warning("gateway %s: %d preshared keys were sealed anew", gateway, len(peers))

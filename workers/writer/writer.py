@@ -26,6 +26,7 @@ from peerlane.tasks.lane.list_quota import members
 from peerlane.tasks.lane.quota import share_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
@@ -103,23 +104,27 @@ class Writer:
     def recovery_needed(self, why: str | None) -> None:
         self._recovery_needed = why
 
-    def recover(self, progress: Progress | None = None) -> Recovered:
+    def recover(self, progress: Progress | None = None, loading: Progress | None = None) -> Recovered:
         """Make the device equal to Redis and the table anew; makes the device first if it is gone.
+
+        ``loading`` hears how many records are read. Peers may still be coming then: see ``filling``.
 
         Raises:
             KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
         """
         began = time.monotonic()
+        PULSE.turn(LONG)
+        progress, loading = progress or _turn, loading or _turn
         self.recovery_needed = self.recovery_needed or "asked for"
         if self._spec is not None:
             self.plane.open(self._spec)
         starting = self.recovery_needed == _NOT_STARTED
-        loaded = self.until_answered(self.store.load)
+        loaded = self.until_answered(lambda: self.store.load(loading))
         lost, self.store.sequence.lost = self.store.sequence.lost, Lost()
         if lost and not starting:
             found = loss.differences(self.table, loaded, lost.keys)
             loss.make_up_for(self.store, lost, found, self._commit_at_startup, self.until_answered)
-            loaded = self.until_answered(self.store.load)
+            loaded = self.until_answered(lambda: self.store.load(loading))
         done = recover(
             self.policy,
             loaded,
@@ -127,7 +132,7 @@ class Writer:
             unknown=self._unknown,
             first_start=self.store.epoch == 1 and starting,
             lost_data=starting and lost.incomplete,
-            seen=lambda: self.until_answered(self.store.last_seen),
+            seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
         done = adopt(self.policy.gateway, done, self._commit_at_startup)
@@ -141,6 +146,7 @@ class Writer:
         return done
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
+        PULSE.turn(LONG)
         # What is adopted is there already: a drain, which keeps new peers away, is no reason to lose sight of it.
         answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans, drains=False))
         if answer.verdict == "fenced":
@@ -248,6 +254,7 @@ class Writer:
             failpoints.reach("before_apply", outcome)
             request.times.planned = time.monotonic()
             self.plane.apply(decision.changes)
+            self.table.coming.made(decision.changes)
             request.times.applied = time.monotonic()
             failpoints.reach("after_apply", outcome)
         except KernelError:
@@ -350,9 +357,9 @@ class Writer:
             return
         try:
             stored = self.until_answered(lambda: self.store.peers([plan.public_key for plan in plans]))
-            self.plane.apply(
-                [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
-            )
+            changes = [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
+            self.plane.apply(changes)
+            self.table.coming.made(changes)
         except (KernelError, StorageError, RedisError) as error:
             log.warning("%d peers could not be settled (%s); recovering", len(plans), type(error).__name__)
             self.recovery_needed = "a peer could not be settled"
@@ -373,6 +380,11 @@ class Writer:
     def _refuse_if_fenced(self) -> None:
         if self.fenced:
             raise Fenced(_REPLACED)
+
+
+def _turn(_done: int, _total: int) -> None:
+    """A recovery has come further."""
+    PULSE.turn(LONG)
 
 
 _CHANGED = "what Redis holds changes under the writer; nothing was changed, ask again with another request id"

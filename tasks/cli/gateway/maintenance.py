@@ -139,7 +139,7 @@ def status_facts(status: GatewayStatus) -> dict[str, object]:
     return {
         "lane": _lane(status),
         "answered": _answered(status),
-        "recovery": f"{status.recovered} changes made" if status.recovered else None,
+        "recovery": _recovery(status),
         "observer": _observer(status),
         "beat": _beat(status),
         "counters": _reading(status),
@@ -148,6 +148,14 @@ def status_facts(status: GatewayStatus) -> dict[str, object]:
         "set aside": Text(set_aside, "yellow") if status.set_aside else None,
         **{f"ALARM {alarm.kind}": _alarm(status, alarm) for alarm in status.alarms},
     }
+
+
+def _recovery(status: GatewayStatus) -> object:
+    if status.recovering:
+        return Text(f"{status.recovering:,} peers are still to be added to the device", "yellow")
+    if status.lane.state == "recovering" and not status.recovered:
+        return f"{status.loaded} peers read" if status.loaded else None
+    return f"{status.recovered} changes made" if status.recovered else None
 
 
 def _lane(status: GatewayStatus) -> Text:

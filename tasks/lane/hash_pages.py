@@ -1,0 +1,42 @@
+"""Reads a large hash of Redis page by page: the next page is on its way while this one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, cast
+
+from redis import Redis
+
+#: Fields read per round trip: Redis is busy with one for about a millisecond.
+PAGE = 1_000
+
+Entry = tuple[bytes, bytes]
+
+
+def hash_pages(redis: Redis, key: str, *, count: int = PAGE) -> Generator[list[Entry]]:
+    """A hash's fields and values, in no order; one that changes meanwhile may come twice. Raises redis.RedisError."""
+    connection = cast("Any", redis.connection_pool.get_connection())
+    waiting = False
+    try:
+        cursor = b"0"
+        while True:
+            if not waiting:
+                connection.send_command("HSCAN", key, cursor, "COUNT", count)
+                waiting = True
+            cursor, flat = cast("tuple[bytes, list[bytes]]", connection.read_response(disable_decoding=True))
+            waiting = cursor != b"0"
+            if waiting:
+                connection.send_command("HSCAN", key, cursor, "COUNT", count)
+            yield list(zip(flat[::2], flat[1::2], strict=True))
+            if not waiting:
+                return
+    except GeneratorExit:
+        raise
+    except Exception:
+        connection.disconnect()
+        waiting = False
+        raise
+    finally:
+        if waiting:  # an answer is on its way that nobody will read
+            connection.disconnect()
+        redis.connection_pool.release(connection)

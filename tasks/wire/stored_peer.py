@@ -1,0 +1,143 @@
+"""A peer as the programs of a gateway hold it: read from its record quickly, and no dearer than its fields.
+
+Pydantic checks what strangers send (``model``). A record was checked when it was made, so the usual ones are read by
+a short way that takes only what is sound beyond doubt; whatever it does not take goes through ``model.Peer``, which
+decides.
+"""
+
+from __future__ import annotations
+
+import binascii
+import socket
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from peerlane.tasks.wire.model import MAX_PREFIXES, MAX_TTL, Peer, are_labels, is_key, is_preshared_key
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.record import RECORD_VERSION, public_fields, record_of
+
+_read_object = TypeAdapter(dict[str, Any]).validator.validate_json
+
+_NO_LABELS: dict[str, str] = {}
+_NOT_PINNED = False
+#: Times beyond this are nobody's; the long way decides about them.
+_LARGE = 2**53
+
+
+class StoredPeer(NamedTuple):
+    """A peer as Redis holds it; the fields of ``model.Peer``. Times are seconds since 1970 on Redis' clock."""
+
+    public_key: str
+    #: Sorted, disjoint.
+    allowed_ips: tuple[Prefix, ...]
+    preshared_key: str | None = None
+    keepalive: int = 0
+    ttl: int | None = None
+    expires_at: int | None = None
+    #: Shared between peers and copies: nobody changes it.
+    labels: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default is of each instance
+    pinned: bool = False
+    created_at: int = 0
+    imported_at: int | None = None
+
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in self._asdict().items() if name != "preshared_key"}
+        return f"StoredPeer({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def record(self) -> str:
+        """The stored record (JSON)."""
+        return record_of(self)
+
+    def public(self) -> dict[str, Any]:
+        """The peer for programs: everything but the preshared key itself."""
+        return public_fields(self)
+
+    @classmethod
+    def of(cls, peer: Peer) -> Self:
+        """The same peer."""
+        return cls(*(getattr(peer, name) for name in cls._fields))
+
+    @classmethod
+    def from_record(cls, public_key: str, record: bytes) -> Self:
+        """From a stored record.
+
+        Raises:
+            StorageError: it does not parse, or is of a version this program does not know.
+        """
+        quick = _quick(public_key, record)
+        return cls(*quick) if quick is not None else cls.of(Peer.from_record(public_key, record))
+
+
+def raw_key(public_key: str) -> bytes | None:
+    """The 32 bytes of a canonical key in base64; None for any other text."""
+    try:
+        raw = binascii.a2b_base64(public_key)
+    except (binascii.Error, ValueError):
+        return None
+    return raw if len(raw) == 32 and text_key(raw) == public_key else None
+
+
+def text_key(raw: bytes) -> str:
+    """The key in base64."""
+    return binascii.b2a_base64(raw, newline=False).decode("ascii")
+
+
+def _quick(public_key: str, record: bytes) -> tuple[Any, ...] | None:  # noqa: C901 - one question for each field
+    """The fields of a record that is sound beyond doubt; None for every other."""
+    try:
+        found = _read_object(record)
+    except ValidationError:
+        return None
+    take = found.pop
+    version, prefixes = take("v", None), _prefixes(take("allowed_ips", None))
+    if type(version) is not int or version != RECORD_VERSION or prefixes is None or not is_key(public_key):
+        return None
+    preshared_key, keepalive, ttl = take("preshared_key", None), take("keepalive", 0), take("ttl", None)
+    if preshared_key is not None and not is_preshared_key(preshared_key):
+        return None
+    if type(keepalive) is not int or not 0 <= keepalive <= 65535:
+        return None
+    if ttl is not None and (type(ttl) is not int or not 1 <= ttl <= MAX_TTL):
+        return None
+    expires_at, created_at, imported_at = take("expires_at", None), take("created_at", 0), take("imported_at", None)
+    for time in (expires_at, created_at, imported_at):
+        if time is not None and (type(time) is not int or not -_LARGE < time < _LARGE):
+            return None
+    labels, pinned = take("labels", _NO_LABELS), take("pinned", _NOT_PINNED)
+    if created_at is None or type(pinned) is not bool or found:
+        return None
+    if labels is not _NO_LABELS:
+        if not are_labels(labels):
+            return None
+        labels = dict(sorted(labels.items()))
+    return public_key, prefixes, preshared_key, keepalive, ttl, expires_at, labels, pinned, created_at, imported_at
+
+
+def _prefixes(texts: Any) -> tuple[Prefix, ...] | None:
+    if type(texts) is not list or not 0 < len(texts) <= MAX_PREFIXES:  # pyright: ignore[reportUnknownArgumentType] - any list
+        return None
+    found: list[Prefix] = []
+    try:
+        for text in texts:  # pyright: ignore[reportUnknownVariableType] - each is looked at
+            if type(text) is not str or len(text) > 64:  # pyright: ignore[reportUnknownArgumentType] - as above
+                return None
+            found.append(_prefix(text))
+    except (OSError, ValueError):
+        return None
+    if len(found) > 1:
+        found.sort()
+        for one, other in pairwise(found):
+            if one[0] == other[0] and one.overlaps(other):
+                return None
+    return tuple(found)
+
+
+def _prefix(text: str) -> Prefix:
+    """Single hosts, which nearly all are, without looking for anything else."""
+    if text[-3:] == "/32" and ":" not in text:
+        return Prefix(4, int.from_bytes(socket.inet_pton(socket.AF_INET, text[:-3]), "big"), 32)
+    if text[-4:] == "/128":
+        return Prefix(6, int.from_bytes(socket.inet_pton(socket.AF_INET6, text[:-4]), "big"), 128)
+    return Prefix.parse(text)

@@ -1,0 +1,54 @@
+"""What a table that holds every commit has, and a Redis that has lost some has not."""
+
+from __future__ import annotations
+
+import json
+
+from keys import some_key
+
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer
+from peerlane.workers.peers.table import Loaded, PeerTable, Policy
+from peerlane.workers.writer.loss import differences
+
+POLICY = Policy("gw", some_key(), (Prefix.parse("10.8.0.0/24"),))
+
+
+def peer(number: int, *, created_at: int = 0) -> StoredPeer:
+    return StoredPeer(some_key(), (Prefix.parse(f"10.8.0.{number}/32"),), created_at=created_at)
+
+
+def loaded(*peers: StoredPeer) -> Loaded:
+    found = Loaded()
+    for each in peers:
+        found.take(each)
+    return found
+
+
+def test_each_peer_is_told_apart_by_its_record() -> None:
+    same, created, changed, deleted = (peer(number) for number in (2, 3, 4, 5))
+    earlier = changed._replace(keepalive=25)
+    found = differences(PeerTable(POLICY, [same, created, changed]), loaded(same, earlier, deleted))
+    assert [(plan.before, plan.after) for plan in found.created] == [(None, created)]
+    assert [(plan.before, plan.after) for plan in found.changed] == [(earlier, changed)]
+    assert [(plan.before, plan.after) for plan in found.deleted] == [(deleted, None)]
+
+
+def test_a_record_written_otherwise_is_no_difference() -> None:
+    same = peer(2, created_at=7)
+    found = Loaded()
+    found.take(same, json.dumps(dict(reversed(json.loads(same.record()).items())), indent=1).encode())
+    told = differences(PeerTable(POLICY, [same]), found)
+    assert (told.created, told.changed, told.deleted) == ([], [], [])
+
+
+def test_what_has_no_usable_record_or_is_left_out_is_no_difference() -> None:
+    broken, foreign, disputed, unreadable = (peer(number) for number in (2, 3, 4, 5))
+    table = PeerTable(POLICY, [disputed, unreadable])
+    table.keep(broken, "its record does not parse")
+    table.keep(foreign, "the device holds this peer")
+    table.foreign.add(foreign.public_key)
+    there = loaded(broken)
+    there.broken[unreadable.public_key] = unreadable
+    told = differences(table, there, {disputed.public_key})
+    assert (told.created, told.changed, told.deleted) == ([], [], [])

@@ -1,0 +1,82 @@
+"""The peers of a gateway in memory: each as its record, read when it is asked for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
+
+#: A record of more bytes than this is held as this program would write it.
+_ROOMY = 512
+
+
+class PeerRecords(Mapping[str, StoredPeer]):
+    """Public key → peer.
+
+    Held as key of 32 bytes → record, with its preshared key in clear: some 300 bytes a peer, and nothing for the
+    garbage collector to look at. Peers that have no usable record are held as they are.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[bytes, bytes] = {}
+        self._kept: dict[str, StoredPeer] = {}
+
+    def copy(self) -> PeerRecords:
+        """Another mapping of the same peers, which share their memory."""
+        other = PeerRecords()
+        other._records, other._kept = dict(self._records), dict(self._kept)
+        return other
+
+    def __getitem__(self, public_key: str) -> StoredPeer:
+        if self._kept and public_key in self._kept:
+            return self._kept[public_key]
+        raw = raw_key(public_key)
+        if raw is None:
+            raise KeyError(public_key)
+        return StoredPeer.from_record(public_key, self._records[raw])
+
+    def get(self, public_key: str, default: StoredPeer | None = None) -> StoredPeer | None:  # type: ignore[override]
+        """The peer, or ``default``."""
+        record = self._records.get(raw_key(public_key) or b"")
+        if record is not None:
+            return StoredPeer.from_record(public_key, record)
+        return self._kept.get(public_key, default)
+
+    def __contains__(self, public_key: object) -> bool:
+        if not isinstance(public_key, str):
+            return False
+        return raw_key(public_key) in self._records or public_key in self._kept
+
+    def __len__(self) -> int:
+        return len(self._records) + len(self._kept)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from map(text_key, self._records)
+        yield from self._kept
+
+    def raw_keys(self) -> Iterator[bytes]:
+        """The keys of those that have a record, as 32 bytes."""
+        return iter(self._records)
+
+    def record(self, raw: bytes) -> bytes | None:
+        """The record of a key of 32 bytes."""
+        return self._records.get(raw)
+
+    def put(self, peer: StoredPeer, record: bytes | None = None) -> None:
+        """Hold a peer in place of any of its key. ``record`` is one that says exactly this, where there is one."""
+        raw = raw_key(peer.public_key)
+        if raw is None:
+            raise ValueError("not a public key")
+        self._kept.pop(peer.public_key, None)
+        whole = record is not None and len(record) <= _ROOMY
+        self._records[raw] = record if record is not None and whole else peer.record().encode()
+
+    def keep(self, peer: StoredPeer) -> None:
+        """Hold what has no usable record."""
+        self.drop(peer.public_key)
+        self._kept[peer.public_key] = peer
+
+    def drop(self, public_key: str) -> None:
+        """Hold it no longer. No error if it was not there."""
+        if self._kept.pop(public_key, None) is None and (raw := raw_key(public_key)) is not None:
+            self._records.pop(raw, None)

@@ -1,0 +1,76 @@
+"""Takes in what Redis holds of a gateway's peers, page by page. Pure: no I/O."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from peerlane.tasks.errors import StorageError
+from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
+from peerlane.tasks.wire.stored_peer import StoredPeer
+from peerlane.workers.peers.table import Loaded
+
+log = logging.getLogger(__name__)
+
+#: (done, total) records.
+Progress = Callable[[int, int], None]
+
+
+class Loading:
+    """What has been taken in so far."""
+
+    def __init__(self, gateway: str, cipher: PskCipher, *, at: int) -> None:
+        self._gateway, self._cipher = gateway, cipher
+        self._loaded = Loaded(at=at)
+        self._held: dict[str, list[Prefix]] = {}
+        #: Records taken in.
+        self.records = 0
+        #: Why the records of these keys cannot be used.
+        self.broken: dict[str, str] = {}
+
+    def take(self, page: Iterable[tuple[bytes, bytes]]) -> None:
+        """Records by public key."""
+        for name, record in page:
+            self.records += 1
+            key = name.decode(errors="replace")
+            try:
+                self._take(key, record)
+            except (ValueError, StorageError) as error:
+                self.broken[key] = str(error)
+
+    def _take(self, key: str, record: bytes) -> None:
+        try:
+            stored = StoredPeer.from_record(key, record)
+        except StorageError:
+            check_public_key(key)  # what is no key at all is told as that
+            raise
+        if stored.preshared_key is None:
+            self._loaded.take(stored, record)
+            return
+        try:
+            peer = self._cipher.opened(self._gateway, stored)
+        except Unsealable as error:
+            raise StorageError(f"the record of peer {key} cannot be used: {error}") from None
+        self._loaded.take(peer, record if peer is stored else None)
+        if not self._cipher.current(stored.preshared_key):
+            self._loaded.outdated.append(key)
+
+    def hold(self, page: Iterable[tuple[bytes, bytes]]) -> None:
+        """Owners by prefix: what peers hold whose records cannot be used."""
+        for name, value in page:
+            text, owner = name.decode(errors="replace"), value.decode(errors="replace")
+            if owner in self.broken:
+                try:
+                    self._held.setdefault(owner, []).append(Prefix.parse(text))
+                except ValueError:
+                    log.warning("gateway %s: the address entry %.64r does not parse", self._gateway, text)
+
+    def ended(self) -> Loaded:
+        """All of it."""
+        for key, reason in self.broken.items():
+            log.error("gateway %s: %s; left as it is", self._gateway, reason)
+            self._loaded.broken[key] = StoredPeer(key, tuple(sorted(self._held.get(key, []))))
+            self._loaded.reasons[key] = reason
+        return self._loaded

@@ -1,0 +1,61 @@
+"""Adds the peers that are still to come after a start, slice by slice, between what the lane brings.
+
+A start serves the lane once the peers are back that are likely to be in use (``recovery``). The others follow, those
+seen last first. Whoever asks for one of them, or deletes it, settles it at once (``plan.device_changes``). What goes
+wrong on the way makes the writer recover: it compares Redis and device anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from peerlane.tasks.errors import KernelError
+from peerlane.workers import failpoints
+from peerlane.workers.peers.plan import as_set_peer
+from peerlane.workers.writer.writer import Writer
+
+log = logging.getLogger(__name__)
+
+#: Peers of one slice: one message to the kernel, some 5 ms. A request waits for one at most.
+SLICE = 64
+
+
+class Filling:
+    """What is still to come of one writer's peers. Belongs to the writer's thread."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        #: When this writer began to add, on the monotonic clock, and how many there were. None: nothing is coming.
+        self._began: tuple[float, int] | None = None
+
+    def step(self) -> int:
+        """Add one slice; how many peers are still to come. 0 also where nothing may be changed just now."""
+        writer = self._writer
+        coming = writer.table.coming
+        if writer.fenced or writer.recovery_needed is not None:
+            self._began = None
+            return 0
+        if self._began is None and coming:
+            self._began = time.monotonic(), len(coming)
+        keys = coming.pop(SLICE)
+        try:
+            writer.plane.apply([as_set_peer(peer) for key in keys if (peer := writer.table.peers.get(key)) is not None])
+            for key in keys:
+                coming.discard(key)
+            failpoints.reach("between_fillings")
+        except Exception as error:
+            # What of the slice is on the device is not known: all is compared anew.
+            if isinstance(error, KernelError):
+                log.warning("gateway %s: peers could not be added: %s", writer.policy.gateway, error)
+            else:
+                log.exception("gateway %s: adding peers failed in an unforeseen way", writer.policy.gateway)
+            writer.recovery_needed = "peers could not be added"
+            self._began = None
+            return 0
+        if not coming and self._began is not None:
+            began, count = self._began
+            took = time.monotonic() - began
+            log.info("gateway %s: all peers are on the device: %d more in %.1f s", writer.policy.gateway, count, took)
+            self._began = None
+        return len(coming)
