@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 #: Seconds after which the difference is measured anew.
 RESYNC = 30.0
+#: Milliseconds by which an answer may say less than expected because it was long on its way; more is another clock.
+DELAYED = 1000
 
 
 def milliseconds(time_reply: tuple[int, int]) -> int:
@@ -35,7 +37,7 @@ class ServerClock:
         offset = self._offset
         if offset is None or local - self._asked_at > RESYNC:
             offset = self.heard(milliseconds(self._ask()))
-            local = self._asked_at
+            local = time.monotonic()
         return int(local * 1000 + offset)
 
     def at(self, moment: float) -> float | None:
@@ -43,7 +45,13 @@ class ServerClock:
         return None if self._offset is None else moment * 1000 + self._offset
 
     def heard(self, server_ms: int) -> float:
-        """The server said just now that it is ``server_ms``; its lead over this host's monotonic clock in ms."""
-        self._asked_at = time.monotonic()
-        self._offset = server_ms - self._asked_at * 1000
-        return self._offset
+        """The server said just now that it is ``server_ms``; its lead over this host's monotonic clock in ms.
+
+        Of the answers of the last ``RESYNC`` seconds the one counts that was on its way for the shortest time.
+        """
+        local = time.monotonic()
+        offset = server_ms - local * 1000
+        if self._offset is not None and self.fresh and 0 < self._offset - offset < DELAYED:
+            return self._offset
+        self._asked_at, self._offset = local, offset
+        return offset

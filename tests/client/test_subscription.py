@@ -24,6 +24,7 @@ from waiting import Stopwatch, eventually
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
+from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.lane.subscription import Listeners
 from peerlane.tasks.lane.tasks import task_of
 
@@ -41,6 +42,20 @@ def commands(server: RedisServer) -> dict[str, int]:
 def connections(server: RedisServer) -> int:
     """How many the server has accepted so far."""
     return cast("dict[str, int]", server.redis.info("stats"))["total_connections_received"]
+
+
+@pytest.fixture
+def pushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The gateways whose lanes have told a caller of this process that they hold its request."""
+    told: list[str] = []
+    pushed = Lanes.pushed
+
+    def tell(lanes: Lanes, gateway: str, length: int, *, bulk: bool) -> None:
+        pushed(lanes, gateway, length, bulk=bulk)
+        told.append(gateway)
+
+    monkeypatch.setattr(Lanes, "pushed", tell)
+    return told
 
 
 @pytest.fixture
@@ -178,15 +193,16 @@ class TestAConnection:
         assert api.create_peer(some_key(), timeout=5).outcome == "created"
 
     def test_that_is_lost_while_its_request_waits_is_made_anew(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, pushes: list[str]
     ) -> None:
         site = gateway()
         api = client(site.name, redis_url=link.url)
         api.create_peer(some_key())
         site.hold()
+        pushes.clear()
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(api.create_peer, some_key(), timeout=30)
-            eventually(lambda: site.look().waiting == 1, "the request in the lane")
+            eventually(lambda: pushes, "the request in the lane")
             link.reset()
             site.resume()
             watch = Stopwatch()
@@ -194,15 +210,16 @@ class TestAConnection:
             assert watch.seconds < 10
 
     def test_that_died_without_a_word_while_its_request_waits_is_noticed(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, pushes: list[str]
     ) -> None:
         site = gateway()
         api = client(site.name, redis_url=link.url)
         api.create_peer(some_key())
         site.hold()
+        pushes.clear()
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(api.create_peer, some_key(), timeout=60)
-            eventually(lambda: site.look().waiting == 1, "the request in the lane")
+            eventually(lambda: pushes, "the request in the lane")
             link.silence()
             site.resume()
             watch = Stopwatch()

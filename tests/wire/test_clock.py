@@ -57,6 +57,20 @@ class TestTheClock:
         assert abs(read.now_ms() - server.now_ms()) < 500
         assert server.asked == 0
 
+    def test_passes_over_an_answer_that_was_long_on_its_way(self) -> None:
+        server = Server(0)
+        read = ServerClock(server.time)
+        read.heard(server.now_ms())
+        read.heard(server.now_ms() - 400)
+        assert abs(read.now_ms() - server.now_ms()) < 200
+
+    def test_follows_a_server_whose_clock_is_another(self) -> None:
+        server = Server(0)
+        read = ServerClock(server.time)
+        read.heard(server.now_ms())
+        read.heard(server.now_ms() - 60_000)
+        assert abs(read.now_ms() - server.now_ms() + 60_000) < 500
+
     def test_raises_what_asking_raises(self) -> None:
         def away() -> tuple[int, int]:
             raise RedisConnectionError
