@@ -47,7 +47,7 @@ class Session:
         """Close every connection that was opened."""
         app = self.__dict__.pop("app", None)
         if app is not None:
-            from peerlane.tasks.lane.admission import close_app
+            from peerlane.tasks.admission.lanes import close_app
 
             close_app(app)
 

@@ -20,10 +20,10 @@ from tornado.ioloop import PeriodicCallback
 from tornado.template import Loader, Template
 
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.flower.fleet_view import EVERY, FleetView
 from peerlane.tasks.flower.pages import handlers
 from peerlane.tasks.flower.task_format import formatted
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 
 _TEMPLATES = Path(__file__).parent / "templates"

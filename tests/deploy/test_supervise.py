@@ -22,8 +22,8 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.workers.host.supervisor import AWAY, LONGEST, observer_is_final, pause_after, writer_is_final
 
 
