@@ -19,7 +19,7 @@ from flower.urls import settings as flower_settings
 from tornado.ioloop import PeriodicCallback
 from tornado.template import Loader, Template
 
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.flower.fleet_view import EVERY, FleetView
 from peerlane.tasks.flower.pages import handlers
