@@ -35,6 +35,7 @@ from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
+from peerlane.workers.start.takeover import elsewhere
 from peerlane.workers.store.redis_checks import away
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
@@ -45,7 +46,6 @@ from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import WriterRequests
-from peerlane.workers.writer.takeover import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 NICENESS = 10
 #: Seconds without a tick, and without a request, that show that Redis was away, or this process frozen.
 LAPSE = 5.0
-#: What the gateway's hash says of where its writer is (peerlane.workers.writer.takeover).
+#: What the gateway's hash says of where its writer is (peerlane.workers.start.takeover).
 HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
