@@ -34,6 +34,7 @@ from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.privileges import confine_gateway
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.start.takeover import elsewhere
@@ -92,6 +93,7 @@ class ObserverService:
             RedisAway: Redis cannot be used.
             SettingsError: privileges that are not needed could not be given up.
         """
+        PULSE.turn(LONG)
         confine_gateway(self.settings.user, on_host=self._plane.on_host)
         self._lock.acquire()
         with suppress(OSError):
@@ -99,6 +101,7 @@ class ObserverService:
         try:
             self._open()
             self._observe()
+            PULSE.serving = True
         except RedisError as error:
             raise away(error) from error
 
@@ -185,6 +188,7 @@ class ObserverService:
         return False
 
     def _read(self, counted: ActivityTracker) -> None:
+        PULSE.turn(LONG)
         before = counted.trouble
         now = self._clock.look()
         counted.read(now)
@@ -192,6 +196,7 @@ class ObserverService:
         if counted.trouble is not None and counted.trouble != before:
             log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
         self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
+        PULSE.turn()
 
     def _beat(self) -> bool:
         """Say that the observer lives; whether a writer has begun to serve since the last time."""
