@@ -23,10 +23,10 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lanes import close_app
 from peerlane.tasks.errors import PeerlaneError, SettingsError
-from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
-from peerlane.tasks.wire.metrics import encoded
+from peerlane.tasks.values.metrics import encoded
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
@@ -36,6 +36,7 @@ from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
+from peerlane.workers.start.takeover import elsewhere
 from peerlane.workers.store.redis_checks import away
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
@@ -46,7 +47,6 @@ from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import WriterRequests
-from peerlane.workers.writer.takeover import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 NICENESS = 10
 #: Seconds without a tick, and without a request, that show that Redis was away, or this process frozen.
 LAPSE = 5.0
-#: What the gateway's hash says of where its writer is (peerlane.workers.writer.takeover).
+#: What the gateway's hash says of where its writer is (peerlane.workers.start.takeover).
 HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
