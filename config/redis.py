@@ -1,4 +1,4 @@
-"""Connections to Redis, with the same time limits for every role, and what redis-py's errors mean to an operator."""
+"""Connects to Redis with the same time limits for every role, and words redis-py's errors for operators."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAX_CONNECTIONS = 10_000
 
 
 def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
-    """A client with its own pool. ``timeout`` bounds every answer, in seconds; nothing is retried unseen."""
+    """A client with its own pool. ``timeout`` limits each answer, in seconds; the client retries nothing."""
     url = server_url(settings)
     kind = (
         UnixDomainSocketConnection if url.startswith("unix") else SSLConnection if redis_tls(settings) else Connection
@@ -61,7 +61,7 @@ def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
 
 
 def failure(error: BaseException) -> str:
-    """What failed and why, as the beginning of a sentence. Names an unreachable Redis only where it was not reached."""
+    """What failed and why, as the beginning of a sentence. Calls Redis unreachable only if it was not reached."""
     causes = list(_chain(error))
     if any(isinstance(cause, MaxConnectionsError) or "No connection available" in str(cause) for cause in causes):
         return "this process has no connection to Redis free"
@@ -112,7 +112,7 @@ def _of_class(error: BaseException) -> str | None:
 
 
 def _of_reply(error: BaseException) -> str | None:
-    """By the word that begins Redis' reply. What follows it is not shown: it may quote what was sent."""
+    """The sentence for the first word of Redis' reply. The rest is not shown: it may quote what was sent."""
     if not isinstance(error, ResponseError | RedisConnectionError):
         return None
     text = str(error).rpartition(_OF_PIPELINE)[2]
