@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peerlane.tasks.lane.redis_errors import reading
 from redis import Redis
 
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.inspection import ANSWERS, nodes_of
 from peerlane.tasks.status.rates import FleetRates, Row

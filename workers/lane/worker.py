@@ -27,7 +27,7 @@ from peerlane.workers.lane import poison
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.writer.retry import AWAY, RetryUntilShutdown, ShutdownRequested
+from peerlane.workers.store.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
