@@ -1,4 +1,4 @@
-"""Celery's result backend on the connections of ``redis_connections``."""
+"""Celery's result backend on Peerlane's connections (peerlane.config.redis.connections)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ MAX_CONNECTIONS = 10_000
 
 
 def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
-    """A client with its own pool. ``timeout`` bounds every answer, in seconds; nothing is retried unseen."""
+    """A client with its own pool. ``timeout`` limits each answer, in seconds; the client retries nothing."""
     url = server_url(settings)
     kind = (
         UnixDomainSocketConnection if url.startswith("unix") else SSLConnection if redis_tls(settings) else Connection
