@@ -16,9 +16,9 @@ from servers import RedisServer
 from writer_alone import create_peer
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.quota import share_key
 from peerlane.tasks.wire import outcome
 from peerlane.workers.lane.taking import (
     BULK_TURN,
