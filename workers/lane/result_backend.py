@@ -15,6 +15,9 @@ class CommitBackend(OwnBackend):
     #: Set by peerlane.workers.gateway.
     gateway: str = ""
 
+    def _create_client(self, **params: Any) -> Any:
+        return cast("Any", self).app.shared_redis.client
+
     @property
     def _expires(self) -> int:
         return int(cast("Any", self).expires)

@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, MORE, LONGEST_PAUSE = 0.25, 0.25, 0.5
 
 
+#: Seconds between two of Celery's events that tell monitors that the worker lives.
+EVENT_EVERY = 10.0
+
+
 class Service(Protocol):
     """The service that the worker starts, ticks and stops; see peerlane.workers.gateway and .observer."""
 
@@ -283,6 +287,8 @@ class LaneWorker(Worker):
             "exclude_queues": None,
             "beat": False,
         }
+        # Celery's two seconds are for clusters that elect somebody; Flower counts by what the event says.
+        options["heartbeat_interval"] = options.get("heartbeat_interval") or EVENT_EVERY
         # Flower shows the gateway where the command line named no node.
         if not hostname or hostname.startswith("celery@"):
             hostname = names.node_name(gateway, socket.gethostname(), observer=chosen.role == "observer")

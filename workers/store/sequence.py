@@ -185,15 +185,27 @@ class CommitSequence:
         """Check that the procedures can be called, before an earlier writer is replaced."""
         self._ask([(names.request_id(self.gateway, "start"), 0)])
 
-    def tell(self, fields: Mapping[str, str | float], redis: Redis | None = None, metrics: str | None = None) -> str:
-        """Write the heartbeat's fields: ``current``, or why nothing was written. ``redis`` is this thread's client."""
+    def tell(
+        self,
+        fields: Mapping[str, str | float],
+        redis: Redis | None = None,
+        metrics: str | None = None,
+        *,
+        brief: bool = False,
+    ) -> tuple[str, str]:
+        """Write the heartbeat's fields. Returns ``current``, or why nothing was written, and the gateway's state.
+
+        ``redis`` is this thread's client. ``brief`` compares the writer's token, which each start of a writer replaces,
+        and not the epoch, which an operator's restore or removal raises too.
+        """
         keys = [self._gateway_key, self._epoch_key]
-        args: list[str | int | bytes] = list(self._fence)
+        args: list[str | int | bytes] = [*self._fence, "brief" if brief else ""]
         args += [part if isinstance(part, int) else str(part) for pair in fields.items() for part in pair]
         if metrics is not None:
             keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
             args.append(metrics)
-        return cast("bytes", self._tell(keys=keys, args=args, client=redis)).decode()
+        verdict, state = cast("tuple[bytes, bytes]", self._tell(keys=keys, args=args, client=redis))
+        return verdict.decode(), state.decode(errors="replace")
 
     def catch_up(self) -> None:
         """Repeat this writer's commits that Redis has lost; does nothing if it has lost none."""
