@@ -43,11 +43,13 @@ def late(request_id: str) -> str:
     return _LATE.replace(ANY_ID, request_id, 1).replace(_DATE, datetime.now(UTC).isoformat(), 1)
 
 
+#: What became of it, as ``decode`` has it.
+LATE = TimedOut("its deadline had passed before the gateway could commit it")
 #: Stands for an id in a record whose request is not known yet (workers/store/take.lua).
 ANY_ID = "@request-id@"
 _DATE = "@date@"
 _LATE = json.dumps(
-    {**json.loads(tombstone(ANY_ID, "its deadline had passed before the gateway could commit it")), "date_done": _DATE},
+    {**json.loads(tombstone(ANY_ID, LATE.message)), "date_done": _DATE},
     separators=(",", ":"),
 )
 

@@ -122,7 +122,7 @@ class LaneChannel(WaitingChannel):
             log.warning("gateway %s: messages are taken one by one (%s)", gateway, reason(error))
             self.take(queue, raw)
             return
-        bulk = queue == names.bulk_queue(gateway)
+        bulk = (taken[0].queue if taken else queue) == names.bulk_queue(gateway)
         full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(each.message) for each in taken) >= BULK_BYTES)
         group, failures = Group(len(taken) + len(dead), bulk=bulk, full=full), list[Exception]()
         self.group = group

@@ -16,7 +16,7 @@ from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.lane.tracing import parent_of
 from peerlane.tasks.wire.model import check_public_key
-from peerlane.tasks.wire.outcome import decode
+from peerlane.tasks.wire.outcome import LATE, decode
 from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.ending import LeanEnding, TaskEvents
@@ -84,7 +84,7 @@ class LaneStrategy:
         """End a request that was struck out of the lane, and so has its outcome."""
         outcome: dict[str, Any] | PeerlaneError
         try:
-            outcome = decode(dead.record)
+            outcome = decode(dead.record) if dead.record else LATE
         except PeerlaneError as error:
             outcome = error
         self._ending.struck_out(dead.request_id, outcome)

@@ -134,6 +134,8 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
     dead, alone = _take_out_dead(writer, group)
     outcomes = _strike_out(writer, [(planned.request, planned.decision.deadline) for planned in dead])
     alone += [planned.request for planned in dead if planned.request.delivery.tag not in outcomes]
+    if not group:
+        return outcomes | {request.delivery.tag: _alone(writer, request) for request in alone}
     try:
         answers = _apply_and_commit(writer, group)
     except (KernelError, ResponseError) as error:
