@@ -92,7 +92,7 @@ IN_LANE = (
         "workers/store/sequence.py",
         "        if self.facts:\n            self.tell(self.facts)\n",
         "",
-        (f"{SEQUENCE}::TestMoreIsLostThanIsKept",),
+        (f"{SEQUENCE}::TestTwoWritersWithOneNumber",),
     ),
     Mutant(
         "lost-data-wipes",
