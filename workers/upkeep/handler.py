@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import reason
-from peerlane.config.schedule import ACTS, interval
+from peerlane.config.celery.schedule import ACTS, interval
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Invalid, StorageError, TimedOut
 from peerlane.tasks.wire.model import parse
@@ -42,8 +42,9 @@ class UpkeepHandler:
         # Of the request that is being carried out.
         self._request_id, self._deadline, self._act = "", 0, ""
         self._breathed = 0.0
-        #: Where the gateway's writer is, if it is not here; then nothing is done.
+        #: Where the gateway's writer is, if it is not here; then nothing is done. ``look_for_writer`` sets it.
         self.elsewhere: str | None = None
+        self.look_for_writer: Callable[[], object] = lambda: None
         self.measurements = UpkeepMeasurements()
         #: When the last request was through, on the monotonic clock.
         self.ended = 0.0
@@ -60,10 +61,11 @@ class UpkeepHandler:
         PULSE.turn(LONG)
         self._act = "sweep" if task == names.SWEEP else "reconcile"
         self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
-        if self.elsewhere is not None:
-            note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
-            return {"outcome": "skipped", "gateway": self._gateway, "note": note}
         try:
+            self.look_for_writer()
+            if self.elsewhere is not None:
+                note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
+                return {"outcome": "skipped", "gateway": self._gateway, "note": note}
             if wish.slot is not None:
                 self._redis.hset(names.observer_key(self._gateway), "asked_at", self._redis.time()[0])
             if wish.slot is not None and task == names.SWEEP:
