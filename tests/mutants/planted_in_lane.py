@@ -18,7 +18,7 @@ IN_LANE = (
         "behind-not-told",
         "a Redis that has lost commits is believed",
         "workers/store/standing.lua",
-        "  if newest < epoch or not told[1] or seq < known then return 'behind', seq, '' end\n",
+        "  if newest < epoch or not told[1] or seq < known then return 'behind', seq, '', told[3] end\n",
         "",
         (f"{SEQUENCE}::TestARedisThatIsBehind",),
     ),
@@ -152,14 +152,6 @@ IN_LANE = (
         (f"{GROUP}::TestWhatIsTaken",),
     ),
     # Groups, lists, filling
-    Mutant(
-        "made-anew-in-doubt",
-        "a plan rests on addresses of a request that may be dead",
-        "workers/writer/group.py",
-        "        if doubtful and any(",
-        "        if False and any(",
-        (GROUP, LATE),
-    ),
     Mutant(
         "group-does-not-tell-of-coming",
         "what a group has put on the device is still to come",

@@ -90,7 +90,7 @@ IN_WRITER = (
         "heartbeat-without-fence",
         "a writer that was replaced goes on telling that it lives",
         "workers/store/heartbeat.lua",
-        "if current ~= 'current' then return current end\n",
+        "if current ~= 'current' then return {current, state or ''} end\n",
         "",
         (TAKEOVER,),
     ),
