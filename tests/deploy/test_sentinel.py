@@ -6,16 +6,15 @@ import asyncio
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from gateways import ROOT, MakeClient, MakeGateway, MakeSettings, clean_environment
 from keys import some_key
 from replicated import Replicated
+from servers import server_directory
 
 from peerlane import AsyncGateway, Gateway, OutcomeUnknown, PeerlaneError
 from peerlane.config.celery_app import PeerlaneApp
@@ -29,7 +28,7 @@ SLOW = pytest.mark.slow("five servers a test, and failovers that take seconds")
 
 @pytest.fixture
 def fleet() -> Iterator[Replicated]:
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    directory = server_directory()
     made = Replicated(directory, password="data-pw", sentinel_password="watch-pw")
     yield made
     made.end()

@@ -267,7 +267,7 @@ def test_a_writer_that_starts_again_and_again_meanwhile_is_removed_whole_or_not_
     trying.start()
     try:
         one.start(wait=False)
-        eventually(lambda: epoch(redis_server, one.name) >= before + 2, "a removal and a start", within=30)
+        eventually(lambda: epoch(redis_server, one.name) >= before + 2, "a removal and a start")
     finally:
         ended.set()
         trying.join(30)
@@ -317,7 +317,7 @@ def test_beat_asks_a_removed_gateway_nothing_any_more_and_takes_back_what_it_ask
     one.stop()
     queue = names.observer_queue(one.name)
     with ending(asking := beat(own_redis.url, tmp_path / "beat.log")):
-        eventually(lambda: own_redis.redis.llen(queue) > 0, "beat asking", within=30)
+        eventually(lambda: own_redis.redis.llen(queue) > 0, "beat asking")
         eventually(lambda: _removed(settings(redis_url=own_redis.url), one.name), "a moment in which nobody asks")
         asking.says("0 gateways are looked after")
         assert_forgotten(own_redis, one.name)
