@@ -20,7 +20,7 @@ from waiting import PATIENCE
 from peerlane import Gateway
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import Settings, read
-from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.admission.lanes import Lanes
 
 # A shell without job control starts what is in its background with Ctrl-C ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

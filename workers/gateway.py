@@ -21,8 +21,8 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
 from peerlane.tasks.status.alarms import raise_alarm
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.outcome import encode
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane import DeviceFacts
 from peerlane.workers.dataplane.factory import device_spec, open_plane
@@ -33,20 +33,20 @@ from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import take_back
 from peerlane.workers.peers.table import Policy
-from peerlane.workers.store.redis_checks import away, check_durability
-from peerlane.workers.store.redo_file import RedoFile
-from peerlane.workers.store.store import Store
-from peerlane.workers.writer.filling import Filling
-from peerlane.workers.writer.heartbeat import Heartbeat, run_of
-from peerlane.workers.writer.recovery import Progress, Recovered
-from peerlane.workers.writer.registration import (
+from peerlane.workers.start.recovery import Progress, Recovered
+from peerlane.workers.start.registration import (
     gateway_labels,
     own_endpoint,
     registered_key,
     registration,
     tell_of_new_key,
 )
-from peerlane.workers.writer.takeover import await_predecessor, holder
+from peerlane.workers.start.takeover import await_predecessor, holder
+from peerlane.workers.store.redis_checks import away, check_durability
+from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.filling import Filling
+from peerlane.workers.writer.heartbeat import Heartbeat, run_of
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)

@@ -23,18 +23,20 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lanes import close_app
 from peerlane.tasks.errors import PeerlaneError, SettingsError
-from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
-from peerlane.tasks.wire.metrics import encoded
+from peerlane.tasks.values.metrics import encoded
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.privileges import confine_gateway
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
+from peerlane.workers.start.takeover import elsewhere
 from peerlane.workers.store.redis_checks import away
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
@@ -45,7 +47,6 @@ from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import WriterRequests
-from peerlane.workers.writer.takeover import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 NICENESS = 10
 #: Seconds without a tick, and without a request, that show that Redis was away, or this process frozen.
 LAPSE = 5.0
-#: What the gateway's hash says of where its writer is (peerlane.workers.writer.takeover).
+#: What the gateway's hash says of where its writer is (peerlane.workers.start.takeover).
 HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
@@ -91,6 +92,7 @@ class ObserverService:
             RedisAway: Redis cannot be used.
             SettingsError: privileges that are not needed could not be given up.
         """
+        PULSE.turn(LONG)
         confine_gateway(self.settings.user, on_host=self._plane.on_host)
         self._lock.acquire()
         with suppress(OSError):
@@ -98,6 +100,7 @@ class ObserverService:
         try:
             self._open()
             self._observe()
+            PULSE.serving = True
         except RedisError as error:
             raise away(error) from error
 
@@ -184,6 +187,7 @@ class ObserverService:
         return False
 
     def _read(self, counted: ActivityTracker) -> None:
+        PULSE.turn(LONG)
         before = counted.trouble
         now = self._clock.look()
         counted.read(now)
@@ -191,6 +195,7 @@ class ObserverService:
         if counted.trouble is not None and counted.trouble != before:
             log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
         self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
+        PULSE.turn()
 
     def _beat(self) -> bool:
         """Say that the observer lives; whether a writer has begun to serve since the last time."""

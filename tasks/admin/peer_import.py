@@ -21,15 +21,15 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
+from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Conflict, Invalid
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.admission import Lanes, lanes_of
-from peerlane.tasks.lane.redis_errors import PAGE, reaching, scan
+from peerlane.tasks.redis.errors import PAGE, reaching, scan
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import readable
 from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
 from peerlane.tasks.wire.bulk import MAX_IMPORT
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
 #: Seconds that an import is waited for unless told otherwise: thousands of peers are one request.
@@ -38,6 +38,8 @@ TIMEOUT = 60.0
 STAGED_FOR = 600
 #: Bytes of a file that are looked at.
 MAX_BYTES = 64 * 1024 * 1024
+#: Lines of comments that are listed.
+MAX_LINES = 1000
 
 _FIELDS = ("preshared_key", "keepalive", "labels", "ttl", "pinned", "expires_at", "created_at")
 
@@ -115,6 +117,9 @@ class Imported(BaseModel):
     left_out: tuple[NotTaken, ...] = ()
     #: Peers beyond those listed.
     unlisted: int = 0
+    #: Of a file: how many comments of its peers say nothing that is kept, and the lines of the first of them.
+    comments_left_out: int = 0
+    comment_lines: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,13 @@ class Checked:
     gateway: str
     fresh: tuple[ConfPeer, ...]
     existing: tuple[ConfPeer, ...]
+    #: Lines of comments of which nothing is kept.
+    unread: tuple[int, ...] = ()
+
+    def told(self, done: Imported) -> Imported:
+        """The result, with what the writer does not know."""
+        left = {"comments_left_out": len(self.unread), "comment_lines": self.unread[:MAX_LINES]}
+        return done.model_copy(update=left)
 
 
 def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
@@ -152,7 +164,8 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
         raise ImportClash(found)
     existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
     there = {one.peer.public_key for one in existing}
-    return Checked(gateway, tuple(one for one in conf.peers if one.peer.public_key not in there), existing)
+    fresh = tuple(one for one in conf.peers if one.peer.public_key not in there)
+    return Checked(gateway, fresh, existing, conf.unread)
 
 
 def import_file(
@@ -166,7 +179,7 @@ def import_file(
     found = check_file(data, gateway, app=app)
     if dry_run:
         created, existing = len(found.fresh), len(found.existing)
-        return Imported(outcome="would_import", gateway=gateway, created=created, existing=existing)
+        return found.told(Imported(outcome="would_import", gateway=gateway, created=created, existing=existing))
     return carry_out(found, app=app, timeout=timeout)
 
 
@@ -235,9 +248,9 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
         arguments = {"gateway": found.gateway, "token": token, "count": len(entries), "digest": digest}
         sent = task.apply_async(kwargs=arguments, expires=timeout)
         try:
-            return Imported.model_validate(sent.get(timeout=timeout))
+            return found.told(Imported.model_validate(sent.get(timeout=timeout)))
         except KeyboardInterrupt:  # cancelled now, or done already: either is an answer
-            return Imported.model_validate(sent.get(timeout=0.01))
+            return found.told(Imported.model_validate(sent.get(timeout=0.01)))
     finally:
         with suppress(RedisError):  # it goes away by itself too
             lanes.redis.delete(key)

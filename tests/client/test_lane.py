@@ -14,9 +14,9 @@ from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
+from peerlane.tasks.admission.belief import BELIEVED_FOR
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
-from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.lane.belief import BELIEVED_FOR
 from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.wire.outcome import decode
 
@@ -185,6 +185,40 @@ class TestATimeout:
         served.resume()
         eventually(lambda: _when_live(iad, some_key()), "the resumed gateway serving")
         assert iad.peer(key) is not None
+
+    def test_ends_with_the_deadline_and_so_outlives_the_loss_of_its_cancel(
+        self, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
+    ) -> None:
+        """A Redis that loses its last second may lose the tombstone, and keep the message."""
+        served = gateway()
+        iad, lost = client(served), names.request_id(served.name, str(uuid.uuid4()))
+        served.pause()
+        with pytest.raises(TimedOut, match="will never take effect"):
+            iad.create_peer(some_key(), timeout=0.5, request_id=lost)
+        assert redis_server.redis.delete(names.result_key(lost)) == 1
+        served.resume()
+        then = some_key()
+        eventually(lambda: _when_live(iad, then), "the resumed gateway serving")
+        assert [peer.public_key for peer in iad.peers()] == [then]
+
+    def test_shorter_than_the_deadline_rests_on_its_cancel(
+        self, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
+    ) -> None:
+        """What docs/guarantees.md says of a cancel that Redis loses: plain Celery alone waits for less than it asks."""
+        served = gateway()
+        iad, kept, lost = client(served), some_key(), some_key()
+        results: dict[str, Any] = {}
+        create, _ = plain(iad)
+        served.pause()
+        for key in (kept, lost):
+            results[key] = create.apply_async(kwargs={"gateway": served.name, "public_key": key}, expires=30)
+            with pytest.raises(TimedOut):
+                results[key].get(timeout=0.2)
+        assert redis_server.redis.delete(names.result_key(results[lost].id)) == 1
+        served.resume()
+        eventually(lambda: _when_live(iad, some_key()), "the resumed gateway serving")
+        assert iad.peer(kept) is None
+        assert iad.peer(lost) is not None
 
 
 def _when_live(client: Gateway, key: str) -> Any:

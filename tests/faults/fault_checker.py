@@ -23,6 +23,8 @@ from fault_upkeep_checker import upkeep_violations
 GRACE = 2.0
 #: Seconds after a fault's end in which callers may still find Redis unreachable.
 AFTERMATH = 1.5
+#: Seconds for which a caller's process did not run after which it may have found its connections dead.
+STALLED = 0.5
 #: Seconds by which Redis' clock and the machine's monotonic one may have been read apart.
 CLOCKS = 0.2
 #: Seconds in which lane and observer come back.
@@ -214,7 +216,7 @@ def _answers(evidence: Evidence) -> Iterable[Violation]:
         if call.ended is not None and call.ended - call.began > call.timeout + GRACE + call.stalled:
             took = call.ended - call.began - call.stalled
             yield Violation("I6", f"{where} took {took:.2f} s: {call.outcome}")
-        if call.end == "unknown" and not _was_away(call, evidence.away):
+        if call.end == "unknown" and not _was_away(call, evidence.away) and call.stalled < STALLED:
             yield Violation("I6", f"{where} was unknown while Redis could be reached: {call.said}")
         if call.end in ("unknown", "open") and call.request not in settled:
             yield Violation("I6", f"{where} was never settled, though it was asked again")

@@ -172,6 +172,17 @@ class TestEveryCall:
     def test_is_unknown_only_while_redis_is_away(self) -> None:
         assert broken(replace(SOUND, away=[Window(8.0, 9.0)])) == {"I6"}
 
+    def test_may_be_unknown_to_a_caller_that_did_not_run_for_a_while(self) -> None:
+        def stalled(seconds: float) -> Evidence:
+            unknown = replace(SOUND.calls[4], stalled=seconds)
+            return replace(SOUND, calls=[*SOUND.calls[:4], unknown, SOUND.calls[5]], away=[])
+
+        assert broken(stalled(0.4)) == {"I6"}
+        assert broken(stalled(0.7)) == set()
+        assert broken(replace(stalled(0.7), calls=stalled(0.7).calls[:5], final=final(b=ONE, old="10.8.0.9/32"))) == {
+            "I6"
+        }, "it is settled all the same"
+
     def test_is_settled_by_asking_again(self) -> None:
         assert "I6" in broken(replace(SOUND, calls=SOUND.calls[:5], final=final(b=ONE, old="10.8.0.9/32")))
 

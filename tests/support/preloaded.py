@@ -130,8 +130,10 @@ class _Forks:
         if self._control is None:
             self._control, theirs = socket.socketpair()
             with theirs:
+                others = {name: value for name, value in os.environ.items() if not name.startswith(_READ_EARLY)}
+                command, environment = [sys.executable, __file__], others | _AT_FIRST
                 self._process = subprocess.Popen(
-                    [sys.executable, __file__], stdin=theirs.fileno(), start_new_session=True
+                    command, stdin=theirs.fileno(), env=environment, start_new_session=True
                 )
             atexit.register(self.close)
         return self._control

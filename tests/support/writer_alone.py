@@ -14,16 +14,16 @@ from waiting import PATIENCE
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.table import Policy
+from peerlane.workers.request.delivery import Delivery
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.delivery import Delivery
 from peerlane.workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/24"), Prefix.parse("fd00:8::/64"))

@@ -16,10 +16,10 @@ from waiting import eventually
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict
+from peerlane.workers.request.measurements import Measurements
+from peerlane.workers.request.pace import Pace
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat
-from peerlane.workers.writer.measurements import Measurements
-from peerlane.workers.writer.pace import Pace
 from peerlane.workers.writer.writer import Writer
 
 

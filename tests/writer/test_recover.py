@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from keys import key_number
 
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers.dataplane import AddRoute, Change, DeviceSpec, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Unknown
 from peerlane.workers.peers.plan import plan_create
 from peerlane.workers.peers.table import Loaded, Policy
+from peerlane.workers.start.recovery import recover
 from peerlane.workers.upkeep.lean_mappings import Lifetime
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
-from peerlane.workers.writer.recovery import recover
 
 POOL = Prefix.parse("10.8.0.0/16")
 

@@ -17,6 +17,7 @@ from waiting import PATIENCE, eventually
 from writer_alone import WatchedPlane, WriterAlone
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import (
     Conflict,
     Draining,
@@ -29,11 +30,10 @@ from peerlane.tasks.errors import (
     TimedOut,
     WriterError,
 )
-from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
-from peerlane.workers.writer.retry import ShutdownRequested
+from peerlane.workers.store.retry import ShutdownRequested
 
 
 @pytest.fixture

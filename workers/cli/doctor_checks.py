@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
-from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
 from peerlane.workers.cli.check import Check, Verdict
@@ -111,13 +111,20 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
     if not status.visible:
         yield Check(what, "warning", "this Redis user may not see its alarms, observer and sweeps")
     elif lane.live and not status.observed:
-        yield Check(what, "warning", "no observer is running: nothing is swept or reconciled")
+        yield Check(what, "warning", f"{_unobserved(status)}: nothing is swept or reconciled")
     if status.set_aside:
         yield Check(what, "warning", f"{status.set_aside:,} messages were set aside: peerlane gateway poison")
     if (missed := missed_count(status.sweep)) or status.sweep.get("stopped"):
         stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
         why = f": {stopped['message']}" if "message" in stopped else ""
         yield Check(what, "warning", f"its last sweep left {missed:,} stale peers where they are{why}")
+
+
+def _unobserved(status: GatewayStatus) -> str:
+    silent = status.observer_silent_for
+    if silent is None:
+        return "no observer is running"
+    return f"its observer has been silent for {silent:,.0f} s, so it hangs, was killed or cannot reach Redis"
 
 
 def _beat(snapshot: FleetSnapshot) -> Iterator[Check]:

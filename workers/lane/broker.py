@@ -22,7 +22,7 @@ from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
 from peerlane.workers.lane.unacked import LaneQoS
-from peerlane.workers.writer.retry import ShutdownRequested
+from peerlane.workers.store.retry import ShutdownRequested
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from peerlane.config import names
 from peerlane.config.redis import connect, reason
 from peerlane.config.redis_connections import NotPrimary
 from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
-from peerlane.tasks.lane.registry import TASKS
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.registry import TASKS
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.writer.retry import AWAY, RetryUntilShutdown, ShutdownRequested
+from peerlane.workers.store.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
 

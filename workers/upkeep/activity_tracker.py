@@ -12,7 +12,7 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.lane.hash_pages import hash_pages
+from peerlane.tasks.redis.hash_pages import hash_pages
 from peerlane.workers.dataplane.counters import CounterSource
 from peerlane.workers.store.activity import advance, decode, encode
 from peerlane.workers.upkeep.lean_mappings import Activities, Keys

@@ -18,6 +18,7 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Invalid, StorageError, TimedOut
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.upkeep.measurements import UpkeepMeasurements
 from peerlane.workers.upkeep.reconciler import Reconciler
 from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
@@ -56,6 +57,7 @@ class UpkeepHandler:
         wish = parse(SweepGateway if task == names.SWEEP else ReconcileGateway, arguments)
         if wish.gateway != self._gateway:
             raise Invalid(f"this observer looks after the gateway {self._gateway}, not {wish.gateway}")
+        PULSE.turn(LONG)
         self._act = "sweep" if task == names.SWEEP else "reconcile"
         self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
         if self.elsewhere is not None:
@@ -82,6 +84,7 @@ class UpkeepHandler:
             raise StorageError(f"Redis cannot be used: {reason(error)}") from error
         finally:
             self.ended = time.monotonic()
+            PULSE.turn()
         return report
 
     def by_itself(self, task: str) -> None:
@@ -110,6 +113,7 @@ class UpkeepHandler:
         if time.monotonic() - self._breathed < BREATH:
             return True
         self._breathed = time.monotonic()
+        PULSE.turn(LONG)
         seconds, micros = self._redis.time()
         self._redis.hset(names.observer_key(self._gateway), "heartbeat", seconds * 1000 + micros // 1000)
         self._tell({"outcome": "running", **state})
