@@ -18,7 +18,7 @@ from servers import RedisServer, server_directory
 from waiting import PATIENCE
 
 from peerlane import Gateway
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 from peerlane.tasks.admission.lanes import Lanes
 

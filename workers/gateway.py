@@ -14,9 +14,10 @@ from typing import cast
 from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.hosts import endpoint_doubt
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register

@@ -20,8 +20,9 @@ from typing import Any, cast
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect, reason
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.admission.lanes import close_app
 from peerlane.tasks.errors import PeerlaneError, SettingsError

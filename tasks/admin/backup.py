@@ -14,7 +14,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
 
 from peerlane.config import names
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable

@@ -16,7 +16,7 @@ from servers import RedisServer
 from waiting import PATIENCE
 
 from peerlane import AsyncGateway, Conflict, Invalid, TimedOut, Unavailable
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.client import call_metrics
 from peerlane.tasks.client.call_metrics import MOST_GATEWAYS, REQUESTS, SECONDS, counted
 

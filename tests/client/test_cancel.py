@@ -14,7 +14,7 @@ from servers import RedisServer
 from waiting import PATIENCE
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.cli.output import Output
 from peerlane.tasks.cli.peer.request import Interrupted, ask
 from peerlane.tasks.cli.session import Session

@@ -10,7 +10,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import OutcomeUnknown, StorageError

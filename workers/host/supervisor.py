@@ -2,7 +2,7 @@
 
 A writer that must not run (its lane is held, its settings are wrong) says so by how it ends, and that is passed on. All
 else that ends a process is a crash: it is started again, at first after a second, later after up to 30. A process that
-hangs (``pulse``) is made to print its stacks, killed, and started again: a crash as well.
+hangs (``pulse``) is made to tell its stacks, killed, and started again: a crash as well.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from peerlane.config import names
-from peerlane.config.broker import OwnConnection, UnboundChannel, UnboundTransport
-from peerlane.config.redis import reason
+from peerlane.config.celery.broker import OwnConnection, UnboundChannel, UnboundTransport
+from peerlane.config.redis.failures import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
@@ -200,6 +200,6 @@ class LaneConnection(OwnConnection):
 
 
 class LaneMessaging(AMQP):
-    """Named in peerlane.config.celery_app for those who consume."""
+    """Named in peerlane.config.celery.app for those who consume."""
 
     Connection = LaneConnection

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from peerlane.config import names
-from peerlane.config.result_backend import OwnBackend
+from peerlane.config.celery.result_backend import OwnBackend
 from peerlane.workers.lane.taken import TAKEN, TakenMessage
 
 

@@ -16,8 +16,9 @@ from celery.worker.consumer import consumer as celery_consumer
 from redis.exceptions import AuthenticationError, RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import connect, reason
-from peerlane.config.redis_connections import NotPrimary
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.connections import NotPrimary
+from peerlane.config.redis.failures import reason
 from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.registry import TASKS

@@ -12,8 +12,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import reason
-from peerlane.config.schedule import ACTS, interval
+from peerlane.config.celery.schedule import ACTS, interval
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Invalid, StorageError, TimedOut
 from peerlane.tasks.wire.model import parse

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.values.metrics import encoded
 from peerlane.workers.host.outage import Outage

@@ -16,7 +16,7 @@ from kombu import Exchange, Queue
 
 from peerlane.config import names
 from peerlane.config.logs import CeleryLogs
-from peerlane.config.redis_url import celery_url, redis_tls, sentinels
+from peerlane.config.redis.url import celery_url, redis_tls, sentinels
 from peerlane.config.settings import BadSettings, Settings, current
 
 Role = Literal["client", "writer", "observer"]
@@ -49,13 +49,13 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "socket_keepalive": not url.startswith("redis+socket"),
         "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
         "retry_on_timeout": False,  # would replay LPUSH
-        "sentinels": sentinels(settings),  # for our channel (peerlane.config.broker)
+        "sentinels": sentinels(settings),  # for our channel (peerlane.config.celery.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
         "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
     found: dict[str, Any] = {
         "broker_url": url,
-        "result_backend": f"peerlane.config.result_backend:OwnBackend+{url.removeprefix('redis+')}",
+        "result_backend": f"peerlane.config.celery.result_backend:OwnBackend+{url.removeprefix('redis+')}",
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],  # no pickle, no yaml
@@ -85,7 +85,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "redis_socket_timeout": 1,
             "broker_transport_options": broker_options | {"socket_timeout": 1},  # nothing of a client's blocks longer
             "imports": ["peerlane.tasks.lane.tasks"],
-            "beat_scheduler": "peerlane.config.schedule:GatewayScheduler",
+            "beat_scheduler": "peerlane.config.celery.schedule:GatewayScheduler",
         }
     else:
         if settings.gateway is None:
@@ -128,7 +128,9 @@ class PeerlaneApp(Celery):
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
         """Without ``settings`` the process' own are read when first used, not now."""
         messaging = (
-            "peerlane.config.broker:OwnMessaging" if role == "client" else "peerlane.workers.lane.broker:LaneMessaging"
+            "peerlane.config.celery.broker:OwnMessaging"
+            if role == "client"
+            else "peerlane.workers.lane.broker:LaneMessaging"
         )
         super().__init__("peerlane", set_as_current=role != "client", amqp=messaging)
         self.role: Role = role
