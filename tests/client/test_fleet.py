@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import asked
 from gateways import MakeClient, MakeGateway, MakeSettings, close, new_name
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
-from sites import peerlane
 from waiting import eventually
 
 from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo
@@ -305,16 +305,16 @@ def test_the_command_line_chooses_by_region_and_labels(
     gateway(region=region, labels=("tier=b",), max_peers=1_000_000)
     conf = tmp_path / "client.conf"
     url = redis_server.url
-    found = peerlane("peer", "create", "--region", region, "--where", "tier=a", "--conf", str(conf), redis_url=url)
+    found = asked("peer", "create", "--region", region, "--where", "tier=a", "--conf", str(conf), redis_url=url)
     assert (found["gateway"], found["outcome"]) == (wanted.name, "created")
     assert "Endpoint = vpn.example.com:51820" in conf.read_text()
     key = found["public_key"]
-    again = peerlane("peer", "create", "--region", region, "--public-key", key, redis_url=url)
+    again = asked("peer", "create", "--region", region, "--public-key", key, redis_url=url)
     assert (again["gateway"], again["outcome"]) == (wanted.name, "existing")
-    told = peerlane("peer", "create", "--region", region, "--where", "tier=c", redis_url=url, expect=3)["error"]
+    told = asked("peer", "create", "--region", region, "--where", "tier=c", redis_url=url, expect=3)["error"]
     assert (told["code"], "its label tier is" in told["message"]) == ("unavailable", True)
     for arguments in ((), (wanted.name, "--region", region), ("--region", region, "--request-id", "x")):
-        assert peerlane("peer", "create", *arguments, redis_url=url, expect=2)["error"]["code"] == "usage"
+        assert asked("peer", "create", *arguments, redis_url=url, expect=2)["error"]["code"] == "usage"
 
 
 def test_the_asyncio_fleet_places_many_at_once(gateway: MakeGateway, settings: MakeSettings, region: str) -> None:

@@ -192,7 +192,7 @@ class TestATimeout:
         """A Redis that loses its last second may lose the tombstone, and keep the message."""
         served = gateway()
         iad, lost = client(served), names.request_id(served.name, str(uuid.uuid4()))
-        served.pause()
+        served.pause(alive=True)
         with pytest.raises(TimedOut, match="will never take effect"):
             iad.create_peer(some_key(), timeout=0.5, request_id=lost)
         assert redis_server.redis.delete(names.result_key(lost)) == 1
@@ -209,7 +209,7 @@ class TestATimeout:
         iad, kept, lost = client(served), some_key(), some_key()
         results: dict[str, Any] = {}
         create, _ = plain(iad)
-        served.pause()
+        served.pause(alive=True)
         for key in (kept, lost):
             results[key] = create.apply_async(kwargs={"gateway": served.name, "public_key": key}, expires=30)
             with pytest.raises(TimedOut):

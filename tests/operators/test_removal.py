@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import asked
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, new_name
 from keys import some_key
 from observers import Observer, beat, ending
 from servers import RedisServer
-from sites import peerlane
 from waiting import eventually
 
 from peerlane.config import names
@@ -368,11 +368,11 @@ def test_it_is_one_command(gateway: MakeGateway, client: MakeClient, redis_serve
     one = gateway()
     client(one).create_peer(some_key())
     url, command = redis_server.url, ("gateway", "remove", one.name)
-    assert peerlane(*command, redis_url=url, expect=3)["error"]["code"] == "unavailable"
+    assert asked(*command, redis_url=url, expect=3)["error"]["code"] == "unavailable"
     one.stop()
-    refusal = peerlane(*command, redis_url=url, expect=1)["error"]
+    refusal = asked(*command, redis_url=url, expect=1)["error"]
     assert (refusal["code"], "holds 1 peer:" in refusal["message"]) == ("conflict", True)
-    assert peerlane(*command, "--force", redis_url=url) == {"gateway": one.name, "peers": 1, "requests": 0}
-    listed = peerlane("gateway", "list", redis_url=url)["gateways"]
+    assert asked(*command, "--force", redis_url=url) == {"gateway": one.name, "peers": 1, "requests": 0}
+    listed = asked("gateway", "list", redis_url=url)["gateways"]
     assert one.name not in [found["name"] for found in listed]
-    assert peerlane(*command, "--force", redis_url=url, expect=3)["error"]["code"] == "unavailable"
+    assert asked(*command, "--force", redis_url=url, expect=3)["error"]["code"] == "unavailable"

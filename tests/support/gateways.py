@@ -156,7 +156,7 @@ class GatewayProcess:
                     self._redis.client_unblock(int(one["id"]))
 
     def resume(self) -> None:
-        """Let it go on after ``pause`` or ``hold``. After a long one, return once it lives again, or has ended."""
+        """Let it go on after ``pause`` or ``hold``. After a long one, return once it serves again, or has ended."""
         paused_at, self._paused_at = self._paused_at, None
         long = paused_at is not None and time.monotonic() - paused_at > LIVE_FOR_MS / 1000 / 2
         if self._told_alive:
@@ -164,7 +164,8 @@ class GatewayProcess:
             self._tell_heartbeat(ahead=-LIVE_FOR_MS / 1000 if long else 0)
         os.kill(self.pid, signal.SIGCONT)
         if long:
-            eventually(self._lives_or_has_ended, f"a sign of life of {self.name}")
+            # Its first sign of life may still say that it has served nothing for long.
+            eventually(self._serves_or_has_ended, f"{self.name} serving again")
 
     def _tell_heartbeat(self, *, ahead: float) -> None:
         """Have its last sign of life be so many seconds ahead of now."""
@@ -172,9 +173,9 @@ class GatewayProcess:
         self._redis.hset(names.gateway_key(self.name), "heartbeat", int(now * 1000))
         self._told_alive = ahead > 0
 
-    def _lives_or_has_ended(self) -> bool:
+    def _serves_or_has_ended(self) -> bool:
         try:
-            return self.status is not None or self.look().live
+            return self.status is not None or self.look().state not in {"down", "stuck"}
         except RedisError:
             return True  # nobody can tell
 
