@@ -81,10 +81,10 @@ class ObserverService:
         self._beat_at = 0
         #: Where the live writer is, if it is not here: then the counters here are another device's.
         self._elsewhere: str | None = None
-        self._ticked = time.monotonic()
+        self._ticked = self._said = time.monotonic()
 
     def start(self) -> None:
-        """Take the lock, learn what was known; afterwards requests may be consumed.
+        """Take the lock; afterwards requests may be consumed.
 
         Raises:
             LaneHeld: another live observer has this device.
@@ -106,6 +106,7 @@ class ObserverService:
         counters, view = self._plane.counters, self._plane.view
         if counters is not None and view is not None:
             self._counted = ActivityTracker(self._redis, self.name, counters, view.index)
+            self._counted.between = self._live
         errands = WriterRequests(self._client, self.name)
         sweeper = Sweeper(
             redis=self._redis,
@@ -127,9 +128,7 @@ class ObserverService:
         self._handler = UpkeepHandler(self._redis, self.settings, self._attendance, sweeper, reconciler)
 
     def _observe(self) -> None:
-        """Learn what was known, and tell that requests may come."""
-        if self._counted is not None:
-            self._counted.load()
+        """Tell that requests may come."""
         self._clock.look()
         self._beat()
         if self._elsewhere is None:
@@ -158,7 +157,6 @@ class ObserverService:
         counted = self._counted
         if time.monotonic() - max(self._ticked, self.handler.ended) > LAPSE:
             self._epoch = None
-        self._ticked = time.monotonic()
         try:
             returned = self._beat()
             here = self._elsewhere is None
@@ -178,6 +176,8 @@ class ObserverService:
                 log.warning("gateway %s: not observed just now: %s", self.name, error)
         else:
             OUTAGE.over()
+        finally:
+            self._ticked = time.monotonic()  # a long reading is no lapse
 
     def fill(self) -> bool:
         """Nothing is done slice by slice here."""
@@ -187,13 +187,20 @@ class ObserverService:
         before = counted.trouble
         now = self._clock.look()
         counted.read(now)
-        counted.write()
         if counted.trouble is not None and counted.trouble != before:
             log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
         self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
 
+    def _live(self) -> None:
+        """Amid what takes long: say that the observer lives, once a second."""
+        if time.monotonic() - self._said >= 1.0 and self._elsewhere is None:
+            self._said = time.monotonic()
+            seconds, micros = self._redis.time()
+            self._redis.hset(names.observer_key(self.name), "heartbeat", seconds * 1000 + micros // 1000)
+
     def _beat(self) -> bool:
         """Say that the observer lives; whether a writer has begun to serve since the last time."""
+        self._said = time.monotonic()
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         pipe.hmget(names.gateway_key(self.name), "epoch", "phase", *HOLDER)
