@@ -60,7 +60,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
         "result_serializer": "json",
         "accept_content": ["json"],  # no pickle, no yaml
         "result_accept_content": ["json"],
-        "task_routes": ["peerlane.tasks.lane.registry.route_task"],
+        "task_routes": ["peerlane.tasks.wire.registry.route_task"],
         "task_default_queue": "peerlane.unrouted",  # nothing consumes it; every task of ours is routed
         "result_expires": settings.result_ttl,
         "redis_socket_timeout": 2,  # default 120: one GET would hold get(timeout=1) for two minutes

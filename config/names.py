@@ -128,7 +128,7 @@ def observer_key(gateway: str) -> str:
 
 
 def metrics_key(gateway: str) -> str:
-    """Hash: ``writer`` → what the gateway's writer has measured since it began (peerlane.tasks.wire.metrics)."""
+    """Hash: ``writer`` → what the gateway's writer has measured since it began (peerlane.tasks.values.metrics)."""
     return f"peerlane:{{{gateway}}}:metrics"
 
 
@@ -158,7 +158,7 @@ def share_key(gateway: str, digest: str) -> str:
 
 
 def poison_key(gateway: str) -> str:
-    """List of messages that were set aside, the latest first (peerlane.tasks.lane.set_aside)."""
+    """List of messages that were set aside, the latest first (peerlane.tasks.wire.set_aside)."""
     return f"peerlane:{{{gateway}}}:poison"
 
 

@@ -25,7 +25,7 @@ REDIS_URL = "redis://HOST:PORT/DB, rediss://…, unix:///PATH or redis+sentinel:
 
 
 def network(text: str) -> Network:
-    """A prefix in the form that ``tasks.wire.prefix`` reads too: no mask, zone or host bits. Raises ValueError."""
+    """A prefix in the form that ``tasks.values.prefix`` reads too: no mask, zone or host bits. Raises ValueError."""
     address, slash, length = text.partition("/")
     try:
         # A zone is no part of a prefix, and ipaddress would take 255.255.0.0 for a length.

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
         Unavailable,
         WriterError,
     )
-    from peerlane.tasks.lane.gateway_info import GatewayInfo
     from peerlane.tasks.lane.slices import PeerAnswer, PeerWish
     from peerlane.tasks.lane.tasks import create_peer, create_peers, delete_peer, delete_peers
-    from peerlane.tasks.wire.activity import PeerActivity
-    from peerlane.tasks.wire.keys import make_key_pair
+    from peerlane.tasks.status.gateway_info import GatewayInfo
+    from peerlane.tasks.values.activity import PeerActivity
+    from peerlane.tasks.values.keys import make_key_pair
     from peerlane.tasks.wire.model import Peer, PeerResult
 
 __all__ = [
@@ -86,9 +86,9 @@ _MODULES = {
     "AsyncGateway": "peerlane.tasks.client.aio_gateway",
     "Fleet": "peerlane.tasks.client.fleet",
     "Gateway": "peerlane.tasks.client.gateway",
-    "GatewayInfo": "peerlane.tasks.lane.gateway_info",
+    "GatewayInfo": "peerlane.tasks.status.gateway_info",
     "Peer": "peerlane.tasks.wire.model",
-    "PeerActivity": "peerlane.tasks.wire.activity",
+    "PeerActivity": "peerlane.tasks.values.activity",
     "PeerAnswer": "peerlane.tasks.lane.slices",
     "PeerResult": "peerlane.tasks.wire.model",
     "PeerWish": "peerlane.tasks.lane.slices",
@@ -97,7 +97,7 @@ _MODULES = {
     "delete_peer": "peerlane.tasks.lane.tasks",
     "delete_peers": "peerlane.tasks.lane.tasks",
     "gateways": "peerlane.tasks.client.gateway",
-    "make_key_pair": "peerlane.tasks.wire.keys",
+    "make_key_pair": "peerlane.tasks.values.keys",
 }
 
 

@@ -23,10 +23,10 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lanes import close_app
 from peerlane.tasks.errors import PeerlaneError, SettingsError
-from peerlane.tasks.lane.admission import close_app
 from peerlane.tasks.lane.observer_tasks import register
-from peerlane.tasks.wire.metrics import encoded
+from peerlane.tasks.values.metrics import encoded
 from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from peerlane.tasks.admin.archive import Archive
 from peerlane.tasks.errors import Invalid, StorageError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer, check_public_key
-from peerlane.tasks.wire.prefix import Prefix
 
 
 def why_unreadable(key: str, record: str) -> str | None:

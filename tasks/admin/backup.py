@@ -18,10 +18,10 @@ from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
+from peerlane.tasks.admission.lanes import Lanes, unknown_gateway
 from peerlane.tasks.errors import Conflict, Invalid, Unavailable
-from peerlane.tasks.lane.admission import Lanes, unknown_gateway
-from peerlane.tasks.lane.redis_errors import PAGE, reaching, scan
-from peerlane.tasks.lane.server_clock import milliseconds
+from peerlane.tasks.redis.errors import PAGE, reaching, scan
+from peerlane.tasks.redis.server_clock import milliseconds
 
 #: Seconds for which copies and staged hashes outlive a backup or a restore that dies.
 KEPT_FOR = 3_600

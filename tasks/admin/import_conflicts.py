@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.overlaps import overlaps
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.parser import ConfPeer
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.overlaps import overlaps
-from peerlane.tasks.wire.prefix import Prefix
 
 Kind = Literal["own_key", "another_wish", "broken_record", "not_served", "own_address", "overlap"]
 

@@ -9,11 +9,11 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of, unknown_gateway
 from peerlane.tasks.errors import TimedOut, Unavailable
-from peerlane.tasks.lane.admission import lanes_of, unknown_gateway
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reading, unknown
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.lane.server_clock import milliseconds
+from peerlane.tasks.redis.errors import SEND_ERRORS, reading, unknown
+from peerlane.tasks.redis.server_clock import milliseconds
 from peerlane.tasks.status.gateway_status import observer_is_live, observer_silence
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway

@@ -21,15 +21,15 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
+from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Conflict, Invalid
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.admission import Lanes, lanes_of
-from peerlane.tasks.lane.redis_errors import PAGE, reaching, scan
+from peerlane.tasks.redis.errors import PAGE, reaching, scan
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import readable
 from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
 from peerlane.tasks.wire.bulk import MAX_IMPORT
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
 #: Seconds that an import is waited for unless told otherwise: thousands of peers are one request.

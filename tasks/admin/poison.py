@@ -1,4 +1,4 @@
-"""Lists, replays and drops the messages that a gateway has set aside (peerlane.tasks.lane.set_aside)."""
+"""Lists, replays and drops the messages that a gateway has set aside (peerlane.tasks.wire.set_aside)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, PeerlaneError
-from peerlane.tasks.lane.registry import LANE_TASKS
-from peerlane.tasks.lane.set_aside import SetAside, parts
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.lists import wishes_in
 from peerlane.tasks.wire.model import parse
+from peerlane.tasks.wire.registry import LANE_TASKS
+from peerlane.tasks.wire.set_aside import SetAside, parts
 
 
 class SecretLeftOut(Invalid):

@@ -12,10 +12,10 @@ from redis.exceptions import NoPermissionError, WatchError
 from peerlane.config import names
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lanes import Lanes, number, unknown_gateway
 from peerlane.tasks.errors import Conflict, StorageError, Unavailable
-from peerlane.tasks.lane.admission import Lanes, number, unknown_gateway
-from peerlane.tasks.lane.redis_errors import reaching
-from peerlane.tasks.lane.server_clock import milliseconds
+from peerlane.tasks.redis.errors import reaching
+from peerlane.tasks.redis.server_clock import milliseconds
 from peerlane.tasks.status.gateway_status import OBSERVER_LIVE_FOR_MS, observer_is_live, observer_silence
 
 #: Seconds that Redis may take for an answer.

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from peerlane.config import logs
 from peerlane.config.redis import connect
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
@@ -40,7 +39,7 @@ def exporter(session: Session, listen: tuple[str, int], *, per_peer: bool) -> No
     Any number may run; none writes anything, and gateways open no port. Whoever reaches the address reads the metrics:
     keep it on loopback or behind a proxy. While Redis is away the answer is peerlane_redis_up 0.
     """
-    logs.configure(session.settings, "exporter")
+    session.start_log("exporter")
     ended = threading.Event()
 
     def end(*_: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ class Output:
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
+        #: Takes sentences instead of standard error, in a process whose log is one JSON document a line.
+        self.log: logging.Logger | None = None
         self.out = _console(stderr=False)
         self.err = _console(stderr=True)
 
@@ -42,7 +45,11 @@ class Output:
 
     def note(self, sentence: str, style: str = "") -> None:
         """A sentence beside the result, for people; programs do not get it."""
-        if not self.json:
+        if self.json:
+            return
+        if self.log is not None:
+            self.log.info(sentence)
+        else:
             self.err.print(Text(sentence, style), soft_wrap=True)
 
     def warn(self, sentence: str) -> None:
@@ -53,6 +60,8 @@ class Output:
         """The end of a command that failed: a document for programs, one red sentence for people."""
         if self.json:
             self.document({"error": dict(error)})
+        elif self.log is not None:
+            self.log.critical(error["message"])
         else:
             self.err.print(Text(f"error: {error['message']}", "red"), soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,19 @@ class Session:
 
         return Gateway(name, app=self.app)
 
+    def start_log(self, process: str, level: str | None = None) -> None:
+        """For a command that runs on: log in the format of the settings, what else it says included."""
+        from peerlane.config import logs
+
+        logs.configure(self.settings, process, level)
+        if self.settings.log_format == "json":
+            self.output.log = logging.getLogger("peerlane")
+
     def close(self) -> None:
         """Close every connection that was opened."""
         app = self.__dict__.pop("app", None)
         if app is not None:
-            from peerlane.tasks.lane.admission import close_app
+            from peerlane.tasks.admission.lanes import close_app
 
             close_app(app)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from peerlane.tasks.lane.gateway_info import GatewayInfo
-from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
 
 _STATES = {"active": "green", "draining": "yellow", "recovering": "yellow"} | dict.fromkeys(

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
-from peerlane.tasks.lane.redis_errors import UNSETTLED, unknown
+from peerlane.tasks.redis.errors import UNSETTLED, unknown
 from peerlane.tasks.wire.cancel import Cancel
 
 #: Cancels in one round trip.

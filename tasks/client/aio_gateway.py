@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.drain import Switched
 from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_lane import AsyncLane
 from peerlane.tasks.client.aio_lists import ask_slices
@@ -22,11 +23,10 @@ from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.drain import Switched
-from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.lane.request import checked
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
-from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
 from peerlane.tasks.wire.psk_cipher import cipher_of
 

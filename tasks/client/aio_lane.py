@@ -12,17 +12,17 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission import list_quota, quota
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_cancel import Canceller
 from peerlane.tasks.client.aio_connections import is_silent
 from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
-from peerlane.tasks.lane import list_quota, quota
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.ask import watched
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, is_refused, may_not_send, unknown
 from peerlane.tasks.lane.request import Request
 from peerlane.tasks.lane.result import GRACE
 from peerlane.tasks.lane.tasks import LaneTask
+from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, may_not_send, unknown
 from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 

@@ -12,6 +12,7 @@ from typing import Self, TypedDict, Unpack
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.gateway import Gateway, gateways
 from peerlane.tasks.client.patience import Timeout, seconds_of
@@ -24,9 +25,8 @@ from peerlane.tasks.errors import (
     Unavailable,
 )
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.lane.gateway_info import GatewayInfo
-from peerlane.tasks.lane.redis_errors import reaching
+from peerlane.tasks.redis.errors import reaching
+from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time

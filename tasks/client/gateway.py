@@ -10,18 +10,18 @@ from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.drain import Switched, switch
+from peerlane.tasks.admission.lanes import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.admission import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.lane.ask import ask
-from peerlane.tasks.lane.drain import Switched, switch
-from peerlane.tasks.lane.gateway_info import GatewayInfo
-from peerlane.tasks.lane.redis_errors import PAGE, reading, scan
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
+from peerlane.tasks.redis.errors import PAGE, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
-from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, cipher_of
 

@@ -16,9 +16,9 @@ from peerlane.config.redis import failure
 from peerlane.tasks.errors import OutcomeUnknown, SettingsError, StorageError
 from peerlane.tasks.exporter.families import ALL, PER_PEER, Family
 from peerlane.tasks.exporter.samples import Sample, samples
-from peerlane.tasks.lane.redis_errors import reading, scan
+from peerlane.tasks.redis.errors import reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
-from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.model import check_public_key
 
 if TYPE_CHECKING:

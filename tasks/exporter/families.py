@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from peerlane.tasks.wire.metrics import BUCKETS
+from peerlane.tasks.values.metrics import BUCKETS
 
 Kind = Literal["gauge", "counter", "histogram"]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from peerlane.tasks.admission.lanes import number
 from peerlane.tasks.errors import KernelError, StorageError, WriterError
 from peerlane.tasks.exporter.families import FEWER_BUCKETS, STATES
-from peerlane.tasks.lane.admission import number
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
-from peerlane.tasks.wire.metrics import BUCKETS, Histogram, ObserverMetrics, WriterMetrics
+from peerlane.tasks.values.metrics import BUCKETS, Histogram, ObserverMetrics, WriterMetrics
 
 #: A value, or a histogram's buckets (bound, how many values are not above it) and sum.
 Value = float | tuple[tuple[tuple[str, float], ...], float]

@@ -7,6 +7,7 @@ setting ``template_loader``), ``inspector.workers``, ``events.state`` and the op
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 import time
@@ -19,12 +20,13 @@ from flower.urls import settings as flower_settings
 from tornado.ioloop import PeriodicCallback
 from tornado.template import Loader, Template
 
+from peerlane.config import logs
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.redis_url import shown_url
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.flower.fleet_view import EVERY, FleetView
 from peerlane.tasks.flower.pages import handlers
 from peerlane.tasks.flower.task_format import formatted
-from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.status.fleet_snapshot import FleetReader
 
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Where Flower's navigation bar takes one more entry, and what follows it on every page.
@@ -47,12 +49,24 @@ class FleetFlower(_Flower):
         super().__init__(options=options, capp=capp, **settings)
         if not isinstance(capp, PeerlaneApp):
             return
-        self.fleet = FleetView(FleetReader(lanes_of(capp).redis))
+        if capp.settings.log_format == "json":
+            # Instead of tornado's handler, which is there by now; Flower's --logging has set the level.
+            logs.configure(capp.settings, "flower", capp.settings.log_level or logging.getLogger().level)
+        elif capp.settings.log_level is not None:
+            logging.getLogger().setLevel(capp.settings.log_level.upper())
+        self.fleet = FleetView(lanes_of(capp).redis)
         self.add_handlers(".*", handlers(self.options.url_prefix or ""))
         self.settings["template_loader"] = FleetLoader(str(flower_settings["template_path"]))
         if self.options.format_task is None:
             self.options.format_task = formatted
         self._looks = PeriodicCallback(self._look, EVERY * 1000)
+
+    @property
+    def broker_uri(self) -> str:
+        """What the broker page shows of where Redis is, its password hidden."""
+        if self.fleet is None:
+            return cast("str", super().broker_uri)
+        return shown_url(self.capp.settings.redis_url.get_secret_value())
 
     def start(self) -> None:
         """Serve until the loop ends."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from redis import Redis
+
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.inspection import ANSWERS, nodes_of
 from peerlane.tasks.status.rates import FleetRates, Row
@@ -35,8 +39,9 @@ class Look:
 class FleetView:
     """The last look that succeeded, and what is wrong since. ``look`` blocks: it is for a thread."""
 
-    def __init__(self, reader: FleetReader) -> None:
-        self._reader = reader
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._reader = FleetReader(redis)
         self._rates = FleetRates()
         self._looked = 0.0
         #: None before the first.
@@ -62,6 +67,19 @@ class FleetView:
             log.warning("the fleet can be read again")
         self.trouble, self._away, self._looked = "", False, time.monotonic()
         return True
+
+    def lengths(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many messages wait in each queue now. Blocks, as ``look`` does.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached.
+            StorageError: Redis refuses to show a queue to this user.
+        """
+        with reading():
+            pipe = self._redis.pipeline(transaction=False)
+            for queue in queues:
+                pipe.llen(queue)
+            return dict(zip(queues, pipe.execute(), strict=True))
 
     @property
     def age(self) -> float:

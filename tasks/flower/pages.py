@@ -1,16 +1,27 @@
-"""The pages that Flower gets: Gateways, for people and programs, and a health check that knows of Redis."""
+"""The pages that Flower gets: Gateways, for people and programs, and a health check that knows of Redis.
+
+Its broker page and the lengths of queues are Flower's own, but read as everything of Peerlane reads Redis. Flower 2.2
+makes a client of its own from kombu's URL: without the user and the database of a unix socket, and without Sentinels.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from flower.api.tasks import GetQueueLengths
 from flower.views import BaseHandler
-from tornado.web import authenticated, url
+from flower.views.broker import BrokerView
+from tornado.ioloop import IOLoop
+from tornado.web import HTTPError, authenticated, url
 
+from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.flower.fleet_view import FleetView
 from peerlane.tasks.flower.gateway_table import COLUMNS, as_document, cells, sentences, summary
 
-_BaseHandler: Any = BaseHandler  # it carries no types
+# They carry no types.
+_BaseHandler: Any = BaseHandler
+_BrokerView: Any = BrokerView
+_GetQueueLengths: Any = GetQueueLengths
 
 
 def handlers(prefix: str) -> list[url]:
@@ -19,6 +30,8 @@ def handlers(prefix: str) -> list[url]:
     return [
         url(f"{start}/gateways", GatewaysPage, name="gateways"),
         url(f"{start}/healthcheck", HealthCheck),
+        url(f"{start}/broker", BrokerPage, name="broker"),
+        url(f"{start}/api/queues/length", QueueLengths),
     ]
 
 
@@ -59,3 +72,34 @@ class HealthCheck(_FleetHandler):
             return
         self.set_status(503)
         self.write("Redis does not answer")
+
+
+class LaneLengths:
+    """Stands for Flower's broker: tells how many messages wait in queues."""
+
+    def __init__(self, fleet: FleetView) -> None:
+        self._fleet = fleet
+
+    async def queues(self, names: list[str]) -> list[dict[str, Any]]:
+        """Each queue with its length; an answer of 503 where Redis cannot be read."""
+        try:
+            lengths = await IOLoop.current().run_in_executor(None, self._fleet.lengths, names)
+        except PeerlaneError as error:
+            raise HTTPError(503, "%s", error.message, reason="Redis cannot be read") from error
+        return [{"name": name, "messages": length} for name, length in lengths.items()]
+
+
+class BrokerPage(_BrokerView):
+    """The lengths of all lanes."""
+
+    def get_broker(self) -> LaneLengths:
+        """Flower asks it for queues."""
+        return LaneLengths(self.application.fleet)
+
+
+class QueueLengths(_GetQueueLengths):
+    """The same for programs."""
+
+    def get_broker(self) -> LaneLengths:
+        """Flower asks it for queues."""
+        return LaneLengths(self.application.fleet)

@@ -1,1 +1,1 @@
-"""Sends, admits, awaits and cancels one request; the Celery tasks. Does not know who asks, or why."""
+"""Sends and awaits one request, or many; the Celery tasks. Does not know who asks, or why."""

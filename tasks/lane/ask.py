@@ -15,12 +15,12 @@ from celery import signals
 from redis.exceptions import RedisError
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, unknown
 from peerlane.tasks.lane.request import Request, admit, checked
 from peerlane.tasks.lane.result import outcome_by, settle_unsent, withdraw
-from peerlane.tasks.lane.subscription import Listening
+from peerlane.tasks.redis.errors import SEND_ERRORS, unknown
+from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.psk_cipher import cipher_of
 

@@ -12,8 +12,8 @@ from celery.result import GroupResult
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError
-from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.wire.registry import LANE_TASKS
 
 _CALLBACKS = "a gateway runs no callbacks: get() the outcome, then go on"
 _QUEUE = "the queue is the gateway's, which the argument gateway names; bulk=True takes the lane's bulk queue"

@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from redis.exceptions import RedisError
 
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult, settle
 from peerlane.tasks.wire.cancel import result_of, timed_out
 from peerlane.tasks.wire.model import PeerResult

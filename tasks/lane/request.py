@@ -18,15 +18,15 @@ from functools import cache
 from typing import Any, cast
 
 from peerlane.config import names
+from peerlane.tasks.admission import list_quota, quota
+from peerlane.tasks.admission.lanes import Lanes, LaneState
 from peerlane.tasks.errors import Invalid, TimedOut
-from peerlane.tasks.lane import list_quota, quota
-from peerlane.tasks.lane.admission import Lanes, LaneState
-from peerlane.tasks.lane.registry import LaneModel
 from peerlane.tasks.lane.tracing import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.lists import CreatePeers, wishes_in
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.registry import LaneModel
 from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode

@@ -10,10 +10,10 @@ from celery import result as celery_result
 from celery.result import AsyncResult
 from redis.exceptions import RedisError
 
+from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
-from peerlane.tasks.lane.admission import Lanes, lanes_of
-from peerlane.tasks.lane.redis_errors import UNSETTLED, is_refused, may_not_send, unknown
-from peerlane.tasks.lane.subscription import Listening
+from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
+from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
 

@@ -14,14 +14,14 @@ from celery.local import PromiseProxy
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, app
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.celery_manners import LaneSignature, refuse_options
-from peerlane.tasks.lane.redis_errors import SEND_ERRORS, reaching
-from peerlane.tasks.lane.registry import LANE_TASKS, LaneModel, LaneTaskRow
 from peerlane.tasks.lane.request import Request, admit, checked, seconds_until, shown
 from peerlane.tasks.lane.result import LaneResult, settle_unsent, withdraw
+from peerlane.tasks.redis.errors import SEND_ERRORS, reaching
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.registry import LANE_TASKS, LaneModel, LaneTaskRow
 
 
 class PeerWriter(Protocol):

@@ -11,8 +11,8 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.lane.admission import LaneState, lanes_of, unknown_gateway
-from peerlane.tasks.lane.redis_errors import reading
+from peerlane.tasks.admission.lanes import LaneState, lanes_of, unknown_gateway
+from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.status.gateway_status import GatewayStatus
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from peerlane.tasks.lane.admission import LaneState, number
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.admission.lanes import LaneState, number
 from peerlane.tasks.status.alarms import Alarm, parse_alarms
-from peerlane.tasks.wire.metrics import ObserverMetrics, WriterMetrics, observer_metrics, writer_metrics
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.metrics import ObserverMetrics, WriterMetrics, observer_metrics, writer_metrics
 
 #: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
 OBSERVER_LIVE_FOR_MS = 15_000

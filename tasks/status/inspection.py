@@ -16,10 +16,10 @@ from kombu.matcher import match
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.lane.admission import lanes_of, number
-from peerlane.tasks.lane.registry import LANE_TASKS, UPKEEP_TASKS
+from peerlane.tasks.admission.lanes import lanes_of, number
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus
+from peerlane.tasks.wire.registry import LANE_TASKS, UPKEEP_TASKS
 
 #: Facts of a gateway that ``inspect conf`` tells: what its settings are.
 SETTINGS = (

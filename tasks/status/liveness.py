@@ -6,9 +6,9 @@ from typing import cast
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.lane.admission import LaneState, lanes_of, unknown_gateway
-from peerlane.tasks.lane.redis_errors import reading
-from peerlane.tasks.lane.server_clock import milliseconds
+from peerlane.tasks.admission.lanes import LaneState, lanes_of, unknown_gateway
+from peerlane.tasks.redis.errors import reading
+from peerlane.tasks.redis.server_clock import milliseconds
 
 
 def read_lane(app: PeerlaneApp, gateway: str) -> LaneState:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from peerlane.config.hosts import parse_dns, parse_endpoint
 from peerlane.tasks.errors import PeerlaneError, StorageError
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import PeerResult, check_public_key
-from peerlane.tasks.wire.prefix import Prefix
 
 
 class FileExists(PeerlaneError):

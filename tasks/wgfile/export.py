@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from peerlane.tasks.errors import SettingsError
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.parser import rendered_peer
 from peerlane.tasks.wire.model import SEALED, Peer
 

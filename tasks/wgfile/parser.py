@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from peerlane.tasks.errors import Invalid
+from peerlane.tasks.values.overlaps import overlaps
 from peerlane.tasks.wgfile import comments as annotations
 from peerlane.tasks.wgfile.values import VALUES
 from peerlane.tasks.wire.model import Peer, parse
-from peerlane.tasks.wire.overlaps import overlaps
 
 #: Problems told of one file; the rest of a hopeless file is only mentioned.
 MAX_PROBLEMS = 100

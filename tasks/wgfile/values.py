@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import check_public_key
-from peerlane.tasks.wire.prefix import Prefix
 
 _NO_KEY = "A" * 43 + "="
 _OF_ADDRESSES = frozenset("0123456789abcdefABCDEF.:/")

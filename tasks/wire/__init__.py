@@ -1,1 +1,1 @@
-"""Values and records that cross the queue. Pure: no Redis, no Celery."""
+"""Requests, outcomes and records as they cross the queue, and the table of tasks. Pure: no Redis, no Celery."""

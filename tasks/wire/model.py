@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, StorageError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.record import RECORD_VERSION, public_fields, record_of
 
 MAX_PREFIXES = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 
 #: Version of the stored record; a writer refuses records of a version it does not know.
 RECORD_VERSION = 1

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import MAX_PREFIXES, MAX_TTL, Peer, are_labels, is_key, is_preshared_key
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.record import RECORD_VERSION, public_fields, record_of
 
 _read_object = TypeAdapter(dict[str, Any]).validator.validate_json

@@ -32,8 +32,8 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 
 POOL = Prefix.parse("10.8.0.0/13")
 INTERFACE, BASELINE = "plbench0", "plbench1"

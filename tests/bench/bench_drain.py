@@ -38,7 +38,7 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.request import admit, checked
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.psk_cipher import PskCipher

@@ -35,8 +35,8 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.peers.plan import plan_create

@@ -26,7 +26,7 @@ from peerlane import (
 )
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.slices import ask_list, cut, new_list_id
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.lists import SLICE_BYTES

@@ -14,9 +14,9 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
+from peerlane.tasks.admission.belief import BELIEVED_FOR
+from peerlane.tasks.admission.lanes import LIVE_FOR_MS, lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
-from peerlane.tasks.lane.admission import LIVE_FOR_MS, lanes_of
-from peerlane.tasks.lane.belief import BELIEVED_FOR
 from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.wire.outcome import decode
 

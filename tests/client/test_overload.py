@@ -18,8 +18,8 @@ from writer_alone import WriterAlone
 from peerlane import AsyncGateway, Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.writer.pace import Pace

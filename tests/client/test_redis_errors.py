@@ -15,7 +15,7 @@ from waiting import eventually
 from peerlane.config.redis import connect, failure
 from peerlane.config.settings import read
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
-from peerlane.tasks.lane.redis_errors import reaching, scan
+from peerlane.tasks.redis.errors import reaching, scan
 
 CLASSES = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, Exception)]
 #: What redis-py raises elsewhere: its client of clusters, a lock in a forked child. A client of one server does not.

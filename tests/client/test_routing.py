@@ -11,8 +11,8 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp, celery_settings
 from peerlane.config.schedule import ACTS
 from peerlane.config.settings import read
-from peerlane.tasks.lane.registry import LANE_TASKS, TASKS, UPKEEP_TASKS, route_task
 from peerlane.tasks.lane.tasks import LaneTask, register, task_of
+from peerlane.tasks.wire.registry import LANE_TASKS, TASKS, UPKEEP_TASKS, route_task
 from peerlane.workers.peers.handlers import PLANNERS
 
 gateway_names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)

@@ -23,10 +23,10 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.subscription import Listeners
 from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.redis.subscription import Listeners
 
 
 def app_of(client: Gateway) -> Any:
@@ -233,7 +233,7 @@ class TestAConnection:
         listeners = Listeners(redis)
         listeners.reply("iad").close()
         link.silence()
-        monkeypatch.setattr("peerlane.tasks.lane.subscription.DOUBTED_AFTER", -1.0)
+        monkeypatch.setattr("peerlane.tasks.redis.subscription.DOUBTED_AFTER", -1.0)
         with listeners.reply("iad") as listening:
             assert link.accepted == 2
             assert listening.push(queue := f"a-test.{uuid.uuid4()}", "a message") == 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from keys import key_number, some_key
 
 from peerlane.tasks.errors import KernelError, SettingsError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
 
 ALICE, BOB, CAROL = some_key(), some_key(), some_key()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from keys import key_number, some_key
 from pyroute2.netlink.generic.wireguard import wgmsg
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DevicePeer, RemovePeer, SetPeer
 from peerlane.workers.dataplane import wireguard as wire
 from peerlane.workers.dataplane.channel import uninterrupted

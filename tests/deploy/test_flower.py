@@ -19,8 +19,8 @@ from waiting import eventually
 from peerlane import Gateway
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.flower.pages import handlers
-from peerlane.tasks.lane.admission import lanes_of
 
 #: What Flower serves to anybody who reaches its port (2.2): it has no switch for these.
 OPEN = ("/healthcheck", "/metrics")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fenced import fenced, printed
 from flower_scene import DEAD, HOSTILE, KEY, node, raise_alarm, refused_task, row, shown, told
 from flowers import Page, flower
 from gateways import close
@@ -106,6 +107,27 @@ def test_the_broker_page_shows_all_lanes_of_all_gateways(page: Page) -> None:
     assert lanes <= set(lengths)
     assert lengths["gateway.fra"] == 3
     assert "gateway.fra 3" in words(page.text("/broker"))
+
+
+def test_the_broker_page_reads_redis_as_everything_of_peerlane_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By a unix socket, as a user with a password and no more rights than Flower's."""
+    with fenced(printed(capsys, "iad", "--passwords")) as server:
+        server.redis.sadd(names.GATEWAYS_KEY, "iad")
+        server.redis.hset(names.gateway_key("iad"), mapping=DEAD)
+        server.redis.lpush(names.lane_queue("iad"), "a", "b")
+        with flower(server.url_of("flower"), tmp_path) as page:
+            eventually(lambda: "gateway.iad 2" in words(page.text("/broker")), "the lane", within=20)
+            lengths = json.loads(page.text("/api/queues/length"))["active_queues"]
+            assert {"name": "gateway.iad", "messages": 2} in lengths
+            shown_by = words(page.text("/broker"))
+            assert f"unix://flower:(hidden)@{server.socket}" in shown_by
+            assert server.passwords["flower"] not in shown_by
+            assert server.redis.acl_log() == []
+            server.stop()
+            assert page.status("/api/queues/length", user=page.USER) == 503
+            assert "No queue data is available" in page.text("/broker")
 
 
 def test_a_refusal_is_shown_as_its_code_and_sentence(page: Page) -> None:

@@ -20,7 +20,7 @@ from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config.celery_app import PeerlaneApp
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 
 ROOT = Path(__file__).resolve().parents[2]

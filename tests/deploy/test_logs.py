@@ -8,17 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flowers import COMPOSE, flower
 from gateways import MakeClient, clean_environment, named_endpoint, new_name
 from keys import some_key
 from observers import Process
 from redis import Redis
-from scraping import exporting
 from servers import RedisServer
 from waiting import eventually
 
@@ -124,18 +125,66 @@ def test_a_line_about_a_request_has_its_id(own_redis: RedisServer, tmp_path: Pat
 
 def test_beat_and_exporter_log_documents(own_redis: RedisServer, redis: Redis, tmp_path: Path) -> None:
     log = tmp_path / "beat.log"
-    words = ["-m", "celery", "-q", "-A", "peerlane", "beat", "-l", "info", f"--pidfile={tmp_path / 'pid'}"]
-    with running(words, log, log_format="json", redis_url=own_redis.url):
+    beat: list[str] = COMPOSE["services"]["beat"]["command"]
+    with running(["-m", *beat, f"--pidfile={tmp_path / 'pid'}"], log, log_format="json", redis_url=own_redis.url):
         eventually(lambda: "gateways are looked after" in log.read_text(), "beat having looked", within=40)
     assert {line["process"] for line in documents(log)} == {"beat"}
     redis.sadd(names.GATEWAYS_KEY, "iad")
-    with exporting(own_redis.url, environment={"PEERLANE_LOG_FORMAT": "json"}) as exporter:
+    log = tmp_path / "exporter.log"
+    words = ["-m", "peerlane.workers.cli", "exporter", "--listen", "127.0.0.1:0"]
+    with running(words, log, log_format="json", redis_url=own_redis.url):
+        eventually(lambda: "/metrics" in log.read_text(), "the exporter", within=40)
+        url = documents(log)[0]["message"].split()[1]
         own_redis.stop()
-        exporter.scrape()
-        _, _, said = exporter.stop()
-    (line,) = [json.loads(line) for line in said.splitlines()]
-    assert line["process"] == "exporter"
-    assert line["message"].startswith("the fleet cannot be read: ")
+        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - http on loopback
+            assert b"peerlane_redis_up 0" in answer.read()
+    serving, away = documents(log)
+    assert serving["message"] == f"serving {url} until Ctrl-C"
+    assert (away["process"], away["level"]) == ("exporter", "warning")
+    assert away["message"].startswith("the fleet cannot be read: ")
+
+
+def test_flower_logs_documents(own_redis: RedisServer, tmp_path: Path) -> None:
+    with flower(own_redis.url, tmp_path, PEERLANE_LOG_FORMAT="json") as page:
+        own_redis.stop()
+        eventually(lambda: page.status("/healthcheck") == 503, "Flower to notice", within=20)
+    lines = documents(page.log)
+    assert {line["process"] for line in lines} == {"flower"}
+    assert any(line["message"].startswith("the fleet cannot be read: ") for line in lines)
+    assert any(line["logger"] == "flower.command" for line in lines), "Flower's own lines are among them"
+
+
+def test_flower_keeps_to_the_level(own_redis: RedisServer, tmp_path: Path) -> None:
+    with flower(own_redis.url, tmp_path, PEERLANE_LOG_FORMAT="json", PEERLANE_LOG_LEVEL="error") as page:
+        assert page.status("/healthcheck") == 200
+    assert documents(page.log) == []
+
+
+@pytest.mark.parametrize("trouble", ["key", "redis"])
+def test_a_gateway_that_cannot_start_says_so_in_documents(trouble: str, own_redis: RedisServer, tmp_path: Path) -> None:
+    name, log, key = new_name(), tmp_path / "gateway.log", tmp_path / "key"
+    url = own_redis.url if trouble == "key" else f"unix://{tmp_path}/nobody"
+    if trouble == "key":
+        key.write_text("no key")
+        key.chmod(0o600)
+    settings = {"log_format": "json", "redis_url": url, "private_key_file": str(key), "dataplane": "memory"}
+    words = ["-m", "peerlane.workers.cli", "gateway", "run", name]
+    with running(words, log, **settings, **named_endpoint()) as process:
+        if trouble == "key":
+            assert process.wait(60) == 2
+        else:
+            eventually(lambda: "Redis is away" in log.read_text(), "word of Redis", within=40)
+    assert "gateway run" in {line["process"] for line in documents(log)}
+
+
+def test_a_command_that_runs_on_says_in_documents_why_it_ends(own_redis: RedisServer, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ["-m", "peerlane.workers.cli", "exporter", "--listen", "192.0.2.1:1"]
+    with running(words, log, log_format="json", redis_url=own_redis.url) as process:
+        assert process.wait(60) == 2
+    (line,) = documents(log)
+    assert (line["level"], line["process"]) == ("critical", "exporter")
+    assert line["message"].startswith("nothing can listen on 192.0.2.1:1: ")
 
 
 @pytest.mark.parametrize("settings", [{"log_level": "warning"}, {}], ids=["warning", "default"])

@@ -21,9 +21,9 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read, shown
 from peerlane.tasks.admin.acl import ROLES, users
-from peerlane.tasks.wire.keys import KeyPair
+from peerlane.tasks.values.keys import KeyPair
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer, Peer
-from peerlane.tasks.wire.prefix import Prefix
 
 #: Unsealed, the whole scene plays once more.
 CLEAR = pytest.param("clear", marks=pytest.mark.slow("plays a second scene of thirty processes and commands"))

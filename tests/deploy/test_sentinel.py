@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flowers import flower
 from gateways import ROOT, MakeClient, MakeGateway, MakeSettings, clean_environment
 from keys import some_key
 from replicated import Replicated
+from waiting import eventually
 
 from peerlane import AsyncGateway, Gateway, OutcomeUnknown, PeerlaneError
+from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect
 from peerlane.config.redis_url import celery_url, sentinels, shown_url
@@ -167,6 +171,19 @@ def test_every_part_finds_the_primary(fleet: Replicated, gateway: MakeGateway, s
         assert "watch-pw" not in told.stdout + told.stderr
     assert "data-pw" not in site.log
     assert "watch-pw" not in site.log
+
+
+@SLOW
+def test_flowers_broker_page_finds_the_primary(fleet: Replicated, tmp_path: Path) -> None:
+    redis = fleet.primary.redis
+    redis.lpush(names.lane_queue("iad"), "a", "b", "c")
+    redis.hset(names.gateway_key("iad"), mapping={"heartbeat": "1000", "phase": "serving"})
+    redis.sadd(names.GATEWAYS_KEY, "iad")
+    with flower(fleet.url, tmp_path) as page:
+        lane = {"name": "gateway.iad", "messages": 3}
+        eventually(lambda: lane in json.loads(page.text("/api/queues/length"))["active_queues"], "the lane", within=20)
+        assert "peers/0" in page.text("/broker")
+        assert "pw" not in page.text("/broker").partition("broker-url")[2].partition("</p>")[0]
 
 
 def test_sentinels_that_name_nobody_are_named(client: MakeClient) -> None:

@@ -20,8 +20,8 @@ from peerlane.config.redis import connect
 from peerlane.config.redis_url import celery_url
 from peerlane.config.settings import BadSettings, Settings, read, shown
 from peerlane.config.validators import network
-from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.values.prefix import Prefix
 
 PASSWORD = "correct-horse-battery"
 

@@ -22,8 +22,8 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.workers.host.supervisor import AWAY, LONGEST, observer_is_final, pause_after, writer_is_final
 
 
@@ -122,15 +122,15 @@ SOON_SILENT = "exec 3>&$2; echo '1 serving' >&3; "
 
 def test_a_part_that_keeps_silent_is_asked_for_its_stacks_killed_and_started_again(supervised: MakeSupervised) -> None:
     all_of_it = supervised(
-        watched=SOON_SILENT + "trap 'echo these are its stacks' ABRT; while :; do sleep 0.1; done",
+        watched=SOON_SILENT + "trap 'echo these are its stacks >&3' ABRT; while :; do sleep 0.1; done",
         observer=STAY,
     )
     first = all_of_it.nth("watched", 1)
     assert all_of_it.nth("watched", 2) != first
     assert not alive(first)
     log = all_of_it.log.read_text()
-    assert log.index("the watched hangs: it was silent") < log.index("these are its stacks")
-    assert log.index("these are its stacks") < log.index("the watched is killed")
+    assert log.index("the watched hangs: it was silent") < log.index("the watched is killed")
+    assert log.index("the watched is killed") < log.index("the stacks of the watched:\nthese are its stacks")
     assert "the watched was killed by SIGKILL" in log, "it counts as a crash"
     assert len(all_of_it.pids("observer")) == 1
 

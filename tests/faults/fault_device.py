@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers import failpoints, gateway
 from peerlane.workers.dataplane import (
     AddRoute,

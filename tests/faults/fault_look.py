@@ -16,7 +16,7 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.config.settings import read
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.dataplane.factory import device_spec
 

@@ -19,7 +19,7 @@ import fault_device
 
 from peerlane.config.settings import Settings, current
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers import observer
 from peerlane.workers.dataplane import DeviceIdentity, DevicePeer, DeviceSpec, keyfile
 from peerlane.workers.dataplane.counters import PeerCounters

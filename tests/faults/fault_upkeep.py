@@ -17,7 +17,7 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.schedule import ENOUGH, GatewayScheduler
 from peerlane.config.settings import read
-from peerlane.tasks.lane.admission import lanes_of
+from peerlane.tasks.admission.lanes import lanes_of
 
 #: Seconds between two reconciliations that the operator asks for; beat asks for none in less than five.
 _EVERY = 1.5

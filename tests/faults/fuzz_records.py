@@ -20,13 +20,13 @@ from writer_alone import create_peer
 
 from peerlane.config import names
 from peerlane.tasks.admin.poison import set_aside_messages, shown
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import PeerlaneError, PoolExhausted
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.gateway_info import GatewayInfo
 from peerlane.tasks.status.alarms import read_alarms
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.table import Policy

@@ -22,9 +22,9 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import settle
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results

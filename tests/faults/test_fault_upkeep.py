@@ -21,8 +21,8 @@ from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import PeerResult
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DeviceIdentity, DevicePeer

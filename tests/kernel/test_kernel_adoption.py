@@ -18,10 +18,10 @@ from sites import ENDPOINT, Sites, peerlane, sites, steady_ping
 from waiting import Stopwatch
 
 from peerlane.config import names
+from peerlane.tasks.values.keys import KeyPair, make_key_pair, make_preshared_key
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.parser import parse_conf
-from peerlane.tasks.wire.keys import KeyPair, make_key_pair, make_preshared_key
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(280)]
 

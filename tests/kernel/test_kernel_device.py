@@ -16,7 +16,7 @@ from devices import Rig, delete, kernel_rig, prefix, prefixes, run, wg_dump
 from keys import key_number, some_key
 
 from peerlane.tasks.errors import KernelError, SettingsError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
 from peerlane.workers.dataplane import wireguard as wire
 from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel

@@ -330,7 +330,7 @@ MUTANTS = (
     Mutant(
         "tombstone-over-an-outcome",
         "a cancel overwrites what had committed",
-        "tasks/lane/admission.py",
+        "tasks/admission/lanes.py",
         "cancel.tombstone, nx=True, get=True,",
         "cancel.tombstone, get=True,",
         (CANCEL, COMMIT),
@@ -346,7 +346,7 @@ MUTANTS = (
     Mutant(
         "stuck-is-active",
         "a writer that hangs is told as one that serves",
-        "tasks/lane/admission.py",
+        "tasks/admission/lanes.py",
         '        if self.stuck:\n            return "stuck"\n',
         "",
         (f"{STUCK}::test_a_lane_that_is_not_turned_for_longer_than_its_writer_said_is_stuck",),

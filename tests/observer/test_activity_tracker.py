@@ -18,8 +18,8 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect
 from peerlane.tasks.errors import KernelError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters

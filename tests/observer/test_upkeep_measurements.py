@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from peerlane.config import names
-from peerlane.tasks.wire.metrics import encoded, observer_metrics
+from peerlane.tasks.values.metrics import encoded, observer_metrics
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 from peerlane.workers.upkeep.measurements import UpkeepMeasurements
 

@@ -25,8 +25,8 @@ from peerlane.tasks.admin.backup import back_up, restore
 from peerlane.tasks.admin.maintenance import sweep
 from peerlane.tasks.admin.peer_import import import_file
 from peerlane.tasks.admin.removal import Removed, remove
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, RedisAway, StorageError, TimedOut, Unavailable
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.workers.cli.main import main
 
 

@@ -16,8 +16,8 @@ from writer_alone import POOLS, WriterAlone
 from peerlane.config import names
 from peerlane.tasks.admin.peer_import import AdoptionClash, Imported, NotTaken
 from peerlane.tasks.errors import Conflict, Draining, Invalid
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.bulk import LISTED
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import DevicePeer, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide

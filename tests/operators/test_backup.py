@@ -29,8 +29,8 @@ from peerlane.tasks.admin.archive import read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound
 from peerlane.tasks.admin.backup import back_up, restore
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, PeerlaneError, Unavailable
+from peerlane.tasks.values.keys import make_preshared_key
 from peerlane.tasks.wgfile.client_config import FileExists
-from peerlane.tasks.wire.keys import make_preshared_key
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from keys import key_number
 
 from peerlane.config.hosts import parse_endpoint
+from peerlane.tasks.admission.lanes import LaneState
 from peerlane.tasks.errors import PeerlaneError, StorageError
-from peerlane.tasks.lane.admission import LaneState
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.client_config import (
     FileExists,
     NotWritten,

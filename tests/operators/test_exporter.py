@@ -31,7 +31,7 @@ from peerlane.tasks.errors import Conflict, SettingsError
 from peerlane.tasks.exporter.collector import FleetCollector, MetricsServer
 from peerlane.tasks.exporter.families import ALL, MOST_SERIES, PER_PEER
 from peerlane.tasks.status.alarms import raise_alarm
-from peerlane.tasks.wire.metrics import BUCKETS, OPERATIONS, STAGES
+from peerlane.tasks.values.metrics import BUCKETS, OPERATIONS, STAGES
 
 PASSWORD = "only-for-these-tests"
 ROOT = Path(__file__).resolve().parents[2]

@@ -32,10 +32,10 @@ from peerlane.tasks.admin.peer_import import (
 )
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
 from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import render_export
-from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.upkeep.lifetimes import lifetimes
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
 

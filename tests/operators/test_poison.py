@@ -22,14 +22,14 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.tasks.admin.poison import SecretLeftOut, drop, drop_all, find, replay, set_aside_messages, shown
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, WriterError
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.lane.set_aside import LONGEST, MOST, SetAside, read_request
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire.keys import make_preshared_key
+from peerlane.tasks.values.keys import make_preshared_key
 from peerlane.tasks.wire.model import SEALED
 from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.set_aside import LONGEST, MOST, SetAside, read_request
 from peerlane.workers.lane.poison import DELIVERIES, set_aside
 
 

@@ -18,9 +18,9 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.tasks.admin.backup import back_up, restore
 from peerlane.tasks.admin.removal import Removed, remove
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.wire.keys import make_preshared_key
+from peerlane.tasks.values.keys import make_preshared_key
 
 
 def held(server: RedisServer, name: str) -> set[str]:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
 
-from peerlane.tasks.lane.admission import LaneState
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.admission.lanes import LaneState
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.keys import make_key_pair
 from peerlane.tasks.wgfile.export import render_export
 from peerlane.tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
-from peerlane.tasks.wire.keys import make_key_pair
 from peerlane.tasks.wire.model import Peer
 
 ALICE, BOB = key_number(1), key_number(2)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.dataplane.counters import CounterSource
 from peerlane.workers.dataplane.kernel import KernelDataPlane

@@ -20,7 +20,7 @@ from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings, read
-from peerlane.tasks.lane.admission import Lanes, LaneState, close_app
+from peerlane.tasks.admission.lanes import Lanes, LaneState, close_app
 
 ROOT = Path(__file__).resolve().parents[2]
 

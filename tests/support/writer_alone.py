@@ -13,9 +13,9 @@ from servers import RedisServer
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane

@@ -8,8 +8,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from servers import RedisServer
 
-from peerlane.tasks.lane import server_clock as clock
-from peerlane.tasks.lane.server_clock import ServerClock
+from peerlane.tasks.redis import server_clock as clock
+from peerlane.tasks.redis.server_clock import ServerClock
 
 
 class Server:

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
+from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.wire.model import CreatePeer, check_public_key
 
 

@@ -14,10 +14,10 @@ from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
 from peerlane.config.redis import connect
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict
-from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.lane.result import await_record
-from peerlane.tasks.lane.subscription import Listening
+from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan
 

@@ -15,10 +15,10 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, TimedOut
-from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import outcome as results
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.store.store import Commit, Store

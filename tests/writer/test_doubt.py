@@ -18,9 +18,9 @@ from writer_alone import carry_out, create_peer, delete_peer
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.quota import share_key
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.store.store import Answer

@@ -23,8 +23,8 @@ from waiting import eventually
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, TimedOut
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.tasks import task_of
 
 FORMS = ["lean", "Celery's own"]

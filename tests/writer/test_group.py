@@ -21,9 +21,9 @@ from writer_alone import create_peer
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import Conflict, Draining, PoolExhausted, TimedOut, WriterError
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.quota import share_key
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Taker

@@ -18,8 +18,8 @@ from writer_alone import create_peer
 
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, TimedOut
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.dataplane import Change, SetPeer
 from peerlane.workers.store import procedures

@@ -15,9 +15,9 @@ from servers import RedisServer
 from writer_alone import create_peer
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.quota import share_key
 from peerlane.tasks.wire import outcome
 from peerlane.workers.lane.taking import LOOKED_THROUGH, MOST_IN_A_GROUP, MOST_STRUCK_OUT, Taker
 from peerlane.workers.store.store import Answer

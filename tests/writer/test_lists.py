@@ -17,6 +17,8 @@ from servers import RedisServer
 from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.list_quota import members
 from peerlane.tasks.errors import (
     Conflict,
     Invalid,
@@ -26,12 +28,10 @@ from peerlane.tasks.errors import (
     TimedOut,
     Unavailable,
 )
-from peerlane.tasks.lane.admission import Lanes
-from peerlane.tasks.lane.list_quota import members
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.lists import ANSWER_BYTES, read_answers, wish_of
 from peerlane.tasks.wire.model import DeletePeer, PeerResult, parse
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import Change, SetPeer
 from peerlane.workers.peers.handlers import PlanningContext, decide
 from peerlane.workers.peers.table import PeerTable, Policy

@@ -6,7 +6,7 @@ import json
 
 from keys import some_key
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.table import Loaded, PeerTable, Policy
 from peerlane.workers.writer.loss import differences

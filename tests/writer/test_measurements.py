@@ -19,7 +19,7 @@ from writer_alone import WriterAlone, create_peer
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict
-from peerlane.tasks.wire.metrics import BUCKETS, STAGES, Histogram, WriterMetrics, encoded, writer_metrics
+from peerlane.tasks.values.metrics import BUCKETS, STAGES, Histogram, WriterMetrics, encoded, writer_metrics
 from peerlane.workers.lane.strategy import sent_at
 from peerlane.workers.writer.delivery import Delivery
 

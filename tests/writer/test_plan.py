@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from keys import key_number
 
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, StorageError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.plan import Plan, plan_create, plan_delete

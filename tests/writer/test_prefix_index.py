@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.peers.prefix_index import PrefixIndex
 
 

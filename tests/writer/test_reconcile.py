@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keys import key_number
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, DevicePeer, DeviceSpec, RemovePeer, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane

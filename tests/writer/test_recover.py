@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from keys import key_number
 
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers.dataplane import AddRoute, Change, DeviceSpec, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane

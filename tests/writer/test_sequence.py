@@ -17,8 +17,8 @@ from servers import RedisServer
 from writer_alone import WriterAlone
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Fenced, TimedOut
-from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan

@@ -13,9 +13,9 @@ from waiting import eventually
 
 from peerlane import Fleet
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import LaneState
 from peerlane.tasks.errors import Draining, TimedOut, Unavailable
-from peerlane.tasks.lane.admission import LaneState
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.workers.host.pulse import LONG, SILENCE, SOON, Pulse
 
 NOW = 1_800_000_000_000

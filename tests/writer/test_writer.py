@@ -17,6 +17,7 @@ from waiting import eventually
 from writer_alone import WatchedPlane, WriterAlone
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import (
     Conflict,
     Draining,
@@ -29,9 +30,8 @@ from peerlane.tasks.errors import (
     TimedOut,
     WriterError,
 )
-from peerlane.tasks.lane.admission import Lanes
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
 from peerlane.workers.writer.retry import ShutdownRequested
 

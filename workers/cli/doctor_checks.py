@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from peerlane.config.redis import connect, reason
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
-from peerlane.tasks.lane.admission import Lanes
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
 from peerlane.workers.cli.check import Check, Verdict

@@ -10,8 +10,8 @@ from redis import Redis
 
 from peerlane.config.hosts import endpoint_doubt, endpoint_host
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lanes import number
 from peerlane.tasks.errors import SettingsError
-from peerlane.tasks.lane.admission import number
 from peerlane.workers.cli.check import Check
 from peerlane.workers.dataplane import keyfile
 from peerlane.workers.dataplane.factory import device_spec, open_plane

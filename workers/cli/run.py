@@ -12,7 +12,6 @@ from typing import Any, cast, get_args
 
 import click
 
-from peerlane.config import logs
 from peerlane.config.settings import DataPlaneKind, Settings
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName
@@ -75,6 +74,8 @@ def run(
     session.overrides |= {key: value for key, value in options.items() if value not in (None, ())}
     settings = session.settings
     loglevel = settings.log_level or "info"
+    if not session.output.json:
+        session.start_log(only or "gateway run", loglevel)
     if pulse is not None:
         _be_watched(pulse)
     if only is not None:
@@ -89,9 +90,9 @@ def run(
 
 
 def _be_watched(pulse: int) -> None:
-    """Tell the supervisor that the main thread goes on; print all stacks on SIGABRT, which ends one that does not.
+    """Tell the supervisor that the main thread goes on; and all stacks, on SIGABRT, which ends one that does not.
 
-    They go to the log. No core file is written: it would hold keys.
+    The supervisor logs them. No core file is written: it would hold keys.
     """
     import faulthandler
     import resource
@@ -103,7 +104,7 @@ def _be_watched(pulse: int) -> None:
     # 1 keeps the kernel from handing it to a program as well (core(5)); whoever may have 0 alone has that.
     least = 0 if most == 0 else 1
     resource.setrlimit(resource.RLIMIT_CORE, (least, least))
-    faulthandler.enable(sys.__stderr__ or sys.stderr)
+    faulthandler.enable(pulse)
 
 
 def _run_one(session: Session, settings: Settings, which: str, loglevel: str, *, awaits_redis: bool) -> int:
@@ -145,7 +146,8 @@ def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     """Writer and observer, each a process of its own; what the command line says reaches them as variables."""
     from peerlane.workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
 
-    logs.configure(settings, "gateway run", loglevel)
+    if session.output.json:
+        session.start_log("gateway run", loglevel)
     # -P: nothing is imported from the working directory, which may be anybody's.
     command = [sys.executable, "-P", "-m", "peerlane.workers.cli"]
     command += ["gateway", "run", str(settings.gateway), "--loglevel", loglevel]

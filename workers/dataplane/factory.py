@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from peerlane.config.settings import DataPlaneKind, Settings
 from peerlane.tasks.errors import NoDataPlane
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DataPlane, DeviceSpec, DeviceView
 from peerlane.workers.dataplane.counters import CounterSource
 from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peerlane.tasks.errors import SettingsError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DeviceSpec
 from peerlane.workers.dataplane.routes import COVERING, RouteTable
 

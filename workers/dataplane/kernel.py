@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from peerlane.tasks.errors import KernelError, SettingsError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import (
     AddRoute,
     Change,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import (
     AddRoute,
     Change,

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DeviceIdentity, DevicePeer, routes
 from peerlane.workers.dataplane import wireguard as wire
 from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane.channel import Channel, uninterrupted
 from peerlane.workers.dataplane.netlink import (
     NLM_F_CREATE,

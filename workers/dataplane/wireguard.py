@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DevicePeer, RemovePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.keyfile import decode_key, encode_key

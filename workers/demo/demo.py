@@ -16,15 +16,15 @@ from rich.text import Text
 
 from peerlane.config import names
 from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.peer.qr import qr_code
 from peerlane.tasks.cli.tables import facts, gateway_table
 from peerlane.tasks.client.gateway import gateways
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.lane.admission import lanes_of
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.keys import make_key_pair
 from peerlane.tasks.wgfile.client_config import client_config
-from peerlane.tasks.wire.keys import make_key_pair
 from peerlane.workers.demo.benchmark import PATIENCE, Ask, DemoFailed, Figures, figures_table, measured
 from peerlane.workers.demo.local_fleet import NAMES, Fleet, choose_dataplane
 from peerlane.workers.demo.process import LOOK

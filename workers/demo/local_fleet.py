@@ -22,8 +22,8 @@ from typing import Self
 import peerlane
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.settings import read
+from peerlane.tasks.admission.lanes import close_app, lanes_of
 from peerlane.tasks.client.gateway import Gateway
-from peerlane.tasks.lane.admission import close_app, lanes_of
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.workers.demo.process import Child
 from peerlane.workers.demo.redis_server import EmbeddedServer

@@ -2,7 +2,7 @@
 
 A writer that must not run (its lane is held, its settings are wrong) says so by how it ends, and that is passed on. All
 else that ends a process is a crash: it is started again, at first after a second, later after up to 30. A writer that
-hangs (``pulse``) is made to print its stacks, killed, and started again: a crash as well.
+hangs (``pulse``) is made to tell its stacks, killed, and started again: a crash as well.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -35,6 +36,11 @@ GRACE = 5.0
 #: Seconds between two looks at what a watched process says.
 LISTENING = 1.0
 
+#: Bytes of a process' stacks that are logged.
+MOST_OF_STACKS = 32_768
+
+#: What a watched process says: within how many seconds it will say so again, and whether it serves.
+_WORD = re.compile(rb"(\d{1,6}(?:\.\d+)?) (\w+)\n")
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -62,6 +68,8 @@ class _Running:
     pulse: int | None = None
     awaited: float = 0.0
     serving: bool = False
+    #: What else it wrote there: the stacks of a process that ends by a signal.
+    stacks: bytes = b""
     #: When a hanging process is ended: by SIGABRT first, then by SIGKILL; None while it does not hang.
     condemned: float | None = None
     aborted: bool = False
@@ -155,7 +163,7 @@ def _start(
         one.pulse, pipe = os.pipe()
         os.set_blocking(one.pulse, False)
         command += ["--pulse", str(pipe)]
-        one.awaited, one.condemned, one.aborted = one.began + LONG, None, False
+        one.awaited, one.condemned, one.aborted, one.stacks = one.began + LONG, None, False, b""
     one.process = subprocess.Popen(
         command,
         env=environment,
@@ -170,7 +178,7 @@ def _start(
 
 
 def _judge(one: _Running) -> None:
-    """Hear a watched process. One that hangs is ended by SIGABRT, for which it prints its stacks; else by SIGKILL.
+    """Hear a watched process. One that hangs is ended by SIGABRT, for which it tells its stacks; else by SIGKILL.
 
     Not at once: what was silent because the host stood still goes on first.
     """
@@ -193,17 +201,17 @@ def _judge(one: _Running) -> None:
 
 
 def _hear(one: _Running) -> None:
-    """What a watched process has said since: the last whole line counts."""
+    """What a watched process has said since: of its words the last counts; all else is about how it ends."""
     said = b""
     with suppress(BlockingIOError):
         while one.pulse is not None and (more := os.read(one.pulse, 65536)):
-            said = said[-64:] + more
-    whole = said.split(b"\n")[:-1]
-    if whole:
-        seconds, _, word = whole[-1].partition(b" ")
-        with suppress(ValueError):
-            one.awaited = time.monotonic() + float(seconds)
-            one.serving = one.serving or word == b"serving"
+            said += more
+    for line in said.splitlines(keepends=True):
+        if (words := _WORD.fullmatch(line)) is None:
+            one.stacks = (one.stacks + line)[:MOST_OF_STACKS]
+            continue
+        one.awaited = time.monotonic() + float(words[1])
+        one.serving = one.serving or words[2] == b"serving"
 
 
 def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
@@ -216,6 +224,9 @@ def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
             said = stream.read()
     one.process = None
     if one.pulse is not None:
+        _hear(one)
+        if one.stacks:
+            log.critical("the stacks of the %s:\n%s", one.part.name, one.stacks.decode(errors="replace").rstrip())
         os.close(one.pulse)
         one.pulse, one.serving = None, False
     now = time.monotonic()

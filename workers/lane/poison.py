@@ -16,8 +16,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.config.redis import reason
-from peerlane.tasks.lane.set_aside import MOST, SetAside, read_request
 from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.set_aside import MOST, SetAside, read_request
 
 log = logging.getLogger(__name__)
 

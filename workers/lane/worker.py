@@ -19,8 +19,8 @@ from peerlane.config import names
 from peerlane.config.redis import connect, reason
 from peerlane.config.redis_connections import NotPrimary
 from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
-from peerlane.tasks.lane.registry import TASKS
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.registry import TASKS
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.peers.prefix_index import PrefixIndex
 
 

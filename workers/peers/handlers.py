@@ -14,9 +14,9 @@ from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
-from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.bulk import ImportPeers, MendPeers, RemovePeers, StagedPeer, Victim
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
+from peerlane.tasks.wire.registry import LANE_TASKS
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
@@ -218,7 +218,7 @@ def _changes(plans: Sequence[Plan]) -> tuple[Change, ...]:
     return tuple(change for plan in plans for change in plan.changes)
 
 
-#: Task name → the function that decides; the names are those of peerlane.tasks.lane.registry.
+#: Task name → the function that decides; the names are those of peerlane.tasks.wire.registry.
 PLANNERS: Mapping[str, Callable[[PlanningContext, Any], Decision]] = {
     names.CREATE_PEER: create_peer,
     names.DELETE_PEER: delete_peer,

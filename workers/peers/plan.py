@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, StorageError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Outcome
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, Change, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.table import PeerTable, Policy

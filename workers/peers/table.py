@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.address_pool import AddressPool
 from peerlane.workers.peers.coming import Coming

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from peerlane.tasks.wire.activity import LIMIT, VERSION, stored_fields
+from peerlane.tasks.values.activity import LIMIT, VERSION, stored_fields
 from peerlane.workers.dataplane.counters import PeerCounters
 
 _VERSION = VERSION.encode()

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from peerlane.tasks.errors import StorageError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import check_public_key
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.table import Loaded

@@ -21,9 +21,9 @@ from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer, check_public_key
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.workers.store.journal import MOST, Made, Step
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from peerlane.config import names
-from peerlane.tasks.lane.server_clock import ServerClock
+from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import Journal, Made, Step

@@ -10,8 +10,8 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.lane.hash_pages import hash_pages
-from peerlane.tasks.lane.server_clock import ServerClock
+from peerlane.tasks.redis.hash_pages import hash_pages
+from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.plan import Plan
@@ -63,7 +63,7 @@ class Store:
     ) -> Answer:
         """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments.
 
-        ``share`` is the key under which the request counts in a share of the lane (tasks.lane.quota); it leaves it.
+        ``share``: the key under which the request counts in a share of the lane (tasks.admission.quota); it leaves it.
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
         ``drains``: whether a gateway that is being drained refuses what it creates.
         """

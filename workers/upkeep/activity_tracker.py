@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.lane.hash_pages import hash_pages
+from peerlane.tasks.redis.hash_pages import hash_pages
 from peerlane.workers.dataplane.counters import CounterSource, PeerCounters
 from peerlane.workers.store.activity import StoredActivity, advance, decode, encode
 from peerlane.workers.upkeep.lean_mappings import KeySet

@@ -8,7 +8,7 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.lane.hash_pages import hash_pages
+from peerlane.tasks.redis.hash_pages import hash_pages
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.upkeep.lean_mappings import KeySet, Lifetime
 

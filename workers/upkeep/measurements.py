@@ -35,7 +35,7 @@ class UpkeepMeasurements:
             counted.update(cast("dict[str, int]", kinds))
 
     def document(self, counted: ActivityTracker | None) -> dict[str, Any]:
-        """For ``tasks.wire.metrics``."""
+        """For ``tasks.values.metrics``."""
         document: dict[str, Any] = {
             "began": self.began_ms,
             "sweeps": self._sweeps,

@@ -11,7 +11,7 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DeviceIdentity, DeviceView

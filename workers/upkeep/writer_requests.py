@@ -11,8 +11,8 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from peerlane.config.celery_app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import PeerlaneError, TimedOut
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import LaneResult, await_record
 from peerlane.tasks.lane.tasks import task_of
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.config.redis import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.wire.metrics import encoded
+from peerlane.tasks.values.metrics import encoded
 from peerlane.workers.host.outage import Outage
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.store.redis_checks import memory

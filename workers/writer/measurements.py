@@ -1,4 +1,4 @@
-"""What a writer measures of its requests, a few microseconds each; the heartbeat tells it (tasks.wire.metrics)."""
+"""What a writer measures of its requests, a few microseconds each; the heartbeat tells it (tasks.values.metrics)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.wire.metrics import OPERATIONS, STAGES, Histogram
+from peerlane.tasks.values.metrics import OPERATIONS, STAGES, Histogram
 from peerlane.workers.writer import traces
 from peerlane.workers.writer.delivery import Outcome
 from peerlane.workers.writer.request import Request
@@ -64,7 +64,7 @@ class Measurements:
         self.recovery_seconds += time.monotonic() - began
 
     def document(self, began_ms: int) -> dict[str, Any]:
-        """For ``tasks.wire.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
+        """For ``tasks.values.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
         return {
             "began": began_ms,
             "seconds": {name: [each.counts, round(each.total, 6)] for name, each in self.seconds.items()},

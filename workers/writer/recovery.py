@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
-from peerlane.tasks.wire.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute

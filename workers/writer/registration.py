@@ -10,7 +10,7 @@ from peerlane.config.hosts import parse_endpoint
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.status.alarms import raise_alarm
-from peerlane.tasks.wire.prefix import Prefix
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.store.store import Store
 
 VERSION = "0.1.0"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from redis.exceptions import ResponseError
 
-from peerlane.tasks.lane.set_aside import read_request
 from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.set_aside import read_request
 from peerlane.workers.writer.delivery import Delivery
 from peerlane.workers.writer.request import error_code
 from peerlane.workers.writer.writer import Writer

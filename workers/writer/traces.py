@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from peerlane.config import names
-from peerlane.tasks.wire.metrics import STAGES
+from peerlane.tasks.values.metrics import STAGES
 from peerlane.workers.writer.request import Request
 
 log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
+from peerlane.tasks.admission.list_quota import members
+from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
-from peerlane.tasks.lane.list_quota import members
-from peerlane.tasks.lane.quota import share_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.host.pulse import LONG, PULSE

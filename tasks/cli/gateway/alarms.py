@@ -6,11 +6,11 @@ import click
 from redis.exceptions import RedisError
 
 from peerlane.config.redis import reason
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.errors import Invalid, OutcomeUnknown
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.status.alarms import clear_alarm as clear
 
 

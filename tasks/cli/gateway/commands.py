@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from peerlane.config.hosts import endpoint_doubt
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.gateway.alarms import clear_alarm
 from peerlane.tasks.cli.gateway.alive import alive
 from peerlane.tasks.cli.gateway.backup import backup, restore
@@ -20,7 +21,6 @@ from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts, gateway_facts, gateway_table, span
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot, read_gateway
 from peerlane.tasks.wgfile.client_config import write_private
 from peerlane.tasks.wgfile.export import render_export

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 
+from peerlane.tasks.admission.drain import Switched
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
-from peerlane.tasks.lane.drain import Switched
 
 
 @click.command(cls=Command)

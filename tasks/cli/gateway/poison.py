@@ -8,12 +8,12 @@ import click
 from rich.table import Table
 
 from peerlane.tasks.admin import poison as messages
+from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts
-from peerlane.tasks.lane.admission import Lanes, lanes_of
-from peerlane.tasks.lane.redis_errors import reaching
+from peerlane.tasks.redis.errors import reaching
 
 #: Rows of a table for people; --json gives all.
 ROWS = 100

@@ -21,7 +21,7 @@ from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import activity_facts, facts, peer_facts, peer_row, peer_table
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Invalid, PeerlaneError, StorageError
-from peerlane.tasks.wire.activity import PeerActivity
+from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.model import Peer
 

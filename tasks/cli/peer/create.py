@@ -19,9 +19,9 @@ from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.tables import facts, peer_facts
 from peerlane.tasks.client.fleet import RETRY_ELSEWHERE, Fleet
 from peerlane.tasks.errors import Conflict, PeerlaneError
-from peerlane.tasks.lane.gateway_info import GatewayInfo
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.wgfile.client_config import ClientConfig, client_config, refuse_if_there, write_private
-from peerlane.tasks.wire.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.wire.model import PeerResult
 
 #: ``--conf -``: standard output.

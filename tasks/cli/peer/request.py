@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Callable
 
 from peerlane.config import names
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.lane.result import settle
 from peerlane.tasks.wire.cancel import result_of
 from peerlane.tasks.wire.model import PeerResult

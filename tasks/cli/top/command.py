@@ -15,13 +15,13 @@ import click
 from rich.console import RenderableType
 from rich.live import Live
 
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.output import UNFOLDED, Output, as_document
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.top.screen import frame
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
-from peerlane.tasks.lane.admission import lanes_of
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.rates import FleetRates, Row
 

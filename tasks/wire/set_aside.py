@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from peerlane.tasks.errors import Invalid
-from peerlane.tasks.lane.registry import LANE_TASKS
 from peerlane.tasks.wire.lists import wishes_in
 from peerlane.tasks.wire.model import SEALED, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.registry import LANE_TASKS
 
 #: Messages that are kept; the oldest go first.
 MOST = 1_000

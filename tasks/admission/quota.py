@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from peerlane.config import names
+from peerlane.tasks.admission.belief import spread
+from peerlane.tasks.admission.lanes import Lanes, LaneState
 from peerlane.tasks.errors import Unavailable
-from peerlane.tasks.lane.admission import Lanes, LaneState
-from peerlane.tasks.lane.belief import spread
 
 #: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.
 LINGERS_MS = 30_000

@@ -27,7 +27,7 @@ def spread(seconds: float) -> float:
 
 
 class Lane(Protocol):
-    """One look at a lane (peerlane.tasks.lane.admission.LaneState)."""
+    """One look at a lane (peerlane.tasks.admission.lanes.LaneState)."""
 
     @property
     def gateway(self) -> str: ...

@@ -1,13 +1,13 @@
-"""A list in the fair shares of a lane: each of its wishes counts as a request by itself (peerlane.tasks.lane.quota)."""
+"""A list in the fair shares of a lane: each of its wishes counts as a request by itself (``quota``)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
 
+from peerlane.tasks.admission.lanes import Lanes, LaneState
+from peerlane.tasks.admission.quota import FORGOTTEN_AFTER, LINGERS_MS, RETRY_AFTER, limit, share_key
 from peerlane.tasks.errors import Unavailable
-from peerlane.tasks.lane.admission import Lanes, LaneState
-from peerlane.tasks.lane.quota import FORGOTTEN_AFTER, LINGERS_MS, RETRY_AFTER, limit, share_key
 from peerlane.tasks.wire.bulk import SLICE
 
 

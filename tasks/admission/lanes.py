@@ -17,10 +17,10 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.config.celery_app import PeerlaneApp
 from peerlane.config.redis import connect
+from peerlane.tasks.admission.belief import Believed, spread
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
-from peerlane.tasks.lane.belief import Believed, spread
-from peerlane.tasks.lane.server_clock import ServerClock, milliseconds
-from peerlane.tasks.lane.subscription import Listeners
+from peerlane.tasks.redis.server_clock import ServerClock, milliseconds
+from peerlane.tasks.redis.subscription import Listeners
 from peerlane.tasks.wire.cancel import Cancel
 
 #: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
