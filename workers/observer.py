@@ -93,10 +93,10 @@ class ObserverService:
         self._looked_at = float("-inf")
         #: Where the live writer is, if it is not here: then the counters here are another device's.
         self._elsewhere: str | None = None
-        self._ticked = time.monotonic()
+        self._ticked = self._said = time.monotonic()
 
     def start(self) -> None:
-        """Take the lock, load the stored activity; afterwards requests may be consumed.
+        """Take the lock; afterwards requests may be consumed.
 
         Raises:
             LaneHeld: another live observer has this device.
@@ -120,6 +120,7 @@ class ObserverService:
         counters, view = self._plane.counters, self._plane.view
         if counters is not None and view is not None:
             self._counted = ActivityTracker(self._redis, self.name, counters, view.index)
+            self._counted.between = self._live
         errands = WriterRequests(self._client, self.name)
         sweeper = Sweeper(
             redis=self._redis,
@@ -142,9 +143,7 @@ class ObserverService:
         self._handler.look_for_writer = self._beat
 
     def _observe(self) -> None:
-        """Load the stored activity, and tell that requests may come."""
-        if self._counted is not None:
-            self._counted.load()
+        """Tell that requests may come."""
         self._clock.look()
         self._beat()
         if self._elsewhere is None:
@@ -176,7 +175,6 @@ class ObserverService:
         counted = self._counted
         if time.monotonic() - max(self._ticked, self.handler.ended) > LAPSE:
             self._epoch = None
-        self._ticked = time.monotonic()
         try:
             if self._epoch is None or time.monotonic() - self._looked_at >= BEAT_EVERY:
                 self._beat()
@@ -198,6 +196,8 @@ class ObserverService:
                 log.warning("gateway %s: not observed just now: %s", self.name, error)
         else:
             OUTAGE.over()
+        finally:
+            self._ticked = time.monotonic()  # a long reading is no lapse
 
     def fill(self) -> bool:
         """Does nothing: an observer has no work in slices."""
@@ -208,14 +208,21 @@ class ObserverService:
         before = counted.trouble
         now = self._clock.look()
         counted.read(now)
-        counted.write()
         if counted.trouble is not None and counted.trouble != before:
             log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
         self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
         PULSE.turn()
 
+    def _live(self) -> None:
+        """Write a heartbeat once a second in the middle of long work."""
+        if time.monotonic() - self._said >= 1.0 and self._elsewhere is None:
+            self._said = time.monotonic()
+            seconds, micros = self._redis.time()
+            self._redis.hset(names.observer_key(self.name), "heartbeat", seconds * 1000 + micros // 1000)
+
     def _beat(self) -> None:
         """Write the heartbeat, and find out whether the writer is on this host and has begun to serve."""
+        self._said = time.monotonic()
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         pipe.hmget(names.gateway_key(self.name), "epoch", "phase", *HOLDER)

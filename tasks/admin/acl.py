@@ -149,7 +149,7 @@ def _observer(gateway: str, events: str) -> tuple[Selector, ...]:
         Selector((*_CONNECTION, "publish", "subscribe", "unsubscribe"), channels=(results, events)),
         *_consumer(gateway, (names.observer_queue(gateway),), names.unacked_key(gateway, "_observer")),
         *_sets_aside(gateway),
-        Selector(("hset", "hget", "hgetall", "hdel", "hscan"), own),
+        Selector(("hset", "hget", "hmget", "hgetall", "hdel", "hscan"), own),
         Selector(("hscan",), (f"R:{names.peers_key(gateway)}", f"R:{names.addresses_key(gateway)}")),
         Selector(("hget", "hmget", "hgetall"), (f"R:{names.gateway_key(gateway)}",)),
         Selector(("set",), slots),

@@ -111,14 +111,15 @@ class UpkeepHandler:
         return None if claimed else "its time slot was taken care of"
 
     def _go_on(self, state: dict[str, Any]) -> bool:
-        """Report progress and write a heartbeat, once a second; returns whether the request is still wanted."""
+        """Hear how far it is: tell it, if anything, give a sign of life; whether it is still wanted. Once a second."""
         if time.monotonic() - self._breathed < BREATH:
             return True
         self._breathed = time.monotonic()
         PULSE.turn(LONG)
         seconds, micros = self._redis.time()
         self._redis.hset(names.observer_key(self._gateway), "heartbeat", seconds * 1000 + micros // 1000)
-        self._tell({"outcome": "running", **state})
+        if state:
+            self._tell({"outcome": "running", **state})
         return not self._request_id or self._wanted()
 
     def _wanted(self) -> bool:
