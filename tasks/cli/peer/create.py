@@ -17,7 +17,8 @@ from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
 from peerlane.tasks.cli.program import Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.tables import facts, peer_facts
-from peerlane.tasks.client.fleet import RETRY_ELSEWHERE, Fleet
+from peerlane.tasks.client.fleet import Fleet
+from peerlane.tasks.client.placement import RETRY_ELSEWHERE
 from peerlane.tasks.errors import Conflict, PeerlaneError
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
