@@ -1,4 +1,4 @@
-"""A fleet for asyncio programs: as ``fleet``, over one client for each gateway that is asked."""
+"""AsyncFleet: ``Fleet`` for asyncio programs, with one AsyncGateway for each gateway that is asked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AsyncFleet:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the threads and close the connections; whoever still waits gets cancelled."""
+        """End the threads and close the connections. Calls that still wait are cancelled."""
         self._closed = True
         self._reader.shutdown(wait=False, cancel_futures=True)
         clients, self._clients = list(self._clients.values()), {}
@@ -124,7 +124,7 @@ class AsyncFleet:
 async def _side_by_side(
     ask: Callable[[str, Sequence[int]], Coroutine[Any, Any, list[PeerAnswer]]], asked: Mapping[str, Sequence[int]]
 ) -> list[list[PeerAnswer]]:
-    """What each gateway answers, in their order; where one call fails, the others are cancelled."""
+    """The answers of all gateways, in order; if one call fails, the others are cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(ask(gateway, places)) for gateway, places in asked.items()]

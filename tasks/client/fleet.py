@@ -95,7 +95,7 @@ class Fleet:
         where: Mapping[str, str] | None = None,
         timeout: Timeout | None = None,
     ) -> list[PeerAnswer]:
-        """Create many peers, each on the gateway that ``create_peer`` would choose; what became of each, in order.
+        """Create many peers, each on the gateway that ``create_peer`` would choose. Returns their answers in order.
 
         A list fills what has most room first, so it spreads over gateways of one size. What a gateway refuses as one
         that is down, drained or full is sent to the next; a key that a matching gateway has stays there. Answers are
@@ -121,7 +121,7 @@ class Fleet:
         where: Mapping[str, str] | None = None,
         timeout: Timeout | None = None,
     ) -> list[PeerAnswer]:
-        """Delete many peers, each from every matching gateway that has it; what became of each, in order.
+        """Delete many peers, each from every matching gateway that has it. Returns results and errors in order.
 
         Of a key that none has, a gateway that serves its lane says that it is absent. As ``create_peers``.
         """
@@ -138,7 +138,7 @@ class Fleet:
     def _ask_lists(
         self, task: str, chosen: Mapping[str, Sequence[object]], within: float
     ) -> dict[str, list[PeerAnswer]]:
-        """What each gateway answers to its list; all of them are asked side by side."""
+        """Send each gateway its list, all at the same time; returns their answers."""
         found: dict[str, list[PeerAnswer]] = {gateway: [] for gateway in chosen}
         lists = [cut(task, gateway, wishes, new_list_id(gateway)) for gateway, wishes in chosen.items()]
         asked = ask_slices(self._app, interleaved(lists), timeout=within, window=WINDOW * len(chosen))
@@ -150,7 +150,7 @@ class Fleet:
     def place_list(
         self, wishes: Sequence[object], region: str | None, where: Mapping[str, str] | None
     ) -> ListPlacement:
-        """Where the wishes of a list are to go. Raises OutcomeUnknown where Redis cannot be reached."""
+        """The placement of a list's wishes. Raises OutcomeUnknown if Redis cannot be reached."""
         fleet = self.gateways()
         matching = [one.name for one in fleet if matches(one, region, where or {}) is None]
         keys = [
@@ -164,7 +164,7 @@ class Fleet:
     def find_list(
         self, keys: Sequence[object], region: str | None, where: Mapping[str, str] | None
     ) -> tuple[ListRemoval, PeerlaneError]:
-        """Where the peers of a list are, and what is answered where no gateway could. Raises as ``place_list``."""
+        """The removal of a list's keys, and the error if no gateway could answer. Raises as ``place_list``."""
         fleet = self.gateways()
         matching = [one for one in fleet if matches(one, region, where or {}) is None]
         holders = self._holders_of(keys, [one.name for one in matching], binding=False)
@@ -173,7 +173,7 @@ class Fleet:
         return ListRemoval(keys, holders, serving), nobody
 
     def _holders_of(self, keys: Sequence[object], among: Sequence[str], *, binding: bool) -> dict[int, list[str]]:
-        """Which gateways of ``among`` have these peers, by their places; ``binding``: and hold them there."""
+        """The gateways of ``among`` that have these peers, by position; ``binding``: only unexpired peers count."""
         found: dict[int, list[str]] = {}
         sound = [(place, key) for place, key in enumerate(keys) if isinstance(key, str) and len(key) == KEY_LENGTH]
         redis = lanes_of(self._app).redis
@@ -224,7 +224,7 @@ class Fleet:
 
 
 def _asked_for(region: str | None, where: Mapping[str, str] | None) -> str:
-    """What gateways had to match, as part of a sentence."""
+    """The region and labels that were asked for, as part of a sentence."""
     parts = [f"region {region}"] if region else []
     parts += [f"{name}={value}" for name, value in (where or {}).items()]
     return " with " + ", ".join(parts) if parts else ""

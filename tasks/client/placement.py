@@ -1,7 +1,7 @@
-"""Which gateway takes a peer: the matching ones in their order, and why each of the others does not. Pure.
+"""Chooses gateways for peers: the matching ones in order, and the reason why each other is not chosen. Pure.
 
-A list is asked for in rounds. In each, every wish that has no answer yet goes to the best gateway that has not refused
-it. The rule is that of one create (``choose``), and what the list itself fills is reckoned with: most room first.
+A list is sent in rounds. In each round, every wish without an answer goes to the best gateway that has not refused it.
+The rule is that of one create (``choose``): most room first, and peers of the same list count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOLD = 50
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Who is to be asked, in order, and why the others are not."""
+    """The gateways to ask, in order, and why the others are not asked."""
 
     candidates: tuple[GatewayInfo, ...]
     #: Those of the region and the labels that take no peers now, each with the reason.
@@ -36,7 +36,7 @@ class Choice:
 
 
 def matches(one: GatewayInfo, region: str | None, where: Mapping[str, str]) -> str | None:
-    """None where the gateway is of the region and has the labels; else in what it is another."""
+    """Why the gateway does not match the region and the labels; None if it does."""
     if region is not None and one.region != region:
         return f"its region is {one.region}" if one.region else "it has no region"
     wrong = [name for name, value in where.items() if one.labels.get(name) != value]
@@ -63,7 +63,7 @@ def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mappi
 
 
 class Placement:
-    """The candidates of one request, one after the other while time is left, and why each did not take the peer."""
+    """Iterates over the candidates of one request while time is left, and collects why each refused."""
 
     def __init__(self, choice: Choice, within: float, asked_for: str = "") -> None:
         self._choice = choice
@@ -80,23 +80,23 @@ class Placement:
             yield one.name, left
 
     def refused(self, gateway: str, refusal: PeerlaneError) -> None:
-        """``gateway`` has refused; on to the next, unless the peer is bound to this one: then the refusal is raised."""
+        """Note a refusal, and raise it if the peer is bound to this gateway."""
         if self._choice.bound:
             raise refusal
         self._reasons[gateway] = refusal.message
 
     def note(self, reasons: Mapping[str, str]) -> None:
-        """Why some have not taken it."""
+        """Note why gateways have not taken it."""
         self._reasons |= reasons
 
     def nobody(self) -> PeerlaneError:
-        """What to raise once all have refused."""
+        """The error if all have refused."""
         if not self._reasons and not self._choice.elsewhere:
             return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
         return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._told()}", 5.0)
 
     def _told(self) -> str:
-        """Why each was not chosen; those of another region or other labels come last, near misses before the rest."""
+        """The reasons, gateway by gateway; those of another region or other labels come last."""
         told = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
         more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
         return "; ".join(f"{name}: {reason}" for name, reason in told[:TOLD]) + more
@@ -123,7 +123,7 @@ class ListPlacement:
     """One list of creates: its rounds, until every wish has an answer."""
 
     def __init__(self, count: int, choice: Choice, asked_for: str, bound: Mapping[int, str]) -> None:
-        """``bound``: wishes whose peer is on a gateway already, and on which; no other is asked for them."""
+        """``bound``: the gateways of wishes whose peer exists already; no other gateway is asked for them."""
         self._choice, self._asked_for = choice, asked_for
         self._bound = bound
         self._candidates = [_Candidate(one, one.room) for one in choice.candidates]
@@ -133,7 +133,7 @@ class ListPlacement:
         self._closed: set[str] = set()
 
     def next_round(self) -> Round:
-        """Who is to be asked for what; nothing once each wish has its answer."""
+        """The gateways of the next round with their wishes; empty if each wish has its answer."""
         found: Round = {}
         for place, wish in list(self._open.items()):
             gateway = self._bound.get(place) or self._best(wish)
@@ -153,7 +153,7 @@ class ListPlacement:
         return best.about.name
 
     def heard(self, gateway: str, places: Sequence[int], answers: Sequence[PeerAnswer]) -> None:
-        """What a gateway has answered; what it cannot take goes to another in the next round."""
+        """Take a gateway's answers; wishes that it cannot take go to another one in the next round."""
         for place, answer in zip(places, answers, strict=True):
             if isinstance(answer, RETRY_ELSEWHERE) and place not in self._bound:
                 self._open[place].refused[gateway] = answer.message
@@ -171,15 +171,15 @@ class ListPlacement:
 
     @property
     def answers(self) -> list[PeerAnswer]:
-        """In the order of the wishes, once there are no more rounds."""
+        """The answers in the order of the wishes, after the last round."""
         return [self._answers[place] for place in sorted(self._answers)]
 
 
 class ListRemoval:
-    """One list of deletes: each key goes to every gateway that holds it."""
+    """One list of deletes: each key goes to every gateway that has it."""
 
     def __init__(self, keys: Sequence[object], holders: Mapping[int, Sequence[str]], anywhere: str | None) -> None:
-        """``anywhere`` is who answers for keys that nobody holds, and refuses what is no key."""
+        """``anywhere`` is the gateway that answers for keys that no gateway has, and for malformed keys."""
         self._keys = keys
         self._heard: dict[int, list[PeerAnswer]] = {}
         self.round: Round = {}
@@ -188,11 +188,11 @@ class ListRemoval:
                 self.round.setdefault(gateway, []).append(place)
 
     def heard(self, places: Sequence[int], answers: Sequence[PeerAnswer]) -> None:
-        """What a gateway has answered."""
+        """Take a gateway's answers."""
         for place, answer in zip(places, answers, strict=True):
             self._heard.setdefault(place, []).append(answer)
 
     def answer(self, place: int, nobody: PeerAnswer) -> PeerAnswer:
-        """Of several gateways' the one that says most: an error, else that the peer was deleted."""
+        """The answer for a key: the first of its gateways' answers that is not ``absent``, else ``absent``."""
         told = self._heard.get(place, [nobody])
         return max(told, key=lambda each: 1 if isinstance(each, PeerResult) and each.outcome == "absent" else 2)
