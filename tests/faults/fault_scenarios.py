@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fault_of_filling
 import fault_of_host
 import fault_of_network
 import fault_of_observer
@@ -111,5 +112,6 @@ SCENARIOS: dict[str, Scenario] = {
             before=fault_of_observer.under_a_supervisor,
             after=fault_of_observer.under_the_bench,
         ),
+        *fault_of_filling.SCENARIOS,
     )
 }
