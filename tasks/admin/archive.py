@@ -10,106 +10,137 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid
-from peerlane.tasks.wgfile.client_config import write_private
+from peerlane.tasks.wgfile.client_config import private_file
 
 FORMAT = "peerlane-backup"
 #: A program reads the versions it knows, and no other.
 VERSION = 1
 #: Bytes of a file, unpacked: many times the largest gateway's.
 LARGEST = 4 * 1024**3
+#: Bytes of one line: the first one names every unreadable peer.
+LONGEST_LINE = 64 * 1024**2
 
 Part = Literal["peers", "addresses", "seen"]
 PARTS: tuple[Part, ...] = ("peers", "addresses", "seen")
 
+#: Part, field and value of one thing stored.
+Entry = tuple[Part, str, str]
 
-@dataclass(slots=True)
-class Archive:
-    """A gateway's data in Redis at one moment."""
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself, and of the gateway whose state it is."""
 
     gateway: str
     #: Milliseconds since 1970 on Redis' clock.
     taken_at: int
     epoch: int
     #: What the gateway said of itself, its state among it; nothing about the process that ran then.
-    facts: dict[str, str]
-    #: Hash by hash, as stored.
-    parts: dict[Part, dict[str, str]] = field(
-        default_factory=lambda: cast("dict[Part, dict[str, str]]", {part: {} for part in PARTS})
-    )
-    #: Peers whose record did not parse when this was taken: they are here as they were.
-    unreadable: list[str] = field(default_factory=list[str])
+    facts: Mapping[str, str]
+    #: How many entries each part has.
+    count: Mapping[Part, int]
+    #: Peers whose record did not parse when this was taken: they are in the file as they were.
+    unreadable: tuple[str, ...] = ()
 
-    def write(self, path: Path, *, replace: bool = False) -> int:
-        """Write the file completely or not at all; returns its size in bytes.
+    @property
+    def total(self) -> int:
+        """How many entries there are in all."""
+        return sum(self.count.values())
 
-        Raises:
-            FileExists: it is there, and ``replace`` was not asked for.
-            NotWritten: the system refuses.
-        """
-        content = gzip.compress(b"".join(_sealed(self._lines())), mtime=0)
-        write_private(path, content, replace=replace)
-        return len(content)
-
-    def _lines(self) -> Iterator[str]:
-        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "gateway": self.gateway}
-        header |= {"taken_at": self.taken_at, "epoch": self.epoch, "facts": self.facts, "unreadable": self.unreadable}
-        yield json.dumps(header | {"count": {part: len(self.parts[part]) for part in PARTS}})
-        for part in PARTS:
-            for name, value in self.parts[part].items():
-                yield json.dumps([part, name, value], separators=(",", ":"))
+    def line(self) -> str:
+        """The file's first line."""
+        told: dict[str, Any] = {"format": FORMAT, "version": VERSION, "gateway": self.gateway}
+        told |= {"taken_at": self.taken_at, "epoch": self.epoch, "facts": dict(self.facts)}
+        return json.dumps(told | {"unreadable": self.unreadable, "count": dict(self.count)})
 
 
-def _sealed(lines: Iterable[str]) -> Iterator[bytes]:
-    digest = hashlib.sha256()
-    for line in lines:
-        content = line.encode() + b"\n"
-        digest.update(content)
-        yield content
-    yield json.dumps({"sha256": digest.hexdigest()}).encode() + b"\n"
-
-
-def read_archive(path: Path) -> Archive:
-    """Read and check a whole file.
+def write_archive(path: Path, header: Header, entries: Iterable[Entry], *, replace: bool = False) -> int:
+    """Write the file, whole or not at all, entry by entry; its size in bytes.
 
     Raises:
-        Invalid: it cannot be read, is no backup, of an unknown version, or damaged; nothing of it is to be used.
+        FileExists: it is there, and ``replace`` was not asked for.
+        NotWritten: the system refuses.
     """
-    lines = _unpacked(path)
-    if len(lines) < 2 or (header := _header(lines[0])) is None:
-        raise Invalid(f"{path} is no backup of a gateway")
-    if header.get("version") != VERSION:
-        shown = header.get("version") if type(header.get("version")) is int else "none"
-        raise Invalid(f"{path} is a backup of version {shown}; this program reads version {VERSION}")
-    *content, end = lines
-    digest = hashlib.sha256(b"".join(chain.from_iterable((line, b"\n") for line in content))).hexdigest()
-    if _object(end) != {"sha256": digest}:
+    with private_file(path, replace=replace) as file:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+            digest = hashlib.sha256()
+
+            def put(line: str) -> None:
+                content = line.encode() + b"\n"
+                digest.update(content)
+                packed.write(content)
+
+            put(header.line())
+            for entry in entries:
+                put(json.dumps(entry, separators=(",", ":")))
+            packed.write(json.dumps({"sha256": digest.hexdigest()}).encode() + b"\n")
+        return file.tell()
+
+
+def read_header(path: Path) -> Header:
+    """What a file says of itself. Whether the rest of it is sound, reading all ``entries`` tells.
+
+    Raises:
+        Invalid: it cannot be read, is no backup, or of an unknown version.
+    """
+    with _unpacked(path) as lines:
+        return _header(path, next(lines, b""))
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """A file's entries, one at a time. They are worth nothing before the last one was told.
+
+    Raises:
+        Invalid: at the latest after the last entry: the file is damaged, or none that this program could have written.
+    """
+    digest, counted = hashlib.sha256(), Counter[Part]()
+    with _unpacked(path) as lines:
+        first = next(lines, b"")
+        header = _header(path, first)
+        digest.update(first + b"\n")
+        last: bytes | None = None
+        for line in lines:
+            if last is not None:
+                digest.update(last + b"\n")
+                entry = _entry(path, last)
+                counted[entry[0]] += 1
+                yield entry
+            last = line
+    if _object(last or b"") != {"sha256": digest.hexdigest()}:
         raise Invalid(f"{path} is damaged or cut short: its checksum does not fit")
-    try:
-        return _archive(header, content[1:])
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise Invalid(f"{path} is no backup that this program could have written") from None
+    if any(counted[part] != header.count[part] for part in PARTS):
+        raise _foreign(path)
 
 
-def _unpacked(path: Path) -> list[bytes]:
+@contextmanager
+def _unpacked(path: Path) -> Generator[Iterator[bytes]]:
+    """The lines of a gzipped file, without their ends."""
     try:
         with gzip.open(path) as file:
-            content = file.read(LARGEST + 1)
+            yield _lines(path, cast("IO[bytes]", file))
     except OSError as error:  # gzip's own BadGzipFile is one
         why = error.strerror or "it is no backup, or damaged"
         raise Invalid(f"{path} cannot be read: {why}") from None
     except (EOFError, zlib.error):
         raise Invalid(f"{path} is damaged or cut short") from None
-    if len(content) > LARGEST or not content.endswith(b"\n"):
-        raise Invalid(f"{path} is no backup, or cut short")
-    return content[:-1].split(b"\n")
+
+
+def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+    size = 0
+    while line := file.readline(LONGEST_LINE):
+        size += len(line)
+        if size > LARGEST or not line.endswith(b"\n"):
+            raise Invalid(f"{path} is no backup, or cut short")
+        yield line[:-1]
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -120,24 +151,33 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else None
 
 
-def _header(line: bytes) -> dict[str, Any] | None:
-    found = _object(line)
-    return found if found is not None and found.get("format") == FORMAT else None
+def _foreign(path: Path) -> Invalid:
+    return Invalid(f"{path} is no backup that this program could have written")
 
 
-def _archive(header: dict[str, Any], lines: list[bytes]) -> Archive:
-    gateway, facts = header["gateway"], header["facts"]
-    if not names.GATEWAY_NAME.fullmatch(gateway) or not all(isinstance(value, str) for value in facts.values()):
-        raise ValueError("the header")
-    found = Archive(gateway, int(header["taken_at"]), int(header["epoch"]), dict(facts))
-    found.unreadable = [str(key) for key in header["unreadable"]]
-    for line in lines:
+def _header(path: Path, line: bytes) -> Header:
+    told = _object(line)
+    if told is None or told.get("format") != FORMAT:
+        raise Invalid(f"{path} is no backup of a gateway")
+    if told.get("version") != VERSION:
+        shown = told.get("version") if type(told.get("version")) is int else "none"
+        raise Invalid(f"{path} is a backup of version {shown}; this program reads version {VERSION}")
+    try:
+        gateway, facts = told["gateway"], told["facts"]
+        if not names.GATEWAY_NAME.fullmatch(gateway) or not all(isinstance(value, str) for value in facts.values()):
+            raise _foreign(path)
+        count: dict[Part, int] = {part: int(told["count"][part]) for part in PARTS}
+        unreadable = tuple(str(key) for key in told["unreadable"])
+        return Header(gateway, int(told["taken_at"]), int(told["epoch"]), dict(facts), count, unreadable)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _foreign(path) from None
+
+
+def _entry(path: Path, line: bytes) -> Entry:
+    try:
         part, name, value = json.loads(line)
-        if part not in PARTS or not isinstance(name, str) or not isinstance(value, str):
-            raise ValueError("a line")
-        found.parts[part][name] = value
-    if {part: len(found.parts[part]) for part in PARTS} != header["count"] or sum(header["count"].values()) != len(
-        lines
-    ):
-        raise ValueError("the count")
-    return found
+    except (ValueError, TypeError, RecursionError):
+        raise _foreign(path) from None
+    if part not in PARTS or not isinstance(name, str) or not isinstance(value, str):
+        raise _foreign(path)
+    return part, name, value

@@ -2,53 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from peerlane.tasks.admin.archive import Archive
+from peerlane.tasks.admin.archive import Entry
 from peerlane.tasks.errors import Invalid, StorageError
+from peerlane.tasks.values.key_set import KeySet
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import Peer, check_public_key
+from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.stored_peer import StoredPeer
 
 
-def why_unreadable(key: str, record: str) -> str | None:
-    """Why a record does not parse; None if it does."""
+def read_peer(key: str, record: str) -> StoredPeer:
+    """A peer as stored. Raises ValueError or StorageError where its key or its record does not parse."""
+    check_public_key(key)
+    return StoredPeer.from_record(key, record.encode(errors="surrogateescape"))
+
+
+def is_readable(key: str, record: str) -> bool:
+    """Whether a record parses."""
     try:
-        check_public_key(key)
-        Peer.from_record(key, record)
-    except (ValueError, StorageError) as error:
-        return str(error)
-    return None
+        read_peer(key, record)
+    except (ValueError, StorageError):
+        return False
+    return True
 
 
-def refuse_unsound(path: Path, found: Archive) -> None:
-    """Refuse an archive that is not from a gateway. Records that were unreadable at the backup may be unreadable.
+class Soundness:
+    """Refuses an archive that cannot have come from a gateway, entry by entry, peers first.
 
-    Raises:
-        Invalid: says what is wrong.
+    What was unreadable when it was taken may stay so. Of addresses and owners a few bytes each are held.
     """
-    unreadable = set(found.unreadable)
-    owners = _owners(path, found, unreadable)
-    for text, owner in found.parts["addresses"].items():
-        if owner in unreadable or not _canonical(text):
-            owners.setdefault(text, owner)  # as it was: the writer leaves it alone too
-        elif owners.get(text) != owner:
-            raise Invalid(f"{path} is no sound backup: the address {text} is nobody's, or another's")
-    if missing := owners.keys() - found.parts["addresses"].keys():
-        raise Invalid(f"{path} is no sound backup: {len(missing)} addresses of peers are not taken")
 
+    def __init__(self, path: Path, unreadable: Iterable[str]) -> None:
+        self._path, self._unreadable = path, frozenset(unreadable)
+        #: Prefixes that the peers' records name, and each with its peer.
+        self._named, self._owned = KeySet(), KeySet()
+        self._taken = KeySet()
 
-def _owners(path: Path, found: Archive, unreadable: set[str]) -> dict[str, str]:
-    """Which peer has which address, by the peers' own records."""
-    owners: dict[str, str] = {}
-    for key, record in found.parts["peers"].items():
-        if key in unreadable:
-            continue
-        if why := why_unreadable(key, record):
-            raise Invalid(f"{path} is no sound backup: {why}")
-        for prefix in Peer.from_record(key, record).allowed_ips:
-            if owners.setdefault(str(prefix), key) != key:
-                raise Invalid(f"{path} is no sound backup: two peers have the address {prefix}")
-    return owners
+    def take(self, entry: Entry) -> None:
+        """One entry. Raises Invalid, and says what is wrong with it."""
+        part, name, value = entry
+        if part == "peers" and name not in self._unreadable:
+            self._take_peer(name, value)
+        elif part == "addresses":
+            self._take_address(name, value)
+
+    def _take_peer(self, key: str, record: str) -> None:
+        try:
+            peer = read_peer(key, record)
+        except (ValueError, StorageError) as error:
+            raise Invalid(f"{self._path} is no sound backup: {error}") from None
+        for prefix in peer.allowed_ips:
+            if not self._named.add(str(prefix)):
+                raise Invalid(f"{self._path} is no sound backup: two peers have the address {prefix}")
+            self._owned.add(f"{prefix} {key}")
+
+    def _take_address(self, text: str, owner: str) -> None:
+        # What nobody can read is as it was: the writer leaves it alone too.
+        if owner not in self._unreadable and _canonical(text) and f"{text} {owner}" not in self._owned:
+            raise Invalid(f"{self._path} is no sound backup: the address {text} is nobody's, or another's")
+        if text in self._named:
+            self._taken.add(text)
+
+    def ended(self) -> None:
+        """There are no more. Raises Invalid where something is missing."""
+        if missing := len(self._named) - len(self._taken):
+            raise Invalid(f"{self._path} is no sound backup: {missing} addresses of peers are not taken")
 
 
 def _canonical(text: str) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +19,12 @@ from redis.exceptions import RedisError, WatchError
 from peerlane.config import names
 from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
-from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
+from peerlane.tasks.admin.archive import PARTS, Entry, Header, Part, entries, read_header, write_archive
+from peerlane.tasks.admin.archive_check import Soundness, is_readable
 from peerlane.tasks.admission.lanes import Lanes, unknown_gateway
 from peerlane.tasks.errors import Conflict, Invalid, Unavailable
-from peerlane.tasks.redis.errors import PAGE, reaching, scan
+from peerlane.tasks.redis.errors import PAGE, reaching
+from peerlane.tasks.redis.hash_pages import hash_pages
 from peerlane.tasks.redis.server_clock import milliseconds
 
 #: Seconds for which copies and staged hashes outlive a backup or a restore that dies.
@@ -78,18 +82,22 @@ def back_up(
         OutcomeUnknown: Redis could not be reached; no file was written.
         FileExists, NotWritten: see peerlane.tasks.wgfile.client_config.
     """
-    with _asked(settings) as redis:
-        found = _snapshot(redis, gateway, progress)
-    for key, record in found.parts["peers"].items():
-        if why_unreadable(key, record):
-            found.unreadable.append(key)
-    size = found.write(path, replace=replace)
-    return BackedUp(gateway, len(found.parts["peers"]), tuple(found.unreadable), size)
+    with _asked(settings) as redis, _copied(redis, gateway) as (copied, copies):
+        bar = _Bar(progress, copied.total + copied.count["peers"])
+        unreadable = [
+            name for _, name, value in _stored(redis, copies, ("peers",), bar) if not is_readable(name, value)
+        ]
+        header = replace_fields(copied, unreadable=tuple(unreadable))
+        size = write_archive(path, header, _stored(redis, copies, PARTS, bar), replace=replace)
+        bar.ended()
+    return BackedUp(gateway, header.count["peers"], header.unreadable, size)
 
 
-def _snapshot(redis: Redis, gateway: str, progress: Progress | None) -> Archive:
+@contextmanager
+def _copied(redis: Redis, gateway: str) -> Generator[tuple[Header, dict[Part, str]]]:
+    """What a gateway holds at this moment, as copies in Redis that are gone afterwards."""
     token = secrets.token_hex(8)
-    copies = {part: names.snapshot_key(gateway, token, part) for part in PARTS}
+    copies: dict[Part, str] = {part: names.snapshot_key(gateway, token, part) for part in PARTS}
     # Redis copies in one step, and is read at leisure: no commit falls between two pages.
     pipe = redis.pipeline(transaction=True)
     pipe.time()
@@ -103,26 +111,42 @@ def _snapshot(redis: Redis, gateway: str, progress: Progress | None) -> Archive:
     try:
         answers = pipe.execute()
         time_reply, facts, epoch = answers[:3]
-        total = sum(answers[3 + len(PARTS) + 1 :: 2])
         if not facts:
             raise unknown_gateway(gateway)
         told = {_text(name): _text(value) for name, value in cast("dict[bytes, bytes]", facts).items()}
         kept = {name: told[name] for name in told if name not in OF_THE_PROCESS and not name.startswith("holder_")}
         number = _text(epoch or b"0")
-        found = Archive(gateway, milliseconds(time_reply), int(number) if number.isdecimal() else 0, kept)
-        done = 0
-        for part in PARTS:
-            for name, value in scan(redis, copies[part]):
-                found.parts[part][_text(name)] = _text(value)
-                done += 1
-                if progress is not None and done % PAGE == 0:
-                    progress(done, total)
-        if progress is not None:
-            progress(total, total)
-        return found
+        count = dict(zip(PARTS, cast("list[int]", answers[3 + len(PARTS) + 1 :: 2]), strict=True))
+        yield Header(gateway, milliseconds(time_reply), int(number) if number.isdecimal() else 0, kept, count), copies
     finally:
         with suppress(RedisError):
             redis.unlink(*copies.values())
+
+
+def _stored(redis: Redis, copies: Mapping[Part, str], parts: Sequence[Part], bar: _Bar) -> Iterator[Entry]:
+    for part in parts:
+        for page in hash_pages(redis, copies[part]):
+            for name, value in page:
+                yield part, _text(name), _text(value)
+            bar.add(len(page))
+
+
+class _Bar:
+    """Adds up how far it is."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def add(self, count: int) -> None:
+        """So many more; short of all, which ``ended`` tells."""
+        self._done = min(self._done + count, self._total - 1)
+        if self._progress is not None and count:
+            self._progress(self._done, self._total)
+
+    def ended(self) -> None:
+        """That was all."""
+        if self._progress is not None:
+            self._progress(self._total, self._total)
 
 
 def restore(
@@ -137,22 +161,38 @@ def restore(
         StorageError: Redis has no room or refuses; nothing was changed.
         OutcomeUnknown: Redis could not be reached; doing it again is harmless.
     """
-    found = read_archive(path)
-    if found.gateway != gateway:
-        raise Invalid(f"{path} is a backup of the gateway {found.gateway}, not of {gateway}")
-    refuse_unsound(path, found)
+    header = read_header(path)
+    if header.gateway != gateway:
+        raise Invalid(f"{path} is a backup of the gateway {header.gateway}, not of {gateway}")
+    bar = _Bar(progress, header.total * 2)
+    check_archive(path, header, bar.add)
     with _asked(settings) as redis:
         lanes = Lanes(redis, result_ttl=settings.result_ttl)
         _refuse_if_live(lanes, gateway)
         token = secrets.token_hex(8)
         staged: dict[Part, str] = {part: names.snapshot_key(gateway, token, part) for part in PARTS}
         try:
-            _stage(redis, found, staged, progress)
-            replaced = _swap(lanes, found, staged, force=force)
+            _stage(redis, path, staged, bar)
+            bar.ended()
+            replaced = _swap(lanes, header, staged, force=force)
         finally:
             with suppress(RedisError):
                 redis.unlink(*staged.values())
-    return Restored(gateway, len(found.parts["peers"]), replaced, found.taken_at // 1000, tuple(found.unreadable))
+    return Restored(gateway, header.count["peers"], replaced, header.taken_at // 1000, header.unreadable)
+
+
+def check_archive(path: Path, header: Header, told: Callable[[int], None] = lambda _: None) -> None:
+    """Read a whole file and refuse it where it is not sound, before anything is done with it.
+
+    Raises:
+        Invalid: it is damaged, or cannot have come from a gateway; nothing of it is to be used.
+    """
+    found = Soundness(path, header.unreadable)
+    for number, entry in enumerate(entries(path), 1):
+        found.take(entry)
+        if number % PAGE == 0:
+            told(PAGE)
+    found.ended()
 
 
 def _refuse_if_live(lanes: Lanes, gateway: str) -> None:
@@ -160,23 +200,19 @@ def _refuse_if_live(lanes: Lanes, gateway: str) -> None:
         raise Unavailable(f"the gateway {gateway} has a live writer: stop it, wait five seconds, then restore")
 
 
-def _stage(redis: Redis, found: Archive, staged: dict[Part, str], progress: Progress | None) -> None:
-    total, done = sum(len(found.parts[part]) for part in PARTS), 0
-    for part in PARTS:
-        items = list(found.parts[part].items())
-        for start in range(0, len(items), PAGE):
-            page = {_bytes(name): _bytes(value) for name, value in items[start : start + PAGE]}
+def _stage(redis: Redis, path: Path, staged: dict[Part, str], bar: _Bar) -> None:
+    by_part = groupby(entries(path), cast("Callable[[Entry], Part]", itemgetter(0)))
+    for part, group in by_part:
+        while page := {_bytes(name): _bytes(value) for _, name, value in islice(group, PAGE)}:
             pipe = redis.pipeline(transaction=True)
             pipe.hset(staged[part], mapping=cast("Any", page))
             pipe.expire(staged[part], KEPT_FOR)
             pipe.execute()
-            done += len(page)
-            if progress is not None:
-                progress(done, total)
+            bar.add(len(page))
 
 
-def _swap(lanes: Lanes, found: Archive, staged: dict[Part, str], *, force: bool) -> int:
-    """Replace the gateway's hashes by the staged ones; returns how many peers there were."""
+def _swap(lanes: Lanes, found: Header, staged: dict[Part, str], *, force: bool) -> int:
+    """Put the staged hashes in the place of the gateway's; how many peers were there."""
     gateway = found.gateway
     live: dict[Part, str] = {part: _KEYS[part](gateway) for part in PARTS}
     with lanes.redis.pipeline(transaction=True) as pipe:
@@ -195,8 +231,7 @@ def _swap(lanes: Lanes, found: Archive, staged: dict[Part, str], *, force: bool)
             # One more than any: a writer that was frozen all the while is refused when it wakes.
             pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, found.epoch) + 1)
             if not registered:
-                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", found.facts | {"phase": "stopped"}))
-            pipe.hset(names.gateway_key(gateway), "writer", "")  # its heartbeat, too, learns of it by the next second
+                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", {**found.facts, "phase": "stopped"}))
             pipe.sadd(names.GATEWAYS_KEY, gateway)
             pipe.execute()
         except WatchError:
@@ -206,9 +241,9 @@ def _swap(lanes: Lanes, found: Archive, staged: dict[Part, str], *, force: bool)
     return before
 
 
-def _exchange(pipe: Pipeline, found: Archive, staged: dict[Part, str], live: dict[Part, str]) -> None:
+def _exchange(pipe: Pipeline, found: Header, staged: dict[Part, str], live: dict[Part, str]) -> None:
     for part in PARTS:
-        if found.parts[part]:
+        if found.count[part]:
             pipe.rename(staged[part], live[part])
             pipe.persist(live[part])
         else:

@@ -26,6 +26,7 @@ from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Conflict, Invalid
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.redis.errors import PAGE, reaching, scan
+from peerlane.tasks.values.overlaps import Areas
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import readable
 from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
@@ -158,8 +159,9 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
             f" public key {info.public_key}; import it into its own gateway, or put its key into that gateway's key"
             " file before it starts"
         )
-    held = {peer.public_key: peer for peer in readable(client.peers())}
-    addresses = _addresses(lanes_of(app or definitions.app), gateway)
+    wanted = {one.peer.public_key for one in conf.peers}
+    held = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
+    addresses = _addresses(lanes_of(app or definitions.app), gateway, conf.peers)
     if found := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
         raise ImportClash(found)
     existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
@@ -275,9 +277,14 @@ def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
             pipe.execute()
 
 
-def _addresses(lanes: Lanes, gateway: str) -> dict[Prefix, str]:
+def _addresses(lanes: Lanes, gateway: str, peers: Sequence[ConfPeer]) -> dict[Prefix, str]:
+    """Who holds what of these peers' addresses, and what these peers hold; of the others nothing is kept."""
+    keys = {one.peer.public_key for one in peers}
+    areas = Areas(prefix for one in peers for prefix in one.peer.allowed_ips)
     owners: dict[Prefix, str] = {}
-    for text, owner in scan(lanes.redis, names.addresses_key(gateway)):
+    for text, name in scan(lanes.redis, names.addresses_key(gateway)):
         with suppress(ValueError):  # the writer reports those by itself
-            owners[Prefix.parse(text.decode(errors="replace"))] = owner.decode(errors="replace")
+            prefix, owner = Prefix.parse(text.decode(errors="replace")), name.decode(errors="replace")
+            if owner in keys or areas.touch(prefix):
+                owners[prefix] = owner
     return owners

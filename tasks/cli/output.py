@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -34,6 +34,25 @@ class Output:
         indent = 2 if sys.stdout.isatty() else None
         text = json.dumps(found, indent=indent, ensure_ascii=not takes_all_of_unicode())
         sys.stdout.write(without_surrogates(text) + "\n")
+
+    def listing(self, about: Mapping[str, Any], name: str, things: Iterable[Mapping[str, Any]]) -> PeerlaneError | None:
+        """The one JSON document, with a list in it that is written item by item.
+
+        An error on the way ends it, stands in it as ``error``, and is returned.
+        """
+        ascii_only, between = not takes_all_of_unicode(), ""
+        head = json.dumps({**about, name: []}, ensure_ascii=ascii_only)
+        sys.stdout.write(without_surrogates(head[: -len("]}")]))
+        failure: PeerlaneError | None = None
+        try:
+            for thing in things:
+                sys.stdout.write(between + without_surrogates(json.dumps(thing, ensure_ascii=ascii_only)))
+                between = ", "
+        except PeerlaneError as error:
+            failure = error
+        end = "" if failure is None else f', "error": {json.dumps(as_document(failure), ensure_ascii=ascii_only)}'
+        sys.stdout.write(f"]{without_surrogates(end)}}}\n")
+        return failure
 
     def show(self, what: RenderableType) -> None:
         """Print a result for people."""

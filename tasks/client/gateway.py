@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
@@ -14,6 +14,7 @@ from peerlane.tasks.admission.drain import Switched, switch
 from peerlane.tasks.admission.lanes import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.patience import Timeout, seconds_of
+from peerlane.tasks.client.peer_order import PeerOrder
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.ask import ask
@@ -22,6 +23,7 @@ from peerlane.tasks.redis.errors import PAGE, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
+from peerlane.tasks.values.key_set import KeySet
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, cipher_of
 
@@ -225,15 +227,33 @@ class Gateway:
         created_at = Peer.from_record(public_key, record).created_at if record is not None else 0
         return PeerActivity.from_stored(stored, created_at)
 
-    def peers(self) -> Iterator[Peer]:
+    def peers(self, *, among: Collection[str] | None = None) -> Iterator[Peer]:
         """Every peer as stored, page by page, in no order; a record that does not parse is left out.
+
+        ``among``: of these public keys only.
 
         Raises:
             StorageError: Redis refuses to show them to this user.
             OutcomeUnknown: Redis could not be reached.
         """
-        for page in self._pages():
+        for page in self._pages(among):
             yield from page
+
+    def peers_in_order(self) -> Iterator[Peer]:
+        """As ``peers``, in the order of their addresses; who goes or comes meanwhile may be left out."""
+        order = PeerOrder()
+        for key, record in scan(self._lanes.redis, names.peers_key(self.name)):
+            order.take(key, record)
+        for keys in order.pages(PAGE):
+            with reading():
+                pipe = self._lanes.redis.pipeline(transaction=False)
+                for key in keys:
+                    pipe.hget(names.peers_key(self.name), key)
+                records = cast("list[bytes | None]", pipe.execute())
+            for key, record in zip(keys, records, strict=True):
+                if record is not None:
+                    with suppress(StorageError):
+                        yield self._opened(Peer.from_record(key, record))
 
     def peers_with_activity(self) -> Iterator[tuple[Peer, PeerActivity | None]]:
         """Every peer with what ``activity`` tells of it. Raises as ``peers`` and ``activity`` do."""
@@ -244,17 +264,16 @@ class Gateway:
             for peer, activity in zip(page, stored, strict=True):
                 yield peer, PeerActivity.from_stored(activity, peer.created_at)
 
-    def _pages(self) -> Iterator[list[Peer]]:
+    def _pages(self, among: Collection[str] | None = None) -> Iterator[list[Peer]]:
         """Pages of at least one peer; what does not parse is left out."""
-        seen = set[str]()  # a hash that grows while it is scanned shows some twice
+        seen = KeySet()  # a hash that grows while it is scanned shows some twice
         entries = scan(self._lanes.redis, names.peers_key(self.name))
         while entry_page := list(islice(entries, PAGE)):
             peers: list[Peer] = []
             for raw, record in entry_page:
                 key = raw.decode(errors="replace")
-                if key in seen:
+                if (among is not None and key not in among) or not seen.add(key):
                     continue
-                seen.add(key)
                 with suppress(ValueError, StorageError):
                     peers.append(self._opened(Peer.from_record(check_public_key(key), record)))
             if peers:

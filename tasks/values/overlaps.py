@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -24,3 +25,21 @@ def overlaps(
         for wider in around:
             yield wider, one
         around.append(one)
+
+
+class Areas:
+    """The addresses of some prefixes."""
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        self._starts: dict[int, list[int]] = {4: [], 6: []}
+        self._ends: dict[int, list[int]] = {4: [], 6: []}
+        for prefix in sorted(set(prefixes)):
+            ends = self._ends[prefix.version]
+            if not ends or prefix.network > ends[-1]:  # else it lies in the one before
+                self._starts[prefix.version].append(prefix.network)
+                ends.append(prefix.last)
+
+    def touch(self, prefix: Prefix) -> bool:
+        """Whether any address of ``prefix`` is one of theirs."""
+        at = bisect_right(self._starts[prefix.version], prefix.last) - 1
+        return at >= 0 and self._ends[prefix.version][at] >= prefix.network

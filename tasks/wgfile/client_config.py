@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from peerlane.config.hosts import parse_dns, parse_endpoint
 from peerlane.tasks.errors import PeerlaneError, StorageError
@@ -131,7 +134,14 @@ def refuse_if_there(path: Path) -> None:
 
 
 def write_private(path: Path, text: str | bytes, *, replace: bool = False) -> None:
-    """Write a secret file completely or not at all; its mode is 0600 from the first byte.
+    """Write a file that holds a secret. As ``private_file``."""
+    with private_file(path, replace=replace) as file:
+        file.write(text if isinstance(text, bytes) else text.encode())
+
+
+@contextmanager
+def private_file(path: Path, *, replace: bool = False) -> Generator[BinaryIO]:
+    """A file that holds a secret, to be written: mode 0600 from its first byte, whole or not at all.
 
     Raises:
         FileExists: it is there, and ``replace`` was not asked for.
@@ -146,11 +156,13 @@ def write_private(path: Path, text: str | bytes, *, replace: bool = False) -> No
         raise NotWritten(f"{path} cannot be written: {error.strerror}") from None
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(text if isinstance(text, bytes) else text.encode())
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if replace:
             target.replace(path)
-    except OSError as error:
+    except BaseException as error:
         target.unlink(missing_ok=True)
-        raise NotWritten(f"{path} cannot be written: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise NotWritten(f"{path} cannot be written: {error.strerror}") from None
+        raise

@@ -25,13 +25,18 @@ def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
 
 
 def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
-    """The file's lines, peers sorted by address. They contain preshared keys: treat them as secret."""
+    """``render_in_order`` of peers in any order."""
+    return render_in_order(gateway, sorted(peers, key=lambda peer: (peer.allowed_ips, peer.public_key)))
+
+
+def render_in_order(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
+    """The file's lines, peers in the order of their addresses. Holds preshared keys: treat it as a secret."""
     yield f"# The peers of the gateway {gateway.name}, public key {gateway.public_key}."
     yield "[Interface]"
     yield "# There is no PrivateKey here: it never leaves the gateway. `wg syncconf` and `wg setconf` clear what is not"
     yield "# named, so put the line `PrivateKey = …` here for them; `wg addconf` needs none."
     if gateway.listen_port:
         yield f"ListenPort = {gateway.listen_port}"
-    for peer in sorted(readable(peers), key=lambda peer: (peer.allowed_ips, peer.public_key)):
+    for peer in readable(peers):
         yield ""
         yield from rendered_peer(peer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fault_of_filling
 import fault_of_host
 import fault_of_network
 import fault_of_observer
@@ -120,19 +121,6 @@ SCENARIOS: dict[str, Scenario] = {
             before=fault_of_observer.under_a_supervisor,
             after=fault_of_observer.under_the_bench,
         ),
-        *(
-            Scenario(
-                f"{name}_under_supervisor",
-                act,
-                before=fault_of_observer.under_a_supervisor,
-                after=fault_of_observer.under_the_bench,
-            )
-            for name, act in (
-                ("redis_killed", fault_of_redis.redis_killed),
-                ("no_writes", fault_of_redis.takes_no_writes),
-                ("device_deleted", fault_of_host.device_deleted),
-                ("hung", fault_of_observer.hung_under_its_supervisor),
-            )
-        ),
+        *fault_of_filling.SCENARIOS,
     )
 }

@@ -151,9 +151,8 @@ class Site:
 
     def make_gateway(self, name: str, *, prefix: Sequence[str] | None = None, **more: str) -> Supervised:
         """A writer of this gateway, not started yet."""
-        module = "fault_device" if self.plane == "memory" else "peerlane.workers.gateway"
         environment = self._settings(self.writer_link) | more
-        return Supervised(name, [*self._prefix(prefix), *_worker(module)], self.directory, environment)
+        return Supervised(name, [*self._prefix(prefix), *_worker("fault_filling")], self.directory, environment)
 
     def make_observer(self) -> Supervised:
         """The observer of this gateway, not started yet."""

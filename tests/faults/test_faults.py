@@ -30,6 +30,7 @@ ON_A_KERNEL = (
     "machine_clock_jumps",
     "observer_killed",
     "device_tampered",
+    "filling_killed",
 )
 IN_MEMORY = tuple(
     name for name, scenario in SCENARIOS.items() if "memory" in scenario.planes and name not in ON_A_KERNEL

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from peerlane.workers.upkeep.lean_mappings import KeySet, StalePeer, StalePeers
+from peerlane.tasks.values.key_set import KeySet
+from peerlane.workers.upkeep.lean_mappings import StalePeer, StalePeers
 
 keys = st.integers(1, 500).map(key_number)
 times = st.integers(-(2**70), 2**70)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
+from peerlane.tasks.values.key_set import KeySet
 from peerlane.workers.store.activity import StoredActivity
 from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockDrift
-from peerlane.workers.upkeep.lean_mappings import KeySet, Lifetime
+from peerlane.workers.upkeep.lean_mappings import Lifetime
 from peerlane.workers.upkeep.sweep_policy import (
     Decision,
     Judgement,

@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.redis.hash_pages import hash_pages
+from peerlane.tasks.values.key_set import KeySet
 from peerlane.workers.dataplane.counters import CounterSource, PeerCounters
 from peerlane.workers.store.activity import StoredActivity, advance, decode, encode
-from peerlane.workers.upkeep.lean_mappings import KeySet
 from peerlane.workers.upkeep.sweep_policy import Keys, Sight
 
 log = logging.getLogger(__name__)

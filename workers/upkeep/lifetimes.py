@@ -9,8 +9,9 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.redis.hash_pages import hash_pages
+from peerlane.tasks.values.key_set import KeySet
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
-from peerlane.workers.upkeep.lean_mappings import KeySet, Lifetime
+from peerlane.workers.upkeep.lean_mappings import Lifetime
 
 
 def lifetimes(redis: Redis, gateway: str, seen: KeySet | None = None) -> Iterator[dict[str, Lifetime]]:

@@ -14,13 +14,14 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
+from peerlane.tasks.values.key_set import KeySet
 from peerlane.tasks.wire.bulk import Reason
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers import failpoints
 from peerlane.workers.store.activity import StoredActivity
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
-from peerlane.workers.upkeep.lean_mappings import KeySet, StalePeer
+from peerlane.workers.upkeep.lean_mappings import StalePeer
 from peerlane.workers.upkeep.lifetimes import lifetimes
 from peerlane.workers.upkeep.sweep_policy import Decision, Judgement, Limits, Refusal, watches
 from peerlane.workers.upkeep.writer_requests import GoOn, WriterRequests

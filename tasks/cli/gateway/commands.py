@@ -9,6 +9,7 @@ import click
 
 from peerlane.config.hosts import endpoint_doubt
 from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.cli.counting import counting
 from peerlane.tasks.cli.gateway.alarms import clear_alarm
 from peerlane.tasks.cli.gateway.alive import alive
 from peerlane.tasks.cli.gateway.backup import backup, restore
@@ -22,8 +23,8 @@ from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts, gateway_facts, gateway_table, span
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot, read_gateway
-from peerlane.tasks.wgfile.client_config import write_private
-from peerlane.tasks.wgfile.export import render_export
+from peerlane.tasks.wgfile.client_config import private_file
+from peerlane.tasks.wgfile.export import render_in_order
 
 
 @click.group("gateway", cls=Group)
@@ -111,14 +112,19 @@ def export(session: Session, name: str, path: Path | None, *, force: bool) -> No
     """
     one = session.gateway(name)
     info = one.info()
-    peers = list(one.peers())
-    text = "\n".join(render_export(info, peers)) + "\n"
-    if path is not None:
-        write_private(path, text, replace=force)
-    if session.output.json:
-        found: dict[str, object] = {"gateway": name, "peers": len(peers)}
-        session.output.document(found | ({"config": text} if path is None else {"file": str(path)}))
-    elif path is None:
-        session.output.lines(text)
-    else:
-        session.output.note(f"{len(peers):,} peers of {name} are in {path}", "green")
+    output = session.output
+    with counting(output, f"export of {name}", info.peers) as counted:
+        lines = (line + "\n" for line in render_in_order(info, counted(one.peers_in_order())))
+        if path is not None:
+            with private_file(path, replace=force) as file:
+                file.writelines(line.encode() for line in lines)
+        elif output.json:
+            text = "".join(lines)
+            output.document({"gateway": name, "peers": counted.count, "config": text})
+        else:
+            for line in lines:
+                output.lines(line)
+    if path is not None and output.json:
+        output.document({"gateway": name, "peers": counted.count, "file": str(path)})
+    elif path is not None:
+        output.note(f"{counted.count:,} peers of {name} are in {path}", "green")

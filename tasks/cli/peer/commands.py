@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from heapq import nsmallest
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import click
 
+from peerlane.tasks.cli.counting import counting
 from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
 from peerlane.tasks.cli.peer.batch import Batch, create_many, delete_many
 from peerlane.tasks.cli.peer.batch_file import Line, read_keys, read_lines
 from peerlane.tasks.cli.peer.create import STDOUT, Order, create_one
 from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
-from peerlane.tasks.cli.program import Group
+from peerlane.tasks.cli.program import Exit, Group
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import activity_facts, facts, peer_facts, peer_row, peer_table
 from peerlane.tasks.client.gateway import Gateway
@@ -244,24 +246,27 @@ def list_peers(session: Session, gateway: str) -> None:
     (seconds since 1970; 0 for never), bytes received from it, bytes sent to it, its endpoint.
     """
     one = session.gateway(gateway)
-    one.info()
+    total = one.info().peers
     output = session.output
-    visible, peers = _with_activity(session, one)
-    if output.json:
-        listed = [
-            found.public() | {"activity": None if activity is None else activity.as_dict()} for found, activity in peers
-        ]
-        output.document({"gateway": gateway, "peers": listed})
-    elif not output.out.is_terminal:
-        for found, activity in peers:
-            output.lines(peer_row(found, activity) + "\n")
-    else:
-        everyone = sorted(peers, key=lambda pair: (pair[0].allowed_ips, pair[0].public_key))
-        if everyone:
-            output.show(peer_table(islice(everyone, TABLE), with_activity=visible))
-        beyond = len(everyone) - TABLE
+    visible, everyone = _with_activity(session, one)
+    first: list[tuple[Peer, PeerActivity | None]] | None = None
+    with counting(output, f"peers of {gateway}", total) as counted:
+        peers = counted(everyone)
+        if output.json:
+            told = ({**found.public(), "activity": seen.as_dict() if seen else None} for found, seen in peers)
+            if (failure := output.listing({"gateway": gateway}, "peers", told)) is not None:
+                raise Exit(failure.exit_code)
+        elif not output.out.is_terminal:
+            for found, activity in peers:
+                output.lines(peer_row(found, activity) + "\n")
+        else:
+            first = nsmallest(TABLE, peers, key=lambda pair: (pair[0].allowed_ips, pair[0].public_key))
+    if first is not None:
+        if first:
+            output.show(peer_table(first, with_activity=visible))
+        beyond = counted.count - TABLE
         rest = f", {beyond:,} not shown: a pipe gets them all" if beyond > 0 else ""
-        output.note(f"{len(everyone):,} {'peer' if len(everyone) == 1 else 'peers'}{rest}")
+        output.note(f"{counted.count:,} {'peer' if counted.count == 1 else 'peers'}{rest}")
 
 
 def _with_activity(session: Session, one: Gateway) -> tuple[bool, Iterable[tuple[Peer, PeerActivity | None]]]:

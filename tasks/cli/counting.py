@@ -1,0 +1,39 @@
+"""Counts what goes by, with a bar on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.progress import Progress, TaskID
+
+from peerlane.tasks.cli.output import Output, progress_bar
+
+_T = TypeVar("_T")
+
+#: The bar moves each time that so many have gone by.
+_STEP = 500
+
+
+class Counting:
+    """Hands on what it is given."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+        #: How many have gone by.
+        self.count = 0
+
+    def __call__(self, things: Iterable[_T]) -> Iterator[_T]:
+        for thing in things:
+            self.count += 1
+            if self.count % _STEP == 0:
+                self._bar.update(self._task, completed=self.count)
+            yield thing
+
+
+@contextmanager
+def counting(output: Output, title: str, total: int | None) -> Generator[Counting]:
+    """Within, a bar shows how many of about ``total`` have gone by."""
+    with progress_bar(output) as bar:
+        yield Counting(bar, bar.add_task(title, total=total, rate=""))

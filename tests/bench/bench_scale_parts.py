@@ -1,0 +1,196 @@
+"""What bench_scale measures beside the running gateway: records, and each of its parts in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+from bench_report import Figures
+from gateways import close
+from keys import key_number, some_key
+from redis import Redis
+
+from peerlane import Gateway
+from peerlane.config import names
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.settings import read
+from peerlane.tasks.admin.archive import read_header
+from peerlane.tasks.admin.backup import back_up, check_archive
+from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.model import CreatePeer
+from peerlane.tasks.wire.upkeep import SweepGateway
+from peerlane.workers.dataplane import SetPeer
+from peerlane.workers.dataplane.counters import PeerCounters
+from peerlane.workers.dataplane.factory import device_spec, open_plane
+from peerlane.workers.peers.plan import plan_create
+from peerlane.workers.peers.table import Policy, build_table
+from peerlane.workers.store.store import Store
+from peerlane.workers.upkeep.activity_tracker import ActivityTracker
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
+from peerlane.workers.upkeep.sweep_policy import Limits
+from peerlane.workers.upkeep.sweeper import Sweeper
+
+POOLS = ("10.0.0.0/8", "fd00:8::/64")
+#: Of eleven peers so many have expired.
+EXPIRED = 6
+#: Records written at a time.
+PAGE = 5_000
+#: Plans that are timed.
+PLANS = 5_000
+
+
+def crowd(redis: Redis, gateway: str, count: int, advance: Callable[[float], None]) -> None:
+    """Records of ``count`` peers as an earlier writer has left them, each seen a second after the one before."""
+    now = int(redis.time()[0])
+    first, second = (Prefix.parse(pool) for pool in POOLS)
+    for start in range(1, count + 1, PAGE):
+        peers: dict[Any, Any] = {}
+        addresses: dict[Any, Any] = {}
+        seen: dict[Any, Any] = {}
+        for number in range(start, min(start + PAGE, count + 1)):
+            key, made = key_number(number), now - 90 * 86_400
+            prefixes = [str(Prefix.host(pool.version, pool.network + 1 + number)) for pool in (first, second)]
+            expires = now - 60 if number % 11 < EXPIRED else now + 86_400
+            peers[key] = (
+                f'{{"v":1,"allowed_ips":["{prefixes[0]}","{prefixes[1]}"],"ttl":3600,'
+                f'"expires_at":{expires},"created_at":{made}}}'
+            )
+            addresses |= dict.fromkeys(prefixes, key)
+            seen[key] = f"1 {now - count + number} 1234567 7654321 {now}000000 1234567 7654321 192.0.2.7:51820"
+        redis.hset(names.peers_key(gateway), mapping=peers)
+        redis.hset(names.addresses_key(gateway), mapping=addresses)
+        redis.hset(names.seen_key(gateway), mapping=seen)
+        advance(start / count)
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """A process' resident memory, and the most it ever had, in bytes."""
+    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(found["VmRSS"].split()[0]) * 1024, int(found["VmHWM"].split()[0]) * 1024
+
+
+def planning(url: str, gateway: str) -> Figures:
+    """What the table costs by itself: µs of this processor for each peer."""
+    redis = Redis.from_url(url)
+    policy = Policy(gateway, key_number(2**200), tuple(map(Prefix.parse, POOLS)), max_peers=1 << 21)
+    began = time.process_time()
+    loaded = Store(redis, gateway, result_ttl=600).load()
+    table = build_table(policy, loaded)
+    loading = time.process_time() - began
+    wishes = [CreatePeer(gateway=gateway, public_key=some_key()) for _ in range(PLANS)]
+    began = time.process_time()
+    for wish in wishes:
+        after = plan_create(table, wish, now=1_800_000_000).after
+        assert after is not None
+        table.put(after)
+    planned = time.process_time() - began
+    record = next(iter(table.peers.values())).record()
+    began = time.process_time()
+    for _ in range(PLANS):
+        json.loads(record)
+    baseline = time.process_time() - began
+    redis.close()
+    count = max(1, len(table.peers) - PLANS)
+    return {
+        "load_us": round(loading / count * 1e6, 2),
+        "plan_put_us": round(planned / PLANS * 1e6, 2),
+        "plan_put_to_json": round(planned / baseline, 1),
+    }
+
+
+class Readings:
+    """Stands in for a device: counters of as many peers as the bench has, in batches as the kernel tells them."""
+
+    complete = True
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def counters(self) -> Iterator[list[PeerCounters]]:
+        for start in range(1, self._count + 1, 200):
+            yield [
+                PeerCounters(key_number(n), 1_800_000_000.0, 7_000_000, 9_000_000, ("192.0.2.7", 51_820))
+                for n in range(start, min(start + 200, self._count + 1))
+            ]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def observing(url: str, gateway: str, count: int) -> Figures:
+    """What an observer holds after it has read the counters twice and all records once, and how long that took."""
+    redis = Redis.from_url(url)
+    before = memory(multiprocessing.current_process().pid or 0)[0]
+    tracker = ActivityTracker(redis, gateway, Readings(count), lambda: 1)
+    clock = ClockMonitor(redis, gateway)
+    limits = Limits(start_grace=0)
+    sweeper = Sweeper(
+        redis=redis, gateway=gateway, limits=limits, clock=clock, counted=tracker, errands=cast("Any", None)
+    )
+    began = time.process_time()
+    tracker.read(int(redis.time()[0]))
+    sweeper.sweep(SweepGateway(gateway=gateway, dry_run=True), lambda _: True)
+    seconds = time.process_time() - began
+    after = memory(multiprocessing.current_process().pid or 0)[0]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    redis.close()
+    return {
+        "observer_mb": round(after / 1e6),
+        "observer_grown_mb": round((after - before) / 1e6),
+        "observer_peak_mb": round(peak / 1e6),
+        "observer_cpu_s": round(seconds, 1),
+    }
+
+
+def archiving(url: str, gateway: str, file: str) -> Figures:
+    """The most that a backup, a list and a check of the backup have in memory, and how long they take."""
+    chosen = read(redis_url=url)
+    app = PeerlaneApp(chosen)
+    client = Gateway(gateway, app=app)
+    before, began = memory(multiprocessing.current_process().pid or 0)[0], time.process_time()
+    back_up(chosen, gateway, Path(file), replace=True)
+    check_archive(Path(file), read_header(Path(file)))
+    told = sum(1 for _ in client.peers_with_activity())
+    seconds = time.process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    close(app)
+    return {
+        "archive_listed": told,
+        "archive_grown_mb": round((peak - before) / 1e6),
+        "archive_cpu_s": round(seconds, 1),
+    }
+
+
+def own_adds(directory: str, count: int) -> Figures:
+    """How long a WireGuard device of its own takes to be given so many peers, as fast as it takes them."""
+    settings = read(
+        gateway="own",
+        interface="wgown",
+        private_key_file=Path(directory) / "own.key",
+        dataplane="kernel",
+        listen_port=51_999,
+        pools=("10.0.0.0/8",),
+        endpoint="vpn.example.com:51999",
+    )
+    plane = open_plane(settings).writer
+    plane.open(device_spec(settings)[0])
+    began = time.monotonic()
+    for start in range(1, count + 1, 64):
+        some = range(start, min(start + 64, count + 1))
+        plane.apply([SetPeer(key_number(n), frozenset({Prefix.host(4, (10 << 24) + 1 + n)})) for n in some])
+    seconds = time.monotonic() - began
+    subprocess.run(["ip", "link", "del", "wgown"], check=True)
+    return {"own_adds_s": round(seconds, 1)}
+
+
+def alone(function: Callable[..., Figures], *arguments: object) -> Figures:
+    """Call it in a process of its own, so that its memory is nobody else's."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()  # raises where that process was ended, for lack of memory say
