@@ -1,4 +1,4 @@
-"""Peers for callers that name no gateway: the live, undrained one of a region or with some labels with most room."""
+"""Creates peers for callers that name no gateway: by region and labels, on the undrained one with most room."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Self, TypedDict, Unpack
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.gateway import Gateway, gateways
@@ -37,7 +37,7 @@ TOLD = 50
 
 
 class Wish(TypedDict, total=False):
-    """What ``Gateway.create_peer`` takes beyond the key, but for a request id, which is of one gateway."""
+    """The arguments of ``Gateway.create_peer`` besides the key. Without a request id, which belongs to one gateway."""
 
     allowed_ips: Sequence[str] | None
     preshared_key: str | None
@@ -50,7 +50,7 @@ class Wish(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Who is to be asked, in order, and why the others are not."""
+    """The gateways to ask, in order, and why the others are not asked."""
 
     candidates: tuple[GatewayInfo, ...]
     #: Those of the region and the labels that take no peers now, each with the reason.
@@ -62,7 +62,7 @@ class Choice:
 
 
 def matches(one: GatewayInfo, region: str | None, where: Mapping[str, str]) -> str | None:
-    """None where the gateway is of the region and has the labels; else in what it is another."""
+    """Why the gateway does not match the region and the labels; None if it does."""
     if region is not None and one.region != region:
         return f"its region is {one.region}" if one.region else "it has no region"
     wrong = [name for name, value in where.items() if one.labels.get(name) != value]
@@ -133,7 +133,7 @@ class Fleet:
     def turns(
         self, public_key: str, region: str | None, where: Mapping[str, str] | None, timeout: Timeout | None = None
     ) -> Placement:
-        """Who is to be asked for this key, in order.
+        """The gateways to ask for this key, in order.
 
         Raises:
             Invalid: not a public key.
@@ -150,7 +150,7 @@ class Fleet:
         return Placement(choice, within, " with " + ", ".join(parts) if parts else "")
 
     def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:
-        """The gateways of ``among`` that have this peer; where its time is up, it is as good as gone."""
+        """The gateways of ``among`` that have this peer, unless it has expired there."""
         if not among:
             return []
         parse(DeletePeer, {"gateway": among[0], "public_key": public_key})
@@ -164,7 +164,7 @@ class Fleet:
 
 
 def _binds(public_key: str, record: bytes, now: int) -> bool:
-    """Whether a peer's record holds it where it is; ``now`` is in seconds on Redis' clock."""
+    """Whether a peer's record binds its key to that gateway: it has not expired. ``now`` is in s on Redis' clock."""
     try:
         peer = Peer.from_record(public_key, record)
     except (ValueError, StorageError):
@@ -190,7 +190,7 @@ class AsyncFleet:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the threads and close the connections; whoever still waits gets cancelled."""
+        """End the threads and close the connections. Calls that still wait are cancelled."""
         self._closed = True
         self._reader.shutdown(wait=False, cancel_futures=True)
         clients, self._clients = list(self._clients.values()), {}
@@ -228,7 +228,7 @@ class AsyncFleet:
 
 
 class Placement:
-    """The candidates of one request, one after the other while time is left, and why each did not take the peer."""
+    """Iterates over the candidates of one request while time is left, and collects why each refused."""
 
     def __init__(self, choice: Choice, within: float, asked_for: str = "") -> None:
         self._choice = choice
@@ -245,19 +245,19 @@ class Placement:
             yield one.name, left
 
     def refused(self, gateway: str, refusal: PeerlaneError) -> None:
-        """``gateway`` has refused; on to the next, unless the peer is bound to this one: then the refusal is raised."""
+        """Note a refusal, and raise it if the peer is bound to this gateway."""
         if self._choice.bound:
             raise refusal
         self._reasons[gateway] = refusal.message
 
     def nobody(self) -> PeerlaneError:
-        """What to raise once all have refused."""
+        """The error if all have refused."""
         if not self._reasons and not self._choice.elsewhere:
             return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
         return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._told()}", 5.0)
 
     def _told(self) -> str:
-        """Why each was not chosen; those of another region or other labels come last, near misses before the rest."""
+        """The reasons, gateway by gateway; those of another region or other labels come last."""
         told = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
         more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
         return "; ".join(f"{name}: {reason}" for name, reason in told[:TOLD]) + more

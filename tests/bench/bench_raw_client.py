@@ -27,7 +27,7 @@ from raw_messages import RawMessages
 from redis import Redis
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 
 #: A message of a channel in RESP2, up to what it says.

@@ -15,7 +15,7 @@ from servers import RedisServer
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome

@@ -24,7 +24,7 @@ from fault_lists import ListCaller
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, Refused, StorageError, WriterError

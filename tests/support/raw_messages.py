@@ -13,7 +13,7 @@ from keys import some_key
 from redis import Redis
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.lane.request import checked
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.psk_cipher import cipher_of

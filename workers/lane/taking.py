@@ -1,4 +1,4 @@
-"""Taking what waits in a lane: many messages in one round trip, noted as taken; the dead are struck out instead."""
+"""Takes the messages that wait in a lane in one round trip: notes them as taken, or strikes dead ones out."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A message that was struck out: its request has an outcome, or its deadline had passed and it has one now."""
+    """A message that was struck out: its request has an outcome, or got one because its deadline had passed."""
 
     message: bytes
     request_id: str
@@ -78,7 +78,7 @@ class Taker:
         )
 
     def __call__(self, queue: str, raw: bytes) -> tuple[list[Noted], list[Dead]]:
-        """Take the message in hand, and what else waits; what there is to be carried out, and what was struck out.
+        """Take a popped message and the others that wait; returns the taken and the struck-out ones.
 
         Raises:
             ShutdownRequested: the worker is to stop, and Redis is away.
@@ -88,7 +88,7 @@ class Taker:
         return self._until_answered(lambda: self.once(queue, raw, tags))
 
     def once(self, queue: str, raw: bytes, tags: str) -> tuple[list[Noted], list[Dead]]:
-        """As it is called; with the same ``tags`` it answers the same. Raises redis.RedisError."""
+        """One try of a call; with the same ``tags`` it returns the same. Raises redis.RedisError."""
         answer = self._take(
             keys=self._keys,
             args=[
