@@ -169,9 +169,9 @@ class ObserverService:
         return cast("UpkeepHandler", self._handler)
 
     def tick(self) -> None:
-        """Once a second, between requests: what it is time for.
+        """Once a second, between requests: do what is due.
 
-        That is a sign of life, at once while no writer serves; a reading; a sweep for a writer come back.
+        That is a heartbeat, at once while no writer serves; a reading; a sweep if the writer has come back.
         """
         counted = self._counted
         if time.monotonic() - max(self._ticked, self.handler.ended) > LAPSE:
@@ -215,7 +215,7 @@ class ObserverService:
         PULSE.turn()
 
     def _beat(self) -> None:
-        """Say that the observer lives, and look whether the writer is here, and has begun to serve."""
+        """Write the heartbeat, and find out whether the writer is on this host and has begun to serve."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         pipe.hmget(names.gateway_key(self.name), "epoch", "phase", *HOLDER)

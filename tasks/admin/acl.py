@@ -103,7 +103,7 @@ def nobody(form: Form = "aclfile") -> str:
 
 
 def _consumer(gateway: str, queues: tuple[str, ...], unacked: str) -> tuple[Selector, ...]:
-    """What kombu needs to consume: take, keep until acknowledged, give back; and to end a wait of its own."""
+    """The rights that kombu needs to consume: take, keep until acknowledged, give back, and end its own wait."""
     wake = names.wake_key(gateway, "*")
     return (
         Selector(("brpop", "llen", "lpush", "rpush"), (*queues, wake)),

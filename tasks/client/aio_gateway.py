@@ -108,7 +108,8 @@ class AsyncGateway:
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.create_peers."""
-        return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
+        with counted(self.name):
+            return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
 
     async def delete_peers(
         self,
@@ -118,7 +119,8 @@ class AsyncGateway:
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.delete_peers."""
-        return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
+        with counted(self.name):
+            return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
 
     async def _ask_list(
         self,

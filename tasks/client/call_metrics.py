@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +31,17 @@ _seconds: dict[str, Any] = {}
 @contextmanager
 def counted(gateway: str) -> Generator[None]:
     """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+    with counted_for((gateway,)), traced(gateway):
+        yield
+
+
+@contextmanager
+def counted_for(gateways: Collection[str]) -> Generator[None]:
+    """Count the calls inside, one of each gateway, and how long they take."""
     library = sys.modules.get("prometheus_client")
     began, code = time.monotonic(), "unforeseen"
     try:
-        with traced(gateway):
-            yield
+        yield
         code = "ok"
     except PeerlaneError as error:
         code = error.code
@@ -45,7 +51,8 @@ def counted(gateway: str) -> Generator[None]:
         raise
     finally:
         if library is not None:
-            _count(library, gateway, code, time.monotonic() - began)
+            for gateway in gateways:
+                _count(library, gateway, code, time.monotonic() - began)
 
 
 def _count(library: Any, gateway: str, code: str, seconds: float) -> None:

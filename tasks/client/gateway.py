@@ -130,13 +130,15 @@ class Gateway:
         Raises:
             Invalid: ``request_id`` is malformed.
         """
-        return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
+        with counted(self.name):
+            return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
 
     def delete_peers(
         self, public_keys: Iterable[str], *, timeout: Timeout | None = None, request_id: str | None = None
     ) -> list[PeerAnswer]:
         """Delete many peers. Returns results and errors as ``create_peers`` does."""
-        return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
+        with counted(self.name):
+            return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
 
     def _ask_list(
         self, task: str, wishes: Iterable[object], timeout: Timeout | None, request_id: str | None

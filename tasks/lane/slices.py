@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -179,16 +180,34 @@ def ask_list(
     Raises:
         Invalid: ``request_id`` is not one that a list can have.
     """
-    kind = task_of(app, task)
+    slices = cut(task, gateway, wishes, new_list_id(gateway, request_id), size=size)
+    with closing(ask_slices(app, slices, timeout=timeout, window=window)) as answered:
+        for _, answers in answered:
+            yield from answers
+
+
+def ask_slices(
+    app: PeerlaneApp, slices: Iterable[Slice], *, timeout: float, window: int
+) -> Generator[tuple[Slice, list[PeerAnswer]]]:
+    """Ask for slices, of several gateways perhaps, and yield what became of each in order. As ``ask_list``."""
 
     def send(one: Slice) -> LaneResult:
         if not one.wishes:
             raise Invalid("none of these wishes can be sent")
-        arguments = {"gateway": gateway, **one.arguments}
-        return kind.apply_async(kwargs=arguments, task_id=one.request_id, expires=timeout)
+        arguments = {"gateway": one.gateway, **one.arguments}
+        return task_of(app, one.task).apply_async(kwargs=arguments, task_id=one.request_id, expires=timeout)
 
     read: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
-    slices = cut(task, gateway, wishes, new_list_id(gateway, request_id), size=size)
     with closing(pipelined(send, slices, read, timeout=timeout, size=window)) as answered:
         for answer in answered:
-            yield from answer.wish.answers(answer.outcome)
+            yield answer.wish, answer.wish.answers(answer.outcome)
+
+
+def interleaved(lists: Iterable[Iterator[Slice]]) -> Iterator[Slice]:
+    """The slices of several lists, one of each in turn."""
+    left = deque(lists)
+    while left:
+        one = left.popleft()
+        if (found := next(one, None)) is not None:
+            yield found
+            left.append(one)

@@ -79,7 +79,7 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 -
 
 
 class LaneChannel(WaitingChannel):
-    """Takes with a message what else waits; reading is guarded."""
+    """A channel that takes the other waiting messages with each message, and checks each one it reads."""
 
     QoS = LaneQoS
 
@@ -173,7 +173,7 @@ class LaneChannel(WaitingChannel):
 
 
 class LaneTransport(WaitingTransport):
-    """That of those who consume."""
+    """The transport of processes that consume."""
 
     Channel = LaneChannel
 

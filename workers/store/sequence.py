@@ -193,10 +193,10 @@ class CommitSequence:
         *,
         brief: bool = False,
     ) -> tuple[str, str]:
-        """Tell what the writer is and does: ``current``, or why nothing was told; and the gateway's state.
+        """Write the heartbeat's fields. Returns ``current``, or why nothing was written, and the gateway's state.
 
-        ``redis`` is this thread's own. ``brief`` trusts the random part of the epoch, which every writer's start
-        replaces, and does not look at the number too, which an operator's restore or removal raises as well.
+        ``redis`` is this thread's client. ``brief`` compares the writer's token, which each start of a writer replaces,
+        and not the epoch, which an operator's restore or removal raises too.
         """
         keys = [self._gateway_key, self._epoch_key]
         args: list[str | int | bytes] = [*self._fence, "brief" if brief else ""]

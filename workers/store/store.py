@@ -176,10 +176,10 @@ class Store:
     def heartbeat(
         self, redis: Redis | None = None, *, metrics: str | None = None, brief: bool = False, **fields: str | int
     ) -> str | None:
-        """Tell that the writer lives; the gateway's state, or None where it has been replaced.
+        """Write a heartbeat; returns the gateway's state, or None if the writer has been replaced.
 
-        ``redis`` is the calling thread's own client. ``metrics`` is what the writer has measured; with it, it is told
-        too how long the oldest message has waited. ``brief``: see ``CommitSequence.tell``.
+        ``redis`` is the calling thread's client. ``metrics`` are the writer's measurements; with them the age of the
+        oldest message is written too. ``brief``: see ``CommitSequence.tell``.
         """
         verdict, state = self.sequence.tell(fields, redis, metrics, brief=brief)
         self.sequence.behind |= verdict == "behind"
