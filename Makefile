@@ -23,7 +23,7 @@ OTHERS = -n $$(nproc) --dist loadfile -m '$(APART)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-all bench bench-callers bench-scale bench-kernel walks faults mutants fuzz check format lint types imports lock clean
+.PHONY: help demo venv test test-all bench bench-callers bench-scale bench-kernel pictures walks faults mutants fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -51,6 +51,11 @@ bench-callers: $(STAMP)  ## what few and many callers get from one lane, beside 
 # The picture and the figures that the README shows: ARGS='--peers 0,10000,50000,100000' measures one point more.
 bench-kernel: $(STAMP)  ## create and delete over the number of peers, beside wg syncconf (root, WireGuard)
 	@$(TEST_PYTHON) tests/bench/bench_curve.py --json docs/latency.json --svg docs/latency.svg $(ARGS)
+
+# Both pictures of the README, in a few minutes; make bench-callers and make bench-kernel measure more beside them.
+pictures: $(STAMP)  ## measure and draw docs/goodput.svg and docs/latency.svg anew (a kernel with WireGuard)
+	@$(TEST_PYTHON) tests/bench/bench_callers.py --goodput --json docs/goodput.json --svg docs/goodput.svg
+	@$(TEST_PYTHON) tests/bench/bench_curve.py --requests 200 --json docs/latency.json --svg docs/latency.svg
 
 bench-scale: $(STAMP)  ## one gateway over its peers: memory, start, creates meanwhile (ARGS='--peers 100000,1000000')
 	@$(TEST_PYTHON) tests/bench/bench_scale.py $(ARGS)

@@ -33,7 +33,7 @@ from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.lane.taken import LaneWriter
-from peerlane.workers.lane.unacked import take_back
+from peerlane.workers.lane.unacked import keys_in_hand, take_back
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.start.recovery import Progress, Recovered
 from peerlane.workers.start.registration import (
@@ -167,7 +167,7 @@ class GatewayService:
         """Make the device equal to Redis, and tell that requests may come."""
         heartbeat = self.heartbeat
         heartbeat.start()
-        done = self.writer.recover(self._on_progress, self._on_loading)
+        done = self.writer.recover(self._on_progress, self._on_loading, keys_in_hand(self._redis, self.name))
         self._tell_of_kept(done)
         if (taken := take_back(self._redis, self.name)) > 0:
             log.warning("gateway %s: %d requests that an earlier writer had taken are next", self.name, taken)

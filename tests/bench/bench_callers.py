@@ -29,6 +29,7 @@ from typing import Any, cast
 from bench_callers_client import NAME, Load
 from bench_goodput_plot import plot_goodput
 from bench_lane import Stock
+from bench_raw_client import RawLoad
 from bench_report import Advance, Bench, Figures, run
 from gateways import ROOT, GatewayProcess, clean_environment
 from observers import Process
@@ -47,17 +48,21 @@ PAIRS = {
 #: Rounds of each pair, alternately: medians are told.
 ROUNDS = 3
 CLIENT = ROOT / "tests" / "bench" / "bench_callers_client.py"
+RAW_CLIENT = CLIENT.with_name("bench_raw_client.py")
+#: Callers that are admitted by nobody, and their timeout: more than one lane can do. One request in twenty is a delete.
+RAW = ((1_000, 0.5), (2_000, 1.0))
+RAW_DELETES = 0.05
 #: Seconds beyond those of a load in which its client process ends.
 SLACK = 180
 #: Seconds for which an idle gateway is watched.
 IDLE = 10.0
 
 
-def client(load: Load) -> dict[str, Any]:
+def client(load: Load | RawLoad, program: Path = CLIENT) -> dict[str, Any]:
     """Have a client process ask; its figures."""
     environment = clean_environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), PROGRAM_PATH])}
     told = subprocess.run(
-        [sys.executable, "-W", "ignore", str(CLIENT), json.dumps(asdict(load))],
+        [sys.executable, "-W", "ignore", str(program), json.dumps(asdict(load))],
         cwd=CLIENT.parent,
         env=environment,
         capture_output=True,
@@ -120,6 +125,7 @@ def ratio(value: float, other: float) -> float:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of one figure")
+    parser.add_argument("--goodput", action="store_true", help="nothing but goodput, which is what is drawn")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw goodput over the number of callers")
 
 
@@ -137,7 +143,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     gateway.loglevel = "warning"
     os.environ["STOCK_BROKER"] = f"redis+socket://{server.socket}"
     stock: Stock | None = None
-    steps = 2 * ROUNDS * len(PAIRS) + 2 + len(GOODPUT) + 1
+    steps = len(GOODPUT) + len(RAW) if chosen.goodput else 2 * ROUNDS * len(PAIRS) + 2 + len(GOODPUT) + len(RAW) + 1
     done = 0
 
     def asked(kind: str, callers: int, timeout: float = 60.0) -> dict[str, Any]:
@@ -148,26 +154,34 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
 
     try:
         gateway.start()
-        advance("an idle gateway", done / steps)
-        figures: Figures = {"idle": idle(server, gateway.settings, directory)}
-        done += 1
-        stock = Stock(server)
-        figures["pairs"] = {}
-        for name, (callers, kind, noop) in PAIRS.items():
+        figures: Figures = {"pairs": {}, "syncs_per_create": {}, "idle": {}}
+        if not chosen.goodput:
+            advance("an idle gateway", done / steps)
+            figures["idle"] = idle(server, gateway.settings, directory)
+            done += 1
+            stock = Stock(server)
+        for name, (callers, kind, noop) in () if chosen.goodput else PAIRS.items():
             rounds = [(asked(noop, callers), asked(kind, callers)) for _ in range(ROUNDS)]
             figures["pairs"][name] = {
                 which: {field: median(each[at][field] for each in rounds) for _, field in _ROWS}
                 for at, which in enumerate(("noop", "create"))
             }
-        stock.end()
-        stock = None
-        figures["syncs_per_create"] = {}
-        for callers, kind in ((32, "threads"), (1_000, "asyncio")):
+        if stock is not None:
+            stock.end()
+            stock = None
+        for callers, kind in () if chosen.goodput else ((32, "threads"), (1_000, "asyncio")):
             with syncs(server.pid, directory) as counted:
                 created = asked(kind, callers)["done"]
             figures["syncs_per_create"][str(callers)] = ratio(counted["calls"], created) if "calls" in counted else None
         goodput = [{"callers": n, "timeout_s": timeout, **asked("asyncio", n, timeout)} for n, timeout in GOODPUT]
         best = max(point["per_s"] for point in goodput[:2])
+        raw: list[dict[str, Any]] = []
+        for callers, timeout in RAW:
+            advance(f"{callers:,} callers that nobody admits", done / steps)
+            done += 1
+            load = RawLoad(server.url, callers, chosen.seconds, timeout, RAW_DELETES)
+            raw.append({"callers": callers, "timeout_s": timeout, **client(load, RAW_CLIENT)})
+        figures["raw"] = [{**point, "of_best": ratio(point["per_s"], best)} for point in raw]
         figures["goodput"] = [{**point, "of_best": ratio(point["per_s"], best)} for point in goodput]
         figures["about"] = "fsync always, memory data plane, one writer"
         return figures
@@ -193,10 +207,16 @@ def show(figures: Figures) -> Table:
         table.add_row(
             name + (f" ({failed})" if failed else ""), "", f"{point['per_s']:,.0f}", f"{point['of_best']:.2f}"
         )
+    for point in figures["raw"]:
+        name = f"in time, {point['callers']:,} × {point['timeout_s']:g} s, admitted by nobody, per second"
+        late = f" (asked {point['offered_per_s']:,.0f}, deletes late: {point['delete_peer']['late']})"
+        table.add_row(name + late, "", f"{point['per_s']:,.0f}", f"{point['of_best']:.2f}")
     for callers, count in figures["syncs_per_create"].items():
         table.add_row(
             f"syncs per create, {int(callers):,} callers", "", "no perf" if count is None else f"{count:.2f}", ""
         )
+    if not figures["idle"]:
+        return table
     table.add_row("idle, with its observer: commands a second", "", f"{figures['idle']['commands_per_s']:.1f}", "")
     table.add_row("idle, with its observer: connections", "", f"{figures['idle']['connections']:.0f}", "")
     return table

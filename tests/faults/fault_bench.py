@@ -15,6 +15,7 @@ from fault_checker import judge
 from fault_choices import Ask, key_of
 from fault_evidence import Commit, Evidence, Facts, Final, Held, Sighting, Upkeep, Verdict
 from fault_history import Call, read
+from fault_lists import of_a_list
 from fault_observed import talks
 from fault_play import Run, Scenario, Work
 from fault_site import UPKEEP, Site
@@ -109,7 +110,11 @@ class Bench:
             unknown=ends.count("unknown") + ends.count("open"),
             back_after=back_after,
             observer_back_after=observer_back,
-            swept=sum(len(commit.removes) for commit in evidence.commits if commit.request not in asked),
+            swept=sum(
+                len(commit.removes)
+                for commit in evidence.commits
+                if commit.request not in asked and not of_a_list(commit.request)
+            ),
             seconds=time.monotonic() - began,
             notes=tuple(run.notes),
             artefacts=kept,

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from fault_choices import Ask, Chooser, ask_from
 from fault_history import Call, End, History, Stalls
+from fault_lists import ListCaller
 
 from peerlane import Gateway
 from peerlane.config import names
@@ -83,11 +84,27 @@ class Callers:
         threads = [threading.Thread(target=self._one_thread, args=(choice, *limits)) for choice in sync]
         if coroutines:
             threads.append(threading.Thread(target=lambda: asyncio.run(self._coroutines(coroutines, *limits))))
+        threads += [
+            threading.Thread(
+                target=ListCaller(self._sync, f"{self.name}l{number}", order["seed"], order["timeouts"]).ask,
+                args=(limits[1], self._begun, self._ended),
+            )
+            for number in range(order.get("lists", 0))
+        ]
         for one in threads:
             one.start()
         for one in threads:
             one.join()
         return {}
+
+    def _begun(self, ask: Ask) -> tuple[Call, float]:
+        return _begun(cast("History", self._history), ask)
+
+    def _ended(self, begun: tuple[Call, float], answer: PeerResult | Exception) -> Call:
+        history = cast("History", self._history)
+        if isinstance(answer, Exception):
+            return history.end(begun, *_failed(answer))
+        return history.end(begun, *_succeeded(answer))
 
     def _one_thread(self, choice: Chooser, calls: int, until: float, pace: float) -> None:
         for ask in choice.asks(calls, until):

@@ -74,6 +74,27 @@ def redis_loses_its_last_second(run: Run) -> None:
     site.redis_server.restart_after = 0.3
 
 
+def failover_loses_two_seconds(run: Run) -> None:
+    """A replica becomes the primary that lacks the stream's last two seconds, whole; the writer lives."""
+    site = run.site
+    site.redis.config_set("appendfsync", "everysec")
+    (tail,) = (site.data / "appendonlydir").glob("*.incr.aof")
+    run.soon(0.3, 1.0)
+    kept = tail.stat().st_size
+    time.sleep(2.0)
+    with run.unreachable():
+        site.redis_server.restart_after = 0.6
+        site.redis_server.kill()
+        time.sleep(0.1)
+        with tail.open("r+b") as file:
+            run.notes.append(f"{tail.stat().st_size - kept} bytes of the stream lost")
+            file.truncate(kept)
+        time.sleep(0.6)
+    run.lost_at = time.monotonic()
+    site.monitor.forget_epochs()
+    site.redis_server.restart_after = 0.3
+
+
 def redis_frozen(run: Run) -> None:
     run.soon()
     with run.unreachable():

@@ -13,6 +13,22 @@ def writer_killed(run: Run) -> None:
     run.site.gateway.kill()
 
 
+def writer_killed_again_and_again(run: Run) -> None:
+    """With groups in hand, four times; each time the next one has carried something out meanwhile."""
+    for _ in range(4):
+        run.soon(0.2, 0.8)
+        run.site.gateway.kill()
+        run.site.serving()
+
+
+def killed_with_half_a_list(run: Run) -> None:
+    """A list is on the device and not in Redis, or in both and not acknowledged."""
+    point = run.rng.choice(["before_apply", "after_apply", "before_commit", "after_commit"])
+    run.notes.append(point)
+    run.site.fail_at(f"{point}:kill:{run.rng.randint(1, 5)}")
+    run.happened()
+
+
 def writer_killed_while_it_takes_a_message(run: Run) -> None:
     """Redis has handed the message over and the writer has not noted it down: the queue forgets it."""
     run.soon()

@@ -24,6 +24,8 @@ class Work:
     pace: float = 0.25
     timeouts: Sequence[float] = (0.8, 1.2, 2.0)
     bulk: bool = False
+    #: So many more threads ask by lists, of which each wish counts as a call.
+    lists: int = 0
     #: Sweeps and reconciliations are asked for all the while, and many peers live for seconds only.
     upkeep: bool = False
     #: The threads' requests have deadlines unlike their timeouts.

@@ -105,6 +105,9 @@ def summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
         "refused": sum(report.refused for report in reports),
         "unknown_then_settled": sum(report.unknown for report in reports),
         "lost_with_the_last_second": sum(report.verdict.lost for report in reports),
+        # Redis has lost what it had confirmed, and its writer or the redo file made it true again.
+        "confirmed_creates_lost": _told(reports, "a confirmed create is lost"),
+        "confirmed_deletes_back": _told(reports, "a confirmed delete came back"),
         "violations": sum(len(report.verdict.violations) for report in reports),
         "lane_back_median_s": round(backs[len(backs) // 2], 2) if backs else None,
         "lane_back_worst_s": round(backs[-1], 2) if backs else None,
@@ -124,6 +127,10 @@ def summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
         },
         "failing": [report.as_dict() for report in reports if report.verdict.violations],
     }
+
+
+def _told(reports: Sequence[Report], what: str) -> int:
+    return sum(what in found.told for report in reports for found in report.verdict.violations)
 
 
 def _table(figures: dict[str, Any]) -> Table:
@@ -185,6 +192,8 @@ def main() -> int:
     reports = play(schedule(scenarios, told.runs, told.seed, told.shard), told.plane, told.keep, console)
     figures = summary(reports, time.monotonic() - began)
     console.print(_table(figures))
+    told_of = figures["confirmed_creates_lost"], figures["confirmed_deletes_back"]
+    console.print("confirmed creates lost, confirmed deletes back: {}, {}".format(*told_of), highlight=False)
     if told.json is not None:
         told.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 1 if figures["violations"] else 0

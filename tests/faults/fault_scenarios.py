@@ -42,6 +42,9 @@ _FLOOD = Work(calls=40, threads=2, tasks=10, seconds=6.0, pace=0.0, timeouts=(5.
 _HUNDREDS = Work(calls=4, threads=60, tasks=180, seconds=6.0, pace=2.0, timeouts=(2.0, 4.0))
 _TOO_MUCH = Work(calls=20, threads=10, tasks=70, seconds=5.0, pace=0.0, timeouts=(0.3, 0.6, 1.2))
 _UNLIKE = Work(calls=20, threads=6, tasks=0, unlike=True)
+_FULL_GROUPS = Work(calls=250, threads=4, tasks=60, seconds=9.0, pace=0.0, timeouts=(4.0, 8.0))
+_LISTS = Work(threads=0, tasks=0, lists=3, timeouts=(4.0, 8.0))
+_STREAM = Work(calls=60, threads=4, tasks=6, seconds=6.0, pace=0.15, timeouts=(0.8, 2.0, 4.0))
 _UPKEEP = fault_of_observer.UPKEEP
 _LONG = Work(seconds=12.0, calls=30, pace=0.6)
 
@@ -62,6 +65,9 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("redis_killed_at_commit", fault_of_redis.redis_killed_at_commit, Work(seconds=6.0, pace=0.4)),
         Scenario("redis_loses_last_second", fault_of_redis.redis_loses_its_last_second),
         Scenario("all_lose_last_second", fault_of_redis.redis_and_writer_lose_the_last_second),
+        Scenario("failover_loses_two_seconds", fault_of_redis.failover_loses_two_seconds, _STREAM),
+        Scenario("killed_with_full_groups", fault_of_writer.writer_killed_again_and_again, _FULL_GROUPS),
+        Scenario("killed_with_half_a_list", fault_of_writer.killed_with_half_a_list, _LISTS),
         Scenario("no_writes", fault_of_redis.takes_no_writes),
         Scenario("hundreds_of_callers", fault_of_writer.one_of_the_common, _HUNDREDS),
         Scenario("beyond_capacity", fault_of_writer.beyond_capacity, _TOO_MUCH),

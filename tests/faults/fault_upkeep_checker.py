@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fault_evidence import Evidence, Life, Sighting, Violation
+from fault_lists import of_a_list
 
 #: Seconds by which Redis' own word on when it carried out a script may differ from what the script took for now.
 TOLERANCE = 0.5
@@ -36,7 +37,7 @@ def _swept(evidence: Evidence) -> Iterable[Violation]:
     for commit in evidence.commits:
         if not commit.changed:
             continue
-        swept = () if commit.request in asked else sorted(commit.removes)
+        swept = () if commit.request in asked or of_a_list(commit.request) else sorted(commit.removes)
         for key in swept:
             life = lives.get(key)
             if life is not None and evidence.upkeep.may_go(key, life) > commit.at + TOLERANCE:

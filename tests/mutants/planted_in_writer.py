@@ -98,8 +98,8 @@ IN_WRITER = (
         "take-more-after-redelivery",
         "a message that may have ended the writer takes others along",
         "workers/store/take.lua",
-        "if #taken > 0 and redelivered(first) then return {taken, dead} end\n",
-        "",
+        "  if more and not (#taken > 0 and redelivered(first)) then take_more(queue, many) end\n",
+        "  if more then take_more(queue, many) end\n",
         (GROUP,),
     ),
     Mutant(

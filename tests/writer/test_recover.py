@@ -113,6 +113,18 @@ class TestWhatOnlyTheDeviceKnows:
         assert set(plane.peers()) == {found.public_key for found in strangers}
         assert set(done.kept) == set(plane.peers())
 
+    @pytest.mark.parametrize("unknown", ["remove", "keep", "adopt"])
+    def test_goes_where_it_is_what_a_writer_had_begun_however_much_it_is(
+        self, plane: Recording, unknown: Unknown
+    ) -> None:
+        begun = [peer(number) for number in range(1, 65)]
+        on_device(plane, *begun, peer(70))
+        done = recover(
+            policy(), loaded(peer(70)), plane, unknown=unknown, in_hand={found.public_key for found in begun}
+        )
+        assert set(plane.peers()) == {key_number(70)}
+        assert (done.mended, done.kept, done.adopted) == ({"unknown": 64}, {}, [] if unknown == "adopt" else ())
+
     def test_stays_when_told_so_and_nobody_else_gets_its_addresses(self, plane: Recording) -> None:
         stranger = StoredPeer(public_key=key_number(1), allowed_ips=(Prefix.host(4, POOL.network + 1),), created_at=1)
         on_device(plane, stranger)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from fenced import GATEWAYS, fenced, printed
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
+from grouped_lane import GroupedLane
 from keys import some_key
 from program_path import PROGRAM_PATH
 from redis import ConnectionPool, Redis
@@ -22,7 +23,8 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin.poison import set_aside_messages
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.lane.unacked import take_back
+from peerlane.workers.lane.taking import Taker
+from peerlane.workers.lane.unacked import keys_in_hand, take_back
 
 
 @pytest.fixture
@@ -289,3 +291,21 @@ def test_a_writer_of_least_rights_takes_back_what_is_its_gateways(
         one.finish()
         noted = [(entry["username"], entry["object"]) for entry in server.redis.acl_log()]
         assert [entry for entry in noted if entry[1] != "config|get"] == []
+
+
+def test_what_a_writer_had_in_hand_names_the_keys_that_it_was_about_to_create(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    lane = GroupedLane(redis_server, tmp_path)
+    try:
+        keys = [some_key() for _ in range(4)]
+        lane.send({"public_key": keys[0]}, {"public_key": some_key(), "delete": True}, {"public_key": keys[1]})
+        lane.redis.lpush(lane.queue, b"no message")
+        taker = Taker(lane.redis, lane.name, result_ttl=600)
+        taker.once(lane.queue, cast("bytes", lane.redis.rpop(lane.queue)), "one.")
+        lane.send_list([{"public_key": keys[2], "preshared_key": some_key()}, {"public_key": keys[3]}])
+        taker.once(lane.bulk, cast("bytes", lane.redis.rpop(lane.bulk)), "two.")
+        assert lane.redis.hlen(names.unacked_key(lane.name)) == 5
+        assert keys_in_hand(lane.redis, lane.name) == set(keys)
+    finally:
+        lane.close()

@@ -17,6 +17,8 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 
 from peerlane.config import names
 from peerlane.config.redis.failures import reason
+from peerlane.tasks.wire.psk_cipher import PskCipher
+from peerlane.tasks.wire.set_aside import read_request
 from peerlane.workers.lane.poison import set_aside
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,33 @@ class LaneQoS(_QoS):
             )
             for tag in cast("list[bytes]", found or []):
                 self.restore_by_tag(tag, client)
+
+
+def keys_in_hand(redis: Redis, gateway: str) -> frozenset[str]:
+    """The public keys of the creates that earlier writers had taken and not brought to an end.
+
+    What the device has of them and Redis has not is the beginning of what they did. Raises redis.RedisError where
+    Redis is away.
+    """
+    keys: set[str] = set()
+    try:
+        for tag in cast("list[bytes]", redis.zrange(names.unacked_key(gateway, "_index"), 0, -1)):
+            noted = cast("bytes | None", redis.hget(names.unacked_key(gateway), cast("str", tag)))
+            keys.update(_created_by(noted) if noted is not None else ())
+    except ResponseError as error:
+        log.warning("what an earlier writer had in hand is not known (%s)", reason(error))
+    return frozenset(keys)
+
+
+def _created_by(noted: bytes) -> list[str]:
+    try:
+        message = json.dumps(json.loads(noted)[0]).encode()
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return []
+    asked = read_request(message, PskCipher())
+    if asked is None or asked.task not in (names.CREATE_PEER, names.CREATE_PEERS):
+        return []
+    return [part["public_key"] for part in asked.arguments.get("wishes", [asked.arguments])]
 
 
 def take_back(redis: Redis, gateway: str) -> int:

@@ -60,6 +60,7 @@ def recover(
     unknown: Unknown = "remove",
     first_start: bool = False,
     lost_data: bool = False,
+    in_hand: Collection[str] = (),
     seen: Seen | None = None,
     progress: Progress | None = None,
     at_once: int | None = None,
@@ -67,8 +68,10 @@ def recover(
     """Make the device equal to Redis by the smallest changes; peers that are not changed keep their sessions.
 
     ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
-    the device may have been somebody's before. ``seen`` tells when each peer was last seen: those seen last come back
-    first. Peers beyond ``at_once`` (``AT_ONCE``) and the hottest are not added yet: they are in the table's ``coming``.
+    the device may have been somebody's before. ``in_hand`` are keys that an earlier writer was about to create when it
+    died: where only the device knows them, they go, however many they are. ``seen`` tells when each peer was last seen:
+    those seen last come back first. Peers beyond ``at_once`` (``AT_ONCE``) and the hottest are not added yet: they are
+    in the table's ``coming``.
 
     Raises:
         KernelError: the device could not be read or changed.
@@ -77,7 +80,7 @@ def recover(
     device = plane.peers()
     routes = plane.routes()
     found = differences(table, device, routes, frozenset(table.broken))
-    strangers = [drift.subject for drift in found.first if drift.kind == "unknown"]
+    strangers = [drift.subject for drift in found.first if drift.kind == "unknown" and drift.subject not in in_hand]
     kept: dict[str, str] = {}
     adopted: Sequence[Plan] = ()
     if unknown == "adopt":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -104,10 +104,16 @@ class Writer:
     def recovery_needed(self, why: str | None) -> None:
         self._recovery_needed = why
 
-    def recover(self, progress: Progress | None = None, loading: Progress | None = None) -> Recovered:
+    def recover(
+        self,
+        progress: Progress | None = None,
+        loading: Progress | None = None,
+        in_hand: Collection[str] = (),
+    ) -> Recovered:
         """Make the device equal to Redis and rebuild the table; create the device first if it is gone.
 
-        ``loading`` hears how many records are read. Peers may still be coming then: see ``filling``.
+        ``loading`` hears how many records are read. ``in_hand`` are keys that an earlier writer was about to create.
+        Peers may still be coming then: see ``filling``.
 
         Raises:
             KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
@@ -132,6 +138,7 @@ class Writer:
             unknown=self._unknown,
             first_start=self.store.epoch == 1 and starting,
             lost_data=starting and lost.incomplete,
+            in_hand=in_hand,
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
