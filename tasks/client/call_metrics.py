@@ -1,8 +1,8 @@
-"""Counts of what callers see, in processes that use prometheus_client themselves; nothing otherwise.
+"""Counts the calls of a process that has imported prometheus_client; otherwise nothing.
 
-Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters stand in prometheus_client's
-own registry, beside the others of an API process. A process that never imports it has nowhere to show them, so it is
-not imported here: a call then costs one look into a dictionary.
+Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters are in prometheus_client's
+own registry, with the others of an API process. It is not imported here: a process that does not import it pays one
+look into a dictionary for each call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _seconds: dict[str, Any] = {}
 
 @contextmanager
 def counted(gateway: str) -> Generator[None]:
-    """Count the call inside, and how long it takes; trace it, where the process uses OpenTelemetry."""
+    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
     with counted_for((gateway,)), traced(gateway):
         yield
 

@@ -1,4 +1,4 @@
-"""Peers for callers that name no gateway: the live, undrained one of a region or with some labels with most room."""
+"""Creates peers for callers that name no gateway: by region and labels, on the undrained one with most room."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, TypedDict, Unpack, cast
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.call_metrics import counted_for
 from peerlane.tasks.client.gateway import Gateway, gateways
@@ -34,7 +34,7 @@ KEY_LENGTH, LOOKED_UP = 44, 500
 
 
 class Wish(TypedDict, total=False):
-    """What ``Gateway.create_peer`` takes beyond the key, but for a request id, which is of one gateway."""
+    """The arguments of ``Gateway.create_peer`` besides the key. Without a request id, which belongs to one gateway."""
 
     allowed_ips: Sequence[str] | None
     preshared_key: str | None
@@ -195,7 +195,7 @@ class Fleet:
     def turns(
         self, public_key: str, region: str | None, where: Mapping[str, str] | None, timeout: Timeout | None = None
     ) -> Placement:
-        """Who is to be asked for this key, in order.
+        """The gateways to ask for this key, in order.
 
         Raises:
             Invalid: not a public key.
@@ -210,7 +210,7 @@ class Fleet:
         return Placement(choice, within, _asked_for(region, where))
 
     def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:
-        """The gateways of ``among`` that have this peer; where its time is up, it is as good as gone."""
+        """The gateways of ``among`` that have this peer, unless it has expired there."""
         if not among:
             return []
         parse(DeletePeer, {"gateway": among[0], "public_key": public_key})
@@ -231,7 +231,7 @@ def _asked_for(region: str | None, where: Mapping[str, str] | None) -> str:
 
 
 def _binds(public_key: str, record: bytes, now: int) -> bool:
-    """Whether a peer's record holds it where it is; ``now`` is in seconds on Redis' clock."""
+    """Whether a peer's record binds its key to that gateway: it has not expired. ``now`` is in s on Redis' clock."""
     try:
         peer = Peer.from_record(public_key, record)
     except (ValueError, StorageError):

@@ -1,7 +1,7 @@
-"""A list of any length as requests: cut into slices, a few of them on their way, an answer for each wish in order.
+"""Cuts a list of any length into slices, sends a few at a time, and yields an answer for each wish in order.
 
-What is cut depends on the list alone, and so does each slice's request id: a list that is asked again under the same
-request id is answered as before.
+The slices and their request ids depend only on the list and its request id. So a list that is sent again with the same
+request id gets the same answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, TypedDict, cast
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.pipeline import pipelined
 from peerlane.tasks.lane.result import LaneResult
@@ -62,7 +62,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Some wishes of a list, in order; those that are sound are one request."""
+    """Some wishes of a list, in order; the valid ones are one request."""
 
     task: str
     gateway: str
@@ -73,7 +73,7 @@ class Slice:
 
     @property
     def wishes(self) -> list[CreatePeer | DeletePeer]:
-        """Those that are sent."""
+        """The valid wishes, which are sent."""
         return [part.wish for part in self.parts if not isinstance(part.wish, Invalid)]
 
     @property
@@ -83,7 +83,7 @@ class Slice:
         return {name: [part.sent for part in self.parts if not isinstance(part.wish, Invalid)]}
 
     def answers(self, outcome: Mapping[str, Any] | PeerlaneError) -> list[PeerAnswer]:
-        """What became of each wish, where ``outcome`` is what became of the request."""
+        """The answer to each wish, from the outcome of the request."""
         wishes = self.wishes
         if isinstance(outcome, PeerlaneError):
             found = [self._refusal(outcome)] * len(wishes)
@@ -113,7 +113,7 @@ def new_list_id(gateway: str, request_id: str | None = None) -> str:
 
 
 def cut(task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size: int = SLICE) -> Iterator[Slice]:
-    """The slices of a list: at most ``size`` wishes each, and fewer where they are large."""
+    """The slices of a list: at most ``size`` wishes each, and fewer if they are large."""
     read = _create if task == names.CREATE_PEERS else _delete
     parts: list[Part] = []
     taken = sent = 0
@@ -173,7 +173,7 @@ def ask_list(
     size: int = SLICE,
     window: int = WINDOW,
 ) -> Generator[PeerAnswer]:
-    """Ask for all, at most ``window`` slices on their way, and yield each wish's answer in order.
+    """Send all slices, at most ``window`` outstanding, and yield each wish's answer in order.
 
     Every slice has ``timeout`` seconds of its own. Where the caller stops early, what is on its way is cancelled.
 

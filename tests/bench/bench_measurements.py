@@ -27,7 +27,7 @@ from rich.table import Table
 from servers import RedisServer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.request.delivery import Delivery, Outcome

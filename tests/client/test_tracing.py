@@ -20,7 +20,7 @@ from servers import RedisServer
 
 from peerlane import AsyncGateway, Conflict
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.lane.tracing import parent_of, trace_headers
 from peerlane.workers.request.delivery import Delivery
 

@@ -19,8 +19,8 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
 from peerlane.tasks.admin.peer_import import (
     ImportClash,
     Imported,
@@ -339,7 +339,7 @@ def test_an_import_that_is_given_up_never_comes_in(
     shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    iad.pause()
+    iad.pause(alive=True)
     with pytest.raises(TimedOut):
         import_file(rendered(peers(5)), iad.name, app=app, timeout=1)
     iad.resume()

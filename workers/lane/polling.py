@@ -1,7 +1,7 @@
 """How a gateway's process waits for messages: few commands and few connections while nobody asks for anything.
 
 One connection waits in BRPOP, which answers at once when a message comes, and after ``BLOCKED_FOR`` seconds when none
-does. All that the process' main thread asks besides goes over one other connection (``config.redis.SharedRedis``).
+does. All that the process' main thread asks besides goes over one other connection (``config.redis.client``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
-from peerlane.config.broker import UnboundChannel, UnboundTransport
-from peerlane.config.redis import SharedRedis
+from peerlane.config.celery.broker import UnboundChannel, UnboundTransport
+from peerlane.config.redis.client import SharedRedis
 
 log = logging.getLogger(__name__)
 
