@@ -18,6 +18,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
 from peerlane.tasks.admission.belief import Believed, spread
+from peerlane.tasks.admission.waits import Waits
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
 from peerlane.tasks.redis.server_clock import ServerClock, milliseconds
 from peerlane.tasks.redis.subscription import Listeners
@@ -133,6 +134,7 @@ class Lanes:
     def __init__(self, redis: Redis, *, result_ttl: int) -> None:
         self.redis = redis
         self.listeners = Listeners(redis)
+        self.waits = Waits()
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
         self._believed: dict[str, Believed[LaneState]] = {}

@@ -12,13 +12,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import signals
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.request import Request, admit, checked
-from peerlane.tasks.lane.result import outcome_by, settle_unsent, withdraw
+from peerlane.tasks.lane.result import leave, outcome_by, settle_unsent, withdraw
 from peerlane.tasks.redis.errors import SEND_ERRORS, unknown
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import outcome
@@ -27,6 +30,10 @@ from peerlane.tasks.wire.psk_cipher import cipher_of
 if TYPE_CHECKING:
     from peerlane.config.celery.app import PeerlaneApp
     from peerlane.tasks.lane.tasks import LaneTask
+
+
+#: Seconds between two tries to send; with less time left there is none.
+AGAIN_AFTER = 0.2
 
 
 def ask(
@@ -71,7 +78,11 @@ def ask(
 def _sent(
     lanes: Lanes, task: LaneTask, request: Request, listening: Listening, until: float, *, new: bool
 ) -> dict[str, Any]:
-    """Send an admitted request and wait. ``new``: its id is new, so there is no earlier outcome."""
+    """Send an admitted request and wait.
+
+    ``new``: its id is new, so there is no earlier outcome, and nobody else waits for it.
+    """
+    wait = None if new else lanes.waits.enter(request.id)
     try:
         try:
             if watched():
@@ -79,20 +90,59 @@ def _sent(
             else:
                 lanes.pushed(request.gateway, listening.push(request.queue, request.message()), bulk=request.bulk)
         except SEND_ERRORS as error:
-            return outcome.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
+            return _send_again(lanes, request, until, error, wait)
         heard: Listening | None = listening
         if new:
             with suppress(RedisError):
                 if (record := listening.wait(until)) is not None:
                     return outcome.decode(record, request.wish)
             heard = None  # it is lost, or the time is up: what is stored tells more
-        about = lanes, request.id, request.deadline, request.wish
-        return outcome_by(*about, until=until, within=request.within, listening=heard)
+        return _outcome(lanes, request, until, heard, wait)
     except PeerlaneError:
         raise
     except BaseException:
-        withdraw(lanes, request.id, request.deadline)
+        if wait is None or wait.leave():
+            withdraw(lanes, request.id, request.deadline)
         raise
+    finally:
+        if wait is not None:
+            wait.leave()
+
+
+def _outcome(
+    lanes: Lanes, request: Request, until: float, listening: Listening | None, wait: Wait | None
+) -> dict[str, Any]:
+    about = lanes, request.id, request.deadline, request.wish
+    return outcome_by(*about, until=until, within=request.within, listening=listening, wait=wait)
+
+
+def _send_again(
+    lanes: Lanes, request: Request, until: float, error: BaseException, wait: Wait | None
+) -> dict[str, Any]:
+    """After ``error`` at sending, which may have arrived all the same: send it again while time is left.
+
+    The same message twice is one request: the writer answers the second from the record of the first, as it does with
+    what is delivered again. Where no time is left, or Redis has answered with an error, the request is cancelled.
+    """
+    while not watched() and _is_lost(error) and time.monotonic() + AGAIN_AFTER < until:
+        try:
+            with lanes.listeners.listen(request.id) as listening:
+                if (stored := lanes.stored(request.id)) is not None:
+                    return outcome.decode(stored, request.wish)
+                lanes.pushed(request.gateway, listening.push(request.queue, request.message()), bulk=request.bulk)
+                return _outcome(lanes, request, until, listening, wait)
+        except SEND_ERRORS as later:
+            error = later
+        time.sleep(AGAIN_AFTER)
+    leave(wait, request.id, request.within)
+    return outcome.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether there was no answer, as against one that says no."""
+    return isinstance(error, (RedisConnectionError, RedisTimeout, OSError)) and not isinstance(
+        error, AuthenticationError
+    )
 
 
 def watched() -> bool:

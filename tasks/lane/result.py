@@ -11,6 +11,7 @@ from celery.result import AsyncResult
 from redis.exceptions import RedisError
 
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
+from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.redis.subscription import Listening
@@ -61,15 +62,19 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             return cast("dict[str, Any]", self.refusal)
         lanes, request_id = lanes_of(cast("Any", self.app)), str(self.id)
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
+        wait = lanes.waits.enter(request_id)
         try:
-            return outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout)
+            return outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout, wait=wait)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise
             return cast("dict[str, Any]", error)
         except BaseException:
-            withdraw(lanes, request_id, self.deadline)
+            if wait.leave():
+                withdraw(lanes, request_id, self.deadline)
             raise
+        finally:
+            wait.leave()
 
     def _left(self, lanes: Lanes) -> float:
         """Seconds until the deadline has certainly passed; the longest possible ones if the deadline is not known."""
@@ -126,10 +131,12 @@ def outcome_by(
     until: float,
     within: float | None,
     listening: Listening | None = None,
+    wait: Wait | None = None,
 ) -> dict[str, Any]:
     """The outcome of a sent request; if there is none until ``until``, the request is cancelled.
 
-    ``wish`` is the digest of what was asked for; '' where that is not known.
+    ``wish`` is the digest of what was asked for; '' where that is not known. ``wait`` is the caller's, where others of
+    this process may wait for the same request: then the last of them cancels it.
 
     Raises:
         PeerlaneError: as ``LaneResult.get``.
@@ -138,11 +145,20 @@ def outcome_by(
     record = await_record(lanes, request_id, until, listening) if time.monotonic() < until else None
     if record is not None:
         return outcome.decode(record, wish)
+    leave(wait, request_id, within)
     record = settle(lanes, request_id, deadline, until=until + GRACE)
     if within is None:
         return outcome.decode(record, wish)
     # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
     return result_of(record, timed_out(round(within, 1) or within), wish)
+
+
+def leave(wait: Wait | None, request_id: str, within: float | None) -> None:
+    """Raises OutcomeUnknown where others of this process still wait for the request: it is theirs to cancel."""
+    if wait is not None and not wait.leave():
+        time_told = "no outcome yet" if within is None else f"no outcome within {round(within, 1) or within:g} s"
+        why = "another call in this program waits for the same request; ask again with the same id"
+        raise OutcomeUnknown(f"{time_told}; {why}", request_id)
 
 
 def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:

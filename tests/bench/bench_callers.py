@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from bench_callers_client import NAME, Load
+from bench_callers_client import NAME, WARM_UP, Load
 from bench_goodput_plot import plot_goodput
 from bench_lane import Stock
 from bench_raw_client import RawLoad
@@ -46,7 +46,7 @@ PAIRS = {
     "1,000": (1_000, "asyncio", "window"),
 }
 #: Rounds of each pair, alternately: medians are told.
-ROUNDS = 3
+ROUNDS = 2
 CLIENT = ROOT / "tests" / "bench" / "bench_callers_client.py"
 RAW_CLIENT = CLIENT.with_name("bench_raw_client.py")
 #: Callers that are admitted by nobody, and their timeout: more than one lane can do. One request in twenty is a delete.
@@ -110,12 +110,18 @@ def idle(server: RedisServer, settings: dict[str, Any], directory: Path) -> dict
         time.sleep(IDLE)
         info = server.redis.info("all")
         return {
-            # One of the commands, and one of the connections, are the bench's own.
+            # One of the commands is the bench's own, and two of the connections: it has looked at the lane.
             "commands_per_s": round((info["total_commands_processed"] - before - 1) / (time.monotonic() - began), 1),
-            "connections": info["connected_clients"] - 1,
+            "connections": info["connected_clients"] - 2,
         }
     finally:
         observer.stop()
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the processor so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ratio(value: float, other: float) -> float:
@@ -143,14 +149,17 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     gateway.loglevel = "warning"
     os.environ["STOCK_BROKER"] = f"redis+socket://{server.socket}"
     stock: Stock | None = None
-    steps = len(GOODPUT) + len(RAW) if chosen.goodput else 2 * ROUNDS * len(PAIRS) + 2 + len(GOODPUT) + len(RAW) + 1
+    steps = (0 if chosen.goodput else 2 * ROUNDS * len(PAIRS) + 1) + len(GOODPUT) + len(RAW)
     done = 0
 
     def asked(kind: str, callers: int, timeout: float = 60.0) -> dict[str, Any]:
         nonlocal done
         advance(f"{callers:,} callers, {kind}", done / steps)
         done += 1
-        return client(Load(kind, server.url, callers, chosen.seconds, timeout))
+        pid = stock.pid if stock is not None and kind in {noop for _, _, noop in PAIRS.values()} else gateway.pid
+        before = cpu_seconds(pid)
+        told = client(Load(kind, server.url, callers, chosen.seconds, timeout))
+        return told | {"writer_us": round((cpu_seconds(pid) - before) / max(told["done"] + WARM_UP, 1) * 1e6, 1)}
 
     try:
         gateway.start()
@@ -161,7 +170,15 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
             done += 1
             stock = Stock(server)
         for name, (callers, kind, noop) in () if chosen.goodput else PAIRS.items():
-            rounds = [(asked(noop, callers), asked(kind, callers)) for _ in range(ROUNDS)]
+            rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
+            for _ in range(ROUNDS):
+                beside = asked(noop, callers)
+                with syncs(server.pid, directory) as counted:
+                    rounds.append((beside, asked(kind, callers)))
+                if callers > 1:
+                    created = rounds[-1][1]["done"]
+                    told = ratio(counted["calls"], created) if "calls" in counted else None
+                    figures["syncs_per_create"][str(callers)] = told
             figures["pairs"][name] = {
                 which: {field: median(each[at][field] for each in rounds) for _, field in _ROWS}
                 for at, which in enumerate(("noop", "create"))
@@ -169,10 +186,6 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         if stock is not None:
             stock.end()
             stock = None
-        for callers, kind in () if chosen.goodput else ((32, "threads"), (1_000, "asyncio")):
-            with syncs(server.pid, directory) as counted:
-                created = asked(kind, callers)["done"]
-            figures["syncs_per_create"][str(callers)] = ratio(counted["calls"], created) if "calls" in counted else None
         goodput = [{"callers": n, "timeout_s": timeout, **asked("asyncio", n, timeout)} for n, timeout in GOODPUT]
         best = max(point["per_s"] for point in goodput[:2])
         raw: list[dict[str, Any]] = []
@@ -227,6 +240,7 @@ _ROWS: Iterable[tuple[str, str]] = (
     ("p50, ms", "p50_ms"),
     ("p99, ms", "p99_ms"),
     ("client's CPU, µs", "client_us"),
+    ("writer's CPU, µs", "writer_us"),
 )
 
 

@@ -6,14 +6,15 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import key_number, some_key
-from waiting import PATIENCE
+from waiting import PATIENCE, eventually
 
-from peerlane import AsyncGateway, Conflict, Gateway, PeerResult
+from peerlane import AsyncGateway, Conflict, Gateway, OutcomeUnknown, PeerResult, TimedOut
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
@@ -150,6 +151,51 @@ def test_a_record_of_an_earlier_version_is_read_as_ever(
     assert sound_digest(record.pop("wish"))
     redis.set(stored, json.dumps(record), keepttl=True)
     assert ask(app, shared_gateway.name, request, {"public_key": key}) == answered
+
+
+class TestTwoThreadsThatWaitForOneRequest:
+    """As two attempts of a web request may: the one that gives up first takes nothing from the other."""
+
+    def both(self, iad: GatewayProcess, app: PeerlaneApp, within: float) -> tuple[str, Future[PeerResult]]:
+        """One that waits so long, and another that has given up; the key."""
+        request, key = new_request(iad), some_key()
+        iad.hold()
+        lane = names.lane_queue(iad.name)
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(Gateway(iad.name, app=app).create_peer, key, request_id=request, timeout=within)
+            eventually(lambda: lanes_of(app).redis.llen(lane), "the first one's message")
+            with pytest.raises(OutcomeUnknown, match="another call in this program"):
+                Gateway(iad.name, app=app).create_peer(key, request_id=request, timeout=0.3)
+            if within > 5:
+                iad.resume()
+        return key, waiting
+
+    def test_the_patient_one_gets_its_answer(self, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+        _, waiting = self.both(shared_gateway, app, 30)
+        assert waiting.result(30).outcome == "created"
+
+    def test_the_last_to_give_up_cancels_it(self, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+        key, waiting = self.both(shared_gateway, app, 3)
+        with pytest.raises(TimedOut):
+            waiting.result(30)
+        shared_gateway.resume()
+        iad = Gateway(shared_gateway.name, app=app)
+        iad.create_peer(some_key(), timeout=20)
+        assert iad.peer(key) is None
+
+    def test_plain_celery_counts_too(self, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+        name, request, key = shared_gateway.name, new_request(shared_gateway), some_key()
+        shared_gateway.hold()
+        sent = task_of(app, names.CREATE_PEER).apply_async(
+            kwargs={"gateway": name, "public_key": key}, task_id=request, expires=30
+        )
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(sent.get, timeout=30)
+            eventually(lambda: lanes_of(app).waits.is_awaited(request), "somebody waiting for it")
+            with pytest.raises(OutcomeUnknown, match="another call in this program"):
+                app.AsyncResult(request).get(timeout=0.3)
+            shared_gateway.resume()
+            assert waiting.result()["outcome"] == "created"
 
 
 class TestADigest:

@@ -53,8 +53,10 @@ class TestARequest:
     def test_needs_no_subscription_and_no_connection_of_its_own(
         self, own_redis: RedisServer, gateway: MakeGateway, client: MakeClient
     ) -> None:
-        api = client(gateway(redis=own_redis), redis=own_redis)
+        site = gateway(redis=own_redis)
+        api = client(site, redis=own_redis)
         api.create_peer(some_key())
+        eventually(lambda: "answered" in site.look().facts, "the writer's heartbeat, on a connection of its own")
         before, connected = commands(own_redis), connections(own_redis)
         for _ in range(20):
             assert api.create_peer(some_key()).outcome == "created"
@@ -170,6 +172,66 @@ class TestAfterAFork:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert made == ["created"] * 3
         assert len(list(api.peers())) == 7
+
+
+class TestAPushWhoseAnswerIsLost:
+    """Its message may be in the lane: sent again it is the same request, which is done once."""
+
+    def once(self, api: Gateway, site: GatewayProcess, server: RedisServer, key: str) -> None:
+        assert [peer.public_key for peer in api.peers() if peer.public_key == key] == [key]
+        unacked = names.unacked_key(site.name)
+        eventually(lambda: not server.redis.exists(unacked, names.lane_queue(site.name)), "both being acknowledged")
+
+    @pytest.mark.parametrize("given", [False, True], ids=["new", "with-an-id"])
+    def test_is_repeated_while_time_is_left(
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer, *, given: bool
+    ) -> None:
+        site, key = gateway(), some_key()
+        api = client(site.name, redis_url=link.url)
+        api.create_peer(some_key())
+        link.reset_mid_reply(to=b"LPUSH")
+        request = names.request_id(site.name, uuid.uuid4().hex) if given else None
+        assert api.create_peer(key, timeout=20, request_id=request).outcome == "created"
+        self.once(api, site, redis_server, key)
+
+    def test_lies_twice_in_a_lane_that_nobody_serves_and_is_answered_from_one_record(
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer
+    ) -> None:
+        site, key = gateway(), some_key()
+        api = client(site.name, redis_url=link.url)
+        api.create_peer(some_key())
+        site.hold()
+        link.reset_mid_reply(to=b"LPUSH")
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(api.create_peer, key, timeout=30)
+            eventually(lambda: redis_server.redis.llen(names.lane_queue(site.name)) == 2, "both messages")
+            site.resume()
+            assert waiting.result().outcome == "created"
+        self.once(api, site, redis_server, key)
+
+    def test_on_a_connection_that_died_without_a_word_is_sent_on_another(
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer
+    ) -> None:
+        site, key = gateway(), some_key()
+        api = client(site.name, redis_url=link.url)
+        api.create_peer(some_key())
+        link.silence()
+        assert api.create_peer(key, timeout=20).outcome == "created"
+        self.once(api, site, redis_server, key)
+
+    def test_is_cancelled_where_redis_stays_away_until_the_time_is_up(
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy
+    ) -> None:
+        site, key = gateway(), some_key()
+        api = client(site.name, redis_url=link.url)
+        api.create_peer(some_key())
+        site.hold()
+        link.reset_mid_reply(to=b"LPUSH")
+        with pytest.raises(TimedOut):
+            api.create_peer(key, timeout=0.5)
+        site.resume()
+        api.create_peer(some_key(), timeout=20)
+        assert api.peer(key) is None
 
 
 class TestAConnection:

@@ -81,6 +81,11 @@ class GroupedLane(FuzzedLane):
         return self._channel
 
     @property
+    def service(self) -> Any:
+        """The gateway's service."""
+        return self._worker.service
+
+    @property
     def bulk(self) -> str:
         return names.bulk_queue(self.name)
 

@@ -18,6 +18,7 @@ from waiting import eventually
 
 from peerlane.config import names
 from peerlane.tasks.admin.acl import users
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane import polling
 
 #: Heartbeats of the writer for which commands are counted: as many as the seldom things need to be seen.
@@ -131,6 +132,22 @@ class TestAWaitForMessages:
 def _clients(redis: Redis) -> list[dict[str, str]]:
     found: Any = redis.client_list()
     return found
+
+
+def test_a_writer_that_makes_lost_commits_true_again_is_given_time_for_that(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be thousands, and nobody turns the lane meanwhile: neither callers nor a supervisor take it for stuck."""
+    lane, within = GroupedLane(redis_server, tmp_path), list[float]()
+    try:
+        sequence = lane.writer.store.sequence
+        monkeypatch.setattr(sequence, "catch_up", lambda: within.append(PULSE.within))
+        sequence.behind = True
+        PULSE.turn()
+        lane.service.tick()
+    finally:
+        lane.close()
+    assert within == [LONG]
 
 
 @pytest.mark.parametrize("role", ["writer", "observer"])

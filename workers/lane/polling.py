@@ -1,7 +1,7 @@
 """Waits for messages with few commands and few connections while the lane is idle.
 
 One connection waits in BRPOP, which answers at once when a message comes, and after ``BLOCKED_FOR`` seconds if none
-does. The main thread's other commands use one other connection (``config.redis.SharedRedis``).
+does. The main thread's other commands use one other connection (``config.redis.client``).
 """
 
 from __future__ import annotations
