@@ -34,12 +34,12 @@ class SlowStore:
         self.asked = threading.Event()
         self.answers = threading.Event()
 
-    def heartbeat(self, redis: object = None, **fields: str) -> bool:
+    def heartbeat(self, redis: object = None, **fields: str) -> str:
         if not self.asked.is_set():
             self.asked.set()
             assert self.answers.wait(20)
         self.told.append(fields["phase"])
-        return True
+        return "active"
 
 
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
