@@ -7,8 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar, Unpack
 
-from peerlane.config.celery_app import PeerlaneApp
-
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.fleet import Fleet, Wish
 from peerlane.tasks.client.patience import Timeout

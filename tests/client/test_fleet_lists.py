@@ -14,9 +14,9 @@ from gateways import GatewayProcess, MakeGateway, MakeSettings, close, new_name
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
-from peerlane.config.celery_app import PeerlaneApp
 
 from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo, PeerAnswer, PeerlaneError, PeerResult
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import LaneState
 from peerlane.tasks.client.call_metrics import REQUESTS
 from peerlane.tasks.client.placement import Choice, ListPlacement, ListRemoval, choose
