@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -31,7 +32,7 @@ def server_directory() -> Path:
 
 
 @contextmanager
-def serving(**told: str) -> Generator[RedisServer]:
+def serving(**told: Any) -> Generator[RedisServer]:
     """A server with these settings that is running, and leaves nothing behind."""
     directory = server_directory()
     server = RedisServer(directory, password=told.get("requirepass"), **told)
