@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from servers import RedisServer, server_directory
+from servers import RedisServer, serving
 from waiting import PATIENCE
 
 from peerlane import Gateway
@@ -45,27 +44,18 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # py
     monkeypatch.setattr("peerlane.config.settings.DEFAULT_SETTINGS_FILE", "/nonexistent/peerlane.toml")
 
 
-def _serving() -> Iterator[RedisServer]:
-    directory = server_directory()
-    server = RedisServer(directory)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """The server that all tests share which do it no harm; each uses gateway names of its own."""
-    yield from _serving()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A server for one test that restarts it, freezes it or fills it up."""
-    yield from _serving()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from walks import counts, measure
 
 
+@pytest.mark.slow("follows real processes call by call")
 def test_each_walk_is_recorded_from_its_own_process() -> None:
     walks = measure()
     entered = {name: {file.rsplit("/", 1)[0] for file, _ in calls} for name, calls in walks.items()}

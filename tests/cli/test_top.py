@@ -20,7 +20,7 @@ from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
 from observers import Observer, ending
 from rich.console import Console
-from servers import RedisServer
+from servers import RedisServer, serving
 from waiting import eventually
 
 from peerlane.config import names
@@ -136,6 +136,17 @@ def test_a_long_name_gives_way_before_any_number_does() -> None:
 # What it tells of real gateways
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """One for all tests that do no harm to it."""
+    with serving() as server:
+        site = GatewayProcess("iad", server.url, tmp_path_factory.mktemp("top"), dataplane="memory")
+        site.start()
+        with ending(Observer(site, observe_every=1)):
+            yield site
+        site.finish()
+
+
 @pytest.fixture
 def iad(own_redis: RedisServer, gateway: MakeGateway) -> Iterator[GatewayProcess]:
     """A gateway with an observer, alone on its server."""
@@ -144,8 +155,8 @@ def iad(own_redis: RedisServer, gateway: MakeGateway) -> Iterator[GatewayProcess
         yield site
 
 
-def test_once_is_one_table_with_rates(iad: GatewayProcess) -> None:
-    told = Shell(iad).run("top", "--once", "--interval", "1.2")
+def test_once_is_one_table_with_rates(lasting: GatewayProcess) -> None:
+    told = Shell(lasting).run("top", "--once", "--interval", "1.2")
     assert told.exit_code == 0, told.output
     summary, head, row = told.stdout.splitlines()
     assert summary.endswith("1 gateway: 1 active; 0 peers, +0/s -0/s, 0 waiting")
@@ -153,9 +164,9 @@ def test_once_is_one_table_with_rates(iad: GatewayProcess) -> None:
     assert re.fullmatch(r"iad +active +0 +100,000 +0 +0 +0 +0 +0 +- +- +1s +1s +0, \d+s ago *", row), row
 
 
-def test_creates_and_deletes_are_seen_as_they_happen(iad: GatewayProcess, client: MakeClient) -> None:
-    process = spawned("top", "iad", "--json", "--interval", "0.3", redis=str(iad.settings["redis_url"]))
-    peers = client(iad)
+def test_creates_and_deletes_are_seen_as_they_happen(lasting: GatewayProcess, client: MakeClient) -> None:
+    process = spawned("top", "iad", "--json", "--interval", "0.3", redis=str(lasting.settings["redis_url"]))
+    peers = client(lasting)
     try:
         assert process.stdout is not None
         seen: set[str] = set()
@@ -219,9 +230,9 @@ def test_it_costs_by_the_gateway_and_never_by_the_peer(own_redis: RedisServer) -
 _COST = ("total_commands_processed", "total_net_output_bytes")
 
 
-def test_an_unknown_gateway_ends_it_with_3(iad: GatewayProcess) -> None:
+def test_an_unknown_gateway_ends_it_with_3(lasting: GatewayProcess) -> None:
     for words in (("--once",), ()):
-        told = Shell(iad).run("top", "nowhere", "--json", *words)
+        told = Shell(lasting).run("top", "nowhere", "--json", *words)
         assert told.exit_code == 3
         assert document(told)["error"]["code"] == "unavailable"
 
@@ -288,12 +299,12 @@ def _until(process: subprocess.Popen[str], pattern: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_a_terminal_is_left_as_it_was_found(number: signal.Signals, expected: int, iad: GatewayProcess) -> None:
+def test_a_terminal_is_left_as_it_was_found(number: signal.Signals, expected: int, lasting: GatewayProcess) -> None:
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (24, 80))
     before = termios.tcgetattr(its)
     environment = {"TERM": "xterm-256color"}
-    process = spawned("top", redis=str(iad.settings["redis_url"]), stdout=its, environment=environment)
+    process = spawned("top", redis=str(lasting.settings["redis_url"]), stdout=its, environment=environment)
     said = b""
     try:
         while b"iad" not in said:

@@ -102,13 +102,8 @@ def test_a_gateway_serves_from_there(
     assert "HOSTILE" not in log.read_text()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param((), marks=pytest.mark.slow("starts a whole demo; the one without Flower is quick enough")),
-        ("--no-flower",),
-    ],
-)
+@pytest.mark.slow("starts a whole demo, a dozen processes, twice")
+@pytest.mark.parametrize("words", [(), ("--no-flower",)])
 def test_the_demo_runs_to_its_end_there(words: tuple[str, ...], hostile: Path, imported: Path) -> None:
     ran = subprocess.run(
         [PEERLANE, "demo", "--peers", "20", "--gateways", "1", "--json", *words],

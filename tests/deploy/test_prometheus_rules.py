@@ -121,6 +121,7 @@ class TestPromtool:
     def test_accepts_the_rules(self) -> None:
         assert f"{sum(len(group['rules']) for group in GROUPS)} rules found" in promtool("check", "rules", RULES)
 
+    @pytest.mark.timeout(400)
     def test_sees_each_alert_fire_at_its_fault_and_none_while_all_is_well(self, tmp_path: Path) -> None:
         tests = [scenario("all is well", WELL, set(), minutes) for minutes in (60, LATE)]
         for alert, differs in FAULTS.items():

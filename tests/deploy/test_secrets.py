@@ -25,6 +25,9 @@ from peerlane.tasks.values.keys import KeyPair
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer, Peer
 
+#: The scene is played within the first test's time.
+pytestmark = pytest.mark.timeout(600)
+
 #: Unsealed, the whole scene plays once more.
 CLEAR = pytest.param("clear", marks=pytest.mark.slow("plays a second scene of thirty processes and commands"))
 

@@ -21,6 +21,9 @@ def fault(test: str, before: str = "one + other") -> Mutant:
     )
 
 
+AGAIN = pytest.mark.slow("runs pytest in a process of its own; make test has one of these")
+
+
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "examples").mkdir()
@@ -39,6 +42,7 @@ def test_a_fault_is_planted_in_a_copy_caught_by_name_and_taken_back(tree: Path) 
     assert (tree / "examples" / "sums.py").read_text() == SUM
 
 
+@AGAIN
 def test_a_fault_that_no_test_notices_survives_and_the_status_says_so(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +61,7 @@ def test_a_text_that_is_not_there_once_cannot_be_planted(tree: Path, before: str
         pass
 
 
+@AGAIN
 def test_a_test_that_fails_without_any_fault_is_no_judge(tree: Path) -> None:
     (tree / "examples" / "test_sums.py").write_text("def test_it():\n    assert False\n")
     with pytest.raises(RuntimeError, match="fails without any fault"):

@@ -23,7 +23,7 @@ EVERY = "500ms"
 
 
 def promtool(*words: str | Path) -> str:
-    done = subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

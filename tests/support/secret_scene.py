@@ -247,7 +247,7 @@ def _command(scene: Scene, server: FencedServer, directory: Path, settings: dict
             stderr=subprocess.STDOUT,
         )
         scene.command_lines |= _command_lines()
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=240)
         scene.commands[f"{' '.join(words)} {len(scene.commands)}"] = said.decode(errors="replace")
 
 

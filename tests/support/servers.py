@@ -7,7 +7,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -26,6 +29,19 @@ def server_directory() -> Path:
     """A new directory for a server, with a short path and, where there is room, in memory. The caller removes it."""
     roomy = IN_MEMORY.is_dir() and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM
     return Path(tempfile.mkdtemp(prefix="peerlane-", dir=IN_MEMORY if roomy else None))
+
+
+@contextmanager
+def serving(**told: Any) -> Generator[RedisServer]:
+    """A server with these settings that is running, and leaves nothing behind."""
+    directory = server_directory()
+    server = RedisServer(directory, password=told.get("requirepass"), **told)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class RedisServer:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 from fenced import GATEWAYS, fenced, printed
 from gateways import ROOT, clean_environment
-from servers import RedisServer, server_directory
+from servers import RedisServer, serving
 from waiting import eventually
 
 from peerlane.config.settings import read
@@ -47,19 +46,6 @@ def stack() -> Generator[ExitStack]:
         yield found
 
 
-@contextmanager
-def another(**told: str) -> Generator[RedisServer]:
-    """A Redis of its own for one test, with these settings."""
-    directory = server_directory()
-    server = RedisServer(directory, user=None, password=told.get("requirepass"), program=None, **told)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -79,29 +65,29 @@ def nobody_listens(_stack: ExitStack, _tmp_path: Path) -> Case:
 
 
 def wrong_password(stack: ExitStack, _tmp_path: Path) -> Case:
-    server = stack.enter_context(another(requirepass="correct-horse"))
+    server = stack.enter_context(serving(requirepass="correct-horse"))
     url = f"unix://:battery-staple@{server.socket}"
     return Case(3, "redis_refuses", "it knows no such user, or another password", told={"REDIS_URL": url})
 
 
 def a_cluster(stack: ExitStack, _tmp_path: Path) -> Case:
     port = free_port()
-    server = stack.enter_context(another(**{"cluster-enabled": "yes", "cluster-port": port}))
+    server = stack.enter_context(serving(**{"cluster-enabled": "yes", "cluster-port": port}))
     return Case(1, "storage_error", "Redis runs as a cluster", told={"REDIS_URL": server.url})
 
 
 def a_replica(stack: ExitStack, _tmp_path: Path) -> Case:
-    server = stack.enter_context(another(replicaof=f"127.0.0.1 {free_port()}"))
+    server = stack.enter_context(serving(replicaof=f"127.0.0.1 {free_port()}"))
     return Case(3, "redis_away", "Redis is a replica", retryable=True, told={"REDIS_URL": server.url})
 
 
 def one_that_evicts(stack: ExitStack, _tmp_path: Path) -> Case:
-    server = stack.enter_context(another(maxmemory="100mb", **{"maxmemory-policy": "allkeys-lru"}))
+    server = stack.enter_context(serving(maxmemory="100mb", **{"maxmemory-policy": "allkeys-lru"}))
     return Case(1, "storage_error", "Redis may evict peers", told={"REDIS_URL": server.url})
 
 
 def one_that_forgets(stack: ExitStack, _tmp_path: Path) -> Case:
-    server = stack.enter_context(another(appendonly="no"))
+    server = stack.enter_context(serving(appendonly="no"))
     told = {"REDIS_URL": server.url, "REQUIRE_DURABLE": "true"}
     return Case(1, "storage_error", "PEERLANE_REQUIRE_DURABLE forbids that", told=told)
 
