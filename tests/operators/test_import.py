@@ -339,7 +339,7 @@ def test_an_import_that_is_given_up_never_comes_in(
     shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    iad.pause()
+    iad.pause(alive=True)
     with pytest.raises(TimedOut):
         import_file(rendered(peers(5)), iad.name, app=app, timeout=1)
     iad.resume()

@@ -13,6 +13,7 @@ from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
+from waiting import PATIENCE
 from writer_alone import create_peer
 
 from peerlane.config import names
@@ -81,9 +82,9 @@ class TestTheDead:
         sent = lane.send(*late(lane, 3, unheard=unheard), *fresh(lane, 2))
         with lane.redis.pubsub(ignore_subscribe_messages=True) as heard:
             heard.psubscribe(names.result_key(f"{lane.name}.*"))
-            heard.get_message(timeout=1)
+            heard.get_message(timeout=PATIENCE)
             lane.wake()
-            told = {cast("Any", heard.get_message(timeout=2))["channel"].decode() for _ in sent}
+            told = {cast("Any", heard.get_message(timeout=PATIENCE))["channel"].decode() for _ in sent}
         assert told == set(map(names.result_key, sent))
         assert lane.kinds(sent) == [TimedOut] * 3 + ["created"] * 2
         assert lane.applied == [2]
@@ -102,9 +103,9 @@ class TestTheDead:
         lane.send(*late(lane, 1, id=f"{reply}_7"), *fresh(lane, 1))
         with lane.redis.pubsub(ignore_subscribe_messages=True) as heard:
             heard.subscribe(names.result_key(f"{lane.name}.{reply}"))
-            heard.get_message(timeout=1)
+            heard.get_message(timeout=PATIENCE)
             lane.wake()
-            message = cast("Any", heard.get_message(timeout=2))
+            message = cast("Any", heard.get_message(timeout=PATIENCE))
         assert b"TimedOut" in message["data"]
 
     def test_have_the_outcome_that_they_had(self, lane: GroupedLane) -> None:
