@@ -216,6 +216,7 @@ class Bench:
                 backs[0],
                 run.lost_at,
                 run.redo_alone,
+                self.site.reach.slow_since(run.began),
                 before,
                 upkeep,
             )

@@ -230,13 +230,21 @@ def _answers(evidence: Evidence) -> Iterable[Violation]:
         where = f"call {call.number} ({call.act}, timeout {call.timeout:g} s, request {call.request})"
         if call.end == "broken":
             yield Violation("I6", f"{where} ended in an error of no kind that is promised: {call.said}")
-        if call.ended is not None and call.ended - call.began > call.timeout + GRACE + call.stalled:
-            took = call.ended - call.began - call.stalled
+        stalled = call.stalled + _overlap(call, evidence.slow)
+        if call.ended is not None and call.ended - call.began > call.timeout + GRACE + stalled:
+            took = call.ended - call.began - stalled
             yield Violation("I6", f"{where} took {took:.2f} s: {call.outcome}")
-        if call.end == "unknown" and not _was_away(call, evidence.away) and call.stalled < STALLED:
+        away = [*evidence.away, *evidence.slow]
+        if call.end == "unknown" and not _was_away(call, away) and call.stalled < STALLED:
             yield Violation("I6", f"{where} was unknown while Redis could be reached: {call.said}")
         if call.end in ("unknown", "open") and call.request not in settled:
             yield Violation("I6", f"{where} was never settled, though it was asked again")
+
+
+def _overlap(call: Call, windows: Sequence[Window]) -> float:
+    """Seconds of the call within the windows."""
+    ended = call.ended if call.ended is not None else float("inf")
+    return sum(max(0.0, min(ended, window.ended) - max(call.began, window.began)) for window in windows)
 
 
 def _was_away(call: Call, away: Sequence[Window]) -> bool:

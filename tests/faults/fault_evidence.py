@@ -141,6 +141,8 @@ class Evidence:
     lost_at: float | None = None
     #: Whether all that its writer knew was lost as well, but for its redo file.
     redo_alone: bool = False
+    #: When Redis answered, and took long: the machine was too busy.
+    slow: Sequence[Window] = ()
     #: The gateway's facts before the run.
     facts_before: Facts | None = None
     upkeep: Upkeep = Upkeep()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fault_play import Run
+from fault_processes import Supervised
 
 from peerlane.config import names
 
@@ -63,7 +64,7 @@ def rival_elsewhere(run: Run) -> None:
         )
     before = int(cast("Any", site.redis.get(names.epoch_key(site.name))))
     rival.start()
-    await_epoch(run, before + 1, within=40)
+    await_epoch(run, before + 1, within=120, who=rival)
     site.gateway.resume()
     time.sleep(run.rng.uniform(1.0, 3.0))
     rival.leave()
@@ -72,14 +73,14 @@ def rival_elsewhere(run: Run) -> None:
     site.device_file.with_suffix(".rival").unlink(missing_ok=True)
 
 
-def await_epoch(run: Run, epoch: int, *, within: float) -> None:
+def await_epoch(run: Run, epoch: int, *, within: float, who: Supervised | None = None) -> None:
     until = time.monotonic() + within
     while time.monotonic() < until:
         lane = run.site.look()
         if lane and lane.live and lane.facts.get("phase") == "serving" and int(lane.facts.get("epoch", 0)) >= epoch:
             return
         time.sleep(0.05)
-    said = run.site.gateway.said[-3000:]
+    said = (who or run.site.gateway).said[-3000:]
     raise AssertionError(f"no writer of epoch {epoch} served within {within:g} s; the gateway said:\n{said}")
 
 

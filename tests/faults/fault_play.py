@@ -46,6 +46,7 @@ class Run:
     lost_at: float | None = None
     #: Whether its writer died with it, so that nothing but the redo file is left.
     redo_alone: bool = False
+    began: float = field(default_factory=time.monotonic)
     #: What else befell it, for the report.
     notes: list[str] = field(default_factory=list[str])
 

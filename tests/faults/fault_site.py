@@ -24,6 +24,7 @@ from devices import run
 from fault_look import INTERFACE, SERVES, Outside, Plane
 from fault_monitor import Monitor
 from fault_processes import Callers, Supervised
+from fault_reach import Reach
 from faultproxy import FaultProxy
 from gateways import clean_environment, named_endpoint
 from program_path import PROGRAM_PATH
@@ -121,8 +122,9 @@ class Site:
         self.observer.start()
         self.callers = Callers(self.caller_link.url, self.name, self.directory, self.environment())
         self.callers.start()
-        self.serving(within=60)
-        self.observed(within=60)
+        self.reach = Reach(self.caller_link.url)
+        self.serving(within=120)
+        self.observed(within=120)
         return self
 
     @property
@@ -130,6 +132,7 @@ class Site:
         return self.writer_link, self.observer_link, self.caller_link
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.reach.close()
         self.callers.end()
         self.observer.stop()
         self.gateway.stop()

@@ -252,6 +252,15 @@ class TestEveryCall:
     def test_may_take_as_much_longer_as_its_caller_was_stopped(self) -> None:
         assert broken(self.with_fourth(ended=7.2, stalled=0.5)) == set()
 
+    def test_may_take_as_much_longer_as_redis_took_to_answer(self) -> None:
+        late = self.with_fourth(ended=7.5)
+        assert broken(replace(late, slow=[Window(5.0, 5.4)])) == {"I6"}
+        assert broken(replace(late, slow=[Window(2.0, 2.9), Window(5.0, 5.6)])) == set()
+
+    def test_may_be_unknown_where_redis_took_long_to_answer(self) -> None:
+        assert broken(replace(SOUND, away=[], slow=[Window(3.9, 4.6)])) == set()
+        assert broken(replace(SOUND, away=[], slow=[Window(8.0, 9.0)])) == {"I6"}
+
     def test_ends_in_an_error_that_is_promised(self) -> None:
         assert broken(self.with_fourth(end="broken", outcome="ValueError")) == {"I6"}
 

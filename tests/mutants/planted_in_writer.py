@@ -106,8 +106,8 @@ IN_WRITER = (
         "taken-again",
         "messages whose taking was not answered are lost",
         "workers/store/take.lua",
-        "if noted_before() then return {taken, dead} end\n",
-        "",
+        "if noted_before() then\n",
+        "if false then\n",
         (GROUP,),
     ),
     # The writer
