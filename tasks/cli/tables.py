@@ -176,5 +176,11 @@ def gateway_facts(one: GatewayInfo, *, now: float) -> dict[str, object]:
         "peers": f"{one.peers:,} of at most {one.max_peers:,}",
         "waiting": f"{one.waiting:,}, and {one.waiting_bulk:,} in bulk",
         "device": f"{one.interface}, {one.dataplane} data plane, UDP port {one.listen_port}",
-        "writer": f"{one.holder}, epoch {one.epoch}, version {one.version}",
+        "writer": f"{one.holder}, {_since(one, now)}epoch {one.epoch}, version {one.version}",
     }
+
+
+def _since(one: GatewayInfo, now: float) -> str:
+    if one.began_at is None or one.state == "down":
+        return ""
+    return f"started {span(max(0.0, now - one.began_at))} ago, "

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.values.overlaps import overlaps
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile import comments as annotations
 from peerlane.tasks.wgfile.values import VALUES
 from peerlane.tasks.wire.model import Peer, parse
-from peerlane.tasks.values.prefix import Prefix
 
 #: Problems told of one file; the rest of a hopeless file is only mentioned.
 MAX_PROBLEMS = 100

@@ -106,6 +106,7 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
         yield Check(what, "failed", f"{silent}; {waiting}")
     if max(lane.waiting, lane.waiting_bulk) >= lane.cap:
         yield Check(what, "failed", f"its lane is full, {lane.cap:,} requests wait: more are refused")
+    yield from _start(what, status)
     for alarm in status.alarms:
         yield Check(what, "failed", f"ALARM {alarm.kind}: {alarm.message}")
     if not status.visible:
@@ -118,6 +119,14 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
         stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
         why = f": {stopped['message']}" if "message" in stopped else ""
         yield Check(what, "warning", f"its last sweep left {missed:,} stale peers where they are{why}")
+
+
+def _start(what: str, status: GatewayStatus) -> Iterator[Check]:
+    if status.restarted:
+        again = f"its writer was started again {status.writer_age or 0:.0f} s ago"
+        yield Check(what, "warning", f"{again}, epoch {status.lane.facts['epoch']}: its log says why")
+    if status.recovering:
+        yield Check(what, "warning", f"{status.recovering:,} peers are still to be added to its device after a start")
 
 
 def _beat(snapshot: FleetSnapshot) -> Iterator[Check]:

@@ -51,6 +51,7 @@ def list_gateways(session: Session) -> None:
                 "observer_silent_for": status.observer_silent_for,
                 "beat_silent_for": status.beat_silent_for,
                 "set_aside": status.set_aside,
+                "writer_age": status.writer_age,
                 "endpoint_doubt": endpoint_doubt(status.info.endpoint),
             }
             for status in snapshot.gateways
@@ -74,6 +75,12 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
             )
         if (doubt := endpoint_doubt(status.info.endpoint)) is not None:
             session.output.warn(f"{status.gateway}: clients may not reach its endpoint: {doubt}")
+        if status.recovering:
+            coming = f"{status.recovering:,} peers are still to be added to its device after a start"
+            session.output.warn(f"{status.gateway}: {coming}")
+        if status.restarted:
+            again = f"its writer was started again {span(status.writer_age or 0)} ago, epoch {status.info.epoch}"
+            session.output.warn(f"{status.gateway}: {again}: its log says why")
         if status.set_aside:
             count = f"{status.set_aside:,} message{'' if status.set_aside == 1 else 's'} set aside"
             session.output.warn(f"{status.gateway}: {count}: see `peerlane gateway poison {status.gateway}`")
