@@ -162,6 +162,11 @@ def poison_key(gateway: str) -> str:
     return f"peerlane:{{{gateway}}}:poison"
 
 
+def wake_key(gateway: str, token: str) -> str:
+    """List on which a process of the gateway waits besides its queues, so that it need not wait when it is to stop."""
+    return f"peerlane:{{{gateway}}}:wake:{token}"
+
+
 def deliveries_key(gateway: str, request: str) -> str:
     """How often a request was delivered again."""
     return f"peerlane:{{{gateway}}}:deliveries:{request}"

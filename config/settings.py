@@ -19,7 +19,7 @@ from pydantic_settings import (
 from peerlane.config import links, names, settings_file, validators
 from peerlane.config.bad_settings import BadSettings
 from peerlane.config.hosts import parse_dns, parse_endpoint
-from peerlane.config.redis_url import shown_url
+from peerlane.config.redis.url import shown_url
 
 #: What the variables of all settings begin with.
 PREFIX = "PEERLANE_"

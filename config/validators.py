@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from peerlane.config.hosts import is_host
-from peerlane.config.redis_url import check_sentinel_url, of_sentinels
+from peerlane.config.redis.url import check_sentinel_url, of_sentinels
 
 Network = IPv4Network | IPv6Network
 

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from servers import RedisServer
 
 from peerlane import Gateway
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 
 # A shell without job control starts what is in its background with Ctrl-C ignored, and processes inherit that.

@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import cast
 
 from celery.worker import state as worker_state
+from redis import Redis
 from redis.exceptions import RedisError
 
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.hosts import endpoint_doubt
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
@@ -33,20 +35,20 @@ from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import take_back
 from peerlane.workers.peers.table import Policy
-from peerlane.workers.store.redis_checks import away, check_durability
-from peerlane.workers.store.redo_file import RedoFile
-from peerlane.workers.store.store import Store
-from peerlane.workers.writer.filling import Filling
-from peerlane.workers.writer.heartbeat import Heartbeat, run_of
-from peerlane.workers.writer.recovery import Progress, Recovered
-from peerlane.workers.writer.registration import (
+from peerlane.workers.start.recovery import Progress, Recovered
+from peerlane.workers.start.registration import (
     gateway_labels,
     own_endpoint,
     registered_key,
     registration,
     tell_of_new_key,
 )
-from peerlane.workers.writer.takeover import await_predecessor, holder
+from peerlane.workers.start.takeover import await_predecessor, holder
+from peerlane.workers.store.redis_checks import away, check_durability
+from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.filling import Filling
+from peerlane.workers.writer.heartbeat import Heartbeat, run_of
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -58,8 +60,11 @@ TELL_EVERY = 5.0
 class GatewayService:
     """One gateway's writer with all it needs: lock, epoch, device, heartbeat. Driven by the worker."""
 
-    def __init__(self, settings: Settings, *, progress: Progress | None = None) -> None:
-        """Raises SettingsError where the settings cannot make a gateway; touches nothing yet."""
+    def __init__(self, settings: Settings, *, redis: Redis | None = None, progress: Progress | None = None) -> None:
+        """Raises SettingsError where the settings cannot make a gateway; touches nothing yet.
+
+        ``redis`` is the client of the process' main thread.
+        """
         if settings.gateway is None:
             raise SettingsError("PEERLANE_GATEWAY is not set: name the gateway this host serves")
         self.settings = settings
@@ -70,7 +75,7 @@ class GatewayService:
         #: What clients dial; known once the service has started.
         self.endpoint = settings.endpoint or ""
         self._plane = open_plane(settings)
-        self._redis = connect(settings)
+        self._redis = redis or connect(settings)
         self._progress = progress
         self._lock = WriterLock(self._plane.lock_name)
         self._opened: Store | None = None
@@ -217,6 +222,7 @@ class GatewayService:
     def _catch_up(self) -> None:
         """Make true again what the heartbeat has found to be lost."""
         try:
+            PULSE.turn(LONG)  # it may be thousands of commits
             self.store.sequence.catch_up()
         except RedisError as error:
             log.error("gateway %s: Redis is still behind: %s", self.name, reason(error))
@@ -289,7 +295,7 @@ class GatewayApp(PeerlaneApp):
 
     def make_service(self) -> GatewayService:
         """The writer's service; not started yet."""
-        return GatewayService(self.settings, progress=self._progress)
+        return GatewayService(self.settings, redis=self.shared_redis.client, progress=self._progress)
 
     def bind(self, service: GatewayService) -> None:
         """Give this app's tasks and result backend the writer of a started service."""

@@ -17,11 +17,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
+from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect, reason
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.admission.lanes import close_app
 from peerlane.tasks.errors import PeerlaneError, SettingsError
@@ -33,8 +35,10 @@ from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.privileges import confine_gateway
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
+from peerlane.workers.start.takeover import elsewhere
 from peerlane.workers.store.redis_checks import away
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
@@ -45,30 +49,34 @@ from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import WriterRequests
-from peerlane.workers.writer.takeover import elsewhere
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two signs of life, at most: a third of the time after which an observer counts as gone.
+BEAT_EVERY = 5.0
 #: Reading and deciding yields to the writer where both want the processor.
 NICENESS = 10
 #: Seconds without a tick, and without a request, that show that Redis was away, or this process frozen.
 LAPSE = 5.0
-#: What the gateway's hash says of where its writer is (peerlane.workers.writer.takeover).
+#: What the gateway's hash says of where its writer is (peerlane.workers.start.takeover).
 HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
 class ObserverService:
     """One gateway's observer with all it needs: lock, counters, sweeps, reconciliations. Driven by the worker."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError where the settings cannot make an observer; touches nothing yet."""
+    def __init__(self, settings: Settings, *, redis: Redis | None = None) -> None:
+        """Raises SettingsError where the settings cannot make an observer; touches nothing yet.
+
+        ``redis`` is the client of the process' main thread.
+        """
         if settings.gateway is None:
             raise SettingsError("PEERLANE_GATEWAY is not set: name the gateway this host serves")
         self.settings = settings
         self.name = settings.gateway
         self.spec, self.pools, self.serves = device_spec(settings)
         self._plane = open_plane(settings)
-        self._redis = connect(settings)
+        self._redis = redis or connect(settings)
         self._client = PeerlaneApp(settings)
         self._lock = ObserverLock(self._plane.lock_name)
         self._counted: ActivityTracker | None = None
@@ -77,8 +85,11 @@ class ObserverService:
         self._attendance = ScheduleWatchdog(self._redis, self.name)
         #: The writer's epoch that was last seen serving: any other has just come (back). None: begin anew.
         self._epoch: bytes | None = None
-        #: When it last said that it lives, in ms on Redis' clock.
+        #: Whether a writer has begun to serve, and no sweep was made for that yet.
+        self._returned = False
+        #: When it last said that it lives, in ms on Redis' clock; and when it last looked, on the monotonic clock.
         self._beat_at = 0
+        self._looked_at = float("-inf")
         #: Where the live writer is, if it is not here: then the counters here are another device's.
         self._elsewhere: str | None = None
         self._ticked = time.monotonic()
@@ -91,6 +102,7 @@ class ObserverService:
             RedisAway: Redis cannot be used.
             SettingsError: privileges that are not needed could not be given up.
         """
+        PULSE.turn(LONG)
         confine_gateway(self.settings.user, on_host=self._plane.on_host)
         self._lock.acquire()
         with suppress(OSError):
@@ -98,6 +110,7 @@ class ObserverService:
         try:
             self._open()
             self._observe()
+            PULSE.serving = True
         except RedisError as error:
             raise away(error) from error
 
@@ -125,6 +138,7 @@ class ObserverService:
             mtu=self.spec.mtu,
         )
         self._handler = UpkeepHandler(self._redis, self.settings, self._attendance, sweeper, reconciler)
+        self._handler.look_for_writer = self._beat
 
     def _observe(self) -> None:
         """Learn what was known, and tell that requests may come."""
@@ -139,7 +153,7 @@ class ObserverService:
                 "counters": int(self._counted is not None),
             }
             self._redis.hset(names.observer_key(self.name), mapping=cast("Any", facts))
-        self._epoch = None  # a writer that serves already has come back as well, as far as this observer knows
+        self._epoch, self._returned = None, False  # a writer that serves already counts as come back, at the first tick
         observed = "without counters, which only its writer has" if self._counted is None else self._lock.device
         log.info("gateway %s: observed, %s data plane, %s", self.name, self._plane.kind, observed)
 
@@ -154,19 +168,24 @@ class ObserverService:
         return cast("UpkeepHandler", self._handler)
 
     def tick(self) -> None:
-        """Once a second, between requests: a sign of life; a reading if it is time; a sweep for a writer come back."""
+        """Once a second, between requests: what it is time for.
+
+        That is a sign of life, at once while no writer serves; a reading; a sweep for a writer come back.
+        """
         counted = self._counted
         if time.monotonic() - max(self._ticked, self.handler.ended) > LAPSE:
             self._epoch = None
         self._ticked = time.monotonic()
         try:
-            returned = self._beat()
+            if self._epoch is None or time.monotonic() - self._looked_at >= BEAT_EVERY:
+                self._beat()
             here = self._elsewhere is None
             if here and counted is not None and time.monotonic() - counted.read_at >= self.settings.observe_every:
                 self._read(counted)
             if here:
                 self._attendance.look(partial(self.handler.every, names.SWEEP), self._beat_at // 1000)
-            if here and returned:
+            if here and self._returned:
+                self._returned = False
                 # Peers may have expired while nobody could remove them.
                 self.handler.by_itself(names.SWEEP)
         except (RedisError, PeerlaneError) as error:
@@ -184,6 +203,7 @@ class ObserverService:
         return False
 
     def _read(self, counted: ActivityTracker) -> None:
+        PULSE.turn(LONG)
         before = counted.trouble
         now = self._clock.look()
         counted.read(now)
@@ -191,9 +211,10 @@ class ObserverService:
         if counted.trouble is not None and counted.trouble != before:
             log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
         self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
+        PULSE.turn()
 
-    def _beat(self) -> bool:
-        """Say that the observer lives; whether a writer has begun to serve since the last time."""
+    def _beat(self) -> None:
+        """Say that the observer lives, and look whether the writer is here, and has begun to serve."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         pipe.hmget(names.gateway_key(self.name), "epoch", "phase", *HOLDER)
@@ -201,18 +222,17 @@ class ObserverService:
             "tuple[tuple[int, int], list[bytes | None]]", tuple(pipe.execute())
         )
         now = seconds * 1000 + micros // 1000
+        self._looked_at = time.monotonic()
         self._place(now, holder)
         if self._elsewhere is not None:
-            return False
+            return
         measured = self.handler.measurements
         measured.began_ms = measured.began_ms or now
         fields = {"heartbeat": now, "metrics": encoded(measured.document(self._counted))}
         self._redis.hset(names.observer_key(self.name), mapping=cast("Any", fields))
         self._beat_at = now
-        if phase != b"serving" or epoch == self._epoch:
-            return False
-        self._epoch = epoch
-        return True
+        if phase == b"serving" and epoch != self._epoch:
+            self._epoch, self._returned = epoch, True
 
     def _place(self, now: int, holder: Sequence[bytes | None]) -> None:
         """Notice whether the writer is here. Without counters it does not matter where it is."""
@@ -253,7 +273,7 @@ class ObserverApp(PeerlaneApp):
 
     def make_service(self) -> ObserverService:
         """The observer's service; not started yet."""
-        return ObserverService(self.settings)
+        return ObserverService(self.settings, redis=self.shared_redis.client)
 
     def bind(self, service: ObserverService) -> None:
         """Give this app's tasks and result backend the handler of a started service."""

@@ -102,10 +102,12 @@ def nobody(form: Form = "aclfile") -> str:
     return "user default off" if form == "aclfile" else "ACL SETUSER default off"
 
 
-def _consumer(queues: tuple[str, ...], unacked: str) -> tuple[Selector, ...]:
-    """What kombu needs to consume: take, keep until acknowledged, give back."""
+def _consumer(gateway: str, queues: tuple[str, ...], unacked: str) -> tuple[Selector, ...]:
+    """What kombu needs to consume: take, keep until acknowledged, give back; and to end a wait of its own."""
+    wake = names.wake_key(gateway, "*")
     return (
-        Selector(("brpop", "llen", "lpush", "rpush"), queues),
+        Selector(("brpop", "llen", "lpush", "rpush"), (*queues, wake)),
+        Selector(("expire",), (wake,)),
         Selector(("zadd", "zrem", "zrange", "hset", "hget", "hdel", "watch"), (unacked, f"{unacked}_index")),
     )
 
@@ -124,7 +126,7 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     queues = names.lane_queue(gateway), names.bulk_queue(gateway)
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
-        *_consumer(queues, names.unacked_key(gateway)),
+        *_consumer(gateway, queues, names.unacked_key(gateway)),
         # What waits is taken together, in a late lane the newest first; the heartbeat tells for how long it waits.
         Selector(("rpop", "lrange", "lrem", "lindex"), queues),
         *_sets_aside(gateway),
@@ -145,7 +147,7 @@ def _observer(gateway: str, events: str) -> tuple[Selector, ...]:
     slots = tuple(f"W:peerlane:{{{gateway}}}:{act}:*" for act in ("sweep", "reconcile"))
     return (
         Selector((*_CONNECTION, "publish", "subscribe", "unsubscribe"), channels=(results, events)),
-        *_consumer((names.observer_queue(gateway),), names.unacked_key(gateway, "_observer")),
+        *_consumer(gateway, (names.observer_queue(gateway),), names.unacked_key(gateway, "_observer")),
         *_sets_aside(gateway),
         Selector(("hset", "hget", "hgetall", "hdel", "hscan"), own),
         Selector(("hscan",), (f"R:{names.peers_key(gateway)}", f"R:{names.addresses_key(gateway)}")),

@@ -14,7 +14,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
 
 from peerlane.config import names
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
@@ -196,6 +196,7 @@ def _swap(lanes: Lanes, found: Archive, staged: dict[Part, str], *, force: bool)
             pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, found.epoch) + 1)
             if not registered:
                 pipe.hset(names.gateway_key(gateway), mapping=cast("Any", found.facts | {"phase": "stopped"}))
+            pipe.hset(names.gateway_key(gateway), "writer", "")  # its heartbeat, too, learns of it by the next second
             pipe.sadd(names.GATEWAYS_KEY, gateway)
             pipe.execute()
         except WatchError:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from redis import Redis
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of, unknown_gateway
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.gateway import Gateway

@@ -8,7 +8,7 @@ from typing import Any, cast
 from redis import Redis
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results

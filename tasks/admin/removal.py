@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, WatchError
 
 from peerlane.config import names
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admission.lanes import Lanes, number, unknown_gateway
 from peerlane.tasks.errors import Conflict, StorageError, Unavailable

@@ -15,8 +15,8 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
 from peerlane.tasks.admission.belief import Believed, spread
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
 from peerlane.tasks.redis.server_clock import ServerClock, milliseconds

@@ -11,7 +11,7 @@ import click
 from peerlane.tasks.cli.output import Output
 
 if TYPE_CHECKING:  # Celery, Redis and pydantic are loaded by the commands that need them
-    from peerlane.config.celery_app import PeerlaneApp
+    from peerlane.config.celery.app import PeerlaneApp
     from peerlane.config.settings import Settings
     from peerlane.tasks.client.gateway import Gateway
 
@@ -34,7 +34,7 @@ class Session:
     @cached_property
     def app(self) -> PeerlaneApp:
         """The Celery app that sends this run's requests."""
-        from peerlane.config.celery_app import PeerlaneApp
+        from peerlane.config.celery.app import PeerlaneApp
 
         return PeerlaneApp(self.settings)
 

@@ -12,8 +12,8 @@ from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from peerlane.config.redis_connections import noticing_async
-from peerlane.config.redis_url import redis_tls, sentinels, server_url
+from peerlane.config.redis.connections import noticing_async
+from peerlane.config.redis.url import redis_tls, sentinels, server_url
 from peerlane.config.settings import Settings
 
 #: Connections for looking at lanes and cancelling; asking and waiting need none of them.

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Self
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched
 from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_lane import AsyncLane

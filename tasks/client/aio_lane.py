@@ -11,7 +11,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_cancel import Canceller

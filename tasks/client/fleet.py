@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Self, TypedDict, Unpack
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.gateway import Gateway, gateways

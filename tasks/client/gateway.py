@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, cast
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched, switch
 from peerlane.tasks.admission.lanes import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.client.call_metrics import counted
@@ -59,7 +59,7 @@ class Gateway:
     def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
         """``timeout`` is for calls that name none; 0 is refused: a call waits for its outcome.
 
-        ``app`` is made with ``config.celery_app.PeerlaneApp(settings)``; without it the process' own is used.
+        ``app`` is made with ``config.celery.app.PeerlaneApp(settings)``; without it the process' own is used.
         """
         self.name = name
         self._app = app or definitions.app

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import failure
+from peerlane.config.redis.failures import failure
 from peerlane.tasks.errors import OutcomeUnknown, SettingsError, StorageError
 from peerlane.tasks.exporter.families import ALL, PER_PEER, Family
 from peerlane.tasks.exporter.samples import Sample, samples

@@ -21,8 +21,8 @@ from tornado.ioloop import PeriodicCallback
 from tornado.template import Loader, Template
 
 from peerlane.config import logs
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis_url import shown_url
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.url import shown_url
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.flower.fleet_view import EVERY, FleetView
 from peerlane.tasks.flower.pages import handlers

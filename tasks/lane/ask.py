@@ -25,7 +25,7 @@ from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
 if TYPE_CHECKING:
-    from peerlane.config.celery_app import PeerlaneApp
+    from peerlane.config.celery.app import PeerlaneApp
     from peerlane.tasks.lane.tasks import LaneTask
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, cast
 from celery import Task
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import PeerlaneError, WriterError
 
 

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, TypedDict, cast
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.pipeline import pipelined
 from peerlane.tasks.lane.result import LaneResult

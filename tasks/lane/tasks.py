@@ -13,7 +13,7 @@ from celery import Task
 from celery.local import PromiseProxy
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp, app
+from peerlane.config.celery.app import PeerlaneApp, app
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.lane.celery_manners import LaneSignature, refuse_options

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from peerlane.config.redis import failure, reason
+from peerlane.config.redis.failures import failure, reason
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
 
 #: What sending a message through Celery may raise.

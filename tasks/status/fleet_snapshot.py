@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import LaneState, lanes_of, unknown_gateway
 from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.status.gateway_status import GatewayStatus

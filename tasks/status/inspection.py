@@ -15,7 +15,7 @@ from celery.app.control import Control
 from kombu.matcher import match
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of, number
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import LaneState, lanes_of, unknown_gateway
 from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.redis.server_clock import milliseconds

@@ -29,7 +29,7 @@ from waiting import eventually
 
 from peerlane import Gateway, PeerResult
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult

@@ -29,7 +29,7 @@ from walk_recorder import Call, Recorder
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admin.maintenance import sweep
 

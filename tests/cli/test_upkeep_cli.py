@@ -12,7 +12,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane import Gateway
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 
 

@@ -18,7 +18,7 @@ from waiting import Stopwatch, eventually
 
 from peerlane import AsyncFleet, AsyncGateway, Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Draining, OutcomeUnknown, PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.wire.model import PeerResult
 

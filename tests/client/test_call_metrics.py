@@ -15,7 +15,7 @@ from keys import some_key
 from servers import RedisServer
 
 from peerlane import AsyncGateway, Conflict, Invalid, TimedOut, Unavailable
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.client import call_metrics
 from peerlane.tasks.client.call_metrics import MOST_GATEWAYS, REQUESTS, SECONDS, counted
 

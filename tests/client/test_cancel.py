@@ -13,7 +13,7 @@ from keys import some_key
 from servers import RedisServer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.cli.output import Output
 from peerlane.tasks.cli.peer.request import Interrupted, ask
 from peerlane.tasks.cli.session import Session

@@ -14,7 +14,7 @@ from gateways import GatewayProcess, MakeGateway, MakeSettings, close
 from keys import some_key
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of

@@ -25,7 +25,7 @@ from peerlane import (
     Unavailable,
 )
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.slices import ask_list, cut, new_list_id
 from peerlane.tasks.lane.tasks import task_of

@@ -22,7 +22,7 @@ from waiting import Stopwatch, eventually
 
 from peerlane import AsyncGateway, Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import OutcomeUnknown, TimedOut
 from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.tasks import task_of

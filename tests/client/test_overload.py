@@ -17,12 +17,12 @@ from writer_alone import WriterAlone
 
 from peerlane import AsyncGateway, Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.writer.pace import Pace
+from peerlane.workers.request.pace import Pace
 
 CAP = 40
 

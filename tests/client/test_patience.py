@@ -12,7 +12,7 @@ from gateways import GatewayProcess, MakeSettings, close
 from keys import some_key
 
 from peerlane import AsyncFleet, AsyncGateway, Fleet, Gateway, Invalid, PeerResult
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.client.patience import seconds_of
 
 #: Creates a peer with these arguments.

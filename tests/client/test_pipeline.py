@@ -11,7 +11,7 @@ from keys import some_key
 from waiting import Stopwatch
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Invalid, TimedOut
 from peerlane.tasks.lane.pipeline import send_pipelined

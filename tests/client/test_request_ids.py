@@ -14,7 +14,7 @@ from keys import key_number, some_key
 
 from peerlane import AsyncGateway, Conflict, Gateway, PeerResult
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse

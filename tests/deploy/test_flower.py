@@ -17,7 +17,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane import Gateway
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.flower.pages import handlers

@@ -19,7 +19,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane import Gateway
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 

@@ -22,9 +22,9 @@ from waiting import eventually
 
 from peerlane import AsyncGateway, Gateway, OutcomeUnknown, PeerlaneError
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect
-from peerlane.config.redis_url import celery_url, sentinels, shown_url
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.url import celery_url, sentinels, shown_url
 from peerlane.config.settings import BadSettings, read
 from peerlane.tasks.status.alarms import read_alarms
 

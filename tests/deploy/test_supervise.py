@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from gateways import ROOT, MakeSettings, clean_environment, close, new_name
+from gateways import ROOT, GatewayProcess, MakeSettings, as_variable, clean_environment, close, new_name
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
@@ -20,10 +20,12 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
+from peerlane.tasks.status.fleet_snapshot import read_gateway
+from peerlane.workers.host.pulse import LONG, SILENCE
 from peerlane.workers.host.supervisor import AWAY, LONGEST, observer_is_final, pause_after, writer_is_final
 
 
@@ -42,7 +44,8 @@ class Supervised:
         self.directory = directory
         parts = "".join(
             f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}, 'part'],"
-            f" {'writer' if name == 'writer' else 'observer'}_is_final, watched={name == 'watched'}),"
+            f" {'writer' if name == 'writer' else 'observer'}_is_final,"
+            f" watched={name.startswith('watched')}, needed={name == 'watched'}),"
             for name, script in scripts.items()
         )
         program = (
@@ -180,6 +183,49 @@ def test_the_service_manager_hears_of_readiness_life_and_the_end(
         eventually(lambda: heard.recv(4096) == b"STOPPING=1\nSTATUS=ending", "the end")
 
 
+def test_an_observer_that_does_not_serve_yet_keeps_no_gateway_from_being_ready(
+    supervised: MakeSupervised, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(str(tmp_path / "n"))
+        heard.settimeout(20)
+        supervised(
+            {"NOTIFY_SOCKET": str(tmp_path / "n")},
+            watched="echo '600 serving' >&$2; exec sleep 600",
+            watched_observer="echo '600 starting' >&$2; exec sleep 600",
+        )
+        assert heard.recv(4096) == b"READY=1\nSTATUS=the lane is served"
+
+
+def test_an_observer_says_that_it_goes_on(shared_gateway: GatewayProcess, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    command = ["-m", "peerlane.workers.cli", "gateway", "run", shared_gateway.name]
+    told = {f"PEERLANE_{name.upper()}": as_variable(value) for name, value in shared_gateway.settings.items()}
+    with (tmp_path / "log").open("wb") as log, os.fdopen(reading, "rb", buffering=0) as pulse:
+        observer = subprocess.Popen(
+            [sys.executable, *command, "--only", "observer", "--pulse", str(writing)],
+            env=clean_environment() | told,
+            pass_fds=[writing],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        os.close(writing)
+        try:
+            said = b""
+            while said.count(b"serving") < 3:
+                more = pulse.read(4096)
+                assert more, f"it ended:\n{(tmp_path / 'log').read_text()}"
+                said += more
+            first, *_, last = said.decode().split()
+            assert float(first) >= LONG, "a start may take long"
+            assert last == "serving"
+            assert f"{SILENCE:g} serving" in said.decode(), "between two turns it is expected soon"
+        finally:
+            observer.kill()
+            observer.wait()
+
+
 def test_a_socket_that_nobody_listens_on_does_no_harm(supervised: MakeSupervised, tmp_path: Path) -> None:
     gone = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "100000"}
     both = supervised(gone, watched="echo '600 serving' >&$2; exec sleep 600")
@@ -282,21 +328,34 @@ def test_gateway_run_serves_and_observes_and_survives_the_loss_of_either(
         redis.close()
 
 
-@pytest.mark.slow("a writer is ended after 30 s of silence, and what serves must not be ended by mistake meanwhile")
-def test_a_writer_that_hangs_is_ended_with_its_stacks_in_the_log_and_another_serves(
+@pytest.mark.slow("a process is ended after 30 s of silence, and what serves must not be ended by mistake meanwhile")
+def test_writer_and_observer_that_hang_are_ended_with_their_stacks_in_the_log_and_others_follow(
     redis_server: RedisServer, settings: MakeSettings, tmp_path: Path
 ) -> None:
     name, control = new_name(), tmp_path / "failpoints"
     run = GatewayRun(name, redis_server.url, tmp_path, PEERLANE_TEST_FAILPOINTS=str(control))
     app = PeerlaneApp(settings(redis_url=redis_server.url))
     lanes, api = lanes_of(app), Gateway(name, app=app)
+
+    def observing() -> int:
+        told = redis_server.redis.hgetall(names.observer_key(name))
+        return int(told.get("pid", 0)) if int(told.get("heartbeat", 0)) else 0
+
     try:
         eventually(lambda: lanes.look(name).state == "active", "a served lane", within=30)
         first = lanes.look(name).facts["holder_pid"]
+        observer = eventually(observing, "an observer", within=30)
+        eventually(lambda: redis_server.redis.hget(names.observer_key(name), "sweep"), "its first sweep")
+        beat = redis_server.redis.hget(names.observer_key(name), "heartbeat")
+        eventually(lambda: redis_server.redis.hget(names.observer_key(name), "heartbeat") != beat, "a turn after it")
+        os.kill(observer, signal.SIGSTOP)
         control.write_text("before_apply:hang")
         with pytest.raises(TimedOut):
             api.create_peer(some_key(), timeout=1)
         eventually(lambda: lanes.look(name).state == "stuck", "it being told as stuck", within=30)
+        eventually(lambda: not read_gateway(app, name).observed, "it being told as silent", within=30)
+        eventually(lambda: "the observer hangs" in run.log.read_text(), "the supervisor noticing it", within=60)
+        eventually(lambda: observing() not in (0, observer), "another observer", within=60)
         eventually(lambda: "the writer hangs" in run.log.read_text(), "the supervisor noticing it", within=60)
         control.write_text("")
         eventually(lambda: lanes.look(name).state == "active", "another writer", within=60)
@@ -306,6 +365,7 @@ def test_a_writer_that_hangs_is_ended_with_its_stacks_in_the_log_and_another_ser
         assert "failpoints.py" in log.partition("Current thread")[2], "where it hung"
         assert "the writer was killed by SIGABRT" in log
         assert log.count("the writer hangs") == 1
+        assert "the observer was killed by SIGKILL" in log, "one that is stopped prints nothing"
     finally:
         close(app)
         run.process.kill()

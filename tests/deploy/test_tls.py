@@ -27,7 +27,7 @@ from speeds import lacking
 from waiting import eventually
 
 from peerlane import AsyncGateway
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import BadSettings, read
 from peerlane.tasks.admin.acl import users
 from peerlane.tasks.errors import OutcomeUnknown, RedisAway, Unavailable

@@ -20,7 +20,7 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_gateway import AsyncGateway

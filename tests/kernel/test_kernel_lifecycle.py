@@ -17,7 +17,7 @@ from stale import SETTINGS, create_during_a_sweep, crowd, quiet_creates, told
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.workers.store.activity import StoredActivity, decode
 

@@ -223,7 +223,7 @@ MUTANTS = (
     Mutant(
         "predecessor-not-awaited",
         "a writer starts beside one that lives elsewhere",
-        "workers/writer/takeover.py",
+        "workers/start/takeover.py",
         "    while not had_this_lock and",
         "    while False and",
         (TAKEOVER,),
@@ -231,7 +231,7 @@ MUTANTS = (
     Mutant(
         "unknown-peers-wiped",
         "a Redis that has lost its data empties the device",
-        "workers/writer/recovery.py",
+        "workers/start/recovery.py",
         "    elif len(strangers) > MANY_UNKNOWN and",
         "    elif False and len(strangers) > MANY_UNKNOWN and",
         (RECOVER,),
@@ -239,7 +239,7 @@ MUTANTS = (
     Mutant(
         "first-start-wipes",
         "a first start removes what was on the device before",
-        "workers/writer/recovery.py",
+        "workers/start/recovery.py",
         "    elif first_start:\n",
         "    elif False:\n",
         (RECOVER,),
@@ -247,7 +247,7 @@ MUTANTS = (
     Mutant(
         "refused-adoption-forgotten",
         "the addresses of a peer whose adoption is refused are given away",
-        "workers/writer/startup_commits.py",
+        "workers/start/startup_commits.py",
         "                keep(done.table, plan.after, kept[plan.public_key])\n",
         "",
         (ADOPTION,),

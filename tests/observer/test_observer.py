@@ -21,7 +21,7 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.status.alarms import raise_alarm, read_alarms

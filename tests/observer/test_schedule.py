@@ -14,7 +14,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.schedule import ACTS, ENOUGH, REFRESH, Due
+from peerlane.config.celery.schedule import ACTS, ENOUGH, REFRESH, Due
 
 _CARRIED_OUT = re.compile(r"Task peerlane\.sweep\[[^\]]*\.sweep-(\d+)\] succeeded in [^:]*: \{'outcome': '(\w+)'")
 _ASKED_FOR = re.compile(r"sweep (\S+): asked for, slot (\d+)")

@@ -18,7 +18,7 @@ from waiting import eventually
 
 from peerlane import AsyncGateway, Gateway, gateways
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import poison
 from peerlane.tasks.admin.acl import PLACEHOLDER, User, users
 from peerlane.tasks.admin.backup import back_up, restore

@@ -23,7 +23,7 @@ from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 from peerlane.tasks.admin.archive import read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound

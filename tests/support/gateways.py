@@ -17,8 +17,8 @@ from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings, read
 from peerlane.tasks.admission.lanes import Lanes, LaneState, close_app
 

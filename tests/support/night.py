@@ -27,7 +27,7 @@ from small_disk import SmallDisk
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 
 FIELD = os.environ.get("PEERLANE_TEST_NIGHT") == "field"

@@ -148,5 +148,5 @@ def ending(*processes: Process) -> Generator[None]:
 def beat(redis_url: str, log: Path, **settings: Any) -> Process:
     """A beat."""
     return Process(
-        ["-A", "peerlane.config.celery_app", "beat", "--pidfile="], log, {"redis_url": redis_url, **settings}
+        ["-A", "peerlane.config.celery.app", "beat", "--pidfile="], log, {"redis_url": redis_url, **settings}
     )

@@ -23,7 +23,7 @@ from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import BadSettings, read
 from peerlane.tasks.admin.peer_import import import_file
 from peerlane.tasks.errors import PeerlaneError

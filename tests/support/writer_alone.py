@@ -21,8 +21,8 @@ from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.table import Policy
+from peerlane.workers.request.delivery import Delivery
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.delivery import Delivery
 from peerlane.workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/24"), Prefix.parse("fd00:8::/64"))

@@ -270,7 +270,7 @@ class TestARefusedCommitChangesNothingElse:
         assert bench.commit(plans, request=request) == "fenced"
         assert bench.everything() == before
         assert bench.stored(request) is None
-        assert bench.store.heartbeat(phase="serving") is False
+        assert bench.store.heartbeat(phase="serving") is None
         assert bench.everything() == before
 
     def test_expired_where_the_deadline_has_passed_by_the_servers_clock(self, bench: Bench) -> None:

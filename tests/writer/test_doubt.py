@@ -17,7 +17,7 @@ from servers import RedisServer
 from writer_alone import carry_out, create_peer, delete_peer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut

@@ -22,7 +22,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, TimedOut
 from peerlane.tasks.lane.tasks import task_of

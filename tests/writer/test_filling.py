@@ -22,8 +22,9 @@ from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Fenced, KernelError
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.peers.drift import drifts
-from peerlane.workers.writer import filling, recovery
-from peerlane.workers.writer.delivery import Delivery
+from peerlane.workers.request.delivery import Delivery
+from peerlane.workers.start import recovery
+from peerlane.workers.writer import filling
 from peerlane.workers.writer.filling import Filling
 from peerlane.workers.writer.group import carry_out_many
 

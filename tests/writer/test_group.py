@@ -20,7 +20,7 @@ from waiting import eventually
 from writer_alone import create_peer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import Conflict, Draining, PoolExhausted, TimedOut, WriterError

@@ -19,7 +19,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin.poison import set_aside_messages
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.lane.unacked import take_back

@@ -22,11 +22,11 @@ from peerlane.tasks.errors import Conflict, Fenced, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan
+from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal
 from peerlane.workers.store.commit import Commit
 from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.loss import LOST_DATA
 
 
 class Bench(WriterAlone):

@@ -241,7 +241,7 @@ def test_celery_without_a_gateways_name_says_which_setting_is_missing(
 
 @pytest.mark.parametrize("words", [("beat",), ("report",)])
 def test_celery_on_any_host_says_what_is_wrong_with_the_settings(words: Sequence[str], tmp_path: Path) -> None:
-    command = ("celery", "-A", "peerlane.config.celery_app", *words)
+    command = ("celery", "-A", "peerlane.config.celery.app", *words)
     status, out, err = end_of(started(command, "redis://h/zero", {}, tmp_path))
     assert (status, "PEERLANE_REDIS_URL: expected redis://HOST:PORT/DB" in err) == (2, True)
     assert "Traceback" not in out + err

@@ -12,7 +12,7 @@ from keys import some_key
 from waiting import eventually
 
 from peerlane import Fleet
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import LaneState
 from peerlane.tasks.errors import Draining, TimedOut, Unavailable
 from peerlane.tasks.status.gateway_info import GatewayInfo

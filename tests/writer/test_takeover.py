@@ -15,9 +15,9 @@ from waiting import Stopwatch
 from peerlane.config import names
 from peerlane.tasks.errors import LaneHeld
 from peerlane.workers.host.lock import namespace
+from peerlane.workers.start import takeover
+from peerlane.workers.start.takeover import await_predecessor
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer import takeover
-from peerlane.workers.writer.takeover import await_predecessor
 
 DEVICE = "wg0"
 

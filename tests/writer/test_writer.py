@@ -33,7 +33,7 @@ from peerlane.tasks.errors import (
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer
 from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
-from peerlane.workers.writer.retry import ShutdownRequested
+from peerlane.workers.store.retry import ShutdownRequested
 
 
 @pytest.fixture

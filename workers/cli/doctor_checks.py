@@ -10,7 +10,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
@@ -112,9 +113,10 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
     if not status.visible:
         yield Check(what, "warning", "this Redis user may not see its alarms, observer and sweeps")
     elif lane.live and not status.observed:
-        yield Check(what, "warning", "no observer is running: nothing is swept or reconciled")
+        yield Check(what, "warning", f"{_unobserved(status)}: nothing is swept or reconciled")
     if status.set_aside:
-        yield Check(what, "warning", f"{status.set_aside:,} messages were set aside: peerlane gateway poison")
+        count = "1 message was" if status.set_aside == 1 else f"{status.set_aside:,} messages were"
+        yield Check(what, "warning", f"{count} set aside: peerlane gateway poison")
     if (missed := missed_count(status.sweep)) or status.sweep.get("stopped"):
         stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
         why = f": {stopped['message']}" if "message" in stopped else ""
@@ -127,6 +129,13 @@ def _start(what: str, status: GatewayStatus) -> Iterator[Check]:
         yield Check(what, "warning", f"{again}, epoch {status.lane.facts['epoch']}: its log says why")
     if status.recovering:
         yield Check(what, "warning", f"{status.recovering:,} peers are still to be added to its device after a start")
+
+
+def _unobserved(status: GatewayStatus) -> str:
+    silent = status.observer_silent_for
+    if silent is None:
+        return "no observer is running"
+    return f"its observer has been silent for {silent:,.0f} s, so it hangs, was killed or cannot reach Redis"
 
 
 def _beat(snapshot: FleetSnapshot) -> Iterator[Check]:

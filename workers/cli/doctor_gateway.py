@@ -15,7 +15,7 @@ from peerlane.tasks.errors import SettingsError
 from peerlane.workers.cli.check import Check
 from peerlane.workers.dataplane import keyfile
 from peerlane.workers.dataplane.factory import device_spec, open_plane
-from peerlane.workers.writer.takeover import elsewhere
+from peerlane.workers.start.takeover import elsewhere
 
 _SWITCHES = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 

@@ -18,7 +18,8 @@ def functions(session: Session, *, load: bool) -> None:
     """
     from redis.exceptions import RedisError
 
-    from peerlane.config.redis import connect, reason
+    from peerlane.config.redis.client import connect
+    from peerlane.config.redis.failures import reason
     from peerlane.tasks.errors import StorageError
     from peerlane.workers.store import procedures as code
 

@@ -46,7 +46,7 @@ LEVELS = ("debug", "info", "warning", "error")
 )
 @click.option("--only", type=click.Choice(["writer", "observer"]), help="One of the two processes, on its own.")
 @click.option(
-    "--pulse", type=int, hidden=True, help="Descriptor on which a supervisor is told that the writer goes on."
+    "--pulse", type=int, hidden=True, help="Descriptor on which a supervisor is told that the process goes on."
 )
 @click.option("--await-redis", is_flag=True, hidden=True, help="Wait for Redis where it is away at the start.")
 @click.option("--loglevel", type=click.Choice(LEVELS), help="[default: PEERLANE_LOG_LEVEL, or info]")
@@ -154,7 +154,7 @@ def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     command += ["--json"] if session.output.json else ["--await-redis"]
     parts = [
         Part("writer", [*command, "--only", "writer"], writer_is_final, decides=True, watched=True),
-        Part("observer", [*command, "--only", "observer"], observer_is_final),
+        Part("observer", [*command, "--only", "observer"], observer_is_final, watched=True, needed=False),
     ]
     environment = {**os.environ, **_as_variables(session.overrides)}
     if not session.output.json:

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from peerlane.tasks.errors import KernelError
-from peerlane.workers.dataplane.netlink import Interrupted
+from peerlane.workers.dataplane.netlink.framing import Interrupted
 
 #: What an errno means here, where the kernel's own words would not tell.
 _MEANING = {

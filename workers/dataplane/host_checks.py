@@ -8,7 +8,7 @@ from typing import Any
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DeviceSpec
-from peerlane.workers.dataplane.routes import COVERING, RouteTable
+from peerlane.workers.dataplane.netlink.routes import COVERING, RouteTable
 
 _CONF = Path("/proc/sys/net/ipv6/conf")  # those of this process' network namespace
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.cli.output import Output, progress_bar
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.pipeline import send_pipelined

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 import peerlane
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admission.lanes import close_app, lanes_of
 from peerlane.tasks.client.gateway import Gateway
@@ -127,7 +127,7 @@ class Fleet:
             with self._ending.undivided():
                 self.gateways[name] = Child(name, self._writer_command(number, name), self.directory, environment)
         report("beat" + (" and Flower" if self._with_flower else ""))
-        celery = [sys.executable, "-P", "-m", "celery", "-A", "peerlane.config.celery_app"]
+        celery = [sys.executable, "-P", "-m", "celery", "-A", "peerlane.config.celery.app"]
         beat = [*celery, "beat", "--pidfile=", "--loglevel=info"]
         with self._ending.undivided():
             self._others.append(Child("beat", beat, self.directory, environment))

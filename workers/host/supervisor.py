@@ -1,7 +1,7 @@
 """``peerlane gateway run``: writer and observer as two processes, started anew when one dies, ended together.
 
 A writer that must not run (its lane is held, its settings are wrong) says so by how it ends, and that is passed on. All
-else that ends a process is a crash: it is started again, at first after a second, later after up to 30. A writer that
+else that ends a process is a crash: it is started again, at first after a second, later after up to 30. A process that
 hangs (``pulse``) is made to tell its stacks, killed, and started again: a crash as well.
 """
 
@@ -58,6 +58,8 @@ class Part:
     decides: bool = False
     #: Whether it says by a pipe that it goes on (``pulse``); its command then ends with ``--pulse`` and a descriptor.
     watched: bool = False
+    #: Whether the service is ready only once this watched process serves.
+    needed: bool = True
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ def supervise(
                 _judge(one)
                 if (status := _ended(one, hear)) is not None:
                     return status
-            if not ready and all(one.serving for one in running if one.part.watched):
+            if not ready and all(one.serving for one in running if one.part.watched and one.part.needed):
                 ready = True
                 manager.tell("READY=1", "STATUS=the lane is served")
             if manager.asks_every is not None:

@@ -12,17 +12,17 @@ from typing import Any, cast
 from celery.app.amqp import AMQP
 from celery.exceptions import WorkerShutdown
 from kombu.transport import redis as kombu_redis
-from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from peerlane.config import names
-from peerlane.config.broker import OwnConnection, UnboundChannel, UnboundTransport
-from peerlane.config.redis import reason
+from peerlane.config.celery.broker import OwnConnection
+from peerlane.config.redis.failures import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
+from peerlane.workers.lane.polling import WaitingChannel, WaitingTransport
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
 from peerlane.workers.lane.unacked import LaneQoS
-from peerlane.workers.writer.retry import ShutdownRequested
+from peerlane.workers.store.retry import ShutdownRequested
 
 log = logging.getLogger(__name__)
 
@@ -78,35 +78,20 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 -
     return envelope
 
 
-class LaneChannel(UnboundChannel):
-    """One client is kept instead of built for each call, and reading is guarded."""
+class LaneChannel(WaitingChannel):
+    """Takes with a message what else waits; reading is guarded."""
 
     QoS = LaneQoS
-
-    _kept_client: Redis | None = None
-
-    def _create_client(self, asynchronous: bool = False) -> Redis:  # noqa: FBT001, FBT002 - kombu's signature
-        # Building a redis.Redis costs as much as a round trip; the pools are the same for the channel's life.
-        if asynchronous:
-            return cast("Redis", super()._create_client(asynchronous=True))
-        if self._kept_client is None:
-            self._kept_client = cast("Redis", super()._create_client())
-        return self._kept_client
 
     def _brpop_read(self, **options: Any) -> bool:
         # As in kombu 5.7, but that a message is looked at before it is delivered.
         try:
-            connection = self.client.connection
-            try:
-                answer = cast("tuple[bytes, bytes] | None", self.client.parse_response(connection, "BRPOP", **options))
-            except self.connection_errors:
-                connection.disconnect()
-                raise
-            if not answer:
+            answer = self.brpop_answer(**options)
+            if answer is None:
                 raise Empty
-            queue = answer[0].decode().rsplit(self.sep, 1)[0]
+            queue, message = answer
             self._queue_cycle.rotate(queue)
-            self._take_with_others(queue, answer[1])
+            self._take_with_others(queue, message)
             return True
         finally:
             self._in_poll = None
@@ -127,7 +112,7 @@ class LaneChannel(UnboundChannel):
             self.take(queue, raw)
             return
         if self._taker is None:
-            self._taker = Taker(self._create_client(), gateway, result_ttl=self._result_ttl)
+            self._taker = Taker(self.redis, gateway, result_ttl=self._result_ttl)
         try:
             taken, dead = self._taker(queue, raw)
         except ShutdownRequested:
@@ -187,7 +172,7 @@ class LaneChannel(UnboundChannel):
         self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
 
 
-class LaneTransport(UnboundTransport):
+class LaneTransport(WaitingTransport):
     """That of those who consume."""
 
     Channel = LaneChannel
@@ -200,6 +185,6 @@ class LaneConnection(OwnConnection):
 
 
 class LaneMessaging(AMQP):
-    """Named in peerlane.config.celery_app for those who consume."""
+    """Named in peerlane.config.celery.app for those who consume."""
 
     Connection = LaneConnection

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
-from peerlane.config.redis import reason
+from peerlane.config.redis.failures import reason
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.set_aside import MOST, SetAside, read_request
 

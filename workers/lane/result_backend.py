@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from peerlane.config import names
-from peerlane.config.result_backend import OwnBackend
+from peerlane.config.celery.result_backend import OwnBackend
 from peerlane.workers.lane.taken import TAKEN, TakenMessage
 
 
@@ -14,6 +14,9 @@ class CommitBackend(OwnBackend):
 
     #: Set by peerlane.workers.gateway.
     gateway: str = ""
+
+    def _create_client(self, **params: Any) -> Any:
+        return cast("Any", self).app.shared_redis.client
 
     @property
     def _expires(self) -> int:

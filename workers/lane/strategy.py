@@ -23,7 +23,7 @@ from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.writer.delivery import Delivery
+from peerlane.workers.request.delivery import Delivery
 
 
 class LaneStrategy:

@@ -13,7 +13,7 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.tasks.wire import outcome
 from peerlane.workers.store.procedures import Procedure
-from peerlane.workers.writer.retry import RetryUntilShutdown
+from peerlane.workers.store.retry import RetryUntilShutdown
 
 #: Messages carried out together. Redis is busy with their commit for about a millisecond, other gateways wait so long.
 MOST_IN_A_GROUP = 64

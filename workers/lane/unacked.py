@@ -16,7 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from peerlane.config import names
-from peerlane.config.redis import reason
+from peerlane.config.redis.failures import reason
 from peerlane.workers.lane.poison import set_aside
 
 log = logging.getLogger(__name__)

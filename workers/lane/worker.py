@@ -16,8 +16,9 @@ from celery.worker.consumer import consumer as celery_consumer
 from redis.exceptions import AuthenticationError, RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import connect, reason
-from peerlane.config.redis_connections import NotPrimary
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.connections import NotPrimary
+from peerlane.config.redis.failures import reason
 from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.registry import TASKS
@@ -27,13 +28,17 @@ from peerlane.workers.lane import poison
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.writer.retry import AWAY, RetryUntilShutdown, ShutdownRequested
+from peerlane.workers.store.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
 
 #: Seconds between two tries to connect to Redis again: at first, more each time, at most. Celery's are 2, 2 and 30.
 FIRST_PAUSE, MORE, LONGEST_PAUSE = 0.25, 0.25, 0.5
+
+
+#: Seconds between two of Celery's events that tell monitors that the worker lives.
+EVENT_EVERY = 10.0
 
 
 class Service(Protocol):
@@ -282,6 +287,8 @@ class LaneWorker(Worker):
             "exclude_queues": None,
             "beat": False,
         }
+        # Celery's two seconds are for clusters that elect somebody; Flower counts by what the event says.
+        options["heartbeat_interval"] = options.get("heartbeat_interval") or EVENT_EVERY
         # Flower shows the gateway where the command line named no node.
         if not hostname or hostname.startswith("celery@"):
             hostname = names.node_name(gateway, socket.gethostname(), observer=chosen.role == "observer")

@@ -14,7 +14,7 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from peerlane.config.redis import reason
+from peerlane.config.redis.failures import reason
 from peerlane.tasks.errors import RedisAway, RedisRefuses, StorageError
 
 log = logging.getLogger(__name__)

@@ -185,15 +185,27 @@ class CommitSequence:
         """Make sure that the procedures can be called, before anybody is made way for."""
         self._ask([(names.request_id(self.gateway, "start"), 0)])
 
-    def tell(self, fields: Mapping[str, str | float], redis: Redis | None = None, metrics: str | None = None) -> str:
-        """Tell what the writer is and does: ``current``, or why nothing was told. ``redis`` is this thread's own."""
+    def tell(
+        self,
+        fields: Mapping[str, str | float],
+        redis: Redis | None = None,
+        metrics: str | None = None,
+        *,
+        brief: bool = False,
+    ) -> tuple[str, str]:
+        """Tell what the writer is and does: ``current``, or why nothing was told; and the gateway's state.
+
+        ``redis`` is this thread's own. ``brief`` trusts the random part of the epoch, which every writer's start
+        replaces, and does not look at the number too, which an operator's restore or removal raises as well.
+        """
         keys = [self._gateway_key, self._epoch_key]
-        args: list[str | int | bytes] = list(self._fence)
+        args: list[str | int | bytes] = [*self._fence, "brief" if brief else ""]
         args += [part if isinstance(part, int) else str(part) for pair in fields.items() for part in pair]
         if metrics is not None:
             keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
             args.append(metrics)
-        return cast("bytes", self._tell(keys=keys, args=args, client=redis)).decode()
+        verdict, state = cast("tuple[bytes, bytes]", self._tell(keys=keys, args=args, client=redis))
+        return verdict.decode(), state.decode(errors="replace")
 
     def catch_up(self) -> None:
         """Make true again what Redis has lost of this writer's commits; nothing where it has lost none."""

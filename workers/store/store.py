@@ -166,21 +166,24 @@ class Store:
         """Tell the fleet that this gateway is there, and what it is. False: the writer has been replaced."""
         self.redis.sadd(names.GATEWAYS_KEY, self.gateway)
         self.sequence.facts = {name: value for name, value in facts.items() if name != "phase"}
-        return self.sequence.tell(facts) != "fenced"
+        return self.sequence.tell(facts)[0] != "fenced"
 
     def facts(self) -> dict[str, str]:
         """What the gateway says of itself."""
         found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
         return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
-    def heartbeat(self, redis: Redis | None = None, *, metrics: str | None = None, **fields: str | int) -> bool:
-        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client.
+    def heartbeat(
+        self, redis: Redis | None = None, *, metrics: str | None = None, brief: bool = False, **fields: str | int
+    ) -> str | None:
+        """Tell that the writer lives; the gateway's state, or None where it has been replaced.
 
-        ``metrics`` is what the writer has measured; with it, it is told too how long the oldest message has waited.
+        ``redis`` is the calling thread's own client. ``metrics`` is what the writer has measured; with it, it is told
+        too how long the oldest message has waited. ``brief``: see ``CommitSequence.tell``.
         """
-        told = self.sequence.tell(fields, redis, metrics)
-        self.sequence.behind |= told == "behind"
-        return told != "fenced"
+        verdict, state = self.sequence.tell(fields, redis, metrics, brief=brief)
+        self.sequence.behind |= verdict == "behind"
+        return None if verdict == "fenced" else state or "active"
 
     def staged(self, token: str) -> list[str]:
         """What an import has brought, in order."""

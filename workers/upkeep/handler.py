@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import reason
-from peerlane.config.schedule import ACTS, interval
+from peerlane.config.celery.schedule import ACTS, interval
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Invalid, StorageError, TimedOut
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.upkeep.measurements import UpkeepMeasurements
 from peerlane.workers.upkeep.reconciler import Reconciler
 from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
@@ -41,8 +42,9 @@ class UpkeepHandler:
         # Of the request that is being carried out.
         self._request_id, self._deadline, self._act = "", 0, ""
         self._breathed = 0.0
-        #: Where the gateway's writer is, if it is not here; then nothing is done.
+        #: Where the gateway's writer is, if it is not here; then nothing is done. ``look_for_writer`` sets it.
         self.elsewhere: str | None = None
+        self.look_for_writer: Callable[[], object] = lambda: None
         self.measurements = UpkeepMeasurements()
         #: When the last request was through, on the monotonic clock.
         self.ended = 0.0
@@ -56,12 +58,14 @@ class UpkeepHandler:
         wish = parse(SweepGateway if task == names.SWEEP else ReconcileGateway, arguments)
         if wish.gateway != self._gateway:
             raise Invalid(f"this observer looks after the gateway {self._gateway}, not {wish.gateway}")
+        PULSE.turn(LONG)
         self._act = "sweep" if task == names.SWEEP else "reconcile"
         self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
-        if self.elsewhere is not None:
-            note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
-            return {"outcome": "skipped", "gateway": self._gateway, "note": note}
         try:
+            self.look_for_writer()
+            if self.elsewhere is not None:
+                note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
+                return {"outcome": "skipped", "gateway": self._gateway, "note": note}
             if wish.slot is not None:
                 self._redis.hset(names.observer_key(self._gateway), "asked_at", self._redis.time()[0])
             if wish.slot is not None and task == names.SWEEP:
@@ -82,6 +86,7 @@ class UpkeepHandler:
             raise StorageError(f"Redis cannot be used: {reason(error)}") from error
         finally:
             self.ended = time.monotonic()
+            PULSE.turn()
         return report
 
     def by_itself(self, task: str) -> None:
@@ -110,6 +115,7 @@ class UpkeepHandler:
         if time.monotonic() - self._breathed < BREATH:
             return True
         self._breathed = time.monotonic()
+        PULSE.turn(LONG)
         seconds, micros = self._redis.time()
         self._redis.hset(names.observer_key(self._gateway), "heartbeat", seconds * 1000 + micros // 1000)
         self._tell({"outcome": "running", **state})

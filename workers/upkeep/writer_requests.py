@@ -10,7 +10,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import PeerlaneError, TimedOut
 from peerlane.tasks.lane.result import LaneResult, await_record

@@ -1,1 +1,1 @@
-"""One request from plan to commit; start, takeover, heartbeat. No Celery, no kombu."""
+"""One request from plan to commit, alone or in a group; the heartbeat beside it. No Celery, no kombu."""

@@ -11,7 +11,7 @@ from peerlane.workers.dataplane import DataPlane
 from peerlane.workers.peers.handlers import decide
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.planning import Decision, PlanningContext
-from peerlane.workers.writer.request import Request
+from peerlane.workers.request.request import Request
 
 
 class Applies(Protocol):

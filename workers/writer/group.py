@@ -28,9 +28,9 @@ from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.peers.handlers import Decision, decide
 from peerlane.workers.peers.plan import PeerTable, Plan
+from peerlane.workers.request.delivery import Outcome
+from peerlane.workers.request.request import Request
 from peerlane.workers.store.store import Answer, Commit
-from peerlane.workers.writer.delivery import Outcome
-from peerlane.workers.writer.request import Request
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
 
 log = logging.getLogger(__name__)

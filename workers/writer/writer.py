@@ -31,17 +31,17 @@ from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import PeerTable, Policy
+from peerlane.workers.request.delivery import Delivery, Outcome
+from peerlane.workers.request.measurements import Measurements
+from peerlane.workers.request.pace import Pace
+from peerlane.workers.request.request import Request, error_code
+from peerlane.workers.start import loss
+from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
+from peerlane.workers.start.startup_commits import adopt, reseal
+from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.sequence import Lost
 from peerlane.workers.store.store import Answer, Store
-from peerlane.workers.writer import loss
 from peerlane.workers.writer.apply_list import apply_but_refused
-from peerlane.workers.writer.delivery import Delivery, Outcome
-from peerlane.workers.writer.measurements import Measurements
-from peerlane.workers.writer.pace import Pace
-from peerlane.workers.writer.recovery import Progress, Recovered, recover, settling
-from peerlane.workers.writer.request import Request, error_code
-from peerlane.workers.writer.retry import RetryUntilShutdown
-from peerlane.workers.writer.startup_commits import adopt, reseal
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from redis.exceptions import RedisError
 
-from peerlane.config.redis import reason
+from peerlane.config.redis.failures import reason
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from peerlane.workers.dataplane.netlink import (
+from peerlane.workers.dataplane.netlink.framing import (
     NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,

@@ -10,8 +10,8 @@ from dataclasses import replace
 from peerlane.config import names
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan
+from peerlane.workers.start.recovery import Recovered, keep
 from peerlane.workers.store.store import Answer
-from peerlane.workers.writer.recovery import Recovered, keep
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 from celery.backends.redis import RedisBackend
 from redis import Connection, Redis
 
-from peerlane.config.redis_connections import noticing
-from peerlane.config.redis_url import sentinels
+from peerlane.config.redis.connections import noticing
+from peerlane.config.redis.url import sentinels
 
 
 class OwnBackend(RedisBackend):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from peerlane.config.hosts import is_host
-from peerlane.config.sentinels import Sentinels
+from peerlane.config.redis.sentinels import Sentinels
 
 if TYPE_CHECKING:
     from peerlane.config.settings import Settings

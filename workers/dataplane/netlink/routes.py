@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.workers.dataplane.channel import Channel, uninterrupted
-from peerlane.workers.dataplane.netlink import (
+from peerlane.workers.dataplane.netlink.channel import Channel, uninterrupted
+from peerlane.workers.dataplane.netlink.framing import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     KernelRefused,

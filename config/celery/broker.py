@@ -14,7 +14,7 @@ from kombu import Connection
 from kombu.connection import ConnectionPool
 from kombu.transport import redis as kombu_redis
 
-from peerlane.config.redis_connections import noticing
+from peerlane.config.redis.connections import noticing
 
 _Channel: Any = kombu_redis.Channel  # kombu carries no types for its channel
 
@@ -75,6 +75,6 @@ class _OwnPool(ConnectionPool):
 
 
 class OwnMessaging(AMQP):
-    """Named in peerlane.config.celery_app for all who send."""
+    """Named in peerlane.config.celery.app for all who send."""
 
     Connection = OwnConnection

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.wire import outcome as results
-from peerlane.workers.writer.delivery import Delivery
+from peerlane.workers.request.delivery import Delivery
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Connections to Redis, with the same time limits for every role, and what redis-py's errors mean to an operator."""
+"""What errors of redis-py mean to an operator."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import socket
 import ssl
 from collections.abc import Iterator
 
-from redis import Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -30,34 +28,8 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeout
-from redis.retry import Retry
 
-from peerlane.config.redis_connections import noticing
-from peerlane.config.redis_url import redis_tls, sentinels, server_url
-from peerlane.config.sentinels import NoPrimary
-from peerlane.config.settings import Settings
-
-#: Connections of one client. Each thread that waits for an outcome holds one; redis-py 8.1 would refuse the 101st.
-MAX_CONNECTIONS = 10_000
-
-
-def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
-    """A client with its own pool. ``timeout`` bounds every answer, in seconds; nothing is retried unseen."""
-    url = server_url(settings)
-    kind = (
-        UnixDomainSocketConnection if url.startswith("unix") else SSLConnection if redis_tls(settings) else Connection
-    )
-    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments in redis-py
-        url,
-        connection_class=noticing(kind),
-        sentinels=sentinels(settings),
-        max_connections=MAX_CONNECTIONS,
-        socket_timeout=timeout,
-        socket_connect_timeout=1.0,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        **redis_tls(settings),
-    )
+from peerlane.config.redis.sentinels import NoPrimary
 
 
 def failure(error: BaseException) -> str:

@@ -16,7 +16,8 @@ from kombu import Exchange, Queue
 
 from peerlane.config import names
 from peerlane.config.logs import CeleryLogs
-from peerlane.config.redis_url import celery_url, redis_tls, sentinels
+from peerlane.config.redis.client import SharedRedis
+from peerlane.config.redis.url import celery_url, redis_tls, sentinels
 from peerlane.config.settings import BadSettings, Settings, current
 
 Role = Literal["client", "writer", "observer"]
@@ -34,28 +35,29 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
-def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
-    """Celery's settings for one role."""
+def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None = None) -> dict[str, Any]:
+    """Celery's settings for one role; ``shared`` is the client of a gateway's process."""
     url = celery_url(settings)
     broker_options: dict[str, Any] = {
         "visibility_timeout": VISIBILITY_TIMEOUT,
-        "unacked_restore_interval": 1,  # a dead writer's message is looked for each second, not each 100 s
+        # A new writer takes back what another had taken (workers.lane.unacked); this finds what it could not.
+        "unacked_restore_interval": VISIBILITY_TIMEOUT,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 10,  # default 300: a kill during the search would stall recovery
         "priority_steps": [0],  # one list per queue; the order of queues is the priority
         "queue_order_strategy": "priority",  # BRPOP serves keys in order: interactive before bulk
-        "socket_timeout": 2,  # above BRPOP's 1 s, so that a frozen Redis is noticed
+        "socket_timeout": 2,  # a frozen Redis is noticed
         "socket_connect_timeout": 1,
         "socket_keepalive": not url.startswith("redis+socket"),
-        "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
+        "health_check_interval": 5,
         "retry_on_timeout": False,  # would replay LPUSH
-        "sentinels": sentinels(settings),  # for our channel (peerlane.config.broker)
+        "sentinels": sentinels(settings),  # for our channel (peerlane.config.celery.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
         "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
     found: dict[str, Any] = {
         "broker_url": url,
-        "result_backend": f"peerlane.config.result_backend:OwnBackend+{url.removeprefix('redis+')}",
+        "result_backend": f"peerlane.config.celery.result_backend:OwnBackend+{url.removeprefix('redis+')}",
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],  # no pickle, no yaml
@@ -85,7 +87,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "redis_socket_timeout": 1,
             "broker_transport_options": broker_options | {"socket_timeout": 1},  # nothing of a client's blocks longer
             "imports": ["peerlane.tasks.lane.tasks"],
-            "beat_scheduler": "peerlane.config.schedule:GatewayScheduler",
+            "beat_scheduler": "peerlane.config.celery.schedule:GatewayScheduler",
         }
     else:
         if settings.gateway is None:
@@ -97,6 +99,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "unacked_key": names.unacked_key(gateway, part),
             "unacked_index_key": names.unacked_key(gateway, f"{part}_index"),
             "unacked_mutex_key": names.unacked_key(gateway, f"{part}_mutex"),
+            "shared_redis": shared or SharedRedis(settings),  # for peerlane.workers.lane.polling
         }
         found |= {
             "result_backend": f"peerlane.workers.lane.result_backend:CommitBackend+{url.removeprefix('redis+')}",
@@ -128,15 +131,22 @@ class PeerlaneApp(Celery):
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
         """Without ``settings`` the process' own are read when first used, not now."""
         messaging = (
-            "peerlane.config.broker:OwnMessaging" if role == "client" else "peerlane.workers.lane.broker:LaneMessaging"
+            "peerlane.config.celery.broker:OwnMessaging"
+            if role == "client"
+            else "peerlane.workers.lane.broker:LaneMessaging"
         )
         super().__init__("peerlane", set_as_current=role != "client", amqp=messaging)
         self.role: Role = role
         self._settings = settings
-        self.add_defaults(lambda: celery_settings(self.settings, role))
+        self.add_defaults(lambda: celery_settings(self.settings, role, self.shared_redis))
         import_modules.connect(self._prepare_logs, sender=self)
         if role != "client":
             self.Worker = self.subclass_with_self("peerlane.workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
+
+    @cached_property
+    def shared_redis(self) -> SharedRedis:
+        """The client for all that a gateway's process asks in its main thread."""
+        return SharedRedis(self.settings)
 
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's name; cached, as its own is

@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
 
-from peerlane.config.sentinels import Sentinels
+from peerlane.config.redis.sentinels import Sentinels
 
 #: How such answers begin that redis-py has no class of its own for.
 _AWAY = ("NOREPLICAS", "UNBLOCKED", "READONLY", "MASTERDOWN")

@@ -13,7 +13,7 @@ from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.values.metrics import STAGES
-from peerlane.workers.writer.request import Request
+from peerlane.workers.request.request import Request
 
 log = logging.getLogger(__name__)
 

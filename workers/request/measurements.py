@@ -9,9 +9,9 @@ from typing import Any
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.metrics import OPERATIONS, STAGES, Histogram
-from peerlane.workers.writer import traces
-from peerlane.workers.writer.delivery import Outcome
-from peerlane.workers.writer.request import Request
+from peerlane.workers.request import traces
+from peerlane.workers.request.delivery import Outcome
+from peerlane.workers.request.request import Request
 
 _OPERATION = {names.CREATE_PEER: "create", names.DELETE_PEER: "delete"}
 #: Milliseconds beyond which a message was not sent when it says: no deadline is longer.

@@ -19,8 +19,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from peerlane.config.redis import reason
+from peerlane.config.redis.failures import reason
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.pulse import PULSE
 

@@ -10,12 +10,12 @@ from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.wire.stored_peer import text_key
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded, PeerTable
+from peerlane.workers.start.recovery import Recovered
+from peerlane.workers.start.startup_commits import restore_lost
 from peerlane.workers.store.commit import Answer
+from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.sequence import Lost
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.recovery import Recovered
-from peerlane.workers.writer.retry import RetryUntilShutdown
-from peerlane.workers.writer.startup_commits import restore_lost
 
 log = logging.getLogger(__name__)
 
