@@ -178,7 +178,7 @@ def test_a_full_disk_has_redis_that_syncs_each_second_refuse(site: Night) -> Non
 
 
 def test_messages_set_aside(site: Night) -> None:
-    log = site.logged("a message was refused")
+    log = site.logged("was set aside: ")
     site.server.redis.lpush(names.lane_queue("iad"), "no message")
     views = {
         "Flower": site.page_says("has set 1 message aside"),
