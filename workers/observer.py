@@ -1,8 +1,9 @@
 """The composition root of a gateway's observer: ``celery -A peerlane.workers.observer worker`` with PEERLANE_GATEWAY.
 
-It reads the device and never writes to it: what it finds stale or wrong it has the writer remove or mend. One process,
-one thread: counters are read between tasks, on a timer. It is made as the writer is (``gateway``): the app makes the
-service, the worker starts it, the app's tasks are bound to it, the worker ticks it once a second and stops it.
+The observer reads the device and never writes to it: it asks the writer to remove stale peers and to repair
+differences. It has one thread, which reads the counters between tasks, on a timer. It is composed as the writer
+(``gateway``): the app makes the service; the worker starts it, ticks it once a second and stops it; the app's tasks are
+bound to it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
 class ObserverService:
-    """One gateway's observer with all it needs: lock, counters, sweeps, reconciliations. Driven by the worker."""
+    """One gateway's observer: lock, counters, sweeps, reconciliations. The worker starts, ticks and stops it."""
 
     def __init__(self, settings: Settings, *, redis: Redis | None = None) -> None:
         """Raises SettingsError where the settings cannot make an observer; touches nothing yet.
@@ -92,10 +93,10 @@ class ObserverService:
         self._looked_at = float("-inf")
         #: Where the live writer is, if it is not here: then the counters here are another device's.
         self._elsewhere: str | None = None
-        self._ticked = time.monotonic()
+        self._ticked = self._said = time.monotonic()
 
     def start(self) -> None:
-        """Take the lock, learn what was known; afterwards requests may be consumed.
+        """Take the lock; afterwards requests may be consumed.
 
         Raises:
             LaneHeld: another live observer has this device.
@@ -115,10 +116,11 @@ class ObserverService:
             raise away(error) from error
 
     def _open(self) -> None:
-        """Every part: what reads the device, what sweeps, what reconciles, what takes their requests."""
+        """Make every part: readers of the device, sweeper, reconciler, handler."""
         counters, view = self._plane.counters, self._plane.view
         if counters is not None and view is not None:
             self._counted = ActivityTracker(self._redis, self.name, counters, view.index)
+            self._counted.between = self._live
         errands = WriterRequests(self._client, self.name)
         sweeper = Sweeper(
             redis=self._redis,
@@ -141,9 +143,7 @@ class ObserverService:
         self._handler.look_for_writer = self._beat
 
     def _observe(self) -> None:
-        """Learn what was known, and tell that requests may come."""
-        if self._counted is not None:
-            self._counted.load()
+        """Tell that requests may come."""
         self._clock.look()
         self._beat()
         if self._elsewhere is None:
@@ -159,23 +159,22 @@ class ObserverService:
 
     @property
     def paused(self) -> bool:
-        """Whether the writer is elsewhere: what beat asks is for the observer there."""
+        """Whether the writer is on another host, whose observer has to take beat's requests."""
         return self._elsewhere is not None
 
     @property
     def handler(self) -> UpkeepHandler:
-        """What carries requests out; there once the service has started."""
+        """The handler that carries requests out; available after ``start``."""
         return cast("UpkeepHandler", self._handler)
 
     def tick(self) -> None:
-        """Once a second, between requests: what it is time for.
+        """Once a second, between requests: do what is due.
 
-        That is a sign of life, at once while no writer serves; a reading; a sweep for a writer come back.
+        That is a heartbeat, at once while no writer serves; a reading; a sweep if the writer has come back.
         """
         counted = self._counted
         if time.monotonic() - max(self._ticked, self.handler.ended) > LAPSE:
             self._epoch = None
-        self._ticked = time.monotonic()
         try:
             if self._epoch is None or time.monotonic() - self._looked_at >= BEAT_EVERY:
                 self._beat()
@@ -197,9 +196,11 @@ class ObserverService:
                 log.warning("gateway %s: not observed just now: %s", self.name, error)
         else:
             OUTAGE.over()
+        finally:
+            self._ticked = time.monotonic()  # a long reading is no lapse
 
     def fill(self) -> bool:
-        """Nothing is done slice by slice here."""
+        """Does nothing: an observer has no work in slices."""
         return False
 
     def _read(self, counted: ActivityTracker) -> None:
@@ -207,14 +208,21 @@ class ObserverService:
         before = counted.trouble
         now = self._clock.look()
         counted.read(now)
-        counted.write()
         if counted.trouble is not None and counted.trouble != before:
             log.warning("gateway %s: the counters cannot be read: %s", self.name, counted.trouble)
         self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
         PULSE.turn()
 
+    def _live(self) -> None:
+        """Write a heartbeat once a second in the middle of long work."""
+        if time.monotonic() - self._said >= 1.0 and self._elsewhere is None:
+            self._said = time.monotonic()
+            seconds, micros = self._redis.time()
+            self._redis.hset(names.observer_key(self.name), "heartbeat", seconds * 1000 + micros // 1000)
+
     def _beat(self) -> None:
-        """Say that the observer lives, and look whether the writer is here, and has begun to serve."""
+        """Write the heartbeat, and find out whether the writer is on this host and has begun to serve."""
+        self._said = time.monotonic()
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         pipe.hmget(names.gateway_key(self.name), "epoch", "phase", *HOLDER)
@@ -235,7 +243,7 @@ class ObserverService:
             self._epoch, self._returned = epoch, True
 
     def _place(self, now: int, holder: Sequence[bytes | None]) -> None:
-        """Notice whether the writer is here. Without counters it does not matter where it is."""
+        """Find out whether the writer is on this host. Without counters that does not matter."""
         if self._counted is None:
             return
         facts = {name: value.decode(errors="replace") for name, value in zip(HOLDER, holder, strict=True) if value}
@@ -246,7 +254,7 @@ class ObserverService:
             log.warning("gateway %s: %s", self.name, told if self._elsewhere else "has its writer here again")
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
-        """Store ``error`` as the outcome of a request that is none."""
+        """Store ``error`` as the outcome of an invalid request."""
         key, record = names.result_key(request_id), encode(request_id, error)
         try:
             if self._redis.set(key, record, nx=True, ex=self.settings.result_ttl):
@@ -255,7 +263,7 @@ class ObserverService:
             log.warning("request %s: its refusal could not be stored (%s)", request_id, type(failure).__name__)
 
     def stop(self) -> None:
-        """Let go; operators learn at once that nobody observes."""
+        """Stop and release everything; operators learn at once that there is no observer."""
         if self._handler is not None:
             with suppress(RedisError):
                 self._redis.hset(names.observer_key(self.name), "heartbeat", "0")

@@ -1,6 +1,6 @@
-"""The Celery app and every setting of it, each with its reason. ``app`` here is what API hosts, beat and Flower use.
+"""The Celery app and its settings, each with its reason. API hosts, beat and Flower use ``app``.
 
-Figures behind the values: measured on Celery 5.7 and kombu 5.7; see docs/architecture.md.
+The figures in the reasons were measured on Celery 5.7 and kombu 5.7.
 """
 
 from __future__ import annotations
@@ -124,12 +124,12 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
 
 
 class PeerlaneApp(Celery):
-    """A Celery app that knows its settings; for a gateway's roles, one whose worker is ``workers.lane.worker``'s."""
+    """A Celery app with Peerlane's settings. Writers and observers run it with ``workers.lane.worker.LaneWorker``."""
 
     control_cls = "peerlane.tasks.status.inspection:RegistryControl"
 
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
-        """Without ``settings`` the process' own are read when first used, not now."""
+        """Without ``settings``, the process' settings are read when they are first used."""
         messaging = (
             "peerlane.config.celery.broker:OwnMessaging"
             if role == "client"
@@ -150,7 +150,7 @@ class PeerlaneApp(Celery):
 
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's name; cached, as its own is
-        """Of a lane's request id, a result whose ``get`` leaves no request behind; of another, Celery's."""
+        """Class of results. For a lane's request id ``get`` cancels the request at its timeout; others are Celery's."""
         return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.result:LaneResult"))
 
     @cached_property
@@ -159,7 +159,7 @@ class PeerlaneApp(Celery):
         return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.celery_manners:LaneGroupResult"))
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - by keyword, as anybody calls it
-        """Celery's; a lane's task goes through its own ``apply_async``, which calls this again."""
+        """As Celery's; a lane's task is sent by its own ``apply_async``, which calls this method again."""
         if options.get("task_type") is None:
             send_lane_task: Any = symbol_by_name("peerlane.tasks.lane.celery_manners:send_lane_task")
             if (sent := send_lane_task(self, name, args, kwargs, **options)) is not None:
@@ -167,7 +167,7 @@ class PeerlaneApp(Celery):
         return super().send_task(name, args, kwargs, **options)
 
     def _prepare_logs(self, **_: Any) -> None:
-        """A worker or a beat of this app is about to begin; nobody else's logs are ours to set up."""
+        """Set up logs when a worker or beat of this app starts, and only then."""
         command = click.get_current_context(silent=True)
         if self.role != "client" or (command is not None and command.info_name == "beat"):
             self._logs = CeleryLogs(self.settings, "beat" if self.role == "client" else self.role)

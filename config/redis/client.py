@@ -19,9 +19,9 @@ MAX_CONNECTIONS = 10_000
 
 
 def connect(settings: Settings, *, timeout: float = 2.0, connected: Callable[[], object] | None = None) -> Redis:
-    """A client with its own pool. ``timeout`` bounds every answer, in seconds; nothing is retried unseen.
+    """A client with its own pool. ``timeout`` limits each answer, in seconds; the client retries nothing.
 
-    ``connected`` is called whenever it has made a connection.
+    ``connected`` is called after each new connection.
     """
 
     def on_connect(connection: Any) -> None:

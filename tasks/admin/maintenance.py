@@ -1,4 +1,4 @@
-"""Operators' requests to a gateway's observer: sweep now, reconcile now; each waits for the report."""
+"""Asks a gateway's observer to sweep or reconcile now, and waits for the report."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Takes over the peers of a WireGuard file or of a live device. Conflicts are listed first; nothing is half imported.
+"""Imports the peers of a WireGuard file or of a live device: all or none, after listing the conflicts.
 
-The peers are staged in Redis, then one request asks the gateway's writer to take them all or none. On the device only
-what differs is changed: running sessions go on.
+The peers are staged in Redis, then one request asks the gateway's writer to take all or none. Only differences are
+changed on the device, so running sessions continue.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class UnreadableConf(Invalid):
 
 
 class ImportClash(Conflict):
-    """A file's peers clash with what is there, or with what the gateway serves; nothing was imported."""
+    """A file's peers conflict with existing peers or with what the gateway serves; nothing was imported."""
 
     def __init__(self, found: Sequence[Clash]) -> None:
         first = found[0]
@@ -103,7 +103,7 @@ class AdoptionClash(Conflict):
 
 
 class Imported(BaseModel):
-    """What an import came to."""
+    """The result of an import."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -124,7 +124,7 @@ class Imported(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A file that can be imported, as far as anybody but the writer knows."""
+    """A file that can be imported, as far as can be known without the writer."""
 
     gateway: str
     fresh: tuple[ConfPeer, ...]
@@ -133,13 +133,13 @@ class Checked:
     unread: tuple[int, ...] = ()
 
     def told(self, done: Imported) -> Imported:
-        """The result, with what the writer does not know."""
+        """The result, with the facts that only the file has."""
         left = {"comments_left_out": len(self.unread), "comment_lines": self.unread[:MAX_LINES]}
         return done.model_copy(update=left)
 
 
 def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
-    """Read a file and look for everything that stands in the way of its import. Changes nothing.
+    """Read a file and find all problems and conflicts of its import. Changes nothing.
 
     Raises:
         UnreadableConf: it has problems; lists them.
@@ -191,7 +191,7 @@ def import_live(
     dry_run: bool = False,
     timeout: float = TIMEOUT,
 ) -> Imported:
-    """Take over the peers that the live device holds and Redis does not know: all of them, or none.
+    """Import the peers that the live device has and Redis does not know: all of them, or none.
 
     Peers without allowed IPs cannot be Peerlane's. They refuse the import, unless ``leave_out`` says to leave them on
     the device: then they are listed, and PEERLANE_UNKNOWN_PEERS says what becomes of them.
@@ -230,7 +230,7 @@ def _read(data: bytes) -> ParsedConf:
 
 
 def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float = TIMEOUT) -> Imported:
-    """Import what was checked: all of it, or none.
+    """Import a checked file: all of it, or none.
 
     Raises:
         PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
@@ -257,7 +257,7 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
 
 
 def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
-    """The staged entry of a file's peer: what the file names of it, as peerlane.tasks.wire.bulk.StagedPeer reads it."""
+    """The staged entry of a file's peer: the fields that the file sets (peerlane.tasks.wire.bulk.StagedPeer)."""
     peer = one.peer
     fields: dict[str, Any] = {"public_key": peer.public_key, "allowed_ips": [str(p) for p in peer.allowed_ips]}
     fields |= {name: value for name in _FIELDS if name in one.named and (value := getattr(peer, name)) is not None}

@@ -1,4 +1,4 @@
-"""Whether one gateway's writer serves its lane, by one read: what a health check asks every few seconds."""
+"""Reads whether a gateway's writer serves its lane, in one round trip, for health checks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Reads and writes the files of ``wg`` and wg-quick. Pure: bytes in, facts, peers and problems out; never an error.
+"""Reads and writes the files of ``wg`` and wg-quick. Pure.
 
-Files come from strangers: whatever they hold, ``parse_conf`` returns. Private keys become public ones at once, and no
-problem's sentence quotes a value that could be a secret.
+``parse_conf`` returns facts, peers and problems for any bytes, and raises nothing. Private keys are converted to public
+ones at once, and no problem's message quotes a value that could be secret.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REPEATED = ("Address", "AllowedIPs", *_IGNORED)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a file is not taken, and where."""
+    """A reason why a file is not imported, with its line."""
 
     line: int
     sentence: str
@@ -52,7 +52,7 @@ class ConfPeer:
 
 @dataclass(frozen=True, slots=True)
 class ParsedConf:
-    """A file's content. Where there are problems, ``peers`` lacks those that have some: import nothing then."""
+    """A file's content. If there are problems, ``peers`` lacks the peers that have one: import nothing then."""
 
     #: The interface's; None if the file names no PrivateKey.
     public_key: str | None
@@ -66,7 +66,7 @@ class ParsedConf:
 
 
 def parse_conf(data: bytes) -> ParsedConf:
-    """Read a file. Total: for any bytes it returns, and never quotes a secret."""
+    """Read a file. Returns for any bytes, and quotes no secret."""
     reader = _Reader()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, raw in enumerate(lines, 1):
@@ -102,7 +102,7 @@ class _Section:
 
 
 class _Reader:
-    """One pass over the lines. Comments wait until it is clear which section they belong to."""
+    """Reads the lines once. Keeps comments until it is clear which section they belong to."""
 
     def __init__(self) -> None:
         self._section: _Section | None = None

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench_report import Advance, Bench, Figures, quantile, run
 from gateways import GatewayProcess, close, new_name
@@ -37,12 +37,15 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
+from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.peers.plan import plan_create
 from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
-from peerlane.workers.upkeep.peer_cache import PeerCache
+from peerlane.workers.upkeep.clock_monitor import ClockMonitor
+from peerlane.workers.upkeep.sweep_policy import Limits
+from peerlane.workers.upkeep.sweeper import Sweeper
 
 POOLS = ("10.0.0.0/8", "fd00:8::/64")
 SETTINGS: dict[str, Any] = {
@@ -148,15 +151,18 @@ class Readings:
 
 
 def observing(url: str, gateway: str, count: int) -> Figures:
-    """What an observer holds after it has read all records and two readings, and how long these took."""
+    """What an observer holds after it has read the counters twice and all records once, and how long that took."""
     redis = Redis.from_url(url)
     before = memory(multiprocessing.current_process().pid or 0)[0]
-    tracker, roster = ActivityTracker(redis, gateway, Readings(count), lambda: 1), PeerCache(redis, gateway)
+    tracker = ActivityTracker(redis, gateway, Readings(count), lambda: 1)
+    clock = ClockMonitor(redis, gateway)
+    limits = Limits(start_grace=0)
+    sweeper = Sweeper(
+        redis=redis, gateway=gateway, limits=limits, clock=clock, counted=tracker, errands=cast("Any", None)
+    )
     began = time.process_time()
-    tracker.load()
-    roster.read()
-    tracker.read(1_800_000_100)
-    tracker.write()
+    tracker.read(int(redis.time()[0]))
+    sweeper.sweep(SweepGateway(gateway=gateway, dry_run=True), lambda _: True)
     seconds = time.process_time() - began
     after = memory(multiprocessing.current_process().pid or 0)[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

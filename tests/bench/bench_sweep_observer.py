@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench_sweep import SIZE_FILE
 
+from peerlane.tasks.wire.bulk import Reason
 from peerlane.workers.observer import app
 from peerlane.workers.upkeep import sweeper as sweeping
-from peerlane.workers.upkeep.sweep_policy import StalePeer
+from peerlane.workers.upkeep.lean_mappings import StalePeer
 
 __all__ = ["app"]
 
 _as_always = sweeping._requests  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a bench varies what is no setting
 
 
-def _requests(slices: Iterable[Sequence[StalePeer]]) -> Iterator[dict[str, Any]]:
+def _requests(slices: Iterable[Sequence[StalePeer]], asked: deque[dict[str, Reason]]) -> Iterator[dict[str, Any]]:
     sweeping.SLICE = _size()
-    for request in _as_always(slices):
+    for request in _as_always(slices, asked):
         yield request
         sweeping.SLICE = _size()
 

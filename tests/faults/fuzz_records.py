@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.activity import decode
 from peerlane.workers.store.store import Store
-from peerlane.workers.upkeep.peer_cache import PeerCache
+from peerlane.workers.upkeep.lifetimes import lifetimes
 from peerlane.workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/16"), Prefix.parse("fd00:8::/64"))
@@ -156,7 +157,7 @@ class FuzzedRecords:
         return self.redis.hgetall(names.peers_key(self.name)), self.redis.hgetall(names.addresses_key(self.name))
 
     def _read_by_others(self) -> None:
-        for key, life in PeerCache(self.redis, self.name).read().items():
+        for key, life in chain.from_iterable(page.items() for page in lifetimes(self.redis, self.name)):
             assert isinstance(life.created_at, int), key
         for name, record in cast("dict[bytes, bytes]", self.redis.hgetall(names.peers_key(self.name))).items():
             with suppress(PeerlaneError):

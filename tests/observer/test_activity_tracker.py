@@ -12,6 +12,7 @@ from devices import memory_rig, prefixes
 from gateways import MakeSettings, close, new_name
 from keys import key_number
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
@@ -36,6 +37,10 @@ ONE, TWO = key_number(1), key_number(2)
 NOW = 1_800_000_000
 
 
+def refused(*_: object, **__: object) -> int:
+    raise RedisConnectionError
+
+
 class Flawed:
     """A device in memory that fails, or is changed while it is read."""
 
@@ -43,8 +48,11 @@ class Flawed:
         self.plane = plane
         self.complete = True
         self.fails = False
+        #: How often it was read.
+        self.readings = 0
 
     def counters(self) -> Iterator[list[PeerCounters]]:
+        self.readings += 1
         if self.fails:
             raise KernelError("there is no such device")
         yield from self.plane.counters()
@@ -66,9 +74,7 @@ class Watched:
 
     def counted(self) -> ActivityTracker:
         """What an observer makes at its start."""
-        made = ActivityTracker(self.redis, self.name, self.source, lambda: self.index)
-        made.load()
-        return made
+        return ActivityTracker(self.redis, self.name, self.source, lambda: self.index)
 
     def stored(self, key: str) -> int | None:
         """Last seen, as Redis has it."""
@@ -89,48 +95,54 @@ def watched(settings: MakeSettings, tmp_path: Path) -> Iterator[Watched]:
     redis.close()
 
 
-def test_only_peers_that_did_something_are_stored_and_only_when_they_do(watched: Watched) -> None:
+def test_only_peers_that_did_something_are_stored_and_only_when_they_do(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = watched.counted()
     watched.plane.handshake(ONE, 5.0, rx=10)
     counted.read(NOW)
-    counted.write()
     assert watched.redis.hkeys(names.seen_key(watched.name)) == [ONE.encode()]
-    watched.redis.delete(names.seen_key(watched.name))
+    monkeypatch.setattr(watched.redis, "hset", refused)
     counted.read(NOW + 30)
-    counted.write()
-    assert watched.stored(ONE) is None, "nothing had changed, so nothing was written"
-
-
-def test_what_could_not_be_written_is_written_later(watched: Watched) -> None:
-    watched.plane.handshake(ONE, 5.0)
-    counted = watched.counted()
-    counted.read(NOW)
-    counted.read(NOW + 30)
-    assert watched.stored(ONE) is None
-    counted.write()
     assert watched.stored(ONE) == NOW
+
+
+def test_what_could_not_be_stored_is_stored_by_the_next_reading(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.plane.handshake(ONE, 5.0, rx=10)
+    counted = watched.counted()
+    monkeypatch.setattr(watching, "SLICE", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(watched.redis, "hset", refused)
+        with pytest.raises(RedisConnectionError):
+            counted.read(NOW)
+    assert counted.sight is not None
+    assert {ONE, TWO} == {key for key in (ONE, TWO, key_number(3)) if key in counted.sight.shown}
+    assert (watched.stored(ONE), counted.traffic) == (None, (0, 0))
+    counted.read(NOW + 30)
+    assert (watched.stored(ONE), counted.traffic) == (NOW + 30, (10, 0))
 
 
 def test_another_observer_goes_on_where_the_first_ended(watched: Watched) -> None:
     watched.plane.handshake(ONE, 5.0, rx=10)
-    first = watched.counted()
-    first.read(NOW)
-    first.write()
+    watched.counted().read(NOW)
     second = watched.counted()
     second.read(NOW + 9_000)
-    assert second.seen == first.seen
+    assert watched.stored(ONE) == NOW
     watched.plane.handshake(ONE, 6.0, rx=10)
     second.read(NOW + 9_030)
-    assert (second.seen[ONE].last_seen, second.seen[ONE].rx) == (NOW + 9_030, 20)
+    seen = second.known([ONE, TWO])
+    assert (set(seen), seen[ONE].last_seen, seen[ONE].rx) == ({ONE}, NOW + 9_030, 20)
 
 
 def test_a_damaged_entry_begins_anew(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     watched.redis.hset(names.seen_key(watched.name), ONE, "7 what")
     watched.plane.handshake(ONE, 5.0)
     counted = watched.counted()
-    assert "1 entries of activity are not readable" in caplog.text
+    assert counted.known([ONE]) == {}
     counted.read(NOW)
-    counted.write()
+    assert "1 entries of activity are not readable" in caplog.text
     assert watched.stored(ONE) == NOW
 
 
@@ -139,15 +151,25 @@ def test_a_peer_that_is_gone_is_forgotten_only_after_a_while(watched: Watched, m
         watched.plane.handshake(key, 5.0)
     counted = watched.counted()
     counted.read(NOW)
-    counted.write()
     watched.plane.apply([RemovePeer(ONE)])
     counted.read(NOW + 30)
     assert counted.forget({TWO}) == 0
+    assert counted.forget({TWO}) == 0, "it was looked a moment ago"
     monkeypatch.setattr(watching, "FORGET_AFTER", 0.0)
     assert counted.forget({ONE, TWO}) == 0, "Redis has it still"
+    assert counted.forget({TWO}) == 0, "it was there at the last look"
     assert counted.forget({TWO}) == 1
     assert (watched.stored(ONE), watched.stored(TWO)) == (None, NOW)
-    assert counted.forget(set()) == 0, "the device has it still"
+    for _ in range(3):
+        assert counted.forget(frozenset[str]()) == 0, "the device has it still"
+
+
+def test_a_reading_gives_a_sign_of_life_between_two_slices(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "SLICE", 1)
+    counted, signs = watched.counted(), list[int]()
+    counted.between = lambda: signs.append(1)
+    counted.read(NOW)
+    assert len(signs) == 2
 
 
 def test_a_device_made_anew_is_watched_anew(watched: Watched) -> None:
@@ -199,7 +221,7 @@ def test_a_restore_beside_a_running_observer_brings_back_when_peers_were_seen(
     watched.redis.hset(names.seen_key(watched.name), ONE, encode(StoredActivity(now - 3600, 1, 1, 5, 1, 1)))
     watched.redis.hset(names.peers_key(watched.name), ONE, record)
     assert stale() == {}
-    assert counted.seen[ONE].last_seen == now - 3600
+    assert counted.known([ONE])[ONE].last_seen == now - 3600
     close(app)
 
 
@@ -224,6 +246,7 @@ def test_who_comes_after_the_decision_is_not_removed_for_its_silence(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, kind: str, *, fails: bool
 ) -> None:
     monkeypatch.setattr(sweeping, "AGAIN", 0.0)
+    monkeypatch.setattr(sweeping, "AGAIN_SHARE", 0.0)
     now = int(watched.redis.time()[0])
     keys = [key_number(n) for n in range(1, sweeping.SLICE + 11)]
     watched.plane.apply([SetPeer(key, frozenset()) for key in keys])
@@ -234,7 +257,6 @@ def test_who_comes_after_the_decision_is_not_removed_for_its_silence(
             known = encode(StoredActivity(now - 3600, 1, 1, 0, 0, 0))
             watched.redis.hset(names.seen_key(watched.name), key, known)
     counted = watched.counted()
-    counted.load()
     counted.read(now - 7200)
 
     def meanwhile() -> None:
@@ -258,15 +280,60 @@ def test_who_comes_after_the_decision_is_not_removed_for_its_silence(
     assert report["kept"] == {"the counters cannot be read" if fails else "seen since": 10}
 
 
-def test_an_interrupted_reading_is_complete_once_it_shows_all_who_matter(watched: Watched) -> None:
+@pytest.mark.parametrize(("shown", "readings"), [(True, 1), (False, 3)], ids=["all", "not all"])
+def test_an_interrupted_reading_does_once_it_shows_all_who_matter(
+    watched: Watched, *, shown: bool, readings: int
+) -> None:
     watched.source.complete = False
-    counted = watched.counted()
-    counted.read(NOW)
-    counted.complete_with({ONE, TWO, key_number(3)})
-    assert counted.sight is not None
-    assert not counted.sight.complete
-    counted.complete_with({ONE, TWO})
-    assert counted.sight.complete
+    for number, key in enumerate((ONE,) if shown else (ONE, key_number(3))):
+        record = Peer(public_key=key, allowed_ips=(Prefix.parse(f"10.8.0.{number}"),), created_at=1).record()
+        watched.redis.hset(names.peers_key(watched.name), key, record)
+    sweeper = Sweeper(
+        redis=watched.redis,
+        gateway=watched.name,
+        limits=Limits(),
+        clock=ClockMonitor(watched.redis, watched.name),
+        counted=watched.counted(),
+        errands=cast("WriterRequests", Removing(lambda: None)),
+    )
+    report = sweeper.sweep(SweepGateway(gateway=watched.name, dry_run=True), lambda _: True)
+    assert (report["peers"], watched.source.readings) == (1 if shown else 2, readings)
+
+
+def test_a_decision_that_took_long_is_carried_out_all_the_same(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady = [100.0]
+    monkeypatch.setattr(sweeping.time, "monotonic", lambda: steady[0])
+    keys = [key_number(n) for n in range(1, 3 * sweeping.SLICE + 1)]
+    for number, key in enumerate(keys):
+        peer = Peer(public_key=key, allowed_ips=(Prefix.parse(f"10.8.1.{number}"),), created_at=1, ttl=1, expires_at=2)
+        watched.redis.hset(names.peers_key(watched.name), key, peer.record())
+    looks: list[float] = []
+
+    def looking(state: object) -> bool:
+        if not state:
+            steady[0] += sweeping.FRESH * 2
+            looks.append(steady[0])
+        return True
+
+    def removed() -> None:
+        steady[0] += sweeping.FRESH
+        watched.redis.hdel(names.peers_key(watched.name), *writer.asked)
+
+    writer = Removing(removed)
+    sweeper = Sweeper(
+        redis=watched.redis,
+        gateway=watched.name,
+        limits=Limits(),
+        clock=ClockMonitor(watched.redis, watched.name),
+        counted=None,
+        errands=cast("WriterRequests", writer),
+    )
+    report = sweeper.sweep(SweepGateway(gateway=watched.name, force=True), looking)
+    assert report["removed"] == {"expired": len(keys)}
+    assert sorted(writer.asked) == sorted(keys)
+    assert len(looks) == 1, "it holds for a multiple of the time that it took"
 
 
 def test_a_reading_tells_how_many_bytes_a_second_have_gone_by(

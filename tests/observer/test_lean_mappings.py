@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number
 
-from peerlane.workers.store.activity import StoredActivity
-from peerlane.workers.upkeep.lean_mappings import Activities, Keys, Lifetime, Lifetimes
+from peerlane.workers.upkeep.lean_mappings import KeySet, StalePeer, StalePeers
 
-keys = st.integers(1, 50).map(key_number)
-counts = st.integers(0, 2**64 - 1)
+keys = st.integers(1, 500).map(key_number)
 times = st.integers(-(2**70), 2**70)
-activities = st.builds(
-    StoredActivity, *[counts] * 6, endpoint=st.sampled_from(["", "192.0.2.1:51820", "[2001:db8::1]:51820"])
-)
-lives = st.builds(Lifetime, times, st.none() | times, st.booleans(), st.none() | times)
+stale = st.builds(StalePeer, keys | st.just("no key"), st.sampled_from(["expired", "never", "idle"]), times, times)
 
 
-@given(st.dictionaries(keys, lives), keys)
-def test_lifetimes(wanted: dict[str, Lifetime], other: str) -> None:
-    found = Lifetimes()
-    for key, life in wanted.items():
-        found.put(key, life)
-    found.put("no key", Lifetime(1, None, pinned=False))
-    assert dict(found) == wanted
-    assert (len(found), other in found, "no key" in found) == (len(wanted), other in wanted, False)
+@given(st.lists(keys, max_size=100), keys)
+def test_keys(wanted: list[str], other: str) -> None:
+    found = KeySet()
+    fresh = [found.add(key) for key in wanted]
+    assert fresh == [key not in wanted[:at] for at, key in enumerate(wanted)]
+    assert (len(found), other in found) == (len(set(wanted)), other in wanted)
+    assert all(key in found for key in wanted)
 
 
-@given(st.dictionaries(keys, activities), keys)
-def test_activities(wanted: dict[str, StoredActivity], other: str) -> None:
-    found = Activities()
-    found.update(wanted)
-    found["no key"] = StoredActivity(1, 1, 1, 1, 1, 1)
-    assert dict(found) == wanted
-    assert found.get(other) == wanted.get(other)
-    assert (other in found, "no key" in found) == (other in wanted, False)
-    if wanted:
-        gone = next(iter(wanted))
-        del found[gone], wanted[gone]
-        assert dict(found) == wanted
+@given(st.lists(stale, max_size=30))
+def test_stale_peers(wanted: list[StalePeer]) -> None:
+    found = StalePeers(wanted)
+    assert list(found) == wanted
+    assert found[3:7] == wanted[3:7]
+    assert found.counts == Counter(peer.reason for peer in wanted)
+    found.sort()
+    assert list(found) == sorted(wanted, key=lambda peer: (peer.reason != "expired", peer.since))
+    assert found.first(2) == list(found)[:2]
 
 
-@given(st.sets(keys), keys)
-def test_keys(wanted: set[str], other: str) -> None:
-    found = Keys()
-    for key in [*wanted, "no key"]:
-        found.add(key)
-    assert (set(found), len(found), other in found) == (wanted, len(wanted), other in wanted)
+def test_a_hundred_thousand_cost_few_bytes_each() -> None:
+    texts = [key_number(n) for n in range(1, 100_001)]
+    tracemalloc.start()
+    held = KeySet(texts)
+    of_keys = tracemalloc.get_traced_memory()[0]
+    victims = StalePeers(StalePeer(text, "expired", 1_700_000_000, 1_800_000_000) for text in texts)
+    of_victims = tracemalloc.get_traced_memory()[0] - of_keys
+    tracemalloc.stop()
+    assert len(held) == len(victims) == 100_000
+    assert of_keys <= 33 * 100_000
+    assert of_victims <= 65 * 100_000

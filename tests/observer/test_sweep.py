@@ -11,8 +11,18 @@ from keys import key_number
 
 from peerlane.workers.store.activity import StoredActivity
 from peerlane.workers.upkeep.clock_monitor import TOLERANCE, ClockDrift
-from peerlane.workers.upkeep.lean_mappings import Lifetime
-from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, Sight, decide, excessive, implausible, judge
+from peerlane.workers.upkeep.lean_mappings import KeySet, Lifetime
+from peerlane.workers.upkeep.sweep_policy import (
+    Decision,
+    Judgement,
+    Limits,
+    Refusal,
+    Sight,
+    decide,
+    excessive,
+    implausible,
+    judge,
+)
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -149,14 +159,14 @@ def test_a_reading_that_shows_far_fewer_peers_than_redis_holds_is_not_believed(
 ) -> None:
     peers = stale(0, 100)
     sight = watched(*list(peers)[:shown], complete=complete)
-    assert (implausible(peers, sight) is None) == plausible
+    assert (implausible(100, 100 - shown, complete=complete) is None) == plausible
     assert (judge(peers, {}, NOW, LIMITS, sight).refusal is None) == plausible
 
 
 def test_a_report_counts_victims_by_reason() -> None:
     peers = {ONE: Lifetime(1, 5, pinned=False), TWO: Lifetime(1, None, pinned=False)}
     assert judge(peers, {}, NOW, LIMITS, watched(ONE, TWO)).counts == {"expired": 1, "never": 1}
-    assert Decision(0, ()).counts == {}
+    assert Decision(0).counts == {}
 
 
 # Over any state
@@ -229,7 +239,34 @@ def test_a_sweep_by_itself_never_removes_more_than_share_and_floor_allow(
     if decision.refusal is None:
         count = len(decision.victims)
         assert count <= policy.floor or count <= policy.share * len(peers)
-        assert excessive(decision.victims, len(peers), policy) is None
+        assert excessive(count, len(peers), policy) is None
+
+
+@given(states, activities, limits, sights, st.integers(1, 7))
+def test_peers_judged_page_by_page_are_judged_as_if_all_at_once(
+    peers: dict[str, Lifetime], seen: dict[str, StoredActivity], policy: Limits, sight: Sight | None, size: int
+) -> None:
+    paged = Judgement(NOW, policy, sight)
+    keys = list(peers)
+    for start in range(0, len(keys), size):
+        part = keys[start : start + size]
+        paged.take({key: peers[key] for key in part}, {key: seen[key] for key in part if key in seen})
+    found, whole = paged.decision(), judge(peers, seen, NOW, policy, sight)
+    assert (found.peers, found.counts, found.refusal) == (whole.peers, whole.counts, whole.refusal)
+    assert sorted(found.victims) == sorted(whole.victims)
+    assert [(v.reason == "expired", v.since) for v in found.victims] == [
+        (v.reason == "expired", v.since) for v in whole.victims
+    ]
+
+
+def test_who_was_made_after_a_reading_began_is_not_missing_from_it() -> None:
+    old = {key_number(n): Lifetime(NOW - DAY, None, pinned=True) for n in range(1, 21)}
+    new = {key_number(n): Lifetime(NOW, None, pinned=True) for n in range(21, 81)}
+    shown = KeySet(old)
+    assert judge(old | new, {}, NOW, LIMITS, Sight(shown, complete=True, since=0, at=NOW)).refusal is None
+    assert judge(old | new, {}, NOW, LIMITS, Sight(shown, complete=True, since=0, at=NOW + 9)).refusal is not None
+    imported = {key: life._replace(created_at=1, imported_at=NOW) for key, life in new.items()}
+    assert judge(old | imported, {}, NOW, LIMITS, Sight(shown, complete=True, since=0, at=NOW)).refusal is None
 
 
 # The clock

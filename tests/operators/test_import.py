@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -36,7 +37,7 @@ from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import render_export
 from peerlane.tasks.wire.model import Peer
-from peerlane.workers.upkeep.peer_cache import PeerCache
+from peerlane.workers.upkeep.lifetimes import lifetimes
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
 
 
@@ -117,11 +118,11 @@ def test_a_peer_that_a_file_dates_back_is_not_taken_for_one_that_never_came(
     iad, (old,) = shared_gateway, peers(1)
     import_file(rendered([old]), iad.name, app=app)
     redis = connect(settings())
-    found = PeerCache(redis, iad.name).read()
+    found = dict(chain.from_iterable(page.items() for page in lifetimes(redis, iad.name)))
     redis.close()
     assert found[old.public_key].created_at == old.created_at
     now = int(redis_server.redis.time()[0])
-    watched = Sight(found, complete=True, since=0)
+    watched = Sight(frozenset(found), complete=True, since=0)
     assert decide(found, {}, now, Limits(), watched) == []
     assert [victim.reason for victim in decide(found, {}, now + 86_401, Limits(), watched)] == ["never"]
 
@@ -339,7 +340,7 @@ def test_an_import_that_is_given_up_never_comes_in(
     shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    iad.pause()
+    iad.pause(alive=True)
     with pytest.raises(TimedOut):
         import_file(rendered(peers(5)), iad.name, app=app, timeout=1)
     iad.resume()

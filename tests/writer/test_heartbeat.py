@@ -107,7 +107,7 @@ def test_a_redis_that_restarts_while_a_writer_starts_is_loaded_again(
     own_redis.redis.hdel(names.peers_key(one.name), lost)
     own_redis.restart()
     one.resume()
-    eventually(lambda: one.look().facts.get("peers") == "1", "the writer knowing what Redis holds now", within=20)
+    eventually(lambda: one.look().facts.get("peers") == "1", "the writer knowing what Redis holds now")
     assert "recovering, because of Redis has restarted" in one.log
     one.await_serving()
     assert api.create_peer(kept, timeout=20).outcome == "existing"

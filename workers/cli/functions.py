@@ -1,4 +1,4 @@
-"""``peerlane functions``: what an administrator loads into Redis so that no gateway needs the right to send Lua."""
+"""``peerlane functions``: the library that an administrator loads into Redis, so that no gateway may send Lua."""
 
 from __future__ import annotations
 

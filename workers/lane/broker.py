@@ -1,4 +1,4 @@
-"""The broker connection of a writer: kombu's Redis transport, which must outlive whatever is put on its queue."""
+"""A writer's broker connection: kombu's Redis transport, made safe against malformed messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TAG = re.compile(r"[!-~]{1,200}")
 
 
 def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 - one question after another
-    """Kombu's envelope, if kombu and Celery can take it without raising; else what is wrong with it.
+    """Kombu's envelope, if kombu and Celery accept it without raising; else a text that says what is wrong.
 
     Both index into the envelope unasked, and an error there would end the worker. The body stays as it is.
     """
@@ -79,7 +79,7 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 -
 
 
 class LaneChannel(WaitingChannel):
-    """Takes with a message what else waits; reading is guarded."""
+    """A channel that takes the other waiting messages with each message, and checks each one it reads."""
 
     QoS = LaneQoS
 
@@ -106,7 +106,7 @@ class LaneChannel(WaitingChannel):
     _one_by_one = False
 
     def _take_with_others(self, queue: str, raw: bytes) -> None:
-        """Take what else waits in a writer's lane, and have all of it carried out together."""
+        """Take the other messages that wait in the lane, and have all of them carried out as a group."""
         gateway = names.gateway_of_queue(queue)
         if self._one_by_one or queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):
             self.take(queue, raw)
@@ -122,7 +122,7 @@ class LaneChannel(WaitingChannel):
             log.warning("gateway %s: messages are taken one by one (%s)", gateway, reason(error))
             self.take(queue, raw)
             return
-        bulk = queue == names.bulk_queue(gateway)
+        bulk = (taken[0].queue if taken else queue) == names.bulk_queue(gateway)
         full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(each.message) for each in taken) >= BULK_BYTES)
         group, failures = Group(len(taken) + len(dead), bulk=bulk, full=full), list[Exception]()
         self.group = group
@@ -156,7 +156,7 @@ class LaneChannel(WaitingChannel):
         self._deliver(envelope, noted.queue)
 
     def take(self, queue: str, raw: bytes) -> None:
-        """Hand a message on, if it is one."""
+        """Deliver a message; set it aside if it is malformed."""
         envelope = sound_envelope(raw)
         if isinstance(envelope, str):
             log.warning("a message of %d bytes on %s was refused: it is %s", len(raw), queue, envelope)
@@ -173,18 +173,18 @@ class LaneChannel(WaitingChannel):
 
 
 class LaneTransport(WaitingTransport):
-    """That of those who consume."""
+    """The transport of processes that consume."""
 
     Channel = LaneChannel
 
 
 class LaneConnection(OwnConnection):
-    """Uses it."""
+    """A connection with that transport."""
 
     own_transport = LaneTransport
 
 
 class LaneMessaging(AMQP):
-    """Named in peerlane.config.celery.app for those who consume."""
+    """Celery's AMQP with that connection; peerlane.config.celery.app names it for writers and observers."""
 
     Connection = LaneConnection

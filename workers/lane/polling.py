@@ -1,7 +1,7 @@
-"""How a gateway's process waits for messages: few commands and few connections while nobody asks for anything.
+"""Waits for messages with few commands and few connections while the lane is idle.
 
-One connection waits in BRPOP, which answers at once when a message comes, and after ``BLOCKED_FOR`` seconds when none
-does. All that the process' main thread asks besides goes over one other connection (``config.redis.SharedRedis``).
+One connection waits in BRPOP, which answers at once when a message comes, and after ``BLOCKED_FOR`` seconds if none
+does. The main thread's other commands use one other connection (``config.redis.SharedRedis``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _kombu: Any = kombu_redis  # it carries no types
 
 
 class LanePoller(_kombu.MultiChannelPoller):
-    """Drops a connection whose BRPOP has no answer; kombu allows it ``health_check_interval`` seconds more."""
+    """Drops a connection whose BRPOP is overdue; kombu would wait ``health_check_interval`` seconds more."""
 
     def maybe_check_brpop_health(self) -> None:
         for channel in self._channels:
@@ -43,7 +43,7 @@ class LanePoller(_kombu.MultiChannelPoller):
 
 
 class WaitingChannel(UnboundChannel):
-    """Waits for long, and can be woken: BRPOP has a key of this channel's own besides the queues."""
+    """A channel with a long BRPOP that can be ended early: it also waits on a key of this channel."""
 
     _wake: str = ""
     _may_be_woken = True
@@ -55,12 +55,12 @@ class WaitingChannel(UnboundChannel):
 
     @property
     def redis(self) -> Redis:
-        """The process' client for all but the wait."""
+        """The process' client for all commands except the wait."""
         return cast("SharedRedis", self.connection.client.transport_options["shared_redis"]).client
 
     @property
     def pool(self) -> Any:
-        """Not the channel's own: kombu closes that with the channel."""
+        """The pool of the process' client; kombu closes a channel's own pool with the channel."""
         return self.redis.connection_pool
 
     def _create_client(self, asynchronous: bool = False) -> Redis:  # noqa: FBT001, FBT002 - kombu's signature
@@ -78,7 +78,7 @@ class WaitingChannel(UnboundChannel):
         self.client.connection.send_command("BRPOP", *keys, timeout or self.brpop_timeout)
 
     def brpop_answer(self, **options: Any) -> tuple[str, bytes] | None:
-        """What BRPOP has taken, and off which queue; None if nothing."""
+        """The answer of BRPOP: the queue and the message; None if there was none."""
         connection = self.client.connection
         try:
             answer = cast("tuple[bytes, bytes] | None", self.client.parse_response(connection, "BRPOP", **options))
@@ -95,7 +95,7 @@ class WaitingChannel(UnboundChannel):
         return answer[0].decode().rsplit(self.sep, 1)[0], answer[1]
 
     def is_overdue(self) -> bool:
-        """Whether BRPOP should have answered long ago."""
+        """Whether BRPOP should have answered by now."""
         connection: Any = self._in_poll
         if not connection or time.monotonic() - self._brpop_sent_at < self.brpop_timeout + OVERDUE:
             return False
@@ -103,12 +103,12 @@ class WaitingChannel(UnboundChannel):
         return sock is not None and not _kombu._socket_readable(sock)  # noqa: SLF001 - likewise
 
     def drop_poll(self) -> None:
-        """Close the connection that waits; kombu makes another."""
+        """Close the waiting connection; kombu makes another."""
         log.warning("Redis gave no answer to BRPOP in time; its connection is dropped")
         self._in_poll.disconnect()
 
     def close(self) -> None:
-        """Kombu reads the answer that BRPOP still owes, so that no message is lost: here it comes at once."""
+        """Close the channel. BRPOP is ended first, because kombu reads its answer so that no message is lost."""
         if self._in_poll and self._may_be_woken:
             try:
                 with self.redis.pipeline(transaction=False) as pipe:
@@ -121,7 +121,7 @@ class WaitingChannel(UnboundChannel):
 
 
 class WaitingTransport(UnboundTransport):
-    """That of a gateway's processes."""
+    """The transport of a gateway's processes."""
 
     brpop_timeout = BLOCKED_FOR
 

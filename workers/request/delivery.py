@@ -1,4 +1,4 @@
-"""What goes down with a request and comes back up: how its message was delivered, and what became of it."""
+"""``Delivery``: how a request's message was delivered. ``Outcome``: the request's result or refusal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peerlane.tasks.errors import PeerlaneError
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How a request was delivered. Made where its message is taken (peerlane.workers.lane), passed down as it is."""
+    """How a request was delivered. Made when its message is taken (peerlane.workers.lane), and passed on unchanged."""
 
     request_id: str
     #: Of the message; a commit acknowledges it in the same step. '' where there is no message.
@@ -31,13 +31,13 @@ class Delivery:
     taken_at: float = field(default_factory=time.monotonic)
 
     def in_doubt(self, sure_for: float) -> bool:
-        """Whether the request may have an outcome already; nobody is sure longer than ``sure_for`` seconds."""
+        """Whether the request may have an outcome by now; what was known at delivery holds for ``sure_for`` seconds."""
         return self.redelivered or self.answered or time.monotonic() > self.taken_at + sure_for
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request: settled in Redis, but for a refusal that Redis refused to store."""
+    """The outcome of a request. It is stored in Redis, except a refusal that Redis refused to store."""
 
     result: Mapping[str, Any] | PeerlaneError
     #: Whether its message was acknowledged in the same step.

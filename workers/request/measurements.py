@@ -1,4 +1,4 @@
-"""What a writer measures of its requests, a few microseconds each; the heartbeat tells it (tasks.values.metrics)."""
+"""Measures a writer's requests, in a few microseconds each; the heartbeat stores it (tasks.values.metrics)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Measurements:
         self.pools: Mapping[str, tuple[int, int]] = {}
 
     def answered(self, request: Request, outcome: Outcome, taken_ms: float | None) -> None:
-        """A request has its outcome. ``taken_ms`` is when it was taken by Redis' clock, or None if unknown."""
+        """Count a request that has its outcome. ``taken_ms`` is when it was taken, on Redis' clock; None if unknown."""
         now, operation = time.monotonic(), _OPERATION.get(request.task, "bulk")
         delivery, times, result = request.delivery, request.times, outcome.result
         if isinstance(result, PeerlaneError):
@@ -59,12 +59,12 @@ class Measurements:
             stages["commit"].add(now - (times.applied or times.planned))
 
     def recovered(self, began: float) -> None:
-        """A recovery that began then, on the monotonic clock, is over."""
+        """Count a recovery that began at ``began`` on the monotonic clock."""
         self.recoveries += 1
         self.recovery_seconds += time.monotonic() - began
 
     def document(self, began_ms: int) -> dict[str, Any]:
-        """For ``tasks.values.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
+        """The document of ``tasks.values.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
         return {
             "began": began_ms,
             "seconds": {name: [each.counts, round(each.total, 6)] for name, each in self.seconds.items()},

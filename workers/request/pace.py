@@ -1,4 +1,4 @@
-"""How many requests a second a writer finishes while it is busy: callers estimate from it how long they would wait."""
+"""Measures how many requests a second a busy writer finishes, from which callers estimate their wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST = 1.0
 
 
 class Pace:
-    """Of the interactive queue and of the bulk queue, in messages a second; 0 until it is known.
+    """The pace of each queue, interactive and bulk, in messages a second; 0 until it is known.
 
     From one group to the next the writer was busy all the time only if the first was full, that is, more waited. What
     lies between others is partly idleness, and tells no more than that it can do as much.
@@ -23,7 +23,7 @@ class Pace:
         self._last: tuple[float, int, bool, bool] | None = None
 
     def taken(self, count: int, *, bulk: bool, full: bool, now: float | None = None) -> None:
-        """A group begins; ``full``: more waits. ``now`` is on the monotonic clock."""
+        """Count a group that begins; ``full``: more requests wait. ``now`` is on the monotonic clock."""
         now = time.monotonic() if now is None else now
         if self._last is not None:
             began, done, was_bulk, was_full = self._last
@@ -36,5 +36,5 @@ class Pace:
         self._last = (now, count, bulk, full)
 
     def told(self) -> dict[str, str]:
-        """For the heartbeat."""
+        """The fields for the heartbeat."""
         return {name: f"{pace:.1f}" for name, pace in zip(("pace", "pace_bulk"), self._paces, strict=True) if pace}

@@ -1,4 +1,4 @@
-"""One request on its way through the writer, and how what Redis says of it is read."""
+"""A request in the writer, and how its commit record is written and read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peerlane.workers.request.delivery import Delivery
 
 @dataclass(slots=True)
 class Times:
-    """How far a request has come, on the monotonic clock; 0 for what it has not come to."""
+    """When a request reached each step, on the monotonic clock; 0 for a step that it has not reached."""
 
     #: What it comes to was clear: the device is touched next, or a refusal committed.
     planned: float = 0.0
@@ -25,7 +25,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request on its way through the writer."""
+    """A request in the writer."""
 
     task: str
     delivery: Delivery
@@ -40,11 +40,11 @@ class Request:
         return self.delivery.request_id
 
     def record(self, outcome: Mapping[str, Any] | PeerlaneError) -> str:
-        """The commit record that this outcome makes."""
+        """The commit record of an outcome."""
         return results.encode(self.id, outcome, self.delivery.wish)
 
     def recorded(self, stored: str) -> dict[str, Any] | PeerlaneError:
-        """The result in a commit record of its id, or the error: a Conflict where that is another wish's."""
+        """The result or error in a commit record of its id; a Conflict if the record is another wish's."""
         try:
             return results.decode(stored, self.delivery.wish)
         except PeerlaneError as error:
@@ -52,6 +52,6 @@ class Request:
 
 
 def error_code(error: ResponseError) -> str:
-    """What kind of error it is (OutOfMemoryError, MISCONF …); its text may quote what was sent."""
+    """The kind of an error (OutOfMemoryError, MISCONF …), without its text, which may quote what was sent."""
     # redis-py takes the code off where it has a class for it.
     return str(error).split(" ", 1)[0][:32] if type(error) is ResponseError else type(error).__name__

@@ -23,7 +23,7 @@ Commit = Callable[[str, str, Sequence[Plan]], Answer]
 
 
 def adopt(gateway: str, done: Recovered, commit: Commit) -> Recovered:
-    """Store the peers that only the device knew, slice by slice; each slice is a commit of its own.
+    """Store the peers that only the device had, slice by slice; each slice is one commit.
 
     Those of a slice that is not committed stay on the device, and are known there: nobody else gets their addresses.
     """
@@ -45,7 +45,7 @@ def adopt(gateway: str, done: Recovered, commit: Commit) -> Recovered:
 
 
 def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commit) -> None:
-    """Store anew the peers whose preshared keys stand in clear, or are sealed with an old key."""
+    """Store again the peers whose preshared keys are in clear or sealed with an old key."""
     peers = [peer for key in outdated if key not in done.table.broken and (peer := done.table.peers.get(key))]
     for start in range(0, len(peers), SLICE):
         part = peers[start : start + SLICE]
@@ -56,7 +56,7 @@ def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commi
 
 
 def restore_lost(gateway: str, plans: Sequence[Plan], commit: Commit) -> int:
-    """Make Redis hold again what it has lost; how many peers it did not take."""
+    """Store lost peers in Redis again; returns how many Redis did not take."""
     failed = 0
     for start in range(0, len(plans), SLICE):
         part = plans[start : start + SLICE]

@@ -1,47 +1,49 @@
-"""Every peer's activity: read from the device's counters, kept in memory and in Redis."""
+"""Every peer's activity: read from the device's counters, kept in Redis. In memory is a slice of them at a time."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, cast
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.redis.hash_pages import hash_pages
-from peerlane.workers.dataplane.counters import CounterSource
-from peerlane.workers.store.activity import advance, decode, encode
-from peerlane.workers.upkeep.lean_mappings import Activities, Keys
-from peerlane.workers.upkeep.sweep_policy import Sight
+from peerlane.workers.dataplane.counters import CounterSource, PeerCounters
+from peerlane.workers.store.activity import StoredActivity, advance, decode, encode
+from peerlane.workers.upkeep.lean_mappings import KeySet
+from peerlane.workers.upkeep.sweep_policy import Keys, Sight
 
 log = logging.getLogger(__name__)
 
-#: Entries written, dropped or loaded per round trip: Redis is busy with one for well under a millisecond.
+#: Entries read, written or dropped per round trip: Redis is busy with one for well under a millisecond.
 SLICE = 500
-#: Seconds for which the activity of a peer that is gone is kept: one that comes back keeps its totals.
+#: Seconds for which the activity of a peer that is gone is kept at least: one that comes back keeps its totals.
 FORGET_AFTER = 3600.0
 
 
 class ActivityTracker:
-    """Every peer's activity, in memory and in Redis. Belongs to the observer's thread."""
+    """Every peer's activity. Belongs to the observer's thread. Methods raise redis.RedisError where Redis is away."""
 
     def __init__(self, redis: Redis, gateway: str, source: CounterSource, index: Callable[[], int]) -> None:
-        """``index`` tells the device's number, which is another one once the device is made anew."""
+        """``index`` returns the device's number, which changes when the device is created again."""
         self._redis, self._key = redis, names.seen_key(gateway)
         self._gateway = gateway
         self._source, self._index = source, index
         self._device = 0
         #: Since when this device has been watched.
         self._since = 0
-        self._unwritten: set[str] = set()
-        self._gone: dict[str, float] = {}
-        self.seen = Activities()
+        #: Who was gone when ``forget`` last looked, and when that was, on the monotonic clock.
+        self._gone, self._looked_at = KeySet(), float("-inf")
         #: The last reading, or None where there was none or it failed.
         self.sight: Sight | None = None
+        #: Called between two slices of a reading, which may take long.
+        self.between: Callable[[], object] = lambda: None
         #: Why the last reading failed.
         self.trouble: str | None = None
         #: When the last reading began, on the monotonic clock, and how long it took.
@@ -52,60 +54,73 @@ class ActivityTracker:
         #: When ``reading`` told last, on the monotonic clock, and what had moved by then; None before the first time.
         self._told: tuple[float, tuple[int, int]] | None = None
 
-    def load(self) -> None:
-        """What was known before this process. Raises redis.RedisError."""
-        unreadable = 0
-        for page in hash_pages(self._redis, self._key, count=SLICE):
-            for name, stored in page:
-                if (found := decode(stored)) is None:
-                    unreadable += 1
-                else:
-                    self.seen[name.decode(errors="replace")] = found
-        if unreadable:
-            log.warning("gateway %s: %d entries of activity are not readable and begin anew", self._gateway, unreadable)
+    def known(self, keys: Sequence[str]) -> dict[str, StoredActivity]:
+        """What is stored of these peers' activity."""
+        return self._known(keys)[0]
 
-    def recall(self, newcomers: Collection[str]) -> None:
-        """Look up who has come to this gateway since the last look: a restore brings peers and what they did before.
-
-        Raises redis.RedisError.
-        """
-        for keys in _slices([key for key in newcomers if key not in self.seen]):
-            pipe = self._redis.pipeline(transaction=False)
-            for key in keys:
-                pipe.hget(self._key, key)
-            for key, stored in zip(keys, cast("list[bytes | None]", pipe.execute()), strict=True):
-                if stored is not None and (found := decode(stored)) is not None:
-                    self.seen[key] = found
+    def _known(self, keys: Sequence[str]) -> tuple[dict[str, StoredActivity], int]:
+        """What is stored of them, and how many entries are not readable."""
+        if not keys:
+            return {}, 0
+        stored = cast("list[bytes | None]", self._redis.hmget(self._key, list(keys)))
+        there = [(key, decode(value)) for key, value in zip(keys, stored, strict=True) if value is not None]
+        return {key: seen for key, seen in there if seen is not None}, sum(seen is None for _, seen in there)
 
     def read(self, now: int) -> None:
-        """Read all counters; ``now`` is in seconds on Redis' clock. What goes wrong is in ``trouble``."""
+        """Read all counters, and store what has changed, slice by slice; ``now`` is in seconds on Redis' clock.
+
+        What goes wrong with the device is in ``trouble``. What could not be stored is stored by the next reading:
+        an entry holds the raw counters that it was derived from.
+        """
         self.read_at = time.monotonic()
         device = self._index()
         if device != self._device:
             self._since = now  # counters of a new device begin at 0: they tell nothing yet
         self._device, self._since = device, min(self._since, now)
-        shown = Keys()
+        self.sight = None  # its keys are not held beside those of the next
+        shown, unreadable = KeySet(), 0
+        failure: RedisError | None = None
         try:
-            for batch in self._source.counters():
-                for raw in batch:
+            for part in _parts(self._source.counters()):
+                for raw in part:
                     shown.add(raw.public_key)
-                    before = self.seen.get(raw.public_key)
-                    after = advance(before, raw, now)
-                    if after is not before and after is not None:
-                        rx, tx = (before.rx, before.tx) if before is not None else (0, 0)
-                        self._moved = (self._moved[0] + after.rx - rx, self._moved[1] + after.tx - tx)
-                        self.seen[raw.public_key] = after
-                        self._unwritten.add(raw.public_key)
+                if failure is None:  # a dump is read to its end in any case
+                    try:
+                        unreadable += self._advance(part, now)
+                        self.between()
+                    except RedisError as error:
+                        failure = error
         except KernelError as error:
-            self.sight, self.trouble = None, error.message
+            self.trouble = error.message
             return
         finally:
             self.took = time.monotonic() - self.read_at
+        if unreadable:
+            log.warning("gateway %s: %d entries of activity are not readable and begin anew", self._gateway, unreadable)
         self.trouble = None
-        self.sight = Sight(shown, self._source.complete, self._since)
+        self.sight = Sight(shown, self._source.complete, self._since, now)
+        if failure is not None:
+            raise failure
+
+    def _advance(self, part: Sequence[PeerCounters], now: int) -> int:
+        """Store what some counters tell that is new; how many entries were not readable."""
+        known, unreadable = self._known([raw.public_key for raw in part])
+        changed: dict[str, str] = {}
+        rx, tx = self._moved
+        for raw in part:
+            before = known.get(raw.public_key)
+            after = advance(before, raw, now)
+            if after is not before and after is not None:
+                rx += after.rx - (before.rx if before is not None else 0)
+                tx += after.tx - (before.tx if before is not None else 0)
+                changed[raw.public_key] = encode(after)
+        if changed:
+            self._redis.hset(self._key, mapping=cast("Any", changed))
+        self._moved = rx, tx
+        return unreadable
 
     def reading(self, now: int) -> dict[str, Any]:
-        """The last reading as others are told it; with the bytes a second since it was told before, if it was."""
+        """The last reading for the heartbeat, with the bytes a second since the previous one."""
         shown = len(self.sight.shown) if self.sight is not None else 0
         found: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
         if self.trouble is None:
@@ -120,36 +135,33 @@ class ActivityTracker:
         """Bytes received from peers and sent to them since this process began to watch."""
         return self._moved
 
-    def complete_with(self, peers: Collection[str]) -> None:
-        """A reading that shows all of ``peers`` lacks none that matters, though it was interrupted."""
-        if self.sight is not None and not self.sight.complete and all(key in self.sight.shown for key in peers):
-            self.sight = replace(self.sight, complete=True)
+    def forget(self, peers: Keys) -> int:
+        """Drop what is known of peers that neither Redis nor the device had, last time and now; how many.
 
-    def write(self) -> None:
-        """Write what has changed. Raises redis.RedisError; what was not written stays to be written."""
-        for keys in _slices(list(self._unwritten)):
-            fields = {key: encode(self.seen[key]) for key in keys if key in self.seen}
-            if fields:
-                self._redis.hset(self._key, mapping=cast("Any", fields))
-            self._unwritten.difference_update(keys)
-
-    def forget(self, peers: Collection[str]) -> int:
-        """Drop what is known of peers that neither Redis nor the device has had for a while; how many.
-
-        Raises redis.RedisError.
+        Looks once in ``FORGET_AFTER`` seconds.
         """
         now = time.monotonic()
-        shown = self.sight.shown if self.sight is not None else ()
-        gone = [key for key in self.seen if key not in peers and key not in shown]
-        self._gone = {key: self._gone.get(key, now) for key in gone}
-        old = [key for key, since in self._gone.items() if now - since >= FORGET_AFTER]
-        for keys in _slices(old):
-            self._redis.hdel(self._key, *keys)
+        if now - self._looked_at < FORGET_AFTER:
+            return 0
+        shown: Keys = self.sight.shown if self.sight is not None else KeySet()
+        gone, dropped = KeySet(), 0
+        for page in hash_pages(self._redis, self._key, count=SLICE):
+            keys = [key for name, _ in page if (key := name.decode(errors="replace")) not in peers and key not in shown]
+            if old := [key for key in keys if key in self._gone]:
+                dropped += self._redis.hdel(self._key, *old)
             for key in keys:
-                del self.seen[key], self._gone[key]
-            self._unwritten.difference_update(keys)
-        return len(old)
+                gone.add(key)
+        self._gone, self._looked_at = gone, now
+        return dropped
 
 
-def _slices(keys: Sequence[str]) -> list[Sequence[str]]:
-    return [keys[start : start + SLICE] for start in range(0, len(keys), SLICE)]
+def _parts(batches: Iterator[list[PeerCounters]]) -> Iterator[list[PeerCounters]]:
+    """The same counters, some ``SLICE`` at a time."""
+    part: list[PeerCounters] = []
+    for raw in chain.from_iterable(batches):
+        part.append(raw)
+        if len(part) >= SLICE:
+            yield part
+            part = []
+    if part:
+        yield part

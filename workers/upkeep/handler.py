@@ -1,4 +1,4 @@
-"""Requests to the observer: checked, claimed once per time slot, carried out, reported."""
+"""Handles requests to the observer: checks them, claims their time slots, carries them out, reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BREATH = 1.0
 
 
 class UpkeepHandler:
-    """Requests to the observer: checked, claimed once per slot, carried out, reported (``tasks.wire.upkeep``)."""
+    """Handles an observer's requests (``tasks.wire.upkeep``)."""
 
     def __init__(
         self, redis: Redis, settings: Settings, attendance: ScheduleWatchdog, sweeper: Sweeper, reconciler: Reconciler
@@ -50,7 +50,7 @@ class UpkeepHandler:
         self.ended = 0.0
 
     def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what the request wishes; its report.
+        """Carry a request out; returns its report.
 
         Raises:
             PeerlaneError: why nothing was done.
@@ -90,18 +90,18 @@ class UpkeepHandler:
         return report
 
     def by_itself(self, task: str) -> None:
-        """Do it now, without a request."""
+        """Carry a task out now, without a request."""
         report = self.carry_out(task, "", {"gateway": self._gateway})
         log.info("gateway %s: %s by itself, as the writer or Redis has come back: %s", self._gateway, self._act, report)
 
     def every(self, task: str) -> float:
-        """Seconds between two slots, as beat counts them: by what the gateway's hash says, whatever was told here."""
+        """Seconds between two slots, from the gateway's hash, as beat counts them."""
         _, fact = ACTS[task]
         told = cast("bytes | None", self._redis.hget(names.gateway_key(self._gateway), fact))
         return interval(told, self._every[task])
 
     def _unclaimable(self, task: str, slot: int) -> str | None:
-        """Why a slot's task is not to be carried out; None if this claims it."""
+        """Why a slot's task is skipped; None if this call has claimed the slot."""
         every = self.every(task)
         seconds, _ = self._redis.time()
         if abs(seconds / every - slot) > 2:
@@ -111,14 +111,15 @@ class UpkeepHandler:
         return None if claimed else "its time slot was taken care of"
 
     def _go_on(self, state: dict[str, Any]) -> bool:
-        """Hear how far it is: tell it, give a sign of life; whether it is still wanted. Once a second."""
+        """Hear how far it is: tell it, if anything, give a sign of life; whether it is still wanted. Once a second."""
         if time.monotonic() - self._breathed < BREATH:
             return True
         self._breathed = time.monotonic()
         PULSE.turn(LONG)
         seconds, micros = self._redis.time()
         self._redis.hset(names.observer_key(self._gateway), "heartbeat", seconds * 1000 + micros // 1000)
-        self._tell({"outcome": "running", **state})
+        if state:
+            self._tell({"outcome": "running", **state})
         return not self._request_id or self._wanted()
 
     def _wanted(self) -> bool:

@@ -1,18 +1,20 @@
-"""What an observer holds of each peer, as keys of 32 bytes and a few bytes beside: there may be a million. Pure."""
+"""What an observer holds of many peers, in few bytes each: there may be a million. Pure."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, MutableMapping
-from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, cast, overload
 
+from peerlane.tasks.wire.bulk import Reason
 from peerlane.tasks.wire.stored_peer import raw_key, text_key
-from peerlane.workers.store.activity import StoredActivity
 
 
 class Lifetime(NamedTuple):
-    """What a sweep looks at of a peer's record (``sweep.SweepCandidate``)."""
+    """What a sweep looks at of a peer's record (``sweep_policy.SweepCandidate``)."""
 
     created_at: int
     expires_at: int | None
@@ -20,93 +22,135 @@ class Lifetime(NamedTuple):
     imported_at: int | None = None
 
 
-class Lifetimes(Mapping[str, Lifetime]):
-    """Public key → what a sweep looks at. Keys that are none are not taken in."""
+class KeySet:
+    """A set of texts of which 64 bits each are held: 16 to 32 bytes a text. Two of a million are never mistaken.
 
-    def __init__(self) -> None:
-        self._held: dict[bytes, bytes] = {}
+    The bits are Python's own hash, which differs from process to process: nobody chooses a key that meets another's.
+    """
 
-    def __getitem__(self, public_key: str) -> Lifetime:
-        return _read(self._held[raw_key(public_key) or b""])
-
-    def __contains__(self, public_key: object) -> bool:
-        return isinstance(public_key, str) and raw_key(public_key) in self._held
-
-    def __iter__(self) -> Iterator[str]:
-        return map(text_key, self._held)
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._slots = array("q", bytes(8 * 16))
+        self._count = 0
+        for text in texts:
+            self.add(text)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return self._count
 
-    def put(self, public_key: str, life: Lifetime) -> None:
-        """Take one in."""
-        if (raw := raw_key(public_key)) is not None:
-            self._held[raw] = _written(life)
+    def __contains__(self, text: object) -> bool:
+        slots, bits = self._slots, hash(text) or 1
+        mask = len(slots) - 1
+        at = bits & mask
+        while (held := slots[at]) != 0:
+            if held == bits:
+                return True
+            at = at + 1 & mask
+        return False
+
+    def add(self, text: str) -> bool:
+        """Take one in; whether it was not there."""
+        if self._count * 2 >= len(self._slots):
+            self._grow()
+        if not _put(self._slots, hash(text) or 1):
+            return False
+        self._count += 1
+        return True
+
+    def _grow(self) -> None:
+        before = self._slots
+        self._slots = array("q", bytes(16 * len(before)))
+        for bits in before:
+            if bits:
+                _put(self._slots, bits)
 
 
-def _written(life: Lifetime) -> bytes:
-    # As text: a record may name a time of any size.
-    fields = ("" if each is None else str(int(each)) for each in life)
-    return " ".join(fields).encode()
+def _put(slots: array[int], bits: int) -> bool:
+    mask = len(slots) - 1
+    at = bits & mask
+    while (held := slots[at]) != 0:
+        if held == bits:
+            return False
+        at = at + 1 & mask
+    slots[at] = bits
+    return True
 
 
-def _read(held: bytes) -> Lifetime:
-    created_at, expires_at, pinned, imported_at = held.split(b" ")
-    return Lifetime(
-        int(created_at),
-        int(expires_at) if expires_at else None,
-        pinned == b"1",
-        int(imported_at) if imported_at else None,
-    )
+class StalePeer(NamedTuple):
+    """A stale peer. ``since``: when it expired, was made or imported (never), or was last seen (idle)."""
+
+    public_key: str
+    reason: Reason
+    created_at: int
+    since: int
 
 
-_NUMBERS = struct.Struct("=6Q")
+_REASONS: tuple[Reason, ...] = ("expired", "never", "idle")
+_PACKED = struct.Struct("=32sBqq")
+#: Times beyond this are held as they are; nobody's peer has one.
+_LARGE = 2**60
+#: Added to the times of those who are not expired: they come after all who are.
+_LATER = 2**80
 
 
-class Activities(MutableMapping[str, StoredActivity]):
-    """Public key → its activity. Keys that are none are not taken in."""
+class StalePeers(Sequence[StalePeer]):
+    """Stale peers in the order in which to remove them, at some 60 bytes each."""
 
-    def __init__(self) -> None:
-        self._held: dict[bytes, bytes] = {}
+    def __init__(self, peers: Iterable[StalePeer] = ()) -> None:
+        self._packed = bytearray()
+        self._order = array("I")
+        #: Those that do not fit, by their place.
+        self._odd: dict[int, StalePeer] = {}
+        #: How many for each reason.
+        self.counts: Counter[str] = Counter()
+        for peer in peers:
+            self.append(peer)
 
-    def __getitem__(self, public_key: str) -> StoredActivity:
-        held = self._held[raw_key(public_key) or b""]
-        last_seen, rx, tx, handshake, raw_rx, raw_tx = _NUMBERS.unpack_from(held)
-        return StoredActivity(last_seen, rx, tx, handshake, raw_rx, raw_tx, held[_NUMBERS.size :].decode())
+    def append(self, peer: StalePeer) -> None:
+        """Take one in at the end."""
+        raw = raw_key(peer.public_key)
+        if raw is not None and abs(peer.created_at) < _LARGE and abs(peer.since) < _LARGE:
+            self._packed += _PACKED.pack(raw, _REASONS.index(peer.reason), peer.created_at, peer.since)
+        else:
+            self._odd[len(self)] = peer
+            self._packed += bytes(_PACKED.size)
+        self._order.append(len(self._order))
+        self.counts[peer.reason] += 1
 
-    def __setitem__(self, public_key: str, seen: StoredActivity) -> None:
-        if (raw := raw_key(public_key)) is not None:
-            self._held[raw] = _NUMBERS.pack(*seen[:6]) + seen.endpoint.encode()
+    def sort(self) -> None:
+        """Those that expired first in front, then the others, those that are silent for longest first."""
 
-    def __delitem__(self, public_key: str) -> None:
-        del self._held[raw_key(public_key) or b""]
+        def rank(place: int) -> int:
+            if place in self._odd:
+                reason, since = self._odd[place].reason, self._odd[place].since
+                return since + (0 if reason == "expired" else _LATER)
+            _, number, _, since = _PACKED.unpack_from(self._packed, place * _PACKED.size)
+            return since + (_LATER if number else 0)
 
-    def __contains__(self, public_key: object) -> bool:
-        return isinstance(public_key, str) and raw_key(public_key) in self._held
-
-    def __iter__(self) -> Iterator[str]:
-        return map(text_key, self._held)
+        self._order = array("I", sorted(self._order, key=rank))
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._order)
 
+    @overload
+    def __getitem__(self, index: int) -> StalePeer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[StalePeer]: ...
+    def __getitem__(self, index: int | slice) -> StalePeer | list[StalePeer]:
+        if isinstance(index, slice):
+            return [self._at(place) for place in self._order[index]]
+        return self._at(self._order[index])
 
-class Keys(AbstractSet[str]):
-    """A set of public keys."""
+    def __iter__(self) -> Iterator[StalePeer]:
+        return map(self._at, self._order)
 
-    def __init__(self) -> None:
-        self._held: set[bytes] = set()
+    def _at(self, place: int) -> StalePeer:
+        if (odd := self._odd.get(place)) is not None:
+            return odd
+        raw, number, created_at, since = cast(
+            "tuple[bytes, int, int, int]", _PACKED.unpack_from(self._packed, place * _PACKED.size)
+        )
+        return StalePeer(text_key(raw), _REASONS[number], created_at, since)
 
-    def add(self, public_key: str) -> None:
-        """Take one in."""
-        if (raw := raw_key(public_key)) is not None:
-            self._held.add(raw)
-
-    def __contains__(self, public_key: object) -> bool:
-        return isinstance(public_key, str) and raw_key(public_key) in self._held
-
-    def __iter__(self) -> Iterator[str]:
-        return map(text_key, self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
+    def first(self, count: int) -> list[StalePeer]:
+        """So many of them, or all."""
+        return list(islice(self, count))

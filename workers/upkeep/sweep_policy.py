@@ -1,28 +1,29 @@
-"""Which peers are stale, and whether a sweep may remove that many. Pure: no clock, no I/O.
+"""Decides which peers are stale, and whether a sweep may remove that many. Pure: no clock, no I/O.
 
-The rules, in order: a pinned peer is never stale. One whose time is up is. The others are judged by their counters, and
-only where those are known, were watched for a while (they begin anew with the device), and show the peer itself: one
-that never handshaked since it was made or imported, after a grace; one not seen for long. «Never» is a fact of its
-own, not 1970.
+The rules, in order: a pinned peer is never stale. An expired peer is. The others are judged by the device's counters,
+if these are known, were watched for some time (they start again with the device), and contain the peer: it is stale if
+it had no handshake for some time after it was created or imported, or if it was not seen for a long time. "Never
+handshaked" is a separate state, not timestamp 0.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from peerlane.config.settings import Settings
-from peerlane.tasks.wire.bulk import Reason
 from peerlane.workers.store.activity import StoredActivity
+from peerlane.workers.upkeep.lean_mappings import StalePeer, StalePeers
 
+#: Seconds by which a record's times may lie before the moment that its writer wrote it, on Redis' clock.
+SLACK = 2
 #: Fewer peers than this say nothing about whether a reading is plausible.
 FEW = 10
 
 
 class SweepCandidate(Protocol):
-    """What a sweep looks at of a peer's record."""
+    """The fields of a peer's record that a sweep uses."""
 
     @property
     def created_at(self) -> int: ...
@@ -32,15 +33,6 @@ class SweepCandidate(Protocol):
     def pinned(self) -> bool: ...
     @property
     def imported_at(self) -> int | None: ...
-
-
-class StalePeer(NamedTuple):
-    """A stale peer. ``since``: when it expired, was made or imported (never), or was last seen (idle)."""
-
-    public_key: str
-    reason: Reason
-    created_at: int
-    since: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +48,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
-        """As the settings say."""
+        """The limits of the settings."""
         return cls(
             never_after=settings.sweep_never_after,
             idle_after=settings.sweep_idle_after,
@@ -66,21 +58,30 @@ class Limits:
         )
 
 
+class Keys(Protocol):
+    """Some public keys."""
+
+    def __contains__(self, public_key: object, /) -> bool: ...
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One reading of the counters, as far as a sweep must know it."""
+    """A reading of the counters, as a sweep uses it."""
 
     #: Keys of the peers that the reading showed.
-    shown: Collection[str]
+    shown: Keys
     #: Whether peers that it did not show are not on the device for sure.
     complete: bool
     #: Since when the device's counters have been watched, in seconds on Redis' clock.
     since: int
+    #: When the reading began, in seconds on Redis' clock: who was made later may be missing from it. None: nobody.
+    at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a sweep may not go on by itself: the kind of alarm it raises, and a sentence for people."""
+    """Why a sweep must not continue without a person: the kind of its alarm, and a sentence."""
 
     kind: str
     message: str
@@ -88,16 +89,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a sweep comes to. With a ``refusal`` nothing is removed; ``victims`` then says what would have been."""
+    """A sweep's decision. With a ``refusal`` nothing is removed; ``victims`` are those that would be."""
 
     peers: int
-    victims: tuple[StalePeer, ...]
+    victims: StalePeers = field(default_factory=StalePeers)
     refusal: Refusal | None = None
 
     @property
     def counts(self) -> dict[str, int]:
         """How many victims for each reason."""
-        return dict(Counter(victim.reason for victim in self.victims))
+        return dict(self.victims.counts)
 
 
 def decide(
@@ -108,7 +109,7 @@ def decide(
     sight: Sight | None,
 ) -> list[StalePeer]:
     """The stale ones among ``peers``, those that expired first in front. Without a ``sight`` only expiry counts."""
-    watched = sight is not None and now - sight.since >= limits.start_grace
+    watched = watches(now, limits, sight)
     victims: list[StalePeer] = []
     for key, peer in peers.items():
         if peer.pinned:
@@ -129,42 +130,86 @@ def decide(
     return victims
 
 
-def implausible(peers: Collection[str], sight: Sight) -> Refusal | None:
-    """Why a reading cannot be what the device holds; None if it can.
+def watches(now: int, limits: Limits, sight: Sight | None) -> bool:
+    """Whether counters say anything yet: they were watched for a while."""
+    return sight is not None and now - sight.since >= limits.start_grace
+
+
+def implausible(peers: int, missing: int, *, complete: bool) -> Refusal | None:
+    """Why a reading that lacks ``missing`` of ``peers`` cannot be what the device holds; None if it can.
 
     A peer that was deleted between the two looks is missing from the reading rightly, so a few may be.
     """
-    missing = sum(key not in sight.shown for key in peers)
-    if len(peers) > FEW and missing * 2 > len(peers):
+    if peers > FEW and missing * 2 > peers:
         return Refusal(
             "counters",
-            f"the device shows {len(peers) - missing:,} of the {len(peers):,} peers that Redis holds: "
+            f"the device shows {peers - missing:,} of the {peers:,} peers that Redis holds: "
             "it is being recovered, or was emptied by hand",
         )
-    if not sight.complete and missing > max(FEW, len(peers) // 10):
+    if not complete and missing > max(FEW, peers // 10):
         return Refusal(
             "counters",
-            f"the reading of the counters was interrupted and lacks {missing:,} of {len(peers):,} peers",
+            f"the reading of the counters was interrupted and lacks {missing:,} of {peers:,} peers",
         )
     return None
 
 
-def excessive(
-    victims: Collection[StalePeer], peers: int, limits: Limits, sure_since: int | None = None
-) -> Refusal | None:
-    """Why so many must not go without a person's word; None if they may.
+def doubtful(victim: StalePeer, sure_since: int | None) -> bool:
+    """Whether a victim counts among those of which too many need a person's word.
 
-    Who expired after ``sure_since`` does not count: their time ran out while the clock was watched. A flood of peers
-    with one TTL ends all at once, and that is as it should be.
+    Who expired after ``sure_since`` does not: their time ran out while the clock was watched. A flood of peers with
+    one TTL ends all at once, and that is as it should be.
     """
-    doubtful = sum(victim.reason != "expired" or sure_since is None or victim.since <= sure_since for victim in victims)
-    if doubtful <= limits.floor or doubtful <= limits.share * peers:
+    return victim.reason != "expired" or sure_since is None or victim.since <= sure_since
+
+
+def excessive(count: int, peers: int, limits: Limits) -> Refusal | None:
+    """Why so many doubtful victims must not go without a person's word; None if they may."""
+    if count <= limits.floor or count <= limits.share * peers:
         return None
     return Refusal(
         "sweep",
-        f"{doubtful:,} of {peers:,} peers are stale, more than the share of {limits.share:.0%} that a sweep may "
+        f"{count:,} of {peers:,} peers are stale, more than the share of {limits.share:.0%} that a sweep may "
         "remove by itself: look at them (sweep --dry-run), then remove them (sweep --force)",
     )
+
+
+class Judgement:
+    """A sweep's decision, made page by page: only its victims are held."""
+
+    def __init__(self, now: int, limits: Limits, sight: Sight | None, *, sure_since: int | None = None) -> None:
+        """``sure_since``: since when Redis' clock has been watched without a break, on it; None if it is not."""
+        self._now, self._limits, self._sight, self._sure_since = now, limits, sight, sure_since
+        self._victims = StalePeers()
+        self._peers = self._doubtful = 0
+        #: Peers that the reading does not show though they were there before it.
+        self.missing = 0
+
+    def take(self, peers: Mapping[str, SweepCandidate], seen: Mapping[str, StoredActivity]) -> None:
+        """Judge some peers; ``seen`` is what is known of their activity."""
+        self._peers += len(peers)
+        sight = self._sight
+        if sight is not None:
+            since = None if sight.at is None else sight.at - SLACK
+            for key, peer in peers.items():
+                fresh = since is not None and max(peer.created_at, peer.imported_at or 0) >= since
+                self.missing += not fresh and key not in sight.shown
+        for victim in decide(peers, seen, self._now, self._limits, sight):
+            self._victims.append(victim)
+            self._doubtful += doubtful(victim, self._sure_since)
+
+    def decision(self, *, held: Iterable[Refusal] = (), force: bool = False) -> Decision:
+        """Of all that were taken. ``held`` are reasons known already (clock, unreadable counters).
+
+        ``force`` overrules every refusal; peers that the reading does not show then still go for their expiry only.
+        """
+        self._victims.sort()
+        if force:
+            return Decision(self._peers, self._victims)
+        refusal = next(iter(held), None)
+        if refusal is None and self._sight is not None:
+            refusal = implausible(self._peers, self.missing, complete=self._sight.complete)
+        return Decision(self._peers, self._victims, refusal or excessive(self._doubtful, self._peers, self._limits))
 
 
 def judge(
@@ -178,16 +223,7 @@ def judge(
     force: bool = False,
     sure_since: int | None = None,
 ) -> Decision:
-    """Decide, and refuse where something is wrong. ``held`` are reasons known already (clock, unreadable counters).
-
-    ``sure_since``: from when on Redis' clock has been watched without a break, in seconds on it; None if it is not.
-
-    ``force`` overrules every refusal; peers that the reading does not show then still go for their expiry only.
-    """
-    victims = tuple(decide(peers, seen, now, limits, sight))
-    if force:
-        return Decision(len(peers), victims)
-    refusal = next(iter(held), None)
-    if refusal is None and sight is not None:
-        refusal = implausible(peers, sight)
-    return Decision(len(peers), victims, refusal or excessive(victims, len(peers), limits, sure_since))
+    """``Judgement`` of peers that are all at hand."""
+    whole = Judgement(now, limits, sight, sure_since=sure_since)
+    whole.take(peers, seen)
+    return whole.decision(held=held, force=force)

@@ -1,10 +1,10 @@
-"""Carries out a sweep: reads, decides, has the writer remove stale peers slice by slice."""
+"""Carries out a sweep: reads, decides, and asks the writer to remove stale peers slice by slice."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,22 +14,25 @@ from redis import Redis
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
+from peerlane.tasks.wire.bulk import Reason
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers import failpoints
+from peerlane.workers.store.activity import StoredActivity
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
-from peerlane.workers.upkeep.peer_cache import PeerCache
-from peerlane.workers.upkeep.sweep_policy import Decision, Limits, Refusal, StalePeer, judge
+from peerlane.workers.upkeep.lean_mappings import KeySet, StalePeer
+from peerlane.workers.upkeep.lifetimes import lifetimes
+from peerlane.workers.upkeep.sweep_policy import Decision, Judgement, Limits, Refusal, watches
 from peerlane.workers.upkeep.writer_requests import GoOn, WriterRequests
 
 log = logging.getLogger(__name__)
 
 #: Victims per request: few, so that an interactive request never waits long behind one.
 SLICE = 32
-#: Seconds after which a decision is made anew.
-FRESH = 30.0
-#: Seconds after which the counters are read again before a slice of peers goes for their silence.
-AGAIN = 1.0
+#: Seconds after which a decision is made anew; more where deciding takes long: so many times as long.
+FRESH, FRESH_SHARE = 30.0, 3.0
+#: Seconds after which the counters are read again before a slice of peers goes for their silence; more likewise.
+AGAIN, AGAIN_SHARE = 1.0, 3.0
 #: Victims that a report lists; it counts the rest.
 LISTED = 10_000
 #: Readings tried until one is complete: each change on the device interrupts one.
@@ -41,7 +44,7 @@ ALARMS = ("sweep", "counters")
 
 @dataclass(slots=True)
 class Tally:
-    """What a sweep has done so far."""
+    """The progress of a sweep."""
 
     removed: Counter[str] = field(default_factory=Counter[str])
     kept: Counter[str] = field(default_factory=Counter[str])
@@ -61,16 +64,13 @@ class Sweeper:
     counted: ActivityTracker | None
     errands: WriterRequests
 
-    def __post_init__(self) -> None:
-        self._roster = PeerCache(self.redis, self.gateway)
-
     def sweep(self, wish: SweepGateway, go_on: GoOn) -> dict[str, Any]:
-        """Sweep now; the report."""
+        """Sweep now; returns the report."""
         began = time.monotonic()
         if wish.force and not wish.dry_run:
             self.clock.accept()
-        looked = began
-        first = decision = self._look(force=wish.force)
+        first = decision = self._look(go_on, force=wish.force)
+        until = _fresh_until(began)
         tally = Tally()
         if not wish.dry_run:
             if decision.refusal is not None:
@@ -78,9 +78,10 @@ class Sweeper:
             else:
                 for kind in ALARMS:
                     clear_alarm(self.redis, self.gateway, kind, "a person forced the sweep" if wish.force else "gone")
-                while self._remove(decision, looked, tally, go_on):
-                    looked = time.monotonic()
-                    decision = self._look(force=wish.force)
+                while self._remove(decision, until, tally, go_on):
+                    looking = time.monotonic()
+                    decision = self._look(go_on, force=wish.force)
+                    until = _fresh_until(looking)
                     if decision.refusal is not None:
                         break
         outcome = "listed" if wish.dry_run else "refused" if first.refusal is not None else "swept"
@@ -98,41 +99,45 @@ class Sweeper:
         if tally.stopped is not None:
             report["stopped"] = tally.stopped.as_dict()
         if wish.dry_run:
-            report["victims"] = [victim._asdict() for victim in first.victims[:LISTED]]
+            report["victims"] = [victim._asdict() for victim in first.victims.first(LISTED)]
             report["unlisted"] = max(0, len(first.victims) - LISTED)
         return report
 
-    def _look(self, *, force: bool) -> Decision:
+    def _look(self, go_on: GoOn, *, force: bool) -> Decision:
+        """Read the counters, then the records page by page, and judge each page: victims alone are held."""
         now = self.clock.look()
         # First of all: who is on the device by then is missing from no reading that follows.
         coming = self._coming()
         held: list[Refusal] = self.clock.held()
-        # Redis first: a peer that is made after this look cannot be missing from the reading that follows.
-        peers = self._roster.read()
         counted = self.counted
         if counted is None:
-            return judge(peers, {}, now, self.limits, None, held=held, force=force, sure_since=self.clock.sure_since)
-        counted.recall(self._roster.newcomers)
-        for _ in range(TRIES):
+            return self._judged(now, go_on, KeySet()).decision(held=held, force=force)
+        tries = 0
+        while True:
+            tries += 1
             counted.read(now)
-            counted.complete_with(peers)
-            if counted.sight is None or counted.sight.complete:
+            peers = KeySet()
+            # While a writer still adds peers after its start, a reading lacks them: only expiry counts.
+            judgement = self._judged(now, go_on, peers, use_sight=not coming)
+            if counted.sight is None or counted.sight.complete or not judgement.missing or tries == TRIES:
                 break
-        counted.write()
         counted.forget(peers)
         if counted.trouble is not None:
             held.append(Refusal("counters", f"the counters cannot be read: {counted.trouble}"))
-        return judge(
-            peers,
-            counted.seen,
-            now,
-            self.limits,
-            # While a writer still adds peers after its start, a reading lacks them: only expiry counts.
-            None if coming else counted.sight,
-            held=held,
-            force=force,
-            sure_since=self.clock.sure_since,
-        )
+        return judgement.decision(held=held, force=force)
+
+    def _judged(self, now: int, go_on: GoOn, peers: KeySet, *, use_sight: bool = True) -> Judgement:
+        """Every peer, judged; their keys go into ``peers``."""
+        counted = self.counted
+        sight = counted.sight if counted is not None and use_sight else None
+        found = Judgement(now, self.limits, sight, sure_since=self.clock.sure_since)
+        for page in lifetimes(self.redis, self.gateway, peers):
+            seen: dict[str, StoredActivity] = {}
+            if counted is not None and sight is not None and watches(now, self.limits, sight):
+                seen = counted.known([key for key, life in page.items() if key in sight.shown and not life.pinned])
+            found.take(page, seen)
+            go_on({})
+        return found
 
     def _coming(self) -> int:
         """How many peers the writer still adds after a start."""
@@ -149,11 +154,12 @@ class Sweeper:
         if refusal.kind == "sweep":  # the last thing that is looked at; of what comes after a refusal nobody knows
             clear_alarm(self.redis, self.gateway, "counters")
 
-    def _remove(self, decision: Decision, looked: float, tally: Tally, go_on: GoOn) -> bool:
+    def _remove(self, decision: Decision, until: float, tally: Tally, go_on: GoOn) -> bool:
         """Remove the victims; whether there are more, and it is time to look anew."""
         before = tally.removed.total()
-        reasons = {victim.public_key: victim.reason for victim in decision.victims}
         answered = 0
+        #: Why those go that were asked for and not answered yet, slice by slice.
+        asked: deque[dict[str, Reason]] = deque()
         if decision.victims:
             failpoints.reach("after_decision")
 
@@ -161,9 +167,9 @@ class Sweeper:
             return go_on({"removed": tally.removed.total(), "of": before + len(decision.victims)})
 
         try:
-            for result in self.errands.run(
-                names.REMOVE_PEERS, _requests(self._slices(decision.victims, looked, tally)), wanted
-            ):
+            slices = self._slices(decision.victims, until, tally)
+            for result in self.errands.run(names.REMOVE_PEERS, _requests(slices, asked), wanted):
+                reasons = asked.popleft()
                 tally.removed.update(reasons[key] for key in result["removed"])
                 tally.kept.update(result["kept"].values())
                 answered += len(result["removed"]) + len(result["kept"])
@@ -177,28 +183,29 @@ class Sweeper:
         # Where a whole round removed nothing, another one would not either.
         return answered < len(decision.victims) and tally.removed.total() > before
 
-    def _slices(self, victims: Sequence[StalePeer], looked: float, tally: Tally) -> Iterator[list[StalePeer]]:
+    def _slices(self, victims: Sequence[StalePeer], until: float, tally: Tally) -> Iterator[list[StalePeer]]:
         """Slices of victims, until the decision is too old to act on."""
         start = 0
-        while start < len(victims) and time.monotonic() - looked <= FRESH:
+        while start < len(victims) and time.monotonic() <= until:
             if going := self._still_stale(victims[start : start + SLICE], tally):
                 yield going
             start += SLICE
 
     def _still_stale(self, victims: Sequence[StalePeer], tally: Tally) -> list[StalePeer]:
-        """Without those that came after the decision: who is to go for its silence is looked at again."""
+        """The victims without those that had a handshake since the decision: idle ones are checked again."""
         silent = any(victim.reason != "expired" for victim in victims)
         counted = self.counted
         if counted is None or not silent:
             return list(victims)
-        if time.monotonic() - counted.read_at > AGAIN:
+        if time.monotonic() - counted.read_at > max(AGAIN, counted.took * AGAIN_SHARE):
             counted.read(self.clock.look())
         if counted.trouble is not None:
             tally.kept["the counters cannot be read"] += sum(victim.reason != "expired" for victim in victims)
             return [victim for victim in victims if victim.reason == "expired"]
         going: list[StalePeer] = []
+        known = counted.known([victim.public_key for victim in victims])
         for victim in victims:
-            seen = counted.seen.get(victim.public_key)
+            seen = known.get(victim.public_key)
             # It was last seen, or made, at ``since``.
             if victim.reason != "expired" and seen is not None and seen.last_seen > victim.since:
                 tally.kept["seen since"] += 1
@@ -207,8 +214,15 @@ class Sweeper:
         return going
 
 
-def _requests(slices: Iterable[Sequence[StalePeer]]) -> Iterator[dict[str, Any]]:
+def _fresh_until(began: float) -> float:
+    """Until when a decision holds that was begun then and is made now, on the monotonic clock."""
+    now = time.monotonic()
+    return now + max(FRESH, (now - began) * FRESH_SHARE)
+
+
+def _requests(slices: Iterable[Sequence[StalePeer]], asked: deque[dict[str, Reason]]) -> Iterator[dict[str, Any]]:
     for part in slices:
+        asked.append({victim.public_key: victim.reason for victim in part})
         yield {
             "victims": [
                 {"public_key": victim.public_key, "reason": victim.reason, "created_at": victim.created_at}

@@ -1,4 +1,4 @@
-"""The writer's one side thread: tells the fleet that the writer lives, and hears what it has to know meanwhile."""
+"""The writer's only other thread: writes the heartbeat, and notices a newer writer or a restart of Redis."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ TURNED_WITHIN = 1.5
 
 
 def run_of(redis: Redis) -> str:
-    """Which run of the Redis server this is; another one after each restart."""
+    """The run id of the Redis server, which changes with each restart."""
     return str(redis.info("server").get("run_id"))
 
 
 class Heartbeat(threading.Thread):
-    """The one side thread: tells that the writer lives, listens for its being replaced. Touches no table, no device."""
+    """The heartbeat's thread. Touches neither table nor device."""
 
     def __init__(self, settings: Settings, store: Store, writer: Writer, *, run: str | None = None) -> None:
         """``run`` is the run of Redis that the writer loads its peers from (``run_of``), asked before it does."""
@@ -64,7 +64,7 @@ class Heartbeat(threading.Thread):
         self._measured = ""
 
     def enter(self, phase: str) -> None:
-        """Tell the phase now, from the writer's thread. No beat that was on its way tells an older one afterwards."""
+        """Write the phase now, from the writer's thread; no concurrent heartbeat overwrites it by an older one."""
         with self._telling:
             self.phase = phase
             PULSE.serving = phase == "serving"
@@ -140,7 +140,7 @@ class Heartbeat(threading.Thread):
             self._full.over()
 
     def stop(self) -> None:
-        """End the thread and tell callers at once."""
+        """End the thread, and tell callers at once that the writer has stopped."""
         self._ended.set()
         if self.is_alive():
             self.join(timeout=3)

@@ -1,4 +1,4 @@
-"""Shares of the lane, for requests that no commit takes out of them: those that were struck out of their queue."""
+"""Removes struck-out requests from their shares of the lane, which no commit does for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def leave_shares(writer: Writer, dead: Sequence[tuple[str, bytes]]) -> None:
-    """Let requests, by id and message, go out of their shares; nothing where the lane has none.
+    """Remove requests, given by id and message, from their shares; does nothing if the lane has no shares.
 
     Raises:
         ShutdownRequested: the worker is to stop, and Redis is away; they count until their deadlines have passed.

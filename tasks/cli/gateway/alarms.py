@@ -1,4 +1,4 @@
-"""``peerlane gateway clear-alarm``: a person takes back an alarm that no program can."""
+"""``peerlane gateway clear-alarm``: clears an alarm that only a person can clear."""
 
 from __future__ import annotations
 

@@ -1,0 +1,198 @@
+"""Chooses gateways for peers: the matching ones in order, and the reason why each other is not chosen. Pure.
+
+A list is sent in rounds. In each round, every wish without an answer goes to the best gateway that has not refused it.
+The rule is that of one create (``choose``): most room first, and peers of the same list count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from peerlane.tasks.errors import Draining, PeerlaneError, PoolExhausted, TimedOut, Unavailable
+from peerlane.tasks.lane.slices import PeerAnswer
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.wire.model import PeerResult
+
+#: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
+#: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
+RETRY_ELSEWHERE = (Unavailable, Draining, PoolExhausted)
+#: Gateways named in a refusal.
+TOLD = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The gateways to ask, in order, and why the others are not asked."""
+
+    candidates: tuple[GatewayInfo, ...]
+    #: Those of the region and the labels that take no peers now, each with the reason.
+    passed: Mapping[str, str]
+    #: Those that do not match, each with the reason: near misses (of the region, with another label) come first.
+    elsewhere: Mapping[str, str]
+    #: Whether the peer is on the one candidate already, so that no other may be asked.
+    bound: bool = False
+
+
+def matches(one: GatewayInfo, region: str | None, where: Mapping[str, str]) -> str | None:
+    """Why the gateway does not match the region and the labels; None if it does."""
+    if region is not None and one.region != region:
+        return f"its region is {one.region}" if one.region else "it has no region"
+    wrong = [name for name, value in where.items() if one.labels.get(name) != value]
+    return f"its label {wrong[0]} is {one.labels.get(wrong[0], 'not set')}" if wrong else None
+
+
+def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mapping[str, str] | None = None) -> Choice:
+    """The matching gateways that take peers: most room first, then fewest waiting, then by name. Pure.
+
+    A full one is asked last instead of never: what is known of its room is a second old.
+    """
+    candidates: list[GatewayInfo] = []
+    passed: dict[str, str] = {}
+    elsewhere: list[tuple[bool, str, str]] = []
+    for one in fleet:
+        if reason := matches(one, region, where or {}):
+            elsewhere.append((region is not None and one.region != region, one.name, reason))
+        elif one.state != "active":
+            passed[one.name] = f"it is {one.state}"
+        else:
+            candidates.append(one)
+    candidates.sort(key=lambda one: (-one.room, one.waiting, one.name))
+    return Choice(tuple(candidates), passed, {name: reason for _, name, reason in sorted(elsewhere)})
+
+
+class Placement:
+    """Iterates over the candidates of one request while time is left, and collects why each refused."""
+
+    def __init__(self, choice: Choice, within: float, asked_for: str = "") -> None:
+        self._choice = choice
+        self._asked_for = asked_for
+        self._within = within
+        self._until = time.monotonic() + within
+        self._reasons = dict(choice.passed)
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        for one in self._choice.candidates:
+            left = self._until - time.monotonic()
+            if left <= 0:
+                raise TimedOut(f"no gateway has taken the peer within {self._within:g} s: {self._told()}")
+            yield one.name, left
+
+    def refused(self, gateway: str, refusal: PeerlaneError) -> None:
+        """Note a refusal, and raise it if the peer is bound to this gateway."""
+        if self._choice.bound:
+            raise refusal
+        self._reasons[gateway] = refusal.message
+
+    def note(self, reasons: Mapping[str, str]) -> None:
+        """Note why gateways have not taken it."""
+        self._reasons |= reasons
+
+    def nobody(self) -> PeerlaneError:
+        """The error if all have refused."""
+        if not self._reasons and not self._choice.elsewhere:
+            return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
+        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._told()}", 5.0)
+
+    def _told(self) -> str:
+        """The reasons, gateway by gateway; those of another region or other labels come last."""
+        told = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
+        more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
+        return "; ".join(f"{name}: {reason}" for name, reason in told[:TOLD]) + more
+
+
+#: Which wishes of the list, by their places in it, go to which gateway.
+Round = dict[str, list[int]]
+
+
+@dataclass(slots=True)
+class _Candidate:
+    about: GatewayInfo
+    room: int
+
+
+@dataclass(slots=True)
+class _Open:
+    """A wish without an answer."""
+
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class ListPlacement:
+    """One list of creates: its rounds, until every wish has an answer."""
+
+    def __init__(self, count: int, choice: Choice, asked_for: str, bound: Mapping[int, str]) -> None:
+        """``bound``: the gateways of wishes whose peer exists already; no other gateway is asked for them."""
+        self._choice, self._asked_for = choice, asked_for
+        self._bound = bound
+        self._candidates = [_Candidate(one, one.room) for one in choice.candidates]
+        self._open = {place: _Open() for place in range(count)}
+        self._answers: dict[int, PeerAnswer] = {}
+        #: Gateways that have refused a wish as one that takes none now: no others are sent there.
+        self._closed: set[str] = set()
+
+    def next_round(self) -> Round:
+        """The gateways of the next round with their wishes; empty if each wish has its answer."""
+        found: Round = {}
+        for place, wish in list(self._open.items()):
+            gateway = self._bound.get(place) or self._best(wish)
+            if gateway is None:
+                self._answers[place] = self._nobody(wish)
+                del self._open[place]
+            else:
+                found.setdefault(gateway, []).append(place)
+        return found
+
+    def _best(self, wish: _Open) -> str | None:
+        left = [one for one in self._candidates if one.about.name not in wish.refused.keys() | self._closed]
+        if not left:
+            return None
+        best = min(left, key=lambda one: (-one.room, one.about.waiting, one.about.name))
+        best.room -= 1
+        return best.about.name
+
+    def heard(self, gateway: str, places: Sequence[int], answers: Sequence[PeerAnswer]) -> None:
+        """Take a gateway's answers; wishes that it cannot take go to another one in the next round."""
+        for place, answer in zip(places, answers, strict=True):
+            if isinstance(answer, RETRY_ELSEWHERE) and place not in self._bound:
+                self._open[place].refused[gateway] = answer.message
+                self._closed.add(gateway)
+            else:
+                self._answers[place] = answer
+                del self._open[place]
+
+    def _nobody(self, wish: _Open) -> PeerAnswer:
+        placement = Placement(self._choice, 0.0, self._asked_for)
+        for gateway in self._closed - wish.refused.keys():
+            wish.refused[gateway] = "it has refused others of the list"
+        placement.note(wish.refused)
+        return placement.nobody()
+
+    @property
+    def answers(self) -> list[PeerAnswer]:
+        """The answers in the order of the wishes, after the last round."""
+        return [self._answers[place] for place in sorted(self._answers)]
+
+
+class ListRemoval:
+    """One list of deletes: each key goes to every gateway that has it."""
+
+    def __init__(self, keys: Sequence[object], holders: Mapping[int, Sequence[str]], anywhere: str | None) -> None:
+        """``anywhere`` is the gateway that answers for keys that no gateway has, and for malformed keys."""
+        self._keys = keys
+        self._heard: dict[int, list[PeerAnswer]] = {}
+        self.round: Round = {}
+        for place in range(len(keys)):
+            for gateway in holders.get(place) or ([anywhere] if anywhere else []):
+                self.round.setdefault(gateway, []).append(place)
+
+    def heard(self, places: Sequence[int], answers: Sequence[PeerAnswer]) -> None:
+        """Take a gateway's answers."""
+        for place, answer in zip(places, answers, strict=True):
+            self._heard.setdefault(place, []).append(answer)
+
+    def answer(self, place: int, nobody: PeerAnswer) -> PeerAnswer:
+        """The answer for a key: the first of its gateways' answers that is not ``absent``, else ``absent``."""
+        told = self._heard.get(place, [nobody])
+        return max(told, key=lambda each: 1 if isinstance(each, PeerResult) and each.outcome == "absent" else 2)
