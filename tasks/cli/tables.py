@@ -12,6 +12,9 @@ from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
 
+#: Columns of a terminal from which on the fleet's table has all of its own.
+WIDE = 100
+
 _STATES = {"active": "green", "draining": "yellow", "recovering": "yellow"} | dict.fromkeys(
     ("stopped", "stuck", "down"), "red"
 )
@@ -134,23 +137,33 @@ def state(name: str, *, stopped: bool = False) -> Text:
     return Text(name, _STATES.get(name, ""))
 
 
-def gateway_table(gateways: Iterable[GatewayInfo]) -> Table:
-    """A table of gateways."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("gateway", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("region", no_wrap=True)
-    table.add_column("peers", justify="right", no_wrap=True)
-    table.add_column("waiting", justify="right", no_wrap=True)
-    table.add_column("data plane", no_wrap=True)
-    table.add_column("endpoint", overflow="fold")
-    for one in gateways:
-        waiting = str(one.waiting + one.waiting_bulk)
-        region, peers = one.region or "", f"{one.peers:,}"
-        table.add_row(
-            one.name, state(one.state, stopped=one.stopped), region, peers, waiting, one.dataplane, one.endpoint
-        )
+def gateway_table(gateways: Iterable[GatewayInfo], width: int) -> Table:
+    """The fleet. Of all that stands in a narrow table only names and endpoints may be cut."""
+    rows = list(gateways)
+    narrow = width < WIDE
+    table = Table(box=None, padding=(0, 2 if not narrow else 1, 0, 0), header_style="bold")
+    table.add_column("gateway", no_wrap=True, overflow="ellipsis", min_width=7)
+    table.add_column("state", no_wrap=True, min_width=_widest("state", [one.state for one in rows]))
+    if not narrow:
+        table.add_column("region", no_wrap=True)
+    peers = [f"{one.peers:,}" for one in rows]
+    waiting = [f"{one.waiting + one.waiting_bulk:,}" for one in rows]
+    table.add_column("peers", justify="right", no_wrap=True, min_width=_widest("peers", peers))
+    table.add_column("waiting", justify="right", no_wrap=True, min_width=_widest("waiting", waiting))
+    if not narrow:
+        table.add_column("data plane", no_wrap=True)
+    table.add_column(
+        "endpoint", overflow="fold", min_width=min(24, _widest("endpoint", [one.endpoint for one in rows]))
+    )
+    for one, some_peers, some_wait in zip(rows, peers, waiting, strict=True):
+        cells = [one.name, state(one.state, stopped=one.stopped), one.region or "", some_peers, some_wait]
+        cells += [one.dataplane, one.endpoint]
+        table.add_row(*(cell for place, cell in enumerate(cells) if not narrow or place not in (2, 5)))
     return table
+
+
+def _widest(title: str, cells: Iterable[str]) -> int:
+    return max([len(title), *map(len, cells)])
 
 
 def gateway_facts(one: GatewayInfo, *, now: float) -> dict[str, object]:
@@ -176,5 +189,11 @@ def gateway_facts(one: GatewayInfo, *, now: float) -> dict[str, object]:
         "peers": f"{one.peers:,} of at most {one.max_peers:,}",
         "waiting": f"{one.waiting:,}, and {one.waiting_bulk:,} in bulk",
         "device": f"{one.interface}, {one.dataplane} data plane, UDP port {one.listen_port}",
-        "writer": f"{one.holder}, epoch {one.epoch}, version {one.version}",
+        "writer": f"{one.holder}, {_since(one, now)}epoch {one.epoch}, version {one.version}",
     }
+
+
+def _since(one: GatewayInfo, now: float) -> str:
+    if one.began_at is None or one.state == "down":
+        return ""
+    return f"started {span(max(0.0, now - one.began_at))} ago, "

@@ -61,6 +61,7 @@ ALL = (
     _family("peerlane_gateway_state", "gauge", "1 for the state that the gateway is in.", "state"),
     _family("peerlane_peers", "gauge", "Peers in the writer's table."),
     _family("peerlane_peers_limit", "gauge", "Peers beyond which creates are refused."),
+    _family("peerlane_peers_coming", "gauge", "Peers that are still to be added to the device after a start."),
     _family("peerlane_pool_addresses", "gauge", "Addresses that a pool can give out.", "pool"),
     _family("peerlane_pool_addresses_held", "gauge", "Addresses of a pool that peers hold.", "pool"),
     _family("peerlane_lane_waiting", "gauge", "Messages that wait in the lane.", "queue"),

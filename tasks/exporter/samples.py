@@ -19,7 +19,7 @@ Value = float | tuple[tuple[tuple[str, float], ...], float]
 Sample = tuple[str, tuple[str, ...], Value]
 
 #: Most series of a gateway in families whose labels' values are not fixed.
-MOST_POOLS, MOST_REQUESTS, MOST_ALARMS, MOST_REASONS, MOST_OUTCOMES, MOST_KINDS = 2, 22, 6, 4, 4, 8
+MOST_POOLS, MOST_REQUESTS, MOST_ALARMS, MOST_REASONS, MOST_OUTCOMES, MOST_KINDS = 2, 21, 6, 4, 4, 8
 
 #: Failures that are not the caller's: told from the beginning, as Prometheus does not see a counter's first step.
 _NO_FAILURES = {
@@ -53,6 +53,7 @@ def _of_lane(status: GatewayStatus) -> Iterator[Sample]:
     ):
         if fact in facts:
             yield name, (), number(facts[fact])
+    yield "peerlane_peers_coming", (), status.recovering
     yield "peerlane_lane_limit", (), lane.cap
     for queue, waiting in (("interactive", lane.waiting), ("bulk", lane.waiting_bulk)):
         yield "peerlane_lane_waiting", (queue,), waiting

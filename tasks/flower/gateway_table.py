@@ -58,7 +58,7 @@ def _changes(rows: tuple[Row, ...]) -> tuple[list[float | None], list[float | No
 
 
 def sentences(look: Look) -> list[str]:
-    """Sentences about alarms, full lanes, messages set aside, a missing beat."""
+    """Alarms, full lanes, messages set aside, starts a short while ago, a missing beat."""
     found = [
         f"ALARM {row.gateway} {alarm.kind}, for {span(max(0.0, look.at - alarm.since))}: {alarm.message}"
         f" ({alarm.runbook})"
@@ -69,6 +69,12 @@ def sentences(look: Look) -> list[str]:
         if row.lane_full:
             count = max(row.waiting, row.waiting_bulk)
             found.append(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused.")
+        if row.coming:
+            found.append(f"{row.gateway} has {row.coming:,} peers still to be added to its device after a start.")
+        if row.restarted:
+            found.append(
+                f"The writer of {row.gateway} was started again {span(row.writer_age or 0)} ago; its log says why."
+            )
         if row.set_aside:
             count = f"{row.set_aside:,} message{'' if row.set_aside == 1 else 's'}"
             found.append(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}")

@@ -52,6 +52,8 @@ class GatewayInfo:
     stopped_at: int | None = None
     #: Seconds for which the writer had served nothing at its last sign of life; None where it does not say.
     idle_for: float | None = None
+    #: When its writer began, in seconds on Redis' clock; None where that is not known.
+    began_at: int | None = None
 
     @classmethod
     def from_state(cls, lane: LaneState) -> GatewayInfo:
@@ -96,6 +98,7 @@ class GatewayInfo:
             stopped=lane.stopped,
             stopped_at=(count("stopped_at") or None) if lane.stopped else None,
             idle_for=lane.idle_for,
+            began_at=count("began") or None,
         )
 
 

@@ -16,6 +16,8 @@ from peerlane.tasks.values.metrics import ObserverMetrics, WriterMetrics, observ
 OBSERVER_LIVE_FOR_MS = 15_000
 #: Intervals between sweeps without a request from beat, and seconds at least, after which beat counts as gone.
 BEAT_MISSED, BEAT_AT_LEAST = 5, 300.0
+#: Seconds for which the start of a writer is told.
+RECENT = 600.0
 
 
 def observer_silence(heartbeat: bytes | None, now_ms: int) -> float | None:
@@ -114,6 +116,18 @@ class GatewayStatus:
         return self.observed and silent is not None and silent > max(BEAT_AT_LEAST, BEAT_MISSED * every)
 
     @property
+    def writer_age(self) -> float | None:
+        """Seconds since the writer that lives began; None where none lives, or it does not say."""
+        began = number(self.lane.facts.get("began", ""))
+        return max(0.0, self.now - began) if began and self.lane.live else None
+
+    @property
+    def restarted(self) -> bool:
+        """Whether its writer has begun a short while ago, and was not the first."""
+        age = self.writer_age
+        return age is not None and age < RECENT and number(self.lane.facts.get("epoch", "")) > 1
+
+    @property
     def recovered(self) -> str:
         """``done/total`` changes of the writer's last recovery; empty if it changed nothing."""
         return self.lane.facts.get("recovered", "")
@@ -161,6 +175,7 @@ class GatewayStatus:
             "recovered": self.recovered,
             "recovering": self.recovering,
             "set_aside": self.set_aside,
+            "writer_age": self.writer_age,
         }
 
 

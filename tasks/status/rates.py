@@ -59,6 +59,8 @@ class Row:
     visible: bool
     #: ``done/total`` changes, while it is recovering.
     recovered: str
+    #: Peers still to be added to the device after a start, while the lane is served.
+    coming: int
     #: The last sweep's report, with the seconds since as ``ago``; empty if there was none.
     sweep: Mapping[str, Any]
     alarms: tuple[Alarm, ...]
@@ -69,6 +71,10 @@ class Row:
     region: str
     #: How often a writer has started there, and so ended, but for the last.
     epoch: int
+    #: Seconds since the writer that lives began; None where none lives.
+    writer_age: float | None
+    #: Whether that is a short while, and there was one before.
+    restarted: bool
 
     @property
     def fullest(self) -> float:
@@ -194,12 +200,15 @@ def _row(status: GatewayStatus, sample: _Sample) -> Row:
         beat_missing=status.beat_missing,
         visible=status.visible,
         recovered=status.recovered if lane.state == "recovering" else "",
+        coming=status.recovering,
         sweep={**status.sweep, "ago": int(status.ago(status.sweep.get("at")))} if status.sweep else {},
         alarms=status.alarms,
         lane_cap=lane.cap,
         set_aside=status.set_aside,
         region=lane.facts.get("region", ""),
         epoch=number(lane.facts.get("epoch", "")),
+        writer_age=status.writer_age,
+        restarted=status.restarted,
     )
 
 

@@ -135,7 +135,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw goodput over the number of callers")
 
 
-def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
+def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:  # noqa: PLR0915 - one load after another
     directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
     server = RedisServer(directory)
     server.start()

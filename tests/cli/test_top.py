@@ -57,6 +57,9 @@ ROW = Row(
     set_aside=0,
     region="eu",
     epoch=3,
+    coming=0,
+    writer_age=9_000.0,
+    restarted=False,
 )
 
 

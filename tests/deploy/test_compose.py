@@ -48,6 +48,20 @@ def test_the_services_are_redis_a_gateway_beat_and_flower_and_monitoring_if_it_i
     assert "version" not in COMPOSE
 
 
+def test_it_is_what_the_compose_specification_allows() -> None:
+    schema = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "--no-cache", str(ROOT / "compose.yaml")]
+    program = shutil.which(schema[0], path=str(Path(sys.executable).parent))
+    assert program is not None
+    checked = subprocess.run([program, *schema[1:]], capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@every_service
+def test_an_image_is_of_one_release(service: str) -> None:
+    """What is pulled is what was tried; the image of ours is built here."""
+    assert re.fullmatch(r"peerlane:local|[\w./-]+:v?\d+\.\d+\.\d+", SERVICES[service]["image"])
+
+
 @every_service
 def test_a_service_says_only_what_compose_knows_and_names_only_what_is_there(service: str) -> None:
     told = SERVICES[service]

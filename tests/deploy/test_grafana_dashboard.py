@@ -11,6 +11,9 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
 from prometheus import GROUPS, metrics_in, promtool
 
 from peerlane.tasks.client.call_metrics import REQUESTS, SECONDS
@@ -39,6 +42,39 @@ def told() -> set[str]:
 
 def is_shown(family: Family) -> bool:
     return any(name.startswith(family.name) for query in queries() for name in metrics_in(query))
+
+
+def lost(given: Any, kept: Any, place: str = "") -> Iterator[str]:
+    """Where Grafana's types have kept less than they were given, or something else."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for name, value in cast("dict[str, Any]", given).items():
+            yield from lost(value, cast("dict[str, Any]", kept).get(name, "nothing"), f"{place}.{name}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(cast("Any", given)) == len(cast("Any", kept)):
+        for number, pair in enumerate(zip(cast("list[Any]", given), cast("list[Any]", kept), strict=True)):
+            yield from lost(*pair, f"{place}[{number}]")
+    elif given != kept:
+        yield place
+
+
+def kept_by_grafana(document: dict[str, Any]) -> set[str]:
+    """What is lost of a dashboard on its way through Grafana's own types; panels' and queries' ones, too."""
+    plugins.register_default_plugins()
+    read = GrafanaDashboard.from_json(document)
+    return set(lost(document, json.loads(json.dumps(read, cls=JSONEncoder))))
+
+
+def test_every_field_is_one_that_grafana_knows() -> None:
+    # Grafana's own exports have it, beside ``query``.
+    assert kept_by_grafana(DASHBOARD) == {".templating.list[1].definition"}
+
+
+def test_a_field_that_grafana_does_not_know_is_noticed() -> None:
+    document: dict[str, Any] = json.loads(json.dumps(DASHBOARD))
+    places = [number for number, panel in enumerate(document["panels"]) if panel["type"] == "timeseries"]
+    document["panels"][places[0]]["options"]["legend"]["displaymode"] = "list"
+    document["panels"][places[1]]["targets"][0]["expression"] = "up"
+    document["panels"][places[2]]["fieldConfig"]["defaults"]["custom"]["fillopacity"] = 3
+    assert len(kept_by_grafana(document)) == 4
 
 
 def test_every_query_asks_for_what_is_told() -> None:

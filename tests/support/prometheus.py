@@ -51,13 +51,15 @@ def hastened(replaced: Mapping[str, Mapping[str, str]]) -> str:
 class Prometheus:
     """One server with its data in a directory of its own."""
 
-    def __init__(self, directory: Path, target: str, rules: str) -> None:
+    def __init__(
+        self, directory: Path, target: str, rules: str, *, scraped: str = "3s", evaluated: str = EVERY
+    ) -> None:
         self._directory = directory
         self._log = directory / "prometheus.log"
         (directory / "rules.yml").write_text(rules)
         configuration = {
             # While Redis stands still an exporter answers after 2 s; that answer counts.
-            "global": {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": EVERY},
+            "global": {"scrape_interval": scraped, "scrape_timeout": "3s", "evaluation_interval": evaluated},
             "rule_files": ["rules.yml"],
             "scrape_configs": [{"job_name": "peerlane", "static_configs": [{"targets": [target]}]}],
         }

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,16 +54,17 @@ class RedisServer:
         program: Path | None = None,
         user: str | None = None,
         password: str | None = None,
+        prefix: Sequence[str] = (),
         **told: str,
     ) -> None:
         """``directory`` has a short path: a socket's name holds 107 bytes. ``told`` are further settings of Redis.
 
         ``program`` is another server than the embedded one; ``user`` is who looks from the test, where Redis lets
-        nobody in without a name.
+        nobody in without a name. ``prefix`` goes before the command, and replaces itself with it.
         """
         self.directory = directory
         self._program = program or Path(get_binary_path())
-        self._told = told
+        self._prefix, self._told = prefix, told
         self.socket = directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,6 +83,11 @@ class RedisServer:
         """The running server's process."""
         assert self._process is not None, "the server is not running"
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and has not ended since."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
@@ -104,7 +110,11 @@ class RedisServer:
         }
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._program), *(word for name, value in told.items() for word in (f"--{name}", value))],
+                [
+                    *self._prefix,
+                    str(self._program),
+                    *(word for name, value in told.items() for word in (f"--{name}", value)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -107,6 +107,7 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
         yield Check(what, "failed", f"{silent}; {waiting}")
     if max(lane.waiting, lane.waiting_bulk) >= lane.cap:
         yield Check(what, "failed", f"its lane is full, {lane.cap:,} requests wait: more are refused")
+    yield from _start(what, status)
     for alarm in status.alarms:
         yield Check(what, "failed", f"ALARM {alarm.kind}: {alarm.message}")
     if not status.visible:
@@ -114,11 +115,20 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
     elif lane.live and not status.observed:
         yield Check(what, "warning", f"{_unobserved(status)}: nothing is swept or reconciled")
     if status.set_aside:
-        yield Check(what, "warning", f"{status.set_aside:,} messages were set aside: peerlane gateway poison")
+        count = "1 message was" if status.set_aside == 1 else f"{status.set_aside:,} messages were"
+        yield Check(what, "warning", f"{count} set aside: peerlane gateway poison")
     if (missed := missed_count(status.sweep)) or status.sweep.get("stopped"):
         stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
         why = f": {stopped['message']}" if "message" in stopped else ""
         yield Check(what, "warning", f"its last sweep left {missed:,} stale peers where they are{why}")
+
+
+def _start(what: str, status: GatewayStatus) -> Iterator[Check]:
+    if status.restarted:
+        again = f"its writer was started again {status.writer_age or 0:.0f} s ago"
+        yield Check(what, "warning", f"{again}, epoch {status.lane.facts['epoch']}: its log says why")
+    if status.recovering:
+        yield Check(what, "warning", f"{status.recovering:,} peers are still to be added to its device after a start")
 
 
 def _unobserved(status: GatewayStatus) -> str:

@@ -182,9 +182,11 @@ def _as_variables(overrides: Mapping[str, Any]) -> dict[str, str]:
 
 def _quiet_noise(loglevel: str) -> None:
     # A gateway needs CAP_NET_ADMIN, so root is its normal user; and it takes no pickle, which the warning is about.
-    from celery.exceptions import SecurityWarning
+    # Of a connection that breaks, Celery speaks at length of a setting that is chosen; the outage has its own line.
+    from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
-    warnings.filterwarnings("ignore", category=SecurityWarning)
+    for noise in (SecurityWarning, CPendingDeprecationWarning):
+        warnings.filterwarnings("ignore", category=noise)
     if loglevel != "debug":
         # One line per request, at thousands a second; refusals are their callers' business.
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)

@@ -72,6 +72,7 @@ def set_aside(
         pipe.lpush(names.poison_key(gateway), found.record())
         pipe.ltrim(names.poison_key(gateway), 0, MOST - 1)
         pipe.execute()
+        log.warning("a message of %d bytes was set aside: %s", len(message), why)
     except RedisError as error:
         log.warning("a message of %d bytes could not be set aside (%s)", len(message), reason(error))
 

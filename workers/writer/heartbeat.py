@@ -70,7 +70,8 @@ class Heartbeat(threading.Thread):
             PULSE.serving = phase == "serving"
             PULSE.turn()
             coming, within = len(self._writer.table.coming), int(PULSE.within * 1000)
-            self._store.heartbeat(phase=phase, recovering=coming, idle_ms=0, idle_may_ms=within)
+            began = self._began_ms // 1000
+            self._store.heartbeat(phase=phase, recovering=coming, began=began, idle_ms=0, idle_may_ms=within)
 
     def run(self) -> None:
         wait = EVERY

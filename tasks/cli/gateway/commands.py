@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts, gateway_facts, gateway_table, span
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot, read_gateway
+from peerlane.tasks.status.gateway_status import GatewayStatus
 from peerlane.tasks.wgfile.client_config import private_file
 from peerlane.tasks.wgfile.export import render_in_order
 
@@ -52,13 +54,14 @@ def list_gateways(session: Session) -> None:
                 "observer_silent_for": status.observer_silent_for,
                 "beat_silent_for": status.beat_silent_for,
                 "set_aside": status.set_aside,
+                "writer_age": status.writer_age,
                 "endpoint_doubt": endpoint_doubt(status.info.endpoint),
             }
             for status in snapshot.gateways
         ]
         session.output.document({"gateways": listed, "beat_silent_for": snapshot.beat_silent_for})
     elif snapshot.gateways:
-        session.output.show(gateway_table(status.info for status in snapshot.gateways))
+        session.output.show(gateway_table((status.info for status in snapshot.gateways), session.output.out.width))
         _warn(session, snapshot)
     else:
         session.output.note("no gateway is registered; `peerlane gateway run NAME` starts one")
@@ -75,6 +78,8 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
             )
         if (doubt := endpoint_doubt(status.info.endpoint)) is not None:
             session.output.warn(f"{status.gateway}: clients may not reach its endpoint: {doubt}")
+        for sentence in _starts_and_ends(status):
+            session.output.warn(f"{status.gateway}: {sentence}")
         if status.set_aside:
             count = f"{status.set_aside:,} message{'' if status.set_aside == 1 else 's'} set aside"
             session.output.warn(f"{status.gateway}: {count}: see `peerlane gateway poison {status.gateway}`")
@@ -85,6 +90,19 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
         overdue = all(status.beat_missing for status in snapshot.gateways if status.observed)
         words = f"beat: last asked for a sweep or a reconciliation {span(silent)} ago"
         session.output.note(f"{words}: is one running?" if overdue else words, "yellow" if overdue else "dim")
+
+
+def _starts_and_ends(status: GatewayStatus) -> Iterator[str]:
+    """Of the gateway's processes: a start a short while ago, one that is not there."""
+    if status.recovering:
+        yield f"{status.recovering:,} peers are still to be added to its device after a start"
+    if status.lane.live and status.visible and not status.observed:
+        silent = status.observer_silent_for
+        since = "no observer is running" if silent is None else f"its observer has been silent for {span(silent)}"
+        yield f"{since}: nothing is swept, counted or compared"
+    if status.restarted:
+        ago = span(status.writer_age or 0)
+        yield f"its writer was started again {ago} ago, epoch {status.info.epoch}: its log says why"
 
 
 @gateway.command()

@@ -135,7 +135,8 @@ def status_facts(status: GatewayStatus) -> dict[str, object]:
     """A gateway's status, for ``gateway show``."""
     if not status.visible:
         return {"alarms": Text("with the observer and sweeps, not for this Redis user to see", "yellow")}
-    set_aside = f"{status.set_aside:,} messages: see `peerlane gateway poison {status.gateway}`"
+    messages = "1 message" if status.set_aside == 1 else f"{status.set_aside or 0:,} messages"
+    set_aside = f"{messages}: see `peerlane gateway poison {status.gateway}`"
     return {
         "lane": _lane(status),
         "answered": _answered(status),
@@ -165,7 +166,7 @@ def _lane(status: GatewayStatus) -> Text:
     oldest = max((status.oldest_for(bulk=bulk) or 0.0) for bulk in (False, True))
     waited = f"; the oldest has waited for {span(oldest)}" if oldest >= 1 else ""
     style = "red" if share >= 1 else "yellow" if share >= NEARLY_FULL else ""
-    return Text(f"takes {lane.cap:,} in each of its queues, {share:.0%} are there{waited}", style)
+    return Text(f"{lane.cap:,} may wait in each of its queues, {share:.0%} do{waited}", style)
 
 
 def _answered(status: GatewayStatus) -> str | None:

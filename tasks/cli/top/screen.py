@@ -105,6 +105,14 @@ def _troubles(rows: Sequence[Row]) -> list[str]:
         sentences.append(f"full lanes, which refuse requests: {', '.join(full[:5])}{_and_more(full)}")
     if aside := [f"{row.gateway} ({row.set_aside:,})" for row in rows if row.set_aside]:
         sentences.append(f"messages set aside (`peerlane gateway poison`): {', '.join(aside[:5])}{_and_more(aside)}")
+    if coming := [f"{row.gateway} ({row.coming:,})" for row in rows if row.coming]:
+        sentences.append(
+            f"peers still to be added to the device after a start: {', '.join(coming[:5])}{_and_more(coming)}"
+        )
+    if begun := [
+        f"{row.gateway} ({span(row.writer_age or 0)} ago, epoch {row.epoch})" for row in rows if row.restarted
+    ]:
+        sentences.append(f"writers that were started again: {', '.join(begun[:5])}{_and_more(begun)}")
     silent = min((row.beat_silent_for for row in rows if row.beat_silent_for is not None), default=None)
     if silent is not None and all(row.beat_missing for row in rows if row.observed):
         sentences.append(f"beat has asked for nothing for {span(silent)}: is one running?")
