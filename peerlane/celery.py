@@ -2,7 +2,7 @@
 
 import sys
 
-from peerlane.config.celery_app import app
+from peerlane.config.celery.app import app
 
 __all__ = ["app"]
 

@@ -1,7 +1,7 @@
 """The composition root of a gateway's writer: ``celery -A peerlane.workers.gateway worker`` with PEERLANE_GATEWAY.
 
-It is made as the observer is (``observer``): the app makes the service, the worker starts it, the app's tasks are bound
-to it, the worker ticks it once a second and stops it.
+The observer is composed in the same way (``observer``): the app makes the service; the worker starts it, ticks it once
+a second and stops it; the app's tasks are bound to it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import cast
 
 from celery.worker import state as worker_state
+from redis import Redis
 from redis.exceptions import RedisError
 
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.hosts import endpoint_doubt
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
@@ -33,20 +35,20 @@ from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import take_back
 from peerlane.workers.peers.table import Policy
-from peerlane.workers.store.redis_checks import away, check_durability
-from peerlane.workers.store.redo_file import RedoFile
-from peerlane.workers.store.store import Store
-from peerlane.workers.writer.filling import Filling
-from peerlane.workers.writer.heartbeat import Heartbeat, run_of
-from peerlane.workers.writer.recovery import Progress, Recovered
-from peerlane.workers.writer.registration import (
+from peerlane.workers.start.recovery import Progress, Recovered
+from peerlane.workers.start.registration import (
     gateway_labels,
     own_endpoint,
     registered_key,
     registration,
     tell_of_new_key,
 )
-from peerlane.workers.writer.takeover import await_predecessor, holder
+from peerlane.workers.start.takeover import await_predecessor, holder
+from peerlane.workers.store.redis_checks import away, check_durability
+from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.store import Store
+from peerlane.workers.writer.filling import Filling
+from peerlane.workers.writer.heartbeat import Heartbeat, run_of
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -56,10 +58,13 @@ TELL_EVERY = 5.0
 
 
 class GatewayService:
-    """One gateway's writer with all it needs: lock, epoch, device, heartbeat. Driven by the worker."""
+    """One gateway's writer with its lock, epoch, device and heartbeat. The worker starts, ticks and stops it."""
 
-    def __init__(self, settings: Settings, *, progress: Progress | None = None) -> None:
-        """Raises SettingsError where the settings cannot make a gateway; touches nothing yet."""
+    def __init__(self, settings: Settings, *, redis: Redis | None = None, progress: Progress | None = None) -> None:
+        """Raises SettingsError where the settings cannot make a gateway; touches nothing yet.
+
+        ``redis`` is the client of the process' main thread.
+        """
         if settings.gateway is None:
             raise SettingsError("PEERLANE_GATEWAY is not set: name the gateway this host serves")
         self.settings = settings
@@ -70,7 +75,7 @@ class GatewayService:
         #: What clients dial; known once the service has started.
         self.endpoint = settings.endpoint or ""
         self._plane = open_plane(settings)
-        self._redis = connect(settings)
+        self._redis = redis or connect(settings)
         self._progress = progress
         self._lock = WriterLock(self._plane.lock_name)
         self._opened: Store | None = None
@@ -81,7 +86,7 @@ class GatewayService:
         self._told_at = time.monotonic()
 
     def start(self) -> None:
-        """Lock, epoch, device, recovery; afterwards the lane may be consumed.
+        """Take the lock, open an epoch, recover the device; afterwards the lane may be consumed.
 
         Raises:
             LaneHeld: another live writer has this gateway or its device.
@@ -106,7 +111,7 @@ class GatewayService:
             raise away(error) from error
 
     def _open(self) -> None:
-        """Every part: the hashes, the device, the writer, its heartbeat."""
+        """Make every part: the hashes, the device, the writer, its heartbeat."""
         settings = self.settings
         store = self._opened = Store(self._redis, self.name, result_ttl=settings.result_ttl, cipher=cipher_of(settings))
         check_durability(self._redis, require=settings.require_durable, stated=settings.redis_appendfsync)
@@ -176,22 +181,22 @@ class GatewayService:
 
     @property
     def store(self) -> Store:
-        """The gateway's hashes; there once the service has started."""
+        """The gateway's hashes; available after ``start``."""
         return cast("Store", self._opened)
 
     @property
     def writer(self) -> Writer:
-        """What carries requests out; there once the service has started."""
+        """The writer that carries requests out; available after ``start``."""
         return cast("Writer", self._writer)
 
     @property
     def filling(self) -> Filling:
-        """What adds the peers that are still to come; there once the service has started."""
+        """Adds the remaining peers after a start; available after ``start``."""
         return cast("Filling", self._filling)
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """What tells that the writer lives; there once the service has started."""
+        """The heartbeat's thread; available after ``start``."""
         return cast("Heartbeat", self._heartbeat)
 
     def tick(self) -> None:
@@ -215,8 +220,9 @@ class GatewayService:
             self._recover(writer, heartbeat)
 
     def _catch_up(self) -> None:
-        """Make true again what the heartbeat has found to be lost."""
+        """Repeat the commits that the heartbeat has found to be lost."""
         try:
+            PULSE.turn(LONG)  # it may be thousands of commits
             self.store.sequence.catch_up()
         except RedisError as error:
             log.error("gateway %s: Redis is still behind: %s", self.name, reason(error))
@@ -252,11 +258,11 @@ class GatewayService:
             log.warning("gateway %s: %d peers are still to be added, while the lane is served", self.name, left)
 
     def fill(self) -> bool:
-        """Between requests, in the writer's thread: add some of the peers still to come; whether there are more."""
+        """Add some of the remaining peers, between requests, in the writer's thread; returns whether there are more."""
         return not self.heartbeat.replaced and self.filling.step() > 0
 
     def _tell_of_kept(self, done: Recovered) -> None:
-        """An alarm for peers that a start has left on the device though Redis does not know them."""
+        """Raise an alarm for peers that a start has left on the device although Redis does not know them."""
         if done.kept:
             message = (
                 f"{len(done.kept)} peers on the device are unknown to Redis and were kept: import them "
@@ -266,14 +272,14 @@ class GatewayService:
             raise_alarm(self._redis, self.name, "unknown_peers", message, now=now)
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
-        """Store ``error`` as the outcome of a request that is none."""
+        """Store ``error`` as the outcome of an invalid request."""
         try:
             self.store.commit(request_id, 0, encode(request_id, error))
         except RedisError as failure:
             log.warning("request %s: its refusal could not be stored (%s)", request_id, type(failure).__name__)
 
     def stop(self) -> None:
-        """Let go: callers learn at once that nobody serves the lane."""
+        """Stop and release everything; callers learn at once that the lane is not served."""
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._plane.close()
@@ -289,7 +295,7 @@ class GatewayApp(PeerlaneApp):
 
     def make_service(self) -> GatewayService:
         """The writer's service; not started yet."""
-        return GatewayService(self.settings, progress=self._progress)
+        return GatewayService(self.settings, redis=self.shared_redis.client, progress=self._progress)
 
     def bind(self, service: GatewayService) -> None:
         """Give this app's tasks and result backend the writer of a started service."""

@@ -1,7 +1,7 @@
-"""The file of a backup: gzipped lines of JSON. A header, one line for each thing stored, and a checksum at the end.
+"""Reads and writes a backup's file: gzipped lines of JSON with a header, one line for each record, and a checksum.
 
-It holds everything as Redis does, preshared keys included: it is written with mode 0600 and belongs into safe hands.
-What is damaged, cut short or of another kind is refused as a whole, before anything is done with it.
+It contains everything as Redis does, also preshared keys, and has mode 0600: keep it safe. A damaged, truncated or
+foreign file is refused as a whole before anything is changed.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
 
 from peerlane.config import names
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Entry, Header, Part, entries, read_header, write_archive
 from peerlane.tasks.admin.archive_check import Soundness, is_readable
@@ -49,7 +49,7 @@ _KEYS: dict[Part, Callable[[str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """What is in a file."""
+    """The content of a backup's file, counted."""
 
     gateway: str
     peers: int
@@ -60,7 +60,7 @@ class BackedUp:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore came to."""
+    """The result of a restore."""
 
     gateway: str
     peers: int
@@ -74,7 +74,7 @@ class Restored:
 def back_up(
     settings: Settings, gateway: str, path: Path, *, replace: bool = False, progress: Progress | None = None
 ) -> BackedUp:
-    """Write a gateway's peers, addresses and activity to a file, as they were at one moment. It goes on serving.
+    """Write a gateway's peers, addresses and activity at one moment to a file, while it serves.
 
     Raises:
         Unavailable: no such gateway is registered.
@@ -152,7 +152,7 @@ class _Bar:
 def restore(
     settings: Settings, gateway: str, path: Path, *, force: bool = False, progress: Progress | None = None
 ) -> Restored:
-    """Make a gateway's state what a file says, all at once, while no writer runs; the next one mends the device.
+    """Replace a gateway's state by a file's, in one step, while no writer runs. The next writer changes the device.
 
     Raises:
         Invalid: the file is no sound backup of this gateway; nothing was changed.
@@ -252,7 +252,7 @@ def _exchange(pipe: Pipeline, found: Header, staged: dict[Part, str], live: dict
 
 @contextmanager
 def _asked(settings: Settings) -> Generator[Redis]:
-    """A connection that waits long for an answer; its failures are Peerlane's errors."""
+    """A connection with a long timeout, whose failures are Peerlane's errors."""
     redis = connect(settings, timeout=PATIENCE)
     try:
         with reaching("doing it again is harmless", refused="nothing was changed"):

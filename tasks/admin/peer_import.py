@@ -1,7 +1,7 @@
-"""Takes over the peers of a WireGuard file or of a live device. Conflicts are listed first; nothing is half imported.
+"""Imports the peers of a WireGuard file or of a live device: all or none, after listing the conflicts.
 
-The peers are staged in Redis, then one request asks the gateway's writer to take them all or none. On the device only
-what differs is changed: running sessions go on.
+The peers are staged in Redis, then one request asks the gateway's writer to take all or none. Only differences are
+changed on the device, so running sessions continue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.gateway import Gateway
@@ -39,6 +39,8 @@ TIMEOUT = 60.0
 STAGED_FOR = 600
 #: Bytes of a file that are looked at.
 MAX_BYTES = 64 * 1024 * 1024
+#: Lines of comments that are listed.
+MAX_LINES = 1000
 
 _FIELDS = ("preshared_key", "keepalive", "labels", "ttl", "pinned", "expires_at", "created_at")
 
@@ -60,7 +62,7 @@ class UnreadableConf(Invalid):
 
 
 class ImportClash(Conflict):
-    """A file's peers clash with what is there, or with what the gateway serves; nothing was imported."""
+    """A file's peers conflict with existing peers or with what the gateway serves; nothing was imported."""
 
     def __init__(self, found: Sequence[Clash]) -> None:
         first = found[0]
@@ -102,7 +104,7 @@ class AdoptionClash(Conflict):
 
 
 class Imported(BaseModel):
-    """What an import came to."""
+    """The result of an import."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -116,19 +118,29 @@ class Imported(BaseModel):
     left_out: tuple[NotTaken, ...] = ()
     #: Peers beyond those listed.
     unlisted: int = 0
+    #: Of a file: how many comments of its peers say nothing that is kept, and the lines of the first of them.
+    comments_left_out: int = 0
+    comment_lines: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A file that can be imported, as far as anybody but the writer knows."""
+    """A file that can be imported, as far as can be known without the writer."""
 
     gateway: str
     fresh: tuple[ConfPeer, ...]
     existing: tuple[ConfPeer, ...]
+    #: Lines of comments of which nothing is kept.
+    unread: tuple[int, ...] = ()
+
+    def told(self, done: Imported) -> Imported:
+        """The result, with the facts that only the file has."""
+        left = {"comments_left_out": len(self.unread), "comment_lines": self.unread[:MAX_LINES]}
+        return done.model_copy(update=left)
 
 
 def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
-    """Read a file and look for everything that stands in the way of its import. Changes nothing.
+    """Read a file and find all problems and conflicts of its import. Changes nothing.
 
     Raises:
         UnreadableConf: it has problems; lists them.
@@ -154,7 +166,8 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
         raise ImportClash(found)
     existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
     there = {one.peer.public_key for one in existing}
-    return Checked(gateway, tuple(one for one in conf.peers if one.peer.public_key not in there), existing)
+    fresh = tuple(one for one in conf.peers if one.peer.public_key not in there)
+    return Checked(gateway, fresh, existing, conf.unread)
 
 
 def import_file(
@@ -168,7 +181,7 @@ def import_file(
     found = check_file(data, gateway, app=app)
     if dry_run:
         created, existing = len(found.fresh), len(found.existing)
-        return Imported(outcome="would_import", gateway=gateway, created=created, existing=existing)
+        return found.told(Imported(outcome="would_import", gateway=gateway, created=created, existing=existing))
     return carry_out(found, app=app, timeout=timeout)
 
 
@@ -180,7 +193,7 @@ def import_live(
     dry_run: bool = False,
     timeout: float = TIMEOUT,
 ) -> Imported:
-    """Take over the peers that the live device holds and Redis does not know: all of them, or none.
+    """Import the peers that the live device has and Redis does not know: all of them, or none.
 
     Peers without allowed IPs cannot be Peerlane's. They refuse the import, unless ``leave_out`` says to leave them on
     the device: then they are listed, and PEERLANE_UNKNOWN_PEERS says what becomes of them.
@@ -219,7 +232,7 @@ def _read(data: bytes) -> ParsedConf:
 
 
 def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float = TIMEOUT) -> Imported:
-    """Import what was checked: all of it, or none.
+    """Import a checked file: all of it, or none.
 
     Raises:
         PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
@@ -237,16 +250,16 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
         arguments = {"gateway": found.gateway, "token": token, "count": len(entries), "digest": digest}
         sent = task.apply_async(kwargs=arguments, expires=timeout)
         try:
-            return Imported.model_validate(sent.get(timeout=timeout))
+            return found.told(Imported.model_validate(sent.get(timeout=timeout)))
         except KeyboardInterrupt:  # cancelled now, or done already: either is an answer
-            return Imported.model_validate(sent.get(timeout=0.01))
+            return found.told(Imported.model_validate(sent.get(timeout=0.01)))
     finally:
         with suppress(RedisError):  # it goes away by itself too
             lanes.redis.delete(key)
 
 
 def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
-    """The staged entry of a file's peer: what the file names of it, as peerlane.tasks.wire.bulk.StagedPeer reads it."""
+    """The staged entry of a file's peer: the fields that the file sets (peerlane.tasks.wire.bulk.StagedPeer)."""
     peer = one.peer
     fields: dict[str, Any] = {"public_key": peer.public_key, "allowed_ips": [str(p) for p in peer.allowed_ips]}
     fields |= {name: value for name in _FIELDS if name in one.named and (value := getattr(peer, name)) is not None}

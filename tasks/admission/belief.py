@@ -1,4 +1,4 @@
-"""What a process believes of a lane between two looks at it, and whom it refuses by that."""
+"""The last look at a lane, which is used for a second or some requests, and the refusals that follow from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE = 0.8
 
 
 def spread(seconds: float) -> float:
-    """Seconds after which to ask again, not the same for all who are refused at once: up to twice as many."""
+    """The seconds multiplied by a random factor of 1 to 2, so that refused callers do not all return at once."""
     return round(seconds * random.uniform(1.0, 2.0), 2)  # noqa: S311 - no secret
 
 
@@ -45,7 +45,7 @@ _Lane = TypeVar("_Lane", bound=Lane)
 
 
 class Believed(Generic[_Lane]):
-    """What a process believes of a lane: one look, and what it has itself sent there since."""
+    """One look at a lane, and the requests that this process has sent there since."""
 
     __slots__ = ("_at", "lane", "passed", "waiting")
 
@@ -56,20 +56,20 @@ class Believed(Generic[_Lane]):
         self.passed = [0, 0]
 
     def pushed(self, length: int, *, bulk: bool) -> None:
-        """So many wait in a queue now."""
+        """Take note of a queue's length."""
         self.waiting[bulk] = length
         self.passed[bulk] = 0
 
     def holds(self, *, bulk: bool) -> bool:
-        """Whether another request may pass on it, as far as time and room are concerned."""
+        """Whether the look is recent enough, and has room enough, for another request."""
         return time.monotonic() - self._at <= BELIEVED_FOR and self.passed[bulk] < self.most(bulk=bulk)
 
     def most(self, *, bulk: bool) -> float:
-        """How many may pass on what is believed."""
+        """How many requests may pass on this look."""
         return min((self.lane.cap - self.waiting[bulk]) * BELIEVED_ROOM, BELIEVED_REQUESTS)
 
     def refusal(self, bulk: bool, create: bool, within: float) -> PeerlaneError | None:  # noqa: FBT001 - asked for each request
-        """Why a request would be refused now."""
+        """Why a request is refused now; None if it is not."""
         if refusal := self.lane.refusal(waiting=self.waiting[bulk] + self.passed[bulk], create=create):
             return refusal
         ahead = [waiting + passed for waiting, passed in zip(self.waiting, self.passed, strict=True)]

@@ -1,4 +1,4 @@
-"""Emptying a gateway: its state in Redis, which the commit script obeys. A gateway that is down drains too."""
+"""Drains and resumes a gateway: sets its state in Redis, which the commit script obeys, also while it is down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State = Literal["active", "draining"]
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """A gateway's state before and after; equal where there was nothing to do."""
+    """A gateway's state before and after; equal if there was nothing to do."""
 
     gateway: str
     before: str

@@ -1,4 +1,4 @@
-"""``peerlane exporter``: the fleet's figures for Prometheus, over HTTP, until SIGTERM or Ctrl-C."""
+"""``peerlane exporter``: serves the fleet's metrics to Prometheus over HTTP, until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.exporter.collector import FleetCollector, MetricsServer

@@ -1,4 +1,4 @@
-"""What a client-side command works with: output, settings, one Celery app, gateways."""
+"""The session of a client-side command: its output, settings, Celery app and gateways."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import click
 from peerlane.tasks.cli.output import Output
 
 if TYPE_CHECKING:  # Celery, Redis and pydantic are loaded by the commands that need them
-    from peerlane.config.celery_app import PeerlaneApp
+    from peerlane.config.celery.app import PeerlaneApp
     from peerlane.config.settings import Settings
     from peerlane.tasks.client.gateway import Gateway
 
 
 class Session:
-    """One run of the command line. Settings are read, and Redis is asked, when first needed."""
+    """One run of the command line. Reads settings, and connects to Redis, at the first use."""
 
     def __init__(self, output: Output) -> None:
         self.output = output
@@ -34,7 +34,7 @@ class Session:
     @cached_property
     def app(self) -> PeerlaneApp:
         """The Celery app that sends this run's requests."""
-        from peerlane.config.celery_app import PeerlaneApp
+        from peerlane.config.celery.app import PeerlaneApp
 
         return PeerlaneApp(self.settings)
 
@@ -45,7 +45,7 @@ class Session:
         return Gateway(name, app=self.app)
 
     def start_log(self, process: str, level: str | None = None) -> None:
-        """For a command that runs on: log in the format of the settings, what else it says included."""
+        """Log in the format of the settings, for a command that keeps running; its other output too."""
         from peerlane.config import logs
 
         logs.configure(self.settings, process, level)

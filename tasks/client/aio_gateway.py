@@ -1,7 +1,7 @@
 """The client for asyncio: thousands of requests awaited at once over one connection.
 
-Celery has no asyncio client, and a thread for each wait does not reach thousands. A call that is left, by a timeout
-around it or because its task is cancelled, cancels its request.
+Celery has no asyncio client, and a thread for each wait does not scale to thousands. If a call ends early, by a timeout
+around it or because its task is cancelled, its request is cancelled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Self
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched
 from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_lane import AsyncLane
@@ -59,7 +59,7 @@ class AsyncGateway:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the threads and close the connections; whoever still waits gets cancelled, and its request too."""
+        """End the threads and close the connections. Calls that still wait are cancelled, and their requests too."""
         self._closed = True
         self._reader.shutdown(wait=False, cancel_futures=True)
         try:
@@ -108,7 +108,8 @@ class AsyncGateway:
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.create_peers."""
-        return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
+        with counted(self.name):
+            return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
 
     async def delete_peers(
         self,
@@ -118,7 +119,8 @@ class AsyncGateway:
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.delete_peers."""
-        return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
+        with counted(self.name):
+            return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
 
     async def _ask_list(
         self,

@@ -1,4 +1,4 @@
-"""The typed client: one object per gateway, plain calls that return frozen results or raise the one error tree."""
+"""The client: one object per gateway; its calls return frozen results or raise errors of ``peerlane.tasks.errors``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, cast
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched, switch
 from peerlane.tasks.admission.lanes import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.client.call_metrics import counted
@@ -37,7 +37,7 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
     labels: Mapping[str, str] | None,
     pinned: bool,  # noqa: FBT001 - the order is create_peer's own
 ) -> dict[str, Any]:
-    """The arguments of a create as the task takes them; what was not asked for is left out."""
+    """The arguments of a create as the task takes them, without those that are not set."""
     wish: dict[str, Any] = {
         "public_key": public_key,
         # One text is no list of its characters: the model says so.
@@ -61,7 +61,7 @@ class Gateway:
     def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
         """``timeout`` is for calls that name none; 0 is refused: a call waits for its outcome.
 
-        ``app`` is made with ``config.celery_app.PeerlaneApp(settings)``; without it the process' own is used.
+        ``app`` is made with ``config.celery.app.PeerlaneApp(settings)``; without it the process' own is used.
         """
         self.name = name
         self._app = app or definitions.app
@@ -120,7 +120,7 @@ class Gateway:
         timeout: Timeout | None = None,
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
-        """Create many peers; what became of each, in order: its result, or the error as a value, never raised.
+        """Create many peers. Returns for each, in order, its result or its error; raises none of these.
 
         ``wishes`` are mappings of what ``create_peer`` takes, as many as there are. They go in slices of up to 64, each
         one request on the lane's bulk queue and one commit, four of them on their way. A wish that is malformed is
@@ -132,13 +132,15 @@ class Gateway:
         Raises:
             Invalid: ``request_id`` is malformed.
         """
-        return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
+        with counted(self.name):
+            return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
 
     def delete_peers(
         self, public_keys: Iterable[str], *, timeout: Timeout | None = None, request_id: str | None = None
     ) -> list[PeerAnswer]:
-        """Delete many peers; what became of each, in order. As ``create_peers``."""
-        return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
+        """Delete many peers. Returns results and errors as ``create_peers`` does."""
+        with counted(self.name):
+            return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
 
     def _ask_list(
         self, task: str, wishes: Iterable[object], timeout: Timeout | None, request_id: str | None
@@ -160,7 +162,7 @@ class Gateway:
         return PeerResult.model_validate(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
 
     def drain(self) -> Switched:
-        """Let the gateway take no new peers from now on; deletes and sweeps go on. Doing it twice is no error.
+        """Refuse new peers from now on; deletes and sweeps continue. Draining twice is no error.
 
         Raises:
             Unavailable: no such gateway is registered.
@@ -173,7 +175,7 @@ class Gateway:
         return switch(self._lanes, self.name, "active")
 
     def info(self) -> GatewayInfo:
-        """What the gateway says of itself.
+        """The gateway's facts, as its writer has stored them.
 
         Raises:
             Unavailable: no such gateway is registered.

@@ -1,4 +1,4 @@
-"""The timeout of a call, in seconds: a number or a timedelta, the caller's own or a default."""
+"""The timeout of a call in seconds, from a number, a timedelta or a default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Timeout = float | timedelta
 
 
 def seconds_of(*timeouts: Timeout | None) -> float:
-    """The first that is given, in seconds.
+    """The first of these that is set, in seconds.
 
     0 is refused: a call waits for its outcome, and cancels what it has not heard of. Who does not want to wait sends
     with ``create_peer.apply_async``.

@@ -1,6 +1,6 @@
-"""Asks a gateway's writer and waits: one push on a kept connection, and the outcome comes back on it.
+"""Sends a request to a gateway's writer and waits: one push on a kept connection, which also receives the outcome.
 
-Celery's own way of sending is taken where somebody has connected to its signals of publishing (tracing, say).
+If a receiver is connected to Celery's publishing signals (tracing, for example), Celery sends the request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
 if TYPE_CHECKING:
-    from peerlane.config.celery_app import PeerlaneApp
+    from peerlane.config.celery.app import PeerlaneApp
     from peerlane.tasks.lane.tasks import LaneTask
 
 
@@ -71,7 +71,7 @@ def ask(
 def _sent(
     lanes: Lanes, task: LaneTask, request: Request, listening: Listening, until: float, *, new: bool
 ) -> dict[str, Any]:
-    """``new``: there cannot have been an outcome before."""
+    """Send an admitted request and wait. ``new``: its id is new, so there is no earlier outcome."""
     try:
         try:
             if watched():
@@ -96,5 +96,5 @@ def _sent(
 
 
 def watched() -> bool:
-    """Whether somebody has asked Celery to be told of each message that is published."""
+    """Whether a receiver is connected to Celery's publishing signals."""
     return bool(signals.before_task_publish.receivers or signals.after_task_publish.receivers)

@@ -1,7 +1,7 @@
-"""A request before it is sent: checked, let pass by its lane, with a deadline; and the message that it becomes.
+"""Checks a request, has its lane admit it, sets its deadline, and builds its message.
 
-The message has the form that Celery (protocol 2) and kombu's Redis transport give theirs. It is built here directly:
-Celery's and kombu's own way to the socket costs a client more than all the rest of a request.
+The message has the form of Celery's (protocol 2) in kombu's Redis transport. It is built here because Celery's and
+kombu's own code up to the socket costs a client more than the rest of a request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 @dataclass(slots=True)
 class Request:
-    """Checked, and not sent yet. ``arguments`` are as JSON has them, with the deadline once ``admit`` has set it."""
+    """A checked request. ``arguments`` are in JSON's types; ``admit`` adds the deadline."""
 
     task: str
     gateway: str
@@ -116,7 +116,7 @@ class Request:
         )
 
     def enter(self, lane: LaneState, lanes: Lanes) -> str | None:
-        """Set the time, and the deadline where it has none. The key of its share of the lane, if that has shares.
+        """Set the sending time, and the deadline if it has none. Returns the key of its share, if the lane has shares.
 
         Raises redis.RedisError where Redis' clock has to be asked, which it need not be right after a look.
         """
@@ -137,7 +137,7 @@ def checked(
     request_id: str | None = None,
     bulk: bool = False,
 ) -> Request:
-    """The request that the arguments ask for. Asks Redis nothing.
+    """The request that the arguments ask for. Does not use Redis.
 
     Raises:
         Invalid: the arguments do not pass.
@@ -168,7 +168,7 @@ def checked(
 
 
 def admit(lanes: Lanes, request: Request) -> None:
-    """Have its lane let a request pass that has its id. Raises redis.RedisError as it comes.
+    """Have the lane admit a request that has its id. Raises redis.RedisError as it comes.
 
     Raises:
         Unavailable: no live writer, a full lane, a share that is used up, or more waiting than its time allows for.
@@ -197,7 +197,7 @@ def _encrypt(
     places: Sequence[dict[str, Any]],
     cipher: Callable[[], PskCipher],
 ) -> None:
-    """Encrypt the wishes' preshared keys where they stand, if this host has a key for that."""
+    """Encrypt the wishes' preshared keys in place, if this host has a key for that."""
     for wish, place in zip(wishes, places, strict=False):
         if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
             place["preshared_key"] = cipher().encrypt(wish.gateway, wish.public_key, wish.preshared_key)
@@ -227,7 +227,7 @@ def seconds_until(expires: float | datetime) -> float:
 
 
 def shown(arguments: Mapping[str, Any]) -> str:
-    """What logs, events and Flower show of the arguments; of a list, how many wishes it has."""
+    """The arguments as logs, events and Flower show them; of a list, the number of wishes."""
     safe = {name: "(hidden)" if name == "preshared_key" else value for name, value in arguments.items()}
     return repr(safe | {name: len(arguments[name]) for name in ("wishes", "public_keys") if name in arguments})[:1024]
 

@@ -1,16 +1,16 @@
-"""What comments in a WireGuard file say of a peer, read and written: its name, its labels, what Peerlane keeps of it.
+"""Reads and writes the comments of a WireGuard file that hold a peer's name, labels and other fields.
 
-WireGuard's own tools ignore comments, so a file that holds these is still theirs to read.
+WireGuard's own tools ignore comments, so they can still read such a file.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, cast
 
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.model import Peer, are_labels
 
 #: Label that other programs' ways of naming a peer become, and that ``# friendly_name`` is written for.
 NAME = "name"
@@ -18,36 +18,63 @@ NAME = "name"
 _FIELDS = ("ttl", "expires_at", "created_at")
 _PAIR = re.compile(r"#+\s*([A-Za-z][A-Za-z0-9_./-]*)\s*=\s?(.*)", re.DOTALL)
 _LABEL = re.compile(r"#+\s*label\.([^=]*?)\s*=\s?(.*)", re.DOTALL)
-#: As the common install scripts write them, before the section.
-_CLIENT = re.compile(r"(?:#{2,}\s*client|#+\s*begin_peer)\s+(\S.*)", re.IGNORECASE)
+#: As install scripts and web interfaces write them: ``### Client anna``, ``# BEGIN_PEER anna``, ``### begin anna ###``,
+#: ``# Client: anna (uuid)``, ``# Name:   anna``.
+_NAMES = (
+    re.compile(r"(?:#{2,}\s*client|#+\s*begin_peer)\s+(\S.*)", re.IGNORECASE),
+    re.compile(r"#{2,}\s*begin\s+(\S.*?)\s*#{2,}", re.IGNORECASE),
+    re.compile(r"#+\s*(?:client|name|friendly_name)\s*:\s*(\S.*?)(?:\s*\([0-9a-f-]{36}\))?", re.IGNORECASE),
+)
+#: Comments that say nothing of a peer: empty ones, rulers, the end of what a script has begun, a name left empty.
+_NOTHING = re.compile(
+    r"[#\s=*~_-]*|#{2,}\s*end\s.*|#+\s*end_peer\b.*|#+\s*(?:client|name|friendly_name)\s*:\s*", re.IGNORECASE
+)
+#: A name by itself, as people put it beside ``[Peer]``.
+_WORD = re.compile(r"#+\s*([^\W_][\w.@+-]{0,63})")
+#: What a ``# friendly_json`` calls the name.
+_NAME_FIELDS = (NAME, "username", "user", "client")
 
 
 class Note(NamedTuple):
-    """One thing that a comment says: a label, or (``label`` None) a field of the peer."""
+    """The content of a comment: a label, or (``label`` None) a field of the peer."""
 
     label: str | None
     field: str
     value: str | int | bool
 
 
-def read(comment: str) -> Note | None:
-    """What ``comment``, which begins with its ``#``, says; None if it is only for people.
+def read(comment: str) -> tuple[Note, ...] | None:
+    """The content of ``comment``, which begins with its ``#``; None if it is not recognised.
 
     Raises:
         ValueError: it is one of ours and malformed; with a sentence that quotes none of it.
     """
     if found := _LABEL.fullmatch(comment):
-        return Note(found[1], "", _text(found[2]))
-    if found := _CLIENT.fullmatch(comment):
-        return Note(NAME, "", found[1].strip())
+        return (Note(found[1], "", _text(found[2])),)
+    if _NOTHING.fullmatch(comment):
+        return ()
+    if found := next(filter(None, (pattern.fullmatch(comment) for pattern in _NAMES)), None):
+        return (Note(NAME, "", found[1].strip()),)
     if not (found := _PAIR.fullmatch(comment)):
         return None
     key = found[1].lower()
     if key in ("friendly_name", NAME):
-        return Note(NAME, "", _text(found[2]))
+        return (Note(NAME, "", _text(found[2])),)
+    if key == "friendly_json":
+        return _from_json(found[2])
     if not key.startswith("peerlane."):
         return None
-    field, text = key.removeprefix("peerlane."), found[2].strip()
+    return (_field(key, found[2].strip()),)
+
+
+def name_by_itself(comment: str) -> str | None:
+    """The name that ``comment`` consists of: to be asked of one beside ``[Peer]`` that ``read`` does not know."""
+    found = _WORD.fullmatch(comment)
+    return found[1] if found else None
+
+
+def _field(key: str, text: str) -> Note:
+    field = key.removeprefix("peerlane.")
     if field == "pinned" and text in ("true", "false"):
         return Note(None, field, text == "true")
     if field in _FIELDS and text.isascii() and text.isdigit() and len(text) <= 15 and int(text):
@@ -60,7 +87,7 @@ def read(comment: str) -> Note | None:
 
 
 def written(peer: Peer) -> Iterator[str]:
-    """The comments that ``read`` turns back into what ``peer`` has beyond WireGuard's own settings."""
+    """The comments for the fields of ``peer`` that WireGuard does not have; ``read`` reads them back."""
     for label, value in peer.labels.items():
         yield f"# {'friendly_name' if label == NAME else f'label.{label}'} = {_written(value)}"
     for field in _FIELDS:
@@ -70,8 +97,25 @@ def written(peer: Peer) -> Iterator[str]:
         yield "# peerlane.pinned = true"
 
 
+def _from_json(text: str) -> tuple[Note, ...] | None:
+    """The labels in a JSON object; None if any of its values is no label."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    entries = cast("Mapping[str, object]", found).items()
+    labels = {name: value if isinstance(value, str) else json.dumps(value) for name, value in entries}
+    if any(isinstance(value, (dict, list)) for _, value in entries) or not are_labels(labels):
+        return None
+    called = next((labels.pop(name) for name in _NAME_FIELDS if name in labels), None)
+    named = () if called is None else (Note(NAME, "", called),)
+    return (*named, *(Note(name, "", value) for name, value in labels.items()))
+
+
 def _text(raw: str) -> str:
-    """A value as it stands, or in double quotes (JSON's) where that would lose something."""
+    """A value as it is, or in JSON's double quotes if it would not be read back unchanged."""
     text = raw.strip()
     if text.startswith('"'):
         try:

@@ -1,7 +1,7 @@
-"""Reads and writes the files of ``wg`` and wg-quick. Pure: bytes in, facts, peers and problems out; never an error.
+"""Reads and writes the files of ``wg`` and wg-quick. Pure.
 
-Files come from strangers: whatever they hold, ``parse_conf`` returns. Private keys become public ones at once, and no
-problem's sentence quotes a value that could be a secret.
+``parse_conf`` returns facts, peers and problems for any bytes, and raises nothing. Private keys are converted to public
+ones at once, and no problem's message quotes a value that could be secret.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.values.overlaps import overlaps
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile import comments as annotations
 from peerlane.tasks.wgfile.values import VALUES
 from peerlane.tasks.wire.model import Peer, parse
@@ -31,7 +32,7 @@ _REPEATED = ("Address", "AllowedIPs", *_IGNORED)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a file is not taken, and where."""
+    """A reason why a file is not imported, with its line."""
 
     line: int
     sentence: str
@@ -51,7 +52,7 @@ class ConfPeer:
 
 @dataclass(frozen=True, slots=True)
 class ParsedConf:
-    """A file's content. Where there are problems, ``peers`` lacks those that have some: import nothing then."""
+    """A file's content. If there are problems, ``peers`` lacks the peers that have one: import nothing then."""
 
     #: The interface's; None if the file names no PrivateKey.
     public_key: str | None
@@ -60,10 +61,12 @@ class ParsedConf:
     addresses: tuple[str, ...]
     peers: tuple[ConfPeer, ...]
     problems: tuple[Problem, ...]
+    #: Lines of the comments in or beside peers' sections of which nothing is kept.
+    unread: tuple[int, ...] = ()
 
 
 def parse_conf(data: bytes) -> ParsedConf:
-    """Read a file. Total: for any bytes it returns, and never quotes a secret."""
+    """Read a file. Returns for any bytes, and quotes no secret."""
     reader = _Reader()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, raw in enumerate(lines, 1):
@@ -91,17 +94,22 @@ class _Section:
     keys: set[str] = field(default_factory=set[str])
     labels: dict[str, str] = field(default_factory=dict[str, str])
     found: dict[str, Any] = field(default_factory=dict[str, Any])
+    #: The line of each prefix of AllowedIPs; that of the first key; comments that say nothing known.
+    prefixes: dict[Prefix, int] = field(default_factory=dict["Prefix", int])
+    first_key: int | None = None
+    unread: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     sound: bool = True
 
 
 class _Reader:
-    """One pass over the lines. Comments wait until it is clear which section they belong to."""
+    """Reads the lines once. Keeps comments until it is clear which section they belong to."""
 
     def __init__(self) -> None:
         self._section: _Section | None = None
         self._interface: _Section | None = None
         self._peers: list[ConfPeer] = []
         self._problems: list[Problem] = []
+        self._unread: list[int] = []
         self._untold = False
         #: Comments since the last key or section: those before the first blank line, and those after.
         self._near: list[tuple[int, str]] = []
@@ -130,13 +138,14 @@ class _Reader:
             self._open(number, content)
         else:
             self._key(number, content)
-            if mark and self._section is not None:
-                self._annotate(self._section, [(number, mark + remark)])
+        if content and mark and self._section is not None:
+            self._annotate(self._section, [(number, mark + remark)])
 
     def end(self, last: int) -> ParsedConf:
         if not self._gap:
             self._near, self._far = [*self._near, *self._far], []
         self._close()
+        self._unread += [number for number, _ in self._far]
         self._refuse_duplicates()
         interface = self._interface.found if self._interface else {}
         if self._untold:
@@ -147,6 +156,7 @@ class _Reader:
             addresses=tuple(interface.get("addresses", ())),
             peers=tuple(self._peers),
             problems=tuple(sorted(self._problems, key=lambda problem: problem.line)),
+            unread=tuple(sorted(self._unread)),
         )
 
     def _problem(self, line: int, sentence: str, section: _Section | None = None) -> None:
@@ -182,10 +192,14 @@ class _Reader:
         if section is None or section.kind != "Peer":
             return
         self._annotate(section, near)
+        self._name(section)
         if "PublicKey" not in section.keys:
             self._problem(section.line, "the peer has no PublicKey", section)
         elif not section.found.get("allowed_ips") and section.sound:
             self._problem(section.line, "the peer has no AllowedIPs", section)
+        elif nested := next(overlaps(section.prefixes.items()), None):
+            (wide, one), (narrow, other) = nested
+            self._problem(max(one, other), f"AllowedIPs: {wide} and {narrow} overlap", section)
         if not section.sound:
             return
         fields = {name: value for name, value in section.found.items() if name != "endpoint"}
@@ -212,6 +226,7 @@ class _Reader:
             return
         self._annotate(section, [*self._near, *self._far])
         self._near, self._far, self._gap = [], [], False
+        section.first_key = section.first_key or number
         if not section.kind:
             return
         known = {name.lower(): name for name in (_PEER_KEYS if section.kind == "Peer" else _INTERFACE_KEYS)}
@@ -234,6 +249,9 @@ class _Reader:
         except ValueError as error:
             self._problem(number, str(error), section)
             return
+        if field_name == "allowed_ips":
+            for prefix in cast("tuple[Prefix, ...]", found):
+                section.prefixes.setdefault(prefix, number)
         # Lists add up over repeated lines.
         section.found[field_name] = (*section.found.get(field_name, ()), *found) if isinstance(found, tuple) else found
 
@@ -242,16 +260,27 @@ class _Reader:
             return
         for number, comment in comments:
             try:
-                note = annotations.read(comment)
+                notes = annotations.read(comment)
             except ValueError as error:
                 self._problem(number, str(error), section)
                 continue
-            if note is None:
-                continue
-            if note.label is None:
-                section.found.setdefault(note.field, note.value)
+            if notes is None:
+                section.unread.append((number, comment))
+            for note in notes or ():
+                if note.label is None:
+                    section.found.setdefault(note.field, note.value)
+                else:
+                    section.labels.setdefault(note.label, str(note.value))
+
+    def _name(self, section: _Section) -> None:
+        """A name by itself counts directly above the section's head, and from there to its first key."""
+        until = section.first_key or section.line + 1
+        for number, comment in section.unread:
+            beside = section.line - 1 <= number < until
+            if beside and annotations.NAME not in section.labels and (name := annotations.name_by_itself(comment)):
+                section.labels[annotations.NAME] = name
             else:
-                section.labels.setdefault(note.label, str(note.value))
+                self._unread.append(number)
 
     def _refuse_duplicates(self) -> None:
         first: dict[str, int] = {}

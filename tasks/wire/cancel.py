@@ -1,7 +1,7 @@
-"""Cancelling a request: what is written to Redis, and what its answers mean. Pure: each client sends it its own way.
+"""Cancels a request: the Redis commands, and what their answers mean. Pure: each client sends the commands itself.
 
-``SET key tombstone NX GET EX life``; where that wrote the tombstone, ``PUBLISH key tombstone``, so that whoever else
-waits learns it. Where Redis refuses the write (full, a replica), ``GET key``: an outcome may be stored already.
+``SET key tombstone NX GET EX life``. If that wrote the tombstone, ``PUBLISH key tombstone``, so that other waiting
+callers learn it. If Redis refuses the write (full, a replica), ``GET key``: an outcome may be stored already.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Cancel:
 
 
 def timed_out(within: float) -> TimedOut:
-    """What the caller of a cancelled request is told."""
+    """The error for the caller of a cancelled request."""
     return TimedOut(f"no outcome within {within:g} s: the request was cancelled and will never take effect")
 
 

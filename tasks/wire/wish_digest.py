@@ -1,8 +1,8 @@
-"""The digest of a wish: what tells whether a request id is used again for the same wish or for another.
+"""The digest of a wish, which shows whether a request id is used again for the same wish or for another.
 
-It goes with the request as a message header and is kept in the commit record. A record without one, as earlier
-versions and other senders make it, is anybody's. The digest is over the whole wish, a preshared key included: of that
-nothing can be learned from it, for the key is 32 random bytes.
+It is a header of the request's message and is kept in the commit record. A record without a digest, as earlier versions
+and other senders make it, matches any wish. The digest covers the whole wish, also a preshared key. It reveals nothing
+of that key, which is 32 random bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def wish_digest(task: str, *wishes: BaseModel) -> str:
-    """That of a wish as its model has checked it, or of a list's wishes in their order.
+    """The digest of a checked wish, or of a list's wishes in their order.
 
     What is left out and what is named as the default are the same.
     """
@@ -31,5 +31,5 @@ def wish_digest(task: str, *wishes: BaseModel) -> str:
 
 
 def sound_digest(value: object) -> str:
-    """The digest that a message header holds; '' where it holds none."""
+    """The digest in a message header; '' if there is none."""
     return value if isinstance(value, str) and _DIGEST.fullmatch(value) else ""

@@ -20,7 +20,7 @@ from gateways import close
 from keys import some_key
 
 from peerlane import AsyncGateway, Gateway
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.errors import PeerlaneError
 

@@ -30,7 +30,7 @@ from servers import RedisServer
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer

@@ -36,7 +36,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.request import admit, checked

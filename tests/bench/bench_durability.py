@@ -26,7 +26,7 @@ from servers import RedisServer
 from writer_alone import WriterAlone
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
 

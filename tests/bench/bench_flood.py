@@ -27,7 +27,7 @@ from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
 
@@ -84,7 +84,7 @@ def flooded(
     while len(found) < chosen.samples:
         sender = start_flood(url, chosen.flood)
         floods += 1
-        eventually(lambda: gateway.look().waiting_bulk > 0, "the flood", within=30)
+        eventually(lambda: gateway.look().waiting_bulk > 0, "the flood")
         while (lane := gateway.look()).waiting_bulk or sender.poll() is None:
             most = max(most, lane.waiting_bulk)
             took = one_create(client)

@@ -27,12 +27,12 @@ from rich.table import Table
 from servers import RedisServer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.writer.delivery import Delivery, Outcome
-from peerlane.workers.writer.measurements import Measurements
-from peerlane.workers.writer.request import Request
+from peerlane.workers.request.delivery import Delivery, Outcome
+from peerlane.workers.request.measurements import Measurements
+from peerlane.workers.request.request import Request
 
 KINDS = ("with", "without")
 

@@ -30,7 +30,7 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 
 SETTINGS: dict[str, Any] = {

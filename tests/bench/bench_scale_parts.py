@@ -19,7 +19,7 @@ from redis import Redis
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admin.archive import read_header
 from peerlane.tasks.admin.backup import back_up, check_archive

@@ -34,7 +34,7 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.wire.outcome import decode
 from peerlane.workers.upkeep import sweeper as sweeping

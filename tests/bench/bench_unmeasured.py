@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from peerlane.workers.gateway import GatewayApp
+from peerlane.workers.request.measurements import Measurements
 from peerlane.workers.writer import heartbeat
-from peerlane.workers.writer.measurements import Measurements
 
 
 def _nothing(*_: Any) -> None:

@@ -29,7 +29,7 @@ from walk_recorder import Call, Recorder
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.admin.maintenance import sweep
 
@@ -65,7 +65,7 @@ def process(server: RedisServer, directory: Path, application: str) -> Generator
     output = recorded(worker, application)
     try:
         worker.start(wait=application.endswith("gateway"))
-        eventually(lambda: "ready." in worker.log, f"{application} to be ready", within=60)
+        eventually(lambda: "ready." in worker.log, f"{application} to be ready")
         yield worker, output
     finally:
         worker.finish()

@@ -9,6 +9,7 @@ from commands import Shell, document, peerlane
 from gateways import MakeGateway
 from servers import RedisServer
 
+from peerlane.config import names
 from peerlane.tasks.status.alarms import raise_alarm
 
 
@@ -48,6 +49,14 @@ class TestWhatIsWrong:
         result = peerlane("doctor", redis=own_redis.url)
         assert result.exit_code == 1
         assert "no live writer" in result.stdout
+
+    def test_is_an_observer_that_hangs(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
+        site = gateway(redis=own_redis)
+        own_redis.redis.hset(names.observer_key(site.name), "heartbeat", (own_redis.redis.time()[0] - 60) * 1000)
+        _, (verdict, sentence) = found(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
+        assert verdict == "warning"
+        assert sentence.startswith("its observer has been silent for 6")
+        assert "hangs" in sentence
 
     def test_is_an_alarm(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
         site = gateway(redis=own_redis)

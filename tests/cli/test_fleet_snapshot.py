@@ -15,7 +15,7 @@ from servers import RedisServer
 
 from peerlane import OutcomeUnknown, StorageError, Unavailable, gateways
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import LaneState
 from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.status.fleet_snapshot import FleetReader, read_gateway

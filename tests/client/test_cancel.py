@@ -11,9 +11,10 @@ import pytest
 from gateways import MakeSettings, close
 from keys import some_key
 from servers import RedisServer
+from waiting import PATIENCE
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.cli.output import Output
 from peerlane.tasks.cli.peer.request import Interrupted, ask
 from peerlane.tasks.cli.session import Session
@@ -115,10 +116,10 @@ def test_what_had_no_outcome_never_has_one(way: Way, app: PeerlaneApp, own_redis
     with own_redis.redis.pubsub() as others:
         pubsub: Any = others
         others.subscribe(names.result_key(request_id))
-        assert others.get_message(timeout=5) is not None
+        assert others.get_message(timeout=PATIENCE) is not None
         with pytest.raises((TimedOut, Interrupted), match="was cancelled and will never take effect"):
             way(app, request_id)
-        heard: Any = pubsub.get_message(timeout=5)
+        heard: Any = pubsub.get_message(timeout=PATIENCE)
         assert heard is not None, "whoever else waits learns it"
     key = names.result_key(request_id)
     assert own_redis.redis.get(key) == heard["data"]

@@ -12,7 +12,8 @@ from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
 from servers import RedisServer
 from waiting import eventually
 
-from peerlane.config.redis import connect, failure
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import failure
 from peerlane.config.settings import read
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
 from peerlane.tasks.redis.errors import reaching, scan

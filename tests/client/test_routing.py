@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp, celery_settings
-from peerlane.config.schedule import ACTS
+from peerlane.config.celery.app import PeerlaneApp, celery_settings
+from peerlane.config.celery.schedule import ACTS
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import LaneTask, register, task_of
 from peerlane.tasks.wire.registry import LANE_TASKS, TASKS, UPKEEP_TASKS, route_task

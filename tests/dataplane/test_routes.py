@@ -10,8 +10,8 @@ from devices import prefix
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerlane.workers.dataplane.netlink import Malformed, attribute
-from peerlane.workers.dataplane.routes import PER_PEER, Route, encode_route, read_route
+from peerlane.workers.dataplane.netlink.framing import Malformed, attribute
+from peerlane.workers.dataplane.netlink.routes import PER_PEER, Route, encode_route, read_route
 
 DEVICE = 4
 

@@ -19,11 +19,10 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import DevicePeer, RemovePeer, SetPeer
-from peerlane.workers.dataplane import wireguard as wire
-from peerlane.workers.dataplane.channel import uninterrupted
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.keyfile import decode_key, encode_key
-from peerlane.workers.dataplane.netlink import (
+from peerlane.workers.dataplane.netlink.channel import uninterrupted
+from peerlane.workers.dataplane.netlink.framing import (
     NLA_F_NESTED,
     NLM_F_ACK_TLVS,
     NLM_F_CAPPED,
@@ -41,6 +40,8 @@ from peerlane.workers.dataplane.netlink import (
     messages,
     refusal,
 )
+from peerlane.workers.dataplane.netlink.wireguard_decode import DeviceState, read_counters, read_device, read_peers
+from peerlane.workers.dataplane.netlink.wireguard_encode import encode_changes
 
 FAMILY = 21
 SEQUENCE = 7
@@ -105,14 +106,14 @@ def _allowed_ip(one: Prefix) -> dict[str, list[Any]]:
 
 @given(wished=changes, index=st.integers(1, 2**31 - 1))
 def test_a_message_is_byte_for_byte_what_pyroute2_would_send(wished: list[SetPeer | RemovePeer], index: int) -> None:
-    assert list(wire.encode_changes(index, wished)) == [by_pyroute2(index, wished)]
+    assert list(encode_changes(index, wished)) == [by_pyroute2(index, wished)]
 
 
 @given(wished=changes, max_peers=st.integers(1, 7), max_bytes=st.integers(200, 1000))
 def test_messages_stay_within_their_bounds_and_mean_the_same_however_they_are_cut(
     wished: list[SetPeer | RemovePeer], max_peers: int, max_bytes: int
 ) -> None:
-    payloads = list(wire.encode_changes(3, wished, max_peers=max_peers, max_bytes=max_bytes))
+    payloads = list(encode_changes(3, wished, max_peers=max_peers, max_bytes=max_bytes))
     assert all(len(payload) <= max_bytes for payload in payloads)
     assert all(0 < len(list(peers_in(payload))) <= max_peers for payload in payloads)
     device: dict[bytes, set[Prefix]] = {}
@@ -130,18 +131,18 @@ def test_messages_stay_within_their_bounds_and_mean_the_same_however_they_are_cu
 
 def test_no_message_holds_the_kernels_lock_for_more_than_64_peers() -> None:
     wished = [RemovePeer(key_number(number)) for number in range(1, 201)]
-    assert [len(list(peers_in(payload))) for payload in wire.encode_changes(3, wished)] == [64, 64, 64, 8]
+    assert [len(list(peers_in(payload))) for payload in encode_changes(3, wished)] == [64, 64, 64, 8]
 
 
 def test_a_peer_that_fits_a_message_is_never_cut() -> None:
     wished = [SetPeer(some_key(), prefixes(*(f"10.0.{n}.{m}" for m in range(300)[:250]))) for n in range(20)]
-    cut = [len(list(peers_in(payload))) for payload in wire.encode_changes(3, wished)]
+    cut = [len(list(peers_in(payload))) for payload in encode_changes(3, wished)]
     assert sum(cut) == len(wished)
 
 
 def test_a_peer_of_many_prefixes_goes_on_in_further_messages() -> None:
     wished = SetPeer(some_key(), frozenset(Prefix.host(4, number) for number in range(5000)), some_key(), 25)
-    payloads = list(wire.encode_changes(3, [wished]))
+    payloads = list(encode_changes(3, [wished]))
     device: dict[bytes, set[Prefix]] = {decode_key(wished.public_key): {prefix("192.0.2.1")}}
     for payload in payloads:
         (peer,) = peers_in(payload)
@@ -274,7 +275,7 @@ def joined(datagrams: Sequence[bytes], cuts: Sequence[int]) -> list[bytes]:
 @given(peers=device_peers(), size=st.integers(1, 9), cuts=st.lists(st.integers(0, 50)))
 def test_peers_read_back_whole_however_the_dump_is_cut(peers: list[DevicePeer], size: int, cuts: list[int]) -> None:
     payloads, reader = read(joined(dump(peers, size), cuts))
-    assert wire.read_peers(payloads) == {peer.public_key: peer for peer in peers}
+    assert read_peers(payloads) == {peer.public_key: peer for peer in peers}
     assert reader.done
     assert not reader.interrupted
 
@@ -282,7 +283,7 @@ def test_peers_read_back_whole_however_the_dump_is_cut(peers: list[DevicePeer], 
 @given(peers=device_peers(), size=st.integers(1, 9))
 def test_counters_come_once_a_peer_however_it_is_cut(peers: list[DevicePeer], size: int) -> None:
     payloads, _ = read(dump(peers, size))
-    assert [one for payload in payloads for one in wire.read_counters(payload)] == [
+    assert [one for payload in payloads for one in read_counters(payload)] == [
         PeerCounters(peer.public_key, peer.latest_handshake, peer.rx_bytes, peer.tx_bytes, peer.endpoint)
         for peer in peers
     ]
@@ -290,13 +291,13 @@ def test_counters_come_once_a_peer_however_it_is_cut(peers: list[DevicePeer], si
 
 def test_the_devices_own_attributes_come_with_the_first_message() -> None:
     payloads, _ = read(dump([], 1))
-    assert wire.read_device(payloads[0]) == wire.DeviceState(3, None, None, 51820)
+    assert read_device(payloads[0]) == DeviceState(3, None, None, 51820)
     with pytest.raises(Malformed):
-        wire.read_device(payloads[1])
+        read_device(payloads[1])
 
 
 def test_a_private_key_is_not_in_the_repr_of_what_was_read() -> None:
-    assert "secret" not in repr(wire.DeviceState(3, b"secret", None, 51820))
+    assert "secret" not in repr(DeviceState(3, b"secret", None, 51820))
 
 
 @pytest.mark.parametrize("position", [0, 1, 2, 3])
@@ -326,7 +327,7 @@ def test_answers_to_other_questions_are_passed_over() -> None:
     stranger = replace(peer, public_key=some_key())
     late = [bytes(one[:8]) + struct.pack("=I", SEQUENCE - 1) + one[12:] for one in dump([stranger], 1)]
     payloads, reader = read([*late, *dump([peer], 1)])
-    assert wire.read_peers(payloads) == {peer.public_key: peer}
+    assert read_peers(payloads) == {peer.public_key: peer}
     assert reader.done
 
 
@@ -374,11 +375,11 @@ def read_everything(datagram: bytes) -> None:
     reader = DumpReader(FAMILY, SEQUENCE)
     for payload in reader.payloads(datagram):
         with suppress(Malformed):
-            wire.read_counters(payload)
+            read_counters(payload)
         with suppress(Malformed):
-            wire.read_device(payload)
+            read_device(payload)
         with suppress(Malformed):
-            wire.read_peers([payload])
+            read_peers([payload])
 
 
 @given(garbage=st.binary(max_size=400))

@@ -19,7 +19,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane import Gateway
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 
@@ -89,7 +89,7 @@ def test_a_gateway_serves_from_there(
             command, cwd=hostile, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        eventually(up, "a served lane and an observer", within=60)
+        eventually(up, "a served lane and an observer")
         assert Gateway(name, app=app).create_peer(some_key(), timeout=30).outcome == "created"
         process.terminate()
         assert process.wait(60) == 0, log.read_text()

@@ -15,7 +15,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import OutcomeUnknown
 from peerlane.tasks.status.inspection import ANSWERS
 

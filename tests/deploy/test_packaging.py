@@ -160,7 +160,7 @@ def test_the_wheel_brings_the_command_and_the_licence(wheel: zipfile.ZipFile) ->
 def test_what_an_api_host_imports_needs_no_pyroute2(tmp_path: Path) -> None:
     imported = run(sys.executable, "-c", IMPORT_WITHOUT_PYROUTE2, "peerlane.config", "peerlane.tasks", cwd=tmp_path)
     assert imported.returncode == 0, imported.stderr
-    assert {"peerlane.config.celery_app", "peerlane.tasks.errors", "peerlane.tasks.cli.program"} <= set(
+    assert {"peerlane.config.celery.app", "peerlane.tasks.errors", "peerlane.tasks.cli.program"} <= set(
         imported.stdout.split()
     )
 
@@ -191,7 +191,7 @@ def test_the_import_contracts_hold() -> None:
         ("tasks/status/rates.py", "import peerlane.tasks.admin.maintenance", "inside tasks"),
         ("tasks/wire/model.py", "import peerlane.tasks.lane.tasks", "inside tasks"),
         ("tasks/client/gateway.py", "import rich", "API hosts load no terminal"),
-        ("workers/upkeep/sweeper.py", "import peerlane.workers.writer.recovery", "inside workers"),
+        ("workers/upkeep/sweeper.py", "import peerlane.workers.start.recovery", "inside workers"),
         ("workers/store/store.py", "import kombu", "Celery stops at the lane"),
         ("workers/peers/plan.py", "import redis", "pure rooms do no I/O"),
     ],

@@ -11,7 +11,7 @@ from keys import some_key
 from servers import RedisServer
 from waiting import eventually
 
-from peerlane.config.redis_url import celery_url
+from peerlane.config.redis.url import celery_url
 
 COMMANDS: dict[str, dict[str, object]] = {
     "add_consumer": {"queue": "gateway.elsewhere", "exchange": "gateway.elsewhere"},

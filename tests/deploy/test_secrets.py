@@ -18,7 +18,7 @@ from keys import some_key
 from secret_scene import MISPLACED, Scene, play
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read, shown
 from peerlane.tasks.admin.acl import ROLES, users
 from peerlane.tasks.values.keys import KeyPair

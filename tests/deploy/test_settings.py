@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from redis import Redis
 from servers import RedisServer
 
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.names import CREATE_PEER
-from peerlane.config.redis import connect
-from peerlane.config.redis_url import celery_url
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.url import celery_url
 from peerlane.config.settings import BadSettings, Settings, read, shown
 from peerlane.config.validators import network
 from peerlane.tasks.admission.lanes import lanes_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from gateways import ROOT, MakeSettings, clean_environment, close, new_name
+from gateways import ROOT, GatewayProcess, MakeSettings, as_variable, clean_environment, close, new_name
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
@@ -20,10 +20,12 @@ from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
+from peerlane.tasks.status.fleet_snapshot import read_gateway
+from peerlane.workers.host.pulse import LONG, SILENCE
 from peerlane.workers.host.supervisor import AWAY, LONGEST, observer_is_final, pause_after, writer_is_final
 
 
@@ -42,7 +44,8 @@ class Supervised:
         self.directory = directory
         parts = "".join(
             f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}, 'part'],"
-            f" {'writer' if name == 'writer' else 'observer'}_is_final, watched={name == 'watched'}),"
+            f" {'writer' if name == 'writer' else 'observer'}_is_final,"
+            f" watched={name.startswith('watched')}, needed={name == 'watched'}),"
             for name, script in scripts.items()
         )
         program = (
@@ -67,7 +70,7 @@ class Supervised:
 
     def nth(self, name: str, count: int) -> int:
         """The process of the part's start number ``count``, once it is there."""
-        return eventually(lambda: self.pids(name)[count - 1 : count], f"start {count} of {name}", within=20)[0]
+        return eventually(lambda: self.pids(name)[count - 1 : count], f"start {count} of {name}")[0]
 
     def end(self) -> None:
         """After the test."""
@@ -139,7 +142,7 @@ def test_a_part_that_goes_on_after_all_is_left_alone(supervised: MakeSupervised,
     through = tmp_path / "through"
     later = f"sleep 3; while :; do echo '2 serving' >&3; echo . >> {through}; sleep 0.2; done"
     all_of_it = supervised(watched=SOON_SILENT + later)
-    eventually(lambda: through.exists() and len(through.read_text()) > 2 * 30, "six seconds more", within=40)
+    eventually(lambda: through.exists() and len(through.read_text()) > 2 * 30, "six seconds more")
     assert len(all_of_it.pids("watched")) == 1
     assert "hangs" not in all_of_it.log.read_text()
 
@@ -150,7 +153,7 @@ def test_a_part_that_says_that_it_goes_on_is_left_alone(supervised: MakeSupervis
         watched=f"exec 3>&$2; while :; do echo '2 serving' >&3; echo . >> {turns}; sleep 0.2; done",
         observer="exit 7",
     )
-    eventually(lambda: turns.exists() and len(turns.read_text()) > 2 * 20, "twenty turns, 4 s", within=30)
+    eventually(lambda: turns.exists() and len(turns.read_text()) > 2 * 20, "twenty turns, 4 s")
     assert len(all_of_it.pids("watched")) == 1
     assert "hangs" not in all_of_it.log.read_text()
 
@@ -178,6 +181,49 @@ def test_the_service_manager_hears_of_readiness_life_and_the_end(
         assert "NOTIFY_SOCKET" not in (tmp_path / "environment").read_text(), "the children have nothing to say there"
         both.process.terminate()
         eventually(lambda: heard.recv(4096) == b"STOPPING=1\nSTATUS=ending", "the end")
+
+
+def test_an_observer_that_does_not_serve_yet_keeps_no_gateway_from_being_ready(
+    supervised: MakeSupervised, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(str(tmp_path / "n"))
+        heard.settimeout(20)
+        supervised(
+            {"NOTIFY_SOCKET": str(tmp_path / "n")},
+            watched="echo '600 serving' >&$2; exec sleep 600",
+            watched_observer="echo '600 starting' >&$2; exec sleep 600",
+        )
+        assert heard.recv(4096) == b"READY=1\nSTATUS=the lane is served"
+
+
+def test_an_observer_says_that_it_goes_on(shared_gateway: GatewayProcess, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    command = ["-m", "peerlane.workers.cli", "gateway", "run", shared_gateway.name]
+    told = {f"PEERLANE_{name.upper()}": as_variable(value) for name, value in shared_gateway.settings.items()}
+    with (tmp_path / "log").open("wb") as log, os.fdopen(reading, "rb", buffering=0) as pulse:
+        observer = subprocess.Popen(
+            [sys.executable, *command, "--only", "observer", "--pulse", str(writing)],
+            env=clean_environment() | told,
+            pass_fds=[writing],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        os.close(writing)
+        try:
+            said = b""
+            while said.count(b"serving") < 3:
+                more = pulse.read(4096)
+                assert more, f"it ended:\n{(tmp_path / 'log').read_text()}"
+                said += more
+            first, *_, last = said.decode().split()
+            assert float(first) >= LONG, "a start may take long"
+            assert last == "serving"
+            assert f"{SILENCE:g} serving" in said.decode(), "between two turns it is expected soon"
+        finally:
+            observer.kill()
+            observer.wait()
 
 
 def test_a_socket_that_nobody_listens_on_does_no_harm(supervised: MakeSupervised, tmp_path: Path) -> None:
@@ -255,12 +301,12 @@ def test_gateway_run_serves_and_observes_and_survives_the_loss_of_either(
         return pid if pid != since and fact(names.observer_key(name), "heartbeat") else 0
 
     try:
-        writer = eventually(serving, "a served lane", within=30)
-        observer = eventually(observing, "an observer", within=30)
+        writer = eventually(serving, "a served lane")
+        observer = eventually(observing, "an observer")
         os.kill(writer, signal.SIGKILL)
         os.kill(observer, signal.SIGKILL)
-        writer = eventually(lambda: serving(writer), "another writer", within=40)
-        observer = eventually(lambda: observing(observer), "another observer", within=30)
+        writer = eventually(lambda: serving(writer), "another writer")
+        observer = eventually(lambda: observing(observer), "another observer")
 
         second = GatewayRun(name, redis_server.url, tmp_path)
         assert second.process.wait(30) == 1
@@ -282,30 +328,44 @@ def test_gateway_run_serves_and_observes_and_survives_the_loss_of_either(
         redis.close()
 
 
-@pytest.mark.slow("a writer is ended after 30 s of silence, and what serves must not be ended by mistake meanwhile")
-def test_a_writer_that_hangs_is_ended_with_its_stacks_in_the_log_and_another_serves(
+@pytest.mark.slow("a process is ended after 30 s of silence, and what serves must not be ended by mistake meanwhile")
+def test_writer_and_observer_that_hang_are_ended_with_their_stacks_in_the_log_and_others_follow(
     redis_server: RedisServer, settings: MakeSettings, tmp_path: Path
 ) -> None:
     name, control = new_name(), tmp_path / "failpoints"
     run = GatewayRun(name, redis_server.url, tmp_path, PEERLANE_TEST_FAILPOINTS=str(control))
     app = PeerlaneApp(settings(redis_url=redis_server.url))
     lanes, api = lanes_of(app), Gateway(name, app=app)
+
+    def observing() -> int:
+        told = redis_server.redis.hgetall(names.observer_key(name))
+        return int(told.get("pid", 0)) if int(told.get("heartbeat", 0)) else 0
+
     try:
-        eventually(lambda: lanes.look(name).state == "active", "a served lane", within=30)
+        eventually(lambda: lanes.look(name).state == "active", "a served lane")
         first = lanes.look(name).facts["holder_pid"]
+        observer = eventually(observing, "an observer")
+        eventually(lambda: redis_server.redis.hget(names.observer_key(name), "sweep"), "its first sweep")
+        beat = redis_server.redis.hget(names.observer_key(name), "heartbeat")
+        eventually(lambda: redis_server.redis.hget(names.observer_key(name), "heartbeat") != beat, "a turn after it")
+        os.kill(observer, signal.SIGSTOP)
         control.write_text("before_apply:hang")
         with pytest.raises(TimedOut):
             api.create_peer(some_key(), timeout=1)
-        eventually(lambda: lanes.look(name).state == "stuck", "it being told as stuck", within=30)
-        eventually(lambda: "the writer hangs" in run.log.read_text(), "the supervisor noticing it", within=60)
+        eventually(lambda: lanes.look(name).state == "stuck", "it being told as stuck")
+        eventually(lambda: not read_gateway(app, name).observed, "it being told as silent")
+        eventually(lambda: "the observer hangs" in run.log.read_text(), "the supervisor noticing it")
+        eventually(lambda: observing() not in (0, observer), "another observer")
+        eventually(lambda: "the writer hangs" in run.log.read_text(), "the supervisor noticing it")
         control.write_text("")
-        eventually(lambda: lanes.look(name).state == "active", "another writer", within=60)
+        eventually(lambda: lanes.look(name).state == "active", "another writer")
         assert lanes.look(name).facts["holder_pid"] != first
         assert api.create_peer(some_key(), timeout=20).outcome == "created"
         log = run.log.read_text()
         assert "failpoints.py" in log.partition("Current thread")[2], "where it hung"
         assert "the writer was killed by SIGABRT" in log
         assert log.count("the writer hangs") == 1
+        assert "the observer was killed by SIGKILL" in log, "one that is stopped prints nothing"
     finally:
         close(app)
         run.process.kill()

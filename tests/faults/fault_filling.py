@@ -8,7 +8,8 @@ from typing import Any, cast
 import fault_device
 
 from peerlane.workers import gateway
-from peerlane.workers.writer import filling, recovery
+from peerlane.workers.start import recovery
+from peerlane.workers.writer import filling
 
 __all__ = ["app"]
 

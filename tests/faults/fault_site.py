@@ -242,6 +242,11 @@ class Site:
         observer = self.redis.hget(names.observer_key(self.name), "pid")
         return int(cast("str", writer)), int(cast("str", observer))
 
+    @property
+    def writer(self) -> int | None:
+        """The process that is to serve; None where ``gateway run`` has started it."""
+        return None if self.gateway is self.observer else self.gateway.pid
+
     def idle(self) -> bool:
         """Whether nothing waits in the lane."""
         lane = self.look()

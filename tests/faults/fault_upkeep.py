@@ -14,8 +14,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.schedule import ENOUGH, GatewayScheduler
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.celery.schedule import ENOUGH, GatewayScheduler
 from peerlane.config.settings import read
 from peerlane.tasks.admission.lanes import lanes_of
 

@@ -24,7 +24,7 @@ from redis import Redis
 from servers import RedisServer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import outcome as results

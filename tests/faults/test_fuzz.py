@@ -18,7 +18,7 @@ from waiting import eventually
 from writer_alone import create_peer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.client.gateway import gateways
 from peerlane.tasks.errors import Draining, WriterError
 

@@ -18,10 +18,9 @@ from keys import key_number, some_key
 from peerlane.tasks.errors import KernelError, SettingsError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
-from peerlane.workers.dataplane import wireguard as wire
-from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
 from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available
-from peerlane.workers.dataplane.netlink import (
+from peerlane.workers.dataplane.netlink.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
+from peerlane.workers.dataplane.netlink.framing import (
     GENL_ID_CTRL,
     NLM_F_REQUEST,
     NLMSG_NOOP,
@@ -30,7 +29,8 @@ from peerlane.workers.dataplane.netlink import (
     family_request,
     frame,
 )
-from peerlane.workers.dataplane.routes import PER_PEER, RTM_DELROUTE, Route, encode_route
+from peerlane.workers.dataplane.netlink.routes import PER_PEER, RTM_DELROUTE, Route, encode_route
+from peerlane.workers.dataplane.netlink.wireguard_encode import encode_get
 
 pytestmark = pytest.mark.kernel
 
@@ -115,7 +115,7 @@ def test_a_change_in_the_middle_of_a_dump_is_noticed(rig: Rig) -> None:
     rig.plane.apply([SetPeer(key_number(number), frozenset()) for number in range(2, 1002)])
     with Channel(NETLINK_GENERIC) as channel:
         family = family_id(channel.ask(GENL_ID_CTRL, family_request("wireguard")))
-        dump = channel.dump(family, family, wire.encode_get(rig.spec.interface))
+        dump = channel.dump(family, family, encode_get(rig.spec.interface))
         next(dump)
         rig.plane.apply([RemovePeer(key_number(1001))])
         with pytest.raises(Interrupted):

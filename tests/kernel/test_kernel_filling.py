@@ -14,7 +14,7 @@ from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.workers.writer.recovery import AT_ONCE
+from peerlane.workers.start.recovery import AT_ONCE
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 

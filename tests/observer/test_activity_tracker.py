@@ -15,8 +15,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import Peer

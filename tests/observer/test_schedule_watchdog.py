@@ -9,7 +9,7 @@ import pytest
 from gateways import MakeSettings, new_name
 from redis import Redis
 
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog
 

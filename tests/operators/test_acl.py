@@ -14,11 +14,11 @@ from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
 from observers import Observer, beat, ending
 from redis.exceptions import ResponseError
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import AsyncGateway, Gateway, gateways
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import poison
 from peerlane.tasks.admin.acl import PLACEHOLDER, User, users
 from peerlane.tasks.admin.backup import back_up, restore
@@ -145,7 +145,7 @@ def test_without_its_functions_a_writer_says_what_to_do_and_starts_once_it_is_do
 def test_a_restart_of_redis_keeps_the_functions(server: FencedServer, writer: GatewayProcess, api: Gateway) -> None:
     server.restart()
     writer.await_serving()
-    assert eventually(lambda: _created(api), "a peer after the restart", within=20)
+    assert eventually(lambda: _created(api), "a peer after the restart")
 
 
 def _created(api: Gateway) -> bool:
@@ -215,7 +215,7 @@ def test_a_caller_that_gives_up_has_cancelled(writer: GatewayProcess, api: Gatew
     with pytest.raises(TimedOut):
         api.create_peer(key, timeout=0.3)
     writer.resume()
-    assert api.create_peer(some_key(), timeout=10).outcome == "created"
+    assert api.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
     assert api.peer(key) is None
 
 
@@ -244,7 +244,7 @@ def test_beat_asks_the_observer_which_has_the_writer_remove_what_expired(
     with ending(observer, beat(server.url_of("beat"), tmp_path / "beat.log", sweep_every="1")):
         key = some_key()
         api.create_peer(key, ttl=1)
-        eventually(lambda: api.peer(key) is None, "the expired peer to be swept", within=20)
+        eventually(lambda: api.peer(key) is None, "the expired peer to be swept")
 
 
 def test_an_operator_sweeps_drains_resumes_and_imports(
@@ -253,10 +253,10 @@ def test_an_operator_sweeps_drains_resumes_and_imports(
     app = PeerlaneApp(settings(redis_url=server.url_of("operator")))
     one = Gateway("iad", app=app)
     with ending(Observer(writer, redis_url=server.url_of("observer-iad"))):
-        assert sweep(app, "iad", timeout=10)["outcome"] == "swept"
+        assert sweep(app, "iad", timeout=PATIENCE)["outcome"] == "swept"
     assert (one.drain().after, one.resume().after) == ("draining", "active")
     conf = f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.8.0.77/32\n".encode()
-    assert import_file(conf, "iad", app=app, timeout=10).created == 1
+    assert import_file(conf, "iad", app=app, timeout=PATIENCE).created == 1
     close(app)
 
 
@@ -358,7 +358,7 @@ def test_beat_takes_back_what_it_asked_of_a_gateway_that_was_removed(server: Fen
     server.redis.sadd(names.GATEWAYS_KEY, "iad")
     queue = names.observer_queue("iad")
     with ending(asking := beat(server.url_of("beat"), tmp_path / "beat.log")):
-        eventually(lambda: server.redis.llen(queue) > 0, "beat asking", within=30)
+        eventually(lambda: server.redis.llen(queue) > 0, "beat asking")
         server.redis.srem(names.GATEWAYS_KEY, "iad")
         asking.says("0 gateways are looked after")
     assert not server.redis.exists(queue)
@@ -382,10 +382,10 @@ def test_what_is_no_request_is_set_aside_for_the_operator(
 @pytest.mark.usefixtures("writer")
 def test_flower_shows_the_gateway_by_its_events(server: FencedServer, api: Gateway, tmp_path: Path) -> None:
     with flower(server.url_of("flower"), tmp_path) as page:
-        eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers", within=20)
+        eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers")
         key = some_key()
         api.create_peer(key)
-        eventually(lambda: key in page.text("/api/tasks"), "the create among Flower's tasks", within=20)
+        eventually(lambda: key in page.text("/api/tasks"), "the create among Flower's tasks")
 
 
 @pytest.mark.usefixtures("writer")

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import asked
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from keys import some_key
 from servers import RedisServer
-from sites import peerlane
 from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 from peerlane.tasks.admin.archive import entries, read_header
 from peerlane.tasks.admin.backup import back_up, check_archive, restore
@@ -356,11 +356,11 @@ def test_no_error_shows_a_preshared_key(stopped: GatewayProcess, settings: MakeS
 
 
 def test_both_are_one_command_each(stopped: GatewayProcess, redis_server: RedisServer, file: Path) -> None:
-    told = peerlane("gateway", "backup", stopped.name, str(file), redis_url=redis_server.url)
+    told = asked("gateway", "backup", stopped.name, str(file), redis_url=redis_server.url)
     assert told["peers"] == 6
     redis_server.redis.delete(names.peers_key(stopped.name))
-    refusal = peerlane("gateway", "restore", stopped.name, str(file), redis_url=redis_server.url, expect=1)
+    refusal = asked("gateway", "restore", stopped.name, str(file), redis_url=redis_server.url, expect=1)
     assert refusal["error"]["code"] == "conflict"
-    told = peerlane("gateway", "restore", stopped.name, str(file), "--force", redis_url=redis_server.url)
+    told = asked("gateway", "restore", stopped.name, str(file), "--force", redis_url=redis_server.url)
     assert told["peers"] == 6
     assert len(peers(redis_server, stopped.name)) == 6

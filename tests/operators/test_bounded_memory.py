@@ -15,7 +15,7 @@ from servers import RedisServer
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 from peerlane.tasks.admin.backup import back_up, restore
 from peerlane.tasks.admin.peer_import import check_file

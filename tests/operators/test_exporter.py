@@ -24,7 +24,7 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.config.settings import read
 from peerlane.tasks.admin.acl import users
 from peerlane.tasks.errors import Conflict, SettingsError

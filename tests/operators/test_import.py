@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,14 +14,14 @@ from typing import cast
 
 import pytest
 from confs import rendered
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, clean_environment, close
+from gateways import ROOT, GatewayProcess, MakeClient, MakeGateway, MakeSettings, clean_environment, close
 from keys import key_number, some_key
 from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
-from peerlane.config.redis import connect
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.client import connect
 from peerlane.tasks.admin.peer_import import (
     ImportClash,
     Imported,
@@ -339,7 +340,7 @@ def test_an_import_that_is_given_up_never_comes_in(
     shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    iad.pause()
+    iad.pause(alive=True)
     with pytest.raises(TimedOut):
         import_file(rendered(peers(5)), iad.name, app=app, timeout=1)
     iad.resume()
@@ -379,8 +380,55 @@ def test_the_command_line_imports_and_exports(
     assert (status, json.loads(out)["created"]) == (0, 5)
     status, out, _ = peerlane(redis_server, "gateway", "export", iad.name)
     assert status == 0
-    status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, "-", stdin=out.encode())
-    assert (status, "5 were there already" in out) == (0, True)
+    status, out, error = peerlane(redis_server, "gateway", "import", iad.name, "-", stdin=out.encode())
+    assert (status, "5 were there already" in out, error) == (0, True, "")
+
+
+@pytest.mark.needs("jq")
+def test_peers_are_moved_to_another_gateway_as_the_readme_says(
+    gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    lon, iad = gateway(), gateway()
+    for number in range(3):
+        client(lon).create_peer(
+            key_number(number + 1), labels={"name": f"peer {number}"}, keepalive=25, pinned=not number
+        )
+    client(iad).create_peer(key_number(9))  # it has the address of a peer that moves
+    moving = client(lon).peers()
+    readme = (ROOT / "README.md").read_text()
+    (chosen,) = re.findall(r"peer list lon --json \| jq '([^']+)'", readme)
+    _, listed, _ = peerlane(redis_server, "peer", "list", lon.name, "--json")
+    file = tmp_path / "moving.json"
+    file.write_bytes(subprocess.run(["jq", chosen], input=listed.encode(), capture_output=True, check=True).stdout)
+    status, out, _ = peerlane(redis_server, "peer", "create", iad.name, "--from", str(file), "--json")
+    assert status == 0, out
+    status, _, _ = peerlane(redis_server, "peer", "delete", lon.name, "--from", str(file))
+    assert (status, list(client(lon).peers())) == (0, [])
+    there = {peer.public_key: peer for peer in client(iad).peers()}
+    for before in moving:
+        after = there[before.public_key]
+        assert (after.labels, after.keepalive, after.pinned) == (before.labels, before.keepalive, before.pinned)
+    assert len({prefix for peer in there.values() for prefix in peer.allowed_ips}) == 2 * 4
+
+
+def test_names_of_generators_come_in_and_what_else_they_wrote_is_told(
+    shared_gateway: GatewayProcess, client: MakeClient, redis_server: RedisServer
+) -> None:
+    iad = shared_gateway
+    data = a_file(
+        *("# Client: anna (5b7f9ab1-6f0c-4d8e-9a51-0d2c3b4a5e6f)", *peer_lines(key_number(1), "10.8.0.2")),
+        *("", "# her second phone", "# Name:   bob", *peer_lines(key_number(2), "10.8.0.3")),
+    )
+    _, out, error = peerlane(redis_server, "gateway", "import", iad.name, "-", "--dry-run", stdin=data)
+    assert "2 peers would be imported" in out
+    assert "of 1 comments nothing is kept (lines 6)" in " ".join(error.split())
+    status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, "-", "--json", stdin=data)
+    told = json.loads(out)
+    assert (status, told["comments_left_out"], told["comment_lines"]) == (0, 1, [6])
+    assert {peer.public_key: peer.labels for peer in client(iad).peers()} == {
+        key_number(1): {"name": "anna"},
+        key_number(2): {"name": "bob"},
+    }
 
 
 def test_the_command_line_lists_conflicts_for_people_and_programs(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import asked
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, new_name
 from keys import some_key
 from observers import Observer, beat, ending
 from servers import RedisServer
-from sites import peerlane
 from waiting import eventually
 
 from peerlane.config import names
@@ -267,7 +267,7 @@ def test_a_writer_that_starts_again_and_again_meanwhile_is_removed_whole_or_not_
     trying.start()
     try:
         one.start(wait=False)
-        eventually(lambda: epoch(redis_server, one.name) >= before + 2, "a removal and a start", within=30)
+        eventually(lambda: epoch(redis_server, one.name) >= before + 2, "a removal and a start")
     finally:
         ended.set()
         trying.join(30)
@@ -317,7 +317,7 @@ def test_beat_asks_a_removed_gateway_nothing_any_more_and_takes_back_what_it_ask
     one.stop()
     queue = names.observer_queue(one.name)
     with ending(asking := beat(own_redis.url, tmp_path / "beat.log")):
-        eventually(lambda: own_redis.redis.llen(queue) > 0, "beat asking", within=30)
+        eventually(lambda: own_redis.redis.llen(queue) > 0, "beat asking")
         eventually(lambda: _removed(settings(redis_url=own_redis.url), one.name), "a moment in which nobody asks")
         asking.says("0 gateways are looked after")
         assert_forgotten(own_redis, one.name)
@@ -368,11 +368,11 @@ def test_it_is_one_command(gateway: MakeGateway, client: MakeClient, redis_serve
     one = gateway()
     client(one).create_peer(some_key())
     url, command = redis_server.url, ("gateway", "remove", one.name)
-    assert peerlane(*command, redis_url=url, expect=3)["error"]["code"] == "unavailable"
+    assert asked(*command, redis_url=url, expect=3)["error"]["code"] == "unavailable"
     one.stop()
-    refusal = peerlane(*command, redis_url=url, expect=1)["error"]
+    refusal = asked(*command, redis_url=url, expect=1)["error"]
     assert (refusal["code"], "holds 1 peer:" in refusal["message"]) == ("conflict", True)
-    assert peerlane(*command, "--force", redis_url=url) == {"gateway": one.name, "peers": 1, "requests": 0}
-    listed = peerlane("gateway", "list", redis_url=url)["gateways"]
+    assert asked(*command, "--force", redis_url=url) == {"gateway": one.name, "peers": 1, "requests": 0}
+    listed = asked("gateway", "list", redis_url=url)["gateways"]
     assert one.name not in [found["name"] for found in listed]
-    assert peerlane(*command, "--force", redis_url=url, expect=3)["error"]["code"] == "unavailable"
+    assert asked(*command, "--force", redis_url=url, expect=3)["error"]["code"] == "unavailable"

@@ -16,7 +16,7 @@ from peerlane.config import names
 from peerlane.config.hosts import endpoint_doubt
 from peerlane.tasks.errors import SettingsError
 from peerlane.workers.dataplane import keyfile
-from peerlane.workers.writer.registration import own_endpoint
+from peerlane.workers.start.registration import own_endpoint
 
 
 def key_file(site: GatewayProcess) -> Path:

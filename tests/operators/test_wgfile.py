@@ -114,7 +114,17 @@ class TestAGoodFile:
 class TestAName:
     @pytest.mark.parametrize(
         "comment",
-        ["# friendly_name = bob", "#friendly_name=bob", "# Name = bob", "### Client bob", "# BEGIN_PEER bob"],
+        [
+            "# friendly_name = bob",
+            "#friendly_name=bob",
+            "# Name = bob",
+            "### Client bob",
+            "# BEGIN_PEER bob",
+            "# Client: bob (5b7f9ab1-6f0c-4d8e-9a51-0d2c3b4a5e6f)",
+            "### begin bob ###",
+            "# Name:   bob",
+            '# friendly_json = {"username": "bob"}',
+        ],
     )
     def test_is_found_in_the_section_and_before_it(self, comment: str) -> None:
         peer = a_peer()
@@ -132,6 +142,56 @@ class TestAName:
         text = "# Client list of Tuesday\n# see https://example.com/?a=b\n# friendly_json = {}\n#\n" + a_peer()
         (found,) = read(text).peers
         assert not found.peer.labels
+        assert read(text).unread == (1, 2), "what is for people alone is told, not dropped in silence"
+
+    @pytest.mark.parametrize("where", ["above", "behind the head", "below the head"])
+    def test_may_stand_by_itself_beside_the_sections_head(self, where: str) -> None:
+        peer = a_peer()
+        text = {
+            "above": f"# anna\n{peer}",
+            "behind the head": peer.replace("[Peer]", "[Peer]  # anna"),
+            "below the head": peer.replace("[Peer]\n", "[Peer]\n#anna\n"),
+        }[where]
+        conf = read(text)
+        assert [one.peer.labels for one in conf.peers] == [{"name": "anna"}]
+        assert not conf.unread
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"# anna\n\n{a_peer()}",
+            f"# her old phone\n{a_peer()}",
+            a_peer("AllowedIPs = 10.8.0.2/32", "# disabled"),
+            a_peer("AllowedIPs = 10.8.0.2/32  # anna"),
+            f"# friendly_json = {{broken\n{a_peer()}",
+            f'# friendly_json = {{"Given Name": "anna"}}\n{a_peer()}',
+            f"# {PRESHARED}\n{a_peer()}",
+            f"{a_peer()}\n\n# anna",
+        ],
+        ids=["far", "sentence", "at the end", "behind a key", "no JSON", "no label", "a key", "after a gap"],
+    )
+    def test_that_is_not_understood_is_told_by_its_line(self, text: str) -> None:
+        conf = read(text)
+        assert [one.peer.labels for one in conf.peers] == [{}]
+        (line,) = conf.unread
+        assert text.splitlines()[line - 1].count("#") == 1
+
+    def test_comes_first_and_another_one_is_told(self) -> None:
+        anna, bob = a_peer(), a_peer("AllowedIPs = 10.8.0.3", key=BOB)
+        conf = read(f"### begin anna ###\n{anna}### end anna ###\n### begin bob ###\n# phone\n{bob}")
+        assert [one.peer.labels for one in conf.peers] == [{"name": "anna"}, {"name": "bob"}]
+        assert conf.unread == (7,)
+
+    def test_comes_with_the_labels_of_its_json(self) -> None:
+        text = f'# friendly_json = {{"name": "anna", "username": "a1", "id": 7, "vip": true}}\n{a_peer()}'
+        (found,) = read(text).peers
+        assert found.peer.labels == {"name": "anna", "username": "a1", "id": "7", "vip": "true"}
+
+    def test_of_a_web_interface_is_found_among_what_else_it_writes(self) -> None:
+        lines = ("# ID:           c8k2", "# Name:         anna", "# Email:", "# Created at: 2026-01-02", "# Update at:")
+        conf = read("\n".join(lines) + "\n" + a_peer())
+        assert [one.peer.labels for one in conf.peers] == [{"name": "anna"}]
+        assert conf.unread == (1, 3, 4, 5)
 
     @pytest.mark.parametrize(
         "comment", ["# label.BAD KEY = x", "# friendly_name = " + "x" * 257, "# label.a = bell\x07", "# label. = x"]
@@ -171,7 +231,8 @@ class TestAProblem:
             (a_peer("AllowedIPs = 10.8.0.2/16"), 3, "10.8.0.2/16 has host bits set; did you mean 10.8.0.0/16?"),
             (a_peer("AllowedIPs = 10.8.0.2,"), 3, "an entry is not an IPv4 or IPv6 prefix"),
             (a_peer("AllowedIPs = 10.8.0.2/255.255.255.255"), 3, "prefix length"),
-            (a_peer("AllowedIPs = 10.8.0.0/24, 10.8.0.9"), 1, "overlap"),
+            (a_peer("AllowedIPs = 10.8.0.0/24, 10.8.0.9"), 3, "10.8.0.0/24 and 10.8.0.9/32 overlap"),
+            (a_peer("AllowedIPs = 10.8.0.9", "AllowedIPs = fd00::/64, 10.8.0.0/24"), 4, "overlap"),
             (a_peer("AllowedIPs = 10.8.0.2", "PersistentKeepalive = soon"), 4, "off or a number"),
             (a_peer("AllowedIPs = 10.8.0.2", "PresharedKey = x"), 4, "PresharedKey is no key"),
             (a_peer("AllowedIPs = 10.8.0.2", "Endpoint = nowhere"), 4, "host:port"),

@@ -24,7 +24,7 @@ from servers import RedisServer
 
 from peerlane import AsyncGateway, Gateway, create_peer, delete_peer
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.errors import PeerlaneError
 

@@ -10,6 +10,7 @@ from gateways import new_name
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
+from waiting import PATIENCE
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
@@ -21,8 +22,8 @@ from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.table import Policy
+from peerlane.workers.request.delivery import Delivery
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.delivery import Delivery
 from peerlane.workers.writer.writer import Writer
 
 POOLS = (Prefix.parse("10.8.0.0/24"), Prefix.parse("fd00:8::/64"))
@@ -90,7 +91,7 @@ class WriterAlone:
 
     def new_writer(self) -> Writer:
         """A writer of a new epoch on the same device; recovered."""
-        redis = Redis.from_url(self.server.url, socket_timeout=2)
+        redis = Redis.from_url(self.server.url, socket_timeout=PATIENCE)
         self._clients.append(redis)
         store = Store(redis, self.name, result_ttl=600)
         store.open_epoch()

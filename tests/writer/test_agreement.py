@@ -13,7 +13,7 @@ from servers import RedisServer
 from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
-from peerlane.config.redis import connect
+from peerlane.config.redis.client import connect
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict
 from peerlane.tasks.lane.result import await_record

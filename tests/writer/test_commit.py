@@ -12,7 +12,7 @@ from gateways import new_name
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
@@ -56,7 +56,7 @@ class Bench:
         """Subscribe to a request's outcome; what is returned waits for it."""
         listening: Any = self.raw.pubsub(ignore_subscribe_messages=True)
         listening.subscribe(names.result_key(request))
-        listening.get_message(timeout=5)
+        listening.get_message(timeout=PATIENCE)
 
         def heard() -> str:
             message = eventually(lambda: listening.get_message(timeout=0.1), "the outcome being published")
@@ -270,7 +270,7 @@ class TestARefusedCommitChangesNothingElse:
         assert bench.commit(plans, request=request) == "fenced"
         assert bench.everything() == before
         assert bench.stored(request) is None
-        assert bench.store.heartbeat(phase="serving") is False
+        assert bench.store.heartbeat(phase="serving") is None
         assert bench.everything() == before
 
     def test_expired_where_the_deadline_has_passed_by_the_servers_clock(self, bench: Bench) -> None:

@@ -17,7 +17,7 @@ from servers import RedisServer
 from writer_alone import carry_out, create_peer, delete_peer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
@@ -186,7 +186,7 @@ def test_a_frozen_writer_gives_a_cancelled_peer_no_access_when_it_goes_on(
     site.start(test_device=device)
     api, app, cancelled, granted = client(site), PeerlaneApp(settings()), some_key(), some_key()
     assert api.create_peer(some_key()).outcome == "created"
-    site.pause()
+    site.pause(alive=True)
     sent = task_of(app, names.CREATE_PEER).apply_async(
         kwargs={"gateway": site.name, "public_key": cancelled}, expires=60
     )

@@ -17,7 +17,7 @@ from waiting import eventually
 from writer_alone import create_peer
 
 from peerlane.config import names
-from peerlane.config.celery_app import PeerlaneApp
+from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.tasks import task_of

@@ -398,6 +398,15 @@ class TestInALane:
         lane.wake(lane.bulk)
         assert lane.kinds([listed]) == ["listed"]
 
+    def test_singles_behind_a_list_wait_for_it(self, lane: GroupedLane) -> None:
+        listed = lane.send_list(some(3))
+        (single,) = lane.send({}, bulk=True)
+        lane.wake(lane.bulk)
+        assert lane.kinds([listed]) == ["listed"]
+        assert lane.redis.llen(lane.bulk) == 1
+        lane.wake(lane.bulk)
+        assert lane.kinds([single]) == ["created"]
+
     def test_a_list_counts_for_each_of_its_wishes_and_lets_go_of_all(self, lane: GroupedLane) -> None:
         vars(lane.writer)["_fair_label"] = "tenant"  # a gateway's settings name it
         wishes = [{**wish, "labels": {"tenant": "ab"[number % 2]}} for number, wish in enumerate(some(6))]

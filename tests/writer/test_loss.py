@@ -9,7 +9,7 @@ from keys import some_key
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.table import Loaded, PeerTable, Policy
-from peerlane.workers.writer.loss import differences
+from peerlane.workers.start.loss import differences
 
 POLICY = Policy("gw", some_key(), (Prefix.parse("10.8.0.0/24"),))
 

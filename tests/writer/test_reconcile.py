@@ -15,7 +15,7 @@ from peerlane.workers.dataplane import AddRoute, DevicePeer, DeviceSpec, RemoveP
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import counted, drifts
 from peerlane.workers.peers.table import Loaded, PeerTable, Policy, build_table
-from peerlane.workers.writer.recovery import recover
+from peerlane.workers.start.recovery import recover
 
 POOL = Prefix.parse("10.8.0.0/24")
 POLICY = Policy("iad", key_number(999), (POOL,), (Prefix.parse("192.168.0.0/24"),))

@@ -17,9 +17,9 @@ from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Unknown
 from peerlane.workers.peers.plan import plan_create
 from peerlane.workers.peers.table import Loaded, Policy
+from peerlane.workers.start.recovery import recover
 from peerlane.workers.upkeep.lean_mappings import Lifetime
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
-from peerlane.workers.writer.recovery import recover
 
 POOL = Prefix.parse("10.8.0.0/16")
 

@@ -22,11 +22,11 @@ from peerlane.tasks.errors import Conflict, Fenced, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan
+from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal
 from peerlane.workers.store.commit import Commit
 from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.loss import LOST_DATA
 
 
 class Bench(WriterAlone):
@@ -204,6 +204,34 @@ class TestARedisThatIsBehind:
         assert bench.outcome(request) == told
         assert key in bench.records
         bench.agree()
+
+    def test_that_has_lost_an_answer_keeps_that_commit_though_another_follows(self, bench: Bench) -> None:
+        store, before = bench.writer.store, bench.moment()
+        commit = cast("Any", store.sequence)._commit  # noqa: SLF001 - an answer is lost there
+
+        def losing(**told: Any) -> object:
+            commit(**told)
+            raise RedisConnectionError("the answer was lost")
+
+        first, second = bench.request(), bench.request()
+        cast("Any", store.sequence)._commit = losing  # noqa: SLF001
+        with pytest.raises(RedisConnectionError):
+            store.commit_many([Commit(first, 0, results.encode(first, {"outcome": "x"}))])
+        cast("Any", store.sequence)._commit = commit  # noqa: SLF001
+        store.commit_many([Commit(second, 0, results.encode(second, {"outcome": "y"}))])
+        before.come_back()
+        store.sequence.catch_up()
+        assert bench.outcome(first) == {"outcome": "x"}
+        assert bench.outcome(second) == {"outcome": "y"}
+
+    def test_and_has_given_an_address_to_somebody_else_since_leaves_it_there(self, bench: Bench) -> None:
+        before, ours, theirs = bench.moment(), some_key(), some_key()
+        (address, *_) = bench.create(ours)["allowed_ips"]
+        before.come_back()
+        bench.raw.hset(names.addresses_key(bench.name), address, theirs)
+        bench.writer.store.sequence.catch_up()
+        assert bench.raw.hget(names.addresses_key(bench.name), address) == theirs
+        assert ours not in bench.records
 
     def test_follows_a_caller_that_cancelled_before_it_had_heard(self, bench: Bench) -> None:
         before, key, request = bench.moment(), some_key(), bench.request()

@@ -10,21 +10,21 @@ import pytest
 from gateways import new_name
 from redis import Redis
 from servers import RedisServer
-from waiting import Stopwatch
+from waiting import PATIENCE, Stopwatch
 
 from peerlane.config import names
 from peerlane.tasks.errors import LaneHeld
 from peerlane.workers.host.lock import namespace
+from peerlane.workers.start import takeover
+from peerlane.workers.start.takeover import await_predecessor
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer import takeover
-from peerlane.workers.writer.takeover import await_predecessor
 
 DEVICE = "wg0"
 
 
 @pytest.fixture
 def store(redis_server: RedisServer) -> Iterator[Store]:
-    redis = Redis.from_url(redis_server.url, socket_timeout=5)
+    redis = Redis.from_url(redis_server.url, socket_timeout=PATIENCE)
     made = Store(redis, new_name(), result_ttl=60)
     made.open_epoch()
     yield made

@@ -1,4 +1,4 @@
-"""What ``peerlane doctor`` looks at: are this host and its Redis fit for what they are to do? Changes nothing."""
+"""The checks of ``peerlane doctor``: whether this host and its Redis can do their work. Changes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from peerlane.config.redis import connect, reason
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
@@ -26,7 +27,7 @@ CLOCK_APART = 5.0
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Every check, one after the other; what cannot be looked at is a failed check, never an error."""
+    """Run every check; a check that cannot be made counts as failed and raises nothing."""
     yield Check("Python", "ok", sys.version.split(" ", 1)[0])
     yield from _kernel(settings)
     redis = connect(settings, timeout=2.0)
@@ -111,13 +112,20 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
     if not status.visible:
         yield Check(what, "warning", "this Redis user may not see its alarms, observer and sweeps")
     elif lane.live and not status.observed:
-        yield Check(what, "warning", "no observer is running: nothing is swept or reconciled")
+        yield Check(what, "warning", f"{_unobserved(status)}: nothing is swept or reconciled")
     if status.set_aside:
         yield Check(what, "warning", f"{status.set_aside:,} messages were set aside: peerlane gateway poison")
     if (missed := missed_count(status.sweep)) or status.sweep.get("stopped"):
         stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
         why = f": {stopped['message']}" if "message" in stopped else ""
         yield Check(what, "warning", f"its last sweep left {missed:,} stale peers where they are{why}")
+
+
+def _unobserved(status: GatewayStatus) -> str:
+    silent = status.observer_silent_for
+    if silent is None:
+        return "no observer is running"
+    return f"its observer has been silent for {silent:,.0f} s, so it hangs, was killed or cannot reach Redis"
 
 
 def _beat(snapshot: FleetSnapshot) -> Iterator[Check]:

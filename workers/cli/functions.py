@@ -1,4 +1,4 @@
-"""``peerlane functions``: what an administrator loads into Redis so that no gateway needs the right to send Lua."""
+"""``peerlane functions``: the library that an administrator loads into Redis, so that no gateway may send Lua."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def functions(session: Session, *, load: bool) -> None:
     """
     from redis.exceptions import RedisError
 
-    from peerlane.config.redis import connect, reason
+    from peerlane.config.redis.client import connect
+    from peerlane.config.redis.failures import reason
     from peerlane.tasks.errors import StorageError
     from peerlane.workers.store import procedures as code
 

@@ -1,7 +1,7 @@
-"""The real device: WireGuard in the Linux kernel, spoken to over netlink.
+"""The data plane ``kernel``: WireGuard in the Linux kernel, by netlink.
 
-The only module that imports pyroute2, and only where a device is made or its addresses are set: importing this module
-needs neither pyroute2 nor rights. Changes and dumps go through our own codec (``wire``, ``routes``) and sockets.
+Only this module imports pyroute2, when it creates a device or sets its addresses. Importing the module needs neither
+pyroute2 nor rights. Changes and dumps use Peerlane's own codec and sockets (``netlink``).
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from peerlane.workers.dataplane import (
     RemoveRoute,
     SetPeer,
     keyfile,
-    routes,
 )
-from peerlane.workers.dataplane import wireguard as wire
-from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
 from peerlane.workers.dataplane.errors import translated
 from peerlane.workers.dataplane.host_checks import refuse_overlaps, refuse_without_ipv6
-from peerlane.workers.dataplane.netlink import (
+from peerlane.workers.dataplane.netlink import routes
+from peerlane.workers.dataplane.netlink.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from peerlane.workers.dataplane.netlink.framing import (
     GENL_ID_CTRL,
     Malformed,
     family_id,
     family_request,
 )
+from peerlane.workers.dataplane.netlink.wireguard_decode import DeviceState, read_device, read_peers
+from peerlane.workers.dataplane.netlink.wireguard_encode import encode_changes, encode_device, encode_get
+from peerlane.workers.dataplane.netlink.wireguard_uapi import FAMILY
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ _CAP_NET_ADMIN = 12
 
 
 class KernelDataPlane:
-    """A WireGuard device in this network namespace. One thread only; see ``DataPlane`` for the promises.
+    """A WireGuard device in this network namespace, for one thread. See ``DataPlane`` for its promises.
 
     ``apply`` puts consecutive peer changes into messages of up to 64 peers, and consecutive routes of one kind into
     one send of up to 100: after a KernelError over a route, later ones of the same run may have been made too.
@@ -67,7 +69,7 @@ class KernelDataPlane:
         self._threads_unsettled = False
 
     def open(self, spec: DeviceSpec) -> DeviceFacts:
-        """See ``DataPlane.open``. Opening what is right already changes nothing: sessions live on.
+        """See ``DataPlane.open``. Opening a device that is right already changes nothing: sessions continue.
 
         Addresses and covering routes of an earlier spec go away where they carry our protocol number; anything
         else found on the device stays. A device that has a key keeps it: it is written to the file if there is none.
@@ -79,7 +81,7 @@ class KernelDataPlane:
         """
         self._interface, self._index = spec.interface, 0
         with translated(f"set up {spec.interface}"), _links() as links:
-            self._family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            self._family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
             refuse_without_ipv6(spec)
             private = self._private_key(links, spec)
             if self._own is None:  # a device that comes later does not keep ours from being made again
@@ -89,7 +91,7 @@ class KernelDataPlane:
             changed_key = device.private_key is None or not hmac.compare_digest(device.private_key, private)
             changed_port = spec.listen_port not in (0, device.listen_port)
             if changed_key or changed_port:
-                payload = wire.encode_device(
+                payload = encode_device(
                     index, private if changed_key else None, spec.listen_port if changed_port else None
                 )
                 self._generic.execute(self._family, 0, [payload])
@@ -101,7 +103,7 @@ class KernelDataPlane:
             return DeviceFacts(keyfile.public_key(private), self._device().listen_port, made)
 
     def _private_key(self, links: Any, spec: DeviceSpec) -> bytes:
-        """The key to run with: before a device is made, so that a bad file leaves none behind."""
+        """The key to use. It is read before a device is made, so that a bad file leaves no device behind."""
         held, port = None, 0
         if links.link_lookup(ifname=spec.interface):
             _ensure_link(links, spec.interface)
@@ -126,8 +128,8 @@ class KernelDataPlane:
         self._require_open()
 
         def read() -> Mapping[str, DevicePeer]:
-            dump = self._generic.dump(self._family, self._family, wire.encode_get(self._interface))
-            return wire.read_peers(dump)
+            dump = self._generic.dump(self._family, self._family, encode_get(self._interface))
+            return read_peers(dump)
 
         with translated(f"read the peers of {self._interface}"):
             return uninterrupted(read)
@@ -155,13 +157,13 @@ class KernelDataPlane:
                 peers = [change for change in run if isinstance(change, (SetPeer, RemovePeer))]
                 with translated(f"change peers of {self._interface}"):
                     # One message after the other: after a refusal nothing later has been made.
-                    for payload in wire.encode_changes(self._index, peers):
+                    for payload in encode_changes(self._index, peers):
                         self._generic.execute(self._family, 0, [payload])
                 if self._threads_unsettled:
                     self._threads_unsettled = not _forbid_threads(self._interface, self._index)
 
     def alive(self) -> bool:
-        """See ``DataPlane.alive``. A device made anew under the same name has another index."""
+        """See ``DataPlane.alive``. A device that was created again under the same name has another index."""
         try:
             return self._index != 0 and socket.if_nametoindex(self._interface) == self._index
         except OSError:
@@ -177,13 +179,13 @@ class KernelDataPlane:
         if not self._index:
             raise KernelError("no device is open")
 
-    def _device(self) -> wire.DeviceState:
-        """The device's own attributes. Reads the dump to its end, so that the socket stays in step."""
+    def _device(self) -> DeviceState:
+        """The device's own attributes. Reads the dump to its end, so that the socket can be used again."""
 
-        def read() -> wire.DeviceState:
-            found: wire.DeviceState | None = None
-            for payload in self._generic.dump(self._family, self._family, wire.encode_get(self._interface)):
-                found = found or wire.read_device(payload)
+        def read() -> DeviceState:
+            found: DeviceState | None = None
+            for payload in self._generic.dump(self._family, self._family, encode_get(self._interface)):
+                found = found or read_device(payload)
             if found is None:
                 raise Malformed("the dump holds no device")
             return found
@@ -192,7 +194,7 @@ class KernelDataPlane:
 
 
 def kernel_available() -> str | None:
-    """None where this process can make WireGuard devices; else a sentence saying why not."""
+    """Why this process cannot make WireGuard devices; None if it can."""
     status = Path("/proc/self/status")
     try:
         capabilities = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("CapEff:")]
@@ -202,7 +204,7 @@ def kernel_available() -> str | None:
         return "this process may not change network devices (it lacks CAP_NET_ADMIN)"
     try:
         with Channel(NETLINK_GENERIC, timeout=10.0) as channel:
-            family_id(channel.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            family_id(channel.ask(GENL_ID_CTRL, family_request(FAMILY)))
     except (OSError, Malformed):
         return "the kernel has no WireGuard (Linux 5.6 or later, module wireguard)"
     if importlib.util.find_spec("pyroute2") is None:

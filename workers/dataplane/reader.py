@@ -1,4 +1,4 @@
-"""Reading the real device: what the observer needs, and nothing that could change anything."""
+"""The reading side of the data plane ``kernel``, for the observer. Changes nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from collections.abc import Iterator, Mapping
 
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.workers.dataplane import DeviceIdentity, DevicePeer, routes
-from peerlane.workers.dataplane import wireguard as wire
-from peerlane.workers.dataplane.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from peerlane.workers.dataplane import DeviceIdentity, DevicePeer
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.errors import translated
-from peerlane.workers.dataplane.netlink import GENL_ID_CTRL, Interrupted, Malformed, family_id, family_request
+from peerlane.workers.dataplane.netlink import routes
+from peerlane.workers.dataplane.netlink.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from peerlane.workers.dataplane.netlink.framing import (
+    GENL_ID_CTRL,
+    Interrupted,
+    Malformed,
+    family_id,
+    family_request,
+)
+from peerlane.workers.dataplane.netlink.wireguard_decode import DeviceState, read_counters, read_device, read_peers
+from peerlane.workers.dataplane.netlink.wireguard_encode import encode_get
+from peerlane.workers.dataplane.netlink.wireguard_uapi import FAMILY
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFMTU = 0x8921
@@ -23,7 +32,7 @@ _IFF_UP = 1
 
 
 class KernelCounters:
-    """Counters of a device by name, on a socket of its own. Needs CAP_NET_ADMIN, as every WireGuard dump does."""
+    """Reads a device's counters on its own socket. Needs CAP_NET_ADMIN, as every WireGuard dump does."""
 
     def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
         self._interface = interface
@@ -33,22 +42,22 @@ class KernelCounters:
     def counters(self) -> Iterator[list[PeerCounters]]:
         """See ``CounterSource.counters``: one batch per datagram of the dump, at most some 200 peers."""
         with translated(f"read the counters of {self._interface}"):
-            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
             self.complete = False
             try:
-                for payload in self._generic.dump(family, family, wire.encode_get(self._interface)):
-                    yield wire.read_counters(payload)
+                for payload in self._generic.dump(family, family, encode_get(self._interface)):
+                    yield read_counters(payload)
             except Interrupted:
                 return
             self.complete = True
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._generic.close()
 
 
 class KernelView:
-    """A device's peers and routes, on sockets of its own. Raises KernelError where the device cannot be asked."""
+    """Reads a device's peers and routes on its own sockets. Raises KernelError if the device cannot be read."""
 
     def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
         self._interface = interface
@@ -56,13 +65,13 @@ class KernelView:
         self._routes = routes.RouteTable(Channel(NETLINK_ROUTE, timeout=timeout))
 
     def peers(self) -> Mapping[str, DevicePeer]:
-        """Every peer; read again, a few times, where a change interrupts it."""
+        """All peers; read again, a few times, if a change interrupts the dump."""
 
         def read() -> Mapping[str, DevicePeer]:
-            return wire.read_peers(self._generic.dump(family, family, wire.encode_get(self._interface)))
+            return read_peers(self._generic.dump(family, family, encode_get(self._interface)))
 
         with translated(f"read the peers of {self._interface}"):
-            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
             return uninterrupted(read)
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
@@ -92,18 +101,18 @@ class KernelView:
     def identity(self) -> DeviceIdentity:
         """See ``DeviceView.identity``."""
 
-        def read() -> wire.DeviceState:
+        def read() -> DeviceState:
             # To its end, so that the socket stays in step.
             first, *_ = [
-                wire.read_device(payload) if number == 0 else None
-                for number, payload in enumerate(self._generic.dump(family, family, wire.encode_get(self._interface)))
+                read_device(payload) if number == 0 else None
+                for number, payload in enumerate(self._generic.dump(family, family, encode_get(self._interface)))
             ] or [None]
             if first is None:
                 raise Malformed("the dump holds no device")
             return first
 
         with translated(f"look at {self._interface}"):
-            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(wire.FAMILY)))
+            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
             found = uninterrupted(read)
         (mtu,) = struct.unpack_from("=i", self._asked(_SIOCGIFMTU), 16)
         return DeviceIdentity(base64.b64encode(found.public_key or b"").decode(), found.listen_port, mtu)
@@ -115,6 +124,6 @@ class KernelView:
             return fcntl.ioctl(any_socket, what, request)
 
     def close(self) -> None:
-        """Let go of the sockets."""
+        """Close the sockets."""
         self._generic.close()
         self._routes.close()

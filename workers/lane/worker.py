@@ -1,4 +1,4 @@
-"""How Celery's worker serves a lane: what it takes off the queue, what it refuses there, when it stops."""
+"""Celery's worker and consumer for a lane: start and stop with the service, reconnecting, refusing bad messages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from celery.worker.consumer import consumer as celery_consumer
 from redis.exceptions import AuthenticationError, RedisError
 
 from peerlane.config import names
-from peerlane.config.redis import connect, reason
-from peerlane.config.redis_connections import NotPrimary
+from peerlane.config.redis.client import connect
+from peerlane.config.redis.connections import NotPrimary
+from peerlane.config.redis.failures import reason
 from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.registry import TASKS
@@ -27,7 +28,7 @@ from peerlane.workers.lane import poison
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.writer.retry import AWAY, RetryUntilShutdown, ShutdownRequested
+from peerlane.workers.store.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,12 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, MORE, LONGEST_PAUSE = 0.25, 0.25, 0.5
 
 
+#: Seconds between two of Celery's events that tell monitors that the worker lives.
+EVENT_EVERY = 10.0
+
+
 class Service(Protocol):
-    """What the worker drives; see peerlane.workers.gateway and .observer."""
+    """The service that the worker starts, ticks and stops; see peerlane.workers.gateway and .observer."""
 
     name: str
     #: Whether its requests are for somebody else just now: then none is taken off the queue.
@@ -54,7 +59,7 @@ _Consumer: Any = Consumer  # celery-types knows none of its attributes
 
 
 class LaneConsumer(_Consumer):
-    """Refuses what is no request without showing it in a log, and tells the caller where its id is sound."""
+    """A consumer that refuses invalid messages without logging them, and tells the caller if the id is valid."""
 
     @property
     def service(self) -> Service:
@@ -64,7 +69,7 @@ class LaneConsumer(_Consumer):
     _paused = False
 
     def on_ready(self) -> None:
-        """It has just begun to consume."""
+        """Prepare for consuming, which has just begun."""
         super().on_ready()
         self._paused = False
         self.task_consumer.channel.end_dead = self.end_dead
@@ -81,7 +86,7 @@ class LaneConsumer(_Consumer):
             writer.strike_out(dead)
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect to Redis again and again until it is there, or the worker is to stop."""
+        """Connect to Redis, and try again until that succeeds or the worker has to stop."""
 
         def failed(error: BaseException, _pause: float) -> None:
             PULSE.wait()
@@ -102,7 +107,7 @@ class LaneConsumer(_Consumer):
         return connected
 
     def _try_to_write(self) -> None:
-        """Raises NotPrimary where Redis takes no writes for now; whatever else it says, who consumes will hear."""
+        """Raise NotPrimary if Redis takes no writes now. Other errors are left to consuming."""
         taken = str(self.app.conf.broker_transport_options["unacked_key"])
         redis = connect(self.app.settings)
         try:
@@ -122,19 +127,19 @@ class LaneConsumer(_Consumer):
         super().on_connection_error_after_connected(exc)
 
     def obey_pause(self) -> None:
-        """Stop taking requests while the service is paused, and go on afterwards."""
+        """Stop taking requests while the service is paused, and continue afterwards."""
         if self._paused != self.service.paused:
             self._paused = self.service.paused
             (self.task_consumer.cancel if self._paused else self.task_consumer.consume)()
 
     def update_strategies(self) -> None:
-        """Requests alone: Celery's own tasks (maps, chords, cleanups) would run here for whoever can publish."""
+        """Keep only Peerlane's tasks: anybody who can publish could run Celery's own (maps, chords, cleanups) here."""
         super().update_strategies()
         for name in self.strategies.keys() - TASKS.keys():
             del self.strategies[name]
 
     def spent(self, message: Any) -> bool:
-        """Whether the message has been delivered often enough without coming to an end."""
+        """Whether the message has reached the limit of deliveries."""
         with message.channel.conn_or_acquire() as client:
             return poison.spent(client, self.service.name, message)
 
@@ -171,7 +176,7 @@ class LaneConsumer(_Consumer):
 
 
 class ServeStep(bootsteps.StartStopStep):
-    """Before the worker consumes: lock, epoch, device, recovery. After it has stopped consuming: let go."""
+    """Starts the service before the worker consumes, and stops it after the worker has stopped consuming."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -201,7 +206,7 @@ def _is_to_stop() -> bool:
 
 
 def _await_redis(worker: LaneWorker) -> None:
-    """Return once Redis answers, whatever it says. Raises ShutdownRequested where the worker is to stop meanwhile."""
+    """Wait until Redis answers, with anything. Raises ShutdownRequested if the worker has to stop meanwhile."""
     redis = connect(worker.app.settings)
 
     def ask() -> None:
@@ -225,7 +230,7 @@ BETWEEN_SLICES = 0.001
 
 
 class TickStep(bootsteps.StartStopStep):
-    """While the worker consumes: once a second, between requests, in the writer's own thread."""
+    """Ticks the service once a second, between requests, in the writer's thread, while the worker consumes."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -248,7 +253,7 @@ class TickStep(bootsteps.StartStopStep):
             self._fill(parent)
 
     def _fill(self, parent: Any) -> None:
-        """One slice; the next follows as soon as the event loop has looked at what came meanwhile."""
+        """Fill one slice; the next follows after the event loop has handled new messages."""
         self._slice = None
         if parent.service.fill():
             self._slice = parent.timer.call_after(BETWEEN_SLICES, self._fill, (parent,))
@@ -260,7 +265,7 @@ class TickStep(bootsteps.StartStopStep):
 
 
 class LaneWorker(Worker):
-    """Celery's worker for one gateway: what must not be forgotten on a command line is set here."""
+    """Celery's worker for one gateway. It sets the options that must not depend on the command line."""
 
     service: Service
     #: Why it did not start.
@@ -282,6 +287,8 @@ class LaneWorker(Worker):
             "exclude_queues": None,
             "beat": False,
         }
+        # Celery's two seconds are for clusters that elect somebody; Flower counts by what the event says.
+        options["heartbeat_interval"] = options.get("heartbeat_interval") or EVENT_EVERY
         # Flower shows the gateway where the command line named no node.
         if not hostname or hostname.startswith("celery@"):
             hostname = names.node_name(gateway, socket.gethostname(), observer=chosen.role == "observer")
@@ -300,5 +307,5 @@ _LOST = cast("Any", celery_consumer).CONNECTION_RETRY
 
 
 def _not_of_a_lost_connection(record: logging.LogRecord) -> bool:
-    """Leave Celery's own line out: OUTAGE has said it."""
+    """Drop Celery's log line about a lost connection, because OUTAGE has logged it."""
     return not (isinstance(record.args, tuple) and record.args[:1] == (_LOST,))

@@ -1,4 +1,4 @@
-"""The peers of a table that the device does not hold yet, because its writer serves while it still adds them. Pure."""
+"""The peers that a writer still has to add to the device after a start, while it serves the lane. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from peerlane.workers.dataplane import Change, SetPeer
 
 
 class Coming:
-    """Keys of peers that are still to be added, in an order. Belongs to the writer's thread; its length to anybody."""
+    """Keys of peers to add, in order. Belongs to the writer's thread; any thread may read its length."""
 
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
         """``keys`` are those of 32 bytes; what comes first is added first."""
@@ -23,7 +23,7 @@ class Coming:
         return bool(self._left) and raw_key(public_key) in self._left
 
     def pop(self, count: int) -> list[str]:
-        """The next keys. They are still coming until ``made`` or ``discard`` says otherwise."""
+        """The next keys. They stay in the set until ``made`` or ``discard`` removes them."""
         found: list[str] = []
         while self._order and len(found) < count:
             raw = self._order.pop()
@@ -32,14 +32,14 @@ class Coming:
         return found
 
     def discard(self, public_key: str) -> None:
-        """It is on the device now, or will never be."""
+        """Remove a peer that is on the device now, or will never be."""
         if self._left and (raw := raw_key(public_key)) is not None:
             self._left.discard(raw)
             if not self._left:
                 self._order.clear()
 
     def made(self, changes: Iterable[Change]) -> None:
-        """These changes were made on the device."""
+        """Remove the peers that these changes have set on the device."""
         if self._left:
             for change in changes:
                 if isinstance(change, SetPeer):

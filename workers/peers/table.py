@@ -1,4 +1,4 @@
-"""The peer table in memory: every peer of a gateway and which prefixes they hold; built from what Redis holds. Pure."""
+"""The peer table in memory: a gateway's peers and the prefixes they hold, built from Redis' data. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one gateway gives to peers."""
+    """The rules of one gateway: pools, served prefixes, limits."""
 
     gateway: str
     public_key: str
@@ -31,7 +31,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Loaded:
-    """What Redis holds. ``broken`` records do not parse: they stay as they are, and so do their addresses."""
+    """The peers loaded from Redis. ``broken`` records do not parse: they and their addresses stay as they are."""
 
     peers: PeerRecords = field(default_factory=PeerRecords)
     index: PrefixIndex = field(default_factory=PrefixIndex)
@@ -45,7 +45,7 @@ class Loaded:
     at: int = 0
 
     def take(self, peer: StoredPeer, record: bytes | None = None) -> None:
-        """Take a peer in; ``record`` is one that says exactly this. Who comes twice is taken once."""
+        """Add a peer; ``record`` is its stored record. A peer that comes twice is added once."""
         if (raw := raw_key(peer.public_key)) is not None and self.peers.record(raw) is not None:
             return
         self.peers.put(peer, record)
@@ -55,10 +55,10 @@ class Loaded:
 
 
 class PeerTable:
-    """Every peer of the gateway, and which prefixes they hold. Belongs to the writer alone."""
+    """The gateway's peers, and the prefixes they hold. Only the writer uses it."""
 
     def __init__(self, policy: Policy, peers: Iterable[StoredPeer] = ()) -> None:
-        """``peers`` do not overlap: what Redis holds was checked when it was created.
+        """``peers`` must not overlap: Redis' records were checked when they were created.
 
         Raises:
             ValueError: two peers hold overlapping prefixes.
@@ -97,34 +97,34 @@ class PeerTable:
 
     @classmethod
     def of(cls, policy: Policy, loaded: Loaded) -> PeerTable:
-        """The table of what was loaded without overlaps; takes it over."""
+        """The table of loaded peers without overlaps; takes ``loaded`` over."""
         table = cls(policy)
         table.peers = loaded.peers
         table._hold(loaded.index)
         return table
 
     def put(self, peer: StoredPeer) -> None:
-        """The peer is there now, in place of any earlier one of the same key."""
+        """Put a peer in place of any with the same key."""
         self._leave(peer.public_key)
         self.peers.put(peer)
         for prefix in peer.allowed_ips:
             self.index.add(prefix)
 
     def keep(self, peer: StoredPeer, reason: str) -> None:
-        """A peer that has no usable record: it stays as it is, and nobody else gets those addresses that are free."""
+        """Keep a peer without a usable record as it is; no other peer gets its addresses."""
         self.drop(peer.public_key)
         held = tuple(prefix for prefix in peer.allowed_ips if self.index.take(prefix))
         self.peers.keep(peer._replace(allowed_ips=held))
         self.broken[peer.public_key] = reason
 
     def drop(self, public_key: str) -> None:
-        """The peer is gone; its addresses are free again. No error if it was not there."""
+        """Remove a peer and free its addresses. No error if it was not there."""
         if self._leave(public_key):
             self.peers.drop(public_key)
             self.coming.discard(public_key)
 
     def _leave(self, public_key: str) -> bool:
-        """Free what a peer holds; whether it was there."""
+        """Free a peer's addresses; returns whether it was there."""
         peer = self.peers.get(public_key)
         if peer is None:
             return False
@@ -138,7 +138,7 @@ class PeerTable:
         return True
 
     def needs_route(self, prefix: Prefix) -> bool:
-        """Whether no pool's covering route leads to this prefix."""
+        """Whether this prefix needs its own route, because no pool's covering route includes it."""
         version, network, length = prefix
         for family, first, last, wide in self._covered:
             if family == version and first <= network <= last and wide <= length:
@@ -146,12 +146,12 @@ class PeerTable:
         return True
 
     def routed(self) -> set[Prefix]:
-        """Every held prefix that needs a route of its own."""
+        """Every held prefix that needs its own route."""
         return set(self.index.outside(self.policy.pools))
 
 
 def build_table(policy: Policy, loaded: Loaded) -> PeerTable:
-    """The table of what Redis holds. Where two records overlap, the younger is set aside as broken."""
+    """The table of the loaded peers. If two records overlap, the younger counts as broken."""
     if not loaded.overlapping:
         table = PeerTable.of(policy, loaded)
     else:

@@ -31,7 +31,7 @@ class ActivityTracker:
     """Every peer's activity. Belongs to the observer's thread. Methods raise redis.RedisError where Redis is away."""
 
     def __init__(self, redis: Redis, gateway: str, source: CounterSource, index: Callable[[], int]) -> None:
-        """``index`` tells the device's number, which is another one once the device is made anew."""
+        """``index`` returns the device's number, which changes when the device is created again."""
         self._redis, self._key = redis, names.seen_key(gateway)
         self._gateway = gateway
         self._source, self._index = source, index
@@ -120,7 +120,7 @@ class ActivityTracker:
         return unreadable
 
     def reading(self, now: int) -> dict[str, Any]:
-        """The last reading as others are told it; with the bytes a second since it was told before, if it was."""
+        """The last reading for the heartbeat, with the bytes a second since the previous one."""
         shown = len(self.sight.shown) if self.sight is not None else 0
         found: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
         if self.trouble is None:

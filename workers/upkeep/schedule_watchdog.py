@@ -13,7 +13,7 @@ from peerlane.tasks.status.gateway_status import BEAT_MISSED as MISSED
 
 
 class ScheduleWatchdog:
-    """Raises an alarm when scheduled requests stay out, and takes it back with the next. Raises redis.RedisError."""
+    """Raises an alarm if scheduled requests stop, and clears it at the next. Raises redis.RedisError."""
 
     KIND = "unattended"
 
@@ -23,15 +23,15 @@ class ScheduleWatchdog:
         self._asked = self._raised = False
 
     def asked(self) -> None:
-        """A beat has just asked."""
+        """Note that a beat has just asked."""
         self._asked, self._since = True, self._steady()
 
     def excused(self) -> None:
-        """Nobody could ask until now, as Redis was away."""
+        """Restart the wait, because Redis was away and no beat could ask."""
         self._since = self._steady()
 
     def look(self, every: Callable[[], float], now: int) -> None:
-        """Raise the alarm, or take it back. ``every``: seconds between sweeps; ``now``: seconds on Redis' clock."""
+        """Raise or clear the alarm. ``every``: seconds between sweeps; ``now``: seconds on Redis' clock."""
         if self._asked:
             self._asked = self._raised = False
             clear_alarm(self._redis, self._gateway, self.KIND, "sweeps are asked for")  # an earlier process' too

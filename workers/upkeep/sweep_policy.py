@@ -1,9 +1,9 @@
-"""Which peers are stale, and whether a sweep may remove that many. Pure: no clock, no I/O.
+"""Decides which peers are stale, and whether a sweep may remove that many. Pure: no clock, no I/O.
 
-The rules, in order: a pinned peer is never stale. One whose time is up is. The others are judged by their counters, and
-only where those are known, were watched for a while (they begin anew with the device), and show the peer itself: one
-that never handshaked since it was made or imported, after a grace; one not seen for long. «Never» is a fact of its
-own, not 1970.
+The rules, in order: a pinned peer is never stale. An expired peer is. The others are judged by the device's counters,
+if these are known, were watched for some time (they start again with the device), and contain the peer: it is stale if
+it had no handshake for some time after it was created or imported, or if it was not seen for a long time. "Never
+handshaked" is a separate state, not timestamp 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FEW = 10
 
 
 class SweepCandidate(Protocol):
-    """What a sweep looks at of a peer's record."""
+    """The fields of a peer's record that a sweep uses."""
 
     @property
     def created_at(self) -> int: ...
@@ -48,7 +48,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
-        """As the settings say."""
+        """The limits of the settings."""
         return cls(
             never_after=settings.sweep_never_after,
             idle_after=settings.sweep_idle_after,
@@ -67,7 +67,7 @@ class Keys(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One reading of the counters, as far as a sweep must know it."""
+    """A reading of the counters, as a sweep uses it."""
 
     #: Keys of the peers that the reading showed.
     shown: Keys
@@ -81,7 +81,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a sweep may not go on by itself: the kind of alarm it raises, and a sentence for people."""
+    """Why a sweep must not continue without a person: the kind of its alarm, and a sentence."""
 
     kind: str
     message: str
@@ -89,7 +89,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a sweep comes to. With a ``refusal`` nothing is removed; ``victims`` then says what would have been."""
+    """A sweep's decision. With a ``refusal`` nothing is removed; ``victims`` are those that would be."""
 
     peers: int
     victims: StalePeers = field(default_factory=StalePeers)

@@ -1,4 +1,4 @@
-"""Carries out a sweep: reads, decides, has the writer remove stale peers slice by slice."""
+"""Carries out a sweep: reads, decides, and asks the writer to remove stale peers slice by slice."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ALARMS = ("sweep", "counters")
 
 @dataclass(slots=True)
 class Tally:
-    """What a sweep has done so far."""
+    """The progress of a sweep."""
 
     removed: Counter[str] = field(default_factory=Counter[str])
     kept: Counter[str] = field(default_factory=Counter[str])
@@ -66,7 +66,7 @@ class Sweeper:
     errands: WriterRequests
 
     def sweep(self, wish: SweepGateway, go_on: GoOn) -> dict[str, Any]:
-        """Sweep now; the report."""
+        """Sweep now; returns the report."""
         began = time.monotonic()
         if wish.force and not wish.dry_run:
             self.clock.accept()
@@ -193,7 +193,7 @@ class Sweeper:
             start += SLICE
 
     def _still_stale(self, victims: Sequence[StalePeer], tally: Tally) -> list[StalePeer]:
-        """Without those that came after the decision: who is to go for its silence is looked at again."""
+        """The victims without those that had a handshake since the decision: idle ones are checked again."""
         silent = any(victim.reason != "expired" for victim in victims)
         counted = self.counted
         if counted is None or not silent:

@@ -1,1 +1,1 @@
-"""One request from plan to commit; start, takeover, heartbeat. No Celery, no kombu."""
+"""Carries requests out from plan to commit, alone or in a group; writes the heartbeat. Imports no Celery or kombu."""

@@ -1,13 +1,13 @@
-"""The writer: one request after another from plan to commit. Single-threaded by declaration; owns table and device.
+"""The writer carries out requests from plan to commit. It runs in one thread, and owns peer table and device.
 
-The way of a request, and what a crash between two steps leaves behind:
+The steps of a request, and what a crash between two steps leaves behind:
 1. check the arguments, plan against the table       crash: nothing happened, the message comes again
    where in doubt (a delete; what is delivered again, cancelled or late), ask Redis whether it can still commit
 2. apply the plan to the device                      crash: the start finds the device unlike Redis and mends it
 3. commit: record, addresses, result, in one script  crash: the message comes again and finds the commit record
 4. make the table equal to what was committed        crash: the table is built anew from Redis
 5. tell events and monitors (Celery); the commit has acknowledged the message
-Wherever a commit does not come back as made, ``_settle`` makes device and table equal to Redis for that one peer.
+If a commit is refused, ``settle`` makes device and table equal to Redis for that peer.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import PeerTable, Policy
+from peerlane.workers.request.delivery import Delivery, Outcome
+from peerlane.workers.request.measurements import Measurements
+from peerlane.workers.request.pace import Pace
+from peerlane.workers.request.request import Request, error_code
+from peerlane.workers.start import loss
+from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
+from peerlane.workers.start.startup_commits import adopt, reseal
+from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.sequence import Lost
 from peerlane.workers.store.store import Answer, Store
-from peerlane.workers.writer import loss
 from peerlane.workers.writer.apply_list import apply_but_refused
-from peerlane.workers.writer.delivery import Delivery, Outcome
-from peerlane.workers.writer.measurements import Measurements
-from peerlane.workers.writer.pace import Pace
-from peerlane.workers.writer.recovery import Progress, Recovered, recover, settling
-from peerlane.workers.writer.request import Request, error_code
-from peerlane.workers.writer.retry import RetryUntilShutdown
-from peerlane.workers.writer.startup_commits import adopt, reseal
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ SETTLED_ONE_BY_ONE = 64
 
 
 class _Stale(Exception):
-    """The decision was made on a table that Redis has left behind; nothing was changed."""
+    """The decision was made on a table that is no longer equal to Redis; nothing was changed."""
 
 
 class Writer:
@@ -73,7 +73,7 @@ class Writer:
         fair_label: str | None = None,
         shutdown_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``facts`` is what results say of the gateway; ``spec`` lets a lost device be made again."""
+        """``facts`` are the gateway's facts in results; with ``spec`` a lost device can be made again."""
         self.policy = policy
         self.store = store
         self.plane = plane
@@ -105,7 +105,7 @@ class Writer:
         self._recovery_needed = why
 
     def recover(self, progress: Progress | None = None, loading: Progress | None = None) -> Recovered:
-        """Make the device equal to Redis and the table anew; makes the device first if it is gone.
+        """Make the device equal to Redis and rebuild the table; create the device first if it is gone.
 
         ``loading`` hears how many records are read. Peers may still be coming then: see ``filling``.
 
@@ -155,7 +155,7 @@ class Writer:
         return answer
 
     def carry_out(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Outcome:
-        """Carry a request out and commit; what became of it, a refusal too.
+        """Carry a request out and commit; returns its outcome, which may be a refusal.
 
         Raises:
             Fenced: a newer writer has taken over; nothing was changed.
@@ -189,7 +189,7 @@ class Writer:
         return self._fair_label is not None
 
     def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
-        """What is to be carried out."""
+        """The request, with its share of the lane."""
         label = self._fair_label
         share = share_key(self.policy.gateway, label, arguments.get("labels")) if label else None
         return Request(task, delivery, arguments, share if task == names.CREATE_PEER else None)
@@ -233,7 +233,7 @@ class Writer:
         return (late or request.delivery.in_doubt(SURE_FOR)) and bool(decision.changes or decision.reopen)
 
     def _ask_first(self, request: Request, decision: Decision) -> Outcome | None:
-        """What became of a request that cannot commit any more. None: it still can."""
+        """The outcome of a request that can no longer commit; None if it still can."""
         answer = self.until_answered(lambda: self.store.check(request.id, decision.deadline))
         if answer.verdict == "open":
             return None
@@ -246,7 +246,7 @@ class Writer:
         return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
 
     def apply(self, request: Request, decision: Decision) -> None:
-        """Apply a decision to the device. Raises KernelError where that refuses: what was begun was undone."""
+        """Apply a decision to the device. Raises KernelError if the device refuses; what was begun is undone."""
         outcome = str(decision.result["outcome"])
         try:
             if decision.reopen and self._spec is not None:
@@ -343,13 +343,13 @@ class Writer:
         return answer
 
     def shares_of_list(self, request: Request) -> list[tuple[str, str]]:
-        """Where the wishes of a list count in shares of the lane, and as what."""
+        """For each wish of a list: the key of its share, and its member there."""
         if self._fair_label is None or request.task != names.CREATE_PEERS:
             return []
         return members(self.policy.gateway, self._fair_label, request.id, request.arguments)
 
     def settle(self, plans: Sequence[Plan]) -> None:
-        """Make device and table equal to Redis for these peers; where that fails, all is read anew."""
+        """Make device and table equal to Redis for these peers; if that fails, everything is read again."""
         if not plans:
             return
         if len(plans) > SETTLED_ONE_BY_ONE:
@@ -383,7 +383,7 @@ class Writer:
 
 
 def _turn(_done: int, _total: int) -> None:
-    """A recovery has come further."""
+    """Tell the watchdog that a recovery makes progress."""
     PULSE.turn(LONG)
 
 

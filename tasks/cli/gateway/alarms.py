@@ -1,11 +1,11 @@
-"""``peerlane gateway clear-alarm``: a person takes back an alarm that no program can."""
+"""``peerlane gateway clear-alarm``: clears an alarm that only a person can clear."""
 
 from __future__ import annotations
 
 import click
 from redis.exceptions import RedisError
 
-from peerlane.config.redis import reason
+from peerlane.config.redis.failures import reason
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command

@@ -1,4 +1,4 @@
-"""``peerlane gateway backup | restore``: a gateway's state in a file, and back."""
+"""``peerlane gateway backup | restore``: saves a gateway's state in a file, and restores it."""
 
 from __future__ import annotations
 

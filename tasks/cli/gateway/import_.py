@@ -1,4 +1,4 @@
-"""``peerlane gateway import``: a WireGuard file, or the live device, into Redis."""
+"""``peerlane gateway import``: imports a WireGuard file or the live device."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def import_peers(
 ) -> None:
     """Take over the peers of a wg or wg-quick FILE (- is stdin), or with --live those of the device: all or none.
 
-    Sessions that run go on. Names in comments (# friendly_name = …, ### Client …) become labels, # label.NAME = VALUE
-    any label. What `gateway export` wrote is read back to the same peers.
+    Sessions that run go on. Names in comments (# friendly_name = …, ### Client …, # Name: …, a word beside [Peer])
+    become labels, # label.NAME = VALUE any label. What `gateway export` wrote is read back to the same peers.
 
     A device's peers without allowed IPs cannot be taken over: they are listed and refuse the import, unless
     --leave-out. What becomes of them then, PEERLANE_UNKNOWN_PEERS says: a start or a reconciliation removes them.
@@ -87,6 +87,12 @@ def _tell(session: Session, done: Imported) -> None:
     session.output.out.print(
         f"{done.created:,} peers {verb} into {done.gateway}, {done.existing:,} were there already", style="green"
     )
+    if done.comments_left_out:
+        lines = ", ".join(map(str, done.comment_lines[:8])) + ", …" * (done.comments_left_out > 8)
+        session.output.warn(
+            f"of {done.comments_left_out:,} comments nothing is kept (lines {lines}): they are no name and no label"
+            " that this program knows"
+        )
     if done.left_out:
         session.output.show(_listed(done.left_out))
         session.output.warn(

@@ -1,4 +1,4 @@
-"""``peerlane gateway poison``: messages that a gateway has set aside; look at them, ask again, forget them."""
+"""``peerlane gateway poison``: shows, replays and drops messages that a gateway has set aside."""
 
 from __future__ import annotations
 

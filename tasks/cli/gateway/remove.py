@@ -1,4 +1,4 @@
-"""``peerlane gateway remove``: forgetting a gateway that is gone."""
+"""``peerlane gateway remove``: removes a gateway from Redis."""
 
 from __future__ import annotations
 

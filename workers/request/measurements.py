@@ -1,0 +1,77 @@
+"""Measures a writer's requests, in a few microseconds each; the heartbeat stores it (tasks.values.metrics)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from peerlane.config import names
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.values.metrics import OPERATIONS, STAGES, Histogram
+from peerlane.workers.request import traces
+from peerlane.workers.request.delivery import Outcome
+from peerlane.workers.request.request import Request
+
+_OPERATION = {names.CREATE_PEER: "create", names.DELETE_PEER: "delete"}
+#: Milliseconds beyond which a message was not sent when it says: no deadline is longer.
+_LONGEST_WAIT = 86_400_000
+
+
+class Measurements:
+    """Cumulative since the writer began. Written by the writer's thread, read by the heartbeat's."""
+
+    def __init__(self) -> None:
+        self.seconds = {operation: Histogram() for operation in OPERATIONS}
+        self.stages = {stage: Histogram() for stage in STAGES}
+        self.requests: dict[tuple[str, str, str], int] = {}
+        self.recoveries = 0
+        self.recovery_seconds = 0.0
+        #: Seconds of the last heartbeat's round trip.
+        self.round_trip: float | None = None
+        #: Of each pool: addresses that are held, and addresses that there are.
+        self.pools: Mapping[str, tuple[int, int]] = {}
+
+    def answered(self, request: Request, outcome: Outcome, taken_ms: float | None) -> None:
+        """Count a request that has its outcome. ``taken_ms`` is when it was taken, on Redis' clock; None if unknown."""
+        now, operation = time.monotonic(), _OPERATION.get(request.task, "bulk")
+        delivery, times, result = request.delivery, request.times, outcome.result
+        if isinstance(result, PeerlaneError):
+            kind = (operation, "refused", result.code)
+        else:
+            kind = (operation, str(result.get("outcome")), "")
+        self.requests[kind] = self.requests.get(kind, 0) + 1
+        waited = None
+        if taken_ms is not None and delivery.sent_at > 0 and taken_ms - delivery.sent_at <= _LONGEST_WAIT:
+            waited = max(0.0, (taken_ms - delivery.sent_at) / 1000)
+        if delivery.traceparent:
+            traces.tell(request, kind, now, waited)
+        self.seconds[operation].add(now - delivery.taken_at + (waited or 0.0))
+        if operation == "bulk":
+            return
+        stages = self.stages
+        if waited is not None:
+            stages["queue"].add(waited)
+        if times.planned:
+            stages["plan"].add(times.planned - delivery.taken_at)
+            if times.applied:
+                stages["device"].add(times.applied - times.planned)
+            stages["commit"].add(now - (times.applied or times.planned))
+
+    def recovered(self, began: float) -> None:
+        """Count a recovery that began at ``began`` on the monotonic clock."""
+        self.recoveries += 1
+        self.recovery_seconds += time.monotonic() - began
+
+    def document(self, began_ms: int) -> dict[str, Any]:
+        """The document of ``tasks.values.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
+        return {
+            "began": began_ms,
+            "seconds": {name: [each.counts, round(each.total, 6)] for name, each in self.seconds.items()},
+            "stages": {name: [each.counts, round(each.total, 6)] for name, each in self.stages.items()},
+            "requests": [[*kind, count] for kind, count in self.requests.copy().items()],
+            "recoveries": self.recoveries,
+            "recovery_seconds": round(self.recovery_seconds, 6),
+            "round_trip": self.round_trip,
+            "pools": dict(self.pools),
+        }

@@ -1,0 +1,104 @@
+"""Restores peers from the writer's table if Redis has lost commits that are no longer in the journal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from peerlane.tasks.status.alarms import raise_alarm
+from peerlane.tasks.wire.stored_peer import text_key
+from peerlane.workers.peers.plan import Plan
+from peerlane.workers.peers.table import Loaded, PeerTable
+from peerlane.workers.start.recovery import Recovered
+from peerlane.workers.start.startup_commits import restore_lost
+from peerlane.workers.store.commit import Answer
+from peerlane.workers.store.retry import RetryUntilShutdown
+from peerlane.workers.store.sequence import Lost
+from peerlane.workers.store.store import Store
+
+log = logging.getLogger(__name__)
+
+#: The alarm of a Redis that has lost more than could be made true again.
+LOST_DATA = "redis_lost_data"
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """The differences between a table that has every commit and Redis."""
+
+    #: Confirmed and not in Redis.
+    created: list[Plan]
+    #: Deleted, and back in Redis.
+    deleted: list[Plan]
+    #: In both, with other addresses or another wish.
+    changed: list[Plan]
+
+
+def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> Differences:
+    """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers."""
+    left = {*but, *table.broken, *table.foreign, *loaded.broken}
+    found = Differences([], [], [])
+    # Records are compared first: of a million peers nearly all are the same, and none of these is read.
+    for raw in table.peers.raw_keys():
+        record = loaded.peers.record(raw)
+        if record == table.peers.record(raw) or (key := text_key(raw)) in left:
+            continue
+        ours = table.peers[key]
+        # "existing": none of them is a new peer, so a gateway that drains takes them too.
+        if record is None:
+            found.created.append(Plan("existing", key, None, ours))
+        elif (theirs := loaded.peers[key]) != ours:
+            found.changed.append(Plan("existing", key, theirs, ours))
+    for raw in loaded.peers.raw_keys():
+        if table.peers.record(raw) is None and (key := text_key(raw)) not in left:
+            found.deleted.append(Plan("deleted", key, loaded.peers[key], None))
+    return found
+
+
+def make_up_for(
+    store: Store,
+    lost: Lost,
+    found: Differences,
+    commit: Callable[[str, str, Sequence[Plan]], Answer],
+    until_answered: RetryUntilShutdown,
+) -> None:
+    """Make Redis equal to the table again, and raise an alarm that counts what was lost."""
+    if not lost.incomplete:
+        log.warning("gateway %s: %d outcomes were cancelled while Redis had lost them", store.gateway, lost.disputed)
+        return
+    # What gives addresses up comes first.
+    failed = sum(restore_lost(store.gateway, each, commit) for each in (found.deleted, found.changed, found.created))
+    put_back, removed = len(found.created) + len(found.changed), len(found.deleted)
+    left = f"; {failed} of these could not be, and follow Redis" if failed else ""
+    _raise(
+        store,
+        f"Redis has lost {lost.outcomes} outcomes that are older than what the writer keeps: their answers are gone. "
+        f"Creates lost: {put_back}, put back from the writer's memory; deletes lost: {removed}, carried out "
+        f"again{left}",
+        {"outcomes": lost.outcomes, "creates": put_back, "deletes": removed, "failed": failed},
+        until_answered,
+    )
+
+
+def tell_at_start(store: Store, lost: Lost, done: Recovered, until_answered: RetryUntilShutdown) -> None:
+    """Raise an alarm at a start: the writer that made the lost commits has died, and its table with it."""
+    creates, deletes = len(done.kept), done.mended.get("missing", 0)
+    begin = f"Redis has lost at least {lost.outcomes} outcomes that an earlier writer here had confirmed"
+    if lost.unknown:
+        begin = (
+            f"Redis knows nothing of this gateway's earlier writers, which had confirmed at least {lost.unknown} "
+            "outcomes: it is another Redis, or has lost its data"
+        )
+    _raise(
+        store,
+        f"{begin}. Creates lost: the device holds {creates} peers that Redis does not know, and keeps them; deletes "
+        f"lost: at most {deletes}, the peers in Redis that the device did not hold",
+        {"outcomes": lost.outcomes or lost.unknown, "creates": creates, "deletes_at_most": deletes},
+        until_answered,
+    )
+
+
+def _raise(store: Store, message: str, detail: Mapping[str, int], until_answered: RetryUntilShutdown) -> None:
+    now = until_answered(store.clock.now_ms) // 1000
+    until_answered(lambda: raise_alarm(store.redis, store.gateway, LOST_DATA, message, now=now, detail=detail))

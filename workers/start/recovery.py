@@ -1,0 +1,173 @@
+"""Recovery: reads the device and makes it equal to Redis, at a writer's start and after a device was lost.
+
+First it repairs what is wrong on the device, then it adds the peers that are probably in use. If there are many more,
+``filling`` adds the others while the lane is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.model import CreatePeer
+from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
+from peerlane.workers import failpoints
+from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
+from peerlane.workers.peers.adoption import adoptable
+from peerlane.workers.peers.coming import Coming
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences
+from peerlane.workers.peers.handlers import plan_many
+from peerlane.workers.peers.plan import Plan, as_set_peer
+from peerlane.workers.peers.table import Loaded, PeerTable, Policy, build_table
+
+#: Changes sent to the device between two reports of progress.
+BATCH = 256
+
+#: So many peers are always back before the lane is served.
+AT_ONCE = 4_096
+#: Beyond them, those that were seen within so many seconds of the last one, as far as they are not more than this.
+HOT_FOR = 600
+HOT_AT_MOST = 16_384
+
+#: Fills in when each of these keys (of 32 bytes) was last seen, in seconds.
+Seen = Callable[[dict[bytes, int]], None]
+
+#: (done, total) changes.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The result of a recovery: the peer table, and what was repaired."""
+
+    table: PeerTable
+    #: Drift by kind; all of it has been mended but for unknown peers that were kept, and peers that are still coming.
+    mended: Mapping[str, int] = field(default_factory=dict[str, int])
+    #: Unknown peers that stay on the device, by public key, with the reason.
+    kept: Mapping[str, str] = field(default_factory=dict[str, str])
+    #: Plans for unknown peers to take over; the writer commits them.
+    adopted: Sequence[Plan] = ()
+
+
+def recover(
+    policy: Policy,
+    loaded: Loaded,
+    plane: DataPlane,
+    *,
+    unknown: Unknown = "remove",
+    first_start: bool = False,
+    lost_data: bool = False,
+    seen: Seen | None = None,
+    progress: Progress | None = None,
+    at_once: int | None = None,
+) -> Recovered:
+    """Make the device equal to Redis by the smallest changes; peers that are not changed keep their sessions.
+
+    ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
+    the device may have been somebody's before. ``seen`` tells when each peer was last seen: those seen last come back
+    first. Peers beyond ``at_once`` (``AT_ONCE``) and the hottest are not added yet: they are in the table's ``coming``.
+
+    Raises:
+        KernelError: the device could not be read or changed.
+    """
+    table = build_table(policy, loaded)
+    device = plane.peers()
+    routes = plane.routes()
+    found = differences(table, device, routes, frozenset(table.broken))
+    strangers = [drift.subject for drift in found.first if drift.kind == "unknown"]
+    kept: dict[str, str] = {}
+    adopted: Sequence[Plan] = ()
+    if unknown == "adopt":
+        adopted, kept = _adopted(table, [device[key] for key in strangers], loaded.at)
+    elif unknown == "keep":
+        kept = dict.fromkeys(strangers, "Redis does not know it, and PEERLANE_UNKNOWN_PEERS is keep")
+    elif first_start:
+        kept = dict.fromkeys(strangers, "Redis does not know it, and this is the gateway's first start")
+    elif lost_data:
+        kept = dict.fromkeys(strangers, "Redis does not know it, and has lost data")
+    elif len(strangers) > MANY_UNKNOWN and len(strangers) * 2 > len(device):
+        kept = dict.fromkeys(strangers, "Redis does not know it, nor most others: has Redis lost its data?")
+    staying = {*kept, *(plan.public_key for plan in adopted)}
+    # Who stays can be reached: routes of single peers are what an earlier writer made for them.
+    theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
+    alone = {"unknown": staying, "unknown_route": theirs}
+    first, later = ([d for d in part if d.subject not in alone.get(d.kind, ())] for part in (found.first, found.routes))
+    later += _routes_of_adopted(adopted, routes)
+    mended = counted([*first, *later]) | ({"missing": len(found.missing)} if found.missing else {})
+    hot, cold = _by_heat(found.missing, seen, AT_ONCE if at_once is None else at_once)
+    _change(
+        plane,
+        chain(
+            (drift.change for drift in first),
+            (as_set_peer(table.peers[text_key(raw)]) for raw in hot),
+            (drift.change for drift in later),
+        ),
+        len(first) + len(hot) + len(later),
+        progress,
+    )
+    table.coming = Coming(cold)
+    for key in kept:
+        keep(table, device[key], kept[key])
+    return Recovered(table, mended, kept, adopted)
+
+
+def _change(plane: DataPlane, changes: Iterator[Change], total: int, progress: Progress | None) -> None:
+    for done in range(0, total, BATCH):
+        plane.apply(list(islice(changes, BATCH)))
+        failpoints.reach("between_batches")
+        if progress is not None:
+            progress(min(done + BATCH, total), total)
+
+
+def _by_heat(missing: list[bytes], seen: Seen | None, at_once: int) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """The peers to add before the lane is served, and the others; both in the order in which to add them."""
+    if seen is None or len(missing) <= BATCH:
+        return missing[:at_once], missing[at_once:]
+    last = dict.fromkeys(missing, 0)
+    seen(last)
+    order = sorted(missing, key=last.__getitem__, reverse=True)
+    since = max(1, last[order[0]] - HOT_FOR)
+    hot = sum(last[raw] >= since for raw in islice(order, HOT_AT_MOST))
+    count = max(at_once, hot)
+    return order[:count], order[count:]
+
+
+def settling(table: PeerTable, plan: Plan, truth: StoredPeer | None) -> list[Change]:
+    """The changes that make the device hold ``truth`` for the plan's peer, whatever part of the plan was applied."""
+    prefixes = {p for peer in (plan.before, plan.after) if peer is not None for p in peer.allowed_ips}
+    routed = {p for p in prefixes if table.needs_route(p)}
+    wanted = {p for p in truth.allowed_ips if table.needs_route(p)} if truth else set[Prefix]()
+    changes: list[Change] = [RemoveRoute(prefix) for prefix in sorted(routed - wanted)]
+    changes.append(as_set_peer(truth) if truth else RemovePeer(plan.public_key))
+    return [*changes, *(AddRoute(prefix) for prefix in sorted(wanted))]
+
+
+def _adopted(table: PeerTable, strangers: Sequence[DevicePeer], now: int) -> tuple[Sequence[Plan], dict[str, str]]:
+    wishes: list[CreatePeer] = []
+    kept: dict[str, str] = {}
+    for held in strangers:
+        try:
+            wishes.append(adoptable(table.policy.gateway, held))
+        except PeerlaneError as error:
+            kept[held.public_key] = str(error)
+    plans, refused = plan_many(table, wishes, now=now, state="active")
+    kept |= {key: str(error) for key, error in refused.items()}
+    planned = {plan.public_key for plan in plans}
+    kept |= {wish.public_key: "not reached" for wish in wishes if wish.public_key not in planned | set(kept)}
+    return plans, kept
+
+
+def _routes_of_adopted(adopted: Sequence[Plan], there: Collection[Prefix]) -> list[Drift]:
+    """The routes that adopted peers lack; the peers themselves are left alone."""
+    wanted = [change for plan in adopted for change in plan.changes if isinstance(change, AddRoute)]
+    return [Drift("missing_route", str(change.prefix), change) for change in wanted if change.prefix not in there]
+
+
+def keep(table: PeerTable, held: DevicePeer | StoredPeer, reason: str) -> None:
+    """Enter a peer of the device that Redis does not know, so that no other peer gets its addresses."""
+    peer = StoredPeer(held.public_key, tuple(sorted(held.allowed_ips)), held.preshared_key, held.keepalive)
+    table.keep(peer, f"the device holds this peer, {reason}")
+    table.foreign.add(held.public_key)
