@@ -214,8 +214,9 @@ class ObserverService:
         PULSE.turn()
 
     def _live(self) -> None:
-        """Write a heartbeat once a second in the middle of long work."""
-        if time.monotonic() - self._said >= 1.0 and self._elsewhere is None:
+        """Write a heartbeat in the middle of long work."""
+        if time.monotonic() - self._said >= BEAT_EVERY and self._elsewhere is None:
+            PULSE.turn(LONG)
             self._said = time.monotonic()
             seconds, micros = self._redis.time()
             self._redis.hset(names.observer_key(self.name), "heartbeat", seconds * 1000 + micros // 1000)

@@ -86,7 +86,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         if "own_adds_s" in point:
             point["full_to_own_adds"] = round(point["full_s"] / point["own_adds_s"], 2)
         for phase in ("filling", "sweep", "reconcile"):
-            if point[phase]["count"] and point["idle"]["count"]:
+            if point.get(phase, {"count": 0})["count"] and point["idle"]["count"]:
                 point[f"{phase}_p99_to_idle"] = round(point[phase]["p99"] / point["idle"]["p99"], 2)
     return {"plane": chosen.plane, "fsync": chosen.fsync, "sizes": points}
 

@@ -128,5 +128,19 @@ SCENARIOS: dict[str, Scenario] = {
             after=fault_of_observer.under_the_bench,
         ),
         *fault_of_filling.SCENARIOS,
+        *(
+            Scenario(
+                f"{name}_under_supervisor",
+                act,
+                before=fault_of_observer.under_a_supervisor,
+                after=fault_of_observer.under_the_bench,
+            )
+            for name, act in (
+                ("redis_killed", fault_of_redis.redis_killed),
+                ("no_writes", fault_of_redis.takes_no_writes),
+                ("device_deleted", fault_of_host.device_deleted),
+                ("hung", fault_of_observer.hung_under_its_supervisor),
+            )
+        ),
     )
 }
