@@ -15,7 +15,6 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.gateway import Gateway, gateways
-from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.errors import (
     Draining,
     PeerlaneError,
@@ -24,7 +23,8 @@ from peerlane.tasks.errors import (
     TimedOut,
     Unavailable,
 )
-from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane import tasks
+from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
@@ -92,7 +92,7 @@ class Fleet:
     """All gateways, seen from an API host. Threads may share it."""
 
     def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
-        self._app = app or definitions.app
+        self._app = app or tasks.app
         self._timeout = timeout
 
     def gateways(self) -> list[GatewayInfo]:
@@ -176,7 +176,7 @@ class AsyncFleet:
     """All gateways, seen from an asyncio program. Use it as a context manager, within one event loop."""
 
     def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
-        self._app = app or definitions.app
+        self._app = app or tasks.app
         self._timeout = timeout
         self._sync = Fleet(self._app)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="peerlane-fleet")

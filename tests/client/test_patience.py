@@ -13,7 +13,7 @@ from keys import some_key
 
 from peerlane import AsyncFleet, AsyncGateway, Fleet, Gateway, Invalid, PeerResult
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.client.patience import seconds_of
+from peerlane.tasks.lane.request import seconds_of
 
 #: Creates a peer with these arguments.
 Ask = Callable[[PeerlaneApp, str, dict[str, Any]], object]
