@@ -1,6 +1,6 @@
-"""What every process of Peerlane agrees on: settings, names, the Celery app, routing, the schedule.
+"""Settings, names, the Celery app, the schedule and Redis connections: what all processes of Peerlane share.
 
-Imports nothing of ours; both other packages import this one.
+Imports neither tasks nor workers; both import this package.
 """
 
 if __name__ != "peerlane.config":

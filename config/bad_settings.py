@@ -1,4 +1,4 @@
-"""The error of settings. Its module loads neither pydantic nor Celery: the command line names it at every start."""
+"""The error for bad settings. Loads neither pydantic nor Celery, because the command line imports it at every start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts as texts name them: an endpoint that clients dial, a DNS server they ask. Pure."""
+"""Parses texts that name hosts: endpoints that clients dial, DNS servers. Pure."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def endpoint_host(endpoint: str) -> str:
 
 
 def endpoint_doubt(endpoint: str) -> str | None:
-    """Why clients elsewhere may not reach an endpoint, as a sentence; None if nothing speaks against it."""
+    """A sentence that says why clients on other hosts may not reach an endpoint; None if no reason is known."""
     host = endpoint_host(endpoint)
     address, name = _address(host), host.rstrip(".").lower()
     if name.endswith("localhost") or (address is not None and (address.is_loopback or address.is_unspecified)):

@@ -1,8 +1,8 @@
-"""Recognises variables that container engines set: Docker links, Kubernetes services.
+"""Recognises environment variables that container engines set: Docker links, Kubernetes services.
 
-Where one of those is named ``peerlane-redis``, its variables begin as our settings do, and are none:
-``PEERLANE_REDIS_PORT_6379_TCP_ADDR``. The name alone does not tell: ``PEERLANE_LISTEN_PORT`` is a setting and, with
-``tcp://10.0.0.7:6379``, a link. A variable is one of these only if its value, too, is what an engine would write.
+If a service is named ``peerlane-redis``, its variables begin with the prefix of our settings and are no settings:
+``PEERLANE_REDIS_PORT_6379_TCP_ADDR``. The name does not suffice: ``PEERLANE_LISTEN_PORT`` is a setting and, with the
+value ``tcp://10.0.0.7:6379``, a link. A variable is a link only if its value, too, is one that an engine would write.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INNER = re.compile(r"(?P<link>|.+?_)ENV_.+")
 
 
 def of_an_engine(name: str, environ: Mapping[str, str], prefix: str) -> bool:
-    """Whether a variable whose name begins with ``prefix`` tells of a link or a service."""
+    """Whether a variable whose name begins with ``prefix`` was set by a container engine."""
     if not name.startswith(prefix):
         return False
     rest, value = name.removeprefix(prefix), environ[name]

@@ -36,7 +36,7 @@ def configure(settings: Settings, process: str, level: str | int | None = None) 
 
 
 class CeleryLogs:
-    """How a worker or a beat of Celery logs; text is left to Celery. Kept by its app: signals hold it weakly."""
+    """JSON logs of a Celery worker or beat; text logs are Celery's. The app keeps it: signals hold it weakly."""
 
     def __init__(self, settings: Settings, process: str) -> None:
         self._settings, self._process = settings, process

@@ -43,7 +43,7 @@ RESULT_PREFIX = "celery-task-meta-"
 
 
 def well_formed(members: Iterable[bytes]) -> list[str]:
-    """The gateways' names in the set of all; what somebody else has put there is none."""
+    """The well-formed gateway names among the members of ``GATEWAYS_KEY``, sorted."""
     told = (member.decode(errors="replace") for member in members)
     return sorted(name for name in told if GATEWAY_NAME.fullmatch(name))
 
@@ -61,12 +61,12 @@ def bulk_queue(gateway: str) -> str:
 
 
 def observer_queue(gateway: str) -> str:
-    """What the gateway's observer consumes: sweeps and reconciliations. No part of the lane."""
+    """The queue of the gateway's observer: requests to sweep and to reconcile. It is not part of the lane."""
     return f"gateway.{gateway}.observer"
 
 
 def request_id(gateway: str, token: str) -> str:
-    """A request's id, which is its Celery task id. The gateway's name in front lets an ACL fence results."""
+    """A request's id, which is its Celery task id. It begins with the gateway's name, by which ACLs limit results."""
     return f"{gateway}.{token}"
 
 
@@ -108,12 +108,12 @@ def epoch_key(gateway: str) -> str:
 
 
 def gateway_key(gateway: str) -> str:
-    """Hash: what the gateway says of itself (public key, endpoint, pools, state, heartbeat, version)."""
+    """Hash: facts of the gateway, written by its writer (public key, endpoint, pools, state, heartbeat, version)."""
     return f"peerlane:{{{gateway}}}:gateway"
 
 
 def seen_key(gateway: str) -> str:
-    """Hash: public key → what the observer knows of it (last seen, traffic totals)."""
+    """Hash: public key → the peer's activity, written by the observer (last seen, traffic totals)."""
     return f"peerlane:{{{gateway}}}:seen"
 
 
@@ -123,7 +123,7 @@ def alarms_key(gateway: str) -> str:
 
 
 def observer_key(gateway: str) -> str:
-    """Hash: what the observer says of itself (heartbeat, last reading, last sweep, last reconciliation)."""
+    """Hash: facts of the observer (heartbeat, last reading, last sweep, last reconciliation)."""
     return f"peerlane:{{{gateway}}}:observer"
 
 
@@ -133,7 +133,7 @@ def metrics_key(gateway: str) -> str:
 
 
 def slot_key(gateway: str, act: str, slot: int) -> str:
-    """Claim of one sweep or reconciliation per time slot: two beats do no harm."""
+    """Key that claims a time slot of a sweep or reconciliation, so that several beats cause only one."""
     return f"peerlane:{{{gateway}}}:{act}:{slot}"
 
 
@@ -148,12 +148,12 @@ def staged_key(gateway: str, token: str) -> str:
 
 
 def snapshot_key(gateway: str, token: str, part: str) -> str:
-    """Copy of one of a gateway's hashes that a backup reads, or hash that a restore is about to put in its place."""
+    """Hash: a copy of one of a gateway's hashes, which a backup reads or a restore will put in place."""
     return f"peerlane:{{{gateway}}}:snapshot:{token}:{part}"
 
 
 def share_key(gateway: str, digest: str) -> str:
-    """Sorted set of the ids of waiting requests that have one value of the fair label; by when each is forgotten."""
+    """Sorted set: ids of waiting requests with one value of the fair label, scored by when each is forgotten."""
     return f"peerlane:{{{gateway}}}:share:{digest}"
 
 
@@ -162,13 +162,18 @@ def poison_key(gateway: str) -> str:
     return f"peerlane:{{{gateway}}}:poison"
 
 
+def wake_key(gateway: str, token: str) -> str:
+    """List on which a process of the gateway waits besides its queues, so that it need not wait when it is to stop."""
+    return f"peerlane:{{{gateway}}}:wake:{token}"
+
+
 def deliveries_key(gateway: str, request: str) -> str:
-    """How often a request was delivered again."""
+    """Counter: how often a request was delivered again."""
     return f"peerlane:{{{gateway}}}:deliveries:{request}"
 
 
 def node_name(gateway: str, host: str, *, observer: bool = False) -> str:
-    """What a gateway's writer, or its observer, is called among Celery's workers."""
+    """The Celery node name of a gateway's writer, or of its observer."""
     return f"{gateway}{'-observer' if observer else ''}@{host}"
 
 
@@ -183,7 +188,7 @@ def unacked_key(gateway: str, part: str = "") -> str:
 
 
 def lasting_keys(gateway: str) -> tuple[str, ...]:
-    """All of a gateway's keys with a fixed name, but for the epoch; the others live for a limited time."""
+    """All of a gateway's keys with a fixed name, except the epoch; its other keys expire."""
     parts = ("", "_index", "_mutex")
     return (
         *(lane_queue(gateway), bulk_queue(gateway), observer_queue(gateway)),

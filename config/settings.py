@@ -1,4 +1,4 @@
-"""Every setting, read once: defaults, a TOML file, ``PEERLANE_*`` variables. The only reader of the environment."""
+"""All settings, read once from defaults, a TOML file and ``PEERLANE_*`` variables. No other module reads them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _split(value: object) -> object:
 
 
 def _named(value: object) -> object:
-    """A path that names something: an empty one would be the working directory."""
+    """Refuse an empty path, which would be the working directory."""
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError("expected a path; leave the setting out for its default")
     return value
@@ -50,7 +50,7 @@ Span = Annotated[int, Field(ge=0, le=10 * 366 * 86_400)]
 
 
 class Settings(BaseSettings):
-    """All settings. Durations are in seconds. Frozen: what was read at the start holds for the process."""
+    """All settings. Durations are in seconds. Frozen: a process keeps what it has read at its start."""
 
     model_config = SettingsConfigDict(
         env_prefix="PEERLANE_", extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True

@@ -1,4 +1,4 @@
-"""The TOML file of settings as a source of pydantic's."""
+"""The TOML file of settings, as a settings source for pydantic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VARIABLE = "PEERLANE_SETTINGS"
 
 
 def from_file(settings: type[BaseSettings], path: Path, named: str | None) -> tuple[PydanticBaseSettingsSource, ...]:
-    """The file, if there is one. ``named``: what the variable says.
+    """The file as a source; empty if there is none. ``named`` is the value of the variable.
 
     Raises:
         BadSettings: it was named and is not there, or cannot be read.

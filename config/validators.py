@@ -1,6 +1,6 @@
-"""Checks of settings that have a structure: prefixes, labels, the Redis URL. Pure.
+"""Checks settings that have a structure: prefixes, labels, the Redis URL. Pure.
 
-What is malformed is a ValueError with a sentence for a person that shows no secret.
+A malformed value raises ValueError with a sentence for people that contains no secret.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def network(text: str) -> Network:
 
 
 def check_areas(texts: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Prefixes of which no two overlap, nor any one of the ``others``, which were checked before. Raises ValueError."""
+    """Check that no prefix overlaps another or one of ``others``, which were checked before. Raises ValueError."""
     found = [network(text) for text in texts]
     before = [network(text) for text in others]
     for one, other in [*combinations(found, 2), *((one, other) for one in found for other in before)]:
@@ -54,7 +54,7 @@ def check_areas(texts: Sequence[str], others: Sequence[str] = ()) -> None:
 
 
 def check_pools(texts: Sequence[str]) -> None:
-    """Prefixes that addresses can be given out of. Raises ValueError."""
+    """Check prefixes from which peers get addresses. Raises ValueError."""
     check_areas(texts)
     for found in map(network, texts):
         if found.max_prefixlen - found.prefixlen < 2:
@@ -64,7 +64,7 @@ def check_pools(texts: Sequence[str]) -> None:
 
 
 def check_labels(texts: Sequence[str]) -> None:
-    """Labels of a gateway, each ``key=value``, no key twice. Raises ValueError."""
+    """Check a gateway's labels: each ``key=value``, no key twice. Raises ValueError."""
     keys = [text.partition("=")[0].strip() for text in texts]
     if len(set(keys)) < len(keys) or not all(keys) or not all("=" in text for text in texts):
         raise ValueError("labels are key=value, each key once")
@@ -73,7 +73,7 @@ def check_labels(texts: Sequence[str]) -> None:
 
 
 def check_redis_url(text: str) -> None:
-    """A server that redis-py, kombu and Celery take for the same one. Raises ValueError."""
+    """Check that redis-py, kombu and Celery read a URL as the same server. Raises ValueError."""
     if of_sentinels(text):
         check_sentinel_url(text)
         return
@@ -109,7 +109,7 @@ def _is_socket(url: SplitResult) -> bool:
 
 
 def nearest(name: str, known: Iterable[str], *, variable: bool = False) -> str:
-    """The setting that was meant, maybe. In a file too somebody may have written it as variables are."""
+    """A suggestion for a misspelled setting. In a file, too, the name may be written as a variable's."""
     near = get_close_matches(name.lower().removeprefix("peerlane_"), known, n=1, cutoff=0.7)
     if not near:
         return " (misspelled?)"
@@ -117,12 +117,12 @@ def nearest(name: str, known: Iterable[str], *, variable: bool = False) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name that somebody else chose, in one line."""
+    """A foreign name, quoted in one line."""
     return name if name.isprintable() and len(name) <= 100 else f"{name[:100]!a}"
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file of this name that can be looked at."""
+    """Whether there is a regular file of this name that this process can see."""
     try:
         return path.is_file()
     except OSError:  # the name is too long, or a directory on the way is closed to us

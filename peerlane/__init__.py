@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from peerlane.tasks.client.aio_fleet import AsyncFleet
     from peerlane.tasks.client.aio_gateway import AsyncGateway
-    from peerlane.tasks.client.fleet import AsyncFleet, Fleet
+    from peerlane.tasks.client.fleet import Fleet
     from peerlane.tasks.client.gateway import Gateway, gateways
     from peerlane.tasks.errors import (
         Conflict,
@@ -82,7 +83,7 @@ __all__ = [
 
 #: The module of each name that is not an error.
 _MODULES = {
-    "AsyncFleet": "peerlane.tasks.client.fleet",
+    "AsyncFleet": "peerlane.tasks.client.aio_fleet",
     "AsyncGateway": "peerlane.tasks.client.aio_gateway",
     "Fleet": "peerlane.tasks.client.fleet",
     "Gateway": "peerlane.tasks.client.gateway",

@@ -1,6 +1,6 @@
-"""What API hosts and operators use: the client, the Celery tasks, the errors, the operators' commands.
+"""The client, the Celery tasks, the errors and the operators' commands: what API hosts and operators use.
 
-Needs neither pyroute2 nor root. Imports config, never workers. The public names stand in ``peerlane``.
+Needs neither pyroute2 nor root. Imports config, never workers. ``peerlane`` exports the public names.
 """
 
 if __name__ != "peerlane.tasks":

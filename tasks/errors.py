@@ -1,4 +1,4 @@
-"""The one error tree. Every error says what happened, whether anything changed, and whether asking again can help.
+"""All errors of Peerlane. Each says what happened, whether anything was changed, and whether a retry can help.
 
 PeerlaneError
 ├── Refused             definite: nothing was changed

@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import preloaded
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from servers import RedisServer
+from servers import RedisServer, server_directory
+from waiting import PATIENCE
 
 from peerlane import Gateway
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
+from peerlane.tasks.admission.lanes import Lanes
 
 # A shell without job control starts what is in its background with Ctrl-C ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # What nohup starts ignores that its terminal goes, and so do its children.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+preloaded.enable()
 pytest_plugins = ["pytester", "speeds", "kernel_bridge"]
 
 hypothesis_settings.register_profile(
@@ -43,8 +46,7 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # py
 
 
 def _serving() -> Iterator[RedisServer]:
-    # Not tmp_path: its name is too long for a socket.
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    directory = server_directory()
     server = RedisServer(directory)
     try:
         server.start()
@@ -68,9 +70,10 @@ def own_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def settings(request: pytest.FixtureRequest) -> MakeSettings:
-    """Makes settings; the shared server's unless ``redis_url`` says otherwise."""
+    """Makes settings; the shared server's unless ``redis_url`` says otherwise, and of callers that wait for long."""
 
     def make(**overrides: Any) -> Settings:
+        overrides.setdefault("timeout", PATIENCE / 2)
         if "redis_url" not in overrides:
             overrides["redis_url"] = request.getfixturevalue("redis_server").url
         return read(**overrides)
@@ -138,6 +141,23 @@ def shared_gateway(lasting_gateway: GatewayProcess, client: MakeClient) -> Itera
     lane = client(lasting_gateway, timeout=20)
     for peer in lane.peers():
         lane.delete_peer(peer.public_key)
+
+
+@pytest.fixture
+def pushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The gateways whose lanes have told a caller of this process that they hold its request.
+
+    A lane holds it a moment earlier, when the caller does not know yet whether its push has succeeded.
+    """
+    told: list[str] = []
+    pushed = Lanes.pushed
+
+    def tell(lanes: Lanes, gateway: str, length: int, *, bulk: bool) -> None:
+        pushed(lanes, gateway, length, bulk=bulk)
+        told.append(gateway)
+
+    monkeypatch.setattr(Lanes, "pushed", tell)
+    return told
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What runs on a gateway: the writer, its plan, the data planes, the store, recovery, the command line."""
+"""What runs on a gateway: writer, observer, data planes, store, supervisor, their commands, and the demo."""
 
 if __name__ != "peerlane.workers":
     raise ImportError(f"import peerlane.workers: {__name__} would be a second copy of it")

@@ -1,16 +1,16 @@
 """Named points at which a test makes a gateway's process fail. Off unless ``PEERLANE_TEST_FAILPOINTS`` names a file.
 
-The file says what happens where, one ``POINT:ACTION[:N]`` a line; it is read again whenever it changes, so that a test
-can switch points while the process runs:
+Each line of the file is ``POINT:ACTION[:N]``. It is read again whenever it changes, so that a test can switch points
+while the process runs:
 
     before_commit:kill:3     at the third time from now the process is killed, as by kill -9
     after_commit:stop        the process stops itself (SIGSTOP) at the next time, until somebody sends SIGCONT
-    after_apply:raise        an error that nobody foresaw
+    after_apply:raise        an unexpected error
     before_commit:sleep:0.05 every time, so many seconds
     before_apply:hang        the thread goes no further until the line is gone from the file
-    before_commit.removed:kill   only before the commit of what is answered with this outcome: a slice of a sweep
+    before_commit.removed:kill   only before the commit of a request with this outcome: a slice of a sweep
 
-What has happened is struck out of the file first: the process that follows a killed one does not die of the same line,
+A line is removed from the file before its action: the process that follows a killed one does not die of the same line,
 and the test sees that it happened. The writer's points: before_apply, after_apply, before_commit, after_commit,
 before_acknowledge, between_batches of a recovery and between_fillings after it. The observer's: after_decision and
 between_slices of a sweep, between_looks of a reconciliation. A group that the writer carries out has the outcome
@@ -30,7 +30,7 @@ VARIABLE: Final = "PEERLANE_TEST_FAILPOINTS"
 
 
 class FailpointError(Exception):
-    """What ``raise`` raises: nothing in the product knows it."""
+    """The error of ``raise``. No product code handles it."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class _Line:
 
 
 class Failpoints:
-    """What the control file says, and how often each point was passed since it said so."""
+    """The content of the control file, and how often each point was passed since it was read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,7 +51,7 @@ class Failpoints:
         self._passed: dict[str, int] = {}
 
     def reach(self, point: str, outcome: str = "") -> None:
-        """Do what the file says of this point, and of this point with this outcome."""
+        """Do the actions of this point, and of this point with this outcome."""
         self._refresh()
         reached = (point, f"{point}.{outcome}") if outcome else (point,)
         for name in reached:
@@ -106,6 +106,6 @@ _failpoints = Failpoints(Path(_named)) if _named else None
 
 
 def reach(point: str, outcome: str = "") -> None:
-    """A point is reached: nothing happens, but in a test that says so. ``outcome``: what is about to be answered."""
+    """Reach a point: does nothing, except in a test that asks for it. ``outcome`` is the outcome to come."""
     if _failpoints is not None:
         _failpoints.reach(point, outcome)

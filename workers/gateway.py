@@ -1,7 +1,7 @@
 """The composition root of a gateway's writer: ``celery -A peerlane.workers.gateway worker`` with PEERLANE_GATEWAY.
 
-It is made as the observer is (``observer``): the app makes the service, the worker starts it, the app's tasks are bound
-to it, the worker ticks it once a second and stops it.
+The observer is composed in the same way (``observer``): the app makes the service; the worker starts it, ticks it once
+a second and stops it; the app's tasks are bound to it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import cast
 
 from celery.worker import state as worker_state
+from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config.celery.app import PeerlaneApp
@@ -22,7 +23,7 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.commit_record import encode
+from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane import DeviceFacts
 from peerlane.workers.dataplane.factory import device_spec, open_plane
@@ -57,10 +58,13 @@ TELL_EVERY = 5.0
 
 
 class GatewayService:
-    """One gateway's writer with all it needs: lock, epoch, device, heartbeat. Driven by the worker."""
+    """One gateway's writer with its lock, epoch, device and heartbeat. The worker starts, ticks and stops it."""
 
-    def __init__(self, settings: Settings, *, progress: Progress | None = None) -> None:
-        """Raises SettingsError where the settings cannot make a gateway; touches nothing yet."""
+    def __init__(self, settings: Settings, *, redis: Redis | None = None, progress: Progress | None = None) -> None:
+        """Raises SettingsError where the settings cannot make a gateway; touches nothing yet.
+
+        ``redis`` is the client of the process' main thread.
+        """
         if settings.gateway is None:
             raise SettingsError("PEERLANE_GATEWAY is not set: name the gateway this host serves")
         self.settings = settings
@@ -71,7 +75,7 @@ class GatewayService:
         #: What clients dial; known once the service has started.
         self.endpoint = settings.endpoint or ""
         self._plane = open_plane(settings)
-        self._redis = connect(settings)
+        self._redis = redis or connect(settings)
         self._progress = progress
         self._lock = WriterLock(self._plane.lock_name)
         self._opened: Store | None = None
@@ -82,7 +86,7 @@ class GatewayService:
         self._told_at = time.monotonic()
 
     def start(self) -> None:
-        """Lock, epoch, device, recovery; afterwards the lane may be consumed.
+        """Take the lock, open an epoch, recover the device; afterwards the lane may be consumed.
 
         Raises:
             LaneHeld: another live writer has this gateway or its device.
@@ -107,7 +111,7 @@ class GatewayService:
             raise away(error) from error
 
     def _open(self) -> None:
-        """Every part: the hashes, the device, the writer, its heartbeat."""
+        """Make every part: the hashes, the device, the writer, its heartbeat."""
         settings = self.settings
         store = self._opened = Store(self._redis, self.name, result_ttl=settings.result_ttl, cipher=cipher_of(settings))
         check_durability(self._redis, require=settings.require_durable, stated=settings.redis_appendfsync)
@@ -177,22 +181,22 @@ class GatewayService:
 
     @property
     def store(self) -> Store:
-        """The gateway's hashes; there once the service has started."""
+        """The gateway's hashes; available after ``start``."""
         return cast("Store", self._opened)
 
     @property
     def writer(self) -> Writer:
-        """What carries requests out; there once the service has started."""
+        """The writer that carries requests out; available after ``start``."""
         return cast("Writer", self._writer)
 
     @property
     def filling(self) -> Filling:
-        """What adds the peers that are still to come; there once the service has started."""
+        """Adds the remaining peers after a start; available after ``start``."""
         return cast("Filling", self._filling)
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """What tells that the writer lives; there once the service has started."""
+        """The heartbeat's thread; available after ``start``."""
         return cast("Heartbeat", self._heartbeat)
 
     def tick(self) -> None:
@@ -216,8 +220,9 @@ class GatewayService:
             self._recover(writer, heartbeat)
 
     def _catch_up(self) -> None:
-        """Make true again what the heartbeat has found to be lost."""
+        """Repeat the commits that the heartbeat has found to be lost."""
         try:
+            PULSE.turn(LONG)  # it may be thousands of commits
             self.store.sequence.catch_up()
         except RedisError as error:
             log.error("gateway %s: Redis is still behind: %s", self.name, reason(error))
@@ -253,18 +258,18 @@ class GatewayService:
             log.warning("gateway %s: %d peers are still to be added, while the lane is served", self.name, left)
 
     def fill(self) -> bool:
-        """Between requests, in the writer's thread: add some of the peers still to come; whether there are more."""
+        """Add some of the remaining peers, between requests, in the writer's thread; returns whether there are more."""
         return not self.heartbeat.replaced and self.filling.step() > 0
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
-        """Store ``error`` as the outcome of a request that is none."""
+        """Store ``error`` as the outcome of an invalid request."""
         try:
             self.store.commit(request_id, 0, encode(request_id, error))
         except RedisError as failure:
             log.warning("request %s: its refusal could not be stored (%s)", request_id, type(failure).__name__)
 
     def stop(self) -> None:
-        """Let go: callers learn at once that nobody serves the lane."""
+        """Stop and release everything; callers learn at once that the lane is not served."""
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._plane.close()
@@ -280,7 +285,7 @@ class GatewayApp(PeerlaneApp):
 
     def make_service(self) -> GatewayService:
         """The writer's service; not started yet."""
-        return GatewayService(self.settings, progress=self._progress)
+        return GatewayService(self.settings, redis=self.shared_redis.client, progress=self._progress)
 
     def bind(self, service: GatewayService) -> None:
         """Give this app's tasks and result backend the writer of a started service."""

@@ -1,8 +1,9 @@
 """The composition root of a gateway's observer: ``celery -A peerlane.workers.observer worker`` with PEERLANE_GATEWAY.
 
-It reads the device and never writes to it: what it finds stale or wrong it has the writer remove or mend. One process,
-one thread: counters are read between tasks, on a timer. It is made as the writer is (``gateway``): the app makes the
-service, the worker starts it, the app's tasks are bound to it, the worker ticks it once a second and stops it.
+The observer reads the device and never writes to it: it asks the writer to remove stale peers and to repair
+differences. It has one thread, which reads the counters between tasks, on a timer. It is composed as the writer
+(``gateway``): the app makes the service; the worker starts it, ticks it once a second and stops it; the app's tasks are
+bound to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
+from redis import Redis
 from redis.exceptions import RedisError
 
 from peerlane.config import names
@@ -28,7 +30,7 @@ from peerlane.tasks.admission.lanes import close_app
 from peerlane.tasks.errors import PeerlaneError, SettingsError
 from peerlane.tasks.lane.observer_tasks import register
 from peerlane.tasks.values.metrics import encoded
-from peerlane.tasks.wire.commit_record import encode
+from peerlane.tasks.wire.outcome import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock
@@ -51,6 +53,8 @@ from peerlane.workers.upkeep.writer_requests import WriterRequests
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two signs of life, at most: a third of the time after which an observer counts as gone.
+BEAT_EVERY = 5.0
 #: Reading and deciding yields to the writer where both want the processor.
 NICENESS = 10
 #: Seconds without a tick, and without a request, that show that Redis was away, or this process frozen.
@@ -60,17 +64,20 @@ HOLDER = ("heartbeat", "holder_host", "holder_lock")
 
 
 class ObserverService:
-    """One gateway's observer with all it needs: lock, counters, sweeps, reconciliations. Driven by the worker."""
+    """One gateway's observer: lock, counters, sweeps, reconciliations. The worker starts, ticks and stops it."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError where the settings cannot make an observer; touches nothing yet."""
+    def __init__(self, settings: Settings, *, redis: Redis | None = None) -> None:
+        """Raises SettingsError where the settings cannot make an observer; touches nothing yet.
+
+        ``redis`` is the client of the process' main thread.
+        """
         if settings.gateway is None:
             raise SettingsError("PEERLANE_GATEWAY is not set: name the gateway this host serves")
         self.settings = settings
         self.name = settings.gateway
         self.spec, self.pools, self.serves = device_spec(settings)
         self._plane = open_plane(settings)
-        self._redis = connect(settings)
+        self._redis = redis or connect(settings)
         self._client = PeerlaneApp(settings)
         self._lock = ObserverLock(self._plane.lock_name)
         self._counted: ActivityTracker | None = None
@@ -79,14 +86,17 @@ class ObserverService:
         self._attendance = ScheduleWatchdog(self._redis, self.name)
         #: The writer's epoch that was last seen serving: any other has just come (back). None: begin anew.
         self._epoch: bytes | None = None
-        #: When it last said that it lives, in ms on Redis' clock.
+        #: Whether a writer has begun to serve, and no sweep was made for that yet.
+        self._returned = False
+        #: When it last said that it lives, in ms on Redis' clock; and when it last looked, on the monotonic clock.
         self._beat_at = 0
+        self._looked_at = float("-inf")
         #: Where the live writer is, if it is not here: then the counters here are another device's.
         self._elsewhere: str | None = None
         self._ticked = time.monotonic()
 
     def start(self) -> None:
-        """Take the lock, learn what was known; afterwards requests may be consumed.
+        """Take the lock, load the stored activity; afterwards requests may be consumed.
 
         Raises:
             LaneHeld: another live observer has this device.
@@ -106,7 +116,7 @@ class ObserverService:
             raise away(error) from error
 
     def _open(self) -> None:
-        """Every part: what reads the device, what sweeps, what reconciles, what takes their requests."""
+        """Make every part: readers of the device, sweeper, reconciler, handler."""
         counters, view = self._plane.counters, self._plane.view
         if counters is not None and view is not None:
             self._counted = ActivityTracker(self._redis, self.name, counters, view.index)
@@ -129,9 +139,10 @@ class ObserverService:
             mtu=self.spec.mtu,
         )
         self._handler = UpkeepHandler(self._redis, self.settings, self._attendance, sweeper, reconciler)
+        self._handler.look_for_writer = self._beat
 
     def _observe(self) -> None:
-        """Learn what was known, and tell that requests may come."""
+        """Load the stored activity, and tell that requests may come."""
         if self._counted is not None:
             self._counted.load()
         self._clock.look()
@@ -143,34 +154,39 @@ class ObserverService:
                 "counters": int(self._counted is not None),
             }
             self._redis.hset(names.observer_key(self.name), mapping=cast("Any", facts))
-        self._epoch = None  # a writer that serves already has come back as well, as far as this observer knows
+        self._epoch, self._returned = None, False  # a writer that serves already counts as come back, at the first tick
         observed = "without counters, which only its writer has" if self._counted is None else self._lock.device
         log.info("gateway %s: observed, %s data plane, %s", self.name, self._plane.kind, observed)
 
     @property
     def paused(self) -> bool:
-        """Whether the writer is elsewhere: what beat asks is for the observer there."""
+        """Whether the writer is on another host, whose observer has to take beat's requests."""
         return self._elsewhere is not None
 
     @property
     def handler(self) -> UpkeepHandler:
-        """What carries requests out; there once the service has started."""
+        """The handler that carries requests out; available after ``start``."""
         return cast("UpkeepHandler", self._handler)
 
     def tick(self) -> None:
-        """Once a second, between requests: a sign of life; a reading if it is time; a sweep for a writer come back."""
+        """Once a second, between requests: do what is due.
+
+        That is a heartbeat, at once while no writer serves; a reading; a sweep if the writer has come back.
+        """
         counted = self._counted
         if time.monotonic() - max(self._ticked, self.handler.ended) > LAPSE:
             self._epoch = None
         self._ticked = time.monotonic()
         try:
-            returned = self._beat()
+            if self._epoch is None or time.monotonic() - self._looked_at >= BEAT_EVERY:
+                self._beat()
             here = self._elsewhere is None
             if here and counted is not None and time.monotonic() - counted.read_at >= self.settings.observe_every:
                 self._read(counted)
             if here:
                 self._attendance.look(partial(self.handler.every, names.SWEEP), self._beat_at // 1000)
-            if here and returned:
+            if here and self._returned:
+                self._returned = False
                 # Peers may have expired while nobody could remove them.
                 self.handler.by_itself(names.SWEEP)
         except (RedisError, PeerlaneError) as error:
@@ -184,7 +200,7 @@ class ObserverService:
             OUTAGE.over()
 
     def fill(self) -> bool:
-        """Nothing is done slice by slice here."""
+        """Does nothing: an observer has no work in slices."""
         return False
 
     def _read(self, counted: ActivityTracker) -> None:
@@ -198,8 +214,8 @@ class ObserverService:
         self._redis.hset(names.observer_key(self.name), "reading", json.dumps(counted.reading(now)))
         PULSE.turn()
 
-    def _beat(self) -> bool:
-        """Say that the observer lives; whether a writer has begun to serve since the last time."""
+    def _beat(self) -> None:
+        """Write the heartbeat, and find out whether the writer is on this host and has begun to serve."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         pipe.hmget(names.gateway_key(self.name), "epoch", "phase", *HOLDER)
@@ -207,21 +223,20 @@ class ObserverService:
             "tuple[tuple[int, int], list[bytes | None]]", tuple(pipe.execute())
         )
         now = seconds * 1000 + micros // 1000
+        self._looked_at = time.monotonic()
         self._place(now, holder)
         if self._elsewhere is not None:
-            return False
+            return
         measured = self.handler.measurements
         measured.began_ms = measured.began_ms or now
         fields = {"heartbeat": now, "metrics": encoded(measured.document(self._counted))}
         self._redis.hset(names.observer_key(self.name), mapping=cast("Any", fields))
         self._beat_at = now
-        if phase != b"serving" or epoch == self._epoch:
-            return False
-        self._epoch = epoch
-        return True
+        if phase == b"serving" and epoch != self._epoch:
+            self._epoch, self._returned = epoch, True
 
     def _place(self, now: int, holder: Sequence[bytes | None]) -> None:
-        """Notice whether the writer is here. Without counters it does not matter where it is."""
+        """Find out whether the writer is on this host. Without counters that does not matter."""
         if self._counted is None:
             return
         facts = {name: value.decode(errors="replace") for name, value in zip(HOLDER, holder, strict=True) if value}
@@ -232,7 +247,7 @@ class ObserverService:
             log.warning("gateway %s: %s", self.name, told if self._elsewhere else "has its writer here again")
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
-        """Store ``error`` as the outcome of a request that is none."""
+        """Store ``error`` as the outcome of an invalid request."""
         key, record = names.result_key(request_id), encode(request_id, error)
         try:
             if self._redis.set(key, record, nx=True, ex=self.settings.result_ttl):
@@ -241,7 +256,7 @@ class ObserverService:
             log.warning("request %s: its refusal could not be stored (%s)", request_id, type(failure).__name__)
 
     def stop(self) -> None:
-        """Let go; operators learn at once that nobody observes."""
+        """Stop and release everything; operators learn at once that there is no observer."""
         if self._handler is not None:
             with suppress(RedisError):
                 self._redis.hset(names.observer_key(self.name), "heartbeat", "0")
@@ -259,7 +274,7 @@ class ObserverApp(PeerlaneApp):
 
     def make_service(self) -> ObserverService:
         """The observer's service; not started yet."""
-        return ObserverService(self.settings)
+        return ObserverService(self.settings, redis=self.shared_redis.client)
 
     def bind(self, service: ObserverService) -> None:
         """Give this app's tasks and result backend the handler of a started service."""

@@ -1,6 +1,6 @@
-"""The Celery app and every setting of it, each with its reason. ``app`` here is what API hosts, beat and Flower use.
+"""The Celery app and its settings, each with its reason. API hosts, beat and Flower use ``app``.
 
-Figures behind the values: measured on Celery 5.7 and kombu 5.7; see docs/architecture.md.
+The figures in the reasons were measured on Celery 5.7 and kombu 5.7.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kombu import Exchange, Queue
 
 from peerlane.config import names
 from peerlane.config.logs import CeleryLogs
+from peerlane.config.redis.client import SharedRedis
 from peerlane.config.redis.url import celery_url, redis_tls, sentinels
 from peerlane.config.settings import BadSettings, Settings, current
 
@@ -34,20 +35,21 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
-def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
-    """Celery's settings for one role."""
+def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None = None) -> dict[str, Any]:
+    """Celery's settings for one role; ``shared`` is the client of a gateway's process."""
     url = celery_url(settings)
     broker_options: dict[str, Any] = {
         "visibility_timeout": VISIBILITY_TIMEOUT,
-        "unacked_restore_interval": 1,  # a dead writer's message is looked for each second, not each 100 s
+        # A new writer takes back what another had taken (workers.lane.unacked); this finds what it could not.
+        "unacked_restore_interval": VISIBILITY_TIMEOUT,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 10,  # default 300: a kill during the search would stall recovery
         "priority_steps": [0],  # one list per queue; the order of queues is the priority
         "queue_order_strategy": "priority",  # BRPOP serves keys in order: interactive before bulk
-        "socket_timeout": 2,  # above BRPOP's 1 s, so that a frozen Redis is noticed
+        "socket_timeout": 2,  # a frozen Redis is noticed
         "socket_connect_timeout": 1,
         "socket_keepalive": not url.startswith("redis+socket"),
-        "health_check_interval": 5,  # a half-open socket is noticed within about 11 s
+        "health_check_interval": 5,
         "retry_on_timeout": False,  # would replay LPUSH
         "sentinels": sentinels(settings),  # for our channel (peerlane.config.celery.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
@@ -97,6 +99,7 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
             "unacked_key": names.unacked_key(gateway, part),
             "unacked_index_key": names.unacked_key(gateway, f"{part}_index"),
             "unacked_mutex_key": names.unacked_key(gateway, f"{part}_mutex"),
+            "shared_redis": shared or SharedRedis(settings),  # for peerlane.workers.lane.polling
         }
         found |= {
             "result_backend": f"peerlane.workers.lane.result_backend:CommitBackend+{url.removeprefix('redis+')}",
@@ -121,12 +124,12 @@ def celery_settings(settings: Settings, role: Role) -> dict[str, Any]:
 
 
 class PeerlaneApp(Celery):
-    """A Celery app that knows its settings; for a gateway's roles, one whose worker is ``workers.lane.worker``'s."""
+    """A Celery app with Peerlane's settings. Writers and observers run it with ``workers.lane.worker.LaneWorker``."""
 
     control_cls = "peerlane.tasks.status.inspection:RegistryControl"
 
     def __init__(self, settings: Settings | None = None, role: Role = "client") -> None:
-        """Without ``settings`` the process' own are read when first used, not now."""
+        """Without ``settings``, the process' settings are read when they are first used."""
         messaging = (
             "peerlane.config.celery.broker:OwnMessaging"
             if role == "client"
@@ -135,14 +138,19 @@ class PeerlaneApp(Celery):
         super().__init__("peerlane", set_as_current=role != "client", amqp=messaging)
         self.role: Role = role
         self._settings = settings
-        self.add_defaults(lambda: celery_settings(self.settings, role))
+        self.add_defaults(lambda: celery_settings(self.settings, role, self.shared_redis))
         import_modules.connect(self._prepare_logs, sender=self)
         if role != "client":
             self.Worker = self.subclass_with_self("peerlane.workers.lane.worker:LaneWorker")  # type: ignore[method-assign] - a cached property of Celery
 
     @cached_property
+    def shared_redis(self) -> SharedRedis:
+        """The client for all that a gateway's process asks in its main thread."""
+        return SharedRedis(self.settings)
+
+    @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's name; cached, as its own is
-        """Of a lane's request id, a result whose ``get`` leaves no request behind; of another, Celery's."""
+        """Class of results. For a lane's request id ``get`` cancels the request at its timeout; others are Celery's."""
         return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.result:LaneResult"))
 
     @cached_property
@@ -151,7 +159,7 @@ class PeerlaneApp(Celery):
         return self.subclass_with_self(cast("Any", "peerlane.tasks.lane.celery_manners:LaneGroupResult"))
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - by keyword, as anybody calls it
-        """Celery's; a lane's task goes through its own ``apply_async``, which calls this again."""
+        """As Celery's; a lane's task is sent by its own ``apply_async``, which calls this method again."""
         if options.get("task_type") is None:
             send_lane_task: Any = symbol_by_name("peerlane.tasks.lane.celery_manners:send_lane_task")
             if (sent := send_lane_task(self, name, args, kwargs, **options)) is not None:
@@ -159,7 +167,7 @@ class PeerlaneApp(Celery):
         return super().send_task(name, args, kwargs, **options)
 
     def _prepare_logs(self, **_: Any) -> None:
-        """A worker or a beat of this app is about to begin; nobody else's logs are ours to set up."""
+        """Set up logs when a worker or beat of this app starts, and only then."""
         command = click.get_current_context(silent=True)
         if self.role != "client" or (command is not None and command.info_name == "beat"):
             self._logs = CeleryLogs(self.settings, "beat" if self.role == "client" else self.role)

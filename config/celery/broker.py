@@ -1,8 +1,8 @@
 """kombu's Redis transport without its tables of bindings: every queue is bound to the exchange of its own name.
 
-kombu keeps in Redis which queues an exchange leads to, for all who publish to read. Peerlane sends to queues by name
-and needs no such table. Without it nobody can send others' messages astray by writing there, whoever publishes needs
-no right but LPUSH, and Flower, whose queue of events would have its table kept by Lua scripts, needs none to write.
+kombu stores in Redis which queues an exchange leads to, and every publisher reads that table. Peerlane sends to queues
+by name and needs no table. So nobody can redirect messages by writing to it, a publisher needs only the right to
+LPUSH, and Flower needs no right to write (kombu would maintain the table of its event queue by Lua scripts).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Channel: Any = kombu_redis.Channel  # kombu carries no types for its channel
 
 
 class UnboundChannel(_Channel):
-    """Writes no bindings and reads none."""
+    """A channel that neither writes nor reads bindings."""
 
     def _queue_bind(self, exchange: str, routing_key: str | None, pattern: str | None, queue: str) -> None:
         # What a fanout exchange (events) needs to know is only for this channel.
@@ -36,11 +36,11 @@ class UnboundChannel(_Channel):
         }
 
     def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
-        """The one queue of an exchange: its namesake."""
+        """The one queue of an exchange: the queue of the same name."""
         return [(exchange, "", exchange)]
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """There is no table to keep alive."""
+        """Does nothing: there is no table whose lifetime to extend."""
 
     def _delete(self, queue: str, *args: Any, **options: Any) -> None:
         # Called for queues of events, whose messages were never stored.
@@ -54,7 +54,7 @@ class UnboundTransport(kombu_redis.Transport):
 
 
 class OwnConnection(Connection):
-    """Uses a transport of ours whatever the URL's scheme: kombu takes no class by name in the URL of a socket."""
+    """Uses Peerlane's transport for every URL scheme: kombu accepts no transport class in the URL of a unix socket."""
 
     own_transport: ClassVar[type[kombu_redis.Transport]] = UnboundTransport
 
@@ -75,6 +75,6 @@ class _OwnPool(ConnectionPool):
 
 
 class OwnMessaging(AMQP):
-    """Named in peerlane.config.celery.app for all who send."""
+    """Celery's AMQP with that connection; peerlane.config.celery.app names it for clients, beat and Flower."""
 
     Connection = OwnConnection

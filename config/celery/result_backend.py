@@ -1,4 +1,4 @@
-"""Celery's result backend on connections of ours (``redis_connections``)."""
+"""Celery's result backend on Peerlane's connections (peerlane.config.redis.connections)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peerlane.config.redis.url import sentinels
 
 
 class OwnBackend(RedisBackend):
-    """What API hosts read results with."""
+    """The result backend of API hosts."""
 
     def _create_client(self, **params: Any) -> Any:
         settings = cast("Any", self).app.settings

@@ -38,7 +38,7 @@ ACTS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """One act of one gateway that is to be asked for once per slot."""
+    """A sweep or reconciliation of one gateway, to be asked for once per slot."""
 
     gateway: str
     task: str
@@ -56,7 +56,7 @@ class Due:
 
 
 class Slots(BaseSchedule):
-    """How an entry shows itself to Celery; when it is due, the scheduler decides by slot."""
+    """A schedule entry as Celery shows it. The scheduler itself decides when it is due."""
 
     def __init__(self, every: float, app: Any = None) -> None:
         super().__init__(app=app)
@@ -66,12 +66,12 @@ class Slots(BaseSchedule):
         return f"<once in every {self.every:g} s>"
 
     def is_due(self, last_run_at: Any) -> schedstate:
-        """Not asked by this scheduler; Celery requires it."""
+        """Required by Celery; GatewayScheduler does not call it."""
         return schedstate(is_due=False, next=self.every)
 
 
 class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - celery-types knows no beat in full
-    """Asks each gateway's observer for what is due. Outlives every outage of Redis; keeps no file."""
+    """Beat's scheduler: asks each gateway's observer for what is due. Survives outages of Redis; keeps no file."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._sent: dict[str, int] = {}
@@ -91,11 +91,11 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         return f"    . gateways -> {names.GATEWAYS_KEY}"
 
     def setup_schedule(self) -> None:
-        """The schedule is in Redis: nothing is read from a file, nothing from the settings."""
+        """Start with an empty schedule: gateways and intervals are read from Redis, not from a file or the settings."""
         self.schedule: dict[str, Any] = {}
 
     def tick(self, *_args: Any, **_options: Any) -> float:
-        """Ask for everything whose slot has begun; seconds until the next slot begins, or until the next look."""
+        """Ask for everything whose slot has begun. Returns the seconds until the next slot or the next look."""
         try:
             if time.monotonic() - self._refreshed >= REFRESH:
                 self._refresh()
@@ -116,7 +116,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         return max(0.01, min(nearest, REFRESH))
 
     def _sign_of_life(self) -> None:
-        """For health checks: the file's age says how long ago beat could do its work."""
+        """Touch the beat file, whose age tells health checks when beat last worked."""
         if self._settings.beat_file is not None:
             with suppress(OSError):  # it grows old, which is told by whoever looks
                 self._settings.beat_file.touch()
@@ -133,7 +133,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         self._sent[due.name] = slot
 
     def _refresh(self) -> None:
-        """Learn which gateways there are, how often each wants what, and how far Redis' clock is ahead of ours."""
+        """Read the gateways, their intervals, and how far Redis' clock is ahead of ours."""
         gateways = names.well_formed(cast("set[bytes]", self._redis.smembers(names.GATEWAYS_KEY)))
         self._take_back(self._known.difference(gateways))
         self._known = frozenset(gateways)
@@ -161,20 +161,20 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
             log.info("%d gateways are looked after", len(gateways))
 
     def _take_back(self, removed: frozenset[str]) -> None:
-        """Forget what gateways were asked between their removal and this look: nobody will consume it."""
+        """Delete what was asked of removed gateways since their removal: nobody will consume it."""
         for gateway in removed:
             with suppress(NoPermissionError):  # a user printed by an earlier version: it would only lie there
                 self._redis.unlink(names.observer_queue(gateway))
             self._sent = {name: slot for name, slot in self._sent.items() if not name.endswith(f" {gateway}")}
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._redis.close()
         super().close()
 
 
 def interval(raw: bytes | None, default: float) -> float:
-    """Seconds between two slots: a gateway's own interval where its hash names a sound one."""
+    """Seconds between two slots: the interval in the gateway's hash, if it is valid."""
     try:
         found = float(raw or 0)
     except ValueError:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
 from redis import Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -14,8 +18,17 @@ from peerlane.config.settings import Settings
 MAX_CONNECTIONS = 10_000
 
 
-def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
-    """A client with its own pool. ``timeout`` bounds every answer, in seconds; nothing is retried unseen."""
+def connect(settings: Settings, *, timeout: float = 2.0, connected: Callable[[], object] | None = None) -> Redis:
+    """A client with its own pool. ``timeout`` limits each answer, in seconds; the client retries nothing.
+
+    ``connected`` is called after each new connection.
+    """
+
+    def on_connect(connection: Any) -> None:
+        connection.on_connect()
+        if connected is not None:
+            connected()
+
     url = server_url(settings)
     kind = (
         UnixDomainSocketConnection if url.startswith("unix") else SSLConnection if redis_tls(settings) else Connection
@@ -29,5 +42,24 @@ def connect(settings: Settings, *, timeout: float = 2.0) -> Redis:
         socket_connect_timeout=1.0,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        redis_connect_func=on_connect if connected is not None else None,
         **redis_tls(settings),
     )
+
+
+class SharedRedis:
+    """The client of a gateway's process for all that its main thread asks one after the other: so one connection does.
+
+    Its text shows no secret: kombu keys its pools by it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+    @cached_property
+    def client(self) -> Redis:
+        """The client; made when first asked for."""
+        return connect(self._settings)

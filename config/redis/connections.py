@@ -1,7 +1,7 @@
-"""How every connection to Redis behaves, whoever makes it: redis-py, kombu, Celery's result backend, asyncio.
+"""Redis connection classes that close when the server is no primary; for redis-py, kombu, Celery's backend and asyncio.
 
-A server that says that it is no primary, or takes no writes for now, is a Redis that is away: the connection is closed,
-and made anew where a name, an address or the Sentinels lead then. Nothing that got such an answer was carried out.
+If a server answers that it is no primary, or takes no writes for now, Redis counts as away: the connection is closed
+and the next one goes where name, address or Sentinels then lead. A command with such an answer was not carried out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _AWAY = ("NOREPLICAS", "UNBLOCKED", "READONLY", "MASTERDOWN")
 
 
 class NotPrimary(RedisConnectionError):
-    """The server is a replica, or has too few of its own; Redis' own words are the cause."""
+    """The server is a replica, or has too few replicas. The cause is redis-py's error."""
 
 
 def says_away(error: ResponseError) -> bool:
@@ -28,7 +28,7 @@ def says_away(error: ResponseError) -> bool:
 
 
 class _Noticing:
-    """Prepended to a connection class of redis-py; ``sentinels`` tell the address where they are given."""
+    """Mixin for a connection class of redis-py; ``sentinels``, if given, tell the address."""
 
     def __init__(self, *arguments: Any, sentinels: Sentinels | None = None, **options: Any) -> None:
         self.sentinels = sentinels
@@ -73,11 +73,11 @@ class _Async(_Noticing):
 
 @cache
 def noticing(kind: type[Any]) -> type[Any]:
-    """A connection class of redis-py's that behaves so."""
+    """A subclass of a redis-py connection class with this behaviour."""
     return kind if issubclass(kind, _Noticing) else type(kind.__name__, (_Blocking, kind), {})
 
 
 @cache
 def noticing_async(kind: type[Any]) -> type[Any]:
-    """The same of redis.asyncio's."""
+    """The same for a connection class of redis.asyncio."""
     return kind if issubclass(kind, _Noticing) else type(kind.__name__, (_Async, kind), {})

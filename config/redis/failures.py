@@ -1,4 +1,4 @@
-"""What errors of redis-py mean to an operator."""
+"""Words redis-py's errors for operators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from peerlane.config.redis.sentinels import NoPrimary
 
 
 def failure(error: BaseException) -> str:
-    """What failed and why, as the beginning of a sentence. Names an unreachable Redis only where it was not reached."""
+    """What failed and why, as the beginning of a sentence. Calls Redis unreachable only if it was not reached."""
     causes = list(_chain(error))
     if any(isinstance(cause, MaxConnectionsError) or "No connection available" in str(cause) for cause in causes):
         return "this process has no connection to Redis free"
@@ -84,7 +84,7 @@ def _of_class(error: BaseException) -> str | None:
 
 
 def _of_reply(error: BaseException) -> str | None:
-    """By the word that begins Redis' reply. What follows it is not shown: it may quote what was sent."""
+    """The sentence for the first word of Redis' reply. The rest is not shown: it may quote what was sent."""
     if not isinstance(error, ResponseError | RedisConnectionError):
         return None
     text = str(error).rpartition(_OF_PIPELINE)[2]

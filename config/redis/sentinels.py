@@ -1,4 +1,4 @@
-"""Sentinels, which tell where the primary is; each connection asks them anew when it connects."""
+"""Asks Redis Sentinels for the primary's address; each connection asks when it connects."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PATIENCE = 0.5
 
 
 class NoPrimary(RedisConnectionError):
-    """No Sentinel names a primary; says which were asked."""
+    """No Sentinel names a primary. The message lists the Sentinels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sentinels:
-    """Who is asked, for what. Its text shows no secret: kombu keys its pools by it."""
+    """The Sentinels and the service's name. Its text contains no secret: kombu uses it as a key of its pools."""
 
     hosts: tuple[tuple[str, int], ...]
     service: str

@@ -1,4 +1,4 @@
-"""The Redis URL of the settings: one server, or the primary that Sentinels name; and the forms others take it in."""
+"""Converts the Redis URL of the settings for redis-py, kombu and people. It names a server or Sentinels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def of_sentinels(url: str) -> bool:
 
 
 def check_sentinel_url(url: str) -> None:
-    """Raises ValueError; its text quotes nothing of the URL, where a password may stand anywhere."""
+    """Check a URL of Sentinels. Raises ValueError, which quotes nothing of the URL: it may contain a password."""
     wrong = ValueError(f"expected {SENTINEL_URL} (percent-encode what is special in a password)")
     try:
         parts = urlsplit(url)
@@ -55,7 +55,7 @@ def _address(text: str) -> tuple[str, int] | None:
 
 
 def sentinels(settings: Settings) -> Sentinels | None:
-    """Who tells where the primary is; None where the URL does."""
+    """The Sentinels of the settings' URL; None if the URL names a server."""
     url = settings.redis_url.get_secret_value()
     if not of_sentinels(url):
         return None
@@ -73,7 +73,7 @@ def sentinels(settings: Settings) -> Sentinels | None:
 
 
 def server_url(settings: Settings) -> str:
-    """A URL for redis-py. With Sentinels its host is the name of their service: they tell the address."""
+    """A URL for redis-py. With Sentinels its host is the service's name, and they tell the address."""
     url = settings.redis_url.get_secret_value()
     if not of_sentinels(url):
         return url
@@ -85,7 +85,7 @@ def server_url(settings: Settings) -> str:
 
 
 def celery_url(settings: Settings) -> str:
-    """The Redis URL in the form kombu takes: a socket is ``redis+socket://``, and has its database in virtual_host."""
+    """The Redis URL for kombu: a unix socket is ``redis+socket://`` with the database in ``virtual_host``."""
     url = server_url(settings)
     if not url.startswith("unix://"):
         return url
@@ -110,7 +110,7 @@ def redis_tls(settings: Settings) -> dict[str, Any]:
 
 
 def shown_url(url: str) -> str:
-    """For people, secrets hidden."""
+    """The URL for people, with secrets hidden."""
     parts = urlsplit(url)
     names, at, place = parts.netloc.rpartition("@")
     user, colon, _ = names.partition(":")

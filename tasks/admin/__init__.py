@@ -1,1 +1,1 @@
-"""What operators do to one gateway: import, backup, remove, ACL, poison, maintenance. No click, no rich."""
+"""Operators' work on one gateway: import, backup, removal, ACL, poison, maintenance. Uses neither click nor rich."""

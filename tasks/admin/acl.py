@@ -1,7 +1,7 @@
-"""Redis users with the least rights that each part of Peerlane works with. Pure: text in, text out.
+"""Makes Redis users with the least rights for each part of Peerlane. Pure.
 
-A user's rights are selectors (Redis 7): each allows some commands on some keys and channels, and nothing else. No user
-but the administrator may send Lua, read or change the server's settings, or see which keys there are.
+A user's rights are selectors (Redis 7): each allows some commands on some keys and channels. Only the administrator may
+send Lua, read or change the server's settings, or list keys.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _CONNECTION = ("hello", "auth", "ping", "select", "client|setinfo", "multi", "ex
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """These commands, on these keys and channels only. A key may be ``R:`` or ``W:`` for reading or writing alone."""
+    """Allows some commands on some keys and channels. ``R:`` or ``W:`` before a key is for reading or writing."""
 
     commands: tuple[str, ...]
     keys: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
 
     def rules(self) -> str:
-        """As Redis writes them."""
+        """The rules in Redis' syntax."""
         keys = (f"%{key[0]}~{key[2:]}" if key[:2] in ("R:", "W:") else f"~{key}" for key in self.keys)
         channels = (f"&{channel}" for channel in self.channels)
         return " ".join([*(f"+{command}" for command in self.commands), *keys, *channels])
@@ -51,7 +51,7 @@ class User:
     selectors: tuple[Selector, ...]
 
     def line(self, form: Form = "aclfile", password: str | None = None, *, oldest: bool = False) -> str:
-        """The user's line of an aclfile, or the ACL SETUSER command that makes it so whatever it was before.
+        """The user's line of an aclfile, or the ACL SETUSER command that replaces all of its earlier rights.
 
         ``oldest`` is for Redis 7.0, which loads no rule that names a command it does not know.
 
@@ -98,20 +98,22 @@ def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: i
 
 
 def nobody(form: Form = "aclfile") -> str:
-    """The line without which all others mean nothing: whoever gives no name may do nothing."""
+    """The line that disables the default user, so that a client without a name may do nothing."""
     return "user default off" if form == "aclfile" else "ACL SETUSER default off"
 
 
-def _consumer(queues: tuple[str, ...], unacked: str) -> tuple[Selector, ...]:
-    """What kombu needs to consume: take, keep until acknowledged, give back."""
+def _consumer(gateway: str, queues: tuple[str, ...], unacked: str) -> tuple[Selector, ...]:
+    """The rights that kombu needs to consume: take, keep until acknowledged, give back, and end its own wait."""
+    wake = names.wake_key(gateway, "*")
     return (
-        Selector(("brpop", "llen", "lpush", "rpush"), queues),
+        Selector(("brpop", "llen", "lpush", "rpush"), (*queues, wake)),
+        Selector(("expire",), (wake,)),
         Selector(("zadd", "zrem", "zrange", "hset", "hget", "hdel", "watch"), (unacked, f"{unacked}_index")),
     )
 
 
 def _sets_aside(gateway: str) -> tuple[Selector, ...]:
-    """Keeping for people what cannot be carried out."""
+    """The rights to set messages aside."""
     return (
         Selector(("incrby", "expire"), (names.deliveries_key(gateway, "*"),)),
         Selector(("lpush", "ltrim"), (f"W:{names.poison_key(gateway)}",)),
@@ -124,7 +126,7 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
     queues = names.lane_queue(gateway), names.bulk_queue(gateway)
     return (
         Selector((*_CONNECTION, "info", "publish"), channels=(results, events)),
-        *_consumer(queues, names.unacked_key(gateway)),
+        *_consumer(gateway, queues, names.unacked_key(gateway)),
         # What waits is taken together, in a late lane the newest first; the heartbeat tells for how long it waits.
         Selector(("rpop", "lrange", "lrem", "lindex"), queues),
         *_sets_aside(gateway),
@@ -145,7 +147,7 @@ def _observer(gateway: str, events: str) -> tuple[Selector, ...]:
     slots = tuple(f"W:peerlane:{{{gateway}}}:{act}:*" for act in ("sweep", "reconcile"))
     return (
         Selector((*_CONNECTION, "publish", "subscribe", "unsubscribe"), channels=(results, events)),
-        *_consumer((names.observer_queue(gateway),), names.unacked_key(gateway, "_observer")),
+        *_consumer(gateway, (names.observer_queue(gateway),), names.unacked_key(gateway, "_observer")),
         *_sets_aside(gateway),
         Selector(("hset", "hget", "hgetall", "hdel", "hscan"), own),
         Selector(("hscan",), (f"R:{names.peers_key(gateway)}", f"R:{names.addresses_key(gateway)}")),
@@ -177,7 +179,7 @@ def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
 
 
 def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
-    """A person at the command line: an API, and what drains, sweeps, imports, backs up and looks closer."""
+    """The rights of a person at the command line: those of an API host, and to drain, sweep, import and back up."""
 
     def each(key: str) -> tuple[str, ...]:
         return tuple(key.replace("NAME", name) for name in gateways)
@@ -200,7 +202,7 @@ def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
 
 
 def _backs_up(gateways: Sequence[str]) -> tuple[Selector, ...]:
-    """Copying a gateway's hashes aside in one step, and reading the copies. Nothing that counts is written."""
+    """The rights to copy a gateway's hashes in one step and to read the copies. The hashes cannot be changed."""
     hashes = (names.peers_key, names.addresses_key, names.seen_key)
     read = tuple(f"R:{key(name)}" for name in gateways for key in hashes)
     copies = tuple(names.snapshot_key(name, "*", "*") for name in gateways)
@@ -213,7 +215,7 @@ def _backs_up(gateways: Sequence[str]) -> tuple[Selector, ...]:
 
 
 def _forgets(gateways: Sequence[str]) -> tuple[Selector, ...]:
-    """Removing a gateway whole: not one of its peers, nor what a request holds, is read or changed for that."""
+    """The rights to remove a whole gateway, without reading or changing a peer or a request."""
     whole = tuple(f"W:{key}" for name in gateways for key in names.lasting_keys(name))
     epochs = tuple(names.epoch_key(name) for name in gateways)
     return (
@@ -225,7 +227,7 @@ def _forgets(gateways: Sequence[str]) -> tuple[Selector, ...]:
 
 
 def _restorer(gateways: Sequence[str]) -> tuple[Selector, ...]:
-    """What puts a backup in the place of a gateway's state, whole: not one peer can be read or changed by itself.
+    """The rights to replace a gateway's whole state by a backup, without reading or changing a single peer.
 
     Apart from the operator: who can do this can fence a writer and give a gateway any peers.
     """
@@ -263,7 +265,7 @@ _STATUS = (names.gateway_key, names.observer_key, names.alarms_key)
 
 
 def _exporter() -> tuple[Selector, ...]:
-    """What gateways tell of themselves, for Prometheus; no peer's record, no request, no result. Writes nothing."""
+    """The rights to read gateways' status and metrics; no peer's record, no request, no result; nothing to write."""
     hashes = (*_STATUS, names.metrics_key)
     return (
         Selector((*_CONNECTION, "info")),

@@ -1,7 +1,7 @@
-"""The file of a backup: gzipped lines of JSON. A header, one line for each thing stored, and a checksum at the end.
+"""Reads and writes a backup's file: gzipped lines of JSON with a header, one line for each record, and a checksum.
 
-It holds everything as Redis does, preshared keys included: it is written with mode 0600 and belongs into safe hands.
-What is damaged, cut short or of another kind is refused as a whole, before anything is done with it.
+It contains everything as Redis does, also preshared keys, and has mode 0600: keep it safe. A damaged, truncated or
+foreign file is refused as a whole before anything is changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PARTS: tuple[Part, ...] = ("peers", "addresses", "seen")
 
 @dataclass(slots=True)
 class Archive:
-    """What a gateway holds in Redis, at one moment."""
+    """A gateway's data in Redis at one moment."""
 
     gateway: str
     #: Milliseconds since 1970 on Redis' clock.
@@ -48,7 +48,7 @@ class Archive:
     unreadable: list[str] = field(default_factory=list[str])
 
     def write(self, path: Path, *, replace: bool = False) -> int:
-        """Write the file, whole or not at all; its size in bytes.
+        """Write the file completely or not at all; returns its size in bytes.
 
         Raises:
             FileExists: it is there, and ``replace`` was not asked for.

@@ -21,7 +21,7 @@ def why_unreadable(key: str, record: str) -> str | None:
 
 
 def refuse_unsound(path: Path, found: Archive) -> None:
-    """Refuse an archive that cannot have come from a gateway. What was unreadable when it was taken may stay so.
+    """Refuse an archive that is not from a gateway. Records that were unreadable at the backup may be unreadable.
 
     Raises:
         Invalid: says what is wrong.

@@ -18,8 +18,7 @@ from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
-from peerlane.tasks.admission.lane_state import unknown_gateway
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.lanes import Lanes, unknown_gateway
 from peerlane.tasks.errors import Conflict, Invalid, Unavailable
 from peerlane.tasks.redis.errors import PAGE, reaching, scan
 from peerlane.tasks.redis.server_clock import milliseconds
@@ -46,7 +45,7 @@ _KEYS: dict[Part, Callable[[str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """What is in a file."""
+    """The content of a backup's file, counted."""
 
     gateway: str
     peers: int
@@ -57,7 +56,7 @@ class BackedUp:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore came to."""
+    """The result of a restore."""
 
     gateway: str
     peers: int
@@ -71,7 +70,7 @@ class Restored:
 def back_up(
     settings: Settings, gateway: str, path: Path, *, replace: bool = False, progress: Progress | None = None
 ) -> BackedUp:
-    """Write a gateway's peers, addresses and activity to a file, as they were at one moment. It goes on serving.
+    """Write a gateway's peers, addresses and activity at one moment to a file, while it serves.
 
     Raises:
         Unavailable: no such gateway is registered.
@@ -126,10 +125,10 @@ def _snapshot(redis: Redis, gateway: str, progress: Progress | None) -> Archive:
             redis.unlink(*copies.values())
 
 
-def restore_state(
+def restore(
     settings: Settings, gateway: str, path: Path, *, force: bool = False, progress: Progress | None = None
 ) -> Restored:
-    """Make a gateway's state what a file says, all at once, while no writer runs; the next one mends the device.
+    """Replace a gateway's state by a file's, in one step, while no writer runs. The next writer changes the device.
 
     Raises:
         Invalid: the file is no sound backup of this gateway; nothing was changed.
@@ -177,7 +176,7 @@ def _stage(redis: Redis, found: Archive, staged: dict[Part, str], progress: Prog
 
 
 def _swap(lanes: Lanes, found: Archive, staged: dict[Part, str], *, force: bool) -> int:
-    """Put the staged hashes in the place of the gateway's; how many peers were there."""
+    """Replace the gateway's hashes by the staged ones; returns how many peers there were."""
     gateway = found.gateway
     live: dict[Part, str] = {part: _KEYS[part](gateway) for part in PARTS}
     with lanes.redis.pipeline(transaction=True) as pipe:
@@ -197,6 +196,7 @@ def _swap(lanes: Lanes, found: Archive, staged: dict[Part, str], *, force: bool)
             pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, found.epoch) + 1)
             if not registered:
                 pipe.hset(names.gateway_key(gateway), mapping=cast("Any", found.facts | {"phase": "stopped"}))
+            pipe.hset(names.gateway_key(gateway), "writer", "")  # its heartbeat, too, learns of it by the next second
             pipe.sadd(names.GATEWAYS_KEY, gateway)
             pipe.execute()
         except WatchError:
@@ -217,7 +217,7 @@ def _exchange(pipe: Pipeline, found: Archive, staged: dict[Part, str], live: dic
 
 @contextmanager
 def _asked(settings: Settings) -> Generator[Redis]:
-    """A connection that waits long for an answer; its failures are Peerlane's errors."""
+    """A connection with a long timeout, whose failures are Peerlane's errors."""
     redis = connect(settings, timeout=PATIENCE)
     try:
         with reaching("doing it again is harmless", refused="nothing was changed"):

@@ -1,4 +1,4 @@
-"""Conflicts between a file's peers and what the gateway holds and serves. Pure."""
+"""Finds conflicts between a file's peers and the gateway's peers, pools and prefixes. Pure."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Clash:
 
 
 def is_there(found: ConfPeer, held: Peer | None) -> bool:
-    """Whether ``held`` is what the file asks for."""
+    """Whether ``held`` is the peer that the file asks for."""
     return held is not None and not _differences(found, held)
 
 
 def clashes(
     found: Iterable[ConfPeer], gateway: GatewayInfo, held: Mapping[str, Peer], addresses: Mapping[Prefix, str]
 ) -> Iterator[Clash]:
-    """Everything that stands in the way, in no order.
+    """All conflicts, in no order.
 
     ``held`` are the peers that Redis holds, ``addresses`` who holds which prefix, also those whose records do not
     parse.

@@ -1,4 +1,4 @@
-"""Operators' requests to a gateway's observer: sweep now, reconcile now; each waits for the report."""
+"""Asks a gateway's observer to sweep or reconcile now, and waits for the report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lane_state import unknown_gateway
-from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.admission.lanes import lanes_of, unknown_gateway
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.redis.errors import SEND_ERRORS, reading, unknown

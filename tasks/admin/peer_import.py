@@ -1,7 +1,7 @@
-"""Takes over the peers of a WireGuard file or of a live device. Conflicts are listed first; nothing is half imported.
+"""Imports the peers of a WireGuard file or of a live device: all or none, after listing the conflicts.
 
-The peers are staged in Redis, then one request asks the gateway's writer to take them all or none. On the device only
-what differs is changed: running sessions go on.
+The peers are staged in Redis, then one request asks the gateway's writer to take all or none. Only differences are
+changed on the device, so running sessions continue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Conflict, Invalid
-from peerlane.tasks.lane import tasks
+from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.redis.errors import PAGE, reaching, scan
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import readable
@@ -61,7 +61,7 @@ class UnreadableConf(Invalid):
 
 
 class ImportClash(Conflict):
-    """A file's peers clash with what is there, or with what the gateway serves; nothing was imported."""
+    """A file's peers conflict with existing peers or with what the gateway serves; nothing was imported."""
 
     def __init__(self, found: Sequence[Clash]) -> None:
         first = found[0]
@@ -103,7 +103,7 @@ class AdoptionClash(Conflict):
 
 
 class Imported(BaseModel):
-    """What an import came to."""
+    """The result of an import."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -124,7 +124,7 @@ class Imported(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A file that can be imported, as far as anybody but the writer knows."""
+    """A file that can be imported, as far as can be known without the writer."""
 
     gateway: str
     fresh: tuple[ConfPeer, ...]
@@ -133,13 +133,13 @@ class Checked:
     unread: tuple[int, ...] = ()
 
     def told(self, done: Imported) -> Imported:
-        """The result, with what the writer does not know."""
+        """The result, with the facts that only the file has."""
         left = {"comments_left_out": len(self.unread), "comment_lines": self.unread[:MAX_LINES]}
         return done.model_copy(update=left)
 
 
 def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
-    """Read a file and look for everything that stands in the way of its import. Changes nothing.
+    """Read a file and find all problems and conflicts of its import. Changes nothing.
 
     Raises:
         UnreadableConf: it has problems; lists them.
@@ -159,7 +159,7 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
             " file before it starts"
         )
     held = {peer.public_key: peer for peer in readable(client.peers())}
-    addresses = _addresses(lanes_of(app or tasks.app), gateway)
+    addresses = _addresses(lanes_of(app or definitions.app), gateway)
     if found := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
         raise ImportClash(found)
     existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
@@ -191,7 +191,7 @@ def import_live(
     dry_run: bool = False,
     timeout: float = TIMEOUT,
 ) -> Imported:
-    """Take over the peers that the live device holds and Redis does not know: all of them, or none.
+    """Import the peers that the live device has and Redis does not know: all of them, or none.
 
     Peers without allowed IPs cannot be Peerlane's. They refuse the import, unless ``leave_out`` says to leave them on
     the device: then they are listed, and PEERLANE_UNKNOWN_PEERS says what becomes of them.
@@ -200,7 +200,7 @@ def import_live(
         AdoptionClash: lists those that cannot be taken, and why; a ``dry_run`` too.
         PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
-    task = tasks.task_of(app or tasks.app, names.IMPORT_PEERS)
+    task = definitions.task_of(app or definitions.app, names.IMPORT_PEERS)
 
     def ask(**flags: bool) -> dict[str, Any]:
         sent = task.apply_async(kwargs={"gateway": gateway, "live": True, **flags}, expires=timeout)
@@ -230,13 +230,13 @@ def _read(data: bytes) -> ParsedConf:
 
 
 def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float = TIMEOUT) -> Imported:
-    """Import what was checked: all of it, or none.
+    """Import a checked file: all of it, or none.
 
     Raises:
         PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
-    application = app or tasks.app
-    task = tasks.task_of(application, names.IMPORT_PEERS)
+    application = app or definitions.app
+    task = definitions.task_of(application, names.IMPORT_PEERS)
     seal = partial(cipher_of(application.settings).encrypt, found.gateway)
     entries = [staged(one, seal) for one in (*found.fresh, *found.existing)]
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
@@ -257,7 +257,7 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
 
 
 def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
-    """The staged entry of a file's peer: what the file names of it, as peerlane.tasks.wire.bulk.StagedPeer reads it."""
+    """The staged entry of a file's peer: the fields that the file sets (peerlane.tasks.wire.bulk.StagedPeer)."""
     peer = one.peer
     fields: dict[str, Any] = {"public_key": peer.public_key, "allowed_ips": [str(p) for p in peer.allowed_ips]}
     fields |= {name: value for name in _FIELDS if name in one.named and (value := getattr(peer, name)) is not None}

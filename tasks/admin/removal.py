@@ -12,8 +12,7 @@ from redis.exceptions import NoPermissionError, WatchError
 from peerlane.config import names
 from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.admission.lane_state import number, unknown_gateway
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.lanes import Lanes, number, unknown_gateway
 from peerlane.tasks.errors import Conflict, StorageError, Unavailable
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.redis.server_clock import milliseconds
@@ -27,7 +26,7 @@ PAGE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What was forgotten with a gateway."""
+    """The data that was removed with a gateway, counted."""
 
     gateway: str
     peers: int
@@ -35,8 +34,8 @@ class Removed:
     requests: int
 
 
-def remove_gateway(settings: Settings, gateway: str, *, force: bool = False) -> Removed:
-    """Forget a gateway whose writer and observer have ended, all at once. One of that name can be started anew.
+def remove(settings: Settings, gateway: str, *, force: bool = False) -> Removed:
+    """Remove a gateway whose writer and observer have ended, in one step. A gateway of that name can be started again.
 
     The epoch stays and grows by one: a writer that was frozen all the while is refused when it wakes. Requests that
     waited are forgotten too: their callers cancel at their timeouts, and learn that nothing was done. Outcomes, and
@@ -86,7 +85,7 @@ def _remove(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
 
 
 def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
-    """What would be forgotten now. Raises Unavailable and Conflict as ``remove`` does."""
+    """The data that would be removed now. Raises Unavailable and Conflict as ``remove`` does."""
     lane = lanes.look(gateway)
     pipe = lanes.redis.pipeline(transaction=False)
     pipe.smembers(names.GATEWAYS_KEY)
@@ -113,7 +112,7 @@ def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
 
 
 def _passing_keys(redis: Redis, gateway: str) -> list[bytes]:
-    """Keys that live for a limited time and have no fixed name; none where this user may not look for them."""
+    """The expiring keys without a fixed name; empty if this user may not list keys."""
     kept = names.snapshot_key(gateway, "", "").rstrip(":").encode()
     fixed = {key.encode() for key in (names.epoch_key(gateway), *names.lasting_keys(gateway))}
     try:

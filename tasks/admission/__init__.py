@@ -1,1 +1,1 @@
-"""What a process knows of a lane and whom it lets pass: a live writer, room, shares, draining. Sends no request."""
+"""Decides in the caller's process whether a lane takes a request: live writer, room, shares, draining. Sends none."""

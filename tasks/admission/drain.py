@@ -1,4 +1,4 @@
-"""Emptying a gateway: its state in Redis, which the commit script obeys. A gateway that is down drains too."""
+"""Drains and resumes a gateway: sets its state in Redis, which the commit script obeys, also while it is down."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any, Literal, cast
 from redis.client import Pipeline
 
 from peerlane.config import names
-from peerlane.tasks.admission.lane_state import unknown_gateway
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.lanes import Lanes, unknown_gateway
 from peerlane.tasks.redis.errors import reaching
 
 State = Literal["active", "draining"]
@@ -17,7 +16,7 @@ State = Literal["active", "draining"]
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """A gateway's state before and after; equal where there was nothing to do."""
+    """A gateway's state before and after; equal if there was nothing to do."""
 
     gateway: str
     before: str

@@ -1,11 +1,13 @@
-"""The lanes as one caller sees them: looks, what is believed between them, who may pass; cancelling a request."""
+"""Reads a lane's state, admits or refuses requests by it, and cancels requests."""
 
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -15,10 +17,114 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
-from peerlane.tasks.admission.lane_state import Believed, LaneState
+from peerlane.tasks.admission.belief import Believed, spread
+from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
 from peerlane.tasks.redis.server_clock import ServerClock, milliseconds
 from peerlane.tasks.redis.subscription import Listeners
 from peerlane.tasks.wire.cancel import Cancel
+
+#: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
+LIVE_FOR_MS = 5_000
+#: Requests that may wait where a gateway does not say how many.
+DEFAULT_CAP = 20_000
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_PACE = re.compile(r"[0-9]{1,9}\.[0-9]")
+
+
+def number(told: str, otherwise: int = 0) -> int:
+    """A stored number; ``otherwise`` if the text is none."""
+    return int(told) if _NUMBER.fullmatch(told) else otherwise
+
+
+def unknown_gateway(name: str) -> Unavailable:
+    """The refusal for a gateway that has never registered."""
+    return Unavailable(f"no gateway {name} is registered; `peerlane gateway list` shows those that are")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway nobody registered."""
+
+    gateway: str
+    facts: Mapping[str, str]
+    #: Milliseconds since the writer's last sign of life; None if it never gave one, or ended in good order.
+    silent_for: int | None
+    #: Requests waiting: interactive, bulk.
+    waiting: int
+    waiting_bulk: int
+
+    @classmethod
+    def of(cls, gateway: str, raw: Mapping[bytes, bytes], waiting: int, waiting_bulk: int, *, now: int) -> LaneState:
+        """From the gateway's hash and the lengths of its queues; ``now`` is in ms on Redis' clock."""
+        facts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
+        beat = number(facts.get("heartbeat", ""))  # a writer that ends in good order leaves 0
+        return cls(gateway, facts, max(0, now - beat) if beat else None, waiting, waiting_bulk)
+
+    @property
+    def live(self) -> bool:
+        """Whether a writer serves the lane now."""
+        return self.silent_for is not None and self.silent_for < LIVE_FOR_MS
+
+    @property
+    def idle_for(self) -> float | None:
+        """Seconds for which the writer had served nothing at its last heartbeat; None if it does not say."""
+        told = self.facts.get("idle_ms", "")
+        return number(told) / 1000 if told else None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its writer has a heartbeat but has served nothing for longer than any step takes."""
+        return self.live and number(self.facts.get("idle_ms", "")) > number(self.facts.get("idle_may_ms", ""), 5_000)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its writer was stopped properly, and none has started since."""
+        return not self.live and self.facts.get("phase") == "stopped"
+
+    @property
+    def state(self) -> str:
+        """``active``, ``draining``, ``recovering``, ``stuck`` or ``down``, for people and programs."""
+        if not self.live:
+            return "down"
+        if self.stuck:
+            return "stuck"
+        if self.facts.get("phase", "serving") != "serving":
+            return "recovering"
+        return self.facts.get("state", "active")
+
+    @property
+    def cap(self) -> int:
+        """How many requests may wait in each queue of the lane."""
+        return number(self.facts.get("lane_cap", ""), DEFAULT_CAP)
+
+    def pace(self, *, bulk: bool) -> float:
+        """Requests a second that the writer takes from a queue while it is busy; 0 if it does not say."""
+        told = self.facts.get("pace_bulk" if bulk else "pace", "")
+        return float(told) if _PACE.fullmatch(told) else 0.0
+
+    def expected_wait(self, waiting: Sequence[int], *, bulk: bool) -> float:
+        """Seconds until a request sent now is carried out. ``waiting``: requests before it, interactive and bulk."""
+        queues = (False, True) if bulk else (False,)
+        return sum(waiting[queue] / pace for queue in queues if (pace := self.pace(bulk=queue)))
+
+    def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:
+        """Why a request is refused before it is sent; None if it is not. ``waiting`` is the length of its queue."""
+        if not self.facts:
+            return unknown_gateway(self.gateway)
+        if not self.live:
+            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
+        if self.stuck:
+            told = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
+            return Unavailable(f"the writer of {self.gateway} is stuck: it {told}; use another gateway", 5.0)
+        if self.state == "recovering":
+            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
+        # What makes room has room left where creates have filled the lane.
+        if waiting >= (self.cap if create else self.cap + max(1, self.cap // 8)):
+            return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
+        if create and self.state == "draining":
+            return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
+        return None
 
 
 class Lanes:
@@ -29,7 +135,7 @@ class Lanes:
         self.listeners = Listeners(redis)
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
-        self._believed: dict[str, Believed] = {}
+        self._believed: dict[str, Believed[LaneState]] = {}
 
     def look(self, gateway: str) -> LaneState:
         """Look at a lane now."""
@@ -39,14 +145,14 @@ class Lanes:
 
     @staticmethod
     def ask_of(gateway: str, pipe: Any) -> None:
-        """Add to a pipeline what a look asks; ``answered`` reads it."""
+        """Add the commands of a look to a pipeline; ``answered`` reads their answers."""
         pipe.hgetall(names.gateway_key(gateway))
         pipe.time()
         pipe.llen(names.lane_queue(gateway))
         pipe.llen(names.bulk_queue(gateway))
 
     def answered(self, gateway: str, answers: Sequence[Any]) -> LaneState:
-        """The lane, from what ``ask_of`` has asked."""
+        """The lane, from the answers to ``ask_of``."""
         raw, time_reply, waiting, bulk = cast("tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(answers))
         now = milliseconds(time_reply)
         self.clock.heard(now)
@@ -55,16 +161,16 @@ class Lanes:
         return lane
 
     def believe(self, lane: LaneState) -> None:
-        """What was just read of a lane holds for a second (``check``)."""
+        """Keep a look for the next second (``check``)."""
         self._believed[lane.gateway] = Believed(lane, time.monotonic())
 
     def pushed(self, gateway: str, length: int, *, bulk: bool) -> None:
-        """A push into a queue was answered with how many wait in it now."""
+        """Take note of a queue's length, which a push has returned."""
         if (believed := self._believed.get(gateway)) is not None:
             believed.pushed(length, bulk=bulk)
 
     def believed(self, gateway: str, *, bulk: bool, create: bool, within: float) -> LaneState | None:
-        """The lane, if what is believed of it lets the request pass, which is counted. None: it has to be looked at."""
+        """The lane, if the last look lets the request pass; the request is counted. None: look at the lane first."""
         believed = self._believed.get(gateway)
         if believed is None or not believed.holds(bulk=bulk) or believed.refusal(bulk, create, within):
             return None
@@ -72,12 +178,12 @@ class Lanes:
         return believed.lane
 
     def may_pass(self, gateway: str, *, bulk: bool) -> float:
-        """How many may pass on the look just made; any number where that makes no difference: they are refused."""
+        """How many requests may pass on the last look; infinite if it has no room, because they are then refused."""
         most = self._believed[gateway].most(bulk=bulk)
         return most if most >= 1 else math.inf
 
     def check(self, gateway: str, *, bulk: bool = False, create: bool = True, within: float = 0.0) -> LaneState:
-        """Refuse at once what would only wait in vain. An answer is believed for a second, and for a part of its room.
+        """Refuse a request that would wait in vain. A look is used for a second, and for a part of its room.
 
         ``within``: the seconds that the caller waits; 0 where that is not known.
 
@@ -91,7 +197,7 @@ class Lanes:
         return self.admit(gateway, bulk=bulk, create=create, within=within)
 
     def admit(self, gateway: str, *, bulk: bool, create: bool, within: float) -> LaneState:
-        """As ``check``, by what has just been seen."""
+        """As ``check``, by the last look."""
         believed = self._believed[gateway]
         if refusal := believed.refusal(bulk, create, within):
             raise refusal
@@ -104,7 +210,7 @@ class Lanes:
         return None if found is None else found.decode(errors="replace")
 
     def cancel(self, request_id: str, *, deadline: int = 0) -> str:
-        """Make sure that the request has an outcome; the record that decides it (peerlane.tasks.wire.cancel).
+        """Cancel a request, unless it has an outcome; returns the record that decides it (peerlane.tasks.wire.cancel).
 
         ``deadline`` is the request's, in ms; 0 where it is not known.
 
@@ -128,7 +234,7 @@ class Lanes:
         return cast("str", cancel.decide(before, written=True))
 
     def cancel_many(self, requests: Sequence[tuple[str, int]]) -> None:
-        """Cancel requests, each with its deadline, in one round trip; nobody is told what had been decided before."""
+        """Cancel requests, each with its deadline, in one round trip; their outcomes are not returned."""
         cancels = [self._cancel(request_id, deadline) for request_id, deadline in requests]
         pipe = self.redis.pipeline(transaction=False)
         for cancel in cancels:
@@ -148,7 +254,7 @@ _lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()
 
 
 def lanes_of(app: PeerlaneApp) -> Lanes:
-    """The app's view of the lanes, made when first asked for."""
+    """The app's Lanes, made at the first call."""
     found = _lanes.get(app)
     if found is None:
         found = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)

@@ -1,19 +1,18 @@
-"""A list in the fair shares of a lane: each of its wishes counts as a request by itself (``quota``)."""
+"""Fair shares for lists: each wish of a list counts as a request (``quota``)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
 
-from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.lanes import Lanes, LaneState
 from peerlane.tasks.admission.quota import FORGOTTEN_AFTER, LINGERS_MS, RETRY_AFTER, limit, share_key
 from peerlane.tasks.errors import Unavailable
 from peerlane.tasks.wire.bulk import SLICE
 
 
 def members(gateway: str, label: str, request_id: str, arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where each wish of a list of creates counts, and as what.
+    """For each wish of a list of creates: the key of its share, and its member there.
 
     ``arguments`` may be anything: whoever asks has not checked them yet.
     """
@@ -27,7 +26,7 @@ def members(gateway: str, label: str, request_id: str, arguments: Mapping[str, A
 
 
 def join(lanes: Lanes, lane: LaneState, request_id: str, arguments: Mapping[str, Any], *, deadline: int) -> None:
-    """Count a list in before it is sent, where its gateway has a ``fair_label``. Raises redis.RedisError.
+    """Count a list in its shares before it is sent, if its gateway has a ``fair_label``. Raises redis.RedisError.
 
     A list that is alone in its share is let in, however small the share is.
 

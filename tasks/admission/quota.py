@@ -1,8 +1,8 @@
-"""A fair share of a lane: no one value of a gateway's ``fair_label`` (a tenant, say) fills it and shuts out the others.
+"""Fair shares of a lane: no single value of a gateway's ``fair_label`` (a tenant, for example) can fill it.
 
-Requests that wait are counted per value in Redis, by id. A create joins before it is sent; the commit script lets it
-go. What got lost in between is forgotten some time after its deadline, so nothing has to be cleaned up.
-Creates without the label share one share among them. Deletes and sweeps make room: they are not counted.
+Waiting requests are counted per value in Redis, by id. A create is counted before it is sent, and removed by the commit
+script. Entries of lost requests expire some time after their deadline, so nothing has to be cleaned up. Creates without
+the label have one share together. Deletes and sweeps make room and are not counted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from peerlane.config import names
-from peerlane.tasks.admission.lane_state import LaneState, spread
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.belief import spread
+from peerlane.tasks.admission.lanes import Lanes, LaneState
 from peerlane.tasks.errors import Unavailable
 
 #: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.
@@ -25,7 +25,7 @@ RETRY_AFTER = 1.0
 
 
 def share_key(gateway: str, label: str, labels: object) -> str:
-    """Where the requests are counted that have the value which ``labels`` has for ``label``.
+    """The key that counts the requests with the same value of ``label`` as ``labels``.
 
     ``labels`` may be anything: whoever asks has not checked them yet.
     """
@@ -45,7 +45,7 @@ def limit(lane: LaneState) -> int:
 
 
 def count(pipe: Any, key: str, request_id: str, *, now: int, deadline: int) -> None:
-    """Add to a pipeline, in one transaction, what counts a request in; ``verdict`` reads its answers."""
+    """Add the commands that count a request to a transaction's pipeline; ``verdict`` reads their answers."""
     pipe.zremrangebyscore(key, "-inf", now)
     pipe.zadd(key, {request_id: deadline + LINGERS_MS})
     pipe.zcard(key)
@@ -53,7 +53,7 @@ def count(pipe: Any, key: str, request_id: str, *, now: int, deadline: int) -> N
 
 
 def verdict(lane: LaneState, labels: Mapping[str, str], answers: Sequence[Any]) -> Unavailable | None:
-    """Why its share refuses the request, which is to be taken out again (ZREM); None if it does not."""
+    """Why the share refuses the request, which the caller then removes (ZREM); None if it does not."""
     _, added, waiting, _ = cast("tuple[int, int, int, bool]", tuple(answers))
     if not added or waiting <= limit(lane):  # what is asked again under the same id was counted before
         return None
@@ -63,7 +63,7 @@ def verdict(lane: LaneState, labels: Mapping[str, str], answers: Sequence[Any]) 
 
 
 def join(lanes: Lanes, lane: LaneState, key: str, labels: Mapping[str, str], request_id: str, *, deadline: int) -> None:
-    """Count a request in before it is sent. Raises redis.RedisError.
+    """Count a request in its share before it is sent. Raises redis.RedisError.
 
     Raises:
         Unavailable: its value has used up its share; nothing was sent.

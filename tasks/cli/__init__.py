@@ -1,1 +1,1 @@
-"""The command line of API hosts: peers and gateways as clients see them. Imports tasks and config, never workers."""
+"""The command line of API hosts and operators. Imports tasks and config, never workers."""

@@ -1,4 +1,4 @@
-"""``peerlane acl``: the Redis users of a fleet, printed. Redis itself is neither asked nor changed."""
+"""``peerlane acl``: prints the Redis users of a fleet. Does not connect to Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``peerlane exporter``: the fleet's figures for Prometheus, over HTTP, until SIGTERM or Ctrl-C."""
+"""``peerlane exporter``: serves the fleet's metrics to Prometheus over HTTP, until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service manager or a closed terminal sends interrupts a command as Ctrl-C does."""
+"""Makes SIGTERM and SIGHUP interrupt a command as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def ended_as_by_ctrl_c() -> Generator[None]:
-    """Have SIGTERM and SIGHUP interrupt what is inside, once: it then cancels what it has asked for.
+    """Let SIGTERM and SIGHUP interrupt the block, once; it then cancels its requests.
 
     A signal that is ignored, as by nohup, stays so.
     """

@@ -1,4 +1,4 @@
-"""What a command says: one JSON document for programs, tables and sentences for people."""
+"""The output of a command: one JSON document for programs, tables and sentences for people."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Output:
         self.err = _console(stderr=True)
 
     def document(self, found: Mapping[str, Any]) -> None:
-        """The one JSON document. Only where ``json`` was asked for, and only once."""
+        """Print the JSON document. Only with ``--json``, and only once."""
         indent = 2 if sys.stdout.isatty() else None
         text = json.dumps(found, indent=indent, ensure_ascii=not takes_all_of_unicode())
         sys.stdout.write(without_surrogates(text) + "\n")
 
     def show(self, what: RenderableType) -> None:
-        """A result, for people."""
+        """Print a result for people."""
         self.out.print(what)
 
     def lines(self, text: str) -> None:
-        """A result that is a file's content: exactly as it is."""
+        """Print a file's content, unchanged."""
         sys.stdout.write(text)
 
     def note(self, sentence: str, style: str = "") -> None:
-        """A sentence beside the result, for people; programs do not get it."""
+        """Print a sentence beside the result, for people only."""
         if self.json:
             return
         if self.log is not None:
@@ -53,11 +53,11 @@ class Output:
             self.err.print(Text(sentence, style), soft_wrap=True)
 
     def warn(self, sentence: str) -> None:
-        """A sentence that a person should not miss."""
+        """Print a warning."""
         self.note(sentence, "yellow")
 
     def error(self, error: Mapping[str, Any]) -> None:
-        """The end of a command that failed: a document for programs, one red sentence for people."""
+        """Print the error of a failed command: a document for programs, one red sentence for people."""
         if self.json:
             self.document({"error": dict(error)})
         elif self.log is not None:
@@ -72,12 +72,12 @@ def _console(*, stderr: bool) -> Console:
 
 
 def as_document(error: PeerlaneError, **about: object) -> dict[str, Any]:
-    """An error for programs; ``about`` says of what, where that is known."""
+    """An error as a document; ``about`` names its subject, if known."""
     return {**error.as_dict(), **{name: value for name, value in about.items() if value not in (None, "")}}
 
 
 def progress_bar(output: Output) -> Progress:
-    """A bar on standard error, where that is a terminal; nothing otherwise."""
+    """A progress bar on standard error, if that is a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),

@@ -1,4 +1,4 @@
-"""Kinds of arguments: names of gateways, durations, labels. What is malformed is a usage error."""
+"""Types of arguments: gateway names, durations, labels. A malformed one is a usage error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Duration(click.ParamType[int]):
 
 
 class Seconds(click.FloatRange):
-    """A span of time in a range; click's own takes nan for a number in any range."""
+    """Seconds in a range; click's own type accepts nan in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found = float(super().convert(value, param, ctx))
@@ -52,7 +52,7 @@ class Seconds(click.FloatRange):
 
 
 class GatewayName(click.ParamType[str]):
-    """A gateway's name; whether it is registered is for Redis to say."""
+    """A well-formed gateway name; it need not be registered."""
 
     name = "gateway"
 

@@ -25,7 +25,7 @@ _LOST = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF)
 
 
 class Exit(Exception):
-    """The command has said all there is to say; only its status is left."""
+    """All output is written; carries the exit status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -45,13 +45,13 @@ class Command(click.Command):
         self.params.append(_json_option())
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it, if all it was given is text; names of files may be any bytes."""
+        """Run it, if all its arguments are text; file names may be any bytes."""
         _refuse_what_is_no_text(ctx)
         return super().invoke(ctx)
 
 
 class Group(click.Group):
-    """A group whose commands, like itself, take ``--json``; some are loaded when they are first called."""
+    """A group that takes ``--json``, as its commands do; some are loaded at their first use."""
 
     command_class = Command
     group_class = type
@@ -85,7 +85,7 @@ class Group(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it, if all it was given is text."""
+        """Run it, if all its arguments are text."""
         _refuse_what_is_no_text(ctx)
         return super().invoke(ctx)
 
@@ -108,7 +108,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 class Program(Group):
-    """The root: turns whatever a command raises into a status and a sentence."""
+    """The root command: turns an exception of a command into a status and a sentence."""
 
     group_class: ClassVar[type[click.Group]] = Group  # pyright: ignore[reportIncompatibleVariableOverride] - its groups are no programs
 

@@ -1,4 +1,4 @@
-"""What a client-side command works with: output, settings, one Celery app, gateways."""
+"""The session of a client-side command: its output, settings, Celery app and gateways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # Celery, Redis and pydantic are loaded by the commands that 
 
 
 class Session:
-    """One run of the command line. Settings are read, and Redis is asked, when first needed."""
+    """One run of the command line. Reads settings, and connects to Redis, at the first use."""
 
     def __init__(self, output: Output) -> None:
         self.output = output
@@ -45,7 +45,7 @@ class Session:
         return Gateway(name, app=self.app)
 
     def start_log(self, process: str, level: str | None = None) -> None:
-        """For a command that runs on: log in the format of the settings, what else it says included."""
+        """Log in the format of the settings, for a command that keeps running; its other output too."""
         from peerlane.config import logs
 
         logs.configure(self.settings, process, level)

@@ -1,4 +1,4 @@
-"""Makes the standard streams usable when they are closed, full, in ASCII or a terminal."""
+"""Makes the standard streams usable if they are closed, full, in ASCII or a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def prepare() -> None:
-    """Make all three usable. What an encoding lacks is written as its number instead of ending the command."""
+    """Make all three streams usable. A character that the encoding lacks is written as its number."""
     for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
             # The lowest free number is that of the closed stream: no connection is opened in its place.
@@ -28,7 +28,7 @@ def prepare() -> None:
 
 
 def abandon_output() -> None:
-    """Standard output is of no use any more; the interpreter's own last flush must not complain."""
+    """Replace a broken standard output, so that the interpreter's last flush raises nothing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -38,12 +38,12 @@ def takes_all_of_unicode() -> bool:
 
 
 def without_surrogates(text: str) -> str:
-    """What is left of bytes that were no UTF-8, such as a file's name, as a character that says so."""
+    """Replace the surrogates of bytes that were no UTF-8, such as in a file's name."""
     return _SURROGATE.sub(_UNKNOWN, text)
 
 
 class PlainConsole(Console):
-    """Shows what others wrote without letting it move the cursor, change colours or title."""
+    """A console that shows foreign text without letting it move the cursor or change colours or the title."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -1,4 +1,4 @@
-"""Peers and gateways as people read them, on a terminal of 80 columns too."""
+"""Renders peers and gateways as tables for people, also in 80 columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STATES = {"active": "green", "draining": "yellow", "recovering": "yellow"} | di
 
 
 def facts(pairs: Mapping[str, object]) -> Table:
-    """Names and values, one below the other; what is None is left out."""
+    """A table of names and values, without those that are None."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -45,7 +45,7 @@ def expiry(expires_at: int | None) -> str | None:
 
 
 def peer_facts(peer: Peer | PeerResult) -> dict[str, object]:
-    """One peer's properties, without any secret."""
+    """One peer's properties, without secrets."""
     has_preshared = peer.has_preshared_key if isinstance(peer, PeerResult) else peer.preshared_key is not None
     return {
         "public key": peer.public_key,
@@ -59,7 +59,7 @@ def peer_facts(peer: Peer | PeerResult) -> dict[str, object]:
 
 
 def activity_facts(activity: PeerActivity | None, *, created: bool = True) -> dict[str, object]:
-    """What a gateway's observer knows of a peer; ``created``: whether it may have been seen at all."""
+    """A peer's activity; ``created``: whether the peer may have been seen at all."""
     if activity is None:
         return {"last seen": "never, as far as the gateway's observer knows" if created else None}
     return {
@@ -71,7 +71,7 @@ def activity_facts(activity: PeerActivity | None, *, created: bool = True) -> di
 
 
 def seen(activity: PeerActivity | None) -> str:
-    """How long ago a peer was last seen, by this host's clock; ``never`` where it was not."""
+    """How long ago a peer was last seen, by this host's clock; ``never`` if it was not."""
     if activity is None or activity.last_seen is None:
         return "never"
     return span(max(0.0, time.time() - activity.last_seen))
@@ -88,7 +88,7 @@ def size(count: int) -> str:
 
 
 def peer_table(peers: Iterable[tuple[Peer, PeerActivity | None]], *, with_activity: bool = True) -> Table:
-    """Many peers; without their activity where this Redis user may not see it."""
+    """A table of peers; without their activity if this Redis user may not read it."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("public key", no_wrap=True, min_width=44)
     table.add_column("allowed IPs", no_wrap=True)
@@ -111,7 +111,7 @@ def peer_table(peers: Iterable[tuple[Peer, PeerActivity | None]], *, with_activi
 
 
 def peer_row(peer: Peer, activity: PeerActivity | None) -> str:
-    """One peer on one line, tab-separated; what is unset as ``wg show dump`` writes it. New fields come last."""
+    """One peer as a tab-separated line; unset values are written as by ``wg show dump``. New fields come last."""
     return "\t".join(
         (
             peer.public_key,
@@ -129,13 +129,13 @@ def peer_row(peer: Peer, activity: PeerActivity | None) -> str:
 
 
 def state(name: str, *, stopped: bool = False) -> Text:
-    """A gateway's state in its colour; one whose writer ended in good order is ``stopped`` for people."""
+    """A gateway's state in its colour; ``stopped`` if its writer was stopped properly."""
     name = "stopped" if stopped else name
     return Text(name, _STATES.get(name, ""))
 
 
 def gateway_table(gateways: Iterable[GatewayInfo]) -> Table:
-    """The fleet."""
+    """A table of gateways."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("gateway", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -154,7 +154,7 @@ def gateway_table(gateways: Iterable[GatewayInfo]) -> Table:
 
 
 def gateway_facts(one: GatewayInfo, *, now: float) -> dict[str, object]:
-    """One gateway; ``now`` is Redis' clock."""
+    """The facts of one gateway; ``now`` is on Redis' clock."""
     if one.stopped:
         silent = f"{span(max(0.0, now - one.stopped_at))} ago" if one.stopped_at else "in good order"
     elif one.state == "stuck":

@@ -1,1 +1,1 @@
-"""The public API: Gateway, AsyncGateway, Fleet, AsyncFleet. No terminal, no file."""
+"""The public API: Gateway, AsyncGateway, Fleet, AsyncFleet. Writes to no terminal and no file."""

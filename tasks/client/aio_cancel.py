@@ -1,4 +1,4 @@
-"""Cancels requests of an asyncio program: those of one moment in one round trip, however many callers give up."""
+"""Cancels requests of an asyncio program: all that are cancelled at the same moment go in one round trip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Asked = tuple[Cancel, "asyncio.Future[str]"]
 
 
 class Canceller:
-    """Belongs to one event loop. Once a cancel was asked for it is sent, whatever becomes of who asked."""
+    """Sends cancels for one event loop. A requested cancel is sent even if its caller ends."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -31,7 +31,7 @@ class Canceller:
         self._sending: asyncio.Task[None] | None = None
 
     def cancel(self, cancel: Cancel) -> asyncio.Future[str]:
-        """Make sure that a request has an outcome: a future of the record that decides it.
+        """Cancel a request; returns a future of the record that decides it.
 
         It holds redis.ResponseError where Redis stores no tombstone and has no record, and any other redis.RedisError
         or OSError where Redis cannot be reached.
@@ -44,7 +44,7 @@ class Canceller:
         return decided
 
     async def settle(self, cancel: Cancel, ends: float) -> str:
-        """As ``cancel``, tried again until ``ends`` on the loop's clock; at least one try is made.
+        """As ``cancel``, with retries until ``ends`` on the loop's clock; at least one try is made.
 
         Raises:
             OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
@@ -61,7 +61,7 @@ class Canceller:
                 await asyncio.sleep(0.05)
 
     async def withdraw(self, cancel: Cancel) -> None:
-        """Cancel a request whose caller leaves: one try, and whoever cannot wait for it need not."""
+        """Cancel a request whose caller stops waiting: one try, for which the caller need not wait."""
         decided = self.cancel(cancel)
         await asyncio.wait([decided], timeout=_TRY)
         if decided.done() and not decided.cancelled():
@@ -101,14 +101,14 @@ class Canceller:
                 _tell(decided, error)
 
     async def _stored(self, cancels: Sequence[Cancel]) -> dict[str, bytes | None]:
-        """What is stored of requests whose tombstones Redis has refused."""
+        """The stored records of requests whose tombstones Redis has refused."""
         if not cancels:
             return {}
         keys = [cancel.key for cancel in cancels]
         return dict(zip(keys, cast("list[bytes | None]", await self._redis.mget(keys)), strict=True))
 
     async def _publish(self, cancels: Sequence[Cancel]) -> None:
-        """Whoever else waits for them learns it."""
+        """Publish tombstones, for other callers that wait for the same requests."""
         pipe = self._redis.pipeline(transaction=False)
         for cancel in cancels:
             for channel in names.result_channels(cancel.key):
@@ -116,7 +116,7 @@ class Canceller:
         await pipe.execute(raise_on_error=False)
 
     async def close(self) -> None:
-        """Return once what was asked for is sent, or could not be."""
+        """Return when all requested cancels are sent or have failed."""
         if self._sending is not None:
             await asyncio.wait([self._sending], timeout=2 * _TRY)
             if not self._sending.done():

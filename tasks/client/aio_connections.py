@@ -1,4 +1,4 @@
-"""Connections to Redis of an asyncio program, and the ends of its tasks."""
+"""Makes an asyncio program's connections to Redis, and ends its tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANSWERED_WITHIN = 1.0
 
 
 class _AbruptTLS(SSLConnection):
-    """Closed at once when it is disconnected: asyncio would wait half a minute for the goodbye of a silent server."""
+    """Closes a TLS connection at once; asyncio would wait half a minute for a server that does not answer."""
 
     async def disconnect(self, *arguments: Any, **named: Any) -> None:
         if self._writer is not None:
@@ -48,7 +48,7 @@ def connections(settings: Settings) -> BlockingConnectionPool:
 
 
 async def read(connection: AbstractConnection) -> object:
-    """The next answer or message; an error that Redis has answered with is one."""
+    """The next answer or message. An error that Redis answers is returned, not raised."""
     try:
         return cast(
             "object", await connection.read_response(timeout=math.inf, disconnect_on_error=False, push_request=True)
@@ -58,18 +58,18 @@ async def read(connection: AbstractConnection) -> object:
 
 
 def is_silent(error: BaseException) -> bool:
-    """Whether Redis gave no answer at all; redis-py tells that on a unix socket as the cause of another error."""
+    """Whether Redis did not answer at all. On a unix socket redis-py wraps that in another error."""
     return any(isinstance(one, (TimeoutError, RedisTimeoutError)) for one in (error, error.__cause__))
 
 
 def over(task: asyncio.Task[Any]) -> None:
-    """Take note of how a task has ended, for nobody else does."""
+    """Retrieve a task's exception, because nothing else does."""
     if not task.cancelled():
         task.exception()
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait for their end; what they raise is nobody's any more.
+    """Cancel tasks and wait for their end; their exceptions are dropped.
 
     Once is not enough: on Python 3.11 ``asyncio.wait_for``, by which redis-py sends, forgets that it was cancelled
     where what it waits for has just come.

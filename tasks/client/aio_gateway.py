@@ -1,7 +1,7 @@
 """The client for asyncio: thousands of requests awaited at once over one connection.
 
-Celery has no asyncio client, and a thread for each wait does not reach thousands. A call that is left, by a timeout
-around it or because its task is cancelled, cancels its request.
+Celery has no asyncio client, and a thread for each wait does not scale to thousands. If a call ends early, by a timeout
+around it or because its task is cancelled, its request is cancelled.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from peerlane.tasks.client.aio_lane import AsyncLane
 from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
-from peerlane.tasks.lane import tasks
-from peerlane.tasks.lane.request import Timeout, checked, seconds_of
+from peerlane.tasks.client.patience import Timeout, seconds_of
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane.request import checked
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
@@ -41,11 +42,11 @@ class AsyncGateway:
 
     def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
         self.name = name
-        self._app = app or tasks.app
+        self._app = app or definitions.app
         self._timeout = timeout
         self._sync = Gateway(name, app=self._app, timeout=timeout)
-        self._create = tasks.task_of(self._app, names.CREATE_PEER)
-        self._delete = tasks.task_of(self._app, names.DELETE_PEER)
+        self._create = definitions.task_of(self._app, names.CREATE_PEER)
+        self._delete = definitions.task_of(self._app, names.DELETE_PEER)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
         self._lane: AsyncLane | None = None
         self._asks: set[asyncio.Task[dict[str, Any]]] = set()
@@ -58,7 +59,7 @@ class AsyncGateway:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the threads and close the connections; whoever still waits gets cancelled, and its request too."""
+        """End the threads and close the connections. Calls that still wait are cancelled, and their requests too."""
         self._closed = True
         self._reader.shutdown(wait=False, cancel_futures=True)
         try:
@@ -107,7 +108,8 @@ class AsyncGateway:
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.create_peers."""
-        return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
+        with counted(self.name):
+            return await self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id)
 
     async def delete_peers(
         self,
@@ -117,7 +119,8 @@ class AsyncGateway:
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
         """As Gateway.delete_peers."""
-        return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
+        with counted(self.name):
+            return await self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id)
 
     async def _ask_list(
         self,
@@ -126,7 +129,7 @@ class AsyncGateway:
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
     ) -> list[PeerAnswer]:
-        task = tasks.task_of(self._app, name)
+        task = definitions.task_of(self._app, name)
 
         async def ask(one: Slice) -> Mapping[str, Any]:
             return await self._ask_for(task, one.arguments, timeout, one.request_id, bulk=True)
@@ -169,7 +172,7 @@ class AsyncGateway:
 
     async def _ask(
         self,
-        task: tasks.LaneTask,
+        task: definitions.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
@@ -180,7 +183,7 @@ class AsyncGateway:
 
     async def _ask_for(
         self,
-        task: tasks.LaneTask,
+        task: definitions.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
@@ -202,7 +205,7 @@ class AsyncGateway:
 
     async def _outcome(
         self,
-        task: tasks.LaneTask,
+        task: definitions.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,

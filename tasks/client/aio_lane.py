@@ -1,4 +1,4 @@
-"""Asks one gateway's writer from an asyncio program: admitted, sent, awaited, cancelled where it is left."""
+"""Asks one gateway's writer from an asyncio program: admits, sends, awaits and cancels requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from peerlane.tasks.lane.request import Request
 from peerlane.tasks.lane.result import GRACE
 from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, may_not_send, unknown
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 
 #: Seconds beyond a caller's timeout for which its turn to be sent by Celery is waited for.
@@ -31,7 +31,7 @@ _SENT_WITHIN = 0.3
 
 
 class AsyncLane:
-    """Belongs to one event loop."""
+    """The requests of one event loop to one gateway."""
 
     def __init__(self, app: PeerlaneApp, gateway: str) -> None:
         self._gateway = gateway
@@ -47,11 +47,11 @@ class AsyncLane:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The only one in which it can be used."""
+        """The event loop in which it can be used."""
         return self._listener.loop
 
     async def ask(self, task: LaneTask, request: Request) -> dict[str, Any]:
-        """The outcome of a request, at most its ``within`` seconds plus two from now.
+        """Wait for the outcome of a request, at most its ``within`` seconds plus two.
 
         Raises:
             PeerlaneError: it was not sent, was cancelled, or nobody knows.
@@ -76,7 +76,7 @@ class AsyncLane:
             if by_celery:
                 await self._publish(task, request, until)
             async with asyncio.timeout_at(until):
-                return commit_record.decode(await waiter.record, request.wish)
+                return outcome.decode(await waiter.record, request.wish)
         except PeerlaneError:
             raise
         except TimeoutError:
@@ -98,24 +98,24 @@ class AsyncLane:
         return await self._settled(request, until + GRACE + 0.8)
 
     async def _settled(self, request: Request, ends: float) -> dict[str, Any]:
-        """The time is up: the request's outcome, or from now on none. ``ends`` is on the loop's clock."""
+        """After the timeout: the request's outcome, or its cancel. ``ends`` is on the loop's clock."""
         record = await self._canceller.settle(self._cancel(request), ends)
         return result_of(record, timed_out(request.within), request.wish)
 
     async def _not_sent(self, request: Request, error: BaseException) -> dict[str, Any]:
-        """What was not sent may have arrived all the same."""
+        """Settle a request whose sending failed; it may have arrived."""
         if is_refused(error):
             with contextlib.suppress(OutcomeUnknown):
                 await self._canceller.settle(self._cancel(request), 0.0)
             raise may_not_send() from error
-        return commit_record.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
+        return outcome.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
 
     def _cancel(self, request: Request) -> Cancel:
         # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
         return Cancel.of(request.id, result_ttl=self._result_ttl, seconds_left=request.within)
 
     async def _publish(self, task: LaneTask, request: Request, until: float) -> None:
-        """Have Celery send it, in a thread. What is sent after its caller has gone finds the tombstone."""
+        """Have Celery send it, in a thread. If it is sent after its caller has gone, it finds the tombstone."""
         self._sender = self._sender or ThreadPoolExecutor(1, thread_name_prefix=f"peerlane-{self._gateway}-send")
         sending = self.loop.run_in_executor(self._sender, task.publish, request)
         async with asyncio.timeout_at(until + _SENT_WITHIN):
@@ -125,7 +125,7 @@ class AsyncLane:
         self._lanes.pushed(self._gateway, length, bulk=queue == names.bulk_queue(self._gateway))
 
     async def _admit(self, request: Request, until: float) -> None:
-        """As tasks.lane.request.admit, without keeping the loop waiting for Redis."""
+        """As tasks.lane.request.admit, without blocking the loop while Redis answers."""
         lanes, bulk, create, within = self._lanes, request.bulk, request.creates, request.within
         lane = None
         if not self._queued and lanes.clock.fresh:
@@ -145,7 +145,7 @@ class AsyncLane:
             await self.loop.run_in_executor(None, joined)
 
     async def _look(self, until: float, *, bulk: bool) -> None:
-        """Return once the lane has been looked at, and it is this request's turn: a look lets some pass, not all."""
+        """Wait for a look at the lane that has room for this request; one look admits a limited number."""
         while True:
             turn = self.loop.create_future()
             self._queued.append((turn, bulk))
@@ -159,7 +159,7 @@ class AsyncLane:
                     raise
 
     async def _see(self) -> None:
-        """Look at the lane, and again, while somebody has to know of it."""
+        """Look at the lane, and again while requests wait for it."""
         while self._queued:
             try:
                 pipe = self._listener.redis.pipeline(transaction=False)
@@ -183,7 +183,7 @@ class AsyncLane:
                     self._queued.append((turn, bulk))
 
     async def close(self) -> None:
-        """Send the cancels that were asked for; then close every connection. Nobody may be waiting any more."""
+        """Send the requested cancels; then close all connections. No call may be waiting any more."""
         if self._sender is not None:
             self._sender.shutdown(wait=False, cancel_futures=True)
         if self._looking is not None:

@@ -1,4 +1,4 @@
-"""Lists for asyncio programs: slices asked for side by side, a few at a time, their answers in order."""
+"""Lists for asyncio programs: sends a few slices at a time, and returns their answers in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peerlane.tasks.lane.slices import WINDOW, PeerAnswer, Slice
 async def ask_slices(
     ask: Callable[[Slice], Awaitable[Mapping[str, Any]]], slices: Iterable[Slice], *, window: int = WINDOW
 ) -> list[PeerAnswer]:
-    """What became of each wish. ``ask`` sends one slice; where this is cancelled, those on their way are too."""
+    """The answers to all wishes. ``ask`` sends one slice. If this call is cancelled, outstanding slices are too."""
     found: list[PeerAnswer] = []
     outstanding: deque[asyncio.Task[list[PeerAnswer]]] = deque()
 

@@ -1,10 +1,10 @@
-"""One connection of an asyncio program: its requests go out on it, and it hears of their outcomes.
+"""One kept connection of an asyncio program, which sends its requests and receives their outcomes.
 
-It is subscribed to one channel for all requests, that of ``GATEWAY.REPLY`` for the ids ``GATEWAY.REPLY_N``; and to one
-for each request whose id is its caller's. What is asked in one turn of the loop goes out as one push. One task alone
-makes the connection, reads it and closes it, and makes it anew: what came meanwhile is read from the result keys, and
-what Redis may not have got is pushed again, under the same ids, which is harmless.
-redis-py's PubSub is not used: whoever sends on it or reads it connects it anew, even one that was just closed.
+It is subscribed to one channel for all requests, that of ``GATEWAY.REPLY`` for the ids ``GATEWAY.REPLY_N``, and to one
+channel for each request whose id the caller has chosen. Requests of one turn of the loop go out as one push. A single
+task makes the connection, reads it and closes it. When it reconnects, it reads missed outcomes from the result keys,
+and pushes again, with the same ids, what Redis may not have received; that is harmless.
+redis-py's PubSub is not used, because any send or read reconnects it, even after it was closed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PAUSE = 0.1
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A request that is waited for."""
+    """A request for whose outcome a call waits."""
 
     id: str
     #: Its commit record.
@@ -51,13 +51,13 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class _Command:
-    """What is sent, and for whom; Redis answers in the same order."""
+    """A command to send, and for which requests; Redis answers in the same order."""
 
     words: tuple[str, ...]
     waiters: list[Waiter] = field(default_factory=list[Waiter])
 
     def packed(self) -> tuple[str, ...]:
-        """With the messages of a push; the last word is treated first."""
+        """The command as bytes, with the messages of a push."""
         return (*self.words, *(waiter.message for waiter in self.waiters)) if self.words[0] == "LPUSH" else self.words
 
 
@@ -67,7 +67,7 @@ class ResultListener:
     def __init__(
         self, settings: Settings, gateway: str, pushed: Callable[[str, int], None] = lambda _queue, _length: None
     ) -> None:
-        """``pushed`` is told how many wait in a queue after a push into it."""
+        """``pushed`` is called with the length of a queue after a push into it."""
         self._pool = connections(settings)
         self.redis: Redis = Redis.from_pool(self._pool)
         self.loop = asyncio.get_running_loop()
@@ -122,7 +122,7 @@ class ResultListener:
                 self._want()
 
     def expect(self, request_id: str, *, given: bool, queue: str = "", message: str = "") -> Waiter:
-        """Wait for a request, from now until ``forget``; where there is a message, push it."""
+        """Wait for a request until ``forget``; if there is a message, push it."""
         waiter = Waiter(request_id, self.loop.create_future(), given, queue, message)
         self._waiters.setdefault(request_id, []).append(waiter)
         self._wanted.set()
@@ -135,7 +135,7 @@ class ResultListener:
         return waiter
 
     def forget(self, waiter: Waiter) -> bool:
-        """Stop waiting, unless that was done; whether now nobody waits for the request any more."""
+        """Stop waiting; returns whether no call waits for the request any more."""
         waiters = self._waiters.get(waiter.id, [])
         if waiter not in waiters:
             return False
@@ -174,7 +174,7 @@ class ResultListener:
         self._to_send.set()
 
     async def _serve(self) -> None:
-        """Own the connection, and its successors while somebody waits."""
+        """Serve the connection, and reconnect while calls wait."""
         while True:
             await self._wanted.wait()
             connection = self._pool.make_connection()
@@ -191,7 +191,7 @@ class ResultListener:
             await asyncio.sleep(_PAUSE)
 
     async def _attend(self, connection: AbstractConnection) -> None:
-        """Subscribe, push again what Redis may not have got, look for what was missed; then read, until it is lost."""
+        """Subscribe, push again what Redis may not have, read missed outcomes; then read until disconnected."""
         self._connection, self._suspect = connection, None
         self._outbox, self._sent = [_Command(("SUBSCRIBE", names.result_key(self._reply)))], deque()
         self._to_send.set()
@@ -251,7 +251,7 @@ class ResultListener:
                 entering.set_exception(told)
 
     async def _send(self, connection: AbstractConnection) -> None:
-        """Send what is in the outbox, all that has come together at once. Where that fails redis-py disconnects."""
+        """Send the outbox, all of it at once. If that fails redis-py disconnects."""
         while True:
             await self._to_send.wait()
             self._to_send.clear()
@@ -261,7 +261,7 @@ class ResultListener:
             await connection.send_packed_command(packed, check_health=False)
 
     def _watch(self) -> None:
-        """While somebody waits: find out whether the connection has died without a word."""
+        """While calls wait, check that the connection still works."""
         if self._watching is None:
             self._watching = self.loop.call_later(ANSWERED_WITHIN, self._doubt)
 
@@ -282,7 +282,7 @@ class ResultListener:
             self._watch()
 
     async def close(self) -> None:
-        """Close every connection. Nobody may be waiting any more."""
+        """Close the connection. No call may be waiting any more."""
         if self._watching is not None:
             self._watching.cancel()
         serving, self._serving = self._serving, None

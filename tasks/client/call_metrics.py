@@ -1,8 +1,8 @@
-"""Counts of what callers see, in processes that use prometheus_client themselves; nothing otherwise.
+"""Counts the calls of a process that has imported prometheus_client; otherwise nothing.
 
-Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters stand in prometheus_client's
-own registry, beside the others of an API process. A process that never imports it has nowhere to show them, so it is
-not imported here: a call then costs one look into a dictionary.
+Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters are in prometheus_client's
+own registry, with the others of an API process. It is not imported here: a process that does not import it pays one
+look into a dictionary for each call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,12 +30,18 @@ _seconds: dict[str, Any] = {}
 
 @contextmanager
 def counted(gateway: str) -> Generator[None]:
-    """Count the call inside, and how long it takes; trace it, where the process uses OpenTelemetry."""
+    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+    with counted_for((gateway,)), traced(gateway):
+        yield
+
+
+@contextmanager
+def counted_for(gateways: Collection[str]) -> Generator[None]:
+    """Count the calls inside, one of each gateway, and how long they take."""
     library = sys.modules.get("prometheus_client")
     began, code = time.monotonic(), "unforeseen"
     try:
-        with traced(gateway):
-            yield
+        yield
         code = "ok"
     except PeerlaneError as error:
         code = error.code
@@ -45,7 +51,8 @@ def counted(gateway: str) -> Generator[None]:
         raise
     finally:
         if library is not None:
-            _count(library, gateway, code, time.monotonic() - began)
+            for gateway in gateways:
+                _count(library, gateway, code, time.monotonic() - began)
 
 
 def _count(library: Any, gateway: str, code: str, seconds: float) -> None:

@@ -1,43 +1,40 @@
-"""Peers for callers that name no gateway: the live, undrained one of a region or with some labels with most room."""
+"""Creates peers for callers that name no gateway: by region and labels, on the undrained one with most room."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
-from typing import Self, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
-from peerlane.tasks.client.aio_gateway import AsyncGateway
+from peerlane.tasks.client.call_metrics import counted_for
 from peerlane.tasks.client.gateway import Gateway, gateways
-from peerlane.tasks.errors import (
-    Draining,
-    PeerlaneError,
-    PoolExhausted,
-    StorageError,
-    TimedOut,
-    Unavailable,
+from peerlane.tasks.client.patience import Timeout, seconds_of
+from peerlane.tasks.client.placement import (
+    RETRY_ELSEWHERE,
+    Choice,
+    ListPlacement,
+    ListRemoval,
+    Placement,
+    choose,
+    matches,
 )
-from peerlane.tasks.lane import tasks
-from peerlane.tasks.lane.request import Timeout, seconds_of
+from peerlane.tasks.errors import PeerlaneError, StorageError
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane.slices import WINDOW, PeerAnswer, PeerWish, ask_slices, cut, interleaved, new_list_id
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
 
-#: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
-#: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
-RETRY_ELSEWHERE = (Unavailable, Draining, PoolExhausted)
-#: Gateways named in a refusal.
-TOLD = 50
+#: Characters of a public key; and keys looked for on every gateway in one round trip.
+KEY_LENGTH, LOOKED_UP = 44, 500
 
 
 class Wish(TypedDict, total=False):
-    """What ``Gateway.create_peer`` takes beyond the key, but for a request id, which is of one gateway."""
+    """The arguments of ``Gateway.create_peer`` besides the key. Without a request id, which belongs to one gateway."""
 
     allowed_ips: Sequence[str] | None
     preshared_key: str | None
@@ -48,51 +45,11 @@ class Wish(TypedDict, total=False):
     bulk: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Who is to be asked, in order, and why the others are not."""
-
-    candidates: tuple[GatewayInfo, ...]
-    #: Those of the region and the labels that take no peers now, each with the reason.
-    passed: Mapping[str, str]
-    #: Those that do not match, each with the reason: near misses (of the region, with another label) come first.
-    elsewhere: Mapping[str, str]
-    #: Whether the peer is on the one candidate already, so that no other may be asked.
-    bound: bool = False
-
-
-def matches(one: GatewayInfo, region: str | None, where: Mapping[str, str]) -> str | None:
-    """None where the gateway is of the region and has the labels; else in what it is another."""
-    if region is not None and one.region != region:
-        return f"its region is {one.region}" if one.region else "it has no region"
-    wrong = [name for name, value in where.items() if one.labels.get(name) != value]
-    return f"its label {wrong[0]} is {one.labels.get(wrong[0], 'not set')}" if wrong else None
-
-
-def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mapping[str, str] | None = None) -> Choice:
-    """The matching gateways that take peers: most room first, then fewest waiting, then by name. Pure.
-
-    A full one is asked last instead of never: what is known of its room is a second old.
-    """
-    candidates: list[GatewayInfo] = []
-    passed: dict[str, str] = {}
-    elsewhere: list[tuple[bool, str, str]] = []
-    for one in fleet:
-        if reason := matches(one, region, where or {}):
-            elsewhere.append((region is not None and one.region != region, one.name, reason))
-        elif one.state != "active":
-            passed[one.name] = f"it is {one.state}"
-        else:
-            candidates.append(one)
-    candidates.sort(key=lambda one: (-one.room, one.waiting, one.name))
-    return Choice(tuple(candidates), passed, {name: reason for _, name, reason in sorted(elsewhere)})
-
-
 class Fleet:
     """All gateways, seen from an API host. Threads may share it."""
 
     def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
-        self._app = app or tasks.app
+        self._app = app or definitions.app
         self._timeout = timeout
 
     def gateways(self) -> list[GatewayInfo]:
@@ -130,27 +87,130 @@ class Fleet:
                 turns.refused(gateway, refusal)
         raise turns.nobody()
 
+    def create_peers(
+        self,
+        wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
+        *,
+        region: str | None = None,
+        where: Mapping[str, str] | None = None,
+        timeout: Timeout | None = None,
+    ) -> list[PeerAnswer]:
+        """Create many peers, each on the gateway that ``create_peer`` would choose; what became of each, in order.
+
+        A list fills what has most room first, so it spreads over gateways of one size. What a gateway refuses as one
+        that is down, drained or full is sent to the next; a key that a matching gateway has stays there. Answers are
+        as those of ``Gateway.create_peers``, errors as values; ``timeout`` is for each slice on each gateway. Left by
+        an exception, it cancels what is on its way.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached to choose the gateways; nothing was sent.
+        """
+        listed, within = list(wishes), self._within(timeout)
+        placement = self.place_list(listed, region, where)
+        while asked := placement.next_round():
+            chosen = {gateway: [listed[place] for place in places] for gateway, places in asked.items()}
+            for gateway, answers in self._ask_lists(names.CREATE_PEERS, chosen, within).items():
+                placement.heard(gateway, asked[gateway], answers)
+        return placement.answers
+
+    def delete_peers(
+        self,
+        public_keys: Iterable[str],
+        *,
+        region: str | None = None,
+        where: Mapping[str, str] | None = None,
+        timeout: Timeout | None = None,
+    ) -> list[PeerAnswer]:
+        """Delete many peers, each from every matching gateway that has it; what became of each, in order.
+
+        Of a key that none has, a gateway that serves its lane says that it is absent. As ``create_peers``.
+        """
+        listed, within = list(public_keys), self._within(timeout)
+        removal, nobody = self.find_list(listed, region, where)
+        chosen = {gateway: [listed[place] for place in places] for gateway, places in removal.round.items()}
+        for gateway, answers in self._ask_lists(names.DELETE_PEERS, chosen, within).items():
+            removal.heard(removal.round[gateway], answers)
+        return [removal.answer(place, nobody) for place in range(len(listed))]
+
+    def _within(self, timeout: Timeout | None) -> float:
+        return seconds_of(timeout, self._timeout, self._app.settings.timeout)
+
+    def _ask_lists(
+        self, task: str, chosen: Mapping[str, Sequence[object]], within: float
+    ) -> dict[str, list[PeerAnswer]]:
+        """What each gateway answers to its list; all of them are asked side by side."""
+        found: dict[str, list[PeerAnswer]] = {gateway: [] for gateway in chosen}
+        lists = [cut(task, gateway, wishes, new_list_id(gateway)) for gateway, wishes in chosen.items()]
+        asked = ask_slices(self._app, interleaved(lists), timeout=within, window=WINDOW * len(chosen))
+        with counted_for(chosen), closing(asked) as answered:
+            for one, answers in answered:
+                found[one.gateway] += answers
+        return found
+
+    def place_list(
+        self, wishes: Sequence[object], region: str | None, where: Mapping[str, str] | None
+    ) -> ListPlacement:
+        """Where the wishes of a list are to go. Raises OutcomeUnknown where Redis cannot be reached."""
+        fleet = self.gateways()
+        matching = [one.name for one in fleet if matches(one, region, where or {}) is None]
+        keys = [
+            cast("Mapping[str, object]", wish).get("public_key") if isinstance(wish, Mapping) else None
+            for wish in wishes
+        ]
+        holders = self._holders_of(keys, matching, binding=True)
+        bound = {place: names_of[0] for place, names_of in holders.items()}
+        return ListPlacement(len(wishes), choose(fleet, region, where), _asked_for(region, where), bound)
+
+    def find_list(
+        self, keys: Sequence[object], region: str | None, where: Mapping[str, str] | None
+    ) -> tuple[ListRemoval, PeerlaneError]:
+        """Where the peers of a list are, and what is answered where no gateway could. Raises as ``place_list``."""
+        fleet = self.gateways()
+        matching = [one for one in fleet if matches(one, region, where or {}) is None]
+        holders = self._holders_of(keys, [one.name for one in matching], binding=False)
+        serving = next((one.name for one in matching if one.state in ("active", "draining")), None)
+        nobody = Placement(choose(fleet, region, where), 0.0, _asked_for(region, where)).nobody()
+        return ListRemoval(keys, holders, serving), nobody
+
+    def _holders_of(self, keys: Sequence[object], among: Sequence[str], *, binding: bool) -> dict[int, list[str]]:
+        """Which gateways of ``among`` have these peers, by their places; ``binding``: and hold them there."""
+        found: dict[int, list[str]] = {}
+        sound = [(place, key) for place, key in enumerate(keys) if isinstance(key, str) and len(key) == KEY_LENGTH]
+        redis = lanes_of(self._app).redis
+        for start in range(0, len(sound) if among else 0, LOOKED_UP):
+            page = sound[start : start + LOOKED_UP]
+            pipe = redis.pipeline(transaction=False)
+            for name in among:
+                for _, key in page:  # not HMGET, which API hosts may not call here
+                    pipe.hget(names.peers_key(name), key)
+            pipe.time()
+            with reaching("nothing was sent"):
+                *records, (now, _) = pipe.execute()
+            for number, record in enumerate(records):
+                place, key = page[number % len(page)]
+                if record and (not binding or _binds(key, record, now)):
+                    found.setdefault(place, []).append(among[number // len(page)])
+        return found
+
     def turns(
         self, public_key: str, region: str | None, where: Mapping[str, str] | None, timeout: Timeout | None = None
     ) -> Placement:
-        """Who is to be asked for this key, in order.
+        """The gateways to ask for this key, in order.
 
         Raises:
             Invalid: not a public key.
             OutcomeUnknown: Redis could not be reached; nothing was sent.
         """
-        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        within = self._within(timeout)
         fleet = self.gateways()
         choice = choose(fleet, region, where)
         matching = [one for one in fleet if matches(one, region, where or {}) is None]
         if holders := self._holders(public_key, [one.name for one in matching]):
             choice = Choice(tuple(one for one in matching if one.name == holders[0]), {}, {}, bound=True)
-        parts = [f"region {region}"] if region else []
-        parts += [f"{name}={value}" for name, value in (where or {}).items()]
-        return Placement(choice, within, " with " + ", ".join(parts) if parts else "")
+        return Placement(choice, within, _asked_for(region, where))
 
     def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:
-        """The gateways of ``among`` that have this peer; where its time is up, it is as good as gone."""
+        """The gateways of ``among`` that have this peer, unless it has expired there."""
         if not among:
             return []
         parse(DeletePeer, {"gateway": among[0], "public_key": public_key})
@@ -163,101 +223,17 @@ class Fleet:
         return [name for name, record in zip(among, found, strict=True) if record and _binds(public_key, record, now)]
 
 
+def _asked_for(region: str | None, where: Mapping[str, str] | None) -> str:
+    """What gateways had to match, as part of a sentence."""
+    parts = [f"region {region}"] if region else []
+    parts += [f"{name}={value}" for name, value in (where or {}).items()]
+    return " with " + ", ".join(parts) if parts else ""
+
+
 def _binds(public_key: str, record: bytes, now: int) -> bool:
-    """Whether a peer's record holds it where it is; ``now`` is in seconds on Redis' clock."""
+    """Whether a peer's record binds its key to that gateway: it has not expired. ``now`` is in s on Redis' clock."""
     try:
         peer = Peer.from_record(public_key, record)
     except (ValueError, StorageError):
         return True  # nobody knows what it is: its gateway is to say so
     return peer.pinned or peer.expires_at is None or peer.expires_at > now
-
-
-class AsyncFleet:
-    """All gateways, seen from an asyncio program. Use it as a context manager, within one event loop."""
-
-    def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
-        self._app = app or tasks.app
-        self._timeout = timeout
-        self._sync = Fleet(self._app)
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="peerlane-fleet")
-        self._clients: dict[str, AsyncGateway] = {}
-        self._closed = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Let go of the threads and close the connections; whoever still waits gets cancelled."""
-        self._closed = True
-        self._reader.shutdown(wait=False, cancel_futures=True)
-        clients, self._clients = list(self._clients.values()), {}
-        await asyncio.gather(*(client.close() for client in clients))
-
-    async def gateways(self) -> list[GatewayInfo]:
-        """As Fleet.gateways."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._sync.gateways)
-
-    async def create_peer(
-        self,
-        public_key: str,
-        *,
-        region: str | None = None,
-        where: Mapping[str, str] | None = None,
-        timeout: Timeout | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
-        **wish: Unpack[Wish],
-    ) -> PeerResult:
-        """As Fleet.create_peer."""
-        if self._closed:
-            raise RuntimeError("this fleet is closed")
-        turns = await asyncio.get_running_loop().run_in_executor(
-            self._reader, self._sync.turns, public_key, region, where, self._timeout if timeout is None else timeout
-        )
-        for gateway, left in turns:
-            if self._closed:  # meanwhile: a client made now would be closed by nobody
-                raise asyncio.CancelledError
-            if (client := self._clients.get(gateway)) is None:
-                client = self._clients[gateway] = AsyncGateway(gateway, app=self._app)
-            try:
-                return await client.create_peer(public_key, timeout=left, **wish)
-            except RETRY_ELSEWHERE as refusal:
-                turns.refused(gateway, refusal)
-        raise turns.nobody()
-
-
-class Placement:
-    """The candidates of one request, one after the other while time is left, and why each did not take the peer."""
-
-    def __init__(self, choice: Choice, within: float, asked_for: str = "") -> None:
-        self._choice = choice
-        self._asked_for = asked_for
-        self._within = within
-        self._until = time.monotonic() + within
-        self._reasons = dict(choice.passed)
-
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        for one in self._choice.candidates:
-            left = self._until - time.monotonic()
-            if left <= 0:
-                raise TimedOut(f"no gateway has taken the peer within {self._within:g} s: {self._told()}")
-            yield one.name, left
-
-    def refused(self, gateway: str, refusal: PeerlaneError) -> None:
-        """``gateway`` has refused; on to the next, unless the peer is bound to this one: then the refusal is raised."""
-        if self._choice.bound:
-            raise refusal
-        self._reasons[gateway] = refusal.message
-
-    def nobody(self) -> PeerlaneError:
-        """What to raise once all have refused."""
-        if not self._reasons and not self._choice.elsewhere:
-            return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
-        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._told()}", 5.0)
-
-    def _told(self) -> str:
-        """Why each was not chosen; those of another region or other labels come last, near misses before the rest."""
-        told = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
-        more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
-        return "; ".join(f"{name}: {reason}" for name, reason in told[:TOLD]) + more

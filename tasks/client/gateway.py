@@ -1,4 +1,4 @@
-"""The typed client: one object per gateway, plain calls that return frozen results or raise the one error tree."""
+"""The client: one object per gateway; its calls return frozen results or raise errors of ``peerlane.tasks.errors``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched, switch
-from peerlane.tasks.admission.lane_state import unknown_gateway
-from peerlane.tasks.admission.lanes import Lanes, lanes_of
+from peerlane.tasks.admission.lanes import Lanes, lanes_of, unknown_gateway
 from peerlane.tasks.client.call_metrics import counted
+from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.lane import tasks
+from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.lane.ask import ask
-from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
 from peerlane.tasks.redis.errors import PAGE, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
@@ -36,7 +35,7 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
     labels: Mapping[str, str] | None,
     pinned: bool,  # noqa: FBT001 - the order is create_peer's own
 ) -> dict[str, Any]:
-    """The arguments of a create as the task takes them; what was not asked for is left out."""
+    """The arguments of a create as the task takes them, without those that are not set."""
     wish: dict[str, Any] = {
         "public_key": public_key,
         # One text is no list of its characters: the model says so.
@@ -63,10 +62,10 @@ class Gateway:
         ``app`` is made with ``config.celery.app.PeerlaneApp(settings)``; without it the process' own is used.
         """
         self.name = name
-        self._app = app or tasks.app
+        self._app = app or definitions.app
         self._timeout = timeout
-        self._create = tasks.task_of(self._app, names.CREATE_PEER)
-        self._delete = tasks.task_of(self._app, names.DELETE_PEER)
+        self._create = definitions.task_of(self._app, names.CREATE_PEER)
+        self._delete = definitions.task_of(self._app, names.DELETE_PEER)
 
     @property
     def _lanes(self) -> Lanes:
@@ -119,7 +118,7 @@ class Gateway:
         timeout: Timeout | None = None,
         request_id: str | None = None,
     ) -> list[PeerAnswer]:
-        """Create many peers; what became of each, in order: its result, or the error as a value, never raised.
+        """Create many peers. Returns for each, in order, its result or its error; raises none of these.
 
         ``wishes`` are mappings of what ``create_peer`` takes, as many as there are. They go in slices of up to 64, each
         one request on the lane's bulk queue and one commit, four of them on their way. A wish that is malformed is
@@ -131,13 +130,15 @@ class Gateway:
         Raises:
             Invalid: ``request_id`` is malformed.
         """
-        return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
+        with counted(self.name):
+            return list(self._ask_list(names.CREATE_PEERS, wishes, timeout, request_id))
 
     def delete_peers(
         self, public_keys: Iterable[str], *, timeout: Timeout | None = None, request_id: str | None = None
     ) -> list[PeerAnswer]:
-        """Delete many peers; what became of each, in order. As ``create_peers``."""
-        return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
+        """Delete many peers. Returns results and errors as ``create_peers`` does."""
+        with counted(self.name):
+            return list(self._ask_list(names.DELETE_PEERS, public_keys, timeout, request_id))
 
     def _ask_list(
         self, task: str, wishes: Iterable[object], timeout: Timeout | None, request_id: str | None
@@ -147,7 +148,7 @@ class Gateway:
 
     def _ask(
         self,
-        task: tasks.LaneTask,
+        task: definitions.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,
         request_id: str | None,
@@ -159,7 +160,7 @@ class Gateway:
         return PeerResult.model_validate(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
 
     def drain(self) -> Switched:
-        """Let the gateway take no new peers from now on; deletes and sweeps go on. Doing it twice is no error.
+        """Refuse new peers from now on; deletes and sweeps continue. Draining twice is no error.
 
         Raises:
             Unavailable: no such gateway is registered.
@@ -172,7 +173,7 @@ class Gateway:
         return switch(self._lanes, self.name, "active")
 
     def info(self) -> GatewayInfo:
-        """What the gateway says of itself.
+        """The gateway's facts, as its writer has stored them.
 
         Raises:
             Unavailable: no such gateway is registered.
@@ -267,7 +268,7 @@ def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
         StorageError: Redis refuses to show them to this user.
         OutcomeUnknown: Redis could not be reached.
     """
-    lanes = lanes_of(app or tasks.app)
+    lanes = lanes_of(app or definitions.app)
     snapshot = FleetReader(lanes.redis, lanes_only=True).read()
     for status in snapshot.gateways:
         lanes.believe(status.lane)

@@ -1,1 +1,1 @@
-"""``peerlane exporter``: what gateways tell in Redis, as Prometheus' metrics. Reads only."""
+"""``peerlane exporter``: reads gateways' metrics from Redis and serves them to Prometheus. Writes nothing."""

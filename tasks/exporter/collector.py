@@ -1,4 +1,4 @@
-"""Reads the fleet from Redis at each scrape, and hands it to prometheus_client, which this file alone imports here."""
+"""Reads the fleet from Redis at each scrape for prometheus_client, which only this file of the package imports."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FleetCollector:
         self._telling = threading.Lock()
 
     def collect(self) -> Iterator[Any]:
-        """The families, as prometheus_client asks for them. Where Redis is away, that alone is told."""
+        """The families for prometheus_client. If Redis is away, only ``peerlane_redis_up``."""
         began = time.monotonic()
         families = {family.name: _made(family) for family in (*ALL, *(PER_PEER if self._per_peer else ()))}
         trouble = None
@@ -61,7 +61,7 @@ class FleetCollector:
         yield from families.values()
 
     def describe(self) -> Iterator[Any]:
-        """What there may be, for prometheus_client to see that nobody else tells the same; reads nothing."""
+        """The possible families, so that prometheus_client can detect duplicates. Reads nothing."""
         return (_made(family) for family in (*ALL, *PER_PEER))
 
     def _read(self, families: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ class FleetCollector:
 
 
 def _told(answer: object) -> dict[str, Any]:
-    """What Redis says of itself; empty where it does not say that to this user."""
+    """Redis' INFO; empty if this user may not read it."""
     if isinstance(answer, RedisError):
         log.debug("Redis does not describe itself: %s", failure(answer))
         return {}
@@ -156,7 +156,7 @@ def _made(family: Family) -> GaugeMetricFamily | CounterMetricFamily | Histogram
 
 
 class MetricsServer:
-    """Answers Prometheus over HTTP, in threads of its own, until it is stopped."""
+    """Serves metrics over HTTP, in its own threads, until it is stopped."""
 
     def __init__(self, collector: FleetCollector, host: str, port: int) -> None:
         """Serve from now on.
@@ -178,7 +178,7 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         return self._server.server_port
 
     def stop(self) -> None:

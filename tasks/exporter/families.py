@@ -1,4 +1,4 @@
-"""The families of metrics that an exporter tells: names, kinds, labels. Rules and dashboards are tested by them."""
+"""The exporter's families of metrics: names, kinds, labels. Tests compare rules and dashboards with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_SERIES = 150
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One family. ``labels`` come after ``gateway``, which all but those of Redis itself have."""
+    """A family of metrics. ``labels`` come after ``gateway``, which all families except Redis' have."""
 
     name: str
     kind: Kind

@@ -1,13 +1,13 @@
-"""One gateway's status as samples of the exporter's families. Pure; what is not known has no sample.
+"""Turns one gateway's status into samples of the exporter's families. Pure. Unknown values have no sample.
 
-However much a gateway's hashes hold, the samples are few: what is beyond the known number is counted as ``other``.
+The number of samples is limited, whatever a gateway's hashes contain: values beyond it are counted as ``other``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from peerlane.tasks.admission.lane_state import number
+from peerlane.tasks.admission.lanes import number
 from peerlane.tasks.errors import KernelError, StorageError, WriterError
 from peerlane.tasks.exporter.families import FEWER_BUCKETS, STATES
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
@@ -30,7 +30,7 @@ _NO_FAILURES = {
 
 
 def samples(status: GatewayStatus) -> Iterator[Sample]:
-    """All of a gateway's."""
+    """All samples of a gateway."""
     yield from _of_lane(status)
     yield from _of_reports(status)
     if status.writer_metrics is not None:
@@ -114,7 +114,7 @@ def _of_observer(told: ObserverMetrics) -> Iterator[Sample]:
 
 
 def _few(name: str, counted: Mapping[tuple[str, ...], float], most: int) -> Iterator[Sample]:
-    """At most so many samples: the rest together, as ``other``."""
+    """Limit the number of samples: the rest are added up as ``other``."""
     rows = sorted(counted.items())
     for labels, count in rows[: most if len(rows) <= most else most - 1]:
         yield name, labels, count

@@ -1,1 +1,1 @@
-"""Flower for a fleet of gateways: its workers, lanes and Gateways page out of Redis. Needs the extra ``flower``."""
+"""Flower for a fleet of gateways: reads workers, lanes and its Gateways page from Redis. Needs the extra ``flower``."""

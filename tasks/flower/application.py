@@ -1,7 +1,7 @@
-"""Flower itself, with the fleet added: more pages, workers that are known without being asked, an end on SIGTERM.
+"""Flower's application with the fleet added: more pages, workers read from Redis, an end on SIGTERM.
 
-Flower 2.2 has no plug-ins. What is used of it: the class, which tornado's own methods extend (``add_handlers``, the
-setting ``template_loader``), ``inspector.workers``, ``events.state`` and the option ``format_task``.
+Flower 2.2 has no plug-ins. This module uses its application class, extended by tornado's own means (``add_handlers``,
+the setting ``template_loader``), ``inspector.workers``, ``events.state`` and the option ``format_task``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _Flower: Any = Flower  # it carries no types
 
 
 def install() -> None:
-    """Make ``celery flower`` start this application. Flower's command looks its class up when it runs."""
+    """Make ``celery flower`` start this application. Flower's command looks up its class when it runs."""
     flower.command.Flower = FleetFlower  # pyright: ignore[reportAttributeAccessIssue] - untyped
 
 
 class FleetFlower(_Flower):
-    """Flower for an app of ours; for any other app it is Flower alone."""
+    """Flower for a Peerlane app; for any other app it is plain Flower."""
 
     fleet: FleetView | None = None
 
@@ -63,7 +63,7 @@ class FleetFlower(_Flower):
 
     @property
     def broker_uri(self) -> str:
-        """What the broker page shows of where Redis is, its password hidden."""
+        """Redis' address for the broker page, with the password hidden."""
         if self.fleet is None:
             return cast("str", super().broker_uri)
         return shown_url(self.capp.settings.redis_url.get_secret_value())
@@ -79,7 +79,7 @@ class FleetFlower(_Flower):
         super().start()
 
     def update_workers(self, workername: str | None = None) -> Any:
-        """Flower's way to ask workers; all of them are told of by one look."""
+        """Flower's method to ask workers. Here one look at Redis updates all of them."""
         if self.fleet is None:
             return super().update_workers(workername)  # pyright: ignore[reportUnknownVariableType] - untyped
         return asyncio.ensure_future(self._look())
@@ -96,7 +96,7 @@ class FleetFlower(_Flower):
         self._forget_removed(fleet.last.workers)
 
     def _forget_removed(self, known: dict[str, Any]) -> None:
-        """Drop from Flower's list what is offline and of no registered gateway, or was one before it moved."""
+        """Drop offline workers of removed gateways from Flower's list, and those of gateways that have moved."""
         state = self.events.state
         gone = {name for name, worker in state.workers.items() if name not in known and not worker.alive}
         for name in gone:
@@ -107,7 +107,7 @@ class FleetFlower(_Flower):
 
 
 class FleetLoader(Loader):
-    """Flower's templates and ours; its navigation bar with an entry for gateways, and what is wrong below it."""
+    """Flower's templates and Peerlane's. Adds an entry for gateways and a line of trouble to the navigation bar."""
 
     def __init__(self, root_directory: str) -> None:
         """``root_directory`` is Flower's. Raises RuntimeError if its navigation bar has another form."""

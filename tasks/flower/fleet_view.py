@@ -1,4 +1,4 @@
-"""What Flower's pages show of the fleet: read every few seconds, kept while Redis is away."""
+"""Reads the fleet every few seconds for Flower's pages, and keeps the last state while Redis is away."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STALE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The fleet at one moment; its gateways in most trouble stand first."""
+    """The fleet at one moment; the most urgent gateways first."""
 
     #: Redis' clock, in seconds.
     at: float
@@ -37,7 +37,7 @@ class Look:
 
 
 class FleetView:
-    """The last look that succeeded, and what is wrong since. ``look`` blocks: it is for a thread."""
+    """The last successful look, and the error since. ``look`` blocks: call it in a thread."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -51,7 +51,7 @@ class FleetView:
         self._away = False
 
     def look(self) -> bool:
-        """Read now; whether that succeeded. An outage is told in two lines of the log: its begin and its end."""
+        """Read now; returns whether that succeeded. Logs the begin and the end of an outage."""
         try:
             snapshot = self._reader.read()
         except PeerlaneError as error:
@@ -69,7 +69,7 @@ class FleetView:
         return True
 
     def lengths(self, queues: Sequence[str]) -> dict[str, int]:
-        """How many messages wait in each queue now. Blocks, as ``look`` does.
+        """The length of each queue now. Blocks, as ``look`` does.
 
         Raises:
             OutcomeUnknown: Redis could not be reached.

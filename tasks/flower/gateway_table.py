@@ -1,4 +1,4 @@
-"""The Gateways page's content: columns, cells, sentences, document. Pure; templates escape, not this."""
+"""The content of the Gateways page: columns, cells, sentences, document. Pure; the templates escape it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its title, what it means, and what of a row stands in it."""
+    """A column: its title, its meaning, and the function that makes its cells."""
 
     title: str
     meaning: str
@@ -40,7 +40,7 @@ def cells(row: Row) -> list[Cell]:
 
 
 def summary(look: Look | None) -> str:
-    """The fleet in a line."""
+    """One line about the fleet."""
     if look is None:
         return "Nothing has been read yet."
     rows = look.rows
@@ -58,7 +58,7 @@ def _changes(rows: tuple[Row, ...]) -> tuple[list[float | None], list[float | No
 
 
 def sentences(look: Look) -> list[str]:
-    """Alarms, full lanes, messages set aside, a missing beat."""
+    """Sentences about alarms, full lanes, messages set aside, a missing beat."""
     found = [
         f"ALARM {row.gateway} {alarm.kind}, for {span(max(0.0, look.at - alarm.since))}: {alarm.message}"
         f" ({alarm.runbook})"
@@ -80,7 +80,7 @@ def sentences(look: Look) -> list[str]:
 
 
 def as_document(look: Look | None, trouble: str) -> dict[str, Any]:
-    """The page for programs, as ``peerlane top --json`` tells it; ``trouble`` is why it is old, or empty."""
+    """The page for programs, as ``peerlane top --json`` prints it; ``trouble`` says why it is old, or is empty."""
     return {
         "at": None if look is None else round(look.at, 3),
         "trouble": trouble or None,

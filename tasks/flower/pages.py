@@ -1,7 +1,7 @@
-"""The pages that Flower gets: Gateways, for people and programs, and a health check that knows of Redis.
+"""Peerlane's pages in Flower: Gateways, for people and programs, and a health check that includes Redis.
 
-Its broker page and the lengths of queues are Flower's own, but read as everything of Peerlane reads Redis. Flower 2.2
-makes a client of its own from kombu's URL: without the user and the database of a unix socket, and without Sentinels.
+The broker page and the lengths of queues are Flower's, but read with Peerlane's connections. Flower 2.2 would make its
+own client from kombu's URL, without the user and the database of a unix socket, and without Sentinels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GetQueueLengths: Any = GetQueueLengths
 
 
 def handlers(prefix: str) -> list[url]:
-    """What is served before Flower's own paths, below its prefix if it has one."""
+    """The handlers that come before Flower's own, below its prefix if it has one."""
     start = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
     return [
         url(f"{start}/gateways", GatewaysPage, name="gateways"),
@@ -43,11 +43,11 @@ class _FleetHandler(_BaseHandler):
 
 
 class GatewaysPage(_FleetHandler):
-    """The fleet, the gateway in most trouble first; ``?json=1`` for programs. Behind Flower's password."""
+    """The fleet, the most urgent gateway first; ``?json=1`` for programs. Behind Flower's password."""
 
     @authenticated
     async def get(self) -> None:
-        """As of the last look, which is a few seconds old."""
+        """Show the last look, which is at most a few seconds old."""
         look = self.fleet.last
         if self.get_argument("json", default=False, type=bool):
             self.write(as_document(look, self.fleet.trouble))
@@ -62,7 +62,7 @@ class GatewaysPage(_FleetHandler):
 
 
 class HealthCheck(_FleetHandler):
-    """Open to all, as Flower's own: so it says no more than whether Redis has answered, and asks nothing itself."""
+    """The health check, without a password as Flower's own. It says only whether Redis has answered the last look."""
 
     async def get(self) -> None:
         """200 while Redis answers, 503 otherwise."""
@@ -75,13 +75,13 @@ class HealthCheck(_FleetHandler):
 
 
 class LaneLengths:
-    """Stands for Flower's broker: tells how many messages wait in queues."""
+    """Replaces Flower's broker object: returns the lengths of queues."""
 
     def __init__(self, fleet: FleetView) -> None:
         self._fleet = fleet
 
     async def queues(self, names: list[str]) -> list[dict[str, Any]]:
-        """Each queue with its length; an answer of 503 where Redis cannot be read."""
+        """Each queue with its length; the page answers 503 if Redis cannot be read."""
         try:
             lengths = await IOLoop.current().run_in_executor(None, self._fleet.lengths, names)
         except PeerlaneError as error:
@@ -90,7 +90,7 @@ class LaneLengths:
 
 
 class BrokerPage(_BrokerView):
-    """The lengths of all lanes."""
+    """The page with the lengths of all lanes."""
 
     def get_broker(self) -> LaneLengths:
         """Flower asks it for queues."""
@@ -98,7 +98,7 @@ class BrokerPage(_BrokerView):
 
 
 class QueueLengths(_GetQueueLengths):
-    """The same for programs."""
+    """The lengths of all lanes for programs."""
 
     def get_broker(self) -> LaneLengths:
         """Flower asks it for queues."""

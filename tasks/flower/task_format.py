@@ -1,4 +1,4 @@
-"""How Flower shows a request that was refused: by its code and its sentence, not by a traceback of the writer's."""
+"""Formats a refused request for Flower: its code and message instead of the writer's traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BY_NAME: dict[str, type[PeerlaneError]] = {
 
 
 def formatted(task: Any) -> Any:
-    """Flower's option ``format_task``: called with a copy of what it knows of a task."""
+    """Flower's option ``format_task``: formats a copy of a task's fields."""
     told = refusal(getattr(task, "exception", None))
     if told is not None:
         code, message = told
@@ -28,7 +28,7 @@ def formatted(task: Any) -> Any:
 
 
 def refusal(exception: object) -> tuple[str, str] | None:
-    """Code and message of an error of ours, from its repr; None for all that a traceback is needed to understand."""
+    """Code and message of a Peerlane error, from its repr; None for errors that need a traceback."""
     parts = _REPR.fullmatch(exception) if isinstance(exception, str) else None
     kind = _BY_NAME.get(parts["name"]) if parts is not None else None
     if parts is None or kind is None or issubclass(kind, WriterError):

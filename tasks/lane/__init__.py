@@ -1,1 +1,1 @@
-"""Sends and awaits one request, or many; the Celery tasks. Does not know who asks, or why."""
+"""Sends and awaits one request, or many; the Celery tasks. Does not depend on who sends a request or why."""

@@ -1,6 +1,6 @@
-"""Asks a gateway's writer and waits: one push on a kept connection, and the outcome comes back on it.
+"""Sends a request to a gateway's writer and waits: one push on a kept connection, which also receives the outcome.
 
-Celery's own way of sending is taken where somebody has connected to its signals of publishing (tracing, say).
+If a receiver is connected to Celery's publishing signals (tracing, for example), Celery sends the request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from peerlane.tasks.lane.request import Request, admit, checked
 from peerlane.tasks.lane.result import outcome_by, settle_unsent, withdraw
 from peerlane.tasks.redis.errors import SEND_ERRORS, unknown
 from peerlane.tasks.redis.subscription import Listening
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def ask(
 def _sent(
     lanes: Lanes, task: LaneTask, request: Request, listening: Listening, until: float, *, new: bool
 ) -> dict[str, Any]:
-    """``new``: there cannot have been an outcome before."""
+    """Send an admitted request and wait. ``new``: its id is new, so there is no earlier outcome."""
     try:
         try:
             if watched():
@@ -79,12 +79,12 @@ def _sent(
             else:
                 lanes.pushed(request.gateway, listening.push(request.queue, request.message()), bulk=request.bulk)
         except SEND_ERRORS as error:
-            return commit_record.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
+            return outcome.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
         heard: Listening | None = listening
         if new:
             with suppress(RedisError):
                 if (record := listening.wait(until)) is not None:
-                    return commit_record.decode(record, request.wish)
+                    return outcome.decode(record, request.wish)
             heard = None  # it is lost, or the time is up: what is stored tells more
         about = lanes, request.id, request.deadline, request.wish
         return outcome_by(*about, until=until, within=request.within, listening=heard)
@@ -96,5 +96,5 @@ def _sent(
 
 
 def watched() -> bool:
-    """Whether somebody has asked Celery to be told of each message that is published."""
+    """Whether a receiver is connected to Celery's publishing signals."""
     return bool(signals.before_task_publish.receivers or signals.after_task_publish.receivers)

@@ -1,4 +1,4 @@
-"""What Celery offers beside sending and waiting: groups of requests work, what a lane cannot do is refused by name."""
+"""Celery's other features: groups of requests work; a feature that a lane does not have is refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _REFUSED: Mapping[str, str] = {
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
-    """Refuse what a lane cannot do; what Celery's own groups add is fine.
+    """Refuse options that a lane cannot honour, except those that Celery's groups add.
 
     Raises:
         Invalid: names the option, and what to do instead.
@@ -49,7 +49,7 @@ def refuse_options(options: Mapping[str, Any]) -> None:
 
 @Signature.register_type("peerlane.lane")
 class LaneSignature(Signature):  # pyright: ignore[reportMissingTypeArgument, reportUntypedBaseClass] - celery-types has none
-    """A request to come. Its id names its gateway, in a group too."""
+    """A signature of a request. Its id begins with its gateway's name, in a group too."""
 
     @classmethod
     def from_dict(cls, d: Any, app: Any = None) -> LaneSignature:
@@ -62,7 +62,7 @@ class LaneSignature(Signature):  # pyright: ignore[reportMissingTypeArgument, re
         self._frozen: LaneResult | None = None
 
     def freeze(self, _id: str | None = None, *args: Any, **options: Any) -> Any:
-        """See Celery's. What has no gateway keeps Celery's id, and is refused when it is sent."""
+        """As Celery's. A signature without a gateway keeps Celery's id, and is refused when it is sent."""
         gateway = self.kwargs.get("gateway")
         if "task_id" not in self.options and isinstance(gateway, str):
             _id = names.request_id(gateway, str(uuid.uuid4()))
@@ -72,7 +72,7 @@ class LaneSignature(Signature):  # pyright: ignore[reportMissingTypeArgument, re
     _freeze = freeze
 
     def apply_async(self, args: Any = None, kwargs: Any = None, route_name: Any = None, **options: Any) -> Any:
-        """Send it. In a group each request has an answer of its own: a refusal before it was sent is one."""
+        """Send it. In a group, a refusal before sending is that request's own result."""
         del route_name
         refuse_options(self.options | options)  # a chord of refused requests would wait for ever
         held = self._frozen
@@ -89,7 +89,7 @@ class LaneSignature(Signature):  # pyright: ignore[reportMissingTypeArgument, re
 
 
 class LaneGroupResult(GroupResult):
-    """The results of a group. Waiting leaves no request behind that may still take effect."""
+    """The results of a group. ``get`` cancels the requests that have no outcome at its timeout."""
 
     def get(  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
         self,
@@ -97,7 +97,7 @@ class LaneGroupResult(GroupResult):
         propagate: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
         **options: Any,
     ) -> list[Any]:
-        """Every outcome, in order, ``timeout`` seconds for all together; who has none then is cancelled.
+        """All outcomes in order, within ``timeout`` seconds together; requests without one are then cancelled.
 
         Raises:
             PeerlaneError: the first refusal, once all have their outcomes; without ``propagate`` it is in the list.
@@ -123,7 +123,7 @@ class LaneGroupResult(GroupResult):
 
 
 def send_lane_task(application: Any, name: str, args: Any, kwargs: Any, **options: Any) -> LaneResult | None:
-    """Send a lane's task by its name; None for another task, which is Celery's to send. Raises as ``apply_async``."""
+    """Send a lane's task by its name; None for other tasks, which Celery sends. Raises as ``apply_async``."""
     if name not in LANE_TASKS:
         return None
     from peerlane.tasks.lane.tasks import task_of  # noqa: PLC0415 - it imports this

@@ -13,7 +13,7 @@ from peerlane.tasks.errors import PeerlaneError, WriterError
 
 
 class Observes(Protocol):
-    """What the tasks need of a gateway's observer. It returns the result or raises the refusal."""
+    """The part of a gateway's observer that the tasks call. It returns the result or raises the refusal."""
 
     def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
 
@@ -29,7 +29,7 @@ class UpkeepTask(Task[..., dict[str, Any]]):
     observer: ClassVar[Observes | None] = None
 
     def run(self, **arguments: Any) -> dict[str, Any]:
-        """On the gateway: look, decide, and have the writer do it."""
+        """Run on the gateway: the observer looks, decides, and has the writer act."""
         if self.observer is None:
             raise WriterError("this worker is no gateway's observer: start it with `peerlane gateway run`")
         return self.observer.carry_out(self.name, str(self.request.id), arguments)

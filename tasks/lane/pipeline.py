@@ -1,4 +1,4 @@
-"""Many requests at once, a bounded number of them outstanding: sent ahead, answered in the order they were sent."""
+"""Sends many requests with a limited number outstanding, and yields their answers in the order of sending."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SETTLE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[_Wish, _Result]):
-    """What one wish came to."""
+    """A wish with its result or error."""
 
     wish: _Wish
     #: The result, or why there is none.
@@ -50,7 +50,7 @@ def pipelined(
     timeout: float,
     size: int,
 ) -> Generator[Answer[_Wish, _Result]]:
-    """Send every wish, at most ``size`` of them outstanding, and yield each one's answer in order.
+    """Send all wishes, at most ``size`` of them outstanding, and yield the answers in order.
 
     ``send`` may raise a PeerlaneError, which is then that wish's answer; ``read`` makes the answer of a result. Every
     request has ``timeout`` seconds of its own. One thread: the answers arrive while the oldest is waited for. Where the
@@ -97,7 +97,7 @@ def _answer(
 
 
 def _settled(sent: LaneResult, timeout: float) -> dict[str, Any]:
-    """The outcome as it is in Redis; where there is none yet, the request is cancelled."""
+    """The outcome in Redis; if there is none yet, the request is cancelled."""
     until = time.monotonic() + _SETTLE
     record = settle(lanes_of(cast("Any", sent.app)), str(sent.id), sent.deadline, until=until)
     return result_of(record, timed_out(timeout), sent.wish)

@@ -1,38 +1,33 @@
-"""A request before it is sent: checked, let pass by its lane, with a deadline; and the message that it becomes.
+"""Checks a request, has its lane admit it, sets its deadline, and builds its message.
 
-The message has the form that Celery (protocol 2) and kombu's Redis transport give theirs. It is built here directly:
-Celery's and kombu's own way to the socket costs a client more than all the rest of a request.
+The message has the form of Celery's (protocol 2) in kombu's Redis transport. It is built here because Celery's and
+kombu's own code up to the socket costs a client more than the rest of a request.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.admission import list_quota, quota
-from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.lanes import Lanes, LaneState
 from peerlane.tasks.errors import Invalid, TimedOut
 from peerlane.tasks.lane.tracing import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
-from peerlane.tasks.wire.commit_record import HEADER, wish_digest
 from peerlane.tasks.wire.lists import CreatePeers, wishes_in
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.registry import LaneModel
-
-#: What callers may give as a timeout.
-Timeout = float | timedelta
+from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 #: The third part of a message's body: what Celery would carry out next.
@@ -41,7 +36,7 @@ _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 @dataclass(slots=True)
 class Request:
-    """Checked, and not sent yet. ``arguments`` are as JSON has them, with the deadline once ``admit`` has set it."""
+    """A checked request. ``arguments`` are in JSON's types; ``admit`` adds the deadline."""
 
     task: str
     gateway: str
@@ -121,7 +116,7 @@ class Request:
         )
 
     def enter(self, lane: LaneState, lanes: Lanes) -> str | None:
-        """Set the time, and the deadline where it has none. The key of its share of the lane, if that has shares.
+        """Set the sending time, and the deadline if it has none. Returns the key of its share, if the lane has shares.
 
         Raises redis.RedisError where Redis' clock has to be asked, which it need not be right after a look.
         """
@@ -142,14 +137,14 @@ def checked(
     request_id: str | None = None,
     bulk: bool = False,
 ) -> Request:
-    """The request that the arguments ask for. Asks Redis nothing.
+    """The request that the arguments ask for. Does not use Redis.
 
     Raises:
         Invalid: the arguments do not pass.
     """
     wish = parse(model, arguments)
     create = wish if isinstance(wish, CreatePeer) else None
-    listed = () if create else wishes_in(wish)
+    listed = wishes_in(wish)
     kept = _as_json(arguments)
     _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
     gateway = wish.gateway
@@ -173,7 +168,7 @@ def checked(
 
 
 def admit(lanes: Lanes, request: Request) -> None:
-    """Have its lane let a request pass that has its id. Raises redis.RedisError as it comes.
+    """Have the lane admit a request that has its id. Raises redis.RedisError as it comes.
 
     Raises:
         Unavailable: no live writer, a full lane, a share that is used up, or more waiting than its time allows for.
@@ -202,26 +197,10 @@ def _encrypt(
     places: Sequence[dict[str, Any]],
     cipher: Callable[[], PskCipher],
 ) -> None:
-    """Encrypt the wishes' preshared keys where they stand, if this host has a key for that."""
+    """Encrypt the wishes' preshared keys in place, if this host has a key for that."""
     for wish, place in zip(wishes, places, strict=False):
         if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
             place["preshared_key"] = cipher().encrypt(wish.gateway, wish.public_key, wish.preshared_key)
-
-
-def seconds_of(*timeouts: Timeout | None) -> float:
-    """The first that is given, in seconds.
-
-    0 is refused: a call waits for its outcome, and cancels what it has not heard of. Who does not want to wait sends
-    with ``create_peer.apply_async``.
-
-    Raises:
-        Invalid: it is no number of seconds above 0.
-    """
-    timeout = next(each for each in timeouts if each is not None)
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not all typed
-        raise Invalid("timeout: a number of seconds above 0, or a timedelta; apply_async sends without waiting")
-    return float(seconds)
 
 
 def seconds_until(expires: float | datetime) -> float:
@@ -248,7 +227,7 @@ def seconds_until(expires: float | datetime) -> float:
 
 
 def shown(arguments: Mapping[str, Any]) -> str:
-    """What logs, events and Flower show of the arguments; of a list, how many wishes it has."""
+    """The arguments as logs, events and Flower show them; of a list, the number of wishes."""
     safe = {name: "(hidden)" if name == "preshared_key" else value for name, value in arguments.items()}
     return repr(safe | {name: len(arguments[name]) for name in ("wishes", "public_keys") if name in arguments})[:1024]
 

@@ -14,7 +14,7 @@ from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.redis.subscription import Listening
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
 
 #: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
@@ -27,11 +27,11 @@ _BARRIER = cast("type", cast("Any", celery_result).barrier)
 
 
 class LaneResult(AsyncResult[dict[str, Any]]):
-    """A request's result. Unlike Celery's own, ``get`` never leaves a request behind that may still take effect."""
+    """A request's result. Unlike Celery's, ``get`` cancels the request at its timeout."""
 
     #: The request's deadline in ms on Redis' clock, where this process sent it.
     deadline: int = 0
-    #: The digest of what was asked for, where this process sent it (commit_record.wish_digest).
+    #: The digest of what was asked for, where this process sent it (peerlane.tasks.wire.wish_digest).
     wish: str = ""
     #: Why it was not sent, where that is this request's own affair: as one of a group.
     refusal: PeerlaneError | None = None
@@ -72,7 +72,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             raise
 
     def _left(self, lanes: Lanes) -> float:
-        """Seconds until the deadline has passed for certain; where it is not known, as long as any can be."""
+        """Seconds until the deadline has certainly passed; the longest possible ones if the deadline is not known."""
         if not self.deadline:
             return LONGEST_DEADLINE
         try:
@@ -81,14 +81,14 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             return 1.0
 
     def cancel(self) -> bool:
-        """Make sure that the request takes effect no more, unless it has; whether it never will.
+        """Cancel the request, unless it has an outcome; whether it can never take effect.
 
         Raises:
             OutcomeUnknown: Redis could not be reached, or takes no writes.
         """
         record = settle(lanes_of(cast("Any", self.app)), str(self.id), self.deadline, until=time.monotonic() + GRACE)
         try:
-            commit_record.decode(record, self.wish)
+            outcome.decode(record, self.wish)
         except TimedOut:
             return True
         except PeerlaneError:
@@ -105,7 +105,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             self.cancel()
 
     def then(self, callback: Any, *args: Any, **options: Any) -> Any:
-        """Refused: nobody would call back. Raises Invalid.
+        """Not supported, because nothing would call back. Raises Invalid.
 
         Celery's own group hangs its barrier in here; ``LaneGroupResult`` waits without it.
         """
@@ -114,7 +114,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         raise Invalid("a request calls nobody back: get() its outcome, or use AsyncGateway")
 
     def forget(self) -> None:
-        """Nothing is kept of it here. The commit record stays: it is what makes a redelivery harmless."""
+        """Does nothing. The commit record stays, because it makes a redelivery harmless."""
 
 
 def outcome_by(
@@ -127,7 +127,7 @@ def outcome_by(
     within: float | None,
     listening: Listening | None = None,
 ) -> dict[str, Any]:
-    """The outcome of a request that was sent; where there is none ``until`` then, the request is cancelled.
+    """The outcome of a sent request; if there is none until ``until``, the request is cancelled.
 
     ``wish`` is the digest of what was asked for; '' where that is not known.
 
@@ -137,16 +137,16 @@ def outcome_by(
     # Where the time is up already, the cancel tells what is stored.
     record = await_record(lanes, request_id, until, listening) if time.monotonic() < until else None
     if record is not None:
-        return commit_record.decode(record, wish)
+        return outcome.decode(record, wish)
     record = settle(lanes, request_id, deadline, until=until + GRACE)
     if within is None:
-        return commit_record.decode(record, wish)
+        return outcome.decode(record, wish)
     # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
     return result_of(record, timed_out(round(within, 1) or within), wish)
 
 
 def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:
-    """The request's commit record as soon as there is one; None ``until`` then. Outlives restarts of Redis."""
+    """Wait for the request's commit record; None if there is none at ``until``. Survives restarts of Redis."""
     while True:
         try:
             if listening is None:
@@ -168,13 +168,13 @@ def await_record(lanes: Lanes, request_id: str, until: float, listening: Listeni
 
 
 def withdraw(lanes: Lanes, request_id: str, deadline: int) -> None:
-    """Cancel a request whose caller leaves: one try, for whoever interrupts it has no time."""
+    """Cancel a request whose caller stops waiting. Tries once, because an interrupted caller has no time."""
     with suppress(RedisError, OSError):
         lanes.cancel(request_id, deadline=deadline)
 
 
 def settle_unsent(lanes: Lanes, request_id: str, deadline: int, error: BaseException) -> str:
-    """After ``error`` at sending: the record that decides the request, which may have arrived all the same.
+    """Cancel a request after ``error`` at sending, as it may have arrived; returns the record that decides it.
 
     Raises:
         StorageError: this user may not send; nothing was sent.
@@ -191,7 +191,7 @@ def settle_unsent(lanes: Lanes, request_id: str, deadline: int, error: BaseExcep
 
 
 def settle(lanes: Lanes, request_id: str, deadline: int, *, until: float) -> str:
-    """Make sure that a request has an outcome: its commit record or a tombstone.
+    """Cancel a request, with retries; returns its commit record or the tombstone.
 
     ``until`` is a moment on the monotonic clock; at least one attempt is made.
 

@@ -1,13 +1,14 @@
-"""A list of any length as requests: cut into slices, a few of them on their way, an answer for each wish in order.
+"""Cuts a list of any length into slices, sends a few at a time, and yields an answer for each wish in order.
 
-What is cut depends on the list alone, and so does each slice's request id: a list that is asked again under the same
-request id is answered as before.
+The slices and their request ids depend only on the list and its request id. So a list that is sent again with the same
+request id gets the same answers.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Some wishes of a list, in order; those that are sound are one request."""
+    """Some wishes of a list, in order; the valid ones are one request."""
 
     task: str
     gateway: str
@@ -72,7 +73,7 @@ class Slice:
 
     @property
     def wishes(self) -> list[CreatePeer | DeletePeer]:
-        """Those that are sent."""
+        """The valid wishes, which are sent."""
         return [part.wish for part in self.parts if not isinstance(part.wish, Invalid)]
 
     @property
@@ -82,7 +83,7 @@ class Slice:
         return {name: [part.sent for part in self.parts if not isinstance(part.wish, Invalid)]}
 
     def answers(self, outcome: Mapping[str, Any] | PeerlaneError) -> list[PeerAnswer]:
-        """What became of each wish, where ``outcome`` is what became of the request."""
+        """The answer to each wish, from the outcome of the request."""
         wishes = self.wishes
         if isinstance(outcome, PeerlaneError):
             found = [self._refusal(outcome)] * len(wishes)
@@ -112,7 +113,7 @@ def new_list_id(gateway: str, request_id: str | None = None) -> str:
 
 
 def cut(task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size: int = SLICE) -> Iterator[Slice]:
-    """The slices of a list: at most ``size`` wishes each, and fewer where they are large."""
+    """The slices of a list: at most ``size`` wishes each, and fewer if they are large."""
     read = _create if task == names.CREATE_PEERS else _delete
     parts: list[Part] = []
     taken = sent = 0
@@ -172,23 +173,41 @@ def ask_list(
     size: int = SLICE,
     window: int = WINDOW,
 ) -> Generator[PeerAnswer]:
-    """Ask for all, at most ``window`` slices on their way, and yield each wish's answer in order.
+    """Send all slices, at most ``window`` outstanding, and yield each wish's answer in order.
 
     Every slice has ``timeout`` seconds of its own. Where the caller stops early, what is on its way is cancelled.
 
     Raises:
         Invalid: ``request_id`` is not one that a list can have.
     """
-    kind = task_of(app, task)
+    slices = cut(task, gateway, wishes, new_list_id(gateway, request_id), size=size)
+    with closing(ask_slices(app, slices, timeout=timeout, window=window)) as answered:
+        for _, answers in answered:
+            yield from answers
+
+
+def ask_slices(
+    app: PeerlaneApp, slices: Iterable[Slice], *, timeout: float, window: int
+) -> Generator[tuple[Slice, list[PeerAnswer]]]:
+    """Ask for slices, of several gateways perhaps, and yield what became of each in order. As ``ask_list``."""
 
     def send(one: Slice) -> LaneResult:
         if not one.wishes:
             raise Invalid("none of these wishes can be sent")
-        arguments = {"gateway": gateway, **one.arguments}
-        return kind.apply_async(kwargs=arguments, task_id=one.request_id, expires=timeout)
+        arguments = {"gateway": one.gateway, **one.arguments}
+        return task_of(app, one.task).apply_async(kwargs=arguments, task_id=one.request_id, expires=timeout)
 
     read: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
-    slices = cut(task, gateway, wishes, new_list_id(gateway, request_id), size=size)
     with closing(pipelined(send, slices, read, timeout=timeout, size=window)) as answered:
         for answer in answered:
-            yield from answer.wish.answers(answer.outcome)
+            yield answer.wish, answer.wish.answers(answer.outcome)
+
+
+def interleaved(lists: Iterable[Iterator[Slice]]) -> Iterator[Slice]:
+    """The slices of several lists, one of each in turn."""
+    left = deque(lists)
+    while left:
+        one = left.popleft()
+        if (found := next(one, None)) is not None:
+            yield found
+            left.append(one)

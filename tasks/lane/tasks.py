@@ -1,4 +1,4 @@
-"""The Celery tasks: what an API host sends and a gateway's writer runs. Checked before sending and again on arrival."""
+"""The Celery tasks that API hosts send and a gateway's writer runs. Arguments are checked on both sides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from peerlane.tasks.wire.registry import LANE_TASKS, LaneModel, LaneTaskRow
 
 
 class PeerWriter(Protocol):
-    """What the tasks need of a gateway's writer. It returns the committed result or raises the committed refusal."""
+    """The part of a gateway's writer that the tasks call. It returns the committed result or raises the refusal."""
 
     #: ``taken`` is the message in hand (peerlane.workers.lane.strategy); nothing here looks into it.
     def carry_out(self, task: str, taken: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]: ...
@@ -103,7 +103,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         return cast("LaneResult", super().apply_async(kwargs=request.arguments, task_id=request.id, **options))
 
     def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> LaneSignature:
-        """A request to come, for a group."""
+        """A signature of a request, for a group."""
         starkwargs.setdefault("app", self.app)
         return LaneSignature(self, args, *starargs, **starkwargs)
 
@@ -122,7 +122,7 @@ class LaneTask(Task[..., dict[str, Any]]):
         return LaneResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
 
     def run(self, **arguments: Any) -> Any:
-        """On the gateway: plan, apply, commit. The result is stored by the commit; this one is for logs and Flower."""
+        """Run on the gateway: plan, apply, commit. The commit stores the result; this one is for logs and Flower."""
         taken = getattr(self.request, "taken", None)
         if self.writer is None or taken is None:
             raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
@@ -168,7 +168,7 @@ delete_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_P
 
 
 def in_short(result: Mapping[str, Any]) -> str:
-    """A result in a line: Celery's own rendering of the whole costs a tenth of a request."""
+    """A result in one line, because Celery's rendering of the whole result costs a tenth of a request."""
     if "answers" in result:
         kinds = Counter(str(each.get("outcome") or each["error"]["code"]) for each in result["answers"])
         return " ".join(["listed", *(f"{kind}={count}" for kind, count in sorted(kinds.items()))])[:256]

@@ -1,6 +1,6 @@
-"""Traces of callers by OpenTelemetry, in processes that use it themselves; nothing otherwise.
+"""Traces calls by OpenTelemetry, if the process has imported it.
 
-Like prometheus_client, OpenTelemetry is not imported here: a process that never does has nowhere to send a trace.
+OpenTelemetry is not imported here, as prometheus_client is not: a process that does not import it sends no traces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def trace_headers() -> dict[str, str]:
-    """The header that has a request carry the current span; none where there is no span."""
+    """The message header for the current span; empty if there is no span."""
     propagate: Any = sys.modules.get("opentelemetry.propagate")
     if propagate is None:
         return {}
@@ -28,7 +28,7 @@ def trace_headers() -> dict[str, str]:
 
 
 def parent_of(headers: object) -> str:
-    """The caller's span that a message's headers name; empty where they name none."""
+    """The caller's span in a message's headers; '' if there is none."""
     said = headers.get(names.TRACEPARENT) if isinstance(headers, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - whatever a message holds
     return said if isinstance(said, str) and _TRACEPARENT.fullmatch(said) else ""
 

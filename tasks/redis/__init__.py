@@ -1,1 +1,1 @@
-"""What the other rooms ask Redis with: its clock, pages, kept connections, its errors translated. Knows no lane."""
+"""Access to Redis for the other packages: its clock, pages, kept connections, translated errors. Knows no lane."""

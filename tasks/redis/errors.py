@@ -24,7 +24,7 @@ UNSETTLED = "whether the request took effect is unknown; ask again with the same
 
 
 def unknown(error: BaseException, consequence: str = "", request_id: str = "") -> OutcomeUnknown:
-    """The error for a caller: what failed, and what follows from it for what was asked."""
+    """The error for a caller: what failed, and what that means for the request."""
     return OutcomeUnknown("; ".join(filter(None, (failure(error), consequence))), request_id)
 
 
@@ -35,7 +35,7 @@ def may_not_send() -> StorageError:
 
 @contextmanager
 def reaching(consequence: str = "", request_id: str = "", *, refused: str | None = None) -> Generator[None]:
-    """Translate every failure of the Redis commands inside.
+    """Translate each failure of the Redis commands inside the block.
 
     With ``refused`` a refusal by Redis is an error of its own, and ``refused`` says what follows from it.
 
@@ -52,12 +52,12 @@ def reaching(consequence: str = "", request_id: str = "", *, refused: str | None
 
 
 def reading(consequence: str = "nothing was read") -> AbstractContextManager[None]:
-    """``reaching`` for commands that only read: a refusal, for lack of a right say, is a StorageError."""
+    """As ``reaching``, for commands that only read: a refusal, such as a missing right, is a StorageError."""
     return reaching(consequence, refused=consequence)
 
 
 def scan(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
-    """A hash's fields and values, in no order; one that changes meanwhile may be told twice. Raises as ``reading``."""
+    """A hash's fields and values, in no order; one that changes meanwhile may come twice. Raises as ``reading``."""
     pages = cast("Iterator[tuple[bytes, bytes]]", redis.hscan_iter(key, count=PAGE))
     while True:
         with reading():
@@ -69,7 +69,7 @@ def scan(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether this Redis user has no right to what failed; kombu hands such an error on as the cause of its own."""
+    """Whether a command failed because this Redis user lacks the right; kombu wraps that error in its own."""
     cause: BaseException | None = error
     for _ in range(10):
         if cause is None or isinstance(cause, NoPermissionError):

@@ -1,4 +1,4 @@
-"""Reads a large hash of Redis page by page: the next page is on its way while this one is used."""
+"""Reads a large hash of Redis page by page; the next page is requested while this one is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redis' clock, read from afar: one server's time for deadlines and expiry, whatever the hosts' clocks say."""
+"""Estimates Redis' clock, on which deadlines and expiry are, independent of the hosts' clocks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class ServerClock:
 
     @property
     def fresh(self) -> bool:
-        """Whether ``now_ms`` need not ask the server."""
+        """Whether ``now_ms`` can answer without asking the server."""
         return self._offset is not None and time.monotonic() - self._asked_at <= RESYNC
 
     def now_ms(self) -> int:
-        """The server's time now; asks the server if it was not asked lately. Raises what ``ask`` raises."""
+        """The server's time now; asks the server if the last answer is old. Raises what ``ask`` raises."""
         local = time.monotonic()
         offset = self._offset
         if offset is None or local - self._asked_at > RESYNC:

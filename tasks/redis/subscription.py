@@ -1,8 +1,8 @@
-"""One kept connection for each thread that asks: requests go out on it, and it hears of their outcomes.
+"""Kept connections, one for each waiting thread: a thread sends its requests and receives their outcomes on one.
 
-It is subscribed to one channel for all of its requests, that of ``GATEWAY.REPLY`` for the ids ``GATEWAY.REPLY_N``: a
-request needs no SUBSCRIBE of its own. Pushing on the same connection tells with Redis' answer that it still hears.
-A connection belongs to one thread at a time, so that no thread waits for another's.
+A connection is subscribed to one channel for all of its requests: that of ``GATEWAY.REPLY`` for the ids
+``GATEWAY.REPLY_N``. So a request needs no SUBSCRIBE of its own. Redis' answer to a push on the same connection shows
+that the subscription still works. A connection belongs to one thread at a time, so no thread waits for another.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Prepare = Callable[["Link", float], None]
 
 
 class Link:
-    """One connection. Whatever goes wrong on it, it is closed: what comes next could be an answer to something else."""
+    """One connection. After any error it is closed, because the next answer could belong to another command."""
 
     def __init__(self, redis: Redis) -> None:
         """Raises redis.RedisError where Redis cannot be reached."""
@@ -57,7 +57,7 @@ class Link:
         return f"{gateway}.{self._token}_{self._asked}"
 
     def hear_replies(self, gateway: str, within: float) -> None:
-        """Be subscribed to the outcomes of all ``new_id``. Raises redis.RedisError."""
+        """Subscribe to the outcomes of all ids of ``new_id``. Raises redis.RedisError."""
         channel = f"{names.RESULT_PREFIX}{gateway}.{self._token}".encode()
         if channel not in self._channels:
             self.subscribe(channel, within)
@@ -69,22 +69,22 @@ class Link:
         self._channels.add(channel)
 
     def unsubscribe(self, channel: bytes) -> None:
-        """Hear no more of a channel. Raises redis.RedisError."""
+        """Unsubscribe from a channel. Raises redis.RedisError."""
         self._send("UNSUBSCRIBE", channel)
         self._channels.discard(channel)
 
     def push(self, queue: str, message: str) -> int:
-        """Put a message into a queue; how long that is now. Raises redis.RedisError."""
+        """Push a message into a queue; returns the queue's length. Raises redis.RedisError."""
         self._send("LPUSH", queue, message)
         return cast("int", self._until(time.monotonic() + ANSWERED_WITHIN, lambda told: isinstance(told, int)))
 
     def still_hears(self, within: float = ANSWERED_WITHIN) -> None:
-        """Make sure that the connection has not died without a word. Raises redis.RedisError where it has."""
+        """Check that the connection still works. Raises redis.RedisError if it does not."""
         self._send("PING")
         self._until(time.monotonic() + within, lambda told: told in (b"PONG", "PONG"))
 
     def drop_what_is_late(self) -> None:
-        """Read away what has come for requests of before. Raises redis.RedisError where Redis has closed it."""
+        """Discard late messages for earlier requests. Raises redis.RedisError if Redis has closed the connection."""
         while self._connection.can_read(timeout=0):
             self._read()
 
@@ -135,17 +135,17 @@ def _confirms(told: object, channel: bytes) -> bool:
 
 
 class Listening:
-    """What is published of one request. Belongs to one thread; a context manager."""
+    """Waits for the publication of one request's outcome. Belongs to one thread; a context manager."""
 
     def __init__(self, listeners: Listeners, link: Link, request_id: str, channel: bytes | None) -> None:
-        """``channel`` is the request's own; None where the connection hears of it anyhow."""
+        """``channel`` is the request's own; None if the connection's common channel has its outcome."""
         self.request_id = request_id
         self._listeners, self._link, self._channel = listeners, link, channel
         self._sound = True
         self._closed = False
 
     def push(self, queue: str, message: str) -> int:
-        """Put the request into its queue; how long that is now.
+        """Push the request into its queue; returns the queue's length.
 
         Raises:
             redis.RedisError: it may have arrived all the same.
@@ -171,7 +171,7 @@ class Listening:
         return found
 
     def close(self) -> None:
-        """Listen no more; closing twice is no error."""
+        """Stop waiting; closing twice is no error."""
         if not self._closed:
             self._closed = True
             self._listeners.give_back(self._link, self._channel, sound=self._sound)
@@ -192,17 +192,17 @@ class Listeners:
         self._process = os.getpid()
 
     def reply(self, gateway: str) -> Listening:
-        """For a new request of the gateway. Raises redis.RedisError where Redis does not answer."""
+        """A Listening for a new request of the gateway. Raises redis.RedisError if Redis does not answer."""
         link = self._ready(lambda link, within: link.hear_replies(gateway, within))
         return Listening(self, link, link.new_id(gateway), None)
 
     def listen(self, request_id: str) -> Listening:
-        """For a request whose id is its caller's. Raises redis.RedisError where Redis does not answer."""
+        """A Listening for a request whose id the caller chose. Raises redis.RedisError if Redis does not answer."""
         channel = names.result_key(request_id).encode()
         return Listening(self, self._ready(lambda link, within: link.subscribe(channel, within)), request_id, channel)
 
     def _ready(self, prepare: _Prepare) -> Link:
-        """A connection that is prepared; a kept one that has died is replaced once."""
+        """A prepared connection; a kept one that no longer works is replaced once."""
         if self._process != os.getpid():  # forked: the parent goes on with its own
             self._kept, self._process = deque(), os.getpid()
         within = ANSWERED_WITHIN
@@ -243,7 +243,7 @@ class Listeners:
         return link
 
     def give_back(self, link: Link, channel: bytes | None, *, sound: bool) -> None:
-        """Keep a connection for another request; one that is not sound is closed."""
+        """Keep a connection for another request; a broken one is closed."""
         if not sound:
             link.close()
             return
@@ -263,7 +263,7 @@ class Listeners:
             pass  # another thread has taken it
 
     def close(self) -> None:
-        """Close all that is kept."""
+        """Close all kept connections."""
         while self._kept:
             try:
                 self._kept.pop().close()

@@ -1,1 +1,1 @@
-"""What Redis says of gateways: status, alarms, rates. Reads only; sends no request."""
+"""Reads gateways' status, alarms and rates from Redis. Sends no request."""

@@ -1,4 +1,4 @@
-"""Alarms of a gateway: what a person has to look at. One per kind, from when it began until its cause is gone."""
+"""Raises, clears and reads a gateway's alarms. There is at most one of each kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNBOOKS = "docs/runbooks.md"
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One thing that is wrong. ``since`` is in seconds since 1970 on Redis' clock; ``detail`` is for programs.
+    """An alarm. ``since`` is in seconds since 1970 on Redis' clock; ``detail`` is for programs.
 
     ``at`` is when the message was written last: its numbers are of that moment.
     """
@@ -35,7 +35,7 @@ class Alarm:
 
     @property
     def runbook(self) -> str:
-        """Where it is written what to do: a file of the repository, and the heading in it."""
+        """The section of the runbooks: a file of the repository, and the heading in it."""
         return f"{RUNBOOKS}#{self.kind}" if self.kind in KINDS else RUNBOOKS
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def raise_alarm(
     began: int | None = None,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Say that something is wrong, since ``began`` or ``now``; where that was said before, since when stays.
+    """Raise an alarm, since ``began`` or ``now``. If it is raised already, its ``since`` stays.
 
     A message says nothing that changes with time alone: readers show for how long it stands. Raises redis.RedisError.
     """
@@ -68,7 +68,7 @@ def raise_alarm(
 
 
 def clear_alarm(redis: Redis, gateway: str, kind: str, why: str = "its cause is gone") -> bool:
-    """Take an alarm back; whether there was one. Raises redis.RedisError."""
+    """Clear an alarm; whether there was one. Raises redis.RedisError."""
     if not redis.hdel(names.alarms_key(gateway), kind):
         return False
     log.warning("gateway %s: the alarm %s is over: %s", gateway, kind, why)
@@ -76,12 +76,12 @@ def clear_alarm(redis: Redis, gateway: str, kind: str, why: str = "its cause is 
 
 
 def read_alarms(redis: Redis, gateway: str) -> list[Alarm]:
-    """Every alarm that stands, the oldest first. Raises redis.RedisError."""
+    """All alarms of a gateway, the oldest first. Raises redis.RedisError."""
     return parse_alarms(cast("dict[bytes, bytes]", redis.hgetall(names.alarms_key(gateway))))
 
 
 def parse_alarms(found: Mapping[bytes, bytes]) -> list[Alarm]:
-    """The alarms that a gateway's hash holds, the oldest first."""
+    """The alarms in a gateway's hash, the oldest first."""
     alarms = [_parsed(kind.decode(errors="replace"), record) for kind, record in found.items()]
     return sorted((alarm for alarm in alarms if alarm is not None), key=lambda alarm: (alarm.since, alarm.kind))
 

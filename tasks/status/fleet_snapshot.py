@@ -11,15 +11,14 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lane_state import LaneState, unknown_gateway
-from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.admission.lanes import LaneState, lanes_of, unknown_gateway
 from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.status.gateway_status import GatewayStatus
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """Gateways at one moment."""
+    """The status of gateways at one moment."""
 
     #: Redis' clock, in seconds.
     at: float
@@ -28,17 +27,17 @@ class FleetSnapshot:
 
     @property
     def beat_silent_for(self) -> float | None:
-        """Seconds since a beat last asked any of these gateways for anything; None where that is not known."""
+        """Seconds since a beat last asked one of these gateways for anything; None if that is not known."""
         return min((s.beat_silent_for for s in self.gateways if s.beat_silent_for is not None), default=None)
 
 
 class FleetReader:
-    """Reads some gateways, or all that are registered. Remembers what its Redis user may not see."""
+    """Reads some gateways, or all registered ones. Remembers what its Redis user may not read."""
 
     def __init__(
         self, redis: Redis, gateways: Sequence[str] = (), *, lanes_only: bool = False, measured: bool = False
     ) -> None:
-        """``lanes_only`` leaves out alarms, observers and sweeps, which an API host's Redis user may not see.
+        """``lanes_only`` omits alarms, observers and sweeps, which an API host's Redis user may not read.
 
         ``measured`` reads what writers and observers have measured, too.
         """

@@ -1,4 +1,4 @@
-"""What clients need to know of a gateway, read from its hash in Redis and the lengths of its queues."""
+"""A gateway's facts for clients, from its hash in Redis and the lengths of its queues."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from peerlane.tasks.admission.lane_state import LaneState, number
+from peerlane.tasks.admission.lanes import LaneState, number
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayInfo:
-    """What clients need to know of a gateway."""
+    """A gateway's facts for clients."""
 
     name: str
     #: ``active``, ``draining``, ``recovering``, ``stuck`` or ``down``.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from peerlane.tasks.admission.lane_state import LaneState, number
+from peerlane.tasks.admission.lanes import LaneState, number
 from peerlane.tasks.status.alarms import Alarm, parse_alarms
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.metrics import ObserverMetrics, WriterMetrics, observer_metrics, writer_metrics
@@ -19,13 +19,13 @@ BEAT_MISSED, BEAT_AT_LEAST = 5, 300.0
 
 
 def observer_silence(heartbeat: bytes | None, now_ms: int) -> float | None:
-    """Seconds since an observer's heartbeat; None where it never gave one, or ended in good order, which leaves 0."""
+    """Seconds since an observer's heartbeat; None if there was none, or if it was stopped properly (0 is stored)."""
     at = number((heartbeat or b"").decode(errors="replace"))
     return max(0, now_ms - at) / 1000 if at else None
 
 
 def observer_is_live(silent_for: float | None) -> bool:
-    """Whether an observer that was silent for so many seconds counts as running."""
+    """Whether an observer whose heartbeat is this old counts as running."""
     return silent_for is not None and silent_for * 1000 <= OBSERVER_LIVE_FOR_MS
 
 
@@ -95,7 +95,7 @@ class GatewayStatus:
 
     @property
     def info(self) -> GatewayInfo:
-        """What clients need to know of it."""
+        """Its facts for clients."""
         return GatewayInfo.from_state(self.lane)
 
     @property
@@ -105,7 +105,7 @@ class GatewayStatus:
 
     @property
     def beat_missing(self) -> bool:
-        """Whether beat has asked a running observer for nothing for longer than it should."""
+        """Whether beat has not asked a running observer for anything for too long."""
         try:
             every = float(self.lane.facts.get("sweep_every") or 0)
         except ValueError:
@@ -115,7 +115,7 @@ class GatewayStatus:
 
     @property
     def recovered(self) -> str:
-        """``done/total`` changes of the writer's last recovery; empty where there was nothing to bring back."""
+        """``done/total`` changes of the writer's last recovery; empty if it changed nothing."""
         return self.lane.facts.get("recovered", "")
 
     @property
@@ -130,7 +130,7 @@ class GatewayStatus:
         return int(told) if told.isascii() and told.isdecimal() and len(told) < 10 else 0
 
     def oldest_for(self, *, bulk: bool) -> float | None:
-        """For how many seconds the oldest message of a queue has waited; None where that is not known.
+        """Seconds for which the oldest message of a queue has waited; None if that is not known.
 
         The writer tells when it was sent, once a second, even while it serves nothing. What came after its last word
         has waited for no longer than that.
@@ -148,7 +148,7 @@ class GatewayStatus:
         return max(0.0, self.now - (at if isinstance(at, int) else 0))
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs; stands beside a gateway's own facts."""
+        """The status as JSON has it, beside the gateway's own facts."""
         return {
             "alarms": [alarm.as_dict() for alarm in self.alarms],
             "visible": self.visible,
@@ -165,12 +165,12 @@ class GatewayStatus:
 
 
 def removed_count(report: Mapping[str, Any]) -> int:
-    """How many peers a sweep has removed, by its report; while it runs that is one number, afterwards one by reason."""
+    """How many peers a sweep has removed. A running sweep reports one number, a finished one a number by reason."""
     return _total(report.get("removed"))
 
 
 def missed_count(report: Mapping[str, Any]) -> int:
-    """How many stale peers a finished sweep neither removed nor kept for a reason: it failed on them."""
+    """How many stale peers a finished sweep could not remove."""
     if report.get("outcome") != "swept":
         return 0
     return max(0, _total(report.get("stale")) - _total(report.get("removed")) - _total(report.get("kept")))

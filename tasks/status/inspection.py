@@ -1,8 +1,7 @@
-"""Celery's inspection, answered from what gateways have written in Redis: no worker is asked, so none can be commanded.
+"""Answers ``celery inspect`` and ``celery status`` from what gateways have written in Redis, without asking a worker.
 
-Whoever can publish on Celery's remote control channel could shut workers down, so gateways do not subscribe to it
-(``worker_enable_remote_control``). ``inspect`` and ``celery status`` need no worker for their answer: each
-gateway tells in Redis how it is. Every other command goes nowhere.
+A program that can publish on Celery's remote control channel could shut workers down, so gateways do not subscribe to
+it (``worker_enable_remote_control``). Other remote control commands are not sent.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from kombu.matcher import match
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lane_state import number
-from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.admission.lanes import lanes_of, number
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus
 from peerlane.tasks.wire.registry import LANE_TASKS, UPKEEP_TASKS
@@ -42,7 +40,7 @@ NOWHERE = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A writer or an observer under its name among Celery's workers."""
+    """A writer or an observer, under its Celery node name."""
 
     name: str
     status: GatewayStatus
@@ -50,12 +48,12 @@ class Node:
 
     @property
     def live(self) -> bool:
-        """Whether it gives signs of life, and so would answer."""
+        """Whether it has a heartbeat, and so answers."""
         return self.status.observed if self.observer else self.status.lane.live
 
     @property
     def queues(self) -> list[str]:
-        """What it consumes, in this order."""
+        """The queues that it consumes, in this order."""
         gateway = self.status.gateway
         if self.observer:
             return [names.observer_queue(gateway)]
@@ -79,7 +77,7 @@ def nodes_of(snapshot: FleetSnapshot) -> list[Node]:
 
 
 class RegistryControl(Control):
-    """``inspect`` gets the answers of all live gateways; nothing is ever sent."""
+    """Celery's control, which answers ``inspect`` for all live gateways and sends nothing."""
 
     def broadcast(  # pyright: ignore[reportIncompatibleMethodOverride] - those of Celery's arguments that are not used
         self,
@@ -140,7 +138,7 @@ def _active_queues(node: Node) -> list[dict[str, Any]]:
 
 
 def _stats(node: Node) -> dict[str, Any]:
-    """Under Celery's own names what it has names for; the rest as people read it, on Flower's page too."""
+    """Statistics under Celery's names, and others in words, which Flower shows too."""
     status, facts = node.status, node.status.lane.facts
     silent = status.observer_silent_for if node.observer else (status.lane.silent_for or 0) / 1000
     known = node.observer or status.lane.silent_for is not None
@@ -170,7 +168,7 @@ def _stats(node: Node) -> dict[str, Any]:
 
 
 def _nothing(_: Node) -> list[Any]:
-    """No task is listed: a request is taken and answered within milliseconds."""
+    """An empty list of tasks, because a request is answered within milliseconds."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""Whether one gateway's writer serves its lane, by one read: what a health check asks every few seconds."""
+"""Reads whether a gateway's writer serves its lane, in one round trip, for health checks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import cast
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lane_state import LaneState, unknown_gateway
-from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.admission.lanes import LaneState, lanes_of, unknown_gateway
 from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.redis.server_clock import milliseconds
 

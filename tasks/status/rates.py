@@ -1,4 +1,4 @@
-"""Rates and waits, from two snapshots of a fleet; and which gateway needs a person first. Pure."""
+"""Computes rates and waits from two snapshots of a fleet, and sorts the gateways by urgency. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from peerlane.tasks.admission.lane_state import LaneState, number
+from peerlane.tasks.admission.lanes import LaneState, number
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus, observer_is_live
@@ -19,7 +19,7 @@ _TROUBLE = {"down": 1, "stuck": 1, "recovering": 2, "draining": 3}
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """How long requests wait for an answer, in seconds. ``at_least``: some have waited so long, and wait on.
+    """How long requests wait for an answer, in seconds. ``at_least``: some have waited this long and still wait.
 
     ``about``: those that wait now will, at the pace of the last interval. The interactive ones, where any wait.
     """
@@ -30,7 +30,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One gateway of the table. Rates are per second; None is what is not known."""
+    """One gateway of the table. Rates are per second; None means that the value is not known."""
 
     gateway: str
     state: str
@@ -72,12 +72,12 @@ class Row:
 
     @property
     def fullest(self) -> float:
-        """Share of the requests that may wait in a queue, of the one in which most do; at 1 they are refused."""
+        """How full the fullest queue is, as a share of its limit; at 1 requests are refused."""
         return max(self.waiting, self.waiting_bulk) / max(1, self.lane_cap)
 
     @property
     def lane_full(self) -> bool:
-        """Whether a queue takes no more: requests are refused."""
+        """Whether a queue is full, so that requests are refused."""
         return max(self.waiting, self.waiting_bulk) >= self.lane_cap
 
     @property
@@ -86,7 +86,7 @@ class Row:
         return observer_is_live(self.observer_silent_for)
 
     def urgency(self) -> tuple[int, int, int, str]:
-        """To sort by: alarms, down or stuck, recovering, draining, unobserved, then by what waits."""
+        """Sort key: alarms, down or stuck, recovering, draining, unobserved, then waiting requests."""
         trouble = _TROUBLE.get(self.state, 5 if self.observed or not self.visible else 4)
         return (0 if self.alarms else 1, trouble, -(self.waiting + self.waiting_bulk), self.gateway)
 
@@ -97,7 +97,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What one snapshot leaves for the next, of one gateway."""
+    """One gateway's values of a snapshot that the next one is compared with."""
 
     epoch: str
     heartbeat: int
@@ -119,7 +119,7 @@ class FleetRates:
         self._before: dict[str, _Sample] = {}
 
     def rows(self, snapshot: FleetSnapshot) -> list[Row]:
-        """The gateways, the one in most trouble first."""
+        """The gateways, the most urgent first."""
         samples = {
             status.gateway: _sample(status.lane, self._before.get(status.gateway), snapshot.at)
             for status in snapshot.gateways

@@ -16,7 +16,7 @@ LIMIT = 1 << 64
 
 
 def stored_fields(stored: str | bytes) -> tuple[tuple[int, ...], str] | None:
-    """The six numbers and the endpoint of the stored form; None for what is not one, which counts as never stored."""
+    """The six numbers and the endpoint of the stored form; None for any other text, which counts as never stored."""
     try:
         text = stored if isinstance(stored, str) else stored.decode("ascii")
         version, *fields = text.split(" ")
@@ -32,7 +32,7 @@ def stored_fields(stored: str | bytes) -> tuple[tuple[int, ...], str] | None:
 
 @dataclass(frozen=True, slots=True)
 class PeerActivity:
-    """What a gateway's observer knows of a peer."""
+    """A peer's activity: when it was last seen, its traffic, its endpoint."""
 
     #: When its last handshake was noticed, in seconds since 1970 on Redis' clock; None if it has had none.
     last_seen: int | None
@@ -44,7 +44,7 @@ class PeerActivity:
 
     @classmethod
     def from_stored(cls, stored: str | bytes | None, created_at: int = 0) -> PeerActivity | None:
-        """From the stored form; None where there is none. A peer that was seen before it was made was another one."""
+        """From the stored form; None if there is none, or if it is that of an earlier peer with the same key."""
         fields = None if stored is None else stored_fields(stored)
         if fields is None:
             return None
@@ -52,5 +52,5 @@ class PeerActivity:
         return cls(last_seen if last_seen and last_seen >= created_at else None, rx, tx, endpoint or None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """The activity as JSON has it."""
         return asdict(self)

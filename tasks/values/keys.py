@@ -1,4 +1,4 @@
-"""Makes keys on the caller's side. Only the caller gets a private key."""
+"""Makes key pairs and preshared keys on the caller's side. Only the caller gets a private key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _base64(raw: bytes) -> str:
 
 
 def make_key_pair() -> KeyPair:
-    """A new key pair. Nothing keeps it but the caller."""
+    """A new key pair. Only the caller keeps it."""
     private = X25519PrivateKey.generate()
     return KeyPair(_base64(private.private_bytes_raw()), _base64(private.public_key().public_bytes_raw()))
 

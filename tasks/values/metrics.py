@@ -1,7 +1,7 @@
-"""What a gateway's processes count and measure, and how they tell it: one JSON document each, cumulative. Pure.
+"""Counts and measurements of a gateway's processes, and their stored form: one JSON document for each process. Pure.
 
-A document counts since its process began, so a reader sees a restart as Prometheus does: the counters begin at 0 again.
-What is read may come from another version, or from nobody of ours: what does not parse is left out.
+A document counts since its process began: after a restart its counters begin at 0 again, as Prometheus expects. A
+document may come from another version or another program: fields that do not parse are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LARGEST = 2**53
 
 
 class Histogram:
-    """How many of the values were in each bucket, and their sum."""
+    """A histogram: how many values each bucket has, and their sum."""
 
     __slots__ = ("counts", "total")
 
@@ -48,7 +48,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class WriterMetrics:
-    """What a writer has told."""
+    """A writer's counts and measurements."""
 
     #: When the writer began, in seconds since 1970 on Redis' clock.
     began: float
@@ -67,7 +67,7 @@ class WriterMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ObserverMetrics:
-    """What an observer has told."""
+    """An observer's counts and measurements."""
 
     #: When it began, in seconds since 1970 on Redis' clock.
     began: float
@@ -84,7 +84,7 @@ class ObserverMetrics:
 
 
 def observer_metrics(stored: bytes | str | None) -> ObserverMetrics | None:
-    """What an observer has told; None where there is nothing that can be read."""
+    """Read an observer's document; None if there is none that can be read."""
     document = parsed(stored)
     if not document:
         return None
@@ -104,7 +104,7 @@ def encoded(document: Mapping[str, Any]) -> str:
 
 
 def writer_metrics(stored: bytes | str | None) -> WriterMetrics | None:
-    """What a writer has told; None where there is nothing that can be read."""
+    """Read a writer's document; None if there is none that can be read."""
     document = parsed(stored)
     if not document:
         return None
@@ -131,7 +131,7 @@ def writer_metrics(stored: bytes | str | None) -> WriterMetrics | None:
 
 
 def parsed(stored: bytes | str | None) -> dict[str, Any]:
-    """A stored document; empty where it is none."""
+    """A stored document; empty if it is no JSON object."""
     try:
         document = json.loads(stored or b"{}")
     except (ValueError, RecursionError):
@@ -140,7 +140,7 @@ def parsed(stored: bytes | str | None) -> dict[str, Any]:
 
 
 def number(value: object, largest: int = _LARGEST) -> float:
-    """A count or a measure that another process has told; 0 where it is none."""
+    """A count or measurement in a document; 0 if it is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
         return 0.0
     return float(value)

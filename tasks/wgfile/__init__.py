@@ -1,1 +1,1 @@
-"""Text of wg and wg-quick, in and out. No Redis."""
+"""Reads and writes the files of wg and wg-quick. Does not use Redis."""

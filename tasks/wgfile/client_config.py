@@ -1,7 +1,7 @@
-"""A client's configuration in wg-quick's form: rendered from checked parts, written once, readable by its owner only.
+"""Renders a client's configuration for wg-quick, and writes it once, readable by its owner only.
 
-wg-quick runs ``PostUp`` lines as root: no value that reaches this page from Redis may bring a line of its own. Every
-value is therefore parsed as what it claims to be before it is rendered.
+wg-quick runs ``PostUp`` lines as root, so no value from Redis may add a line. Each value is therefore parsed before it
+is rendered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NotWritten(PeerlaneError):
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """What one client needs. Made by ``client_config``, which checks every part."""
+    """One client's configuration. Made by ``client_config``, which checks every part."""
 
     #: None where the caller made the key pair: only the caller has it.
     private_key: str | None = field(repr=False)
@@ -113,7 +113,7 @@ def client_config(
 
 
 def refuse_if_there(path: Path) -> None:
-    """Ask before the act: whether ``write_private`` could make this file.
+    """Raise FileExists or NotWritten if ``write_private`` could not make this file now.
 
     Raises:
         FileExists: something of that name is there.
@@ -131,7 +131,7 @@ def refuse_if_there(path: Path) -> None:
 
 
 def write_private(path: Path, text: str | bytes, *, replace: bool = False) -> None:
-    """Write a file that holds a secret: mode 0600 from its first byte, whole or not at all.
+    """Write a secret file completely or not at all; its mode is 0600 from the first byte.
 
     Raises:
         FileExists: it is there, and ``replace`` was not asked for.

@@ -1,6 +1,6 @@
-"""What comments in a WireGuard file say of a peer, read and written: its name, its labels, what Peerlane keeps of it.
+"""Reads and writes the comments of a WireGuard file that hold a peer's name, labels and other fields.
 
-WireGuard's own tools ignore comments, so a file that holds these is still theirs to read.
+WireGuard's own tools ignore comments, so they can still read such a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NAME_FIELDS = (NAME, "username", "user", "client")
 
 
 class Note(NamedTuple):
-    """One thing that a comment says: a label, or (``label`` None) a field of the peer."""
+    """The content of a comment: a label, or (``label`` None) a field of the peer."""
 
     label: str | None
     field: str
@@ -44,7 +44,7 @@ class Note(NamedTuple):
 
 
 def read(comment: str) -> tuple[Note, ...] | None:
-    """What ``comment``, which begins with its ``#``, says of a peer; None if that is not known.
+    """The content of ``comment``, which begins with its ``#``; None if it is not recognised.
 
     Raises:
         ValueError: it is one of ours and malformed; with a sentence that quotes none of it.
@@ -87,7 +87,7 @@ def _field(key: str, text: str) -> Note:
 
 
 def written(peer: Peer) -> Iterator[str]:
-    """The comments that ``read`` turns back into what ``peer`` has beyond WireGuard's own settings."""
+    """The comments for the fields of ``peer`` that WireGuard does not have; ``read`` reads them back."""
     for label, value in peer.labels.items():
         yield f"# {'friendly_name' if label == NAME else f'label.{label}'} = {_written(value)}"
     for field in _FIELDS:
@@ -98,7 +98,7 @@ def written(peer: Peer) -> Iterator[str]:
 
 
 def _from_json(text: str) -> tuple[Note, ...] | None:
-    """The labels that a JSON object names; None if there is anything in it that is none."""
+    """The labels in a JSON object; None if any of its values is no label."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ def _from_json(text: str) -> tuple[Note, ...] | None:
 
 
 def _text(raw: str) -> str:
-    """A value as it stands, or in double quotes (JSON's) where that would lose something."""
+    """A value as it is, or in JSON's double quotes if it would not be read back unchanged."""
     text = raw.strip()
     if text.startswith('"'):
         try:

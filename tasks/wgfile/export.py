@@ -1,4 +1,4 @@
-"""A gateway's peers as a file: ``wg syncconf``, ``setconf`` and ``addconf`` take it, and so does ``gateway import``."""
+"""Writes a gateway's peers as a file for ``wg syncconf``, ``setconf``, ``addconf`` and ``gateway import``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peerlane.tasks.wire.model import SEALED, Peer
 
 
 def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
-    """The peers, as long as their preshared keys are in clear.
+    """Yield the peers; raise if a preshared key is sealed with a key that this host does not have.
 
     Raises:
         SettingsError: one is sealed, and this host does not have the key to it.
@@ -25,7 +25,7 @@ def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
 
 
 def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
-    """The file's lines, peers in the order of their addresses. Holds preshared keys: treat it as a secret."""
+    """The file's lines, peers sorted by address. They contain preshared keys: treat them as secret."""
     yield f"# The peers of the gateway {gateway.name}, public key {gateway.public_key}."
     yield "[Interface]"
     yield "# There is no PrivateKey here: it never leaves the gateway. `wg syncconf` and `wg setconf` clear what is not"

@@ -1,7 +1,7 @@
-"""Reads and writes the files of ``wg`` and wg-quick. Pure: bytes in, facts, peers and problems out; never an error.
+"""Reads and writes the files of ``wg`` and wg-quick. Pure.
 
-Files come from strangers: whatever they hold, ``parse_conf`` returns. Private keys become public ones at once, and no
-problem's sentence quotes a value that could be a secret.
+``parse_conf`` returns facts, peers and problems for any bytes, and raises nothing. Private keys are converted to public
+ones at once, and no problem's message quotes a value that could be secret.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, cast
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.values.overlaps import overlaps
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wgfile import comments
+from peerlane.tasks.wgfile import comments as annotations
 from peerlane.tasks.wgfile.values import VALUES
 from peerlane.tasks.wire.model import Peer, parse
 
@@ -32,7 +32,7 @@ _REPEATED = ("Address", "AllowedIPs", *_IGNORED)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a file is not taken, and where."""
+    """A reason why a file is not imported, with its line."""
 
     line: int
     sentence: str
@@ -52,7 +52,7 @@ class ConfPeer:
 
 @dataclass(frozen=True, slots=True)
 class ParsedConf:
-    """A file's content. Where there are problems, ``peers`` lacks those that have some: import nothing then."""
+    """A file's content. If there are problems, ``peers`` lacks the peers that have one: import nothing then."""
 
     #: The interface's; None if the file names no PrivateKey.
     public_key: str | None
@@ -66,7 +66,7 @@ class ParsedConf:
 
 
 def parse_conf(data: bytes) -> ParsedConf:
-    """Read a file. Total: for any bytes it returns, and never quotes a secret."""
+    """Read a file. Returns for any bytes, and quotes no secret."""
     reader = _Reader()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, raw in enumerate(lines, 1):
@@ -77,7 +77,7 @@ def parse_conf(data: bytes) -> ParsedConf:
 def rendered_peer(peer: Peer) -> Iterator[str]:
     """The lines of a peer's section, as ``wg`` and ``parse_conf`` read them. Holds the preshared key."""
     yield "[Peer]"
-    yield from comments.written(peer)
+    yield from annotations.written(peer)
     yield f"PublicKey = {peer.public_key}"
     if peer.preshared_key is not None:
         yield f"PresharedKey = {peer.preshared_key}"
@@ -102,7 +102,7 @@ class _Section:
 
 
 class _Reader:
-    """One pass over the lines. Comments wait until it is clear which section they belong to."""
+    """Reads the lines once. Keeps comments until it is clear which section they belong to."""
 
     def __init__(self) -> None:
         self._section: _Section | None = None
@@ -255,12 +255,12 @@ class _Reader:
         # Lists add up over repeated lines.
         section.found[field_name] = (*section.found.get(field_name, ()), *found) if isinstance(found, tuple) else found
 
-    def _annotate(self, section: _Section, lines: list[tuple[int, str]]) -> None:
+    def _annotate(self, section: _Section, comments: list[tuple[int, str]]) -> None:
         if section.kind != "Peer":
             return
-        for number, comment in lines:
+        for number, comment in comments:
             try:
-                notes = comments.read(comment)
+                notes = annotations.read(comment)
             except ValueError as error:
                 self._problem(number, str(error), section)
                 continue
@@ -277,8 +277,8 @@ class _Reader:
         until = section.first_key or section.line + 1
         for number, comment in section.unread:
             beside = section.line - 1 <= number < until
-            if beside and comments.NAME not in section.labels and (name := comments.name_by_itself(comment)):
-                section.labels[comments.NAME] = name
+            if beside and annotations.NAME not in section.labels and (name := annotations.name_by_itself(comment)):
+                section.labels[annotations.NAME] = name
             else:
                 self._unread.append(number)
 

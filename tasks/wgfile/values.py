@@ -1,4 +1,4 @@
-"""The values of a WireGuard file, key by key. Pure; no error quotes what could be a secret."""
+"""Parses the values of a WireGuard file, key by key. Pure; no error quotes a possible secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OF_ADDRESSES = frozenset("0123456789abcdefABCDEF.:/")
 
 
 def _private_key(value: str) -> str:
-    """The public key of a private one: that is all anybody gets to see of it."""
+    """The public key of a private key; the private key is not kept."""
     try:
         private = X25519PrivateKey.from_private_bytes(base64.b64decode(check_public_key(value)))
     except ValueError:

@@ -37,7 +37,7 @@ def _tupled(value: object) -> object:
 
 
 class Victim(Wire):
-    """One peer that a sweep found stale; ``created_at`` tells this incarnation of the key from a later one."""
+    """A peer that a sweep found stale; ``created_at`` distinguishes it from a later peer with the same key."""
 
     public_key: PublicKey
     reason: Reason
@@ -59,7 +59,7 @@ class RemovePeers(Wire):
 
 
 class MendPeers(Wire):
-    """Make the device hold these peers and routes as the writer knows them."""
+    """Make the device hold these peers and routes as the writer's table has them."""
 
     gateway: GatewayName
     keys: Annotated[tuple[PublicKey, ...], BeforeValidator(_tupled), Field(max_length=SLICE)] = ()
@@ -94,7 +94,7 @@ class ImportPeers(Wire):
 
 
 class StagedPeer(Wire):
-    """One staged entry. None where its source names nothing: then what a peer of that key has is right."""
+    """One staged entry. A field is None if the source does not set it; an existing peer then keeps its value."""
 
     public_key: PublicKey
     allowed_ips: Prefixes
@@ -113,7 +113,7 @@ class StagedPeer(Wire):
         return self
 
     def wish(self, gateway: str, held: PeerFields | None) -> CreatePeer:
-        """The wish this comes to where ``held`` is the peer of its key.
+        """The wish of this entry, if ``held`` is the existing peer of its key.
 
         Raises:
             Invalid: no peer can be both what is named here and what is held.

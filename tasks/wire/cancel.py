@@ -1,7 +1,7 @@
-"""Cancelling a request: what is written to Redis, and what its answers mean. Pure: each client sends it its own way.
+"""Cancels a request: the Redis commands, and what their answers mean. Pure: each client sends the commands itself.
 
-``SET key tombstone NX GET EX life``; where that wrote the tombstone, ``PUBLISH key tombstone``, so that whoever else
-waits learns it. Where Redis refuses the write (full, a replica), ``GET key``: an outcome may be stored already.
+``SET key tombstone NX GET EX life``. If that wrote the tombstone, ``PUBLISH key tombstone``, so that other waiting
+callers learn it. If Redis refuses the write (full, a replica), ``GET key``: an outcome may be stored already.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome
 
 #: Margin added to a tombstone's life beyond its request's deadline, in seconds.
 TOMBSTONE_MARGIN = 60
@@ -33,7 +33,7 @@ class Cancel:
     def of(cls, request_id: str, *, result_ttl: int, seconds_left: float | None) -> Cancel:
         """``seconds_left`` are those until the request's deadline; None where it is not known."""
         left = LONGEST_DEADLINE if seconds_left is None else int(seconds_left)
-        return cls(request_id, commit_record.tombstone(request_id), max(result_ttl, left + TOMBSTONE_MARGIN))
+        return cls(request_id, outcome.tombstone(request_id), max(result_ttl, left + TOMBSTONE_MARGIN))
 
     @property
     def key(self) -> str:
@@ -52,7 +52,7 @@ class Cancel:
 
 
 def timed_out(within: float) -> TimedOut:
-    """What the caller of a cancelled request is told."""
+    """The error for the caller of a cancelled request."""
     return TimedOut(f"no outcome within {within:g} s: the request was cancelled and will never take effect")
 
 
@@ -64,6 +64,6 @@ def result_of(record: str, cancelled: Exception, wish: str = "") -> dict[str, An
         Exception: ``cancelled``, where it is a tombstone.
     """
     try:
-        return commit_record.decode(record, wish)
+        return outcome.decode(record, wish)
     except TimedOut:
         raise cancelled from None

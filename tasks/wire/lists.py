@@ -1,8 +1,8 @@
-"""A list of wishes as one request: its wishes are checked, carried out and answered each for itself, in order.
+"""A list of wishes as one request: each wish is checked, carried out and answered by itself, in order.
 
-The result of a list is ``{"outcome": "listed", "gateway": …, "answers": […]}``, one answer for each wish: what the wish
-does not say itself, or ``{"error": {"code": …, "message": …}}``. The request as a whole is made true by one commit:
-where it is cancelled, late or fenced, none of its wishes takes effect.
+The result of a list is ``{"outcome": "listed", "gateway": …, "answers": […]}``, one answer for each wish: the fields
+that the wish does not contain, or ``{"error": {"code": …, "message": …}}``. The list has one commit: if it is
+cancelled, late or fenced, none of its wishes takes effect.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.bulk import SLICE
-from peerlane.tasks.wire.commit_record import error_from_dict
 from peerlane.tasks.wire.model import CreatePeer, Deadline, DeletePeer, GatewayName, PeerResult, Wire, parse
+from peerlane.tasks.wire.outcome import error_from_dict
 
 _Wish = TypeVar("_Wish", CreatePeer, DeletePeer)
 
@@ -26,7 +26,7 @@ ANSWER_BYTES = 128 * 1024
 
 
 class CreatePeers(Wire):
-    """Wishes for peers; each has the fields of CreatePeer but for gateway and deadline, which are the list's."""
+    """Wishes for peers. Each has the fields of CreatePeer except gateway and deadline, which the list has."""
 
     gateway: GatewayName
     wishes: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=SLICE, repr=False)]
@@ -59,7 +59,7 @@ def delete_of(gateway: str, public_key: str) -> DeletePeer:
 
 
 def wishes_in(request: BaseModel) -> Sequence[CreatePeer | DeletePeer]:
-    """The wishes of a list, each checked; of what is no list, none.
+    """The checked wishes of a list; empty for a request that is no list.
 
     Raises:
         Invalid: names the first that is bad by its index.
@@ -87,7 +87,7 @@ def error_answer(error: PeerlaneError) -> dict[str, Any]:
 def read_answers(
     result: Mapping[str, Any], wishes: Sequence[CreatePeer | DeletePeer]
 ) -> list[PeerResult | PeerlaneError]:
-    """What became of each wish of a list, in order; results as if each had been asked for by itself.
+    """The answer to each wish of a list, in order, as if each had been asked for alone.
 
     Raises:
         WriterError: the result is not that of a list of so many wishes.

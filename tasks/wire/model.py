@@ -1,4 +1,4 @@
-"""What crosses the queue: requests, results and stored records, checked once at the edge, frozen afterwards."""
+"""Models of requests, results and stored records: checked once when they arrive, then frozen."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def is_key(value: object) -> bool:
 
 
 def is_preshared_key(value: object) -> bool:
-    """Whether it is one, sealed or in clear."""
+    """Whether it is a preshared key, sealed or in clear."""
     return is_key(value) or (isinstance(value, str) and SEALED.fullmatch(value) is not None)
 
 
@@ -141,7 +141,7 @@ def _seconds(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    """JSON from other languages writes 60.0 for 60; nothing else is coerced."""
+    """Turn 60.0 into 60, as JSON of other languages writes it; nothing else is coerced."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -161,7 +161,7 @@ Outcome = Literal["created", "existing", "deleted", "absent"]
 
 
 class Wire(BaseModel):
-    """Base of what crosses the queue: frozen, strict, nothing unknown, no input in errors."""
+    """Base of all models: frozen, strict, without unknown fields, without input in errors."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -191,7 +191,7 @@ class CreatePeer(Wire):
 
 
 class DeletePeer(Wire):
-    """The wish that a peer be gone."""
+    """The wish to delete a peer."""
 
     gateway: GatewayName
     public_key: PublicKey
@@ -247,7 +247,7 @@ class Peer(Wire):
 
 
 class PeerResult(BaseModel):
-    """What a create or delete answers: the outcome and, but for ``absent``, the peer. Never a secret."""
+    """The result of a create or delete: the outcome and, except for ``absent``, the peer. Without secrets."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 

@@ -1,8 +1,8 @@
-"""Preshared keys sealed before they reach Redis, with a key that only gateways and API hosts hold. Optional.
+"""Encrypts preshared keys before they reach Redis, with a key that only gateways and API hosts have. Optional.
 
-A sealed key is ``enc:1:ID:TEXT``: the version, which of our keys it was sealed with, and nonce, ciphertext and tag in
-base64. The cipher is ChaCha20-Poly1305 under a key of its own for each peer of each gateway, so what stands in one
-peer's record is nothing in another's, and random nonces cannot meet.
+A sealed key is ``enc:1:ID:TEXT``: the version, the id of the key it was sealed with, and nonce, ciphertext and tag in
+base64. The cipher is ChaCha20-Poly1305 with a derived key for each peer of each gateway, so a sealed key is invalid in
+another peer's record, and random nonces cannot repeat.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Holder = TypeVar("_Holder", CreatePeer, StagedPeer, Peer, StoredPeer)
 
 
 class Unsealable(ValueError):
-    """A sealed key that no key of ours opens; with a sentence for a person."""
+    """None of our keys opens this sealed key. The message is for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,16 @@ class _Key:
 
     @property
     def id(self) -> str:
-        """Names the key and tells nothing of it."""
+        """The key's id, which reveals nothing of the key."""
         return hashlib.sha256(b"peerlane psk key id\0" + self.raw).hexdigest()[:8]
 
     def cipher(self, context: bytes) -> ChaCha20Poly1305:
-        """That of one peer of one gateway."""
+        """The cipher for one peer of one gateway."""
         return ChaCha20Poly1305(hmac.digest(self.raw, b"peerlane psk 1\0" + context, "sha256"))
 
 
 class PskCipher:
-    """Seals with the first of its keys, opens with any. Without keys it leaves what is clear as it is."""
+    """Seals with its first key, opens with any of them. Without keys it changes nothing."""
 
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
         self._keys = tuple(_Key(raw) for raw in keys)
@@ -66,7 +66,7 @@ class PskCipher:
         return bool(self._keys)
 
     def encrypt(self, gateway: str, public_key: str, preshared_key: str | None) -> str | None:
-        """What is to be sent or stored of a peer's preshared key."""
+        """The form in which a peer's preshared key is sent or stored."""
         if preshared_key is None or not self._keys or SEALED.fullmatch(preshared_key):
             return preshared_key
         context = _context(gateway, public_key)
@@ -75,7 +75,7 @@ class PskCipher:
         return f"{_PREFIX}{self._keys[0].id}:{base64.b64encode(nonce + text).decode()}"
 
     def decrypt(self, gateway: str, public_key: str, stored: str | None) -> str | None:
-        """The preshared key of what was sent or stored.
+        """The preshared key in clear, from the form in which it was sent or stored.
 
         Raises:
             Unsealable: no key of ours opens it.
@@ -94,7 +94,7 @@ class PskCipher:
             raise Unsealable("its preshared key was sealed for another peer, or changed since") from None
 
     def current(self, stored: str | None) -> bool:
-        """Whether it stands as this would write it now."""
+        """Whether it is in the form that ``encrypt`` would write now."""
         return stored is None or not self._keys or stored.startswith(f"{_PREFIX}{self._keys[0].id}:")
 
     def sealed(self, gateway: str, holder: _Holder) -> _Holder:

@@ -1,4 +1,4 @@
-"""The stored form of a peer, and what programs are shown of one. One writer of either, whatever holds the fields."""
+"""Makes a peer's stored record and its public form, from whatever class has the fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class PeerFields(Protocol):
-    """What ``model.Peer`` and ``stored_peer.StoredPeer`` have."""
+    """The fields that ``model.Peer`` and ``stored_peer.StoredPeer`` share."""
 
     @property
     def public_key(self) -> str: ...
@@ -41,7 +41,7 @@ class PeerFields(Protocol):
 
 
 def record_of(peer: PeerFields) -> str:
-    """The stored record (JSON). The key is the field's name in the hash; what has its default is left out."""
+    """The stored record (JSON). Without the key, which is the field's name in the hash, and without default values."""
     found: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(prefix) for prefix in peer.allowed_ips]}
     for name in _OPTIONAL:
         if value := getattr(peer, name):

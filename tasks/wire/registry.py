@@ -1,4 +1,4 @@
-"""Every task of a gateway in one row: name, model of its arguments, queue. And Celery's router, by these rows.
+"""The table of a gateway's tasks (name, model of the arguments, queue), and Celery's router, which reads it.
 
 The writer's planner of a task is bound to the same name (peerlane.workers.peers.handlers); a test compares the two.
 """

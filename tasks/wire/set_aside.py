@@ -1,7 +1,7 @@
-"""A message that a gateway has set aside, as it is stored: the request that it asked for, or its size alone.
+"""The stored form of a message that a gateway has set aside: its request, or only its size.
 
-A message may hold a secret in any place, so none is stored as it came: of one that parses as a request its checked
-arguments, the preshared key encrypted or left out; of any other its size.
+A message may contain a secret anywhere, so it is not stored as it came. If it parses as a request, its checked
+arguments are stored, with the preshared key encrypted or left out; otherwise only its size.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ LEFT_OUT = "left out"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a set-aside message asks for: arguments that the task's model has checked, no preshared key in clear."""
+    """The request of a message: arguments that the task's model has checked, without a preshared key in clear."""
 
     task: str
     arguments: Mapping[str, Any]
 
     @property
     def complete(self) -> bool:
-        """Whether it holds all that the message asked for."""
+        """Whether nothing was left out."""
         return all(part.get("preshared_key") != LEFT_OUT for part in parts(self.arguments))
 
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """One message."""
+    """A message that was set aside."""
 
     id: str
     #: Milliseconds since 1970 on Redis' clock.
@@ -87,14 +87,14 @@ def _request(fields: Mapping[str, Any]) -> Request | None:
 
 
 def parts(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where preshared keys may stand in a request's arguments: in themselves, or in each wish of a list."""
+    """The parts of a request's arguments that may have a preshared key: the arguments, or each wish of a list."""
     wishes = arguments.get("wishes")
     listed = cast("list[object]", wishes) if isinstance(wishes, list) else [arguments]
     return [cast("dict[str, Any]", part) for part in listed if isinstance(part, dict)]
 
 
 def read_request(message: bytes, cipher: PskCipher) -> Request | None:
-    """What a message off a queue asks for, without its secret; None where it is no sound request of a lane."""
+    """The request of a message, without its secret; None if it is no valid request of a lane."""
     if len(message) > LONGEST:
         return None
     try:

@@ -1,8 +1,7 @@
-"""A peer as the programs of a gateway hold it: read from its record quickly, and no dearer than its fields.
+"""A peer in the memory of a gateway's processes: a named tuple that is read quickly from its record.
 
-Pydantic checks what strangers send (``model``). A record was checked when it was made, so the usual ones are read by
-a short way that takes only what is sound beyond doubt; whatever it does not take goes through ``model.Peer``, which
-decides.
+Pydantic checks what callers send (``model``). A record was checked when it was made, so usual records are read by a
+fast parser that accepts only certainly valid ones. ``model.Peer`` reads and judges all others.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def text_key(raw: bytes) -> str:
 
 
 def _quick(public_key: str, record: bytes) -> tuple[Any, ...] | None:  # noqa: C901 - one question for each field
-    """The fields of a record that is sound beyond doubt; None for every other."""
+    """The fields of a certainly valid record; None for every other."""
     try:
         found = _read_object(record)
     except ValidationError:
@@ -135,7 +134,7 @@ def _prefixes(texts: Any) -> tuple[Prefix, ...] | None:
 
 
 def _prefix(text: str) -> Prefix:
-    """Single hosts, which nearly all are, without looking for anything else."""
+    """Parse a single host, as nearly all prefixes are; any other text is left to ``Prefix.parse``."""
     if text[-3:] == "/32" and ":" not in text:
         return Prefix(4, int.from_bytes(socket.inet_pton(socket.AF_INET, text[:-3]), "big"), 32)
     if text[-4:] == "/128":

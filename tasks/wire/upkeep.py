@@ -6,7 +6,7 @@ from peerlane.tasks.wire.model import Deadline, GatewayName, Wire
 
 
 class SweepGateway(Wire):
-    """Remove what is stale. ``slot``: asked for by a beat, once for each slot."""
+    """Remove stale peers. ``slot`` is set by a beat, which asks once for each slot."""
 
     gateway: GatewayName
     slot: int | None = None
@@ -18,7 +18,7 @@ class SweepGateway(Wire):
 
 
 class ReconcileGateway(Wire):
-    """Compare the device with Redis and have the writer mend what differs."""
+    """Compare the device with Redis and have the writer repair the differences."""
 
     gateway: GatewayName
     slot: int | None = None

@@ -84,7 +84,7 @@ def flooded(
     while len(found) < chosen.samples:
         sender = start_flood(url, chosen.flood)
         floods += 1
-        eventually(lambda: gateway.look().waiting_bulk > 0, "the flood", within=30)
+        eventually(lambda: gateway.look().waiting_bulk > 0, "the flood")
         while (lane := gateway.look()).waiting_bulk or sender.poll() is None:
             most = max(most, lane.waiting_bulk)
             took = one_create(client)

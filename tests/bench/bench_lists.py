@@ -102,7 +102,7 @@ def beside_lists(gateway: GatewayProcess, client: Gateway, url: str, count: int)
     command = [sys.executable, str(Path(__file__)), SENDER, url]
     sender = subprocess.Popen(command, cwd=ROOT, env=clean_environment() | {"PYTHONPATH": path})
     try:
-        eventually(lambda: gateway.look().waiting_bulk > 0, "lists on their way", within=30)
+        eventually(lambda: gateway.look().waiting_bulk > 0, "lists on their way")
         return creates(client, count)
     finally:
         sender.kill()

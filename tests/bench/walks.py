@@ -65,7 +65,7 @@ def process(server: RedisServer, directory: Path, application: str) -> Generator
     output = recorded(worker, application)
     try:
         worker.start(wait=application.endswith("gateway"))
-        eventually(lambda: "ready." in worker.log, f"{application} to be ready", within=60)
+        eventually(lambda: "ready." in worker.log, f"{application} to be ready")
         yield worker, output
     finally:
         worker.finish()

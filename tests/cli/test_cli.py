@@ -245,7 +245,7 @@ def test_a_gateway_without_a_live_writer_is_down_and_refuses_at_once(gateway: Ma
     watch = Stopwatch()
     error = shell.ask("peer", "create", iad.name, "--timeout", "30", status=3)["error"]
     assert (error["code"], error["retryable"]) == ("unavailable", True)
-    assert watch.seconds < 5
+    assert watch.seconds < 15, "the timeout was not waited for"
 
 
 def test_an_export_is_a_file_for_wg_without_any_private_key(iad: GatewayProcess, shell: Shell, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_what_a_gateway_would_refuse_is_refused_in_a_sentence(
 
 def test_a_timeout_is_status_3_and_the_truth(iad: GatewayProcess, shell: Shell) -> None:
     key = some_key()
-    iad.pause()
+    iad.pause(alive=True)
     error = shell.ask("peer", "create", iad.name, "--public-key", key, "--timeout", "0.5", status=3)["error"]
     assert (error["code"], error["retryable"]) == ("timed_out", True)
     iad.resume()
@@ -419,11 +419,11 @@ def test_a_timeout_is_status_3_and_the_truth(iad: GatewayProcess, shell: Shell) 
 
 def test_ctrl_c_cancels_the_request_for_good(own_redis: RedisServer, gateway: MakeGateway) -> None:
     iad, key = gateway(redis=own_redis), some_key()
-    iad.pause()
+    iad.pause(alive=True)
     command = ("peer", "create", iad.name, "--public-key", key, "--timeout", "60", "--json")
     process = spawned(*command, redis=own_redis.url)
     # It waits in the queue, or Redis has handed it to the frozen writer.
-    eventually(lambda: _pushed(own_redis) > 0, "the request having been sent", within=20)
+    eventually(lambda: _pushed(own_redis) > 0, "the request having been sent")
     process.send_signal(signal.SIGINT)
     status, out, err = ended(process)
     iad.resume()
@@ -613,12 +613,12 @@ def test_a_list_asked_for_twice_is_there_already(iad: GatewayProcess, shell: She
 
 def test_no_line_gets_more_than_its_timeout_where_the_writer_is_frozen(iad: GatewayProcess, shell: Shell) -> None:
     lines = "\n".join(json.dumps({"public_key": some_key()}) for _ in range(20))
-    iad.pause()
+    iad.pause(alive=True)
     watch = Stopwatch()
     found = shell.ask(
         "peer", "create", iad.name, "--from", "-", "--timeout", "1", "--window", "20", stdin=lines, status=3
     )
-    assert watch.seconds < 5, "they wait side by side"
+    assert watch.seconds < 15, "they wait side by side"
     iad.resume()
     assert {one["error"]["code"] for one in found["results"]} == {"timed_out"}
     assert shell.ask("peer", "create", iad.name, "--timeout", "30")["outcome"] == "created"
@@ -649,7 +649,7 @@ def test_a_gateway_runs_in_the_foreground_and_ends_when_asked(redis_server: Redi
     own = ("--pool", "10.77.0.0/24", "--serves", "192.168.0.0/16", "--endpoint", "[2001:db8::1]:51820")
     process = spawned(*command, *own, "--listen-port", "4500", "--redis", redis_server.url)
     try:
-        shown = eventually(lambda: _shown_active(name, redis_server.url), "the gateway being active", within=30)
+        shown = eventually(lambda: _shown_active(name, redis_server.url), "the gateway being active")
         assert shown is not None
         assert (shown["endpoint"], shown["pools"], shown["listen_port"]) == (
             "[2001:db8::1]:51820",

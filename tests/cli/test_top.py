@@ -179,7 +179,7 @@ def test_a_frozen_writer_with_a_full_lane_stands_first(
     gateway("fra", redis=own_redis)
     iad.pause()
     try:
-        eventually(lambda: not iad.look().live, "its silence being noticed", within=20)
+        eventually(lambda: not iad.look().live, "its silence being noticed")
         own_redis.redis.lpush(names.lane_queue("iad"), "a", "b")
         first, second = Shell(iad).ask("top", "--once", "--interval", "1.5")["gateways"]
     finally:

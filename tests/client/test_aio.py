@@ -14,7 +14,7 @@ from gateways import MakeClient, MakeGateway, MakeSettings, close, new_name
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
-from waiting import Stopwatch, eventually
+from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import AsyncFleet, AsyncGateway, Gateway
 from peerlane.config import names
@@ -37,7 +37,7 @@ class Site:
 
     def answers(self) -> bool:
         try:
-            return Gateway(self.name, app=self.app).create_peer(some_key(), timeout=2).outcome == "created"
+            return Gateway(self.name, app=self.app).create_peer(some_key(), timeout=3).outcome == "created"
         except PeerlaneError:
             return False
 
@@ -80,7 +80,7 @@ def test_a_program_that_gives_up_while_redis_is_silent_leaves_no_connection(site
     async def give_up(moment: float) -> list[Any]:
         async with AsyncGateway(site.name, app=site.app) as lane:
             if known:
-                await lane.create_peer(some_key(), timeout=10)
+                await lane.create_peer(some_key(), timeout=PATIENCE)
             asked = [asyncio.create_task(lane.create_peer(some_key(), timeout=0.5)) for _ in range(4)]
             await asyncio.sleep(0)
             site.silence()
@@ -91,7 +91,7 @@ def test_a_program_that_gives_up_while_redis_is_silent_leaves_no_connection(site
         return await asyncio.gather(*asked, return_exceptions=True)
 
     for moment in MOMENTS:
-        eventually(site.answers, "a peer to be created", within=30)
+        eventually(site.answers, "a peer to be created")
         ends = run_and_leave_nothing(lambda moment=moment: give_up(moment))
         site.mend()
         assert {type(end) for end in ends} & {asyncio.CancelledError, OutcomeUnknown}
@@ -104,9 +104,9 @@ def test_a_program_whose_subscription_is_being_made_anew_leaves_no_connection(
 
     async def lose_it(moment: float) -> object:
         async with AsyncGateway(site.name, app=app) as lane:
-            await lane.create_peer(some_key(), timeout=10)
-            waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=10))
-            site.pause()
+            await lane.create_peer(some_key(), timeout=PATIENCE)
+            waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE))
+            site.pause(alive=True)
             link.half_open()
             link.reset()
             await asyncio.sleep(moment)
@@ -127,7 +127,7 @@ def test_closing_ends_every_wait_and_a_closed_client_opens_nothing(
     async def close_it() -> None:
         lane = AsyncGateway(site.name, app=app)
         await lane.create_peer(some_key())
-        site.pause()
+        site.pause(alive=True)
         waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=60))
         await asyncio.sleep(0.2)
         await lane.close()
@@ -149,7 +149,7 @@ def test_a_fleet_that_is_closed_under_its_callers_leaves_no_connection(
 
     async def close_it() -> list[Any]:
         fleet = AsyncFleet(app)
-        site.pause()
+        site.pause(alive=True)
         asked = [asyncio.create_task(fleet.create_peer(some_key(), region=region, timeout=60)) for _ in range(20)]
         await asyncio.sleep(moment)
         await fleet.close()
@@ -178,7 +178,7 @@ def test_an_outcome_that_came_while_the_subscription_was_lost_is_caught_up_with(
 
     async def miss_it() -> str:
         async with AsyncGateway(site.name, app=app) as lane:
-            await lane.create_peer(some_key(), timeout=10)
+            await lane.create_peer(some_key(), timeout=PATIENCE)
             await asyncio.to_thread(site.hold)
             waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=60, request_id=request_id))
             await asyncio.to_thread(eventually, lambda: site.look().waiting == 1, "the request in the lane")
@@ -220,9 +220,9 @@ def test_callers_that_are_cancelled_cost_the_others_no_connection(
 
     async def cancel_some() -> tuple[int, set[str]]:
         async with AsyncGateway(site.name, app=app) as lane:
-            await lane.create_peer(some_key(), timeout=10)
+            await lane.create_peer(some_key(), timeout=PATIENCE)
             before = link.accepted
-            asked = [asyncio.create_task(lane.create_peer(some_key(), timeout=20)) for _ in range(200)]
+            asked = [asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE)) for _ in range(200)]
             for one in asked[::2]:
                 await asyncio.sleep(0)
                 one.cancel()
@@ -237,9 +237,9 @@ def test_callers_that_are_cancelled_cost_the_others_no_connection(
 def test_a_redis_that_stands_still_for_less_than_the_timeout_costs_nothing(site: Site) -> None:
     async def outlast_it() -> str:
         async with AsyncGateway(site.name, app=site.app) as lane:
-            await lane.create_peer(some_key(), timeout=10)
+            await lane.create_peer(some_key(), timeout=PATIENCE)
             site.silence()
-            waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=20))
+            waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE))
             await asyncio.sleep(2.5)
             site.mend()
             return (await waiting).outcome

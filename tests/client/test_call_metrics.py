@@ -13,6 +13,7 @@ import pytest
 from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
 from servers import RedisServer
+from waiting import PATIENCE
 
 from peerlane import AsyncGateway, Conflict, Invalid, TimedOut, Unavailable
 from peerlane.config.celery.app import PeerlaneApp
@@ -49,7 +50,7 @@ def test_calls_are_counted_by_how_they_end(shared_gateway: GatewayProcess, clien
     peers.delete_peer(key)
     assert [calls(name, code) - count for code, count in zip(codes, counts, strict=True)] == [2, 1, 1]
     assert durations(name) - before == 4
-    shared_gateway.pause()
+    shared_gateway.pause(alive=True)
     with pytest.raises(TimedOut):
         peers.delete_peer(key, timeout=0.2)
     shared_gateway.resume()
@@ -72,8 +73,8 @@ def test_calls_of_asyncio_are_counted_too(shared_gateway: GatewayProcess, app: P
             key = some_key()
             await asyncio.gather(*(gateway.create_peer(each) for each in (key, some_key(), some_key())))
             await gateway.delete_peer(key)
-            shared_gateway.pause()
-            given_up = asyncio.create_task(gateway.create_peer(some_key(), timeout=5))
+            shared_gateway.pause(alive=True)
+            given_up = asyncio.create_task(gateway.create_peer(some_key(), timeout=PATIENCE))
             await asyncio.sleep(0)  # it has begun
             given_up.cancel()
             with pytest.raises(asyncio.CancelledError):

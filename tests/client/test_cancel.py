@@ -11,6 +11,7 @@ import pytest
 from gateways import MakeSettings, close
 from keys import some_key
 from servers import RedisServer
+from waiting import PATIENCE
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
@@ -22,7 +23,7 @@ from peerlane.tasks.client.aio_subscription import ResultListener
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 from peerlane.tasks.wire.model import PeerResult
 
@@ -90,7 +91,7 @@ def request_id() -> str:
 
 
 def store(server: RedisServer, request_id: str, result: dict[str, Any] | PeerlaneError) -> str:
-    record = commit_record.encode(request_id, result)
+    record = outcome.encode(request_id, result)
     server.redis.set(names.result_key(request_id), record)
     return record
 
@@ -115,16 +116,16 @@ def test_what_had_no_outcome_never_has_one(way: Way, app: PeerlaneApp, own_redis
     with own_redis.redis.pubsub() as others:
         pubsub: Any = others
         others.subscribe(names.result_key(request_id))
-        assert others.get_message(timeout=5) is not None
+        assert others.get_message(timeout=PATIENCE) is not None
         with pytest.raises((TimedOut, Interrupted), match="was cancelled and will never take effect"):
             way(app, request_id)
-        heard: Any = pubsub.get_message(timeout=5)
+        heard: Any = pubsub.get_message(timeout=PATIENCE)
         assert heard is not None, "whoever else waits learns it"
     key = names.result_key(request_id)
     assert own_redis.redis.get(key) == heard["data"]
     assert own_redis.redis.ttl(key) > TTL - 60
     with pytest.raises(TimedOut):
-        commit_record.decode(heard["data"])
+        outcome.decode(heard["data"])
 
 
 def test_what_had_committed_is_the_answer_of_a_redis_that_takes_no_writes_too(

@@ -12,6 +12,7 @@ import pytest
 from celery import chain, chord, group
 from gateways import GatewayProcess, MakeGateway, MakeSettings, close
 from keys import some_key
+from waiting import PATIENCE
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
@@ -43,22 +44,22 @@ class TestAGroup:
         keys = [some_key() for _ in range(5)]
         sent: Any = group(create.s(gateway=site.name, public_key=key) for key in keys).apply_async()
         assert all(names.is_request_id(site.name, result.id) for result in sent.results)
-        assert [done["public_key"] for done in sent.get(timeout=20)] == keys
+        assert [done["public_key"] for done in sent.get(timeout=PATIENCE)] == keys
 
     def test_tells_each_refusal_where_it_belongs(self, site: GatewayProcess, create: Any) -> None:
         taken, free = some_key(), some_key()
-        create.apply_async(kwargs={"gateway": site.name, "public_key": taken}).get(timeout=20)
+        create.apply_async(kwargs={"gateway": site.name, "public_key": taken}).get(timeout=PATIENCE)
         wishes = [
             {"gateway": site.name, "public_key": taken, "keepalive": 25},
             {"gateway": "nowhere", "public_key": some_key()},
             {"gateway": site.name, "public_key": free},
         ]
         sent: Any = group(create.s(**wish) for wish in wishes).apply_async()
-        conflict, unavailable, made = sent.get(timeout=20, propagate=False)
+        conflict, unavailable, made = sent.get(timeout=PATIENCE, propagate=False)
         assert (type(conflict), type(unavailable)) == (Conflict, Unavailable)
         assert (made["outcome"], made["public_key"]) == ("created", free)
         with pytest.raises(Conflict):
-            sent.get(timeout=20)
+            sent.get(timeout=PATIENCE)
 
     def test_leaves_nothing_behind_that_may_take_effect(self, site: GatewayProcess, create: Any) -> None:
         site.hold()
@@ -108,11 +109,11 @@ class TestAResult:
         getattr(sent, name)()
         site.resume()
         with pytest.raises(TimedOut):
-            sent.get(timeout=20)
+            sent.get(timeout=PATIENCE)
 
     def test_that_had_taken_effect_says_so(self, site: GatewayProcess, create: Any) -> None:
         sent = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
-        assert sent.get(timeout=20)["outcome"] == "created"
+        assert sent.get(timeout=PATIENCE)["outcome"] == "created"
         assert sent.cancel() is False
 
     def test_of_an_id_is_a_lanes(self, app: PeerlaneApp, site: GatewayProcess) -> None:
@@ -127,7 +128,7 @@ class TestSendTask:
         key = some_key()
         sent = app.send_task(names.CREATE_PEER, kwargs={"gateway": site.name, "public_key": key})
         assert names.is_request_id(site.name, sent.id)
-        assert sent.get(timeout=20)["public_key"] == key
+        assert sent.get(timeout=PATIENCE)["public_key"] == key
         with pytest.raises(Unavailable, match="no gateway nowhere"):
             app.send_task(names.DELETE_PEER, kwargs={"gateway": "nowhere", "public_key": key})
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from gateways import GatewayProcess, MakeGateway, MakeSettings, close
 from keys import key_number, some_key
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import (
     AsyncGateway,
@@ -76,11 +76,11 @@ class TestAList:
         self, ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp
     ) -> None:
         wishes, name = some(150), shared_gateway.name
-        answers = ask(app, name, wishes, timeout=30)
+        answers = ask(app, name, wishes, timeout=PATIENCE)
         assert keys_of(answers) == [wish["public_key"] for wish in wishes]
         assert kinds(answers) == ["created"] * 150
         assert {peer.public_key for peer in Gateway(name, app=app).peers()} == set(keys_of(answers))
-        gone = ask(app, name, [*keys_of(answers), some_key()], delete=True, timeout=30)
+        gone = ask(app, name, [*keys_of(answers), some_key()], delete=True, timeout=PATIENCE)
         assert kinds(gone) == ["deleted"] * 150 + ["absent"]
         assert keys_of(gone)[:150] == keys_of(answers)
         assert list(Gateway(name, app=app).peers()) == []
@@ -93,7 +93,7 @@ class TestAList:
     ) -> None:
         good = some(3)
         bad: list[Any] = [{"public_key": "short"}, "a key", {"public_key": some_key(), "colour": 1}, {}, None]
-        answers = ask(app, shared_gateway.name, [good[0], *bad, good[1], good[2]], timeout=30)
+        answers = ask(app, shared_gateway.name, [good[0], *bad, good[1], good[2]], timeout=PATIENCE)
         assert kinds(answers) == ["created", *["invalid"] * 5, "created", "created"]
         assert kinds(ask(app, shared_gateway.name, bad)) == ["invalid"] * 5
         assert kinds(ask(app, shared_gateway.name, ["short", None, some_key()], delete=True)) == [
@@ -128,14 +128,16 @@ class TestAList:
     ) -> None:
         name, wishes = shared_gateway.name, some(70)
         request = names.request_id(name, some_key()[:12].encode().hex())
-        first = ask(app, name, [*wishes, {"public_key": "short"}], timeout=30, request_id=request)
+        first = ask(app, name, [*wishes, {"public_key": "short"}], timeout=PATIENCE, request_id=request)
         Gateway(name, app=app).delete_peer(wishes[0]["public_key"])
-        again = ask(app, name, [*wishes, {"public_key": "short"}], timeout=30, request_id=request)
+        again = ask(app, name, [*wishes, {"public_key": "short"}], timeout=PATIENCE, request_id=request)
         assert kinds(again) == kinds(first) == ["created"] * 70 + ["invalid"]
         assert again[:70] == first[:70]
         assert len(list(Gateway(name, app=app).peers())) == 69, "and nothing was done again"
         others = [*wishes[:64], *some(6)]
-        assert kinds(ask(app, name, others, timeout=30, request_id=request)) == ["created"] * 64 + ["conflict"] * 6
+        assert (
+            kinds(ask(app, name, others, timeout=PATIENCE, request_id=request)) == ["created"] * 64 + ["conflict"] * 6
+        )
 
     @pytest.mark.parametrize("request_id", ["x", "other.x", "{name}.", "{name}." + "x" * 57, "{name}.a b"])
     def test_under_a_malformed_id_is_refused_and_nothing_sent(
@@ -152,11 +154,11 @@ class TestAList:
         answers = ask(app, shared_gateway.name, some(130), timeout=1)
         assert kinds(answers) == ["timed_out"] * 130
         shared_gateway.resume()
-        assert Gateway(shared_gateway.name, app=app).create_peer(some_key(), timeout=20).outcome == "created"
+        assert Gateway(shared_gateway.name, app=app).create_peer(some_key(), timeout=PATIENCE).outcome == "created"
         assert len(list(Gateway(shared_gateway.name, app=app).peers())) == 1
 
     def test_for_a_gateway_that_nobody_knows_is_refused_at_once(self, ask: Ask, app: PeerlaneApp) -> None:
-        answers = ask(app, "nowhere", some(2), timeout=30)
+        answers = ask(app, "nowhere", some(2), timeout=PATIENCE)
         assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
 
 
@@ -165,13 +167,13 @@ class TestWhoStopsEarly:
         self, shared_gateway: GatewayProcess, app: PeerlaneApp
     ) -> None:
         iad, wishes = Gateway(shared_gateway.name, app=app), some(64 * 8)
-        answers = ask_list(app, names.CREATE_PEERS, iad.name, wishes, timeout=60)
+        answers = ask_list(app, names.CREATE_PEERS, iad.name, wishes, timeout=PATIENCE)
         taken = [next(answers) for _ in range(64)]
         shared_gateway.hold()
         answers.close()
         shared_gateway.resume()
         eventually(lambda: shared_gateway.look().waiting_bulk == 0, "the lane being empty")
-        iad.create_peer(some_key(), timeout=20)
+        iad.create_peer(some_key(), timeout=PATIENCE)
         there = {peer.public_key for peer in iad.peers()}
         assert set(keys_of(taken)) <= there
         assert len(there) % 64 == 1, "slices are done whole or not at all"
@@ -182,7 +184,7 @@ class TestWhoStopsEarly:
     ) -> None:
         async def give_up() -> None:
             async with AsyncGateway(shared_gateway.name, app=app) as iad:
-                asking = asyncio.create_task(iad.create_peers(some(200), timeout=30))
+                asking = asyncio.create_task(iad.create_peers(some(200), timeout=PATIENCE))
                 await asyncio.to_thread(
                     eventually, lambda: shared_gateway.look().waiting_bulk >= 4, "four slices waiting"
                 )
@@ -227,13 +229,13 @@ class TestPlainCelery:
     def test_sends_a_list_as_any_other_task(self, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
         wishes = [{"public_key": some_key(), "preshared_key": some_key()}, {"public_key": some_key()}]
         create = task_of(app, names.CREATE_PEERS)
-        sent = create.apply_async(kwargs={"gateway": shared_gateway.name, "wishes": wishes}, expires=20)
-        result = sent.get(timeout=20)
+        sent = create.apply_async(kwargs={"gateway": shared_gateway.name, "wishes": wishes}, expires=PATIENCE)
+        result = sent.get(timeout=PATIENCE)
         assert [each["outcome"] for each in result["answers"]] == ["created", "created"]
         with pytest.raises(Conflict, match="used for another request"):
             create.apply_async(
-                kwargs={"gateway": shared_gateway.name, "wishes": wishes[:1]}, task_id=str(sent.id), expires=20
-            ).get(timeout=20)
+                kwargs={"gateway": shared_gateway.name, "wishes": wishes[:1]}, task_id=str(sent.id), expires=PATIENCE
+            ).get(timeout=PATIENCE)
 
     @pytest.mark.parametrize("wishes", [[{"public_key": key_number(1)}, {"public_key": "short"}]])
     def test_is_told_of_a_bad_wish_before_anything_is_sent(self, wishes: Any, app: PeerlaneApp) -> None:
@@ -246,13 +248,13 @@ def test_what_is_shown_of_a_list_holds_no_preshared_key(shared_gateway: GatewayP
     shared_gateway.hold()
     create = task_of(app, names.CREATE_PEERS)
     wish = {"public_key": some_key(), "preshared_key": secret}
-    sent = create.apply_async(kwargs={"gateway": name, "wishes": [wish]}, expires=20)
+    sent = create.apply_async(kwargs={"gateway": name, "wishes": [wish]}, expires=PATIENCE)
     (message,) = cast("list[bytes]", lanes_of(app).redis.lrange(names.bulk_queue(name), 0, -1))
     headers = json.loads(message)["headers"]
     shared_gateway.resume()
     assert secret not in json.dumps(headers)
     assert len(headers["wish"]) == 32
-    assert secret not in json.dumps(sent.get(timeout=20))
+    assert secret not in json.dumps(sent.get(timeout=PATIENCE))
 
 
 def test_a_tenants_list_counts_wish_by_wish(gateway: MakeGateway, app: PeerlaneApp) -> None:
@@ -267,14 +269,14 @@ def test_a_tenants_list_counts_wish_by_wish(gateway: MakeGateway, app: PeerlaneA
     assert kinds(answers) == ["timed_out"] * 64 + ["unavailable"] * 128
     assert "tenant=a" in str(answers[-1])
     sent = task_of(app, names.CREATE_PEERS).apply_async(
-        kwargs={"gateway": one.name, "wishes": wishes("b", 64)}, expires=30
+        kwargs={"gateway": one.name, "wishes": wishes("b", 64)}, expires=PATIENCE
     )
     one.resume()
-    assert len(sent.get(timeout=30)["answers"]) == 64
+    assert len(sent.get(timeout=PATIENCE)["answers"]) == 64
     redis = lanes_of(app).redis
     shares = list(cast("Any", redis.scan_iter(match=names.share_key(one.name, "*"))))
     assert sorted(int(cast("Any", redis.zcard(key))) for key in shares) in ([0, 0], [0, 64], [0], [64], []), shares
     eventually(
-        lambda: kinds(Gateway(one.name, app=app).create_peers(wishes("b", 64), timeout=20)) == ["created"] * 64,
+        lambda: kinds(Gateway(one.name, app=app).create_peers(wishes("b", 64), timeout=PATIENCE)) == ["created"] * 64,
         "the share of b being free again",
     )

@@ -10,15 +10,15 @@ import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, new_name
 from keys import some_key
 from servers import RedisServer
-from waiting import Stopwatch, eventually
+from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.tasks.admission.lane_state import BELIEVED_FOR, LIVE_FOR_MS
+from peerlane.tasks.admission.belief import BELIEVED_FOR
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
 from peerlane.tasks.lane.tasks import LaneTask
-from peerlane.tasks.wire.commit_record import decode
+from peerlane.tasks.wire.outcome import decode
 
 
 def new_request(gateway: GatewayProcess) -> str:
@@ -70,13 +70,13 @@ class TestAPeer:
         found: list[tuple[str, ...]] = []
 
         def create() -> None:
-            found.extend(iad.create_peer(some_key(), timeout=20).allowed_ips for _ in range(25))
+            found.extend(iad.create_peer(some_key(), timeout=PATIENCE).allowed_ips for _ in range(25))
 
         threads = [threading.Thread(target=create, daemon=True) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
         assert len(set(found)) == len(found) == 100
         assert len(list(iad.peers())) == 100
 
@@ -94,9 +94,9 @@ class TestPlainCelery:
         served = gateway()
         create, delete = plain(client(served))
         wish = {"gateway": served.name, "public_key": some_key()}
-        assert create.apply_async(kwargs=wish, expires=5).get(timeout=5)["outcome"] == "created"
-        assert create.apply_async(kwargs=wish, expires=5).get(timeout=5)["outcome"] == "existing"
-        assert delete.delay(**wish).get(timeout=5)["outcome"] == "deleted"
+        assert create.apply_async(kwargs=wish).get(timeout=PATIENCE)["outcome"] == "created"
+        assert create.apply_async(kwargs=wish).get(timeout=PATIENCE)["outcome"] == "existing"
+        assert delete.delay(**wish).get(timeout=PATIENCE)["outcome"] == "deleted"
 
     def test_raises_the_refusal(self, gateway: MakeGateway, client: MakeClient) -> None:
         served = gateway()
@@ -105,8 +105,8 @@ class TestPlainCelery:
             kwargs={"gateway": served.name, "public_key": some_key(), "allowed_ips": ["172.16.0.1"]}
         )
         with pytest.raises(Invalid, match="outside what the gateway"):
-            sent.get(timeout=5)
-        assert isinstance(sent.get(timeout=5, propagate=False), Invalid)
+            sent.get(timeout=PATIENCE)
+        assert isinstance(sent.get(timeout=PATIENCE, propagate=False), Invalid)
 
     def test_is_told_before_anything_is_sent_where_the_arguments_are_bad(
         self, gateway: MakeGateway, client: MakeClient
@@ -126,7 +126,7 @@ class TestPlainCelery:
     def test_get_cancels_when_its_patience_ends(self, gateway: MakeGateway, client: MakeClient) -> None:
         served = gateway()
         create, _ = plain(client(served))
-        served.pause()
+        served.pause(alive=True)
         sent = create.apply_async(kwargs={"gateway": served.name, "public_key": some_key()}, expires=30)
         with pytest.raises(TimedOut, match="will never take effect"):
             sent.get(timeout=0.5)
@@ -148,7 +148,7 @@ class TestTheSameRequestTwice:
     def test_stays_timed_out(self, gateway: MakeGateway, client: MakeClient) -> None:
         served = gateway()
         iad, key, request = client(served), some_key(), new_request(served)
-        served.pause()
+        served.pause(alive=True)
         with pytest.raises(TimedOut):
             iad.create_peer(key, request_id=request, timeout=0.5)
         served.resume()
@@ -162,11 +162,11 @@ class TestATimeout:
         served = gateway()
         iad, key, then = client(served), some_key(), some_key()
         held = iad.create_peer(some_key())
-        served.pause()
+        served.pause(alive=True)
         watch = Stopwatch()
         with pytest.raises(TimedOut, match="will never take effect"):
             iad.create_peer(key, timeout=1)
-        assert 0.9 < watch.seconds < 3
+        assert 0.9 < watch.seconds < 10
         assert iad.peer(key) is None
         served.resume()
         # What comes after it in the lane is done: so its own turn has passed.
@@ -179,7 +179,7 @@ class TestATimeout:
         served = gateway()
         iad, key = client(served), some_key()
         iad.create_peer(key)
-        served.pause()
+        served.pause(alive=True)
         with pytest.raises(TimedOut):
             iad.delete_peer(key, timeout=0.5)
         served.resume()
@@ -192,7 +192,7 @@ class TestATimeout:
         """A Redis that loses its last second may lose the tombstone, and keep the message."""
         served = gateway()
         iad, lost = client(served), names.request_id(served.name, str(uuid.uuid4()))
-        served.pause()
+        served.pause(alive=True)
         with pytest.raises(TimedOut, match="will never take effect"):
             iad.create_peer(some_key(), timeout=0.5, request_id=lost)
         assert redis_server.redis.delete(names.result_key(lost)) == 1
@@ -209,7 +209,7 @@ class TestATimeout:
         iad, kept, lost = client(served), some_key(), some_key()
         results: dict[str, Any] = {}
         create, _ = plain(iad)
-        served.pause()
+        served.pause(alive=True)
         for key in (kept, lost):
             results[key] = create.apply_async(kwargs={"gateway": served.name, "public_key": key}, expires=30)
             with pytest.raises(TimedOut):
@@ -233,10 +233,10 @@ class TestNobodyServes:
         nowhere = client(new_name())
         watch = Stopwatch()
         with pytest.raises(Unavailable, match=r"no gateway .* is registered"):
-            nowhere.create_peer(some_key(), timeout=30)
+            nowhere.create_peer(some_key(), timeout=PATIENCE)
         with pytest.raises(Unavailable, match="is registered"):
             nowhere.info()
-        assert watch.seconds < 2
+        assert watch.seconds < PATIENCE / 2, "the timeout was not waited for"
 
     def test_after_a_graceful_stop_callers_are_refused_at_once(self, gateway: MakeGateway, client: MakeClient) -> None:
         served = gateway()
@@ -245,14 +245,14 @@ class TestNobodyServes:
         assert served.stop() == 0
         watch = Stopwatch()
         with pytest.raises(Unavailable, match="no live writer"):
-            client(served).create_peer(some_key(), timeout=30)
-        assert watch.seconds < 2
+            client(served).create_peer(some_key(), timeout=PATIENCE)
+        assert watch.seconds < PATIENCE / 2, "the timeout was not waited for"
         # A client that has just looked believes what it saw, but not for long.
         eventually(lambda: watch.seconds > BELIEVED_FOR, "what was seen being old")
         watch.restart()
         with pytest.raises(Unavailable):
-            held.create_peer(some_key(), timeout=30)
-        assert watch.seconds < 2
+            held.create_peer(some_key(), timeout=PATIENCE)
+        assert watch.seconds < PATIENCE / 2, "the timeout was not waited for"
         assert held.info().state == "down"
 
     def test_after_a_kill_callers_are_refused_at_once_when_the_silence_is_noticed(
@@ -261,24 +261,24 @@ class TestNobodyServes:
         served = gateway()
         iad = client(served)
         served.kill()
-        eventually(lambda: not served.look().live, "the silence being noticed", within=LIVE_FOR_MS / 1000 + 2)
+        eventually(lambda: not served.look().live, "the silence being noticed")
         watch = Stopwatch()
         with pytest.raises(Unavailable, match="no live writer"):
-            iad.create_peer(some_key(), timeout=30)
-        assert watch.seconds < 2
+            iad.create_peer(some_key(), timeout=PATIENCE)
+        assert watch.seconds < PATIENCE / 2, "the timeout was not waited for"
 
     def test_a_full_lane_is_refused_at_once(
         self, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
     ) -> None:
         served = gateway(lane_cap=3)
-        served.pause()
+        served.pause(alive=True)
         redis_server.redis.lpush(
             names.lane_queue(served.name), *("a message",) * 4
         )  # the writer may have asked for one
         watch = Stopwatch()
         with pytest.raises(Unavailable, match="is full"):
-            client(served).create_peer(some_key(), timeout=30)
-        assert watch.seconds < 2
+            client(served).create_peer(some_key(), timeout=PATIENCE)
+        assert watch.seconds < PATIENCE / 2, "the timeout was not waited for"
         served.resume()
 
 
@@ -288,7 +288,7 @@ class TestOneWriter:
     ) -> None:
         first = gateway()
         iad = client(first)
-        first.pause()  # whatever is taken off the lane now, the second has taken
+        first.pause(alive=True)  # whatever is taken off the lane now, the second has taken
         create, _ = plain(iad)
         sent = create.apply_async(kwargs={"gateway": first.name, "public_key": some_key()}, expires=60)
         taken_by_first = first.look().waiting == 0
@@ -300,7 +300,7 @@ class TestOneWriter:
         assert taken_by_first or first.look().waiting == 1
         assert int(first.look().facts["epoch"]) == 1, "it has not even opened an epoch"
         first.resume()
-        assert sent.get(timeout=20)["outcome"] == "created"
+        assert sent.get(timeout=PATIENCE)["outcome"] == "created"
         assert first.status is None
 
     def test_a_replaced_writer_stops_by_itself_and_changes_nothing(
@@ -346,13 +346,13 @@ class TestARestart:
         served = gateway()
         iad, key = client(served), some_key()
         create, _ = plain(iad)
-        served.pause()
+        served.pause(alive=True)
         sent = create.apply_async(kwargs={"gateway": served.name, "public_key": key}, expires=60)
         waiting = served.look().waiting
         served.kill()
         served.start()
         if waiting:
-            assert sent.get(timeout=20)["outcome"] == "created"
+            assert sent.get(timeout=PATIENCE)["outcome"] == "created"
         else:  # the killed writer's socket had taken it: it comes again after the visibility timeout, or never
             with pytest.raises(TimedOut):
                 sent.get(timeout=1)
@@ -367,7 +367,7 @@ class TestARestart:
         ]
         assert served.stop() == 0
         served.start()
-        outcomes = {each.get(timeout=30)["outcome"] for each in sent}
+        outcomes = {each.get(timeout=PATIENCE)["outcome"] for each in sent}
         assert outcomes == {"created"}
         assert len(list(iad.peers())) == 200
 
@@ -388,7 +388,7 @@ class TestRedisFails:
             except (OutcomeUnknown, Unavailable, TimedOut):
                 return None
 
-        assert eventually(served_again, "the lane being served again", within=60).outcome == "created"
+        assert eventually(served_again, "the lane being served again").outcome == "created"
         assert (served.pid, served.status) == (pid, None)
         assert iad.create_peer(key).outcome == "existing"
 
@@ -403,7 +403,7 @@ class TestRedisFails:
         watch = Stopwatch()
         with pytest.raises(OutcomeUnknown) as caught:
             iad.create_peer(key, timeout=2, request_id=request)
-        assert watch.seconds < 4
+        assert watch.seconds < 15, "the timeout, and what it takes to tell"
         assert caught.value.request_id == request
         own_redis.resume()
 
@@ -415,7 +415,7 @@ class TestRedisFails:
             except (OutcomeUnknown, Unavailable):
                 return None
 
-        outcome = eventually(settled, "the request being settled", within=60)
+        outcome = eventually(settled, "the request being settled")
         assert outcome in {"created", "timed out"}
         assert (iad.peer(key) is not None) == (outcome == "created")
         stored = lanes_of(iad._app).stored(request)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - Redis' own word for it
@@ -427,12 +427,12 @@ class TestRedisFails:
         nobody = client("iad", redis_url="redis://127.0.0.1:1/0")
         watch = Stopwatch()
         with pytest.raises(OutcomeUnknown):
-            nobody.create_peer(some_key(), timeout=2)
+            nobody.create_peer(some_key(), timeout=PATIENCE)
         with pytest.raises(OutcomeUnknown):
             nobody.peer(some_key())
         with pytest.raises(OutcomeUnknown):
             list(nobody.peers())
-        assert watch.seconds < 6
+        assert watch.seconds < PATIENCE / 2, "the timeout was not waited for"
 
     def test_a_gateway_whose_redis_is_away_says_so_and_ends(self, gateway: MakeGateway) -> None:
         lost = gateway(start=False)

@@ -18,7 +18,7 @@ from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, clos
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
-from waiting import Stopwatch, eventually
+from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import AsyncGateway, Gateway
 from peerlane.config import names
@@ -42,7 +42,7 @@ def interrupted_once(ready: Callable[[], bool]) -> Generator[None]:
         raise Left
 
     def watch() -> None:
-        eventually(ready, "the request in the lane", within=30)
+        eventually(ready, "the request in the lane")
         signal.pthread_kill(main, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, leave)
@@ -51,7 +51,7 @@ def interrupted_once(ready: Callable[[], bool]) -> Generator[None]:
     try:
         yield
     finally:
-        watching.join(30)
+        watching.join(PATIENCE)
         signal.signal(signal.SIGUSR1, before)
 
 
@@ -63,24 +63,26 @@ def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
 
 
 def by_gateway(app: PeerlaneApp, name: str, key: str) -> None:
-    Gateway(name, app=app).create_peer(key, timeout=60)
+    Gateway(name, app=app).create_peer(key, timeout=PATIENCE)
 
 
 def by_gateway_with_an_id(app: PeerlaneApp, name: str, key: str) -> None:
-    Gateway(name, app=app).create_peer(key, timeout=60, request_id=names.request_id(name, str(uuid.uuid4())))
+    Gateway(name, app=app).create_peer(key, timeout=PATIENCE, request_id=names.request_id(name, str(uuid.uuid4())))
 
 
 def by_celery(app: PeerlaneApp, name: str, key: str) -> None:
-    task_of(app, names.CREATE_PEER).apply_async(kwargs={"gateway": name, "public_key": key}, expires=60).get(timeout=60)
+    task_of(app, names.CREATE_PEER).apply_async(kwargs={"gateway": name, "public_key": key}, expires=PATIENCE).get(
+        timeout=PATIENCE
+    )
 
 
 def in_a_pipeline(app: PeerlaneApp, name: str, key: str) -> None:
     create = task_of(app, names.CREATE_PEER)
     list(
         send_pipelined(
-            lambda wish: create.apply_async(kwargs={"gateway": name, "public_key": wish}, expires=60),
+            lambda wish: create.apply_async(kwargs={"gateway": name, "public_key": wish}, expires=PATIENCE),
             [key, some_key(), some_key()],
-            timeout=60,
+            timeout=PATIENCE,
         )
     )
 
@@ -89,7 +91,7 @@ def nothing_came(app: PeerlaneApp, site: GatewayProcess) -> bool:
     """Whether no peer is there once all that waited has had its turn."""
     site.resume()
     lane = Gateway(site.name, app=app)
-    return lane.delete_peer(some_key(), timeout=30).outcome == "absent" and not list(lane.peers())
+    return lane.delete_peer(some_key(), timeout=PATIENCE).outcome == "absent" and not list(lane.peers())
 
 
 @pytest.mark.parametrize(
@@ -115,10 +117,10 @@ def test_an_asyncio_call_that_is_left_is_cancelled(
 
     async def leave() -> None:
         async with AsyncGateway(site.name, app=app) as lane:
-            await lane.delete_peer(some_key(), timeout=20)
+            await lane.delete_peer(some_key(), timeout=PATIENCE)
             await asyncio.to_thread(site.hold)
             request_id = names.request_id(site.name, str(uuid.uuid4())) if given else None
-            asked = asyncio.create_task(lane.create_peer(some_key(), timeout=60, request_id=request_id))
+            asked = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE, request_id=request_id))
             await asyncio.to_thread(eventually, lambda: site.look().waiting == 1, "the request in the lane")
             if how == "a-timeout-around-it":
                 with pytest.raises(TimeoutError):
@@ -152,16 +154,16 @@ def test_a_command_that_is_ended_cancels_what_it_has_asked_for(
     listed.write_text("public_key\n" + "\n".join(keys) + "\n")
     site.hold()
     about = ("--from", listed) if many else ("--public-key", keys[0])
-    process = spawned("peer", "create", site.name, *about, "--timeout", "60", "--json", redis=own_redis.url)
-    eventually(lambda: _waiting(site) > 0, "the request in the lane", within=30)
+    process = spawned("peer", "create", site.name, *about, "--timeout", "100", "--json", redis=own_redis.url)
+    eventually(lambda: _waiting(site) > 0, "the request in the lane")
     process.send_signal(number)
     status, out, err = ended(process)
     assert status == 130, err
     assert json.loads(out)
     site.resume()
     api = client(site, redis=own_redis)
-    assert api.delete_peer(some_key(), timeout=30).outcome == "absent"
-    assert api.delete_peer(some_key(), timeout=30, bulk=True).outcome == "absent"
+    assert api.delete_peer(some_key(), timeout=PATIENCE).outcome == "absent"
+    assert api.delete_peer(some_key(), timeout=PATIENCE, bulk=True).outcome == "absent"
     assert list(api.peers()) == []
 
 
@@ -175,7 +177,7 @@ def test_many_timeouts_of_one_moment_are_all_told_as_that(gateway: MakeGateway, 
 
     async def time_out() -> list[Any]:
         async with AsyncGateway(site.name, app=app) as lane:
-            await lane.create_peer(some_key(), timeout=20)
+            await lane.create_peer(some_key(), timeout=PATIENCE)
             await asyncio.to_thread(site.hold)
             asked = (lane.create_peer(some_key(), timeout=1) for _ in range(count))
             return await asyncio.gather(*asked, return_exceptions=True)
@@ -185,7 +187,7 @@ def test_many_timeouts_of_one_moment_are_all_told_as_that(gateway: MakeGateway, 
     assert len(ends) == count
     site.resume()
     lane = Gateway(site.name, app=app)
-    assert lane.delete_peer(some_key(), timeout=60).outcome == "absent"
+    assert lane.delete_peer(some_key(), timeout=PATIENCE).outcome == "absent"
     assert len(list(lane.peers())) == 1
 
 
@@ -195,12 +197,12 @@ class TestOneRequestIdAskedAtOnce:
 
         async def ask() -> list[Any]:
             async with AsyncGateway(shared_gateway.name, app=app) as lane:
-                asked = (lane.create_peer(key, timeout=60, request_id=request) for _ in range(3))
+                asked = (lane.create_peer(key, timeout=PATIENCE, request_id=request) for _ in range(3))
                 return await asyncio.gather(*asked)
 
         watch = Stopwatch()
         first, *others = run_and_leave_nothing(ask)
-        assert watch.seconds < 30, "nobody waits for its timeout"
+        assert watch.seconds < PATIENCE / 2, "nobody waits for its timeout"
         assert first.outcome == "created"
         assert others == [first, first]
 
@@ -214,8 +216,8 @@ class TestOneRequestIdAskedAtOnce:
         async def ask() -> tuple[Any, Any]:
             async with AsyncGateway(site.name, app=app) as lane:
                 await asyncio.to_thread(site.hold)
-                patient = asyncio.create_task(lane.create_peer(key, timeout=60, request_id=request))
-                within = 0.5 if how == "times-out" else 60
+                patient = asyncio.create_task(lane.create_peer(key, timeout=PATIENCE, request_id=request))
+                within = 2 if how == "times-out" else 60
                 hasty = asyncio.create_task(lane.create_peer(key, timeout=within, request_id=request))
                 await asyncio.to_thread(eventually, lambda: site.look().waiting == 2, "both in the lane")
                 if how == "is-cancelled":
@@ -236,7 +238,7 @@ def test_reading_keeps_no_request_waiting(shared_gateway: GatewayProcess, app: P
         async with AsyncGateway(shared_gateway.name, app=app) as lane:
             reading = asyncio.create_task(lane._in_thread(done.wait, 60))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a page that takes long
             try:
-                return (await lane.create_peer(some_key(), timeout=20)).outcome
+                return (await lane.create_peer(some_key(), timeout=PATIENCE)).outcome
             finally:
                 done.set()
                 await reading

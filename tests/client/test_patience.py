@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from gateways import GatewayProcess, MakeSettings, close
 from keys import some_key
+from waiting import PATIENCE
 
 from peerlane import AsyncFleet, AsyncGateway, Fleet, Gateway, Invalid, PeerResult
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.lane.request import seconds_of
+from peerlane.tasks.client.patience import seconds_of
 
 #: Creates a peer with these arguments.
 Ask = Callable[[PeerlaneApp, str, dict[str, Any]], object]
@@ -29,7 +30,7 @@ def as_fleet(app: PeerlaneApp, name: str, arguments: dict[str, Any]) -> object:
 
 
 def as_list(app: PeerlaneApp, name: str, arguments: dict[str, Any]) -> object:
-    timeout = arguments.get("timeout", 20)
+    timeout = arguments.get("timeout", PATIENCE)
     wish = {name: value for name, value in arguments.items() if name != "timeout"}
     (answer,) = Gateway(name, app=app).create_peers([{"public_key": some_key(), **wish}], timeout=timeout)
     if isinstance(answer, Exception):
@@ -80,7 +81,7 @@ def test_no_time_at_all_is_refused_and_nothing_sent(
 
 @pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in ASKS])
 def test_a_timedelta_is_a_timeout(ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
-    answer = ask(app, shared_gateway.name, {"timeout": timedelta(seconds=20)})
+    answer = ask(app, shared_gateway.name, {"timeout": timedelta(seconds=PATIENCE)})
     assert isinstance(answer, PeerResult)
     assert answer.outcome == "created"
 
@@ -93,4 +94,4 @@ def test_of_several_timeouts_the_first_that_is_given_counts() -> None:
 @pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in ASKS])
 def test_one_text_is_no_list_of_prefixes(ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
     with pytest.raises(Invalid, match=r"allowed_ips: this is a list of prefixes, such as \["):
-        ask(app, shared_gateway.name, {"allowed_ips": "10.8.3.3/32", "timeout": 20})
+        ask(app, shared_gateway.name, {"allowed_ips": "10.8.3.3/32", "timeout": PATIENCE})

@@ -8,7 +8,7 @@ import pytest
 from conftest import MakeSettings, close
 from gateways import GatewayProcess
 from keys import some_key
-from waiting import Stopwatch
+from waiting import PATIENCE, Stopwatch
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
@@ -31,7 +31,7 @@ def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
 class Sender:
     """Sends creates, and counts how many were sent beyond those that were answered."""
 
-    def __init__(self, gateway: GatewayProcess, app: PeerlaneApp, timeout: float = 30) -> None:
+    def __init__(self, gateway: GatewayProcess, app: PeerlaneApp, timeout: float = PATIENCE) -> None:
         self.gateway, self.task, self.timeout = gateway.name, task_of(app, names.CREATE_PEER), timeout
         self.sent = 0
 
@@ -47,7 +47,7 @@ def test_answers_come_in_the_order_of_the_wishes_and_no_more_than_the_window_is_
     iad = shared_gateway
     send, keys = Sender(iad, app), [some_key() for _ in range(40)]
     answered: list[str] = []
-    for answer in send_pipelined(send, keys, timeout=30, size=8):
+    for answer in send_pipelined(send, keys, timeout=PATIENCE, size=8):
         assert isinstance(answer.outcome, PeerResult)
         assert answer.seconds > 0
         answered.append(answer.outcome.public_key)
@@ -58,7 +58,7 @@ def test_answers_come_in_the_order_of_the_wishes_and_no_more_than_the_window_is_
 def test_a_wish_that_cannot_be_sent_is_answered_in_its_place(shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
     iad = shared_gateway
     keys = [some_key(), "short", some_key()]
-    first, second, third = send_pipelined(Sender(iad, app), keys, timeout=30)
+    first, second, third = send_pipelined(Sender(iad, app), keys, timeout=PATIENCE)
     assert isinstance(second.outcome, Invalid)
     assert [isinstance(answer.outcome, PeerResult) for answer in (first, third)] == [True, True]
 
@@ -68,13 +68,13 @@ def test_those_whose_time_ran_out_side_by_side_are_not_waited_for_in_a_row(
 ) -> None:
     iad = shared_gateway
     caller = Gateway(iad.name, app=app)
-    iad.pause()
+    iad.pause(alive=True)
     watch = Stopwatch()
     answers = list(send_pipelined(Sender(iad, app, 1), [some_key() for _ in range(30)], timeout=1, size=30))
-    assert watch.seconds < 6
+    assert watch.seconds < 15, "not one second for each"
     assert {type(answer.outcome) for answer in answers} == {TimedOut}
     iad.resume()
-    assert caller.create_peer(some_key(), timeout=30).outcome == "created"
+    assert caller.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
     assert len(list(caller.peers())) == 1
 
 
@@ -84,16 +84,16 @@ def test_who_stops_early_leaves_nothing_behind_that_may_still_take_effect(
     iad = shared_gateway
     caller = Gateway(iad.name, app=app)
     keys = [some_key() for _ in range(10)]
-    answers = send_pipelined(Sender(iad, app), keys, timeout=30, size=5)
+    answers = send_pipelined(Sender(iad, app), keys, timeout=PATIENCE, size=5)
     first = next(answers)
     assert isinstance(first.outcome, PeerResult)
-    iad.pause()
+    iad.pause(alive=True)
     answers.close()
     iad.resume()
     # First in, first out: what was sent before this has been dealt with.
-    assert caller.delete_peer(some_key(), timeout=30).outcome == "absent"
+    assert caller.delete_peer(some_key(), timeout=PATIENCE).outcome == "absent"
     settled = {peer.public_key for peer in caller.peers()}
     assert first.outcome.public_key in settled
     assert settled <= set(keys[:5])
-    assert caller.delete_peer(some_key(), timeout=30).outcome == "absent"
+    assert caller.delete_peer(some_key(), timeout=PATIENCE).outcome == "absent"
     assert {peer.public_key for peer in caller.peers()} == settled

@@ -11,14 +11,15 @@ from typing import Any, cast
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import key_number, some_key
+from waiting import PATIENCE
 
 from peerlane import AsyncGateway, Conflict, Gateway, PeerResult
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire.commit_record import sound_digest, wish_digest
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
+from peerlane.tasks.wire.wish_digest import sound_digest, wish_digest
 
 OTHER = "used for another request"
 
@@ -29,8 +30,8 @@ Ask = Callable[[PeerlaneApp, str, str, dict[str, Any]], PeerResult]
 def as_gateway(app: PeerlaneApp, name: str, request: str, wish: dict[str, Any]) -> PeerResult:
     iad, rest = Gateway(name, app=app), dict(wish)
     if rest.pop("delete", False):
-        return iad.delete_peer(rest["public_key"], request_id=request, timeout=20)
-    return iad.create_peer(**rest, request_id=request, timeout=20)
+        return iad.delete_peer(rest["public_key"], request_id=request, timeout=PATIENCE)
+    return iad.create_peer(**rest, request_id=request, timeout=PATIENCE)
 
 
 def as_asyncio(app: PeerlaneApp, name: str, request: str, wish: dict[str, Any]) -> PeerResult:
@@ -38,8 +39,8 @@ def as_asyncio(app: PeerlaneApp, name: str, request: str, wish: dict[str, Any]) 
         rest = dict(wish)
         async with AsyncGateway(name, app=app) as iad:
             if rest.pop("delete", False):
-                return await iad.delete_peer(rest["public_key"], request_id=request, timeout=20)
-            return await iad.create_peer(**rest, request_id=request, timeout=20)
+                return await iad.delete_peer(rest["public_key"], request_id=request, timeout=PATIENCE)
+            return await iad.create_peer(**rest, request_id=request, timeout=PATIENCE)
 
     return asyncio.run(ask())
 
@@ -47,8 +48,8 @@ def as_asyncio(app: PeerlaneApp, name: str, request: str, wish: dict[str, Any]) 
 def as_celery(app: PeerlaneApp, name: str, request: str, wish: dict[str, Any]) -> PeerResult:
     rest = dict(wish)
     task = task_of(app, names.DELETE_PEER if rest.pop("delete", False) else names.CREATE_PEER)
-    sent = task.apply_async(kwargs={"gateway": name, **rest}, task_id=request, expires=20)
-    return PeerResult.model_validate(sent.get(timeout=20))
+    sent = task.apply_async(kwargs={"gateway": name, **rest}, task_id=request, expires=PATIENCE)
+    return PeerResult.model_validate(sent.get(timeout=PATIENCE))
 
 
 WAYS = [pytest.param(way, id=way.__name__) for way in (as_gateway, as_asyncio, as_celery)]
@@ -117,12 +118,13 @@ def test_of_two_wishes_that_wait_under_one_id_one_is_done_and_the_other_told(
     create = task_of(app, names.CREATE_PEER)
     iad.hold()
     sent = [
-        create.apply_async(kwargs={"gateway": iad.name, "public_key": key}, task_id=request, expires=30) for key in keys
+        create.apply_async(kwargs={"gateway": iad.name, "public_key": key}, task_id=request, expires=PATIENCE)
+        for key in keys
     ]
     iad.resume()
-    assert sent[0].get(timeout=20)["public_key"] == keys[0]
+    assert sent[0].get(timeout=PATIENCE)["public_key"] == keys[0]
     with pytest.raises(Conflict, match=OTHER):
-        sent[1].get(timeout=20)
+        sent[1].get(timeout=PATIENCE)
     assert [peer.public_key for peer in client(iad).peers()] == [keys[0]]
 
 

@@ -146,7 +146,7 @@ def test_a_gateway_serves_every_kind_of_caller(
             said = base.run("peerlane", "gateway", "show", name, "--json", cwd=empty, env=env)
             return json.loads(said)["observer_silent_for"] is not None
 
-        eventually(observed, "a sign of the observer's life", within=60)
+        eventually(observed, "a sign of the observer's life")
 
 
 def test_beat_starts_and_schedules(install: Install, own_redis: RedisServer, empty: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_flower_is_well(install: Install, own_redis: RedisServer, empty: Path, t
     with install("flower").running(
         "celery", *command, cwd=empty, log=tmp_path / "log", env={"PEERLANE_REDIS_URL": own_redis.url}
     ) as flower:
-        eventually(healthy, "an answer from /healthcheck", within=60)
+        eventually(healthy, "an answer from /healthcheck")
 
 
 @pytest.mark.parametrize(("extras", "words"), [(["all"], []), (["embedded"], ["--no-flower"])])

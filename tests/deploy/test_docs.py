@@ -57,6 +57,7 @@ def test_every_make_target_the_documents_name_exists() -> None:
         names.share_key("NAME", "DIGEST"),
         names.poison_key("NAME"),
         names.deliveries_key("NAME", "REQUEST"),
+        names.wake_key("NAME", "TOKEN"),
         names.snapshot_key("NAME", "TOKEN", "PART"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from waiting import PATIENCE
 
 from peerlane.workers.demo.process import Child, StartFailed
 from peerlane.workers.demo.redis_server import EmbeddedServer, NoServer, ServerProgram, find_program, serving
@@ -145,7 +146,7 @@ def test_without_a_url_a_server_lives_as_long_as_the_context() -> None:
 
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     child = Child("stubborn", ["/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 1 & wait; done"], tmp_path)
-    child.until("it said so", lambda: "up" in child.tail(), within=10)
+    child.until("it said so", lambda: "up" in child.tail(), within=PATIENCE)
     child.stop(grace=0.2)
     assert child.status() == -9
 
@@ -165,7 +166,7 @@ def test_a_program_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
 def test_waiting_in_vain_has_an_end_and_tells_what_was_said(tmp_path: Path) -> None:
     child = Child("idle", ["/bin/sh", "-c", "echo waiting for Godot; exec sleep 1000"], tmp_path)
     try:
-        child.until("it had begun", lambda: "Godot" in child.tail(), within=10)
+        child.until("it had begun", lambda: "Godot" in child.tail(), within=PATIENCE)
         with pytest.raises(StartFailed, match=r"(?s)waited 0\.1 s for Godot in vain.*waiting for Godot"):
             child.until("Godot", lambda: False, within=0.1)
     finally:

@@ -58,9 +58,9 @@ def page(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) ->
     app = PeerlaneApp(read(redis_url=redis_server.url))
     with flower(redis_server.url, directory) as found:
         writer.start()
-        eventually(lambda: "iad@" in found.text("/workers"), "the gateway among Flower's workers", within=30)
+        eventually(lambda: "iad@" in found.text("/workers"), "the gateway among Flower's workers")
         Gateway("iad", app=app).create_peer(some_key(), preshared_key=some_key())
-        eventually(lambda: "SUCCESS" in found.text("/api/tasks"), "the create among Flower's tasks", within=30)
+        eventually(lambda: "SUCCESS" in found.text("/api/tasks"), "the create among Flower's tasks")
         yield found
     lanes_of(app).redis.close()
     app.close()

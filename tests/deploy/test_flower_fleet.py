@@ -64,7 +64,7 @@ def test_its_document_is_that_of_top(page: Page) -> None:
 
 
 def test_rates_appear_and_a_refusal_is_among_them(page: Page) -> None:
-    eventually(lambda: row(page, "iad").get("refused_per_second") is not None, "a rate", within=20)
+    eventually(lambda: row(page, "iad").get("refused_per_second") is not None, "a rate")
 
 
 @pytest.mark.parametrize("path", ["/gateways", "/worker/fra@gone"])
@@ -118,7 +118,7 @@ def test_the_broker_page_reads_redis_as_everything_of_peerlane_does(
         server.redis.hset(names.gateway_key("iad"), mapping=DEAD)
         server.redis.lpush(names.lane_queue("iad"), "a", "b")
         with flower(server.url_of("flower"), tmp_path) as page:
-            eventually(lambda: "gateway.iad 2" in words(page.text("/broker")), "the lane", within=20)
+            eventually(lambda: "gateway.iad 2" in words(page.text("/broker")), "the lane")
             lengths = json.loads(page.text("/api/queues/length"))["active_queues"]
             assert {"name": "gateway.iad", "messages": 2} in lengths
             shown_by = words(page.text("/broker"))
@@ -142,9 +142,9 @@ def test_state_outlives_a_restart(server: RedisServer, page: Page, tmp_path: Pat
     app = PeerlaneApp(read(redis_url=server.url))
     with flower(server.url, tmp_path) as first:
         # It hears of requests while it runs.
-        eventually(lambda: "iad@" in first.text("/workers"), "a gateway", within=30)
+        eventually(lambda: "iad@" in first.text("/workers"), "a gateway")
         Gateway("iad", app=app).create_peer(KEY, allowed_ips=["10.8.0.5/32"])
-        eventually(lambda: KEY in first.text("/api/tasks"), "the create", within=30)
+        eventually(lambda: KEY in first.text("/api/tasks"), "the create")
         before = json.loads(first.text("/api/tasks")).keys()
     close(app)
     with flower(server.url, tmp_path) as second:
@@ -156,10 +156,10 @@ def test_a_removed_gateway_leaves(server: RedisServer, page: Page) -> None:
     redis = server.redis
     redis.hset(names.gateway_key("zed"), mapping=DEAD | {"region": ""})
     redis.sadd(names.GATEWAYS_KEY, "zed")
-    eventually(lambda: "gateway.zed" in page.text("/broker"), "the new gateway's lane", within=20)
+    eventually(lambda: "gateway.zed" in page.text("/broker"), "the new gateway's lane")
     redis.srem(names.GATEWAYS_KEY, "zed")
     redis.delete(names.gateway_key("zed"))
-    eventually(lambda: "gateway.zed" not in page.text("/broker"), "its leaving the broker page", within=20)
+    eventually(lambda: "gateway.zed" not in page.text("/broker"), "its leaving the broker page")
     assert "zed" not in page.text("/gateways?json=1")
     assert page.status("/worker/zed@gone", user=page.USER) == 404
 
@@ -167,13 +167,13 @@ def test_a_removed_gateway_leaves(server: RedisServer, page: Page) -> None:
 def test_without_redis_it_is_not_healthy_and_every_page_says_why(own_redis: RedisServer, tmp_path: Path) -> None:
     with flower(own_redis.url, tmp_path) as page:
         own_redis.stop()
-        eventually(lambda: page.status("/healthcheck") == 503, "an unhealthy Flower", within=20)
+        eventually(lambda: page.status("/healthcheck") == 503, "an unhealthy Flower")
         for path in ("/workers", "/tasks", "/broker", "/gateways"):
             assert "What is shown may be old: " in words(page.text(path))
         assert "reached" in told(page)["trouble"]
         assert page.get("/healthcheck")[1] == "Redis does not answer"
         own_redis.start()
-        eventually(lambda: page.status("/healthcheck") == 200, "a healthy Flower", within=20)
+        eventually(lambda: page.status("/healthcheck") == 200, "a healthy Flower")
         assert "What is shown may be old" not in page.text("/workers")
     log = page.log.read_text()
     assert (log.count("the fleet cannot be read"), log.count("the fleet can be read again")) == (1, 1)

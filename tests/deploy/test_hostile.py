@@ -15,14 +15,14 @@ from gateways import GatewayProcess, close, new_name
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.errors import Conflict, Invalid, PeerlaneError, WriterError
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 
 SECRET = base64.b64encode(bytes(range(7, 39))).decode()
 FAR = "2099-01-01T00:00:00+00:00"
@@ -398,7 +398,7 @@ class Target:
         self.redis = Redis.from_url(str(gateway.settings["redis_url"]), decode_responses=True)
         self._events: Any = self.redis.pubsub(ignore_subscribe_messages=True)
         self._events.psubscribe("/*.celeryev*", "*celery.pidbox*")
-        self._events.get_message(timeout=5)
+        self._events.get_message(timeout=PATIENCE)
         self.client.create_peer(some_key())
         self.seen = ""
         self._read = 0
@@ -429,10 +429,10 @@ class Target:
     def good_request(self) -> None:
         """A good create and its deletion, behind whatever waits in the lane; and every event up to their last."""
         key, request = some_key(), names.request_id(self.gateway.name, str(uuid.uuid4()))
-        eventually(lambda: self.gateway.status is not None or self._idle(), "the lane being served", within=20)
+        eventually(lambda: self.gateway.status is not None or self._idle(), "the lane being served")
         assert self.gateway.status is None, "the writer has ended"
-        assert self.client.create_peer(key, timeout=10).outcome == "created"
-        assert self.client.delete_peer(key, timeout=10, request_id=request).outcome == "deleted"
+        assert self.client.create_peer(key, timeout=PATIENCE).outcome == "created"
+        assert self.client.delete_peer(key, timeout=PATIENCE, request_id=request).outcome == "deleted"
 
         def last_event() -> bool:
             while (message := self._events.get_message(timeout=0.02)) is not None:
@@ -476,12 +476,12 @@ def test_the_writer_outlives_it_and_tells_who_asks(target: Target, attack: Attac
     stored = target.outcome(message.id)
     if attack.outcome == "created":
         assert stored, "a sound request is carried out, whatever else its message says"
-        assert commit_record.decode(stored)["public_key"] == message.key
+        assert results.decode(stored)["public_key"] == message.key
         target.client.delete_peer(message.key)
     elif isinstance(attack.outcome, type):
         assert stored, "its caller would wait in vain"
         with pytest.raises(attack.outcome) as caught:
-            commit_record.decode(stored)
+            results.decode(stored)
         assert type(caught.value) is not WriterError
         assert SECRET[:20] not in stored
     else:

@@ -89,7 +89,7 @@ def test_a_gateway_serves_from_there(
             command, cwd=hostile, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        eventually(up, "a served lane and an observer", within=60)
+        eventually(up, "a served lane and an observer")
         assert Gateway(name, app=app).create_peer(some_key(), timeout=30).outcome == "created"
         process.terminate()
         assert process.wait(60) == 0, log.read_text()

@@ -134,7 +134,7 @@ def test_the_gateway_of_compose_serves_and_its_beat_schedules(
             with logs[part].open("w") as output:
                 processes.append(started(image, words[part], user=user, output=output, **settings))
             if part == "gateway":
-                eventually(lambda: own_redis.redis.hget(names.gateway_key(name), "heartbeat"), "a writer", within=60)
+                eventually(lambda: own_redis.redis.hget(names.gateway_key(name), "heartbeat"), "a writer")
         # As another user, after root has made the directory's content.
         created = said(
             image, "peerlane", "peer", "create", name, "--public-key", some_key(), "--timeout", "30", **settings
@@ -143,7 +143,7 @@ def test_the_gateway_of_compose_serves_and_its_beat_schedules(
         health = started(image, ["env", f"PEERLANE_GATEWAY={name}", *image.health], user=None, **settings)
         out, _ = health.communicate(timeout=60)
         assert (health.returncode, out) == (0, f"{name} is active\n")
-        eventually(lambda: up("beat", f"sweep {name}: asked for"), "a slot of beat's", within=60)
+        eventually(lambda: up("beat", f"sweep {name}: asked for"), "a slot of beat's")
     finally:
         for process in processes:
             process.terminate()

@@ -76,8 +76,8 @@ def test_a_gateway_logs_documents_alone(
     words = ["-m", "peerlane.workers.cli", "gateway", "run", name, "--dataplane", "memory"]
     with running(words, log, **settings, **named_endpoint()) as process:
         peers = client(name, redis=own_redis, timeout=20)
-        eventually(lambda: redis.hget(names.gateway_key(name), "phase") == b"serving", "the lane served", within=40)
-        eventually(lambda: redis.hget(names.observer_key(name), "heartbeat"), "the observer", within=40)
+        eventually(lambda: redis.hget(names.gateway_key(name), "phase") == b"serving", "the lane served")
+        eventually(lambda: redis.hget(names.observer_key(name), "heartbeat"), "the observer")
         peers.create_peer(key := some_key())
         with pytest.raises(Conflict):
             peers.create_peer(key, keepalive=25)
@@ -90,7 +90,7 @@ def test_a_gateway_logs_documents_alone(
         redis.lpush(names.lane_queue(name), json.dumps({**message, "content-encoding": "utf-8", "properties": about}))
         eventually(lambda: "a message was refused" in log.read_text(), "the refusal in the log")
         own_redis.restart()
-        eventually(lambda: "Redis has restarted" in log.read_text(), "the recovery in the log", within=30)
+        eventually(lambda: "Redis has restarted" in log.read_text(), "the recovery in the log")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     lines = documents(log)
@@ -110,7 +110,7 @@ def test_a_line_about_a_request_has_its_id(own_redis: RedisServer, tmp_path: Pat
     words = ["-m", "peerlane.workers.cli", "gateway", "run", name, "--only", "writer", "--loglevel", "debug"]
     with running(words, log, **settings):
         peers = client(name, redis=own_redis, timeout=20)
-        eventually(lambda: "ready." in log.read_text(), "the writer", within=40)
+        eventually(lambda: "ready." in log.read_text(), "the writer")
         peers.create_peer(some_key(), request_id=f"{name}.first")
         control.write_text("before_commit:raise\n")
         with pytest.raises(Exception, match="nothing was committed"):
@@ -127,13 +127,13 @@ def test_beat_and_exporter_log_documents(own_redis: RedisServer, redis: Redis, t
     log = tmp_path / "beat.log"
     beat: list[str] = COMPOSE["services"]["beat"]["command"]
     with running(["-m", *beat, f"--pidfile={tmp_path / 'pid'}"], log, log_format="json", redis_url=own_redis.url):
-        eventually(lambda: "gateways are looked after" in log.read_text(), "beat having looked", within=40)
+        eventually(lambda: "gateways are looked after" in log.read_text(), "beat having looked")
     assert {line["process"] for line in documents(log)} == {"beat"}
     redis.sadd(names.GATEWAYS_KEY, "iad")
     log = tmp_path / "exporter.log"
     words = ["-m", "peerlane.workers.cli", "exporter", "--listen", "127.0.0.1:0"]
     with running(words, log, log_format="json", redis_url=own_redis.url):
-        eventually(lambda: "/metrics" in log.read_text(), "the exporter", within=40)
+        eventually(lambda: "/metrics" in log.read_text(), "the exporter")
         url = documents(log)[0]["message"].split()[1]
         own_redis.stop()
         with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - http on loopback
@@ -147,7 +147,7 @@ def test_beat_and_exporter_log_documents(own_redis: RedisServer, redis: Redis, t
 def test_flower_logs_documents(own_redis: RedisServer, tmp_path: Path) -> None:
     with flower(own_redis.url, tmp_path, PEERLANE_LOG_FORMAT="json") as page:
         own_redis.stop()
-        eventually(lambda: page.status("/healthcheck") == 503, "Flower to notice", within=20)
+        eventually(lambda: page.status("/healthcheck") == 503, "Flower to notice")
     lines = documents(page.log)
     assert {line["process"] for line in lines} == {"flower"}
     assert any(line["message"].startswith("the fleet cannot be read: ") for line in lines)
@@ -173,7 +173,7 @@ def test_a_gateway_that_cannot_start_says_so_in_documents(trouble: str, own_redi
         if trouble == "key":
             assert process.wait(60) == 2
         else:
-            eventually(lambda: "Redis is away" in log.read_text(), "word of Redis", within=40)
+            eventually(lambda: "Redis is away" in log.read_text(), "word of Redis")
     assert "gateway run" in {line["process"] for line in documents(log)}
 
 
@@ -194,7 +194,7 @@ def test_a_level_leaves_out_what_is_below(own_redis: RedisServer, tmp_path: Path
     words = ["-A", "peerlane", "beat", f"--pidfile={tmp_path / 'pid'}"]
     beat = Process(words, log, {"redis_url": own_redis.url, "beat_file": tmp_path / "looked", **settings})
     try:
-        eventually((tmp_path / "looked").exists, "beat having looked", within=40)
+        eventually((tmp_path / "looked").exists, "beat having looked")
         if not settings:
             beat.says("INFO/")
         assert ("INFO/" in beat.log) is not bool(settings)

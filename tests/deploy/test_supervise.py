@@ -70,7 +70,7 @@ class Supervised:
 
     def nth(self, name: str, count: int) -> int:
         """The process of the part's start number ``count``, once it is there."""
-        return eventually(lambda: self.pids(name)[count - 1 : count], f"start {count} of {name}", within=20)[0]
+        return eventually(lambda: self.pids(name)[count - 1 : count], f"start {count} of {name}")[0]
 
     def end(self) -> None:
         """After the test."""
@@ -142,7 +142,7 @@ def test_a_part_that_goes_on_after_all_is_left_alone(supervised: MakeSupervised,
     through = tmp_path / "through"
     later = f"sleep 3; while :; do echo '2 serving' >&3; echo . >> {through}; sleep 0.2; done"
     all_of_it = supervised(watched=SOON_SILENT + later)
-    eventually(lambda: through.exists() and len(through.read_text()) > 2 * 30, "six seconds more", within=40)
+    eventually(lambda: through.exists() and len(through.read_text()) > 2 * 30, "six seconds more")
     assert len(all_of_it.pids("watched")) == 1
     assert "hangs" not in all_of_it.log.read_text()
 
@@ -153,7 +153,7 @@ def test_a_part_that_says_that_it_goes_on_is_left_alone(supervised: MakeSupervis
         watched=f"exec 3>&$2; while :; do echo '2 serving' >&3; echo . >> {turns}; sleep 0.2; done",
         observer="exit 7",
     )
-    eventually(lambda: turns.exists() and len(turns.read_text()) > 2 * 20, "twenty turns, 4 s", within=30)
+    eventually(lambda: turns.exists() and len(turns.read_text()) > 2 * 20, "twenty turns, 4 s")
     assert len(all_of_it.pids("watched")) == 1
     assert "hangs" not in all_of_it.log.read_text()
 
@@ -301,12 +301,12 @@ def test_gateway_run_serves_and_observes_and_survives_the_loss_of_either(
         return pid if pid != since and fact(names.observer_key(name), "heartbeat") else 0
 
     try:
-        writer = eventually(serving, "a served lane", within=30)
-        observer = eventually(observing, "an observer", within=30)
+        writer = eventually(serving, "a served lane")
+        observer = eventually(observing, "an observer")
         os.kill(writer, signal.SIGKILL)
         os.kill(observer, signal.SIGKILL)
-        writer = eventually(lambda: serving(writer), "another writer", within=40)
-        observer = eventually(lambda: observing(observer), "another observer", within=30)
+        writer = eventually(lambda: serving(writer), "another writer")
+        observer = eventually(lambda: observing(observer), "another observer")
 
         second = GatewayRun(name, redis_server.url, tmp_path)
         assert second.process.wait(30) == 1
@@ -342,9 +342,9 @@ def test_writer_and_observer_that_hang_are_ended_with_their_stacks_in_the_log_an
         return int(told.get("pid", 0)) if int(told.get("heartbeat", 0)) else 0
 
     try:
-        eventually(lambda: lanes.look(name).state == "active", "a served lane", within=30)
+        eventually(lambda: lanes.look(name).state == "active", "a served lane")
         first = lanes.look(name).facts["holder_pid"]
-        observer = eventually(observing, "an observer", within=30)
+        observer = eventually(observing, "an observer")
         eventually(lambda: redis_server.redis.hget(names.observer_key(name), "sweep"), "its first sweep")
         beat = redis_server.redis.hget(names.observer_key(name), "heartbeat")
         eventually(lambda: redis_server.redis.hget(names.observer_key(name), "heartbeat") != beat, "a turn after it")
@@ -352,13 +352,13 @@ def test_writer_and_observer_that_hang_are_ended_with_their_stacks_in_the_log_an
         control.write_text("before_apply:hang")
         with pytest.raises(TimedOut):
             api.create_peer(some_key(), timeout=1)
-        eventually(lambda: lanes.look(name).state == "stuck", "it being told as stuck", within=30)
-        eventually(lambda: not read_gateway(app, name).observed, "it being told as silent", within=30)
-        eventually(lambda: "the observer hangs" in run.log.read_text(), "the supervisor noticing it", within=60)
-        eventually(lambda: observing() not in (0, observer), "another observer", within=60)
-        eventually(lambda: "the writer hangs" in run.log.read_text(), "the supervisor noticing it", within=60)
+        eventually(lambda: lanes.look(name).state == "stuck", "it being told as stuck")
+        eventually(lambda: not read_gateway(app, name).observed, "it being told as silent")
+        eventually(lambda: "the observer hangs" in run.log.read_text(), "the supervisor noticing it")
+        eventually(lambda: observing() not in (0, observer), "another observer")
+        eventually(lambda: "the writer hangs" in run.log.read_text(), "the supervisor noticing it")
         control.write_text("")
-        eventually(lambda: lanes.look(name).state == "active", "another writer", within=60)
+        eventually(lambda: lanes.look(name).state == "active", "another writer")
         assert lanes.look(name).facts["holder_pid"] != first
         assert api.create_peer(some_key(), timeout=20).outcome == "created"
         log = run.log.read_text()

@@ -22,9 +22,9 @@ from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
 from loops import run_and_leave_nothing
 from observers import beat, ending
-from servers import RedisServer
+from servers import RedisServer, server_directory
 from speeds import lacking
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import AsyncGateway
 from peerlane.config.celery.app import PeerlaneApp
@@ -49,8 +49,7 @@ def program() -> Path:
 
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Path]:
-    # Not tmp_path: its name is too long for a socket.
-    found = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    found = server_directory()
     yield found
     shutil.rmtree(found, ignore_errors=True)
 
@@ -188,9 +187,9 @@ def test_with_users_functions_client_certificates_beat_and_flower_everything_is_
         beating = beat(url["beat"], tmp_path / "beat.log", sweep_every="1", **tls)
         with ending(beating), flower(url["flower"], tmp_path, **variables) as page:
             assert client("iad", redis_url=url["api-iad"], **tls).create_peer(some_key()).outcome == "created"
-            eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers", within=20)
+            eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers")
             assert page.status("/broker", user=page.USER) == 200
-            eventually(lambda: strict.server.redis.llen("gateway.iad.observer"), "beat to ask the observer", within=20)
+            eventually(lambda: strict.server.redis.llen("gateway.iad.observer"), "beat to ask the observer")
         noted = [entry["object"] for entry in strict.server.redis.acl_log()]
         assert set(noted) <= {"config|get"}
         writer.finish()
@@ -259,7 +258,7 @@ def plain_server(program: Path, directory: Path) -> Generator[int]:
 
 def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Bad, dict[str, Any]], client: MakeClient) -> None:
     with pytest.raises(OutcomeUnknown) as caught:
-        client("iad", **bad[1]).create_peer(some_key(), timeout=2)
+        client("iad", **bad[1]).create_peer(some_key(), timeout=PATIENCE)
     assert bad[0].says in str(caught.value)
     assert "nothing was sent" in str(caught.value)
 
@@ -269,7 +268,7 @@ def test_an_asyncio_client_is_told_too(bad: tuple[Bad, dict[str, Any]], settings
 
     async def create() -> None:
         async with AsyncGateway("iad", app=app) as gateway:
-            await gateway.create_peer(some_key(), timeout=2)
+            await gateway.create_peer(some_key(), timeout=PATIENCE)
 
     with pytest.raises(OutcomeUnknown, match="nothing was sent"):
         run_and_leave_nothing(create)
@@ -281,7 +280,7 @@ def test_a_writer_says_why_and_ends_without_a_traceback(bad: tuple[Bad, dict[str
     rest = {name: value for name, value in bad[1].items() if name != "redis_url"}
     writer = GatewayProcess("iad", url, tmp_path, dataplane="memory", **rest)
     writer.start(wait=False)
-    assert writer.await_end(within=40) == RedisAway.exit_code
+    assert writer.await_end() == RedisAway.exit_code
     assert bad[0].says in writer.log
     writer.finish()
 
@@ -302,7 +301,7 @@ def test_the_command_line_says_why(
 
 def test_without_a_ca_of_ours_the_systems_decide(sound: TlsServer, client: MakeClient) -> None:
     with pytest.raises(OutcomeUnknown, match=r"certificate is refused: (unable to get local issuer|self-signed)"):
-        client("iad", redis_url=sound.url).create_peer(some_key(), timeout=2)
+        client("iad", redis_url=sound.url).create_peer(some_key(), timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("query", ["ssl_cert_reqs=none", "ssl_check_hostname=false", "ssl_ca_certs=/tmp/any.pem"])

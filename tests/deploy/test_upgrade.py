@@ -17,11 +17,11 @@ import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import key_number
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.wire.commit_record import decode
+from peerlane.tasks.wire.outcome import decode
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded-0.1.0.json").read_text())
 MESSAGES: dict[str, dict[str, str]] = {one["call"]: one for one in RECORDED["messages"]}
@@ -58,7 +58,7 @@ def renewed(server: RedisServer, call: str, **changes: Any) -> tuple[str, str]:
 
 def word(channel: Any) -> str | None:
     """What was published there, if something was."""
-    heard = channel.get_message(timeout=1)
+    heard = channel.get_message(timeout=PATIENCE)
     return str(heard["data"]) if heard is not None and heard["type"] == "message" else None
 
 
@@ -69,7 +69,7 @@ def answered(server: RedisServer, call: str, **changes: Any) -> Mapping[str, Any
         channel.subscribe(names.result_key(request))
         channel.get_message(timeout=10)
         server.redis.lpush(MESSAGES[call]["queue"], message)
-        told = eventually(lambda: word(channel), "a publication on the request's own channel", within=20)
+        told = eventually(lambda: word(channel), "a publication on the request's own channel")
     stored = cast("str | None", server.redis.get(names.result_key(request)))
     assert told == stored, "what is published is what is stored"
     found: dict[str, Any] = json.loads(stored or "null")

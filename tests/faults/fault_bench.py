@@ -13,7 +13,7 @@ from typing import Any
 
 from fault_checker import judge
 from fault_choices import Ask, key_of
-from fault_evidence import Commit, Evidence, Final, Held, Sighting, Upkeep, Verdict
+from fault_evidence import Commit, Evidence, Facts, Final, Held, Sighting, Upkeep, Verdict
 from fault_history import Call, read
 from fault_observed import talks
 from fault_play import Run, Scenario, Work
@@ -25,6 +25,8 @@ from redis.exceptions import RedisError
 RESIDENTS = 24
 #: Seconds in which drift may still be mended after quiet: what a restart of Redis lost is noticed within two.
 SETTLES_WITHIN = 8.0
+#: What drift shows in.
+MENDED = ("I1", "I2", "I3", "I9", "I12")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Bench:
         run = Run(self.site, random.Random(f"{scenario.name} {seed}"), f"{scenario.name} {seed} {self._count}")
         self.site.fail_at()
         residents, _ = self.site.outside.in_redis()
+        facts = self.site.outside.facts()
         self.site.monitor.taken()
         self.site.monitor.sightings()
         if scenario.before is not None:
@@ -90,7 +93,8 @@ class Bench:
                 back_after = None
             calls = read(histories)
             observer_back = self._observer_back(healed)
-            final, evidence, verdict = self._judged(run, scenario.work, calls, residents, back_after, observer_back)
+            backs = (back_after, observer_back)
+            final, evidence, verdict = self._judged(run, scenario.work, calls, residents, facts, backs)
         kept = self._keep_artefacts(name, histories, verdict, final, evidence.commits)
         self._clear(final, residents)
         ends = [call.end for call in calls]
@@ -180,8 +184,8 @@ class Bench:
         work: Work,
         calls: Sequence[Call],
         residents: dict[str, Held],
-        back_after: float | None,
-        observer_back: float | None,
+        before: Facts,
+        backs: tuple[float | None, float | None],
     ) -> tuple[Final, Evidence, Verdict]:
         until = time.monotonic() + SETTLES_WITHIN
         commits: list[Commit] = []
@@ -196,11 +200,22 @@ class Bench:
                 tuple(sightings),
                 work.never_after,
                 self._silent({*residents, *(c.key for c in calls)}),
-                observer_back,
+                backs[1],
             )
-            evidence = Evidence(calls, final, residents, tuple(commits), run.away, back_after, run.lost_at, upkeep)
+            evidence = Evidence(
+                calls,
+                final,
+                residents,
+                tuple(commits),
+                run.away,
+                backs[0],
+                run.lost_at,
+                run.redo_alone,
+                before,
+                upkeep,
+            )
             verdict = judge(evidence)
-            mending = any(found.invariant in ("I1", "I2", "I3", "I9") for found in verdict.violations)
+            mending = any(found.invariant in MENDED for found in verdict.violations)
             # What is about to expire is waited for: only then one sees whether it goes.
             waiting = work.upkeep and any(_short(held, final.now) for held in final.redis.values())
             if not (mending or waiting) or time.monotonic() > until:
@@ -214,7 +229,7 @@ class Bench:
     def _final(self, until: float) -> Final:
         while True:
             try:
-                return self.site.outside.final()
+                return self.site.outside.final(self.site.writer)
             except (RedisError, OSError, ValueError):
                 if time.monotonic() > until:
                     raise

@@ -22,10 +22,12 @@ from fault_choices import Ask, Chooser, ask_from
 from fault_history import Call, End, History, Stalls
 
 from peerlane import Gateway
+from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, Refused, StorageError, WriterError
+from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.model import PeerResult
 
 #: Errors after which the caller knows that nothing was changed.
@@ -72,6 +74,7 @@ class Callers:
                 order["contested"],
                 bulk=order.get("bulk", False),
                 upkeep=order.get("upkeep", False),
+                unlike=order.get("unlike", False) and kind == "t",
             )
             for kind, number in kinds
         ]
@@ -104,9 +107,11 @@ class Callers:
 
     def _call(self, ask: Ask) -> Call:
         history = cast("History", self._history)
-        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish, ask.ttl, pinned=ask.pinned)
+        begun = _begun(history, ask)
         try:
-            if ask.act == "create":
+            if ask.deadline is not None:
+                found = self._by_celery(ask, ask.deadline)
+            elif ask.act == "create":
                 found = self._sync.create_peer(
                     ask.key, **ask.arguments(), timeout=ask.timeout, request_id=ask.request, bulk=ask.bulk
                 )
@@ -116,9 +121,18 @@ class Callers:
             return history.end(begun, *_failed(error))
         return history.end(begun, *_succeeded(found))
 
+    def _by_celery(self, ask: Ask, deadline: float) -> PeerResult:
+        """As plain Celery does, whose deadlines and patience may differ."""
+        wish = {name: value for name, value in ask.arguments().items() if value} if ask.act == "create" else {}
+        task = task_of(self._app, names.CREATE_PEER if ask.act == "create" else names.DELETE_PEER)
+        sent = task.apply_async(
+            kwargs={"gateway": self.gateway, "public_key": ask.key, **wish}, expires=deadline, task_id=ask.request
+        )
+        return PeerResult.model_validate(sent.get(timeout=ask.timeout))
+
     async def _call_async(self, gateway: AsyncGateway, ask: Ask) -> Call:
         history = cast("History", self._history)
-        begun = history.begin(ask.act, ask.key, ask.request, ask.timeout, ask.wish, ask.ttl, pinned=ask.pinned)
+        begun = _begun(history, ask)
         try:
             if ask.act == "create":
                 found = await gateway.create_peer(
@@ -129,6 +143,20 @@ class Callers:
         except Exception as error:  # noqa: BLE001 - every end of a call is evidence
             return history.end(begun, *_failed(error))
         return history.end(begun, *_succeeded(found))
+
+
+def _begun(history: History, ask: Ask) -> tuple[Call, float]:
+    return history.begin(
+        ask.act,
+        ask.key,
+        ask.request,
+        ask.timeout,
+        ask.wish,
+        ask.ttl,
+        pinned=ask.pinned,
+        deadline=ask.deadline,
+        secret=ask.secret,
+    )
 
 
 def _succeeded(found: PeerResult) -> tuple[End, str, Sequence[str], str, int | None, int | None]:

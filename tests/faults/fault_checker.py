@@ -7,6 +7,7 @@ and no address given twice    I5 epochs in commits never decrease; a stale write
 I6 every call ends within its timeout and two seconds with a definite answer, or as unknown while Redis is unreachable,
 and asking again settles it   I7 lane and observer are back within 35 seconds of the fault's end
 I8 to I11 are about upkeep: tests/faults/fault_upkeep_checker.py
+I12 the gateway's hash tells what is so: its writer, device, epoch and peers; its sequence never falls
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from fault_evidence import Commit, Evidence, Final, Held, Life, Verdict, Violation, Window
+from fault_facts_checker import facts_violations
 from fault_history import Call
 from fault_upkeep_checker import upkeep_violations
 
@@ -37,6 +39,7 @@ def judge(evidence: Evidence) -> Verdict:
     found = [
         *_promised(evidence, forgiven),
         *_kernel_is_redis(evidence.final),
+        *facts_violations(evidence),
         *_nothing_twice(evidence),
         *_one_commit_each(evidence),
         *_epochs(evidence.commits, lenient=evidence.lost_at is not None),
@@ -67,13 +70,17 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
         now = None if there is None else there.addresses
         if now in allowed:
             continue
-        if _may_be_lost(calls, evidence.lost_at, resident=key in evidence.residents):
+        if key not in evidence.residents and _may_be_lost(calls, evidence, there=now is not None):
             forgiven.append(key)
             continue
         confirmed = any(call.end == "ok" for call in calls) or key in evidence.residents
         expected = " or ".join("nothing" if end is None else ",".join(sorted(end)) for end in allowed)
         shown = "nothing" if now is None else ",".join(sorted(now))
-        yield Violation("I1" if confirmed else "I3", f"{key}: Redis holds {shown}, the last word was {expected}")
+        what = (
+            "a confirmed create is lost" if now is None else "a confirmed delete came back" if None in allowed else ""
+        )
+        told = f"{what}: " if confirmed and what else ""
+        yield Violation("I1" if confirmed else "I3", f"{key}: {told}Redis holds {shown}, the last word was {expected}")
 
 
 def _may_go(evidence: Evidence, call: Call) -> float:
@@ -100,11 +107,21 @@ def _possible_ends(calls: Sequence[Call], resident: Held | None) -> list[frozens
     return list(dict.fromkeys(ends))
 
 
-def _may_be_lost(calls: Sequence[Call], lost_at: float | None, *, resident: bool) -> bool:
-    """Whether the last word on the key was given before Redis lost its last second."""
-    if lost_at is None or resident:
+def _may_be_lost(calls: Sequence[Call], evidence: Evidence, *, there: bool) -> bool:
+    """Whether what Redis has lost may stay lost.
+
+    What was confirmed is made true again by its writer, or out of the redo file, which holds no preshared key in clear.
+    Nobody makes a cancel true again: what was asked for longer than its caller waited may be carried out.
+    """
+    lost_at = evidence.lost_at
+    if lost_at is None:
         return False
-    return all((call.ended or call.began) <= lost_at for call in calls if call.end == "ok")
+    confirmed = [call for call in calls if call.end == "ok"]
+    if any((call.ended or call.began) > lost_at for call in confirmed):
+        return False
+    if not confirmed:
+        return there and any(call.outlived and call.act == "create" and call.began <= lost_at for call in calls)
+    return evidence.redo_alone and not there and all(call.secret for call in _last_words(calls))
 
 
 def _kernel_is_redis(final: Final) -> Iterable[Violation]:

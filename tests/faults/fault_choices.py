@@ -7,7 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fault_history import Act, Call
@@ -35,6 +35,13 @@ class Ask:
     bulk: bool = False
     ttl: int | None = None
     pinned: bool = False
+    #: Seconds in which the request may be carried out, where that is not its timeout.
+    deadline: float | None = None
+
+    @property
+    def secret(self) -> bool:
+        """Whether the wish has a preshared key."""
+        return self.act == "create" and self.arguments()["preshared_key"] is not None
 
     def arguments(self) -> dict[str, Any]:
         """What a create asks for; secret and keepalive follow from the key, so that asking again is the same wish."""
@@ -79,6 +86,8 @@ class Chooser:
     contested: Sequence[str]
     bulk: bool = False
     upkeep: bool = False
+    #: Whether requests have deadlines that differ from their callers' timeouts, as plain Celery allows.
+    unlike: bool = False
     mine: list[str] = field(default_factory=list[str])
     _busy: set[str] = field(default_factory=set[str])
     _wishes: dict[str, _Wish] = field(default_factory=dict[str, _Wish])
@@ -96,6 +105,8 @@ class Chooser:
         request = f"{self.gateway}.{self.name}-{self._count}-{hashlib.sha256(self.seed.encode()).hexdigest()[:12]}"
         timeout = self.rng.choice(self.timeouts)
         found = (self._of_short_life(request, timeout) if self.upkeep else None) or self._any(request, timeout)
+        if self.unlike:
+            found = replace(found, deadline=round(timeout * self.rng.choice([0.3, 0.6, 1.0, 2.5, 10.0]), 2))
         self._busy.add(found.key)
         return found
 

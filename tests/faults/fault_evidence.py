@@ -36,6 +36,20 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What the gateway's hash tells of it, and what that is about."""
+
+    #: The hash.
+    told: Mapping[str, str]
+    #: The epoch's own key.
+    epoch: int
+    #: The process of the writer that serves, and the device's public key and port; None where nobody can tell.
+    writer: int | None = None
+    public_key: str | None = None
+    listen_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Final:
     """What was found after quiet."""
 
@@ -49,6 +63,7 @@ class Final:
     #: When, in seconds on Redis' clock; and how far that is ahead of the machine's monotonic one.
     now: float = 0.0
     lead: float = 0.0
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +139,10 @@ class Evidence:
     back_after: float | None = 0.0
     #: When Redis came back without its last second, if it did: what was confirmed before may be lost.
     lost_at: float | None = None
+    #: Whether all that its writer knew was lost as well, but for its redo file.
+    redo_alone: bool = False
+    #: The gateway's facts before the run.
+    facts_before: Facts | None = None
     upkeep: Upkeep = Upkeep()
 
 
@@ -140,7 +159,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the judge says. ``lost`` confirmations are violations unless Redis was told to lose its last second."""
+    """What the judge says. ``lost``: confirmed creates that no redo file may keep, as they hold a secret in clear."""
 
     violations: tuple[Violation, ...]
     lost: int = 0

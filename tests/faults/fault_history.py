@@ -36,6 +36,10 @@ class Call:
     #: Seconds after which the peer may go, where that was asked for; whether it may never.
     ttl: int | None = None
     pinned: bool = False
+    #: Seconds after which the request may no longer be carried out; None: with its timeout. And whether its wish has a
+    #: preshared key, which no redo file keeps in clear.
+    deadline: float | None = None
+    secret: bool = False
     ended: float | None = None
     end: End = "open"
     #: The outcome, or the error's code.
@@ -53,6 +57,11 @@ class Call:
     def definite(self) -> bool:
         """Whether the caller knows what became of it."""
         return self.end in ("ok", "refused")
+
+    @property
+    def outlived(self) -> bool:
+        """Whether its request may be carried out after its caller has stopped waiting, unless it is cancelled."""
+        return self.deadline is not None and self.deadline > self.timeout
 
     def over(self, now: float) -> bool:
         """Whether the time of the peer that was told of is up, ``now`` on Redis' clock."""
@@ -102,6 +111,8 @@ class History:
         ttl: int | None = None,
         *,
         pinned: bool = False,
+        deadline: float | None = None,
+        secret: bool = False,
     ) -> tuple[Call, float]:
         """A call is about to be made. What is returned goes to ``end``."""
         with self._lock:
@@ -109,7 +120,7 @@ class History:
             number = f"{self.caller}-{self._count}"
         assert self._count <= MOST_CALLS, "a run that makes so many calls is a mistake"
         lost = self.stalls.lost
-        call = Call(number, act, key, request, time.monotonic(), timeout, tuple(wish), ttl, pinned)
+        call = Call(number, act, key, request, time.monotonic(), timeout, tuple(wish), ttl, pinned, deadline, secret)
         self._write(asdict(call))
         return call, lost
 

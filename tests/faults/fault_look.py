@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import fault_device
 from devices import run
-from fault_evidence import Final, Held, Life
+from fault_evidence import Facts, Final, Held, Life
 from redis import Redis
 
 from peerlane.config import names
@@ -70,14 +70,24 @@ class Outside:
             found[row[0]] = Held(addresses, secret, 0 if row[7] == "off" else int(row[7]))
         return found, frozenset(filter(_served, (line.split()[0] for line in routing.splitlines() if line)))
 
-    def final(self) -> Final:
+    def facts(self, writer: int | None = None) -> Facts:
+        """What the gateway's hash tells, and what is so; ``writer`` is the process that serves, where that is known."""
+        told = cast("dict[str, str]", self._redis.hgetall(names.gateway_key(self._gateway)))
+        epoch = int(cast("str", self._redis.get(names.epoch_key(self._gateway)) or "0"))
+        if self._plane == "memory":
+            return Facts(told, epoch, writer)
+        script = f"wg show {INTERFACE} public-key; wg show {INTERFACE} listen-port"
+        key, port = run("ip", "netns", "exec", self._namespace, "sh", "-c", script).split()
+        return Facts(told, epoch, writer, key, int(port))
+
+    def final(self, writer: int | None = None) -> Final:
         """What is there now."""
         seconds, micros = self._redis.time()
         now, steady = seconds + micros / 1e6, time.monotonic()
         stored, owners = self.in_redis()
         held, routes = self.on_device()
         needed = frozenset(address for peer in stored.values() for address in peer.addresses if _served(address))
-        return Final(stored, owners, held, routes, needed, now, now - steady)
+        return Final(stored, owners, held, routes, needed, now, now - steady, self.facts(writer))
 
     def delete_device(self) -> None:
         """As somebody's ``ip link del``."""

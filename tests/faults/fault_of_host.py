@@ -60,7 +60,7 @@ def restart_both(run: Run) -> None:
     site.gateway.kill()
     site.callers.end()
     site.callers.start()
-    await_epoch(run, epoch + 1, within=40)
+    await_epoch(run, epoch + 1, within=120)
 
 
 def clocks_jump(run: Run) -> None:

@@ -150,6 +150,17 @@ def killed_under_its_supervisor(run: Run) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+def hung_under_its_supervisor(run: Run) -> None:
+    """The writer stands still until ``peerlane gateway run`` has noticed it, and has ended it."""
+    run.soon(0.5, 1.5)
+    writer, _ = run.site.pids
+    os.kill(writer, signal.SIGSTOP)
+    until = time.monotonic() + 150
+    while run.site.pids[0] == writer and time.monotonic() < until:
+        time.sleep(0.2)
+    assert run.site.pids[0] != writer, "nobody ended a writer that hangs"
+
+
 def under_a_supervisor(run: Run) -> None:
     """Instead of the bench, ``gateway run`` keeps writer and observer running."""
     site = run.site
@@ -159,8 +170,8 @@ def under_a_supervisor(run: Run) -> None:
     site.gateway = site.observer = site.make_both()
     began = time.monotonic()
     site.gateway.start()
-    await_epoch(run, epoch + 1, within=40)
-    site.observed(since=began)
+    await_epoch(run, epoch + 1, within=120)
+    site.observed(since=began, within=120)
 
 
 def under_the_bench(run: Run) -> None:
@@ -171,7 +182,7 @@ def under_the_bench(run: Run) -> None:
     site.gateway, site.observer = site.make_gateway("gateway"), site.make_observer()
     site.gateway.start()
     site.observer.start()
-    await_epoch(run, epoch + 1, within=40)
+    await_epoch(run, epoch + 1, within=120)
 
 
 def device_tampered(run: Run) -> None:

@@ -79,7 +79,8 @@ def await_epoch(run: Run, epoch: int, *, within: float) -> None:
         if lane and lane.live and lane.facts.get("phase") == "serving" and int(lane.facts.get("epoch", 0)) >= epoch:
             return
         time.sleep(0.05)
-    raise AssertionError(f"no writer of epoch {epoch} served within {within:g} s")
+    said = run.site.gateway.said[-3000:]
+    raise AssertionError(f"no writer of epoch {epoch} served within {within:g} s; the gateway said:\n{said}")
 
 
 def messages_twice_and_out_of_order(run: Run) -> None:

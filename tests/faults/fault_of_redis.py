@@ -30,6 +30,29 @@ def redis_killed_at_commit(run: Run) -> None:
     run.site.redis_server.restart_after = 0.3
 
 
+def takes_no_writes(run: Run) -> None:
+    """It answers, and is a replica, or lacks replicas: in the middle of a failover."""
+    redis = run.site.redis
+    run.soon(0.2, 1.0)
+    with run.unreachable():
+        if run.rng.random() < 0.5:
+            run.notes.append("READONLY")
+            redis.replicaof("127.0.0.1", "1")
+            time.sleep(run.rng.uniform(0.5, 3.0))
+            redis.replicaof("NO", "ONE")
+        else:
+            run.notes.append("NOREPLICAS")
+            redis.config_set("min-replicas-to-write", "1")
+            time.sleep(run.rng.uniform(0.5, 3.0))
+            redis.config_set("min-replicas-to-write", "0")
+
+
+def redis_and_writer_lose_the_last_second(run: Run) -> None:
+    """Power is lost: only the gateway's redo file knows what Redis has forgotten."""
+    run.redo_alone = True
+    redis_loses_its_last_second(run)
+
+
 def redis_loses_its_last_second(run: Run) -> None:
     site = run.site
     site.redis.config_set("appendfsync", "everysec")
@@ -38,6 +61,8 @@ def redis_loses_its_last_second(run: Run) -> None:
     run.soon(0.5, 1.5)
     with run.unreachable():
         site.redis_server.restart_after = 0.6
+        if run.redo_alone:
+            site.gateway.kill()
         site.redis_server.kill()
         time.sleep(0.1)
         size = tail.stat().st_size

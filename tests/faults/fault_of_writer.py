@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from fault_of_redis import redis_frozen, redis_killed
 from fault_play import Run, Scenario
 
 
@@ -45,6 +46,23 @@ def writer_stopped(run: Run) -> None:
     run.site.gateway.pause()
     time.sleep(run.rng.uniform(0.3, 3.0))
     run.site.gateway.resume()
+
+
+def beyond_capacity(run: Run) -> None:
+    """Each group takes long, more is asked for than can be done in time, and then something dies or stops."""
+    run.site.fail_at(f"before_commit:sleep:{run.rng.uniform(0.2, 0.5):.2f}")
+    run.soon(1.0, 2.0)
+    act = run.rng.choice([writer_killed, writer_stopped, redis_killed, redis_frozen])
+    run.notes.append(act.__name__)
+    act(run)
+    run.soon(0.5, 1.0)
+
+
+def one_of_the_common(run: Run) -> None:
+    """Whatever befalls callers most."""
+    act = run.rng.choice([writer_killed, writer_stopped, redis_killed, redis_frozen])
+    run.notes.append(act.__name__)
+    act(run)
 
 
 def killed_in_recovery(run: Run) -> None:

@@ -26,6 +26,8 @@ class Work:
     bulk: bool = False
     #: Sweeps and reconciliations are asked for all the while, and many peers live for seconds only.
     upkeep: bool = False
+    #: The threads' requests have deadlines unlike their timeouts.
+    unlike: bool = False
     #: Seconds after which sweeps take who never came, where the scenario has the observer do so.
     never_after: float | None = None
 
@@ -40,6 +42,8 @@ class Run:
     away: list[Window] = field(default_factory=list[Window])
     #: When Redis came back without its last second.
     lost_at: float | None = None
+    #: Whether its writer died with it, so that nothing but the redo file is left.
+    redo_alone: bool = False
     #: What else befell it, for the report.
     notes: list[str] = field(default_factory=list[str])
 

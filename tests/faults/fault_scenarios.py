@@ -38,6 +38,9 @@ def _several(run: Run) -> None:
 
 _RACE = Work(calls=24, threads=1, tasks=0, pace=0.0, timeouts=tuple(0.145 + step / 1000 for step in range(11)))
 _FLOOD = Work(calls=40, threads=2, tasks=10, seconds=6.0, pace=0.0, timeouts=(5.0, 8.0), bulk=True)
+_HUNDREDS = Work(calls=4, threads=60, tasks=180, seconds=6.0, pace=2.0, timeouts=(2.0, 4.0))
+_TOO_MUCH = Work(calls=20, threads=10, tasks=70, seconds=5.0, pace=0.0, timeouts=(0.3, 0.6, 1.2))
+_UNLIKE = Work(calls=20, threads=6, tasks=0, unlike=True)
 _UPKEEP = fault_of_observer.UPKEEP
 _LONG = Work(seconds=12.0, calls=30, pace=0.6)
 
@@ -57,6 +60,12 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("redis_killed", fault_of_redis.redis_killed),
         Scenario("redis_killed_at_commit", fault_of_redis.redis_killed_at_commit, Work(seconds=6.0, pace=0.4)),
         Scenario("redis_loses_last_second", fault_of_redis.redis_loses_its_last_second),
+        Scenario("all_lose_last_second", fault_of_redis.redis_and_writer_lose_the_last_second),
+        Scenario("no_writes", fault_of_redis.takes_no_writes),
+        Scenario("hundreds_of_callers", fault_of_writer.one_of_the_common, _HUNDREDS),
+        Scenario("beyond_capacity", fault_of_writer.beyond_capacity, _TOO_MUCH),
+        Scenario("deadlines_unlike_timeouts", fault_of_writer.one_of_the_common, _UNLIKE),
+        Scenario("deadlines_and_lost_second", fault_of_redis.redis_loses_its_last_second, _UNLIKE),
         Scenario("redis_frozen", fault_of_redis.redis_frozen),
         Scenario("memory_full", fault_of_redis.memory_full),
         Scenario("disk_full", fault_of_redis.disk_full, planes=("kernel",)),
@@ -110,6 +119,20 @@ SCENARIOS: dict[str, Scenario] = {
             _UPKEEP,
             before=fault_of_observer.under_a_supervisor,
             after=fault_of_observer.under_the_bench,
+        ),
+        *(
+            Scenario(
+                f"{name}_under_supervisor",
+                act,
+                before=fault_of_observer.under_a_supervisor,
+                after=fault_of_observer.under_the_bench,
+            )
+            for name, act in (
+                ("redis_killed", fault_of_redis.redis_killed),
+                ("no_writes", fault_of_redis.takes_no_writes),
+                ("device_deleted", fault_of_host.device_deleted),
+                ("hung", fault_of_observer.hung_under_its_supervisor),
+            )
         ),
     )
 }

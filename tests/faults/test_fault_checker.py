@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_checker import judge
-from fault_evidence import Commit, Evidence, Final, Held, Window
+from fault_evidence import Commit, Evidence, Facts, Final, Held, Window
 from fault_history import Call, History, read
 
 ONE, TWO = "10.8.0.2/32", "10.8.0.3/32"
@@ -76,13 +76,99 @@ class TestWhatWasConfirmed:
     def test_includes_what_was_there_before_the_run(self) -> None:
         assert broken(replace(SOUND, final=final(b=ONE, d=TWO))) == {"I1"}
 
-    def test_is_counted_but_no_violation_where_redis_lost_its_last_second(self) -> None:
-        verdict = judge(replace(SOUND, final=final(d=TWO, old="10.8.0.9/32"), lost_at=3.2))
-        assert verdict.violations == ()
-        assert verdict.lost == 1
+    @pytest.mark.parametrize("redo_alone", [False, True])
+    def test_is_made_true_again_where_redis_lost_its_last_second(self, redo_alone: bool) -> None:  # noqa: FBT001 - pytest's
+        lost = replace(SOUND, final=final(d=TWO, old="10.8.0.9/32"), lost_at=3.2, redo_alone=redo_alone)
+        assert broken(lost) == {"I1"}
 
-    def test_is_a_violation_where_it_was_confirmed_after_redis_came_back(self) -> None:
-        assert broken(replace(SOUND, final=final(b=ONE, old="10.8.0.9/32"), lost_at=3.2)) == {"I1"}
+    def test_may_be_lost_with_the_last_second_and_the_writer_where_it_holds_a_secret(self) -> None:
+        calls = [replace(one, secret=one.key == "b") for one in SOUND.calls]
+        lost = replace(SOUND, calls=calls, final=final(d=TWO, old="10.8.0.9/32"), lost_at=3.2, redo_alone=True)
+        assert (judge(lost).violations, judge(lost).lost) == ((), 1)
+        assert broken(replace(lost, redo_alone=False)) == {"I1"}, "a writer that lives knows it"
+        assert broken(replace(lost, lost_at=3.0)) == {"I1"}, "it was confirmed after Redis came back"
+
+    def test_to_be_gone_may_never_come_back_whatever_is_lost(self) -> None:
+        calls = [replace(one, secret=True) for one in SOUND.calls]
+        back = final(a="10.8.0.7/32", b=ONE, d=TWO, old="10.8.0.9/32")
+        lost = judge(replace(SOUND, calls=calls, final=back, lost_at=2.2, redo_alone=True))
+        assert [violation.invariant for violation in lost.violations] == ["I1"]
+        assert "a confirmed delete came back" in lost.violations[0].told
+
+
+class TestATimeout:
+    def cancelled(self, **fields: object) -> Evidence:
+        changed = replace(SOUND.calls[3], **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
+        calls = [*SOUND.calls[:3], changed, *SOUND.calls[4:]]
+        return replace(SOUND, calls=calls, final=final(b=ONE, c="10.8.0.5/32", d=TWO, old="10.8.0.9/32"))
+
+    def test_leaves_nothing(self) -> None:
+        assert broken(self.cancelled()) == {"I3"}
+        assert broken(self.cancelled(deadline=30.0)) == {"I3"}, "its cancel holds"
+
+    def test_shorter_than_its_deadline_is_forgotten_with_its_cancel(self) -> None:
+        assert broken(replace(self.cancelled(deadline=30.0), lost_at=7.0)) == set()
+        assert broken(replace(self.cancelled(deadline=30.0), lost_at=2.9)) == {"I3"}, "it was cancelled later"
+
+    @pytest.mark.parametrize("deadline", [None, 1.0, 2.0])
+    def test_that_ends_with_its_deadline_needs_no_cancel(self, deadline: float | None) -> None:
+        assert broken(replace(self.cancelled(deadline=deadline), lost_at=7.0)) == {"I3"}
+
+
+FACTS = Facts(
+    {
+        "phase": "serving",
+        "epoch": "2",
+        "seq": "40",
+        "peers": "3",
+        "public_key": "key",
+        "listen_port": "51820",
+        "holder_pid": "7",
+        "endpoint": "vpn.example.com:51820",
+        "heartbeat": "99500",
+    },
+    epoch=2,
+    writer=7,
+    public_key="key",
+    listen_port=51820,
+)
+
+
+class TestTheGatewaysHash:
+    def told(self, facts: Facts = FACTS, **fields: str) -> Evidence:
+        now = replace(facts, told={**facts.told, **fields})
+        return replace(SOUND, final=replace(SOUND.final, facts=now, now=100.0), facts_before=FACTS)
+
+    def test_tells_what_is_so(self) -> None:
+        assert broken(self.told()) == set()
+        assert broken(self.told(replace(FACTS, writer=None, public_key=None, listen_port=None))) == set()
+        assert broken(self.told(seq="44", state="active", heartbeat="100200")) == set()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("phase", "recovering"),
+            ("state", "draining"),
+            ("epoch", "1"),
+            ("peers", "4"),
+            ("public_key", "another"),
+            ("listen_port", "51821"),
+            ("holder_pid", "8"),
+            ("heartbeat", "94000"),
+            ("heartbeat", "0"),
+            ("endpoint", "rival.example.com:51820"),
+            ("seq", "39"),
+        ],
+    )
+    def test_may_tell_nothing_else(self, name: str, value: str) -> None:
+        assert broken(self.told(FACTS, **{name: value})) == {"I12"}
+
+    @pytest.mark.parametrize("change", [{"public_key": "another"}, {"listen_port": 1}, {"writer": 8}, {"epoch": 3}])
+    def test_may_not_be_left_behind_by_the_device_or_its_writer(self, change: dict[str, object]) -> None:
+        assert broken(self.told(replace(FACTS, **change))) == {"I12"}  # pyright: ignore[reportArgumentType] - likewise
+
+    def test_may_not_forget_an_epoch(self) -> None:
+        assert broken(self.told(replace(FACTS, epoch=1), epoch="1")) == {"I12"}
 
 
 class TestKernelAndRedis:

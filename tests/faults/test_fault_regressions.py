@@ -16,7 +16,7 @@ from gateways import GatewayProcess, MakeClient, MakeGateway, close
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
-from waiting import Stopwatch, eventually
+from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
@@ -27,7 +27,7 @@ from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.result import settle
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ class TestAWriterWhoseAcknowledgementIsLost:
         app.send_task("no.such.task", queue=names.lane_queue(linked.name))
         close(app)
         eventually(lambda: "could not be acknowledged" in linked.log, "the lost acknowledgement")
-        assert api.create_peer(some_key(), timeout=20).outcome == "created"
+        assert api.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class TestManyThreadsWhoseRedisFallsSilent:
     """Celery's result consumer made each wait for all that came before it."""
 
     @pytest.mark.parametrize("known", [True, False], ids=["after-a-call", "at-the-first-call"])
-    def test_each_learn_within_their_own_timeout_and_two_seconds(
+    def test_each_learn_as_soon_as_one_alone_would(
         self, gateway: MakeGateway, link: FaultProxy, client: MakeClient, *, known: bool
     ) -> None:
         site = gateway()
@@ -93,10 +93,12 @@ class TestManyThreadsWhoseRedisFallsSilent:
             if known:
                 list(threads.map(api.delete_peer, keys))
             link.half_open()
+            alone, _ = took(partial(api.create_peer, keys[0], timeout=0.5))
             calls = [threads.submit(took, partial(api.create_peer, key, timeout=0.5)) for key in keys]
             ends = [call.result() for call in calls]
         assert {found for _, found in ends} == {OutcomeUnknown}
-        assert max(seconds for seconds, _ in ends) < 2.5
+        # One after the other they would take eight times as long as one alone, which takes a second or two.
+        assert max(seconds for seconds, _ in ends) < 3 + 2 * alone
 
     def test_go_on_once_redis_can_be_reached_again(
         self, gateway: MakeGateway, link: FaultProxy, client: MakeClient
@@ -127,7 +129,7 @@ class TestACallerWhoseConnectionDiedWithoutAWordWhileItWaited:
     ) -> None:
         site = gateway()
         api = client(site.name, redis_url=link.url)
-        site.pause()
+        site.pause(alive=True)
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(took, partial(api.create_peer, some_key(), timeout=1))
             eventually(lambda: link.accepted >= 2, "the request on its way")
@@ -135,20 +137,21 @@ class TestACallerWhoseConnectionDiedWithoutAWordWhileItWaited:
             waiting.result()
         link.mend()
         site.resume()
-        assert api.create_peer(some_key(), timeout=10).outcome == "created"
+        assert api.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
 
 
 class TestACallerWhoseRedisRestarts:
     def test_gets_the_outcome_if_it_comes_within_the_timeout(
-        self, gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
+        self, gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, pushes: list[str]
     ) -> None:
         site = gateway(redis=own_redis)
         api = client(site, redis=own_redis)
         api.create_peer(some_key())
         site.hold()
+        pushes.clear()
         with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(api.create_peer, some_key(), timeout=20)
-            eventually(lambda: site.look().waiting == 1, "the request in the lane")
+            waiting = thread.submit(api.create_peer, some_key(), timeout=PATIENCE)
+            eventually(lambda: pushes, "the request in the lane")
             own_redis.kill()
             own_redis.start()
             site.resume()
@@ -164,7 +167,7 @@ class TestACallerWhoseRedisTakesNoWrites:
         site = gateway(redis=own_redis)
         api, key, request = client(site, redis=own_redis), some_key(), names.request_id(site.name, "one")
         site.may_show_tracebacks = True  # Celery's own, where memory is full when it notes a message down
-        site.pause()
+        site.pause(alive=True)
         task_of(app_of(api), names.CREATE_PEER).apply_async(
             kwargs={"gateway": site.name, "public_key": key}, task_id=request, expires=60
         )
@@ -176,25 +179,25 @@ class TestACallerWhoseRedisTakesNoWrites:
     ) -> None:
         before = waiting.site.look().waiting  # Redis may have handed the first one to the writer
         with ThreadPoolExecutor(1) as thread:
-            again = thread.submit(waiting.api.create_peer, waiting.key, timeout=0.5, request_id=waiting.request)
+            again = thread.submit(waiting.api.create_peer, waiting.key, timeout=2, request_id=waiting.request)
             eventually(lambda: waiting.site.look().waiting > before, "the second try in the lane")
             own_redis.redis.config_set("maxmemory", "1")
             with pytest.raises(OutcomeUnknown):
                 again.result()
         own_redis.redis.config_set("maxmemory", "0")
         waiting.site.resume()
-        asked = waiting.api.create_peer(waiting.key, timeout=20, request_id=waiting.request)
+        asked = waiting.api.create_peer(waiting.key, timeout=PATIENCE, request_id=waiting.request)
         assert asked.outcome == "created"
 
     def test_learns_of_an_outcome_that_was_stored_before(self, waiting: Waiting, own_redis: RedisServer) -> None:
         lanes, api = lanes_of(app_of(waiting.api)), waiting.api
         waiting.site.resume()
-        assert api.create_peer(waiting.key, timeout=20, request_id=waiting.request).outcome == "created"
+        assert api.create_peer(waiting.key, timeout=PATIENCE, request_id=waiting.request).outcome == "created"
         own_redis.redis.config_set("maxmemory", "1")
         record = settle(lanes, waiting.request, 0, until=time.monotonic())
         own_redis.redis.config_set("maxmemory", "0")
         assert record is not None
-        assert commit_record.decode(record)["outcome"] == "created"
+        assert results.decode(record)["outcome"] == "created"
 
 
 class TestAnAsyncioProgramWhoseRedisFallsSilent:
@@ -203,11 +206,11 @@ class TestAnAsyncioProgramWhoseRedisFallsSilent:
         return client(gateway().name, redis_url=link.url)
 
     def test_learns_of_every_call_in_time_however_many_there_are(self, api: Gateway, link: FaultProxy) -> None:
-        async def calls(gateway: AsyncGateway, count: int) -> list[tuple[float, object]]:
+        async def calls(gateway: AsyncGateway, count: int, within: float = 0.5) -> list[tuple[float, object]]:
             async def one() -> tuple[float, object]:
                 watch = Stopwatch()
                 try:
-                    found: object = (await gateway.create_peer(some_key(), timeout=0.5)).outcome
+                    found: object = (await gateway.create_peer(some_key(), timeout=within)).outcome
                 except PeerlaneError as error:
                     found = type(error)
                 return watch.seconds, found
@@ -224,12 +227,12 @@ class TestAnAsyncioProgramWhoseRedisFallsSilent:
                 for _ in range(20):  # its connections notice one by one
                     if (await calls(gateway, 1))[0][1] == "created":
                         break
-                return alone, silent, await calls(gateway, 4)
+                return alone, silent, await calls(gateway, 4, PATIENCE)
 
         alone, silent, after = run_and_leave_nothing(program)
         assert {found for _, found in silent} <= {OutcomeUnknown, TimedOut}
         # Side by side: one after the other on eight connections they would take five times as long as one alone.
-        assert max(seconds for seconds, _ in silent) < 2 * alone
+        assert max(seconds for seconds, _ in silent) < 4 * alone
         assert {found for _, found in after} == {"created"}
         assert threading.active_count() < 20
 
@@ -244,7 +247,7 @@ class TestAnAsyncioProgramThatDidNotGetToRun:
         async def program() -> None:
             async with AsyncGateway(api.name, app=app_of(api)) as lane:
                 await lane.create_peer(some_key())
-                site.pause()
+                site.pause(alive=True)
                 waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=0.5))
                 await asyncio.sleep(0.2)
                 time.sleep(3)  # noqa: ASYNC251 - as a machine without a free processor does
@@ -270,7 +273,7 @@ class TestARedisThatHasLostItsLastSecond:
         (four, six) = api.create_peer(key).allowed_ips
         redis_server.redis.hdel(names.peers_key(site.name), key)
         redis_server.redis.hdel(names.addresses_key(site.name), four, six)
-        assert api.create_peer(key, timeout=20).outcome == "created"
+        assert api.create_peer(key, timeout=PATIENCE).outcome == "created"
         assert api.peer(key) is not None
 
     def test_is_never_said_to_lack_a_peer_that_it_holds_again(
@@ -283,5 +286,5 @@ class TestARedisThatHasLostItsLastSecond:
         api.delete_peer(key)
         redis_server.redis.hset(peers, key, str(record))
         redis_server.redis.hset(addresses, mapping={str(prefix): str(owner) for prefix, owner in owners.items()})
-        assert api.delete_peer(key, timeout=20).outcome == "deleted"
+        assert api.delete_peer(key, timeout=PATIENCE).outcome == "deleted"
         assert api.peer(key) is None

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
+from expiry import await_expiry
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
 from keys import some_key
 from observers import Observer, ending
 from redis import Redis
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
@@ -35,9 +36,6 @@ from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import WriterRequests
 
-#: Seconds that a writer's clock may be behind Redis', from which it is read.
-CLOCKS_DIFFER = 0.5
-
 
 @pytest.fixture
 def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
@@ -54,12 +52,7 @@ def site(gateway: MakeGateway) -> GatewayProcess:
 def expired(api: Gateway, redis_server: RedisServer) -> PeerResult:
     """A new peer, once it has expired, by the writer's clock too: read from afar, it may be a little behind."""
     made = api.create_peer(some_key(), ttl=1)
-
-    def passed() -> float:
-        seconds, microseconds = redis_server.redis.time()
-        return seconds + microseconds / 1e6 - (made.expires_at or 0)
-
-    eventually(lambda: passed() > CLOCKS_DIFFER, "its end")
+    await_expiry(redis_server, made.expires_at)
     return made
 
 
@@ -99,7 +92,7 @@ class TestAnObserverWhoseWriterStandsStill:
         """With something to sweep."""
         with ending(observer := Observer(site)):
             expired(client(site), redis_server)
-            site.pause()
+            site.pause(alive=True)
             yield observer
         site.resume()
 
@@ -108,7 +101,7 @@ class TestAnObserverWhoseWriterStandsStill:
     ) -> None:
         asked = redis_server.redis.time()[0] * 1000
         with ThreadPoolExecutor(1) as thread:
-            sweep = thread.submit(upkeep.sweep, app, site.name, timeout=40)
+            sweep = thread.submit(upkeep.sweep, app, site.name, timeout=PATIENCE)
             key = names.observer_key(observer.name)
             eventually(lambda: int(redis_server.redis.hget(key, "heartbeat") or 0) > asked + 5_000, "signs of life")
             assert observer.told("sweep")["outcome"] == "running"
@@ -169,7 +162,7 @@ def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_
         told.append(state)
         return False
 
-    site.pause()
+    site.pause(alive=True)
     report = reconciler.reconcile(ReconcileGateway(gateway=site.name), go_on)
     site.resume()
     assert (report["found"], report["mended"], report["stopped"]["code"]) == ({"missing": 1}, {}, "timed_out")
@@ -210,5 +203,5 @@ class TestAPeerWhoseTimeIsUp:
         api.create_peer(made.public_key)
         victim = {"public_key": made.public_key, "reason": "expired", "created_at": made.created_at}
         sweep = task_of(app, names.REMOVE_PEERS).apply_async(kwargs={"gateway": api.name, "victims": [victim]})
-        assert sweep.get(timeout=5)["kept"] == {made.public_key: "created anew since"}
+        assert sweep.get(timeout=PATIENCE)["kept"] == {made.public_key: "created anew since"}
         assert api.peer(made.public_key) is not None

@@ -218,5 +218,5 @@ class TestADeviceThatIsDeletedUnderTheWriter:
                 return False
             return set(hosts.on_gateway("wg", "show", "wg0", "peers").split()) == kept
 
-        eventually(back, "the device and its peers", within=20)
+        eventually(back, "the device and its peers")
         assert api.create_peer(some_key(), timeout=20).outcome == "created"

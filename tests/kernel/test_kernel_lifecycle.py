@@ -61,7 +61,7 @@ class TestCounters:
 
         def known(since: StoredActivity, what: str) -> StoredActivity:
             """Once more has gone by than ``since``."""
-            eventually(lambda: activity(redis_server, site.name, key).rx > since.rx, what, within=30)
+            eventually(lambda: activity(redis_server, site.name, key).rx > since.rx, what)
             return activity(redis_server, site.name, key)
 
         observer = Observer(site)
@@ -78,7 +78,7 @@ class TestCounters:
             assert (second.tx >= first.tx, second.last_seen) == (True, first.last_seen)
 
             hosts.on_gateway("ip", "link", "del", "wg0")
-            eventually(lambda: activity(redis_server, site.name, key).raw_handshake == 0, "the new device", within=30)
+            eventually(lambda: activity(redis_server, site.name, key).raw_handshake == 0, "the new device")
             third = activity(redis_server, site.name, key)
             assert (third.rx, third.tx, third.last_seen) >= (second.rx, second.tx, second.last_seen)
             observer.stop()
@@ -247,15 +247,15 @@ class TestSweeps:
             assert "shows 0 of the 100 peers" in observer.alarms()["counters"]["message"]
             hosts.on_gateway("ip", "link", "del", "wg0")
             site.resume()
-            eventually(lambda: "wg0" in hosts.on_gateway("wg", "show", "interfaces"), "the device", within=30)
+            eventually(lambda: "wg0" in hosts.on_gateway("wg", "show", "interfaces"), "the device")
 
             def whole() -> dict[str, Any]:
                 report = upkeep.sweep(app, site.name, timeout=30)
                 return report if report["outcome"] == "swept" and "stopped" not in report else {}
 
-            eventually(whole, "a sweep that goes through", within=30)
+            eventually(whole, "a sweep that goes through")
             # The observer sweeps by itself once the writer is back: the two share the stale peers.
-            eventually(lambda: device(hosts).keys() == expected.staying, "exactly the stale peers gone", within=30)
+            eventually(lambda: device(hosts).keys() == expected.staying, "exactly the stale peers gone")
             assert observer.alarms() == {}
 
     def test_exactly_the_stale_peers_go_while_a_caller_creates_others(
@@ -310,11 +310,11 @@ class TestSweeps:
         crowd(redis_server.redis, site.name, PEERS, stale=0)
         site.start()
         with ending(observer := Observer(site)):
-            reading: dict[str, Any] = eventually(lambda: observer.told("reading"), "a reading", within=30)
+            reading: dict[str, Any] = eventually(lambda: observer.told("reading"), "a reading")
             assert reading["peers"] == PEERS
             assert reading["seconds"] < 2
             size = resident(observer)
-            eventually(lambda: observer.told("reading")["at"] > reading["at"] + 5, "five more readings", within=30)
+            eventually(lambda: observer.told("reading")["at"] > reading["at"] + 5, "five more readings")
             assert resident(observer) < size * 1.1
 
 

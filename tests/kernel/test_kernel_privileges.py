@@ -147,7 +147,7 @@ def test_a_device_that_was_lost_comes_back_without_root(
         links = run(*host[:4], "sh", "-c", "wg show wg0 peers 2>/dev/null; ip route show dev wg0 2>/dev/null; true")
         return key in links and "10.77.0.0/24" in links
 
-    eventually(back, "device, peer and route", within=20)
+    eventually(back, "device, peer and route")
 
 
 @kernel
@@ -181,7 +181,7 @@ def test_both_processes_of_gateway_run_have_given_up_what_root_has(
     one = gateway(user=USER)
     one.program = ["-m", "peerlane.workers.cli", "gateway", "run", "iad", "--loglevel"]
     one.start()
-    eventually(lambda: own_redis.redis.hget(names.observer_key("iad"), "pid"), "the observer", within=30)
+    eventually(lambda: own_redis.redis.hget(names.observer_key("iad"), "pid"), "the observer")
     writer = own_redis.redis.hget(names.gateway_key("iad"), "holder_pid")
     observer = own_redis.redis.hget(names.observer_key("iad"), "pid")
     assert len({str(one.pid), writer, observer}) == 3

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from planted_faults import MUTANTS, Mutant
+from mutant import Mutant
+from planted_faults import MUTANTS
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -84,7 +85,7 @@ def planted(tree: Path, mutant: Mutant) -> Generator[None]:
         file.write_text(sound)
 
 
-def run(tree: Path, tests: Sequence[str]) -> str | None:
+def run(tree: Path, tests: Sequence[str], timeout: float = TIMEOUT) -> str | None:
     """The first of these tests that fails in the tree; None if all pass."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-m", "", *tests]
@@ -93,7 +94,7 @@ def run(tree: Path, tests: Sequence[str]) -> str | None:
         start_new_session=True,
     )  # fmt: skip
     try:
-        said, _ = ran.communicate(timeout=TIMEOUT)
+        said, _ = ran.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(ran.pid, 9)  # ours: it has a session of its own
         ran.communicate()
@@ -113,7 +114,7 @@ def judged(mutants: Sequence[Mutant], console: Console) -> list[Verdict]:
     with copied() as tree, Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("without any fault", total=len(mutants) + 1)
         every = sorted({test for mutant in mutants for test in mutant.tests})
-        if (failed := run(tree, every)) is not None:
+        if (failed := run(tree, every, TIMEOUT * len(every))) is not None:
             raise RuntimeError(f"{failed} fails without any fault")
         for mutant in mutants:
             progress.update(bar, advance=1, description=mutant.name)

@@ -14,17 +14,17 @@ from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
 from observers import Observer, beat, ending
 from redis.exceptions import ResponseError
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import AsyncGateway, Gateway, gateways
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admin import poison_messages
+from peerlane.tasks.admin import poison
 from peerlane.tasks.admin.acl import PLACEHOLDER, User, users
-from peerlane.tasks.admin.backup import back_up, restore_state
+from peerlane.tasks.admin.backup import back_up, restore
 from peerlane.tasks.admin.maintenance import sweep
 from peerlane.tasks.admin.peer_import import import_file
-from peerlane.tasks.admin.removal import Removed, remove_gateway
+from peerlane.tasks.admin.removal import Removed, remove
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, RedisAway, StorageError, TimedOut, Unavailable
 from peerlane.workers.cli.main import main
@@ -145,7 +145,7 @@ def test_without_its_functions_a_writer_says_what_to_do_and_starts_once_it_is_do
 def test_a_restart_of_redis_keeps_the_functions(server: FencedServer, writer: GatewayProcess, api: Gateway) -> None:
     server.restart()
     writer.await_serving()
-    assert eventually(lambda: _created(api), "a peer after the restart", within=20)
+    assert eventually(lambda: _created(api), "a peer after the restart")
 
 
 def _created(api: Gateway) -> bool:
@@ -215,7 +215,7 @@ def test_a_caller_that_gives_up_has_cancelled(writer: GatewayProcess, api: Gatew
     with pytest.raises(TimedOut):
         api.create_peer(key, timeout=0.3)
     writer.resume()
-    assert api.create_peer(some_key(), timeout=10).outcome == "created"
+    assert api.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
     assert api.peer(key) is None
 
 
@@ -244,7 +244,7 @@ def test_beat_asks_the_observer_which_has_the_writer_remove_what_expired(
     with ending(observer, beat(server.url_of("beat"), tmp_path / "beat.log", sweep_every="1")):
         key = some_key()
         api.create_peer(key, ttl=1)
-        eventually(lambda: api.peer(key) is None, "the expired peer to be swept", within=20)
+        eventually(lambda: api.peer(key) is None, "the expired peer to be swept")
 
 
 def test_an_operator_sweeps_drains_resumes_and_imports(
@@ -253,10 +253,10 @@ def test_an_operator_sweeps_drains_resumes_and_imports(
     app = PeerlaneApp(settings(redis_url=server.url_of("operator")))
     one = Gateway("iad", app=app)
     with ending(Observer(writer, redis_url=server.url_of("observer-iad"))):
-        assert sweep(app, "iad", timeout=10)["outcome"] == "swept"
+        assert sweep(app, "iad", timeout=PATIENCE)["outcome"] == "swept"
     assert (one.drain().after, one.resume().after) == ("draining", "active")
     conf = f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.8.0.77/32\n".encode()
-    assert import_file(conf, "iad", app=app, timeout=10).created == 1
+    assert import_file(conf, "iad", app=app, timeout=PATIENCE).created == 1
     close(app)
 
 
@@ -271,11 +271,11 @@ def test_an_operator_backs_up_and_a_restorer_restores(
     api.delete_peer(key)
     api.create_peer(some_key())
     with pytest.raises(Unavailable, match="has a live writer"):
-        restore_state(restorer, "iad", file, force=True)
+        restore(restorer, "iad", file, force=True)
     writer.stop()
     with pytest.raises(Conflict, match="--force"):
-        restore_state(restorer, "iad", file)
-    assert restore_state(restorer, "iad", file, force=True).replaced == 1
+        restore(restorer, "iad", file)
+    assert restore(restorer, "iad", file, force=True).replaced == 1
     assert server.redis.hgetall(names.peers_key("iad")) == held
     writer.start()
     assert api.peer(key) is not None
@@ -291,7 +291,7 @@ def test_a_gateway_whose_redis_is_lost_is_restored_by_the_restorer_alone(
     writer.stop()
     for lost in server.redis.keys("peerlane:*"):
         server.redis.delete(str(lost))
-    assert restore_state(settings(redis_url=server.url_of("restorer")), "iad", file).peers == 1
+    assert restore(settings(redis_url=server.url_of("restorer")), "iad", file).peers == 1
     writer.start()
     assert api.peer(key) is not None
 
@@ -307,7 +307,7 @@ def test_only_the_restorer_restores(
     writer.stop()
     before = {str(key): server.redis.dump(str(key)) for key in server.redis.keys("peerlane:{iad}:*")}
     with pytest.raises(StorageError, match="this user may not do that"):
-        restore_state(settings(redis_url=server.url_of(user)), "iad", file, force=True)
+        restore(settings(redis_url=server.url_of(user)), "iad", file, force=True)
     after = {str(key): server.redis.dump(str(key)) for key in server.redis.keys("peerlane:{iad}:*")}
     assert set(after) == set(before)
     writer.finish()
@@ -327,12 +327,12 @@ def test_an_operator_removes_a_gateway_that_has_stopped_and_is_refused_nothing_b
     api.create_peer(some_key())
     operator = settings(redis_url=server.url_of("operator"))
     with pytest.raises(Unavailable, match="has a live writer"):
-        remove_gateway(operator, "iad", force=True)
+        remove(operator, "iad", force=True)
     writer.stop()
     with pytest.raises(Conflict, match="--force"):
-        remove_gateway(operator, "iad")
+        remove(operator, "iad")
     assert_nobody_was_refused(server)
-    assert remove_gateway(operator, "iad", force=True) == Removed("iad", 1, 0)
+    assert remove(operator, "iad", force=True) == Removed("iad", 1, 0)
     assert server.redis.keys("peerlane:*") == [names.epoch_key("iad")]
     assert not server.redis.keys("gateway.*")
     assert not server.redis.smembers(names.GATEWAYS_KEY)
@@ -349,7 +349,7 @@ def test_only_the_operator_removes(server: FencedServer, settings: MakeSettings,
     server.redis.sadd(names.GATEWAYS_KEY, "iad")
     before = sorted(map(str, server.redis.keys("*")))
     with pytest.raises(StorageError, match="this user may not do that"):
-        remove_gateway(settings(redis_url=server.url_of(user)), "iad", force=True)
+        remove(settings(redis_url=server.url_of(user)), "iad", force=True)
     assert sorted(map(str, server.redis.keys("*"))) == before
 
 
@@ -358,7 +358,7 @@ def test_beat_takes_back_what_it_asked_of_a_gateway_that_was_removed(server: Fen
     server.redis.sadd(names.GATEWAYS_KEY, "iad")
     queue = names.observer_queue("iad")
     with ending(asking := beat(server.url_of("beat"), tmp_path / "beat.log")):
-        eventually(lambda: server.redis.llen(queue) > 0, "beat asking", within=30)
+        eventually(lambda: server.redis.llen(queue) > 0, "beat asking")
         server.redis.srem(names.GATEWAYS_KEY, "iad")
         asking.says("0 gateways are looked after")
     assert not server.redis.exists(queue)
@@ -371,10 +371,10 @@ def test_what_is_no_request_is_set_aside_for_the_operator(
     server.redis.lpush(names.lane_queue("iad"), "no request at all")
     app = PeerlaneApp(settings(redis_url=server.url_of("operator")))
     redis = lanes_of(app).redis
-    (found,) = eventually(lambda: poison_messages.set_aside_messages(redis, "iad"), "what was set aside")
+    (found,) = eventually(lambda: poison.set_aside_messages(redis, "iad"), "what was set aside")
     assert (found.size, found.request) == (len(b"no request at all"), None)
-    poison_messages.drop(redis, "iad", found.id)
-    assert poison_messages.set_aside_messages(redis, "iad") == []
+    poison.drop(redis, "iad", found.id)
+    assert poison.set_aside_messages(redis, "iad") == []
     close(app)
     assert writer.status is None
 
@@ -382,10 +382,10 @@ def test_what_is_no_request_is_set_aside_for_the_operator(
 @pytest.mark.usefixtures("writer")
 def test_flower_shows_the_gateway_by_its_events(server: FencedServer, api: Gateway, tmp_path: Path) -> None:
     with flower(server.url_of("flower"), tmp_path) as page:
-        eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers", within=20)
+        eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers")
         key = some_key()
         api.create_peer(key)
-        eventually(lambda: key in page.text("/api/tasks"), "the create among Flower's tasks", within=20)
+        eventually(lambda: key in page.text("/api/tasks"), "the create among Flower's tasks")
 
 
 @pytest.mark.usefixtures("writer")

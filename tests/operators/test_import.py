@@ -31,7 +31,7 @@ from peerlane.tasks.admin.peer_import import (
     import_live,
 )
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
-from peerlane.tasks.lane import tasks
+from peerlane.tasks.lane import tasks as definitions
 from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import render_export
@@ -290,7 +290,7 @@ def test_what_was_staged_and_changed_is_refused(
     shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    task = tasks.task_of(app, names.IMPORT_PEERS)
+    task = definitions.task_of(app, names.IMPORT_PEERS)
     redis_server.redis.rpush(names.staged_key(iad.name, "t"), "{}")
     for arguments in (
         {"token": "t", "count": 1, "digest": "0" * 64},
@@ -339,7 +339,7 @@ def test_an_import_that_is_given_up_never_comes_in(
     shared_gateway: GatewayProcess, client: MakeClient, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    iad.pause()
+    iad.pause(alive=True)
     with pytest.raises(TimedOut):
         import_file(rendered(peers(5)), iad.name, app=app, timeout=1)
     iad.resume()

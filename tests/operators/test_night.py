@@ -73,7 +73,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     observer = Observer(gateway)
     with flower(server.url, directory) as page:
         made = Site(server, page, gateway)
-        eventually(lambda: made.flower().get("state") == "active", "the gateway on Flower's page", within=30)
+        eventually(lambda: made.flower().get("state") == "active", "the gateway on Flower's page")
         yield made
     observer.kill()
     gateway.finish()

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import asked
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
-from sites import peerlane
 from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admin.poison_messages import SecretLeftOut, drop, drop_all, find, replay, set_aside_messages, shown
+from peerlane.tasks.admin.poison import SecretLeftOut, drop, drop_all, find, replay, set_aside_messages, shown
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, WriterError
 from peerlane.tasks.lane.result import LaneResult
@@ -106,7 +106,7 @@ def test_what_ends_the_writer_three_times_is_set_aside_and_the_lane_goes_on(
     eventually(lambda: not redis_server.redis.hlen(names.unacked_key(one.name)), "every message being acknowledged")
 
     def poison(*words: str) -> Any:
-        return peerlane("gateway", "poison", one.name, *words, redis_url=redis_server.url)
+        return asked("gateway", "poison", one.name, *words, redis_url=redis_server.url)
 
     (message,) = poison()["messages"]
     assert message["request_id"] == sent.id
@@ -294,12 +294,12 @@ def test_without_a_sealing_key_a_preshared_key_is_not_kept_and_the_message_is_no
     assert secret.encode() not in b"".join(kept(redis_server, one.name))
     (found,) = set_aside_messages(redis, one.name)
     told = shown(found)
-    assert secret not in json.dumps(peerlane("gateway", "poison", one.name, redis_url=redis_server.url))
+    assert secret not in json.dumps(asked("gateway", "poison", one.name, redis_url=redis_server.url))
     assert (told["replayable"], told["arguments"]["preshared_key"]) == (False, "(was not kept)")
     assert (told["arguments"]["public_key"], told["arguments"]["labels"]) == (key, {"job": "7"})
     with pytest.raises(SecretLeftOut, match="ask for the peer anew"):
         replay(app, redis, one.name, found.id, timeout=5)
-    refused = peerlane("gateway", "poison", one.name, "--replay", found.id, redis_url=redis_server.url, expect=1)
+    refused = asked("gateway", "poison", one.name, "--replay", found.id, redis_url=redis_server.url, expect=1)
     assert refused["error"]["code"] == "secret_left_out"
     assert set_aside_messages(redis, one.name) == [found], "it is still there"
     assert Gateway(one.name, app=app).peer(key) is None

@@ -30,7 +30,7 @@ class Browser:
 
     def until(self, shows: str) -> str:
         """The text of the page it has open, once it shows this; without loading it again."""
-        eventually(lambda: shows in self.text, f"{shows!r} on {self.driver.current_url}: {self.text}", within=20)
+        eventually(lambda: shows in self.text, f"{shows!r} on {self.driver.current_url}: {self.text}")
         return self.text
 
     @property

@@ -27,6 +27,13 @@ def document(result: Result) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(lines[0]))
 
 
+def asked(*words: str | Path, redis_url: str, expect: int = 0) -> dict[str, Any]:
+    """What a program gets from a command run in this process; AssertionError on another exit status."""
+    result = peerlane(*words, "--json", redis=redis_url)
+    assert result.exit_code == expect, f"{words}: status {result.exit_code}\n{result.output}"
+    return document(result)
+
+
 class Shell:
     """Commands for one gateway's Redis."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import RedisServer
+from servers import RedisServer, server_directory
 
 from peerlane.workers.cli.main import main
 from peerlane.workers.store import procedures as functions
@@ -56,7 +55,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @contextmanager
 def fenced(lines: str, *, load: bool = True) -> Generator[FencedServer]:
     """A server with these users; with the writers' functions, unless told otherwise."""
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    directory = server_directory()
     server = FencedServer(directory, lines)
     try:
         server.start()

@@ -57,13 +57,13 @@ def shown(server: RedisServer, directory: Path) -> Generator[Page]:
             with ending(observer := Observer(writer)):
                 observer.says("ready.")
                 gateway = Gateway("iad", app=app)
-                eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers", within=30)
+                eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers")
                 gateway.create_peer(KEY, allowed_ips=["10.8.0.5/32"])
                 with suppress(Conflict):
                     gateway.create_peer(OTHER, allowed_ips=["10.8.0.5/32"])
-                eventually(lambda: "FAILURE" in page.text("/api/tasks"), "the refusal among the tasks", within=30)
-                eventually(lambda: row(page, "iad")["observer_silent_for"] is not None, "the observer", within=30)
-                eventually(lambda: row(page, "iad")["peers"] == 1, "the peer", within=30)
+                eventually(lambda: "FAILURE" in page.text("/api/tasks"), "the refusal among the tasks")
+                eventually(lambda: row(page, "iad")["observer_silent_for"] is not None, "the observer")
+                eventually(lambda: row(page, "iad")["peers"] == 1, "the peer")
                 yield page
     finally:
         close(app)

@@ -87,7 +87,7 @@ def flower(redis_url: str, directory: Path, **variables: str) -> Generator[Page]
         return page.status("/healthcheck") == 200
 
     try:
-        eventually(answers, "Flower to answer", within=60)
+        eventually(answers, "Flower to answer")
         yield page
         process.terminate()
         assert process.wait(30) == 0

@@ -7,21 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import preloaded
+from redis.exceptions import RedisError
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings, read
-from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.admission.lanes import Lanes, close_app
+from peerlane.tasks.admission.lanes import LIVE_FOR_MS, Lanes, LaneState, close_app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +74,9 @@ class GatewayProcess:
         tls = {name: value for name, value in settings.items() if name in ("redis_ca", "redis_client_cert")}
         self._redis = connect(read(redis_url=redis_url, **tls), timeout=10)
         self._lanes = Lanes(self._redis, result_ttl=600)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: preloaded.Running | None = None
+        self._paused_at: float | None = None
+        self._told_alive = False
 
     @property
     def pid(self) -> int:
@@ -103,19 +108,12 @@ class GatewayProcess:
             f"PEERLANE_{key.upper()}": as_variable(value) for key, value in self.settings.items()
         }
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self.prefix, sys.executable, *self.program, self.loglevel],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            command = [*self.prefix, sys.executable, *self.program, self.loglevel]
+            self._process = preloaded.start(command, ROOT, environment, log)
         if wait:
             self.await_serving(since_epoch=before)
 
-    def await_serving(self, *, since_epoch: int = 0, within: float = 30.0) -> None:
+    def await_serving(self, *, since_epoch: int = 0, within: float = PATIENCE) -> None:
         """Return once a writer that started after ``since_epoch`` serves the lane."""
 
         def serving() -> bool:
@@ -125,7 +123,7 @@ class GatewayProcess:
 
         eventually(serving, f"the lane of {self.name} being served", within=within)
 
-    def stop(self, *, within: float = 20.0) -> int:
+    def stop(self, *, within: float = PATIENCE) -> int:
         """Ask the worker to end, as systemd would; its exit status."""
         return self._end(signal.SIGTERM, within)
 
@@ -133,29 +131,64 @@ class GatewayProcess:
         """End the worker without a word."""
         self._end(signal.SIGKILL, 10.0)
 
-    def pause(self) -> None:
-        """Freeze the worker."""
+    def pause(self, *, alive: bool = False) -> None:
+        """Freeze the worker; return once each of its threads stands still.
+
+        ``alive``: callers go on taking it for a living one, however long the test takes.
+        """
+        self._paused_at = time.monotonic()
         os.kill(self.pid, signal.SIGSTOP)
+        eventually(lambda: stands_still(self.pid), f"{self.name} standing still")
+        if alive:
+            self._tell_heartbeat(ahead=3600)
 
     def hold(self) -> None:
-        """Freeze the worker so that what is sent stays in its lane: Redis has nobody waiting to hand it to."""
-        self.pause()
-        clients: Any = self._redis.client_list()
-        for one in clients:
-            if one["cmd"] == "brpop":  # another gateway's asks again
-                self._redis.client_unblock(int(one["id"]))
+        """Freeze the worker so that what is sent stays in its lane: Redis has nobody waiting to hand it to.
+
+        Callers go on taking it for a living one.
+        """
+        self.pause(alive=True)
+        # Twice: what the worker had sent last, Redis may read only after the first question.
+        for _ in range(2):
+            clients: Any = self._redis.client_list()
+            for one in clients:
+                if one["cmd"] == "brpop":  # another gateway's asks again
+                    self._redis.client_unblock(int(one["id"]))
 
     def resume(self) -> None:
-        """Let it go on after ``pause`` or ``hold``."""
+        """Let it go on after ``pause`` or ``hold``. After a long one, return once it serves again, or has ended."""
+        paused_at, self._paused_at = self._paused_at, None
+        long = paused_at is not None and time.monotonic() - paused_at > LIVE_FOR_MS / 1000 / 2
+        if self._told_alive:
+            # Of before, so that what is waited for is a new one.
+            self._tell_heartbeat(ahead=-LIVE_FOR_MS / 1000 if long else 0)
         os.kill(self.pid, signal.SIGCONT)
+        if long:
+            # Its first sign of life may still say that it has served nothing for long.
+            eventually(self._serves_or_has_ended, f"{self.name} serving again")
 
-    def await_end(self, *, within: float = 20.0) -> int:
+    def _tell_heartbeat(self, *, ahead: float) -> None:
+        """Have its last sign of life be so many seconds ahead of now."""
+        now = float(self._redis.time()[0]) + ahead
+        self._redis.hset(names.gateway_key(self.name), "heartbeat", int(now * 1000))
+        self._told_alive = ahead > 0
+
+    def _serves_or_has_ended(self) -> bool:
+        try:
+            return self.status is not None or self.look().state not in {"down", "stuck"}
+        except RedisError:
+            return True  # nobody can tell
+
+    def await_end(self, *, within: float = PATIENCE) -> int:
         """The exit status, once the worker has ended by itself."""
         assert self._process is not None, "the gateway was not started"
         return self._process.wait(within)
 
     def _end(self, how: signal.Signals, within: float) -> int:
         assert self._process is not None, "the gateway was not started"
+        if self._told_alive:
+            with suppress(RedisError):
+                self._tell_heartbeat(ahead=0)
         if self._process.poll() is None:
             self._process.send_signal(how)
             self._process.send_signal(signal.SIGCONT)
@@ -196,6 +229,15 @@ class MakeClient(Protocol):
     def __call__(
         self, gateway: GatewayProcess | str, *, redis: RedisServer | None = None, **settings: Any
     ) -> Gateway: ...
+
+
+def stands_still(pid: int) -> bool:
+    """Whether every thread of a process is stopped."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    try:
+        return all(path.read_text().rsplit(")", 1)[1].split()[0] in "TZX" for path in threads)
+    except OSError:  # a thread has ended meanwhile
+        return False
 
 
 def new_name() -> str:

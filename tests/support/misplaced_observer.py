@@ -24,7 +24,7 @@ class MisplacedApp(ObserverApp):
     """Makes one."""
 
     def make_service(self) -> ObserverService:
-        return MisplacedObserver(self.settings)
+        return MisplacedObserver(self.settings, redis=self.shared_redis.client)
 
 
 app = MisplacedApp()

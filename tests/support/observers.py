@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import preloaded
 from gateways import ROOT, GatewayProcess, as_variable, clean_environment
 from redis import Redis
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane.config import names
 
@@ -27,15 +28,8 @@ class Process:
             f"PEERLANE_{key.upper()}": as_variable(value) for key, value in settings.items()
         }
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "celery", *words, "-l", "info"],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            command = [*prefix, sys.executable, "-m", "celery", *words, "-l", "info"]
+            self._process: preloaded.Running = preloaded.start(command, ROOT, environment, output)
 
     @property
     def pid(self) -> int:
@@ -52,7 +46,7 @@ class Process:
         """How it ended; None while it runs."""
         return self._process.poll()
 
-    def says(self, text: str, *, within: float = 30.0) -> None:
+    def says(self, text: str, *, within: float = PATIENCE) -> None:
         """Return once it has said this."""
 
         def said() -> bool:
@@ -61,7 +55,7 @@ class Process:
 
         eventually(said, f"the log to say {text!r}", within=within)
 
-    def await_end(self, *, within: float = 20.0) -> int:
+    def await_end(self, *, within: float = PATIENCE) -> int:
         """Its status, once it has ended by itself."""
         return self._process.wait(within)
 
@@ -70,7 +64,7 @@ class Process:
         if self._process.poll() is None:
             self._process.terminate()
         try:
-            return self._process.wait(20)
+            return self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"it did not end:\n{self.log[-4000:]}") from None

@@ -76,7 +76,7 @@ class Prometheus:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        eventually(lambda: self._answer("status/buildinfo"), "Prometheus to answer", within=30)
+        eventually(lambda: self._answer("status/buildinfo"), "Prometheus to answer")
 
     def _answer(self, path: str) -> Any:
         assert self._process.poll() is None, self._log.read_text(errors="replace")[-3000:]

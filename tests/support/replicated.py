@@ -86,7 +86,7 @@ class Replicated:
             Sentinel(directory / f"s{n}", port, self._ports[0], server=password, own=sentinel_password)
             for n, port in enumerate(self._ports[2:])
         ]
-        eventually(lambda: all(each.ready() for each in self.sentinels), "the Sentinels knowing each other", within=30)
+        eventually(lambda: all(each.ready() for each in self.sentinels), "the Sentinels knowing each other")
         hosts = ",".join(f"127.0.0.1:{port}" for port in self._ports[2:])
         user = f":{password}@" if password else ""
         options = f"?sentinel_password={sentinel_password}" if sentinel_password else ""
@@ -117,7 +117,7 @@ class Replicated:
             except RedisError:
                 return False
 
-        eventually(over, "the replica having become the primary", within=40)
+        eventually(over, "the replica having become the primary")
 
     def end(self) -> None:
         for each in getattr(self, "sentinels", []):

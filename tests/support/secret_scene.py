@@ -107,7 +107,7 @@ def play(server: FencedServer, directory: Path, *, sealed: bool) -> Scene:
         observer = Observer(writer, redis_url=server.url_of("observer-iad"))
         with flower(server.url_of("flower"), directory, FLOWER_BASIC_AUTH=f"ada:{planted.FLOWER_PASSWORD}") as page:
             user = f"ada:{planted.FLOWER_PASSWORD}"
-            eventually(lambda: "iad@" in page.get("/workers", user=user)[1], "Flower to see the gateway", within=30)
+            eventually(lambda: "iad@" in page.get("/workers", user=user)[1], "Flower to see the gateway")
             _ask(scene, Gateway("iad", app=app), app)
             _import(scene, operator)
             _send_raw(server, app, scene)
@@ -179,7 +179,7 @@ def _send_raw(server: FencedServer, app: PeerlaneApp, scene: Scene) -> None:
         redis.lpush(names.lane_queue("iad"), f"no JSON at all: {planted.text('garbage')}")
         redis.lpush(names.lane_queue("iad"), _message(f"iad.{planted.text('id')} ", "[[], {}, {}]", names.CREATE_PEER))
         redis.lpush(names.lane_queue("iad"), _message(planted.text("foreign-id"), "[[], {}, {}]", names.CREATE_PEER))
-        eventually(lambda: all(redis.get(key) for key in seen), "every raw request to be answered", within=30)
+        eventually(lambda: all(redis.get(key) for key in seen), "every raw request to be answered")
     for key in seen:
         identity = key.removeprefix(names.RESULT_PREFIX)
         scene.attempt(lambda identity=identity: app.tasks[names.CREATE_PEER].AsyncResult(identity).get(timeout=5))
@@ -252,7 +252,7 @@ def _command(scene: Scene, server: FencedServer, directory: Path, settings: dict
 
 
 def _read_flower(scene: Scene, page: Page, user: str) -> None:
-    eventually(lambda: "FAILURE" in page.get("/api/tasks", user=user)[1], "Flower to hear of a refusal", within=30)
+    eventually(lambda: "FAILURE" in page.get("/api/tasks", user=user)[1], "Flower to hear of a refusal")
     tasks = json.loads(page.get("/api/tasks?limit=500", user=user)[1])
     paths = ["/workers", "/tasks", "/broker", "/api/workers", "/api/tasks?limit=500", "/metrics", "/api/task/types"]
     for path in [*paths, *(f"/task/{identity}" for identity in tasks), *(f"/api/task/info/{one}" for one in tasks)]:

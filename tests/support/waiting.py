@@ -8,8 +8,11 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
+#: Seconds that a test waits for what has to come. A machine with other work to do may be slow; below pytest's timeout.
+PATIENCE = 60.0
 
-def eventually(look: Callable[[], _T], what: str, *, within: float = 10.0, every: float = 0.02) -> _T:
+
+def eventually(look: Callable[[], _T], what: str, *, within: float = PATIENCE, every: float = 0.02) -> _T:
     """The first true answer of ``look``; AssertionError that names ``what`` if none comes ``within`` seconds."""
     until = time.monotonic() + within
     while True:

@@ -22,7 +22,7 @@ from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 from peerlane.workers.store.store import Answer
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR
 
@@ -53,7 +53,7 @@ class Lane(FuzzedLane):
     def outcome(self, request_id: str) -> dict[str, Any]:
         stored = cast("bytes | None", self.redis.get(names.result_key(request_id)))
         assert stored is not None
-        return commit_record.decode(stored)
+        return results.decode(stored)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_frozen_writer_gives_a_cancelled_peer_no_access_when_it_goes_on(
     site.start(test_device=device)
     api, app, cancelled, granted = client(site), PeerlaneApp(settings()), some_key(), some_key()
     assert api.create_peer(some_key()).outcome == "created"
-    site.pause()
+    site.pause(alive=True)
     sent = task_of(app, names.CREATE_PEER).apply_async(
         kwargs={"gateway": site.name, "public_key": cancelled}, expires=60
     )

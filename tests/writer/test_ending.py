@@ -19,7 +19,7 @@ from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
@@ -107,12 +107,12 @@ def test_flower_sees_each_request_of_a_group_end_as_it_did(
         wishes: list[tuple[Any, dict[str, Any]]] = [(create, {"gateway": one.name, "public_key": key}) for key in keys]
         wishes += [(create, {**taken, "public_key": some_key()}), (create, {**taken, "public_key": some_key()})]
         wishes += [(delete, {"gateway": one.name, "public_key": some_key()})]
-        sent = [task.apply_async(kwargs=arguments, expires=60) for task, arguments in wishes]
-        cancelled = create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=60)
+        sent = [task.apply_async(kwargs=arguments, expires=PATIENCE) for task, arguments in wishes]
+        cancelled = create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=PATIENCE)
         lanes_of(app).cancel(str(cancelled.id))
         messages.clear()
         one.resume()
-        answers = [each.get(timeout=30, propagate=False) for each in sent]
+        answers = [each.get(timeout=PATIENCE, propagate=False) for each in sent]
         everyone = [str(each.id) for each in (*sent, cancelled)]
         eventually(
             lambda: all(getattr(watched.tasks().get(each), "ready", False) for each in everyone),

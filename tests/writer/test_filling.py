@@ -22,7 +22,7 @@ from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Fenced, KernelError
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.peers.drift import drifts
-from peerlane.workers.request.request import Delivery
+from peerlane.workers.request.delivery import Delivery
 from peerlane.workers.start import recovery
 from peerlane.workers.writer import filling
 from peerlane.workers.writer.filling import Filling
@@ -196,6 +196,7 @@ class TestAPeerThatIsStillToCome:
         kinds = [outcome.result["outcome"] for outcome in found if outcome and isinstance(outcome.result, dict)]
         assert kinds == ["existing", "existing", "created", "deleted"]
         assert {*filled.keys[:2]} <= filled.on_device
+        assert not any(key in filled.writer.table.coming for key in (*filled.keys[:2], gone)), "none is to come again"
         filled.fill()
         assert gone not in filled.on_device
 

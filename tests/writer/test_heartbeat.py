@@ -16,7 +16,8 @@ from waiting import eventually
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict
-from peerlane.workers.request.measurements import Measurements, Pace
+from peerlane.workers.request.measurements import Measurements
+from peerlane.workers.request.pace import Pace
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat
 from peerlane.workers.writer.writer import Writer
@@ -33,12 +34,12 @@ class SlowStore:
         self.asked = threading.Event()
         self.answers = threading.Event()
 
-    def heartbeat(self, redis: object = None, **fields: str) -> bool:
+    def heartbeat(self, redis: object = None, **fields: str) -> str:
         if not self.asked.is_set():
             self.asked.set()
             assert self.answers.wait(20)
         self.told.append(fields["phase"])
-        return True
+        return "active"
 
 
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
@@ -106,7 +107,7 @@ def test_a_redis_that_restarts_while_a_writer_starts_is_loaded_again(
     own_redis.redis.hdel(names.peers_key(one.name), lost)
     own_redis.restart()
     one.resume()
-    eventually(lambda: one.look().facts.get("peers") == "1", "the writer knowing what Redis holds now", within=20)
+    eventually(lambda: one.look().facts.get("peers") == "1", "the writer knowing what Redis holds now")
     assert "recovering, because of Redis has restarted" in one.log
     one.await_serving()
     assert api.create_peer(kept, timeout=20).outcome == "existing"

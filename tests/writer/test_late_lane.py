@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,23 @@ from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
+from waiting import PATIENCE
 from writer_alone import create_peer
 
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.wire import commit_record
-from peerlane.workers.lane.taking import LOOKED_THROUGH, MOST_IN_A_GROUP, MOST_STRUCK_OUT, Taker
+from peerlane.tasks.wire import outcome
+from peerlane.workers.lane.taking import (
+    BULK_TURN,
+    LOOKED_THROUGH,
+    MANY,
+    MOST_DELETES,
+    MOST_IN_A_GROUP,
+    MOST_STRUCK_OUT,
+    Taker,
+)
 from peerlane.workers.store.store import Answer
 
 
@@ -72,15 +82,15 @@ class TestTheDead:
         sent = lane.send(*late(lane, 3, unheard=unheard), *fresh(lane, 2))
         with lane.redis.pubsub(ignore_subscribe_messages=True) as heard:
             heard.psubscribe(names.result_key(f"{lane.name}.*"))
-            heard.get_message(timeout=1)
+            heard.get_message(timeout=PATIENCE)
             lane.wake()
-            told = {cast("Any", heard.get_message(timeout=2))["channel"].decode() for _ in sent}
+            told = {cast("Any", heard.get_message(timeout=PATIENCE))["channel"].decode() for _ in sent}
         assert told == set(map(names.result_key, sent))
         assert lane.kinds(sent) == [TimedOut] * 3 + ["created"] * 2
         assert lane.applied == [2]
         assert lane.writer.answered == 5
         stored = cast("bytes", lane.redis.get(names.result_key(sent[0]))).decode()
-        written, expected = (commit_record.decode, commit_record.late(sent[0]))
+        written, expected = (outcome.decode, outcome.late(sent[0]))
         for record in (stored, expected):
             with pytest.raises(TimedOut, match="its deadline had passed before the gateway could commit it"):
                 written(record)
@@ -93,9 +103,9 @@ class TestTheDead:
         lane.send(*late(lane, 1, id=f"{reply}_7"), *fresh(lane, 1))
         with lane.redis.pubsub(ignore_subscribe_messages=True) as heard:
             heard.subscribe(names.result_key(f"{lane.name}.{reply}"))
-            heard.get_message(timeout=1)
+            heard.get_message(timeout=PATIENCE)
             lane.wake()
-            message = cast("Any", heard.get_message(timeout=2))
+            message = cast("Any", heard.get_message(timeout=PATIENCE))
         assert b"TimedOut" in message["data"]
 
     def test_have_the_outcome_that_they_had(self, lane: GroupedLane) -> None:
@@ -191,20 +201,20 @@ class TestALateLane:
         assert answered(lane, sent) == [True] * 4 + [False] * 6 + [True] * MOST_IN_A_GROUP
 
     @pytest.mark.parametrize("bulk", [False, True], ids=["interactive", "bulk"])
-    def test_has_deletes_carried_out_first_at_both_ends(self, lane: GroupedLane, *, bulk: bool) -> None:
-        keys = [some_key() for _ in range(2)]
+    def test_has_deletes_carried_out_first_wherever_they_wait(self, lane: GroupedLane, *, bulk: bool) -> None:
+        keys = [some_key() for _ in range(3)]
         for number, key in enumerate(keys):
             create_peer(lane.writer, f"{lane.name}.b{number}", {"gateway": lane.name, "public_key": key})
-        wishes = late(lane, 1) + fresh(lane, 9) + fresh(lane, 1, public_key=keys[0], delete=True)
-        wishes += fresh(lane, LOOKED_THROUGH * 2) + fresh(lane, 1, public_key=keys[1], delete=True)
-        wishes += fresh(lane, LOOKED_THROUGH - 10)
+        wishes = late(lane, 1) + fresh(lane, 9)
+        for key in keys:
+            wishes += fresh(lane, 1, public_key=key, delete=True) + fresh(lane, LOOKED_THROUGH - 200)
         sent = lane.send(*wishes, bulk=bulk)
-        deletes = [sent[10], sent[11 + LOOKED_THROUGH * 2]]
-        lane.wake(lane.bulk if bulk else lane.queue)
-        assert lane.kinds(deletes) == ["deleted"] * 2
+        deletes = [request for request, wish in zip(sent, wishes, strict=True) if wish.get("delete")]
+        for _ in range(-(-len(wishes) // LOOKED_THROUGH)):
+            lane.wake(lane.bulk if bulk else lane.queue)
+        assert lane.kinds(deletes) == ["deleted"] * 3
         assert not lane.writer.plane.peers().keys() & set(keys)
-        assert answered(lane, sent).count(True) <= MOST_IN_A_GROUP + 1
-        assert answered(lane, sent[1:10]) == [False] * 9
+        assert answered(lane, sent).count(True) <= 3 * MOST_IN_A_GROUP + 1
 
     def test_does_not_take_a_name_in_a_label_for_a_delete(self, lane: GroupedLane) -> None:
         labels = {"queue": f'"{names.DELETE_PEER}"'}
@@ -244,6 +254,103 @@ class TestALateLane:
         lane.check()
 
 
+class TestALaneInWhichManyWait:
+    def deletes(self, lane: GroupedLane, count: int, **more: Any) -> list[dict[str, Any]]:
+        return fresh(lane, count, delete=True, **more)
+
+    def test_has_deletes_carried_out_before_all_else_though_nothing_is_late(self, lane: GroupedLane) -> None:
+        sent = lane.send(*fresh(lane, MANY), *self.deletes(lane, 1), *fresh(lane, MANY), *self.deletes(lane, 1))
+        lane.wake()
+        assert lane.kinds([sent[MANY], sent[-1]]) == ["absent"] * 2
+        assert answered(lane, sent[:MANY]) == [True] * (MOST_IN_A_GROUP - 2) + [False] * (MANY - MOST_IN_A_GROUP + 2)
+
+    def test_looks_at_each_message_once(self, lane: GroupedLane) -> None:
+        lane.send(*fresh(lane, LOOKED_THROUGH - 10))
+        lane.wake()
+        before = lane.redis.info("commandstats")["cmdstat_lrange"]["calls"]
+        lane.wake()
+        assert lane.redis.info("commandstats")["cmdstat_lrange"]["calls"] == before
+        sent = lane.send(*self.deletes(lane, 1), *fresh(lane, 5))
+        lane.wake()
+        assert lane.redis.info("commandstats")["cmdstat_lrange"]["calls"] == before + 1
+        assert answered(lane, sent) == [True] + [False] * 5
+
+    def test_looks_at_all_anew_where_somebody_else_has_taken_from_it(self, lane: GroupedLane) -> None:
+        lane.send(*fresh(lane, MANY + 200))
+        lane.wake()
+        sent = lane.send(*self.deletes(lane, 1), *fresh(lane, 10))
+        for _ in range(50):
+            lane.redis.rpop(lane.queue)
+        lane.wake()
+        assert answered(lane, sent[:1]) == [True]
+
+    def test_serves_creates_beside_a_flood_of_deletes(self, lane: GroupedLane) -> None:
+        sent = lane.send(*fresh(lane, 20), *self.deletes(lane, MANY))
+        lane.wake()
+        assert answered(lane, sent[:20]) == [True] * (MOST_IN_A_GROUP - MOST_DELETES) + [False] * 4
+        assert answered(lane, sent[20:]).count(True) == MOST_DELETES
+        while lane.redis.llen(lane.queue):
+            lane.wake()
+        assert answered(lane, sent) == [True] * len(sent)
+
+    def test_gives_deletes_that_can_still_be_in_time_before_those_that_hardly_can(
+        self, lane: GroupedLane, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("peerlane.workers.lane.taking.NEARLY_LATE", 120_000)
+        later = now_ms(lane) + 600_000
+        sent = lane.send(*self.deletes(lane, 60), *({"deadline": later, "delete": True} for _ in range(MANY)))
+        lane.wake()
+        assert answered(lane, sent[1:60]) == [False] * 59
+        assert answered(lane, sent[60:]).count(True) >= MOST_DELETES
+
+    def test_has_one_by_one_what_may_only_be_popped_by_the_event_loop(self, lane: GroupedLane) -> None:
+        rights = ["+@all", "-rpop", "-lrange", "-lrem"]
+        lane.redis.acl_setuser("old", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=rights)
+        sent = lane.send(*fresh(lane, MANY + 10))
+        raw = cast("bytes", lane.redis.rpop(lane.queue))
+        path = cast("Any", lane.redis.connection_pool.connection_kwargs)["path"]
+        with Redis(unix_socket_path=path, username="old", password="x") as old:
+            taken, dead = Taker(old, lane.name, result_ttl=600)(lane.queue, raw)
+        assert dead == []
+        assert [sent[0].encode() in each.message for each in taken] == [True]
+
+    def test_takes_a_sweep_before_what_else_waits_for_bulk(self, lane: GroupedLane) -> None:
+        lane.send(*fresh(lane, MANY + 10), bulk=True)
+        (message,) = cast("list[bytes]", lane.redis.lrange(lane.bulk, 0, 0))
+        envelope = json.loads(message)
+        identity = names.request_id(lane.name, "sweep")
+        envelope["headers"] |= {"task": names.REMOVE_PEERS, "id": identity}
+        victims = [{"public_key": some_key(), "reason": "expired", "created_at": 1}]
+        envelope["body"] = json.dumps([[], {"gateway": lane.name, "victims": victims}, {}])
+        envelope["properties"] |= {"delivery_tag": identity}
+        lane.redis.lpush(lane.bulk, json.dumps(envelope))
+        lane.wake(lane.bulk)
+        assert answered(lane, [identity]) == [True]
+        assert lane.redis.llen(lane.bulk) == MANY + 10, "a slice goes alone"
+
+
+class TestBulk:
+    def test_has_a_turn_beside_a_flood_of_interactive_requests(self, lane: GroupedLane) -> None:
+        sent = lane.send(*fresh(lane, MOST_IN_A_GROUP * (BULK_TURN + 2)))
+        bulk = lane.send(*fresh(lane, 3), bulk=True)
+        for _ in range(BULK_TURN):
+            lane.wake()
+        assert answered(lane, bulk) == [False] * 3
+        lane.wake()
+        assert answered(lane, bulk) == [True] * 3
+        for _ in range(2):
+            lane.wake()
+        assert answered(lane, sent) == [True] * len(sent)
+        lane.check()
+
+    def test_has_no_turn_where_no_lane_is_full(self, lane: GroupedLane) -> None:
+        bulk = lane.send(*fresh(lane, 3), bulk=True)
+        for _ in range(BULK_TURN + 2):
+            lane.send(*fresh(lane, MOST_IN_A_GROUP - 1))
+            lane.wake()
+        assert answered(lane, bulk) == [False] * 3
+
+
 class TestWhatIsNearlyLate:
     def test_is_asked_for_and_goes_with_the_others(self, lane: GroupedLane) -> None:
         deadline = now_ms(lane) + 95
@@ -279,6 +386,25 @@ class TestWhatIsNearlyLate:
         assert lane.kinds(sent) == ["created", TimedOut, "created", "created"]
         assert lane.applied == [3]
         assert lane.writer.recovery_needed is None
+        lane.check()
+
+    def test_all_of_it_cancelled_meanwhile_needs_no_recovery(
+        self, lane: GroupedLane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("peerlane.workers.writer.group.NEARLY_LATE", 120_000)
+        sent = lane.send(*fresh(lane, 4))
+        check_many = lane.writer.store.check_many
+
+        def meanwhile(requests: Any) -> list[Answer]:
+            cancel(lane, *sent)
+            return check_many(requests)
+
+        lane.writer.store.check_many = meanwhile
+        lane.wake()
+        assert lane.kinds(sent) == [TimedOut] * 4
+        assert lane.applied == []
+        assert lane.writer.recovery_needed is None
+        assert "unforeseen" not in caplog.text
         lane.check()
 
     def test_is_late_by_the_servers_clock(self, lane: GroupedLane, monkeypatch: pytest.MonkeyPatch) -> None:

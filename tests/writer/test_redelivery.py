@@ -16,11 +16,11 @@ from program_path import PROGRAM_PATH
 from redis import ConnectionPool, Redis
 from redis.client import Pipeline
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admin.poison_messages import set_aside_messages
+from peerlane.tasks.admin.poison import set_aside_messages
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.lane.unacked import take_back
 
@@ -49,7 +49,7 @@ def test_a_caller_that_waits_is_answered_by_the_next_writer(
     api, key = client(one), some_key()
     control.write_text(f"{point}:kill")
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(api.create_peer, key, timeout=20)  # below the visibility timeout
+        waiting = thread.submit(api.create_peer, key, timeout=25)  # below the visibility timeout
         assert one.await_end() == -9
         one.start()
         assert waiting.result().outcome == "created"
@@ -64,7 +64,7 @@ def test_what_was_committed_does_not_come_again(
     one = gateway(test_failpoints=control)
     api, key = client(one), some_key()
     control.write_text("after_commit:kill")
-    assert api.create_peer(key, timeout=20).outcome == "created"
+    assert api.create_peer(key, timeout=25).outcome == "created"
     assert one.await_end() == -9
     # Its commit has acknowledged it, and the writer had no time to.
     assert not redis.exists(names.unacked_key(one.name), names.unacked_key(one.name, "_index"))
@@ -83,15 +83,15 @@ def test_a_message_with_the_tag_of_the_one_before_is_acknowledged_for_itself(
     one.hold()
     app, lane = PeerlaneApp(settings()), names.lane_queue(one.name)
     create = task_of(app, names.CREATE_PEER)
-    create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=60)
+    create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=PATIENCE)
     # Answered from the record, before anything is changed, and so by no commit.
-    create.apply_async(kwargs={"gateway": one.name, "public_key": key}, task_id=asked, expires=60)
+    create.apply_async(kwargs={"gateway": one.name, "public_key": key}, task_id=asked, expires=PATIENCE)
     second, first = (json.loads(raw) for raw in cast("list[bytes]", redis.lrange(lane, 0, -1)))
     second["properties"]["delivery_tag"] = first["properties"]["delivery_tag"]
     redis.lset(lane, 0, json.dumps(second))
     one.resume()
     eventually(lambda: not redis.llen(lane), "the lane being empty")
-    eventually(lambda: not redis.exists(names.unacked_key(one.name)), "both being acknowledged", within=5)
+    eventually(lambda: not redis.exists(names.unacked_key(one.name)), "both being acknowledged")
     close(app)
 
 
@@ -116,11 +116,11 @@ def test_what_was_taken_goes_before_what_waits(
     client(one).create_peer(some_key())
     control.write_text("before_apply:kill")
     create = task_of(app, names.CREATE_PEER)
-    sent = [create.apply_async(kwargs={"gateway": one.name, "public_key": keys[0]}, expires=60)]
+    sent = [create.apply_async(kwargs={"gateway": one.name, "public_key": keys[0]}, expires=PATIENCE)]
     one.await_end()
-    sent += [create.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=60) for key in keys[1:]]
+    sent += [create.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=PATIENCE) for key in keys[1:]]
     one.start()
-    addresses = [each.get(timeout=20)["allowed_ips"][0] for each in sent]
+    addresses = [each.get(timeout=25)["allowed_ips"][0] for each in sent]
     assert addresses == ["10.8.0.3/32", "10.8.0.4/32", "10.8.0.5/32", "10.8.0.6/32"]
     close(app)
 
@@ -143,11 +143,11 @@ def test_a_writer_elsewhere_that_wakes_up_later_does_no_harm(
     api, key = client(first), some_key()
     control.write_text("before_commit:stop")
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(api.create_peer, key, timeout=60)
+        waiting = thread.submit(api.create_peer, key, timeout=100)
         eventually(lambda: not control.read_text(), "the first writer having stopped")
         others.write_text("before_commit:stop")
         second.start(wait=False)
-        eventually(lambda: not others.read_text(), "the second writer having stopped", within=40)
+        eventually(lambda: not others.read_text(), "the second writer having stopped")
         assert redis.hlen(names.unacked_key(first.name)) == 1, "the same message, in the second writer's hands"
         first.resume()
         assert first.await_end() == 1, "replaced"
@@ -280,7 +280,7 @@ def test_a_writer_of_least_rights_takes_back_what_is_its_gateways(
         api = client("iad", redis_url=server.url_of("api"))
         control.write_text("after_commit:kill")
         with ThreadPoolExecutor(1) as thread:
-            answer = thread.submit(api.create_peer, some_key(), timeout=20)
+            answer = thread.submit(api.create_peer, some_key(), timeout=25)
             one.await_end()
             note(server.redis, "iad", "junk", 1, names.lane_queue("fra"))
             one.start()

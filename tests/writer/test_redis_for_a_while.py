@@ -11,7 +11,7 @@ from observers import Observer, ending
 from servers import RedisServer
 from waiting import eventually
 
-from peerlane import Gateway, OutcomeUnknown, PeerlaneError
+from peerlane import Gateway, OutcomeUnknown, PeerlaneError, Unavailable
 from peerlane.config import names
 
 
@@ -21,7 +21,7 @@ def creates_again(lane: Gateway) -> None:
             return lane.create_peer(some_key(), timeout=3).outcome == "created"
         return False
 
-    eventually(created, "creates being answered again", within=30)
+    eventually(created, "creates being answered again")
 
 
 @pytest.mark.parametrize("answer", ["READONLY", "MASTERDOWN", "NOREPLICAS"])
@@ -41,8 +41,9 @@ def test_writer_observer_and_callers_outlive_a_server_that_takes_no_writes(
                 redis.replicaof("127.0.0.1", "1")
             case _:
                 redis.replicaof("127.0.0.1", "1")
-        eventually(lambda: "Redis is away (" in site.log, "the writer saying so", within=20)
-        with pytest.raises(OutcomeUnknown):
+        eventually(lambda: "Redis is away (" in site.log, "the writer saying so")
+        # It takes no request, or the writer could not tell for so long that it lives.
+        with pytest.raises((OutcomeUnknown, Unavailable)):
             lane.create_peer(some_key(), timeout=2)
         if answer == "NOREPLICAS":
             redis.config_set("min-replicas-to-write", "0")
@@ -64,7 +65,7 @@ def test_a_neighbours_flushall_is_lost_data_and_no_newer_writer(
     lane.create_peer(gone)
     lane.delete_peer(gone)
     own_redis.redis.flushall()
-    eventually(lambda: "Redis is behind its writer" in site.log, "the writer noticing, by its heartbeat", within=20)
+    eventually(lambda: "Redis is behind its writer" in site.log, "the writer noticing, by its heartbeat")
     creates_again(lane)
     peers = {peer.public_key: peer.allowed_ips for peer in lane.peers()}
     assert tuple(map(str, peers[kept])) == addresses

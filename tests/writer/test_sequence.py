@@ -20,7 +20,7 @@ from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Fenced, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal
@@ -165,7 +165,7 @@ class TestARedisThatIsBehind:
         before, key, request = bench.moment(), some_key(), bench.request()
         told = bench.create(key, request=request)
         before.come_back()
-        bench.raw.set(names.result_key(request), commit_record.late(request))
+        bench.raw.set(names.result_key(request), results.late(request))
         bench.create()
         assert bench.outcome(request) == told
         bench.agree()
@@ -174,7 +174,7 @@ class TestARedisThatIsBehind:
         before, store = bench.moment(), bench.writer.store
         good, late, cancelled = bench.request(), bench.request(), bench.request()
         Lanes(bench.bytes, result_ttl=600).cancel(cancelled)
-        records = {each: commit_record.encode(each, {"outcome": "x"}) for each in (good, late, cancelled)}
+        records = {each: results.encode(each, {"outcome": "x"}) for each in (good, late, cancelled)}
         answers = store.commit_many(
             [Commit(good, 0, records[good]), Commit(late, 1, records[late]), Commit(cancelled, 0, records[cancelled])]
         )
@@ -204,6 +204,34 @@ class TestARedisThatIsBehind:
         assert bench.outcome(request) == told
         assert key in bench.records
         bench.agree()
+
+    def test_that_has_lost_an_answer_keeps_that_commit_though_another_follows(self, bench: Bench) -> None:
+        store, before = bench.writer.store, bench.moment()
+        commit = cast("Any", store.sequence)._commit  # noqa: SLF001 - an answer is lost there
+
+        def losing(**told: Any) -> object:
+            commit(**told)
+            raise RedisConnectionError("the answer was lost")
+
+        first, second = bench.request(), bench.request()
+        cast("Any", store.sequence)._commit = losing  # noqa: SLF001
+        with pytest.raises(RedisConnectionError):
+            store.commit_many([Commit(first, 0, results.encode(first, {"outcome": "x"}))])
+        cast("Any", store.sequence)._commit = commit  # noqa: SLF001
+        store.commit_many([Commit(second, 0, results.encode(second, {"outcome": "y"}))])
+        before.come_back()
+        store.sequence.catch_up()
+        assert bench.outcome(first) == {"outcome": "x"}
+        assert bench.outcome(second) == {"outcome": "y"}
+
+    def test_and_has_given_an_address_to_somebody_else_since_leaves_it_there(self, bench: Bench) -> None:
+        before, ours, theirs = bench.moment(), some_key(), some_key()
+        (address, *_) = bench.create(ours)["allowed_ips"]
+        before.come_back()
+        bench.raw.hset(names.addresses_key(bench.name), address, theirs)
+        bench.writer.store.sequence.catch_up()
+        assert bench.raw.hget(names.addresses_key(bench.name), address) == theirs
+        assert ours not in bench.records
 
     def test_follows_a_caller_that_cancelled_before_it_had_heard(self, bench: Bench) -> None:
         before, key, request = bench.moment(), some_key(), bench.request()
@@ -444,7 +472,7 @@ class TestTheRedoFile:
         request = bench.request()
         made = journal.Made(
             request,
-            commit_record.encode(request, {"outcome": "x"}),
+            results.encode(request, {"outcome": "x"}),
             json.dumps([{**change, "key": change["key"] or some_key()}]),
         )
         record.note(bench.writer.store.sequence.known, [made])

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 from fenced import GATEWAYS, fenced, printed
 from gateways import ROOT, clean_environment
-from servers import RedisServer
+from servers import RedisServer, server_directory
 from waiting import eventually
 
 from peerlane.config.settings import read
@@ -51,7 +50,7 @@ def stack() -> Generator[ExitStack]:
 @contextmanager
 def another(**told: str) -> Generator[RedisServer]:
     """A Redis of its own for one test, with these settings."""
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    directory = server_directory()
     server = RedisServer(directory, user=None, password=told.get("requirepass"), program=None, **told)
     try:
         server.start()
@@ -253,7 +252,7 @@ def test_a_second_one_names_the_first(only: str, says: str, redis_server: RedisS
     try:
         words = ("peerlane.workers.cli", "gateway", "run", "second", "--json", "--only", only)
 
-        eventually(lambda: _is_there("second", redis_server), "the first one", within=30)
+        eventually(lambda: _is_there("second", redis_server), "the first one")
         status, out, _ = end_of(started(words, redis_server.url, {}, tmp_path))
         error = only_document(out)["error"]
         assert (status, error["code"], error["retryable"]) == (1, "lane_held", True)
@@ -292,7 +291,7 @@ def test_one_of_the_two_alone_ends_with_one_document_too(only: str, redis_server
     process = started(words, redis_server.url, {}, tmp_path)
     part = "gateway" if only == "writer" else "observer"
     key = f"peerlane:{{alone-{only}}}:{part}"
-    eventually(lambda: redis_server.redis.hget(key, "heartbeat"), "its sign of life", within=30)
+    eventually(lambda: redis_server.redis.hget(key, "heartbeat"), "its sign of life")
     process.send_signal(signal.SIGTERM)
     status, out, err = end_of(process)
     assert (status, only_document(out)["outcome"]) == (0, "ended"), err
@@ -315,7 +314,7 @@ def test_without_json_it_waits_for_redis(own_redis: RedisServer, tmp_path: Path)
         said = iter(process.stderr or ())
         assert any("Redis is away (there is no such socket)" in line for line in said)
         server.start()
-        eventually(lambda: _is_there("patient", server), "the gateway, once Redis is there", within=40)
+        eventually(lambda: _is_there("patient", server), "the gateway, once Redis is there")
     finally:
         process.send_signal(signal.SIGTERM)
         status, out, err = end_of(process)

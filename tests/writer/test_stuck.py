@@ -9,11 +9,11 @@ import pytest
 from commands import Shell
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
 from keys import some_key
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import Fleet
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lane_state import LaneState
+from peerlane.tasks.admission.lanes import LaneState
 from peerlane.tasks.errors import Draining, TimedOut, Unavailable
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.workers.host.pulse import LONG, SILENCE, SOON, Pulse
@@ -97,7 +97,7 @@ def test_a_writer_that_hangs_is_told_everywhere_and_callers_are_refused_at_once(
 ) -> None:
     hung = Hung(gateway, client, tmp_path)
     name, shell = hung.gateway.name, Shell(hung.gateway)
-    eventually(lambda: hung.state() == "stuck", "the lane being told as stuck", within=30)
+    eventually(lambda: hung.state() == "stuck", "the lane being told as stuck")
     with pytest.raises(Unavailable, match=rf"the writer of {name} is stuck: .* served nothing for \d+ s") as refusal:
         hung.api.create_peer(some_key(), timeout=600)
     assert refusal.value.retry_after == 5.0
@@ -128,9 +128,9 @@ def test_a_writer_that_hangs_is_told_everywhere_and_callers_are_refused_at_once(
     assert any("stuck: its writer has served nothing" in sentence for sentence in told)
 
     hung.control.write_text("")
-    eventually(lambda: hung.state() == "active", "the lane being served again", within=30)
+    eventually(lambda: hung.state() == "active", "the lane being served again")
     assert shell.ask("gateway", "alive", name)["alive"] is True
-    assert hung.api.create_peer(some_key(), timeout=20).outcome == "created"
+    assert hung.api.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
 
 
 def test_a_health_check_knows_alive_from_ready_and_down_from_unknown(gateway: MakeGateway) -> None:
@@ -154,7 +154,7 @@ def test_a_writer_that_brings_its_peers_back_is_alive_and_not_ready(
     control.write_text("between_batches:hang")
     one.start(wait=False)
     shell = Shell(one)
-    eventually(lambda: one.look().state == "recovering", "a recovery that takes long", within=30)
+    eventually(lambda: one.look().state == "recovering", "a recovery that takes long")
     assert shell.ask("gateway", "alive", one.name)["state"] == "recovering"
     assert shell.ask("gateway", "alive", one.name, "--ready", status=1)["alive"] is False
     control.write_text("")

@@ -10,7 +10,7 @@ import pytest
 from gateways import new_name
 from redis import Redis
 from servers import RedisServer
-from waiting import Stopwatch
+from waiting import PATIENCE, Stopwatch
 
 from peerlane.config import names
 from peerlane.tasks.errors import LaneHeld
@@ -24,7 +24,7 @@ DEVICE = "wg0"
 
 @pytest.fixture
 def store(redis_server: RedisServer) -> Iterator[Store]:
-    redis = Redis.from_url(redis_server.url, socket_timeout=5)
+    redis = Redis.from_url(redis_server.url, socket_timeout=PATIENCE)
     made = Store(redis, new_name(), result_ttl=60)
     made.open_epoch()
     yield made

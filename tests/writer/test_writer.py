@@ -13,7 +13,7 @@ import pytest
 from keys import some_key
 from redis import Redis
 from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 from writer_alone import WatchedPlane, WriterAlone
 
 from peerlane.config import names
@@ -437,7 +437,7 @@ class TestRedisIsAway:
         thread = threading.Thread(target=lambda: found.append(own_bench.create()), daemon=True)
         thread.start()
         own_bench.server.start()
-        thread.join(timeout=15)
+        thread.join(timeout=PATIENCE)
         assert not thread.is_alive()
         assert [each["outcome"] for each in found] == ["created"]
         own_bench.agree()
@@ -453,7 +453,7 @@ class TestRedisIsAway:
         # The commit is on its way into a server that does not answer; the writer will ask more than once.
         thread.join(timeout=2.5)
         own_bench.server.resume()
-        thread.join(timeout=15)
+        thread.join(timeout=PATIENCE)
         assert not thread.is_alive()
         assert [each["outcome"] for each in found] == ["created"]
         assert [type(change) for change in own_bench.plane.made] == [SetPeer]

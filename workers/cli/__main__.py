@@ -1,4 +1,4 @@
-"""``python -m peerlane.workers.cli``: how processes of ours start each other."""
+"""``python -m peerlane.workers.cli``, by which Peerlane's processes start each other."""
 
 from peerlane.workers.cli.main import main
 

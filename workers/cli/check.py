@@ -1,4 +1,4 @@
-"""One thing that ``peerlane doctor`` has looked at."""
+"""The result of one check of ``peerlane doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Verdict = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, and what is to be said of it."""
+    """The result of a check: its name, whether it passed, and a sentence."""
 
     what: str
     verdict: Verdict

@@ -1,4 +1,4 @@
-"""``peerlane doctor``: what this host and its Redis lack, each with what to do; and the settings, secrets hidden."""
+"""``peerlane doctor``: checks this host and its Redis, says what to do; shows settings with secrets hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``peerlane doctor`` looks at: are this host and its Redis fit for what they are to do? Changes nothing."""
+"""The checks of ``peerlane doctor``: whether this host and its Redis can do their work. Changes nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOCK_APART = 5.0
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Every check, one after the other; what cannot be looked at is a failed check, never an error."""
+    """Run every check; a check that cannot be made counts as failed and raises nothing."""
     yield Check("Python", "ok", sys.version.split(" ", 1)[0])
     yield from _kernel(settings)
     redis = connect(settings, timeout=2.0)

@@ -1,4 +1,4 @@
-"""What ``peerlane doctor NAME`` looks at on a gateway's host: does a client that has its configuration get through?"""
+"""The checks of ``peerlane doctor NAME`` on a gateway's host: whether a client with its configuration can connect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis import Redis
 
 from peerlane.config.hosts import endpoint_doubt, endpoint_host
 from peerlane.config.settings import Settings
-from peerlane.tasks.admission.lane_state import number
+from peerlane.tasks.admission.lanes import number
 from peerlane.tasks.errors import SettingsError
 from peerlane.workers.cli.check import Check
 from peerlane.workers.dataplane import keyfile
@@ -21,7 +21,7 @@ _SWITCHES = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
 def forwarding(settings: Settings) -> Iterator[Check]:
-    """Whether the kernel passes on what peers send to others, for each family that has pools."""
+    """Whether the kernel forwards packets of peers, for each IP version that has pools."""
     _, pools, _ = device_spec(settings)
     for version in sorted({pool.version for pool in pools}):
         switch = Path("/proc/sys/net", _SWITCHES[version])
@@ -35,7 +35,7 @@ def forwarding(settings: Settings) -> Iterator[Check]:
 
 
 def on_this_host(settings: Settings, facts: Mapping[str, str], redis: Redis) -> Iterator[Check]:
-    """Endpoint, port and key of the gateway that the settings name; ``facts`` are those of its hash.
+    """Check endpoint, port and key of the gateway that the settings name; ``facts`` are those of its hash.
 
     Raises redis.RedisError.
     """

@@ -1,4 +1,4 @@
-"""``peerlane functions``: what an administrator loads into Redis so that no gateway needs the right to send Lua."""
+"""``peerlane functions``: the library that an administrator loads into Redis, so that no gateway may send Lua."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def functions(session: Session, *, load: bool) -> None:
     from peerlane.config.redis.client import connect
     from peerlane.config.redis.failures import reason
     from peerlane.tasks.errors import StorageError
-    from peerlane.workers.store import procedures
+    from peerlane.workers.store import procedures as code
 
     if not load:
         if session.output.json:
-            session.output.document({"library": f"peerlane_{procedures.digest()}", "code": procedures.library()})
+            session.output.document({"library": f"peerlane_{code.digest()}", "code": code.library()})
         else:
-            session.output.lines(procedures.library())
+            session.output.lines(code.library())
         return
     redis = connect(session.settings)
     try:
-        name = procedures.load(redis)
+        name = code.load(redis)
     except RedisError as error:
         raise StorageError(f"the functions were not loaded: {reason(error)}") from None
     finally:

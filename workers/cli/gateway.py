@@ -1,4 +1,4 @@
-"""``peerlane gateway …`` as a gateway has it: the commands of API hosts, and ``run``."""
+"""``peerlane gateway …`` on a gateway: the commands of API hosts, and ``run``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``peerlane``: the client's commands, and those that run on a gateway. Loads pyroute2 for none of its help."""
+"""``peerlane``: the client's commands, and those that run on a gateway. Help does not load pyroute2."""
 
 from __future__ import annotations
 

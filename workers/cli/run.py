@@ -90,7 +90,7 @@ def run(
 
 
 def _be_watched(pulse: int) -> None:
-    """Tell the supervisor that the main thread goes on; and all stacks, on SIGABRT, which ends one that does not.
+    """Report to the supervisor, and print all stacks at SIGABRT, by which it ends a process that hangs.
 
     The supervisor logs them. No core file is written: it would hold keys.
     """
@@ -143,7 +143,7 @@ def _ended(settings: Settings) -> dict[str, object]:
 
 
 def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
-    """Writer and observer, each a process of its own; what the command line says reaches them as variables."""
+    """Run writer and observer as two processes; options of the command line reach them as variables."""
     from peerlane.workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
 
     if session.output.json:
@@ -191,7 +191,7 @@ def _quiet_noise(loglevel: str) -> None:
 
 
 class _RecoveryBar:
-    """The recovery's progress: a bar on a terminal, a line now and then in a log."""
+    """The recovery's progress: a bar on a terminal, lines in a log."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -217,7 +217,7 @@ class _RecoveryBar:
             self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._task is not None:
             self._progress.stop()
             self._progress.remove_task(self._task)

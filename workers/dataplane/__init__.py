@@ -1,8 +1,8 @@
 """The interface to the device: ``DataPlane`` changes it, ``DeviceView`` and ``counters.CounterSource`` read it.
 
-Implementations: ``kernel`` (WireGuard by netlink) and ``memory`` (keeps state and shares the kernel's quirks);
-``factory`` puts together which parts each has. One contract suite, tests/dataplane/test_dataplane_contract.py, runs on
-both. A data plane belongs to one thread of one process.
+There are two implementations: ``kernel`` (WireGuard by netlink) and ``memory`` (keeps state, and behaves as the kernel
+does). ``factory`` makes the parts of each. The contract suite tests/dataplane/test_dataplane_contract.py runs on both.
+A data plane belongs to one thread of one process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from peerlane.tasks.values.prefix import Prefix
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """What the device shall be. Peers are not part of it."""
+    """The wanted device, without peers."""
 
     interface: str
     #: Made with mode 0600 if it is not there; the key never leaves the gateway.
@@ -34,7 +34,7 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What the device is, once open."""
+    """The facts of an open device."""
 
     public_key: str
     listen_port: int
@@ -44,7 +44,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class DeviceIdentity:
-    """What clients' configurations rest on, as the device has it. It has no key where ``public_key`` is empty."""
+    """The device's properties that clients' configurations contain. ``public_key`` is empty if it has no key."""
 
     public_key: str
     listen_port: int
@@ -53,7 +53,7 @@ class DeviceIdentity:
 
 @dataclass(frozen=True, slots=True)
 class DevicePeer:
-    """One peer as the device holds it. Keys are base64; no preshared key is None; never handshaked is 0."""
+    """A peer on the device. Keys are base64. None: no preshared key; 0: no handshake."""
 
     public_key: str
     preshared_key: str | None
@@ -68,7 +68,7 @@ class DevicePeer:
 
 @dataclass(frozen=True, slots=True)
 class SetPeer:
-    """Afterwards the peer is there with exactly these properties. Endpoint, session and counters are left alone."""
+    """Set a peer to exactly these properties. Its endpoint, session and counters do not change."""
 
     public_key: str
     allowed_ips: frozenset[Prefix]
@@ -78,21 +78,21 @@ class SetPeer:
 
 @dataclass(frozen=True, slots=True)
 class RemovePeer:
-    """Afterwards the peer is not there. Removing what is not there is no error."""
+    """Remove a peer. No error if it is not there."""
 
     public_key: str
 
 
 @dataclass(frozen=True, slots=True)
 class AddRoute:
-    """Afterwards a route for the prefix leads to the device."""
+    """Add a route for the prefix to the device."""
 
     prefix: Prefix
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveRoute:
-    """Afterwards no per-peer route for the prefix leads to the device. Removing what is not there is no error."""
+    """Remove a per-peer route for the prefix. No error if it is not there."""
 
     prefix: Prefix
 
@@ -101,22 +101,22 @@ Change = SetPeer | RemovePeer | AddRoute | RemoveRoute
 
 
 class DataPlane(Protocol):
-    """One WireGuard device. Every method raises KernelError where the device cannot be asked or refuses."""
+    """The writing side of a WireGuard device. Every method raises KernelError if the device fails or refuses."""
 
     def open(self, spec: DeviceSpec) -> DeviceFacts:
-        """Make the device what ``spec`` says: key first, then port, addresses, covering routes, up. Touches no peer."""
+        """Make the device as in ``spec``: key first, then port, addresses, covering routes, up. Changes no peer."""
         ...
 
     def peers(self) -> Mapping[str, DevicePeer]:
-        """Every peer by public key: a complete dump, fragments merged. Never a part of one: raises instead."""
+        """All peers by public key. Raises instead of returning an incomplete dump."""
         ...
 
     def routes(self) -> frozenset[Prefix]:
-        """The per-peer routes on the device: ours, without the covering routes."""
+        """Peerlane's per-peer routes on the device, without the covering routes."""
         ...
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """Make the changes, in order. Not transactional: after a KernelError any first part may have been made.
+        """Make the changes in order. Not transactional: after a KernelError any first part may have been made.
 
         An allowed IP that another peer holds moves silently, the device's own key is ignored silently: like the
         kernel's. Callers keep from asking for either.
@@ -124,16 +124,16 @@ class DataPlane(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Whether the device that was opened is still there. Cheap: asked once a second."""
+        """Whether the opened device still exists. Cheap, because it is asked once a second."""
         ...
 
     def close(self) -> None:
-        """Let go of sockets. The device stays as it is."""
+        """Close the sockets. The device stays as it is."""
         ...
 
 
 class DeviceView(Protocol):
-    """What the observer reads of a device beside its counters. Raises KernelError where it cannot be asked."""
+    """The reading side of a device, besides its counters. Raises KernelError if it cannot be read."""
 
     def peers(self) -> Mapping[str, DevicePeer]:
         """Every peer by public key."""
@@ -152,9 +152,9 @@ class DeviceView(Protocol):
         ...
 
     def index(self) -> int:
-        """The number of the device, another one each time it is made; 0 if it is not there."""
+        """The device's index, which changes each time it is created; 0 if it does not exist."""
         ...
 
     def close(self) -> None:
-        """Let go of sockets."""
+        """Close the sockets."""
         ...

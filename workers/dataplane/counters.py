@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 
 class PeerCounters(NamedTuple):
-    """One peer's activity. Counters start again from 0 when a peer is removed and added."""
+    """One peer's counters. They start again from 0 when a peer is removed and added."""
 
     public_key: str
     #: Seconds since 1970 by the gateway's clock, 0 for never.
@@ -18,11 +18,11 @@ class PeerCounters(NamedTuple):
 
 
 class CounterSource(Protocol):
-    """Where counters come from: ``KernelCounters`` for a device, a ``MemoryDataPlane`` for itself."""
+    """The source of counters: ``KernelCounters`` for a device, a ``MemoryDataPlane`` for itself."""
 
     @property
     def complete(self) -> bool:
-        """Whether the last reading to its end missed no peer for sure.
+        """Whether the last finished reading certainly missed no peer.
 
         False where peers were added or removed meanwhile: what was yielded is true, but who did not appear may
         still be there (drivers/net/wireguard/netlink.c, wg_get_device_dump, ends at a peer removed under it).
@@ -30,7 +30,7 @@ class CounterSource(Protocol):
         ...
 
     def counters(self) -> Iterator[list[PeerCounters]]:
-        """All peers' counters in batches of a few hundred, memory flat. Each peer comes once.
+        """All peers' counters in batches of a few hundred, with constant memory. Each peer comes once.
 
         Raises:
             KernelError: the device cannot be asked.
@@ -38,5 +38,5 @@ class CounterSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of sockets."""
+        """Close the sockets."""
         ...

@@ -1,4 +1,4 @@
-"""Turns whatever netlink can raise into KernelError: one place, one sentence, the cause chained."""
+"""Translates the errors of netlink into KernelError, with the cause chained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MEANING = {
 
 @contextmanager
 def translated(operation: str) -> Generator[None]:
-    """Run the body; its OSError, Malformed, Interrupted, ValueError and struct.error come out as KernelError.
+    """Translate OSError, Malformed, Interrupted, ValueError and struct.error of the body into KernelError.
 
     ``operation`` completes the sentence "cannot …".
     """

@@ -1,7 +1,7 @@
-"""A gateway's data plane, by its settings: the writing and the reading side together, and what the device is to be.
+"""Makes a gateway's data plane from its settings: the writing and the reading side, and the spec of the device.
 
-The only place that knows which kinds there are. Another kind takes a module of its own, a row in ``_KINDS`` and its
-name in ``peerlane.config.settings.DataPlaneKind``.
+Only this module knows the kinds of data planes. Another kind needs its own module, a row in ``_KINDS`` and its name in
+``peerlane.config.settings.DataPlaneKind``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from peerlane.workers.dataplane.reader import KernelCounters, KernelView
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One gateway's data plane: what its writer and its observer need of the device. Made without touching it."""
+    """One gateway's data plane for its writer and its observer. Making it does not touch the device."""
 
     kind: str
     #: What the writer's and the observer's lock are named after.
@@ -37,7 +37,7 @@ class Plane:
     missing: Callable[[], str | None]
 
     def require(self) -> None:
-        """Go on if this process can use it.
+        """Check that this process can use it.
 
         Raises:
             NoDataPlane: says why not.
@@ -48,19 +48,19 @@ class Plane:
             )
 
     def close(self) -> None:
-        """Let go of sockets. The device stays as it is."""
+        """Close the sockets. The device stays as it is."""
         for part in (self.writer, self.counters, self.view):
             if part is not None:
                 part.close()
 
 
 def open_plane(settings: Settings) -> Plane:
-    """The data plane that the settings ask for. Needs no rights yet; sockets open when they are first used."""
+    """The data plane of the settings. Needs no rights yet: sockets are opened at their first use."""
     return _KINDS[settings.dataplane](settings)
 
 
 def device_spec(settings: Settings) -> tuple[DeviceSpec, tuple[Prefix, ...], tuple[Prefix, ...]]:
-    """The device, the pools and what else is served."""
+    """The spec of the device, the pools, and the other prefixes that are served."""
     pools, serves = tuple(map(Prefix.parse, settings.pools)), tuple(map(Prefix.parse, settings.serves))
     spec = DeviceSpec(
         interface=settings.interface,

@@ -1,4 +1,4 @@
-"""What keeps a device from serving its pools on this host: IPv6 that is off, another device with the same addresses."""
+"""Checks that this host lets a device serve its pools: IPv6 is on, no other device has the same addresses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CONF = Path("/proc/sys/net/ipv6/conf")  # those of this process' network namesp
 
 
 def refuse_without_ipv6(spec: DeviceSpec) -> None:
-    """Refuse pools of IPv6 where it is switched off; the kernel would say "Permission denied" to their addresses.
+    """Refuse IPv6 pools if IPv6 is off; the kernel would answer their addresses with "Permission denied".
 
     Raises:
         SettingsError: names the switch, and the pools that work.
@@ -32,7 +32,7 @@ def refuse_without_ipv6(spec: DeviceSpec) -> None:
 
 
 def refuse_overlaps(links: Any, table: RouteTable, spec: DeviceSpec) -> None:
-    """Refuse pools that overlap what another device of this network namespace has: replies to peers would go there.
+    """Refuse pools that overlap another device's routes in this network namespace: replies to peers would go there.
 
     A wider network of another device is none, as a pool's route is the more specific one; it is where that device is
     WireGuard's or its route another gateway's: its peers would lose theirs.

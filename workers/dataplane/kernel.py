@@ -1,7 +1,7 @@
-"""The real device: WireGuard in the Linux kernel, spoken to over netlink.
+"""The data plane ``kernel``: WireGuard in the Linux kernel, by netlink.
 
-The only module that imports pyroute2, and only where a device is made or its addresses are set: importing this module
-needs neither pyroute2 nor rights. Changes and dumps go through our own codec (``wire``, ``routes``) and sockets.
+Only this module imports pyroute2, when it creates a device or sets its addresses. Importing the module needs neither
+pyroute2 nor rights. Changes and dumps use Peerlane's own codec and sockets (``netlink``).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CAP_NET_ADMIN = 12
 
 
 class KernelDataPlane:
-    """A WireGuard device in this network namespace. One thread only; see ``DataPlane`` for the promises.
+    """A WireGuard device in this network namespace, for one thread. See ``DataPlane`` for its promises.
 
     ``apply`` puts consecutive peer changes into messages of up to 64 peers, and consecutive routes of one kind into
     one send of up to 100: after a KernelError over a route, later ones of the same run may have been made too.
@@ -69,7 +69,7 @@ class KernelDataPlane:
         self._threads_unsettled = False
 
     def open(self, spec: DeviceSpec) -> DeviceFacts:
-        """See ``DataPlane.open``. Opening what is right already changes nothing: sessions live on.
+        """See ``DataPlane.open``. Opening a device that is right already changes nothing: sessions continue.
 
         Addresses and covering routes of an earlier spec go away where they carry our protocol number; anything
         else found on the device stays. A device that has a key keeps it: it is written to the file if there is none.
@@ -103,7 +103,7 @@ class KernelDataPlane:
             return DeviceFacts(keyfile.public_key(private), self._device().listen_port, made)
 
     def _private_key(self, links: Any, spec: DeviceSpec) -> bytes:
-        """The key to run with: before a device is made, so that a bad file leaves none behind."""
+        """The key to use. It is read before a device is made, so that a bad file leaves no device behind."""
         held, port = None, 0
         if links.link_lookup(ifname=spec.interface):
             _ensure_link(links, spec.interface)
@@ -163,7 +163,7 @@ class KernelDataPlane:
                     self._threads_unsettled = not _forbid_threads(self._interface, self._index)
 
     def alive(self) -> bool:
-        """See ``DataPlane.alive``. A device made anew under the same name has another index."""
+        """See ``DataPlane.alive``. A device that was created again under the same name has another index."""
         try:
             return self._index != 0 and socket.if_nametoindex(self._interface) == self._index
         except OSError:
@@ -180,7 +180,7 @@ class KernelDataPlane:
             raise KernelError("no device is open")
 
     def _device(self) -> DeviceState:
-        """The device's own attributes. Reads the dump to its end, so that the socket stays in step."""
+        """The device's own attributes. Reads the dump to its end, so that the socket can be used again."""
 
         def read() -> DeviceState:
             found: DeviceState | None = None
@@ -194,7 +194,7 @@ class KernelDataPlane:
 
 
 def kernel_available() -> str | None:
-    """None where this process can make WireGuard devices; else a sentence saying why not."""
+    """Why this process cannot make WireGuard devices; None if it can."""
     status = Path("/proc/self/status")
     try:
         capabilities = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("CapEff:")]

@@ -1,4 +1,4 @@
-"""The device's private key: one file, made once with mode 0600, refused where others could read it.
+"""Reads or makes the file of the device's private key: mode 0600, refused if others could read it.
 
 Private keys are 32 raw bytes inside the process and never appear in an error, a log or a repr.
 """
@@ -21,7 +21,7 @@ _LIMIT = 256
 
 
 def decode_key(text: str) -> bytes:
-    """32 bytes from base64 in the one spelling WireGuard prints.
+    """The 32 bytes of a key in canonical base64, as WireGuard prints it.
 
     Raises:
         ValueError: anything else. The sentence never holds the key.
@@ -46,7 +46,7 @@ def public_key(private: bytes) -> str:
 
 
 def load_or_make(path: Path, held: bytes | None = None, expected: str | None = None) -> bytes:
-    """The private key in ``path``, clamped as the kernel holds it; ``held``, or a new one, is put there if none is.
+    """The private key in ``path``, clamped as in the kernel. If there is none, write ``held`` or a new key.
 
     The file appears with its whole content, mode 0600, or not at all; of two processes making it one wins and both
     get the winner's key. ``expected`` is the public key that clients were given, where there is one.
@@ -72,7 +72,7 @@ def load_or_make(path: Path, held: bytes | None = None, expected: str | None = N
 
 
 def public_key_in(path: Path) -> str:
-    """The public key of a private key file, which stays as it is.
+    """The public key of a private key file. Does not change the file.
 
     Raises:
         OSError: it is not there, or cannot be read.
@@ -94,7 +94,7 @@ def _way_out(path: Path, expected: str) -> str:
 
 
 def refuse_other(path: Path, interface: str, held: bytes, private: bytes) -> None:
-    """Refuse to run a device that has another key than the file: replacing it would end every session.
+    """Refuse a device whose key is not the file's, because replacing it would end every session.
 
     Raises:
         SettingsError: names both public keys, and what can be done.
@@ -108,7 +108,7 @@ def refuse_other(path: Path, interface: str, held: bytes, private: bytes) -> Non
 
 
 def clamp(private: bytes) -> bytes:
-    """The scalar X25519 computes with (RFC 7748, 5).
+    """Clamp a private key to the scalar that X25519 uses (RFC 7748, 5).
 
     The kernel keeps keys in this form (curve25519_clamp_secret in drivers/net/wireguard/noise.c): comparing
     anything else with what it answers would see a change at every start, and setting a key expires all sessions.

@@ -1,7 +1,7 @@
-"""A device that lives in the process: for the demo, for tests, for hosts without WireGuard.
+"""The data plane ``memory``: a device in the process, for the demo, tests and hosts without WireGuard.
 
-It keeps state and shares the kernel's quirks (test_dataplane_contract.py): allowed IPs move silently to
-whoever asked last and do not come back, the device's own key is ignored, a failing ``apply`` leaves its first part.
+It keeps state and behaves as the kernel does (test_dataplane_contract.py): allowed IPs move without an error to the
+peer that asked last and do not come back, the device's own key is ignored, a failing ``apply`` leaves its first part.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Method = Literal["open", "peers", "routes", "apply"]
 
 
 class MemoryDataPlane:
-    """The device is the object: it outlives ``close`` and can be opened again."""
+    """The object is the device: it survives ``close`` and can be opened again."""
 
     #: See ``CounterSource.complete``: nothing changes while this is read.
     complete = True
@@ -98,13 +98,13 @@ class MemoryDataPlane:
         ]
 
     def fail_next(self, method: Method = "apply", *, after: int = 0, message: str = "told to fail") -> None:
-        """Make the next call of ``method`` raise KernelError; ``apply`` makes its first ``after`` changes before."""
+        """Make the next call of ``method`` raise KernelError; ``apply`` first makes ``after`` changes."""
         self._failures[method] = (message, after)
 
     def handshake(
         self, public_key: str, at: float, rx: int = 0, tx: int = 0, endpoint: tuple[str, int] | None = None
     ) -> None:
-        """Let a peer have spoken at ``at``, and ``rx`` and ``tx`` more bytes gone by. KeyError if it is not there."""
+        """Set a peer's last handshake to ``at`` and add ``rx`` and ``tx`` bytes. KeyError if it is not there."""
         peer = self._peers[public_key]
         self._peers[public_key] = replace(
             peer,

@@ -1,4 +1,4 @@
-"""Reading the real device: what the observer needs, and nothing that could change anything."""
+"""The reading side of the data plane ``kernel``, for the observer. Changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IFF_UP = 1
 
 
 class KernelCounters:
-    """Counters of a device by name, on a socket of its own. Needs CAP_NET_ADMIN, as every WireGuard dump does."""
+    """Reads a device's counters on its own socket. Needs CAP_NET_ADMIN, as every WireGuard dump does."""
 
     def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
         self._interface = interface
@@ -52,12 +52,12 @@ class KernelCounters:
             self.complete = True
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._generic.close()
 
 
 class KernelView:
-    """A device's peers and routes, on sockets of its own. Raises KernelError where the device cannot be asked."""
+    """Reads a device's peers and routes on its own sockets. Raises KernelError if the device cannot be read."""
 
     def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
         self._interface = interface
@@ -65,7 +65,7 @@ class KernelView:
         self._routes = routes.RouteTable(Channel(NETLINK_ROUTE, timeout=timeout))
 
     def peers(self) -> Mapping[str, DevicePeer]:
-        """Every peer; read again, a few times, where a change interrupts it."""
+        """All peers; read again, a few times, if a change interrupts the dump."""
 
         def read() -> Mapping[str, DevicePeer]:
             return read_peers(self._generic.dump(family, family, encode_get(self._interface)))
@@ -124,6 +124,6 @@ class KernelView:
             return fcntl.ioctl(any_socket, what, request)
 
     def close(self) -> None:
-        """Let go of the sockets."""
+        """Close the sockets."""
         self._generic.close()
         self._routes.close()

@@ -1,1 +1,1 @@
-"""``peerlane demo``: a server, processes, figures. Only the command line imports it."""
+"""``peerlane demo``: its Redis server, processes and figures. Only the command line imports it."""

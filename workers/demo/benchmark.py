@@ -1,4 +1,4 @@
-"""Many requests of the demo, sent as a program sends them, and what their callers saw."""
+"""Sends many requests for the demo, as a program would, and measures what their callers see."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PATIENCE = 60.0
 
 
 class DemoFailed(PeerlaneError):
-    """Something did not go as it has to."""
+    """A step of the demo did not have its expected result."""
 
     code = "demo_failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One peer of the demo."""
+    """A request of the demo for one peer."""
 
     gateway: str
     public_key: str
@@ -42,7 +42,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a caller saw of many requests. Times in seconds."""
+    """The figures of many requests, as their caller sees them. Times are in seconds."""
 
     count: int
     seconds: float
@@ -51,7 +51,7 @@ class Figures:
 
     @classmethod
     def of(cls, waits: Sequence[float], seconds: float) -> Figures:
-        """From each request's wait and the time that all took. ``waits`` is not empty."""
+        """From each request's wait and the total time. ``waits`` must not be empty."""
         ordered = sorted(waits)
         return cls(
             len(ordered), seconds, ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
@@ -83,7 +83,7 @@ def measured(
     check: Callable[[], None],
     alone: int = 0,
 ) -> tuple[Figures | None, Figures]:
-    """Ask for all, the first ``alone`` of them one at a time, and tell both apart. ``check`` may end it at any answer.
+    """Send all, the first ``alone`` one at a time; returns the figures of both parts. ``check`` sees each answer.
 
     Raises:
         DemoFailed: one was refused.
@@ -112,7 +112,7 @@ def measured(
 
 
 def figures_table(verb: str, first: Figures | None, many: Figures) -> Table:
-    """Both as people read them."""
+    """A table of figures for people."""
     table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
     table.add_column("")
     for title in ("peers", "per second", "p50", "p99"):

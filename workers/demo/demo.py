@@ -1,6 +1,6 @@
-"""``peerlane demo``: the whole of Peerlane on this machine, told as it happens, gone when it ends.
+"""``peerlane demo``: runs all of Peerlane on this machine, shows what happens, and leaves nothing behind.
 
-Every peer goes the real way: client, queue, writer, data plane, commit. What is printed was measured just now.
+Every peer goes the real way: client, queue, writer, data plane, commit. The printed figures are measured in this run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from peerlane.config import names
-from peerlane.tasks.admin import maintenance
+from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.peer.qr import qr_code
@@ -37,7 +37,7 @@ SHORT_LIVED = 250
 
 
 class Demo:
-    """The demo's parts, in the order they are told. ``found`` collects what programs get."""
+    """The steps of the demo, in their order. ``found`` collects the result for programs."""
 
     def __init__(self, fleet: Fleet, output: Output, ending: Ending, *, peers: int) -> None:
         self.fleet = fleet
@@ -48,7 +48,7 @@ class Demo:
         self._there: list[Ask] = []
 
     def start(self, why: str) -> None:
-        """Start everything, and say what runs."""
+        """Start everything, and show what runs."""
         output, fleet = self.output, self.fleet
         began = time.monotonic()
         if output.err.is_terminal:
@@ -82,7 +82,7 @@ class Demo:
         self._say(gateway_table(self._counted()))
 
     def _counted(self) -> list[GatewayInfo]:
-        """The gateways, once they tell of all peers: with a heartbeat, so within a second or so."""
+        """Wait until the gateways' heartbeats count all peers, about a second; returns the gateways."""
         deadline = time.monotonic() + 5
         while True:
             found = gateways(self.fleet.app)
@@ -91,7 +91,7 @@ class Demo:
             time.sleep(LOOK)
 
     def sweep(self) -> None:
-        """Peers whose time is up, and the sweep that removes them and nobody else."""
+        """Let peers expire, and show the sweep that removes them and no others."""
         # A fifth of all at most: a sweep of more than half would wait for a person's word.
         count = min(SHORT_LIVED, max(1, self.peers // 4))
         self._part(f"{count:,} more that expire after a second, and the sweep of each gateway's observer")
@@ -99,7 +99,7 @@ class Demo:
         self._measured("creating", names.CREATE_PEER, asks)
         self._await_expiry(asks[-len(self.fleet.names) :])
         began = time.monotonic()
-        reports = {name: maintenance.sweep(self.fleet.app, name, timeout=PATIENCE) for name in self.fleet.names}
+        reports = {name: upkeep.sweep(self.fleet.app, name, timeout=PATIENCE) for name in self.fleet.names}
         seconds = time.monotonic() - began
         left, expected = self._left(), {(ask.gateway, ask.public_key) for ask in self._there}
         if left != expected:
@@ -111,7 +111,7 @@ class Demo:
         self.found["swept"] = {"count": count, "left": len(left), "seconds": round(seconds, 3)}
 
     def _await_expiry(self, last: Sequence[Ask]) -> None:
-        """Return once the gateways' last peers have expired, by Redis' clock: that is what sweeps go by."""
+        """Wait until the gateways' last peers have expired on Redis' clock, which sweeps use."""
         peers = [self.fleet.gateway(ask.gateway).peer(ask.public_key) for ask in last]
         until = max((peer.expires_at or 0 for peer in peers if peer is not None), default=0)
         redis = lanes_of(self.fleet.app).redis
@@ -143,7 +143,7 @@ class Demo:
         self._say(Text("  The private key was made here; nobody else has it.", "dim"))
 
     def conflict(self) -> None:
-        """A conflict, as somebody at a shell meets it."""
+        """Show a conflict at a shell."""
         ask = self._there[0]
         self._part("a conflict, at a shell: the key is there with another wish")
         words = ["peer", "create", ask.gateway, "--keepalive", "25", "--public-key", ask.public_key]
@@ -164,7 +164,7 @@ class Demo:
         self.found["conflict"] = ran.stderr.strip().removeprefix("error: ")
 
     def time_out(self) -> None:
-        """A timeout, as an API meets it: the caller is told, and it is true."""
+        """Show a timeout in an API, and that the peer does not appear later."""
         name = self.fleet.names[-1]
         self._part(f"a timeout, in an API: the writer of {name} is frozen (SIGSTOP), then goes on")
         gateway, child, key = self.fleet.gateway(name), self.fleet.gateways[name], make_key_pair().public_key
@@ -188,7 +188,7 @@ class Demo:
         self.found["timeout"] = as_document(told)
 
     def delete(self) -> None:
-        """Delete every peer, and look that none is left."""
+        """Delete every peer, and check that none is left."""
         self._part("and all of them deleted again")
         asks, self._there = self._there, []
         _, many = self._measured("deleting", names.DELETE_PEER, asks)
@@ -239,7 +239,7 @@ class Demo:
 
 
 def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool) -> None:
-    """The demo, from the first process to the last file.
+    """Run the demo, from the first process to the last file.
 
     Raises:
         PeerlaneError: a part did not come up, or something did not go as it has to; all has been ended.

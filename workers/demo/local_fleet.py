@@ -1,7 +1,7 @@
-"""A whole Peerlane on this machine: a server, gateways, beat and Flower as processes, all ended by the one that began.
+"""Runs a fleet on this machine for the demo: Redis, gateways, beat and Flower as child processes.
 
-The gateways use the kernel where it has WireGuard and this process may use it, each in a network namespace of its own:
-they disturb neither each other nor the host's devices and routes. Elsewhere they keep their peers in memory.
+If the kernel has WireGuard and this process may use it, each gateway uses it in its own network namespace, so that they
+disturb neither each other nor the host's devices and routes. Otherwise they keep their peers in memory.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def choose_dataplane() -> tuple[str, str]:
 
 
 def free_port() -> int:
-    """A port of loopback that was free just now."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Fleet:
-    """A context manager: inside it everything runs, afterwards nothing does and nothing is left."""
+    """The fleet, as a context manager: it ends all processes and removes all files."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Fleet:
         flower: bool = True,
         ending: Ending | None = None,
     ) -> None:
-        """``ending`` is asked while the start waits, and holds signals back while a process is being started."""
+        """``ending`` is checked while the start waits, and defers signals while a process is started."""
         self.names = tuple(gateways)
         self.dataplane = dataplane
         # What the demo stores goes with it: how fast this machine's disk syncs is not what is shown.
@@ -88,7 +88,7 @@ class Fleet:
 
     @property
     def directory(self) -> Path:
-        """Where the keys and logs are; goes away at the end."""
+        """The directory of keys and logs, which is removed at the end."""
         if self._directory is None:
             raise RuntimeError("the fleet was not started")
         return self._directory
@@ -106,7 +106,7 @@ class Fleet:
         return self._app
 
     def gateway(self, name: str) -> Gateway:
-        """One of the gateways, as a client sees it."""
+        """A client's Gateway for one of the gateways."""
         return Gateway(name, app=self.app)
 
     def __enter__(self) -> Self:
@@ -176,7 +176,7 @@ class Fleet:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process' own, without settings: neither variables nor the host's file decide about a demo."""
+        """This process' environment without Peerlane's settings; the host's settings do not change the demo."""
         empty = self.directory / "empty.toml"
         empty.touch()
         inherited = {
@@ -209,7 +209,7 @@ class Fleet:
         self.stop()
 
     def stop(self) -> None:
-        """End everything, the server last, and remove every file. Not to be interrupted: it is over in seconds."""
+        """End everything, the server last, and remove every file. Takes seconds; signals are deferred."""
         with Undisturbed():
             if self._app is not None:
                 app, self._app = self._app, None

@@ -1,4 +1,4 @@
-"""Processes that this one starts and ends: in sessions of their own, their output in files, known by pid alone."""
+"""Starts and ends child processes: each in its own session, with its output in a file, known by its pid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOK = 0.02
 
 
 class StartFailed(PeerlaneError):
-    """A process ended, or did not come up in time; the message ends with what it said."""
+    """A process ended, or was not ready in time; the message ends with its output."""
 
     code = "start_failed"
 
@@ -54,16 +54,16 @@ class Child:
         return self._process.pid
 
     def status(self) -> int | None:
-        """How it ended; None while it runs."""
+        """Its exit status; None while it runs."""
         return self._process.poll()
 
     def tail(self, lines: int = 12) -> str:
-        """The last that it said."""
+        """The last lines of its output."""
         said = self.log.read_text(errors="replace").splitlines()[-lines:]
         return "\n".join(f"  {line}" for line in said) or "  (it said nothing)"
 
     def until(self, what: str, ready: Callable[[], bool], *, within: float) -> None:
-        """Return once ``ready`` says so.
+        """Wait until ``ready`` returns true.
 
         Raises:
             StartFailed: it ended first, or ``within`` seconds passed.
@@ -81,18 +81,18 @@ class Child:
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after ``pause``."""
+        """Continue it after ``pause``."""
         if self.status() is None:
             os.kill(self.pid, signal.SIGCONT)
 
     def ask_to_stop(self) -> None:
-        """SIGTERM, and go on where it was paused."""
+        """Send SIGTERM, and continue it if it was paused."""
         if self.status() is None:
             self._process.terminate()
             self.resume()
 
     def stop(self, *, grace: float = 10.0) -> None:
-        """Return once it has ended: by SIGTERM, after ``grace`` seconds by SIGKILL."""
+        """End it by SIGTERM, after ``grace`` seconds by SIGKILL, and wait for its end."""
         self.ask_to_stop()
         try:
             self._process.wait(grace)

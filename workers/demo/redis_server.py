@@ -95,7 +95,7 @@ class EmbeddedServer:
         appendfsync: Literal["always", "everysec", "no"] = "always",
         program: ServerProgram | None = None,
     ) -> None:
-        """``directory`` keeps the data; without one, what the server held goes with ``stop``.
+        """``directory`` keeps the data; without one the data is removed by ``stop``.
 
         Raises:
             NoServer: as ``find_program`` does.
@@ -177,7 +177,7 @@ class EmbeddedServer:
                 return False
 
     def stop(self) -> None:
-        """End it in good order; a directory that was made for it goes away. Nothing if it is not running."""
+        """End the server properly, and remove a directory that was made for it. Does nothing if it is not running."""
         child, self._child = self._child, None
         directory, self._directory = self._directory, None
         if child is not None:
@@ -197,7 +197,7 @@ class EmbeddedServer:
 
 @contextmanager
 def serving(url: str | None = None) -> Generator[str]:
-    """A Redis URL: ``url`` itself where one is given, else that of a server that lives as long as the context."""
+    """Yield a Redis URL: ``url`` if it is given, else that of a server that runs as long as the context."""
     if url is not None:
         yield url
         return

@@ -26,7 +26,7 @@ class Ending:
 
     @contextmanager
     def undivided(self) -> Generator[None]:
-        """What is done in here is done whole: a signal raises at its end. A process that starts is so always known."""
+        """Defer signals until the block ends, so that a child started in it is always recorded."""
         self._waiting = True
         try:
             yield
@@ -35,7 +35,7 @@ class Ending:
         self.check()
 
     def check(self) -> None:
-        """Raise what the signal meant, if one has come."""
+        """Raise the exception of a signal that has come."""
         if self._told == signal.SIGINT:
             raise KeyboardInterrupt
         if self._told is not None:
@@ -57,7 +57,7 @@ class Ending:
 
 
 class Undisturbed:
-    """A context for cleaning up, which takes seconds at most: none of those signals gets through meanwhile."""
+    """A context that ignores those signals during a clean-up of a few seconds."""
 
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}

@@ -1,1 +1,1 @@
-"""The host: lock, privileges, supervisor, what the service manager is told. No Redis."""
+"""The gateway's host: device lock, privileges, supervisor, messages to the service manager. Does not use Redis."""

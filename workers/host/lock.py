@@ -1,4 +1,7 @@
-"""One writer, one observer per device: an abstract unix socket, which dies with its process and is scoped like it."""
+"""Device locks: at most one writer and one observer for each device, by an abstract unix socket.
+
+The kernel releases the socket when the process ends. Its scope is the network namespace, as the device's is.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _A = {"writer": "a writer", "observer": "an observer"}
 
 
 class DeviceLock:
-    """Held from ``acquire`` until ``release`` or the end of the process, however it ends.
+    """A lock that is held from ``acquire`` until ``release`` or the end of the process.
 
     The scope of an abstract socket is the network namespace (unix(7)), as it is the device's: no two writers of one
     device, while namesakes in other namespaces do not disturb each other.
@@ -54,7 +57,7 @@ class DeviceLock:
         return "a process that could not be asked"
 
     def release(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -68,21 +71,21 @@ class DeviceLock:
 
 
 class WriterLock(DeviceLock):
-    """The writer's."""
+    """The lock of a device's writer."""
 
     def __init__(self, device: str) -> None:
         super().__init__(device, "writer")
 
 
 class ObserverLock(DeviceLock):
-    """The observer's."""
+    """The lock of a device's observer."""
 
     def __init__(self, device: str) -> None:
         super().__init__(device, "observer")
 
 
 def namespace() -> str:
-    """This process' boot and network namespace: where the lock, not the heartbeat, tells who the writer is."""
+    """This process' boot and network namespace, which is the scope of the lock."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{Path('/proc/self/ns/net').readlink()}"

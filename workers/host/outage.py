@@ -1,4 +1,4 @@
-"""What lasts in the log: its beginning, a line now and then, its end. Redis being away is one such thing."""
+"""Logs an outage, such as Redis being away, in a few lines: its beginning, a line from time to time, its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AGAIN = 30.0
 
 
 class Outage:
-    """Told of every failure and every success; says little. Threads may share it."""
+    """Logs a series of failures in few lines. Threads may share it."""
 
     def __init__(
         self, begins: str = "Redis is away", lasts: str = "Redis is still away", ends: str = "Redis is back"
@@ -24,7 +24,7 @@ class Outage:
         self._said = 0.0
 
     def failed(self, why: str) -> None:
-        """It failed."""
+        """Count a failure."""
         with self._lock:
             now = time.monotonic()
             if self._began is None:
@@ -35,7 +35,7 @@ class Outage:
                 log.warning("%s, for %.0f s (%s)", self._lasts, now - self._began, why)
 
     def over(self) -> None:
-        """It went well."""
+        """Count a success, which ends an outage."""
         with self._lock:
             if self._began is None:
                 return

@@ -1,7 +1,7 @@
-"""What a gateway's process may do on its host: configure the network, and nothing else that root could.
+"""Limits a gateway's process to CAP_NET_ADMIN: it may configure the network, and has no other right of root.
 
-It needs CAP_NET_ADMIN alone. Started by systemd as its own user it has nothing more (deploy/peerlane-gateway@.service);
-started by root it gives the rest away for good, before it opens the device, talks to Redis or starts a thread.
+If systemd starts it as its own user, it has nothing more (deploy/peerlane-gateway@.service). If root starts it, it
+gives up the other capabilities for good before it opens the device, connects to Redis or starts a thread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What /proc tells of a thread."""
+    """The ids and capabilities of a thread, from /proc."""
 
     uid: int
     effective: frozenset[int]
@@ -46,7 +46,7 @@ class Rights:
 
     @classmethod
     def of(cls, task: str = "thread-self") -> Rights:
-        """Those of a thread or process, as in ``/proc/TASK``. Raises OSError."""
+        """The rights of a thread or process, from ``/proc/TASK``. Raises OSError."""
         lines = Path("/proc", task, "status").read_text(encoding="ascii", errors="replace").splitlines()
         told = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
@@ -66,7 +66,7 @@ class Rights:
 
 
 def confine_gateway(user: str | None, *, on_host: bool) -> None:
-    """``confine`` for a data plane that changes this host's network; for another one only if a user is named.
+    """``confine`` for a data plane that changes this host's network; for another only if a user is named.
 
     Raises:
         SettingsError: as ``confine`` does.
@@ -76,7 +76,7 @@ def confine_gateway(user: str | None, *, on_host: bool) -> None:
 
 
 def confine(user: str | None) -> None:
-    """Become ``user``, if this is root and one is named; keep CAP_NET_ADMIN, if it is there, and never get more.
+    """Become ``user``, if this is root and one is named. Keep CAP_NET_ADMIN, if present, and allow no more ever.
 
     Processes started from here on keep the same. Doing it twice changes nothing. Threads that run already keep what
     they have: call it before any is started.
@@ -122,7 +122,7 @@ def _prctl(what: int, *values: int) -> None:
 
 
 def _set_capabilities(keep: Sequence[int]) -> None:
-    """Effective, permitted and inheritable are exactly these."""
+    """Set the effective, permitted and inheritable capabilities."""
     found = sum(1 << number for number in keep)
     low, high = found & 0xFFFFFFFF, found >> 32
     if _libc.capset(_HEADER.pack(_VERSION, 0), _SETS.pack(low, low, low, high, high, high)) != 0:

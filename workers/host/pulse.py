@@ -1,7 +1,7 @@
-"""Whether this process' main thread goes on. It says so as it works, and within which time it will say so again.
+"""Watches the main thread: it reports each step, and the time within which it will report the next.
 
-The heartbeat tells the fleet for how long the lane was not turned; a supervisor that started this process is told by a
-pipe, and ends a process that keeps silent. Like the thread it is about, there is one in a process.
+The heartbeat stores how long ago the last step was. A supervisor that started this process hears of each step by a
+pipe, and ends a process that reports none. There is one in each process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SPARING = 0.5
 
 @dataclass(slots=True)
 class Pulse:
-    """What the main thread has said last. Its attributes may be read from other threads."""
+    """The main thread's last report. Other threads may read its attributes."""
 
     #: When the lane was last turned, on the monotonic clock, and within how many seconds it is to be turned again.
     turned: float
@@ -35,20 +35,20 @@ class Pulse:
     _said_at: float = 0.0
 
     def turn(self, within: float = SOON) -> None:
-        """The lane was turned: a request taken a step further, or looked for."""
+        """Report a step: a request has advanced, or was looked for."""
         self.turned, self.within = time.monotonic(), within
         self._tell(within)
 
     def wait(self) -> None:
-        """The thread goes on but serves nobody, because Redis is away: no reason to end it."""
+        """Report that the thread works but waits for Redis, so that it is not ended."""
         self._tell(SOON)
 
     def idle(self) -> float:
-        """Seconds since the lane was turned."""
+        """Seconds since the last step."""
         return time.monotonic() - self.turned
 
     def tell_by(self, pipe: int) -> None:
-        """Tell a supervisor too, by the writing end of a pipe."""
+        """Report to a supervisor too, by the writing end of a pipe."""
         os.set_blocking(pipe, False)
         os.set_inheritable(pipe, False)  # noqa: FBT003 - likewise
         self._pipe = pipe

@@ -1,4 +1,4 @@
-"""What a service manager is told of a service: sd_notify(3), by the socket that NOTIFY_SOCKET names. Does not fail."""
+"""Sends sd_notify(3) messages to the service manager's socket, NOTIFY_SOCKET. Never raises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServiceManager:
-    """systemd, or what speaks as it does. Without a socket nothing is said."""
+    """systemd, or a compatible service manager. Without a socket nothing is sent."""
 
     address: str | None = None
     #: Seconds between two signs of life that it asks for (WatchdogSec); None: it asks for none.
@@ -19,7 +19,7 @@ class ServiceManager:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> ServiceManager:
-        """As the process' environment names it."""
+        """The service manager of the process' environment."""
         named = environment.get("NOTIFY_SOCKET", "")
         if named[:1] not in ("/", "@"):
             return cls()
@@ -29,7 +29,7 @@ class ServiceManager:
         return cls(named, int(micros) / 2e6 if asked else None)
 
     def tell(self, *lines: str) -> None:
-        """Such as READY=1, STATUS=…, WATCHDOG=1."""
+        """Send a message such as READY=1, STATUS=…, WATCHDOG=1."""
         if self.address is None:
             return
         name = "\0" + self.address[1:] if self.address.startswith("@") else self.address

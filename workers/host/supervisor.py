@@ -1,8 +1,8 @@
-"""``peerlane gateway run``: writer and observer as two processes, started anew when one dies, ended together.
+"""``peerlane gateway run``: runs writer and observer as two processes, restarts one that dies, ends both together.
 
-A writer that must not run (its lane is held, its settings are wrong) says so by how it ends, and that is passed on. All
-else that ends a process is a crash: it is started again, at first after a second, later after up to 30. A process that
-hangs (``pulse``) is made to print its stacks, killed, and started again: a crash as well.
+A writer that must not run (its lane is held, its settings are wrong) ends with a status that is passed on. Any other
+end of a process is a crash: it is restarted, at first after a second, later after up to 30. A process that hangs
+(``pulse``) is made to print its stacks, killed and restarted.
 """
 
 from __future__ import annotations
@@ -83,18 +83,18 @@ class _Running:
 
 
 def writer_is_final(status: int, lived: float) -> bool:
-    """2: its settings are wrong. 1 soon after its start: its lane is held, or its device cannot be had."""
+    """Whether a writer's status is final. 2: bad settings. 1 soon after its start: lane held or device unusable."""
     return status == 2 or (status == 1 and lived < HEALTHY)
 
 
 def observer_is_final(status: int, lived: float) -> bool:
-    """2: its settings are wrong. Nothing else that ends an observer is worth ending the writer for."""
+    """Whether an observer's status is final. 2: bad settings. No other end of an observer ends the writer."""
     del lived
     return status == 2
 
 
 def pause_after(crashes: int, status: int = 1) -> float:
-    """Seconds until the next start, after so many crashes in a row, the last with this status."""
+    """Seconds until the next start, after a number of crashes in a row, the last with this status."""
     return min(SHORTEST * 2 ** min(crashes - 1, 10), AWAY_LONGEST if status == AWAY else LONGEST)
 
 
@@ -104,7 +104,7 @@ def supervise(
     *,
     hear: Callable[[bytes], None] | None = None,
 ) -> int:
-    """Run the parts until told to end (SIGTERM, SIGINT, SIGHUP), or until one ends for good; the exit status.
+    """Run the parts until a signal (SIGTERM, SIGINT, SIGHUP) or a final end; returns the exit status.
 
     ``hear`` is given what that one had written to its standard output, at most what a pipe holds (64 KiB).
 
@@ -180,7 +180,7 @@ def _start(
 
 
 def _judge(one: _Running) -> None:
-    """Hear a watched process. One that hangs is ended by SIGABRT, for which it tells its stacks; else by SIGKILL.
+    """Check a watched process. End one that hangs: by SIGABRT, at which it prints its stacks, then by SIGKILL.
 
     Not at once: what was silent because the host stood still goes on first.
     """
@@ -203,7 +203,7 @@ def _judge(one: _Running) -> None:
 
 
 def _hear(one: _Running) -> None:
-    """What a watched process has said since: of its words the last counts; all else is about how it ends."""
+    """Read the reports of a watched process: the last step counts; other text is about its end."""
     said = b""
     with suppress(BlockingIOError):
         while one.pulse is not None and (more := os.read(one.pulse, 65536)):
@@ -217,7 +217,7 @@ def _hear(one: _Running) -> None:
 
 
 def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
-    """The status to end with, if this part has ended for good; where it has crashed, when it is to be started."""
+    """The status to end with, if this part's end is final; after a crash, set the time of its restart."""
     if one.process is None or (status := one.process.poll()) is None:
         return None
     said = b""
@@ -249,7 +249,7 @@ def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
 
 
 def _left(running: Sequence[_Running]) -> float:
-    """Seconds until the next start, or until a watched process is to be heard."""
+    """Seconds until the next start, or until the next check of a watched process."""
     now = time.monotonic()
     starts = [one.due - now for one in running if one.process is None]
     return min([*starts, *(LISTENING for one in running if one.pulse is not None)], default=LONGEST)
@@ -276,4 +276,4 @@ def _end(running: Sequence[_Running]) -> None:
 
 
 def _woken(_number: int, _frame: object) -> None:
-    """Does nothing: that it is set is what counts."""
+    """Handler of SIGCHLD. Does nothing, but without a handler sigtimedwait never returns the signal."""

@@ -1,1 +1,1 @@
-"""How Celery and kombu take, refuse and acknowledge a message. No plan, no device."""
+"""Takes, refuses and acknowledges messages with Celery and kombu. Makes no plans and uses no device."""

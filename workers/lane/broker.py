@@ -1,4 +1,4 @@
-"""The broker connection of a writer: kombu's Redis transport, which must outlive whatever is put on its queue."""
+"""A writer's broker connection: kombu's Redis transport, made safe against malformed messages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, cast
 from celery.app.amqp import AMQP
 from celery.exceptions import WorkerShutdown
 from kombu.transport import redis as kombu_redis
-from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from peerlane.config import names
-from peerlane.config.celery.broker import OwnConnection, UnboundChannel, UnboundTransport
+from peerlane.config.celery.broker import OwnConnection
 from peerlane.config.redis.failures import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
+from peerlane.workers.lane.polling import WaitingChannel, WaitingTransport
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
 from peerlane.workers.lane.unacked import LaneQoS
 from peerlane.workers.store.retry import ShutdownRequested
@@ -34,7 +34,7 @@ _TAG = re.compile(r"[!-~]{1,200}")
 
 
 def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 - one question after another
-    """Kombu's envelope, if kombu and Celery can take it without raising; else what is wrong with it.
+    """Kombu's envelope, if kombu and Celery accept it without raising; else a text that says what is wrong.
 
     Both index into the envelope unasked, and an error there would end the worker. The body stays as it is.
     """
@@ -78,35 +78,20 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 -
     return envelope
 
 
-class LaneChannel(UnboundChannel):
-    """One client is kept instead of built for each call, and reading is guarded."""
+class LaneChannel(WaitingChannel):
+    """A channel that takes the other waiting messages with each message, and checks each one it reads."""
 
     QoS = LaneQoS
-
-    _kept_client: Redis | None = None
-
-    def _create_client(self, asynchronous: bool = False) -> Redis:  # noqa: FBT001, FBT002 - kombu's signature
-        # Building a redis.Redis costs as much as a round trip; the pools are the same for the channel's life.
-        if asynchronous:
-            return cast("Redis", super()._create_client(asynchronous=True))
-        if self._kept_client is None:
-            self._kept_client = cast("Redis", super()._create_client())
-        return self._kept_client
 
     def _brpop_read(self, **options: Any) -> bool:
         # As in kombu 5.7, but that a message is looked at before it is delivered.
         try:
-            connection = self.client.connection
-            try:
-                answer = cast("tuple[bytes, bytes] | None", self.client.parse_response(connection, "BRPOP", **options))
-            except self.connection_errors:
-                connection.disconnect()
-                raise
-            if not answer:
+            answer = self.brpop_answer(**options)
+            if answer is None:
                 raise Empty
-            queue = answer[0].decode().rsplit(self.sep, 1)[0]
+            queue, message = answer
             self._queue_cycle.rotate(queue)
-            self._take_with_others(queue, answer[1])
+            self._take_with_others(queue, message)
             return True
         finally:
             self._in_poll = None
@@ -121,13 +106,13 @@ class LaneChannel(UnboundChannel):
     _one_by_one = False
 
     def _take_with_others(self, queue: str, raw: bytes) -> None:
-        """Take what else waits in a writer's lane, and have all of it carried out together."""
+        """Take the other messages that wait in the lane, and have all of them carried out as a group."""
         gateway = names.gateway_of_queue(queue)
         if self._one_by_one or queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):
             self.take(queue, raw)
             return
         if self._taker is None:
-            self._taker = Taker(self._create_client(), gateway, result_ttl=self._result_ttl)
+            self._taker = Taker(self.redis, gateway, result_ttl=self._result_ttl)
         try:
             taken, dead = self._taker(queue, raw)
         except ShutdownRequested:
@@ -137,7 +122,7 @@ class LaneChannel(UnboundChannel):
             log.warning("gateway %s: messages are taken one by one (%s)", gateway, reason(error))
             self.take(queue, raw)
             return
-        bulk = queue == names.bulk_queue(gateway)
+        bulk = (taken[0].queue if taken else queue) == names.bulk_queue(gateway)
         full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(each.message) for each in taken) >= BULK_BYTES)
         group, failures = Group(len(taken) + len(dead), bulk=bulk, full=full), list[Exception]()
         self.group = group
@@ -171,7 +156,7 @@ class LaneChannel(UnboundChannel):
         self._deliver(envelope, noted.queue)
 
     def take(self, queue: str, raw: bytes) -> None:
-        """Hand a message on, if it is one."""
+        """Deliver a message; set it aside if it is malformed."""
         envelope = sound_envelope(raw)
         if isinstance(envelope, str):
             log.warning("a message of %d bytes on %s was refused: it is %s", len(raw), queue, envelope)
@@ -187,19 +172,19 @@ class LaneChannel(UnboundChannel):
         self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
 
 
-class LaneTransport(UnboundTransport):
-    """That of those who consume."""
+class LaneTransport(WaitingTransport):
+    """The transport of processes that consume."""
 
     Channel = LaneChannel
 
 
 class LaneConnection(OwnConnection):
-    """Uses it."""
+    """A connection with that transport."""
 
     own_transport = LaneTransport
 
 
 class LaneMessaging(AMQP):
-    """Named in peerlane.config.celery.app for those who consume."""
+    """Celery's AMQP with that connection; peerlane.config.celery.app names it for writers and observers."""
 
     Connection = LaneConnection

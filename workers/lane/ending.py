@@ -1,9 +1,8 @@
-"""How a request ends where nothing in this process listens to Celery's signals for tasks: the lean form.
+"""Ends requests without Celery's request and trace, if no receiver is connected to Celery's task signals.
 
-Celery makes an object of each request and traces its task, for signals, callbacks and a result that is still to be
-stored. Here the commit has stored the result. What is left: the events that Flower shows, the counts that heartbeats
-tell, the line in the log, the acknowledgement. Where a receiver is connected to one of ``SIGNALS``, Celery's own form
-is used.
+Celery makes a request object and traces its task, for signals, callbacks and the storing of the result. Here the
+commit has stored the result. The lean ending sends the events that Flower shows, counts the task, logs a line and
+acknowledges. If a receiver is connected to one of ``SIGNALS``, Celery's own request and trace are used.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ SIGNALS = (
 
 
 def somebody_listens() -> bool:
-    """Whether a receiver is connected to a signal that only Celery's own form sends."""
+    """Whether a receiver is connected to a signal that only Celery's trace sends."""
     return any(cast("Any", signal).receivers for signal in SIGNALS)
 
 
 class TaskEvents:
-    """The events of one task's requests, with the fields that Celery's own have."""
+    """Sends the events of one task's requests, with the fields of Celery's events."""
 
     def __init__(self, task: Any, eventer: Any) -> None:
         self._name = str(task.name)
@@ -55,7 +54,7 @@ class TaskEvents:
             self._eventer.buffer_limit = EVENTS_AT_ONCE
 
     def received(self, request_id: str, shown: str) -> None:
-        """``shown`` is what may be seen of the arguments."""
+        """Send task-received. ``shown`` is the part of the arguments that may be shown."""
         if self._eventer is not None:
             self._eventer.send(
                 "task-received",
@@ -77,7 +76,7 @@ class TaskEvents:
     def ended(
         self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float, **more: object
     ) -> None:
-        """``more`` are further fields: what another event would have told."""
+        """Send task-succeeded or task-failed. ``more`` are further fields."""
         if self._eventer is None:
             return
         if isinstance(outcome, PeerlaneError):
@@ -100,13 +99,13 @@ class LeanEnding:
         self._events = events
 
     def begin(self, taken: TakenMessage) -> None:
-        """It is about to be carried out."""
+        """Count and announce a request that is about to be carried out."""
         worker_state.total_count[self._name] += 1
         worker_state.all_total_count[0] += 1
         self._events.started(taken.delivery.request_id)
 
     def end(self, taken: TakenMessage, began: float) -> bool:
-        """It has been carried out since ``began``. False: a newer writer has taken over, and it is to be given back."""
+        """End a request that began at ``began``. False: a newer writer has taken over, and it must be given back."""
         if taken.outcome is None:
             return False
         runtime = time.monotonic() - began
@@ -121,7 +120,7 @@ class LeanEnding:
         return True
 
     def struck_out(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> None:
-        """It had an outcome before it was taken: one event tells of it."""
+        """End a request that had an outcome before it was taken, with one event."""
         worker_state.total_count[self._name] += 1
         worker_state.all_total_count[0] += 1
         self._events.ended(request_id, outcome, 0.0, name=self._name)
@@ -129,7 +128,7 @@ class LeanEnding:
             self._tell(request_id, outcome, 0.0)
 
     def give_back(self, taken: TakenMessage) -> None:
-        """Put it back on the lane, for the writer that has taken over; this worker ends."""
+        """Put a request back on the lane for the writer that has taken over; this worker stops."""
         worker_state.should_stop = Fenced.exit_code
         taken.give_back(log, self._consumer.connection_errors)
         self._events.rejected(taken.delivery.request_id)

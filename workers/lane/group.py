@@ -1,4 +1,4 @@
-"""Messages that were taken together: collected while Celery's consumer is given each, then carried out as one group."""
+"""Collects the messages that were taken together, as Celery delivers them, and carries them out as one group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peerlane.workers.lane.taken import LaneWriter, TakenMessage
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A message whose request is sound."""
+    """A message with a valid request."""
 
     task: str
     taken: TakenMessage
@@ -25,23 +25,23 @@ class Member:
 
 
 class Group:
-    """The messages of one step; empty until the strategy adds what is not refused."""
+    """The messages that were taken in one step; the strategy adds those that it does not refuse."""
 
     def __init__(self, taken: int = 1, *, bulk: bool = False, full: bool = False) -> None:
-        """So many messages were taken; ``full``: more wait."""
+        """``taken``: number of messages that were taken; ``full``: more wait."""
         self.taken, self.bulk, self.full = taken, bulk, full
         self._members: list[Member] = []
         self._writer: LaneWriter | None = None
         self._lean = True
 
     def add(self, writer: LaneWriter, member: Member, *, lean: bool) -> None:
-        """Add what is to be carried out; without ``lean`` somebody waits for Celery's own requests."""
+        """Add a request; without ``lean`` it needs Celery's own request object."""
         self._writer = writer
         self._members.append(member)
         self._lean = self._lean and lean
 
     def carry_out(self) -> None:
-        """Carry all out, and have each end: in Celery's own form where somebody listens to its signals, else lean."""
+        """Carry out all requests and end each: by Celery's trace if something listens to its signals, else lean."""
         if self._writer is None:
             return
         self._writer.takes(self.taken, bulk=self.bulk, full=self.full)

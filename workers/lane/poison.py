@@ -1,6 +1,6 @@
-"""A gateway sets messages aside: what ended its writer again and again, and what was no request at all.
+"""Sets messages aside: those that ended the writer repeatedly, and those that are no valid request.
 
-Only what was delivered before is counted, so a request that is carried out pays nothing for this.
+Only redeliveries are counted, so an ordinary request pays nothing for this.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COUNTED_FOR = 90_000
 
 
 def spent(redis: Redis, gateway: str, message: Any) -> bool:
-    """Whether a message that was delivered before has been so often enough. Counts this delivery.
+    """Whether a redelivered message has reached the limit of deliveries. Counts this delivery.
 
     Raises redis.RedisError where Redis is away: then the message comes again.
     """
@@ -44,7 +44,7 @@ def spent(redis: Redis, gateway: str, message: Any) -> bool:
 
 
 def was_delivered(message: Any) -> bool:
-    """Whether a message comes from the store of those taken and not acknowledged."""
+    """Whether a message was delivered before, and comes from the store of unacknowledged messages."""
     info = message.delivery_info
     return message.headers.get("redelivered") is True or (isinstance(info, dict) and "redelivered" in info)
 
@@ -59,7 +59,7 @@ def set_aside(
     request_id: str | None = None,
     cipher: PskCipher | None = None,
 ) -> None:
-    """Keep for people what a message asked for, in place of the oldest if need be. Never in a log; never an error.
+    """Store a message's request for people, replacing the oldest if the list is full. Logs no content; never raises.
 
     A preshared key is kept only if ``cipher`` has a key.
     """
@@ -77,7 +77,7 @@ def set_aside(
 
 
 def content(message: Any) -> bytes:
-    """A delivered message as it was on the queue."""
+    """The bytes of a delivered message as it was on the queue."""
     with suppress(ValueError, TypeError):
         return json.dumps(message._raw).encode()  # noqa: SLF001 - what kombu itself puts back on a queue
     return b""

@@ -1,4 +1,4 @@
-"""Celery's result backend on a writer: the commit has stored the result already, so there is nothing left to store."""
+"""Celery's result backend on a writer. It stores only results that no commit has stored."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ class CommitBackend(OwnBackend):
     #: Set by peerlane.workers.gateway.
     gateway: str = ""
 
+    def _create_client(self, **params: Any) -> Any:
+        return cast("Any", self).app.shared_redis.client
+
     @property
     def _expires(self) -> int:
         return int(cast("Any", self).expires)
@@ -28,7 +31,7 @@ class CommitBackend(OwnBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Store a result that is nobody's commit: a failure before the writer saw the request, an observer's report."""
+        """Store a result that has no commit: a failure before the writer saw the request, or an observer's report."""
         taken = cast("TakenMessage | None", getattr(request, TAKEN, None))
         settled = taken is not None and taken.outcome is not None
         if settled or not names.is_request_id(self.gateway, task_id):
@@ -36,7 +39,7 @@ class CommitBackend(OwnBackend):
         return super().store_result(task_id, result, state, None, request=request, **kwargs)
 
     def set(self, key: str | bytes, value: bytes, expires: float | None = None, **retry_policy: Any) -> Any:
-        """Never over a commit record or a tombstone; for as long as a commit record."""
+        """Store a value with a commit record's TTL, unless a commit record or a tombstone is there."""
         del expires
         return self.ensure(self._set_once, (key, value), **retry_policy)
 

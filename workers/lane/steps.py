@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class ServeStep(bootsteps.StartStopStep):
-    """Before the worker consumes: lock, epoch, device, recovery. After it has stopped consuming: let go."""
+    """Starts the service before the worker consumes, and stops it after the worker has stopped consuming."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -48,7 +48,7 @@ def _is_to_stop() -> bool:
 
 
 def _await_redis(worker: Any) -> None:
-    """Return once Redis answers, whatever it says. Raises ShutdownRequested where the worker is to stop meanwhile."""
+    """Wait until Redis answers, with anything. Raises ShutdownRequested if the worker has to stop meanwhile."""
     redis = connect(worker.app.settings)
 
     def ask() -> None:
@@ -72,7 +72,7 @@ BETWEEN_SLICES = 0.001
 
 
 class TickStep(bootsteps.StartStopStep):
-    """While the worker consumes: once a second, between requests, in the writer's own thread."""
+    """Ticks the service once a second, between requests, in the writer's thread, while the worker consumes."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -95,7 +95,7 @@ class TickStep(bootsteps.StartStopStep):
             self._fill(parent)
 
     def _fill(self, parent: Any) -> None:
-        """One slice; the next follows as soon as the event loop has looked at what came meanwhile."""
+        """Fill one slice; the next follows after the event loop has handled new messages."""
         self._slice = None
         if parent.service.fill():
             self._slice = parent.timer.call_after(BETWEEN_SLICES, self._fill, (parent,))

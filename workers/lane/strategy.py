@@ -1,4 +1,4 @@
-"""Celery's strategy for requests: what it makes of a message that was taken, and how the writer is called for it."""
+"""Celery's strategy for a lane's tasks: checks a taken message and has the writer carry its request out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from celery.worker.state import task_reserved
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.lane.tracing import parent_of
-from peerlane.tasks.wire.commit_record import HEADER, decode, sound_digest
 from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.outcome import LATE, decode
+from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.request.request import Delivery
+from peerlane.workers.request.delivery import Delivery
 
 
 class LaneStrategy:
-    """What Celery calls for each message of one task: the stock strategy without ETA, expiry and rate limits."""
+    """The strategy of one task, which Celery calls for each message. It has no ETA, expiry or rate limits."""
 
     def __init__(self, task: Any, app: Any, consumer: Any) -> None:
         self._task, self._app, self._consumer = task, app, consumer
@@ -38,7 +39,7 @@ class LaneStrategy:
         )
 
     def __call__(self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
-        """Refuse the message, or have its request carried out: with those that were taken with it, or now."""
+        """Refuse the message, or have its request carried out, with its group or now."""
         del body
         try:
             request_id, arguments = self._open(message)
@@ -71,7 +72,7 @@ class LaneStrategy:
     def _run(
         self, message: Any, taken: TakenMessage, arguments: dict[str, Any], shown: str, callbacks: Sequence[Any] | None
     ) -> None:
-        """Have Celery run the task; its outcome is with ``taken``, or is found now."""
+        """Have Celery run the task. Its outcome is in ``taken``, or is made now."""
         request = self._request(message, taken, arguments, shown)
         signals.task_received.send(sender=self._consumer, request=request)
         task_reserved(request)
@@ -80,10 +81,10 @@ class LaneStrategy:
         self._consumer.on_task_request(request)
 
     def end_dead(self, dead: Dead) -> None:
-        """End a request that was struck out of the lane: it has its outcome, and was never taken."""
+        """End a request that was struck out of the lane, and so has its outcome."""
         outcome: dict[str, Any] | PeerlaneError
         try:
-            outcome = decode(dead.record)
+            outcome = decode(dead.record) if dead.record else LATE
         except PeerlaneError as error:
             outcome = error
         self._ending.struck_out(dead.request_id, outcome)
@@ -98,7 +99,7 @@ class LaneStrategy:
         return open_request(message)
 
     def _request(self, message: Any, taken: TakenMessage, arguments: dict[str, Any], shown: str) -> Any:
-        """Celery's request. Its headers are these and no others, whatever the sender has written."""
+        """Celery's request object, with these headers only, whatever the sender has written."""
         request_id = taken.delivery.request_id
         headers = {
             "lang": "py",
@@ -129,7 +130,7 @@ class LaneStrategy:
 
 
 def open_request(message: Any) -> tuple[str, dict[str, Any]]:
-    """The request id and keyword arguments of a message whose envelope is sound.
+    """The request id and keyword arguments of a message with a valid envelope.
 
     Only plain JSON is read, whatever kombu would decode; everything else that Celery's protocol can carry (ETA,
     callbacks, chords, time limits, other headers) is left behind.
@@ -156,15 +157,15 @@ def open_request(message: Any) -> tuple[str, dict[str, Any]]:
 
 
 def sent_at(headers: Mapping[str, Any]) -> int:
-    """When a message was sent, as it says, in ms on Redis' clock; 0 where it says nothing of the kind."""
+    """When a message was sent, in ms on Redis' clock, from its header; 0 if the header is missing or malformed."""
     said = headers.get(names.SENT_AT)
     return said if isinstance(said, int) and not isinstance(said, bool) and 0 < said < 2**53 else 0
 
 
 def shown_of(arguments: Mapping[str, Any]) -> str:
-    """What events and Flower show of a request on its arrival: whose it is. The rest is not checked yet.
+    """The arguments as events and Flower show them: only the public key, because the rest is not checked yet.
 
-    A preshared key may stand in any of it, misnamed or in the wrong place; what was granted, the result shows.
+    Any argument may contain a preshared key, misnamed or in the wrong place. The result shows what was granted.
     """
     key = arguments.get("public_key")
     for name in ("wishes", "public_keys"):

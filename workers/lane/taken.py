@@ -1,4 +1,4 @@
-"""A message in hand and what becomes of it, and the writer as Celery's tasks see it."""
+"""``TakenMessage``: a taken message with its outcome. ``LaneWriter``: the writer as Celery's tasks call it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peerlane.tasks.errors import Fenced, PeerlaneError
 from peerlane.workers import failpoints
 from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.request.request import Delivery, Outcome
+from peerlane.workers.request.delivery import Delivery, Outcome
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.writer.group import carry_out_many
 from peerlane.workers.writer.shares import leave_shares
@@ -25,7 +25,7 @@ TAKEN = "taken"
 
 
 class TakenMessage:
-    """A message in hand: its delivery, and its request's outcome once there is one. The result backend reads it too."""
+    """A taken message: its delivery, and its request's outcome once there is one. The result backend reads it too."""
 
     def __init__(
         self, message: Any, delivery: Delivery, acknowledge: Callable[..., None], reject: Callable[..., None]
@@ -43,22 +43,22 @@ class TakenMessage:
             self._acknowledge(*context)
 
     def give_back(self, log: logging.Logger, errors: Any) -> None:
-        """Put it back on its queue: now, for the event loop keeps no order."""
+        """Put it back on its queue at once, because the event loop keeps no order."""
         self._message.reject_log_error(log, errors, requeue=True)
 
 
 class LaneWriter:
-    """The writer as the tasks see it: what must end the worker ends it."""
+    """The writer as the tasks call it. Errors that must stop the worker stop it."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
     def takes(self, count: int, *, bulk: bool, full: bool) -> None:
-        """So many messages were taken together; ``full``: more wait."""
+        """Count messages that were taken together; ``full``: more wait."""
         self._writer.pace.taken(count, bulk=bulk, full=full)
 
     def carry_out(self, task: str, taken: TakenMessage, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Carry a request out; its result.
+        """Carry a request out; returns its result.
 
         Raises:
             PeerlaneError: its outcome is this refusal.
@@ -81,7 +81,7 @@ class LaneWriter:
         return taken.outcome.result
 
     def carry_out_many(self, requests: Sequence[tuple[str, TakenMessage, Mapping[str, Any]]]) -> None:
-        """Carry requests out as one group; each message has its outcome afterwards, but for those met by ``Fenced``."""
+        """Carry requests out as one group. Each message then has its outcome, except those that ended as ``Fenced``."""
         ordinary = all(task in (names.CREATE_PEER, names.DELETE_PEER) for task, _, _ in requests)
         PULSE.turn(SOON if ordinary else LONG)
         try:
@@ -97,7 +97,7 @@ class LaneWriter:
             taken.outcome = outcome
 
     def strike_out(self, dead: Sequence[Dead]) -> None:
-        """Count requests that were struck out of the lane; they no longer count in shares of it."""
+        """Count requests that were struck out of the lane, and remove them from their shares."""
         self._writer.answered += len(dead)
         try:
             leave_shares(self._writer, [(each.request_id, each.message) for each in dead])

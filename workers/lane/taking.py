@@ -1,4 +1,4 @@
-"""Taking what waits in a lane: many messages in one round trip, noted as taken; the dead are struck out instead."""
+"""Takes the messages that wait in a lane in one round trip: notes them as taken, or strikes dead ones out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from celery.worker import state as worker_state
 from redis import Redis
 
 from peerlane.config import names
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome
 from peerlane.workers.store.procedures import Procedure
 from peerlane.workers.store.retry import RetryUntilShutdown
 
@@ -23,11 +23,16 @@ BULK_BYTES = 16 * 1024
 MOST_STRUCK_OUT = 256
 #: Milliseconds before its deadline from which on the oldest request says that the lane is late.
 NEARLY_LATE = 100
-#: Newest messages of a late lane that are looked through for deletes, more than come in during one group; of the oldest
-#: a quarter as many.
+#: Messages that wait from which on deletes are carried out first: what lies before one is more than a few groups.
+MANY = 256
+#: Messages looked through for deletes in one step, more than come in meanwhile: about a millisecond of Redis' time.
 LOOKED_THROUGH = 1024
+#: Deletes that go first in one group: the others of it are what has waited longest, whatever it asks for.
+MOST_DELETES = 48
 #: How the names of the tasks begin that only make room.
-DELETES = names.DELETE_PEER
+MAKE_ROOM = (names.DELETE_PEER, names.REMOVE_PEERS)
+#: Full groups of interactive requests one after the other, after which bulk has a turn where anything waits there.
+BULK_TURN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,12 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A message that was struck out: its request has an outcome, or its deadline had passed and it has one now."""
+    """A message that was struck out: its request has an outcome, or got one because its deadline had passed."""
 
-    queue: str
     message: bytes
     request_id: str
     task: str
-    #: The commit record.
+    #: The commit record; empty where it is that its deadline had passed.
     record: str
 
 
@@ -66,12 +70,15 @@ class Taker:
             names.unacked_key(gateway),
             names.unacked_key(gateway, "_index"),
         ]
+        #: Of each queue: its length, and how many of its newest have not been looked through for deletes.
+        self._known = [0, 0, 0, 0]
+        self._full_groups = 0
         self._until_answered = RetryUntilShutdown(
             lambda: worker_state.should_stop is not None or worker_state.should_terminate is not None
         )
 
     def __call__(self, queue: str, raw: bytes) -> tuple[list[Noted], list[Dead]]:
-        """Take the message in hand, and what else waits; what there is to be carried out, and what was struck out.
+        """Take a popped message and the others that wait; returns the taken and the struck-out ones.
 
         Raises:
             ShutdownRequested: the worker is to stop, and Redis is away.
@@ -81,23 +88,27 @@ class Taker:
         return self._until_answered(lambda: self.once(queue, raw, tags))
 
     def once(self, queue: str, raw: bytes, tags: str) -> tuple[list[Noted], list[Dead]]:
-        """As it is called; with the same ``tags`` it answers the same. Raises redis.RedisError."""
+        """One try of a call; with the same ``tags`` it returns the same. Raises redis.RedisError."""
         answer = self._take(
             keys=self._keys,
             args=[
                 *(repr(time.time()), tags, self._gateway, MOST_IN_A_GROUP, BULK_BYTES, queue, raw),
-                *(commit_record.late(commit_record.ANY_ID), self._result_ttl, MOST_STRUCK_OUT, NEARLY_LATE),
-                *(LOOKED_THROUGH, DELETES),
+                *(outcome.late(outcome.ANY_ID), self._result_ttl, MOST_STRUCK_OUT, NEARLY_LATE),
+                *(MANY, LOOKED_THROUGH, MOST_DELETES, int(self._full_groups >= BULK_TURN)),
+                *self._known,
+                *MAKE_ROOM,
             ],
         )
-        taken, dead = cast("tuple[list[tuple[bytes, ...]], list[tuple[bytes, ...]]]", answer)
+        taken, dead, self._known = cast("tuple[list[tuple[bytes, ...]], list[tuple[bytes, ...]], list[int]]", answer)
+        interactive = len(taken) >= MOST_IN_A_GROUP and taken[0][0].decode() == self._keys[0]
+        self._full_groups = self._full_groups + 1 if interactive else 0
         return (
             [
                 Noted(source.decode(), message, tag.decode(), answered == b"1")
                 for source, message, tag, answered in taken
             ],
             [
-                Dead(source.decode(), message, request_id.decode(), task.decode(errors="replace"), record.decode())
-                for source, message, request_id, task, record in dead
+                Dead(message, request_id.decode(), task.decode(errors="replace"), record.decode())
+                for message, request_id, task, record in dead
             ],
         )

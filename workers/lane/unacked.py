@@ -1,4 +1,4 @@
-"""Messages taken and not acknowledged: how they are noted, and how those of a dead worker come back to its lane."""
+"""Messages that are taken and not acknowledged: notes them, and returns those of a dead worker to its lane."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LaneQoS(_QoS):
         self.noted: dict[str, bool] = {}
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """As kombu's, and ``message.answered`` tells whether its request had an outcome then: in the same round trip.
+        """As kombu's; also sets ``message.answered``, whether its request has an outcome, in the same round trip.
 
         What was cancelled, or is asked or delivered again, is so known before anything is done for it.
         """
@@ -65,7 +65,7 @@ class LaneQoS(_QoS):
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Strike a message out of the store; where Redis does not confirm that, it comes again, which is harmless."""
+        """Acknowledge a message. If Redis does not confirm that, it is delivered again, which is harmless."""
         try:
             super().ack(delivery_tag)
         except (RedisError, OSError) as error:
@@ -74,11 +74,11 @@ class LaneQoS(_QoS):
             self._quick_ack(delivery_tag)
 
     def acknowledged_elsewhere(self, delivery_tag: str) -> None:
-        """A commit has struck this message out of the store: it is not in hand any more."""
+        """Forget a message that a commit has acknowledged."""
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
-        """Give back to the lane what was taken longer ago than the visibility timeout."""
+        """Return messages to the lane that were taken longer ago than the visibility timeout."""
         self._vrestore_count += 1
         if (self._vrestore_count - 1) % (interval or 1):
             return
@@ -92,7 +92,7 @@ class LaneQoS(_QoS):
 
 
 def take_back(redis: Redis, gateway: str) -> int:
-    """Put what earlier writers of this gateway had taken back at the head of its lane, the oldest first; how many.
+    """Return messages of earlier writers to the head of the lane, the oldest first; returns how many.
 
     For a writer that has the newest epoch and does not consume yet: all of it is in the hands of writers that can
     commit nothing any more, whether they are dead or not. Nothing is lost where this is interrupted.
@@ -135,7 +135,7 @@ def _take_back(redis: Redis, gateway: str, tag: str) -> bool:
 
 
 def _again(gateway: str, noted: bytes) -> tuple[str, str] | None:
-    """(queue, message) of a note, marked as delivered before; None if it is not one that a writer makes."""
+    """(queue, message) of a note, marked as redelivered; None if it is no note that a writer makes."""
     try:
         message, _, queue = json.loads(noted)
         if queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):

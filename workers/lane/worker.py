@@ -1,4 +1,4 @@
-"""How Celery's worker serves a lane: what it takes off the queue, what it refuses there, when it stops."""
+"""Celery's worker and consumer for a lane: start and stop with the service, reconnecting, refusing bad messages."""
 
 from __future__ import annotations
 
@@ -36,8 +36,12 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, MORE, LONGEST_PAUSE = 0.25, 0.25, 0.5
 
 
+#: Seconds between two of Celery's events that tell monitors that the worker lives.
+EVENT_EVERY = 10.0
+
+
 class Service(Protocol):
-    """What the worker drives; see peerlane.workers.gateway and .observer."""
+    """The service that the worker starts, ticks and stops; see peerlane.workers.gateway and .observer."""
 
     name: str
     #: Whether its requests are for somebody else just now: then none is taken off the queue.
@@ -54,7 +58,7 @@ _Consumer: Any = Consumer  # celery-types knows none of its attributes
 
 
 class LaneConsumer(_Consumer):
-    """Refuses what is no request without showing it in a log, and tells the caller where its id is sound."""
+    """A consumer that refuses invalid messages without logging them, and tells the caller if the id is valid."""
 
     @property
     def service(self) -> Service:
@@ -64,7 +68,7 @@ class LaneConsumer(_Consumer):
     _paused = False
 
     def on_ready(self) -> None:
-        """It has just begun to consume."""
+        """Prepare for consuming, which has just begun."""
         super().on_ready()
         self._paused = False
         self.task_consumer.channel.end_dead = self.end_dead
@@ -81,7 +85,7 @@ class LaneConsumer(_Consumer):
             writer.strike_out(dead)
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect to Redis again and again until it is there, or the worker is to stop."""
+        """Connect to Redis, and try again until that succeeds or the worker has to stop."""
 
         def failed(error: BaseException, _pause: float) -> None:
             PULSE.wait()
@@ -102,7 +106,7 @@ class LaneConsumer(_Consumer):
         return connected
 
     def _try_to_write(self) -> None:
-        """Raises NotPrimary where Redis takes no writes for now; whatever else it says, who consumes will hear."""
+        """Raise NotPrimary if Redis takes no writes now. Other errors are left to consuming."""
         taken = str(self.app.conf.broker_transport_options["unacked_key"])
         redis = connect(self.app.settings)
         try:
@@ -122,19 +126,19 @@ class LaneConsumer(_Consumer):
         super().on_connection_error_after_connected(exc)
 
     def obey_pause(self) -> None:
-        """Stop taking requests while the service is paused, and go on afterwards."""
+        """Stop taking requests while the service is paused, and continue afterwards."""
         if self._paused != self.service.paused:
             self._paused = self.service.paused
             (self.task_consumer.cancel if self._paused else self.task_consumer.consume)()
 
     def update_strategies(self) -> None:
-        """Requests alone: Celery's own tasks (maps, chords, cleanups) would run here for whoever can publish."""
+        """Keep only Peerlane's tasks: anybody who can publish could run Celery's own (maps, chords, cleanups) here."""
         super().update_strategies()
         for name in self.strategies.keys() - TASKS.keys():
             del self.strategies[name]
 
     def spent(self, message: Any) -> bool:
-        """Whether the message has been delivered often enough without coming to an end."""
+        """Whether the message has reached the limit of deliveries."""
         with message.channel.conn_or_acquire() as client:
             return poison.spent(client, self.service.name, message)
 
@@ -171,7 +175,7 @@ class LaneConsumer(_Consumer):
 
 
 class LaneWorker(Worker):
-    """Celery's worker for one gateway: what must not be forgotten on a command line is set here."""
+    """Celery's worker for one gateway. It sets the options that must not depend on the command line."""
 
     service: Service
     #: Why it did not start.
@@ -193,6 +197,8 @@ class LaneWorker(Worker):
             "exclude_queues": None,
             "beat": False,
         }
+        # Celery's two seconds are for clusters that elect somebody; Flower counts by what the event says.
+        options["heartbeat_interval"] = options.get("heartbeat_interval") or EVENT_EVERY
         # Flower shows the gateway where the command line named no node.
         if not hostname or hostname.startswith("celery@"):
             hostname = names.node_name(gateway, socket.gethostname(), observer=chosen.role == "observer")
@@ -211,5 +217,5 @@ _LOST = cast("Any", celery_consumer).CONNECTION_RETRY
 
 
 def _not_of_a_lost_connection(record: logging.LogRecord) -> bool:
-    """Leave Celery's own line out: OUTAGE has said it."""
+    """Drop Celery's log line about a lost connection, because OUTAGE has logged it."""
     return not (isinstance(record.args, tuple) and record.args[:1] == (_LOST,))

@@ -1,1 +1,1 @@
-"""Pure: peer table, plans, pools, drift. No input or output, no clock."""
+"""Peer table, plans, address pools, drift. Pure: no I/O, no clock."""

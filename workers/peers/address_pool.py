@@ -9,7 +9,7 @@ from peerlane.workers.peers.prefix_index import PrefixIndex
 
 
 class AddressPool:
-    """One pool. Which addresses are taken is the index' business; the pool only remembers where to look next.
+    """One pool. The index knows which addresses are taken; the pool only remembers where to look next.
 
     Invariant: ``smallest_free`` is the smallest address of the pool that nobody holds. The cursor is below every free
     address that is not on the heap, and every address freed below the cursor is on the heap.
@@ -39,7 +39,7 @@ class AddressPool:
         return self._index.count_within(self.prefix)
 
     def smallest_free(self) -> Prefix | None:
-        """The smallest free address as a host prefix, or None when the pool is full. Takes nothing."""
+        """The smallest free address as a host prefix, or None when the pool is full. Does not take it."""
         while self._freed:
             start, end = self._freed[0]
             free = self._next_free(start, end)
@@ -53,7 +53,7 @@ class AddressPool:
         return None if free is None else Prefix.host(self.prefix.version, free)
 
     def freed(self, prefix: Prefix) -> None:
-        """Tell that ``prefix``, which lies in this pool or around it, is no longer held."""
+        """Take note that ``prefix``, inside or around this pool, is free again."""
         start, end = max(prefix.network, self._first), min(prefix.last, self._end, self._cursor - 1)
         if start <= end:
             heapq.heappush(self._freed, (start, end))

@@ -1,4 +1,4 @@
-"""Peers that a live device holds and Redis does not know: which can be taken over, which cannot, and why."""
+"""Sorts the peers of a live device that Redis does not know: which can be imported, which cannot, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_ALLOWED_IPS = "it has no allowed IPs"
 
 @dataclass(frozen=True, slots=True)
 class Strangers:
-    """What a device holds beyond the table."""
+    """The peers of a device that are not in the table."""
 
     wishes: Sequence[CreatePeer]
     #: Public keys of peers without allowed IPs: people switch a peer off that way.
@@ -29,7 +29,7 @@ class Strangers:
 
 
 def strangers(table: PeerTable, device: Mapping[str, DevicePeer]) -> Strangers:
-    """All of them, sorted out."""
+    """Sort a device's unknown peers."""
     wishes: list[CreatePeer] = []
     left_out: list[str] = []
     refused: dict[str, PeerlaneError] = {}
@@ -47,7 +47,7 @@ def strangers(table: PeerTable, device: Mapping[str, DevicePeer]) -> Strangers:
 
 
 def adoptable(gateway: str, held: DevicePeer) -> CreatePeer:
-    """The wish that would have made a peer which the device holds.
+    """The wish that would create the device's peer.
 
     Raises:
         Invalid: no wish makes such a peer, for example one without allowed IPs.
@@ -69,7 +69,7 @@ def adoptable(gateway: str, held: DevicePeer) -> CreatePeer:
 def summary(
     outcome: str, gateway: str, plans: Iterable[Plan], found: Strangers, refused: Mapping[str, PeerlaneError]
 ) -> dict[str, Any]:
-    """What an import of a live device comes to, or would; at most ``LISTED`` peers of a kind, the rest counted."""
+    """The result of an import of a live device; at most ``LISTED`` peers of each kind, the rest counted."""
     outcomes = [plan.outcome for plan in plans]
     conflicts = [{"public_key": key, "kind": error.code, "message": str(error)} for key, error in refused.items()]
     left_out = [{"public_key": key, "kind": "no_allowed_ips", "message": NO_ALLOWED_IPS} for key in found.left_out]

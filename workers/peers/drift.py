@@ -24,7 +24,7 @@ MANY_UNKNOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One difference, and the change that mends it. ``subject`` is a public key or a prefix."""
+    """One difference, and the change that repairs it. ``subject`` is a public key or a prefix."""
 
     kind: Kind
     subject: str
@@ -33,7 +33,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Every difference, in the order in which mending is safe: what must go or shrink first, then what must come."""
+    """All differences in a safe order of repair: removals and reductions first, then additions."""
 
     first: list[Drift]
     #: Keys, of 32 bytes, of peers that the device lacks.
@@ -47,7 +47,7 @@ def differences(
     routes: Iterable[Prefix],
     untouchable: frozenset[str] = frozenset(),
 ) -> Differences:
-    """What the device holds otherwise than the table.
+    """The differences between device and table.
 
     A peer that holds another's addresses is mended before that other, so removals and shrinking come first: adding
     an allowed IP moves it silently, and the later removal of the thief would not give it back. ``untouchable`` are
@@ -101,5 +101,5 @@ def _differs(peer: StoredPeer, held: DevicePeer) -> Kind | None:
 
 
 def counted(found: Iterable[Drift]) -> dict[str, int]:
-    """How many of each kind."""
+    """The number of differences of each kind."""
     return dict(Counter(drift.kind for drift in found))

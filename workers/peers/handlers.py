@@ -1,7 +1,7 @@
-"""One planner per task: what to change on the device and in Redis, and what to answer.
+"""The planners, one for each task: what to change on the device and in Redis, and what to answer.
 
-One function per task, which takes its checked arguments. They ask the table, and for imports the device and what was
-staged; they change nothing.
+A planner takes checked arguments. It reads the table, and for imports the device and the staged peers. It changes
+nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ NAMED_CONFLICTS = 20
 
 
 def create_peer(context: PlanningContext, wish: CreatePeer) -> Decision:
-    """One peer, wished for."""
+    """Plan a create."""
     wish = context.opened(wish)
     plan = plan_create(context.table, wish, now=context.now, state=context.state)
     return Decision((plan,), plan.changes, _answer(context, plan), wish.deadline or 0)
 
 
 def delete_peer(context: PlanningContext, wish: DeletePeer) -> Decision:
-    """One peer, no longer wished for."""
+    """Plan a delete."""
     plan = plan_delete(context.table, wish)
     return Decision((plan,), plan.changes, _answer(context, plan), wish.deadline or 0)
 
@@ -50,7 +50,7 @@ def _answer(context: PlanningContext, plan: Plan) -> dict[str, Any]:
 
 
 def remove_peers(context: PlanningContext, wish: RemovePeers) -> Decision:
-    """Peers that a sweep found stale; those that are not any more are kept, with the reason."""
+    """Plan the removal of peers that a sweep found stale. Those that are no longer stale are kept, with the reason."""
     check_lane(context.table.policy, wish.gateway)
     plans: list[Plan] = []
     kept: dict[str, str] = {}
@@ -84,7 +84,7 @@ def _why_kept(context: PlanningContext, victim: Victim, peer: StoredPeer | None)
 
 
 def mend_peers(context: PlanningContext, wish: MendPeers) -> Decision:
-    """Assert again on the device what the table holds of these keys and routes; right ones are not disturbed."""
+    """Plan repairs: set these keys and routes on the device as the table has them. Correct ones are not touched."""
     table = context.table
     check_lane(table.policy, wish.gateway)
     changes: list[Change] = []
@@ -105,7 +105,7 @@ def mend_peers(context: PlanningContext, wish: MendPeers) -> Decision:
 
 
 def import_peers(context: PlanningContext, wish: ImportPeers) -> Decision:
-    """Staged peers, or those of the live device: all of them or none.
+    """Plan an import of staged peers, or of those of the live device: all of them or none.
 
     Raises:
         Conflict: names up to 20 of the peers that cannot be taken, and why.
@@ -148,7 +148,7 @@ def import_peers(context: PlanningContext, wish: ImportPeers) -> Decision:
 def plan_many(
     table: PeerTable, wishes: Sequence[CreatePeer], *, now: int, state: str
 ) -> tuple[list[Plan], dict[str, PeerlaneError]]:
-    """Plan wishes as if one after the other; the plans, and what was refused by public key."""
+    """Plan wishes one after the other; returns the plans, and the refusals by public key."""
     trial = table.copy()
     plans: list[Plan] = []
     refused: dict[str, PeerlaneError] = {}
@@ -170,7 +170,7 @@ def plan_many(
 
 
 def differing(changes: Sequence[Change], device: Mapping[str, DevicePeer]) -> tuple[Change, ...]:
-    """Without those that set a peer to what the device holds already: its packets are not disturbed."""
+    """The changes without those that set a peer as the device has it already, so that its traffic is not disturbed."""
     return tuple(change for change in changes if not (isinstance(change, SetPeer) and _holds(device, change)))
 
 
@@ -180,7 +180,7 @@ def _holds(device: Mapping[str, DevicePeer], wanted: SetPeer) -> bool:
 
 
 def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError], now: int) -> Plan:
-    """The plan with the times that an import names instead of those it would have by itself."""
+    """The plan with the times of an import instead of the present ones."""
     if entry is None or plan.after is None:
         return plan
     named = {"expires_at": entry.expires_at, "created_at": entry.created_at}
@@ -231,7 +231,7 @@ PLANNERS: Mapping[str, Callable[[PlanningContext, Any], Decision]] = {
 
 
 def decide(task: str, context: PlanningContext, arguments: Mapping[str, Any]) -> Decision:
-    """What a request comes to.
+    """Decide a request.
 
     Raises:
         PeerlaneError: it is refused.

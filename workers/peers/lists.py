@@ -1,6 +1,6 @@
-"""Plans lists: each wish for itself, as if one came after the other, and all of them in one commit.
+"""Plans lists: each wish by itself, one after the other, for one commit.
 
-A refusal may rest on what another wish of the list has taken: both are made true by the same commit, or neither is.
+A refusal may depend on an address that another wish of the list has taken. One commit makes both true, or neither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from peerlane.workers.peers.table import PeerTable
 
 
 class _Answers:
-    """Answers and plans of one list, as they come. Each key has one plan: what it comes to in the end."""
+    """Collects the answers and plans of one list. Each key has one plan."""
 
     def __init__(self) -> None:
         self.answers: list[dict[str, Any]] = []
@@ -27,7 +27,7 @@ class _Answers:
         self._bytes = 0
 
     def open(self, context: PlanningContext) -> None:
-        """Whether the next wish can be planned.
+        """Check that the next wish can be planned.
 
         Raises:
             PeerlaneError: the device has refused it, or there is no room for its answer.
@@ -56,7 +56,7 @@ class _Answers:
 
 
 def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
-    """Peers, wished for."""
+    """Plan a list of creates."""
     table = context.table
     check_lane(table.policy, wish.gateway)
     found = _Answers()
@@ -101,7 +101,7 @@ def _granted(plan: Plan, wish: CreatePeer, peer: StoredPeer) -> dict[str, Any]:
 
 
 def delete_peers(context: PlanningContext, wish: DeletePeers) -> Decision:
-    """Peers, no longer wished for; one that is named twice is absent the second time."""
+    """Plan a list of deletes; a key that comes twice is absent the second time."""
     table = context.table
     check_lane(table.policy, wish.gateway)
     found = _Answers()
@@ -118,5 +118,5 @@ def delete_peers(context: PlanningContext, wish: DeletePeers) -> Decision:
 
 
 def _gone(peer: StoredPeer) -> dict[str, Any]:
-    """What there was, but for what its result has by default and its key, which the list names."""
+    """A deleted peer's fields, without defaults and without its key, which the list contains."""
     return {name: value for name, value in peer.public().items() if value and name != "public_key"}

@@ -1,4 +1,4 @@
-"""The peers of a gateway in memory: each as its record, read when it is asked for. Pure."""
+"""A gateway's peers in memory, each as its stored record, which is parsed when it is read. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROOMY = 512
 
 
 class PeerRecords(Mapping[str, StoredPeer]):
-    """Public key → peer.
+    """Mapping of public keys to peers.
 
     Held as key of 32 bytes → record, with its preshared key in clear: some 300 bytes a peer, and nothing for the
     garbage collector to look at. Peers that have no usable record are held as they are.
@@ -55,7 +55,7 @@ class PeerRecords(Mapping[str, StoredPeer]):
         yield from self._kept
 
     def raw_keys(self) -> Iterator[bytes]:
-        """The keys of those that have a record, as 32 bytes."""
+        """The keys of the peers with a record, as 32 bytes."""
         return iter(self._records)
 
     def record(self, raw: bytes) -> bytes | None:
@@ -63,7 +63,7 @@ class PeerRecords(Mapping[str, StoredPeer]):
         return self._records.get(raw)
 
     def put(self, peer: StoredPeer, record: bytes | None = None) -> None:
-        """Hold a peer in place of any of its key. ``record`` is one that says exactly this, where there is one."""
+        """Put a peer in place of any with its key. ``record`` is its stored record, if there is one."""
         raw = raw_key(peer.public_key)
         if raw is None:
             raise ValueError("not a public key")
@@ -72,11 +72,11 @@ class PeerRecords(Mapping[str, StoredPeer]):
         self._records[raw] = record if record is not None and whole else peer.record().encode()
 
     def keep(self, peer: StoredPeer) -> None:
-        """Hold what has no usable record."""
+        """Put a peer that has no usable record."""
         self.drop(peer.public_key)
         self._kept[peer.public_key] = peer
 
     def drop(self, public_key: str) -> None:
-        """Hold it no longer. No error if it was not there."""
+        """Remove a peer. No error if it was not there."""
         if self._kept.pop(public_key, None) is None and (raw := raw_key(public_key)) is not None:
             self._records.pop(raw, None)

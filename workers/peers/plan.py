@@ -1,6 +1,6 @@
-"""What a request means for the peer table and for the device: a plan, or a refusal. Pure: no I/O, no clock.
+"""Plans a create or delete: the changes of table and device, or a refusal. Pure: no I/O, no clock.
 
-``plan_create`` and ``plan_delete`` change nothing; ``PeerTable.put`` and ``drop`` make a committed plan true in memory.
+``plan_create`` and ``plan_delete`` change nothing. ``PeerTable.put`` and ``drop`` enter a committed plan in the table.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from peerlane.workers.peers.table import PeerTable, Policy
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request comes to. No ``changes`` and ``before is after``: there is nothing to do.
+    """The plan of a request. No ``changes`` and ``before is after``: there is nothing to do.
 
-    ``before is after`` with changes: the peer is there, and the device is still to be given it.
+    ``before is after`` with changes: the peer exists, and still has to be added to the device.
     """
 
     outcome: Outcome
@@ -33,12 +33,12 @@ class Plan:
 
 
 def as_set_peer(peer: StoredPeer) -> SetPeer:
-    """The peer as the device shall hold it."""
+    """The change that sets the peer on the device."""
     return SetPeer(peer.public_key, frozenset(peer.allowed_ips), peer.preshared_key, peer.keepalive)
 
 
 def device_changes(table: PeerTable, before: StoredPeer | None, after: StoredPeer | None) -> tuple[Change, ...]:
-    """What turns the device from holding ``before`` into holding ``after``, both of one public key.
+    """The changes of the device from ``before`` to ``after``, both with one public key.
 
     A peer that is still coming is not on the device; its routes are.
     """
@@ -57,7 +57,7 @@ def device_changes(table: PeerTable, before: StoredPeer | None, after: StoredPee
 
 
 def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "active") -> Plan:
-    """What creating ``wish`` comes to. ``now`` is in seconds; ``state`` is the gateway's.
+    """Plan a create. ``now`` is in seconds; ``state`` is the gateway's.
 
     A peer that has expired is made anew, with another wish too; it keeps its addresses where none are asked for.
 
@@ -117,7 +117,7 @@ def draining(policy: Policy) -> Draining:
 
 
 def plan_delete(table: PeerTable, wish: DeletePeer) -> Plan:
-    """What deleting comes to; what is not there is ``absent``, no error.
+    """Plan a delete. Deleting a peer that does not exist is ``absent``, no error.
 
     Raises:
         Invalid: the wish is for another gateway.
@@ -131,7 +131,7 @@ def plan_delete(table: PeerTable, wish: DeletePeer) -> Plan:
 
 
 def check_lane(policy: Policy, gateway: str) -> None:
-    """Refuse what is meant for another gateway.
+    """Refuse a request for another gateway.
 
     Raises:
         Invalid: names both.
@@ -141,7 +141,7 @@ def check_lane(policy: Policy, gateway: str) -> None:
 
 
 def _differences(held: StoredPeer, wish: CreatePeer) -> list[str]:
-    """In what the wish is another than the one that made ``held``. Addresses that were not asked for do not count."""
+    """The fields in which the wish differs from ``held``. Addresses do not count if the wish has none."""
     pairs: Mapping[str, tuple[object, object]] = {
         "allowed_ips": (held.allowed_ips, wish.allowed_ips or held.allowed_ips),
         "preshared_key": (held.preshared_key, wish.preshared_key),

@@ -1,4 +1,4 @@
-"""What decisions are made on, and what a decision is."""
+"""``PlanningContext``: the input of planners. ``Decision``: their result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Wish = TypeVar("Wish", CreatePeer, StagedPeer)
 
 @dataclass(frozen=True, slots=True)
 class PlanningContext:
-    """What decisions are made on."""
+    """The input of planners."""
 
     table: PeerTable
     #: Milliseconds since 1970 on Redis' clock.
@@ -56,7 +56,7 @@ class PlanningContext:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a request comes to."""
+    """The decision about a request."""
 
     plans: tuple[Plan, ...]
     changes: tuple[Change, ...]

@@ -1,4 +1,4 @@
-"""Index of the prefixes that peers hold, none of which overlap: finds what a prefix overlaps, and what is free."""
+"""Index of the disjoint prefixes that peers hold: finds overlaps and free addresses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PrefixIndex:
         return at < len(wide) and wide[at] == prefix
 
     def add(self, prefix: Prefix) -> None:
-        """Hold ``prefix``, which overlaps nothing that is held."""
+        """Add ``prefix``, which must not overlap a held prefix."""
         version, network, length = prefix
         if length == _BITS[version]:
             pages, page = self._pages[version], network >> _SHIFT
@@ -63,7 +63,7 @@ class PrefixIndex:
         self._count += 1
 
     def take(self, prefix: Prefix) -> bool:
-        """Hold ``prefix``, unless it overlaps something that is held; whether it is held now."""
+        """Add ``prefix``, unless it overlaps a held prefix; returns whether it was added."""
         version, network, length = prefix
         if length == _BITS[version] and not self._wide[version]:
             pages, page, bit = self._pages[version], network >> _SHIFT, 1 << (network & _PAGE - 1)
@@ -79,7 +79,7 @@ class PrefixIndex:
         return True
 
     def remove(self, prefix: Prefix) -> None:
-        """Hold ``prefix`` no longer.
+        """Remove ``prefix``.
 
         Raises:
             KeyError: it was not held.

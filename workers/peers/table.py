@@ -1,15 +1,15 @@
-"""The peer table in memory: every peer of a gateway and which prefixes they hold; built from what Redis holds. Pure."""
+"""The peer table in memory: a gateway's peers and the prefixes they hold, built from Redis' data. Pure."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
-from peerlane.workers.dataplane import Change, SetPeer
+from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.address_pool import AddressPool
+from peerlane.workers.peers.coming import Coming
 from peerlane.workers.peers.peer_records import PeerRecords
 from peerlane.workers.peers.prefix_index import PrefixIndex
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one gateway gives to peers."""
+    """The rules of one gateway: pools, served prefixes, limits."""
 
     gateway: str
     public_key: str
@@ -31,7 +31,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Loaded:
-    """What Redis holds. ``broken`` records do not parse: they stay as they are, and so do their addresses."""
+    """The peers loaded from Redis. ``broken`` records do not parse: they and their addresses stay as they are."""
 
     peers: PeerRecords = field(default_factory=PeerRecords)
     index: PrefixIndex = field(default_factory=PrefixIndex)
@@ -45,7 +45,7 @@ class Loaded:
     at: int = 0
 
     def take(self, peer: StoredPeer, record: bytes | None = None) -> None:
-        """Take a peer in; ``record`` is one that says exactly this. Who comes twice is taken once."""
+        """Add a peer; ``record`` is its stored record. A peer that comes twice is added once."""
         if (raw := raw_key(peer.public_key)) is not None and self.peers.record(raw) is not None:
             return
         self.peers.put(peer, record)
@@ -54,52 +54,11 @@ class Loaded:
                 self.overlapping = True
 
 
-class Coming:
-    """Keys of peers that are still to be added to the device while the writer serves, in an order.
-
-    Belongs to the writer's thread; its length to anybody.
-    """
-
-    def __init__(self, keys: Sequence[bytes] = ()) -> None:
-        """``keys`` are those of 32 bytes; what comes first is added first."""
-        self._order = list(reversed(keys))
-        self._left = set(keys)
-
-    def __len__(self) -> int:
-        return len(self._left)
-
-    def __contains__(self, public_key: str) -> bool:
-        return bool(self._left) and raw_key(public_key) in self._left
-
-    def pop(self, count: int) -> list[str]:
-        """The next keys. They are still coming until ``made`` or ``discard`` says otherwise."""
-        found: list[str] = []
-        while self._order and len(found) < count:
-            raw = self._order.pop()
-            if raw in self._left:
-                found.append(text_key(raw))
-        return found
-
-    def discard(self, public_key: str) -> None:
-        """It is on the device now, or will never be."""
-        if self._left and (raw := raw_key(public_key)) is not None:
-            self._left.discard(raw)
-            if not self._left:
-                self._order.clear()
-
-    def made(self, changes: Iterable[Change]) -> None:
-        """These changes were made on the device."""
-        if self._left:
-            for change in changes:
-                if isinstance(change, SetPeer):
-                    self.discard(change.public_key)
-
-
 class PeerTable:
-    """Every peer of the gateway, and which prefixes they hold. Belongs to the writer alone."""
+    """The gateway's peers, and the prefixes they hold. Only the writer uses it."""
 
     def __init__(self, policy: Policy, peers: Iterable[StoredPeer] = ()) -> None:
-        """``peers`` do not overlap: what Redis holds was checked when it was created.
+        """``peers`` must not overlap: Redis' records were checked when they were created.
 
         Raises:
             ValueError: two peers hold overlapping prefixes.
@@ -138,34 +97,34 @@ class PeerTable:
 
     @classmethod
     def of(cls, policy: Policy, loaded: Loaded) -> PeerTable:
-        """The table of what was loaded without overlaps; takes it over."""
+        """The table of loaded peers without overlaps; takes ``loaded`` over."""
         table = cls(policy)
         table.peers = loaded.peers
         table._hold(loaded.index)
         return table
 
     def put(self, peer: StoredPeer) -> None:
-        """The peer is there now, in place of any earlier one of the same key."""
+        """Put a peer in place of any with the same key."""
         self._leave(peer.public_key)
         self.peers.put(peer)
         for prefix in peer.allowed_ips:
             self.index.add(prefix)
 
     def keep(self, peer: StoredPeer, reason: str) -> None:
-        """A peer that has no usable record: it stays as it is, and nobody else gets those addresses that are free."""
+        """Keep a peer without a usable record as it is; no other peer gets its addresses."""
         self.drop(peer.public_key)
         held = tuple(prefix for prefix in peer.allowed_ips if self.index.take(prefix))
         self.peers.keep(peer._replace(allowed_ips=held))
         self.broken[peer.public_key] = reason
 
     def drop(self, public_key: str) -> None:
-        """The peer is gone; its addresses are free again. No error if it was not there."""
+        """Remove a peer and free its addresses. No error if it was not there."""
         if self._leave(public_key):
             self.peers.drop(public_key)
             self.coming.discard(public_key)
 
     def _leave(self, public_key: str) -> bool:
-        """Free what a peer holds; whether it was there."""
+        """Free a peer's addresses; returns whether it was there."""
         peer = self.peers.get(public_key)
         if peer is None:
             return False
@@ -179,7 +138,7 @@ class PeerTable:
         return True
 
     def needs_route(self, prefix: Prefix) -> bool:
-        """Whether no pool's covering route leads to this prefix."""
+        """Whether this prefix needs its own route, because no pool's covering route includes it."""
         version, network, length = prefix
         for family, first, last, wide in self._covered:
             if family == version and first <= network <= last and wide <= length:
@@ -187,12 +146,12 @@ class PeerTable:
         return True
 
     def routed(self) -> set[Prefix]:
-        """Every held prefix that needs a route of its own."""
+        """Every held prefix that needs its own route."""
         return set(self.index.outside(self.policy.pools))
 
 
 def build_table(policy: Policy, loaded: Loaded) -> PeerTable:
-    """The table of what Redis holds. Where two records overlap, the younger is set aside as broken."""
+    """The table of the loaded peers. If two records overlap, the younger counts as broken."""
     if not loaded.overlapping:
         table = PeerTable.of(policy, loaded)
     else:

@@ -1,1 +1,1 @@
-"""One request as a writer has it: delivery, outcome, and what is measured of it. Decides nothing, does no I/O."""
+"""A request in the writer: its delivery, its outcome, its measurements. Decides nothing, does no I/O."""

@@ -1,8 +1,7 @@
-"""What a writer measures of its requests, a few microseconds each; the heartbeat tells it (tasks.values.metrics)."""
+"""Measures a writer's requests, in a few microseconds each; the heartbeat stores it (tasks.values.metrics)."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +10,12 @@ from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.metrics import OPERATIONS, STAGES, Histogram
 from peerlane.workers.request import traces
-from peerlane.workers.request.request import Outcome, Request
+from peerlane.workers.request.delivery import Outcome
+from peerlane.workers.request.request import Request
 
 _OPERATION = {names.CREATE_PEER: "create", names.DELETE_PEER: "delete"}
 #: Milliseconds beyond which a message was not sent when it says: no deadline is longer.
 _LONGEST_WAIT = 86_400_000
-#: Seconds of work that the pace is an average of.
-_SPAN = 2.0
-#: The most that one group counts for: one that stood still with Redis says little of the next.
-_LONGEST = 1.0
 
 
 class Measurements:
@@ -37,7 +33,7 @@ class Measurements:
         self.pools: Mapping[str, tuple[int, int]] = {}
 
     def answered(self, request: Request, outcome: Outcome, taken_ms: float | None) -> None:
-        """A request has its outcome. ``taken_ms`` is when it was taken by Redis' clock, or None if unknown."""
+        """Count a request that has its outcome. ``taken_ms`` is when it was taken, on Redis' clock; None if unknown."""
         now, operation = time.monotonic(), _OPERATION.get(request.task, "bulk")
         delivery, times, result = request.delivery, request.times, outcome.result
         if isinstance(result, PeerlaneError):
@@ -63,12 +59,12 @@ class Measurements:
             stages["commit"].add(now - (times.applied or times.planned))
 
     def recovered(self, began: float) -> None:
-        """A recovery that began then, on the monotonic clock, is over."""
+        """Count a recovery that began at ``began`` on the monotonic clock."""
         self.recoveries += 1
         self.recovery_seconds += time.monotonic() - began
 
     def document(self, began_ms: int) -> dict[str, Any]:
-        """For ``tasks.values.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
+        """The document of ``tasks.values.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
         return {
             "began": began_ms,
             "seconds": {name: [each.counts, round(each.total, 6)] for name, each in self.seconds.items()},
@@ -79,34 +75,3 @@ class Measurements:
             "round_trip": self.round_trip,
             "pools": dict(self.pools),
         }
-
-
-class Pace:
-    """How many requests a second a busy writer finishes, of the interactive and of the bulk queue; 0 until it is known.
-
-    Callers estimate from it how long they would wait.
-
-    From one group to the next the writer was busy all the time only if the first was full, that is, more waited. What
-    lies between others is partly idleness, and tells no more than that it can do as much.
-    """
-
-    def __init__(self) -> None:
-        self._paces = [0.0, 0.0]
-        self._last: tuple[float, int, bool, bool] | None = None
-
-    def taken(self, count: int, *, bulk: bool, full: bool, now: float | None = None) -> None:
-        """A group begins; ``full``: more waits. ``now`` is on the monotonic clock."""
-        now = time.monotonic() if now is None else now
-        if self._last is not None:
-            began, done, was_bulk, was_full = self._last
-            took = max(now - began, 1e-6)
-            known, pace = self._paces[was_bulk], done / took
-            if was_full and known:
-                pace = known + (pace - known) * (1 - math.exp(-min(took, _LONGEST) / _SPAN))
-            if was_full or pace > known:
-                self._paces[was_bulk] = pace
-        self._last = (now, count, bulk, full)
-
-    def told(self) -> dict[str, str]:
-        """For the heartbeat."""
-        return {name: f"{pace:.1f}" for name, pace in zip(("pace", "pace_bulk"), self._paces, strict=True) if pace}

@@ -1,6 +1,6 @@
-"""Spans of a request that names its caller's span: the whole and its stages. By OpenTelemetry, where it is loaded.
+"""Makes OpenTelemetry spans of a traced request and its stages, if OpenTelemetry is loaded.
 
-They are made once the request has its outcome, from the times that are measured anyway: a request that is not traced
+They are made after the request has its outcome, from times that are measured anyway. A request that is not traced
 costs one look at its header.
 """
 

@@ -1,1 +1,1 @@
-"""How a writer starts, or makes a lost device anew: takes over, registers, loads, makes the device equal to Redis."""
+"""The start of a writer, and of a lost device: take over, register, load, make the device equal to Redis."""

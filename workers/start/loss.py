@@ -1,4 +1,4 @@
-"""What a writer does about commits that Redis has lost and that are not kept: its table still knows every peer."""
+"""Restores peers from the writer's table if Redis has lost commits that are no longer in the journal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOST_DATA = "redis_lost_data"
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What a table that holds every commit has, and what Redis has."""
+    """The differences between a table that has every commit and Redis."""
 
     #: Confirmed and not in Redis.
     created: list[Plan]
@@ -36,7 +36,7 @@ class Differences:
 
 
 def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> Differences:
-    """By public key, without those of ``but``, and without what is no sound peer of this gateway."""
+    """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers."""
     left = {*but, *table.broken, *table.foreign, *loaded.broken}
     found = Differences([], [], [])
     # Records are compared first: of a million peers nearly all are the same, and none of these is read.
@@ -63,7 +63,7 @@ def make_up_for(
     commit: Callable[[str, str, Sequence[Plan]], Answer],
     until_answered: RetryUntilShutdown,
 ) -> None:
-    """Have Redis hold again what the table does; an alarm counts what was lost."""
+    """Make Redis equal to the table again, and raise an alarm that counts what was lost."""
     if not lost.incomplete:
         log.warning("gateway %s: %d outcomes were cancelled while Redis had lost them", store.gateway, lost.disputed)
         return
@@ -82,7 +82,7 @@ def make_up_for(
 
 
 def tell_at_start(store: Store, lost: Lost, done: Recovered, until_answered: RetryUntilShutdown) -> None:
-    """An alarm where the writer that had committed has died: its table is gone, and the device may be another."""
+    """Raise an alarm at a start: the writer that made the lost commits has died, and its table with it."""
     creates, deletes = len(done.kept), done.mended.get("missing", 0)
     begin = f"Redis has lost at least {lost.outcomes} outcomes that an earlier writer here had confirmed"
     if lost.unknown:

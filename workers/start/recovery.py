@@ -1,7 +1,7 @@
-"""The start of a writer, and of a device that was lost: load the hashes, read the device, make the device equal.
+"""Recovery: reads the device and makes it equal to Redis, at a writer's start and after a device was lost.
 
-What is wrong on the device is mended first, then those peers come back that are likely to be in use. Where there are
-many more, the rest is left to ``filling``, which adds them while the lane is served.
+First it repairs what is wrong on the device, then it adds the peers that are probably in use. If there are many more,
+``filling`` adds the others while the lane is served.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
 from peerlane.workers.peers.adoption import adoptable
+from peerlane.workers.peers.coming import Coming
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences
 from peerlane.workers.peers.handlers import plan_many
 from peerlane.workers.peers.plan import Plan, as_set_peer
-from peerlane.workers.peers.table import Coming, Loaded, PeerTable, Policy, build_table
+from peerlane.workers.peers.table import Loaded, PeerTable, Policy, build_table
 
 #: Changes sent to the device between two reports of progress.
 BATCH = 256
@@ -40,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The peer table, and what was found and mended on the way."""
+    """The result of a recovery: the peer table, and what was repaired."""
 
     table: PeerTable
     #: Drift by kind; all of it has been mended but for unknown peers that were kept, and peers that are still coming.
@@ -63,7 +64,7 @@ def recover(
     progress: Progress | None = None,
     at_once: int | None = None,
 ) -> Recovered:
-    """Make the device hold exactly what Redis holds, by the smallest changes; untouched peers keep their sessions.
+    """Make the device equal to Redis by the smallest changes; peers that are not changed keep their sessions.
 
     ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
     the device may have been somebody's before. ``seen`` tells when each peer was last seen: those seen last come back
@@ -122,7 +123,7 @@ def _change(plane: DataPlane, changes: Iterator[Change], total: int, progress: P
 
 
 def _by_heat(missing: list[bytes], seen: Seen | None, at_once: int) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """Those to add before the lane is served, and those that can wait; each in the order in which to add them."""
+    """The peers to add before the lane is served, and the others; both in the order in which to add them."""
     if seen is None or len(missing) <= BATCH:
         return missing[:at_once], missing[at_once:]
     last = dict.fromkeys(missing, 0)
@@ -135,7 +136,7 @@ def _by_heat(missing: list[bytes], seen: Seen | None, at_once: int) -> tuple[Seq
 
 
 def settling(table: PeerTable, plan: Plan, truth: StoredPeer | None) -> list[Change]:
-    """What makes the device hold ``truth`` of the plan's peer, whatever part of the plan was carried out."""
+    """The changes that make the device hold ``truth`` for the plan's peer, whatever part of the plan was applied."""
     prefixes = {p for peer in (plan.before, plan.after) if peer is not None for p in peer.allowed_ips}
     routed = {p for p in prefixes if table.needs_route(p)}
     wanted = {p for p in truth.allowed_ips if table.needs_route(p)} if truth else set[Prefix]()
@@ -166,7 +167,7 @@ def _routes_of_adopted(adopted: Sequence[Plan], there: Collection[Prefix]) -> li
 
 
 def keep(table: PeerTable, held: DevicePeer | StoredPeer, reason: str) -> None:
-    """A peer of the device that is no peer of ours: nobody else gets its addresses."""
+    """Enter a peer of the device that Redis does not know, so that no other peer gets its addresses."""
     peer = StoredPeer(held.public_key, tuple(sorted(held.allowed_ips)), held.preshared_key, held.keepalive)
     table.keep(peer, f"the device holds this peer, {reason}")
     table.foreign.add(held.public_key)

@@ -1,4 +1,4 @@
-"""What a gateway tells the fleet of itself, as its settings have it: clients choose gateways and make files by it."""
+"""The facts that a gateway registers from its settings; clients choose gateways and write files by them."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def registration(
 
 
 def gateway_labels(settings: Settings) -> dict[str, str]:
-    """What clients choose this gateway by."""
+    """The labels by which clients choose this gateway."""
     pairs = [text.partition("=") for text in settings.labels]
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def own_endpoint(settings: Settings) -> str:
-    """What clients dial: the setting, or this host's name with the device's port.
+    """The endpoint that clients dial: the setting, or this host's name with the device's port.
 
     Raises:
         SettingsError: there is no setting, and this host's name makes no endpoint.
@@ -70,12 +70,12 @@ def own_endpoint(settings: Settings) -> str:
 
 
 def registered_key(store: Store) -> str | None:
-    """The public key that clients were given; None while the gateway has no peers. Raises redis.RedisError."""
+    """The public key that clients have; None while the gateway has no peers. Raises redis.RedisError."""
     return store.facts().get("public_key") if store.has_peers() else None
 
 
 def tell_of_new_key(store: Store, before: str, now: str) -> None:
-    """Raise an alarm that a person has to clear: no program can know when every client has its new configuration.
+    """Raise an alarm that a person must clear, because no program knows when each client has its new configuration.
 
     Raises redis.RedisError.
     """
@@ -97,6 +97,6 @@ def tell_of_kept(store: Store, count: int) -> None:
 
 
 def own_name() -> str:
-    """The host name that clients can dial, as far as this host knows."""
+    """The host name for clients, as this host knows it."""
     full = socket.getfqdn()
     return full if not full.startswith("localhost") else socket.gethostname()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from peerlane.config import names
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.recovery import Recovered, keep
 from peerlane.workers.store.store import Answer
@@ -23,7 +23,7 @@ Commit = Callable[[str, str, Sequence[Plan]], Answer]
 
 
 def adopt(gateway: str, done: Recovered, commit: Commit) -> Recovered:
-    """Store the peers that only the device knew, slice by slice; each slice is a commit of its own.
+    """Store the peers that only the device had, slice by slice; each slice is one commit.
 
     Those of a slice that is not committed stay on the device, and are known there: nobody else gets their addresses.
     """
@@ -45,7 +45,7 @@ def adopt(gateway: str, done: Recovered, commit: Commit) -> Recovered:
 
 
 def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commit) -> None:
-    """Store anew the peers whose preshared keys stand in clear, or are sealed with an old key."""
+    """Store again the peers whose preshared keys are in clear or sealed with an old key."""
     peers = [peer for key in outdated if key not in done.table.broken and (peer := done.table.peers.get(key))]
     for start in range(0, len(peers), SLICE):
         part = peers[start : start + SLICE]
@@ -56,7 +56,7 @@ def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commi
 
 
 def restore_lost(gateway: str, plans: Sequence[Plan], commit: Commit) -> int:
-    """Make Redis hold again what it has lost; how many peers it did not take."""
+    """Store lost peers in Redis again; returns how many Redis did not take."""
     failed = 0
     for start in range(0, len(plans), SLICE):
         part = plans[start : start + SLICE]
@@ -68,4 +68,4 @@ def restore_lost(gateway: str, plans: Sequence[Plan], commit: Commit) -> int:
 
 def _commit_slice(gateway: str, outcome: str, plans: Sequence[Plan], commit: Commit) -> Answer:
     request_id = names.request_id(gateway, f"{outcome}-{uuid.uuid4()}")
-    return commit(request_id, commit_record.encode(request_id, {"outcome": outcome, "count": len(plans)}), plans)
+    return commit(request_id, results.encode(request_id, {"outcome": outcome, "count": len(plans)}), plans)

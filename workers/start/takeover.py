@@ -1,4 +1,4 @@
-"""One writer after another: who serves a gateway now, and when the next may take over."""
+"""Decides when a starting writer may take over from the one that served the gateway before."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import socket
 import time
 from collections.abc import Mapping
 
-from peerlane.tasks.admission.lane_state import LIVE_FOR_MS, number
+from peerlane.tasks.admission.lanes import LIVE_FOR_MS, number
 from peerlane.tasks.errors import LaneHeld
 from peerlane.workers.host.lock import namespace
 from peerlane.workers.store.store import Store
 
 
 def holder(device: str) -> dict[str, str | int]:
-    """Who this writer is, for a second one to name; ``device`` is what its lock is named after."""
+    """The fields that name this writer to a second one; its lock is named after ``device``."""
     return {
         "holder_host": socket.gethostname(),
         "holder_pid": os.getpid(),
@@ -23,7 +23,7 @@ def holder(device: str) -> dict[str, str | int]:
 
 
 def elsewhere(facts: Mapping[str, str], device: str, now_ms: int) -> str | None:
-    """Where the live writer is, if it has another device than the one of that name here; None if it has not.
+    """The host of the live writer, if it runs on another device than this one; else None.
 
     ``facts`` are the gateway's holder_host, holder_lock and heartbeat.
     """
@@ -35,7 +35,7 @@ def elsewhere(facts: Mapping[str, str], device: str, now_ms: int) -> str | None:
 
 
 def await_predecessor(store: Store, device: str) -> None:
-    """Go on once no other writer serves this gateway.
+    """Wait until no other writer serves this gateway.
 
     Where the last one held the lock that this one holds now, it is gone. Elsewhere (another host, namespace or
     device) only the heartbeat tells: one that goes on is a live writer; one that stopped without a word is waited out.

@@ -1,1 +1,1 @@
-"""The commit and its Lua, loading, checks of the server. No decision."""
+"""The commit and its Lua scripts, loading of peers, checks of the Redis server. Decides nothing."""

@@ -1,4 +1,4 @@
-"""What is known of each peer's activity, from successive raw readings of its counters. Pure: no clock, no I/O.
+"""Derives a peer's activity from successive raw readings of its counters. Pure: no clock, no I/O.
 
 ``last_seen`` is on Redis' clock and comes from a *change* of the raw handshake time between two readings, never from
 its value: that is the gateway's wall clock, which jumps. Totals only grow: the device's counters begin again at 0
@@ -16,7 +16,7 @@ _VERSION = VERSION.encode()
 
 
 class StoredActivity(NamedTuple):
-    """One peer's activity, and the raw values that it was derived from."""
+    """A peer's activity, and the raw values it was derived from."""
 
     #: Seconds since 1970 on Redis' clock; 0 for never.
     last_seen: int
@@ -32,7 +32,7 @@ class StoredActivity(NamedTuple):
 
 
 def advance(before: StoredActivity | None, raw: PeerCounters, now: int) -> StoredActivity | None:
-    """What is known after a reading at ``now``; ``before`` itself where nothing changed.
+    """The activity after a reading at ``now``; ``before`` itself if nothing changed.
 
     None where there is nothing to know yet: the peer never handshaked and no byte has gone by.
     """
@@ -64,7 +64,7 @@ def _grown(total: int, before: int, raw: int) -> int:
 
 
 def endpoint_text(endpoint: tuple[str, int] | None) -> str:
-    """``192.0.2.1:51820``, ``[2001:db8::1]:51820``, or nothing."""
+    """An endpoint as ``192.0.2.1:51820`` or ``[2001:db8::1]:51820``; '' for none."""
     if endpoint is None:
         return ""
     address, port = endpoint
@@ -77,13 +77,13 @@ def encode(seen: StoredActivity) -> str:
 
 
 def decode(stored: str | bytes) -> StoredActivity | None:
-    """From the stored form; None for what is not one, which then counts as never stored."""
+    """From the stored form; None for any other text, which counts as never stored."""
     fields = stored_fields(stored)
     return None if fields is None else StoredActivity(*fields[0], endpoint=fields[1])
 
 
 def last_seen(stored: bytes) -> int | None:
-    """When the peer was last seen, of the stored form; None where it is none. Nothing else is looked at."""
+    """Only the last seen of the stored form; None for any other text."""
     version, _, rest = stored.partition(b" ")
     first = rest.partition(b" ")[0]
     return int(first) if version == _VERSION and first.isdigit() and len(first) <= 20 else None

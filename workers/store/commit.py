@@ -1,4 +1,4 @@
-"""One request's commit: what is to be made true, in the form the procedures take, and what they answer. No I/O."""
+"""``Commit``: a request's commit in the form that the Lua procedures take. ``Answer``: what they answer. No I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Verdict = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a procedure answered; ``stored`` is the commit record for ``duplicate`` and ``expired``."""
+    """The answer of a procedure; ``stored`` is the commit record for ``duplicate`` and ``expired``."""
 
     verdict: Verdict
     stored: str
@@ -28,7 +28,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What is to be made true, as for ``Store.commit``."""
+    """A request's outcome and plans to commit (``Store.commit``)."""
 
     request_id: str
     deadline: int
@@ -41,7 +41,7 @@ class Commit:
 
     @property
     def is_removal(self) -> bool:
-        """Whether it makes room: Redis takes it where its memory is full."""
+        """Whether it only removes, so that Redis accepts it while its memory is full."""
         changing = [plan for plan in self.plans if plan.before is not plan.after]
         return bool(changing) and all(plan.after is None for plan in changing)
 
@@ -52,7 +52,7 @@ class Commit:
 
 
 def change_of(plan: Plan, record: str | None) -> dict[str, Any]:
-    """A plan as the commit takes it; ``record`` is what is to be stored."""
+    """A plan as the commit script takes it; ``record`` is the record to store."""
     old = plan.before.allowed_ips if plan.before else ()
     new = plan.after.allowed_ips if plan.after else ()
     change: dict[str, Any] = {

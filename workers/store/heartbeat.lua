@@ -1,10 +1,19 @@
 -- Tell what the writer is, that it lives, what it does and has measured; refused to a writer that has been replaced.
 -- KEYS  1 gateway  2 epoch; with measurements  3 their hash  4 interactive queue  5 bulk queue
--- ARGV  1 epoch of this writer  2 its token  3 the sequence as it knows it  then pairs field, value; with
---       measurements, these at last
--- Returns current | behind | fenced; only the first has told anything
-local current = standing(KEYS[2], KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
-if current ~= 'current' then return current end
+-- ARGV  1 epoch of this writer  2 its token  3 the sequence as it knows it  4 'brief': where the gateway's hash has the
+--       token of this writer, the epoch is not asked for as well  then pairs field, value; with measurements, these at last
+-- Returns {current | behind | fenced, the gateway's state}; only the first has told anything
+local current, state
+if ARGV[4] == 'brief' then
+  local told = redis.call('HMGET', KEYS[1], 'writer', 'seq', 'state')
+  state = told[3]
+  if told[1] == ARGV[2] and (tonumber(told[2] or '0') or 0) >= tonumber(ARGV[3]) then current = 'current' end
+end
+if not current then
+  local seq, newest
+  current, seq, newest, state = standing(KEYS[2], KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
+end
+if current ~= 'current' then return {current, state or ''} end
 local time = redis.call('TIME')
 local fields = {'heartbeat', time[1] * 1000 + math.floor(time[2] / 1000)}
 if KEYS[3] then
@@ -17,6 +26,6 @@ if KEYS[3] then
     fields[#fields + 1] = sent_at or 0
   end
 end
-for number = 4, #ARGV do fields[#fields + 1] = ARGV[number] end
+for number = 5, #ARGV do fields[#fields + 1] = ARGV[number] end
 redis.call('HSET', KEYS[1], unpack(fields))
-return current
+return {current, state or ''}

@@ -1,6 +1,6 @@
-"""The last commits of a writer, kept so that they can be made true again on a Redis that has lost them. No I/O.
+"""Keeps a writer's last commits, so that it can repeat those that Redis loses. No I/O.
 
-A commit is noted before it is sent, and corrected once its answer is known: whoever is killed in between has it noted.
+A commit is noted before it is sent, and corrected when its answer is known, so that a kill in between leaves it noted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEPT_FOR = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One outcome in the form that ``redo`` takes."""
+    """An outcome in the form that ``redo`` takes."""
 
     request_id: str
     result: str
@@ -33,7 +33,7 @@ class Made:
 
 @dataclass(slots=True)
 class Step:
-    """The outcomes that one call made true: all of them, or, where Redis lost the call, none."""
+    """The outcomes of one call. If Redis loses the call, it loses all of them."""
 
     #: The sequence before it and after it.
     base: int
@@ -43,24 +43,24 @@ class Step:
 
     @property
     def size(self) -> int:
-        """Bytes, nearly."""
+        """Approximate bytes."""
         return sum(len(each.result) + len(each.changes) + 200 for each in self.made)
 
 
 class Record(Protocol):
-    """Where steps are noted as well (peerlane.workers.store.redo_file). Never raises."""
+    """A second place where steps are noted (peerlane.workers.store.redo_file). Never raises."""
 
     def note(self, base: int, made: Sequence[Made]) -> None:
-        """A step is about to be sent."""
+        """Note a step that is about to be sent."""
         ...
 
     def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
-        """Of the step noted last only these became true, by number; ``late`` as requests that came too late."""
+        """Reduce the last step to the outcomes with these numbers; those of ``late`` had come too late."""
         ...
 
 
 class Journal:
-    """The steps that are kept, oldest first."""
+    """The kept steps, oldest first."""
 
     def __init__(self, record: Record | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.record = record
@@ -80,7 +80,7 @@ class Journal:
             self.record.note(base, made)
 
     def answered(self, seq: int, kept: Sequence[int], late: Sequence[int], records: Sequence[str]) -> None:
-        """The step has its answer: the sequence, and which of its outcomes became true, by number.
+        """Take the pending step's answer: the sequence, and the numbers of the outcomes that became true.
 
         ``records`` are those of the ``late`` ones, which had another result.
         """
@@ -98,11 +98,11 @@ class Journal:
             self.keep(Step(step.base, seq, made, step.at))
 
     def withdrawn(self) -> None:
-        """The step was not carried out."""
+        """Drop the pending step, which was not carried out."""
         self.answered(0, (), (), ())
 
     def keep(self, step: Step) -> None:
-        """Keep a step; the oldest go where there are too many."""
+        """Keep a step; the oldest are dropped if there are too many."""
         self._steps.append(step)
         self._outcomes += len(step.made)
         self._bytes += step.size
@@ -114,11 +114,11 @@ class Journal:
             self._bytes -= gone.size
 
     def keep_all(self, steps: Iterable[Step]) -> None:
-        """Keep those of an earlier writer."""
+        """Keep the steps of an earlier writer."""
         for step in steps:
             self.keep(step)
 
     def after(self, seq: int) -> tuple[list[Step], int]:
-        """The steps that a Redis at this sequence lacks, and how many outcomes it lacks that are not kept."""
+        """The kept steps that a Redis at this sequence lacks, and how many older outcomes it lacks."""
         lacking = [step for step in self._steps if step.seq > seq]
         return lacking, max(0, lacking[0].base - seq) if lacking else 0

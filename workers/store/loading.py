@@ -1,4 +1,4 @@
-"""Takes in what Redis holds of a gateway's peers, page by page. Pure: no I/O."""
+"""Builds the loaded peers of a gateway from pages of Redis' hashes. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 
 class Loading:
-    """What has been taken in so far."""
+    """The pages taken so far."""
 
     def __init__(self, gateway: str, cipher: PskCipher, *, at: int) -> None:
         self._gateway, self._cipher = gateway, cipher
@@ -31,7 +31,7 @@ class Loading:
         self.broken: dict[str, str] = {}
 
     def take(self, page: Iterable[tuple[bytes, bytes]]) -> None:
-        """Records by public key."""
+        """Take a page of records by public key."""
         for name, record in page:
             self.records += 1
             key = name.decode(errors="replace")
@@ -58,7 +58,7 @@ class Loading:
             self._loaded.outdated.append(key)
 
     def hold(self, page: Iterable[tuple[bytes, bytes]]) -> None:
-        """Owners by prefix: what peers hold whose records cannot be used."""
+        """Take a page of owners by prefix: the addresses of peers whose records cannot be used."""
         for name, value in page:
             text, owner = name.decode(errors="replace"), value.decode(errors="replace")
             if owner in self.broken:
@@ -68,7 +68,7 @@ class Loading:
                     log.warning("gateway %s: the address entry %.64r does not parse", self._gateway, text)
 
     def ended(self) -> Loaded:
-        """All of it."""
+        """The loaded peers, after the last page."""
         for key, reason in self.broken.items():
             log.error("gateway %s: %s; left as it is", self._gateway, reason)
             self._loaded.broken[key] = StoredPeer(key, tuple(sorted(self._held.get(key, []))))

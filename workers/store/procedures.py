@@ -1,8 +1,8 @@
-"""The store's Lua procedures, called as Redis functions where an administrator has loaded them, else as scripts.
+"""Calls the store's Lua procedures as Redis functions, or as scripts if no administrator has loaded the functions.
 
-A function is stored with the data: it outlives restarts, and whoever calls it need not be allowed to send Lua of his
-own. A script is forgotten at each restart, and who may load one may run any (docs/adr/0007). The names end in a digest
-of the code: two versions of Peerlane use one server side by side, each with its own.
+A function is stored with the data: it survives restarts, and its caller needs no right to send Lua. A script is lost
+at each restart, and a user who may load one may run any (docs/adr/0007). The names end in a digest of the code, so two
+versions of Peerlane can use one server, each with its own functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One procedure: its code, after what it has in common with others."""
+    """The files of one procedure: shared code first, then its own."""
 
     files: tuple[str, ...]
     #: As Redis knows them. A function without ``allow-oom`` is refused as a whole where memory is full.
@@ -62,14 +62,14 @@ class FunctionsMissing(NoPermissionError):
 
 @cache
 def script(name: str) -> str:
-    """A procedure as EVAL takes it: its flags hold there as well."""
+    """A procedure as a script, with its flags."""
     flags = SOURCES[name].flags
     return (f"#!lua flags={','.join(flags)}\n" if flags else "") + SOURCES[name].body
 
 
 @cache
 def digest() -> str:
-    """What this version's names end in."""
+    """The digest at the end of this version's names."""
     content = "\0".join(f"{name}\0{source.flags}\0{source.body}" for name, source in SOURCES.items())
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -87,7 +87,7 @@ def library() -> str:
 
 
 def load(redis: Redis) -> str:
-    """Load the library, which takes an administrator; its name. Raises redis.RedisError."""
+    """Load the library, as an administrator; returns its name. Raises redis.RedisError."""
     redis.function_load(library(), replace=True)
     return f"peerlane_{digest()}"
 
@@ -123,6 +123,6 @@ class Procedure:
 
 
 def _absent(error: ResponseError) -> bool:
-    """Whether an error says that there is no such function, or that this server or user has none at all."""
+    """Whether an error says that the function is missing, or that this server or user cannot call functions."""
     told = str(error)
     return "unction not found" in told or "nknown command" in told or "'fcall'" in told

@@ -1,7 +1,7 @@
-"""Whether a Redis server can keep what a gateway confirms: asked once, before the writer takes its first request.
+"""Checks, at a writer's start, whether the Redis server can keep what a gateway confirms.
 
-What would break a promise whatever anybody does is refused. What may lose confirmed peers when the server stops or the
-power fails is said loudly; with ``PEERLANE_REQUIRE_DURABLE`` it is refused as well. See docs/guarantees.md.
+A server on which a promise cannot hold is refused. A server that may lose confirmed peers when it stops or the power
+fails is a warning; with ``PEERLANE_REQUIRE_DURABLE`` it is refused too. See docs/guarantees.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OLDEST = (7, 0)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Something about a server that a gateway's operator has to know."""
+    """A finding about a server, for the gateway's operator."""
 
     sentence: str
     #: Refused whatever the settings say.
@@ -35,7 +35,7 @@ class Found:
 
 
 def judge(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
-    """What is wrong with a server, worst first, by its answer to INFO; ``appendfsync`` is None where it is not told."""
+    """The findings about a server, worst first, from its INFO; ``appendfsync`` is None if it is not known."""
     return [*_fatal(info), *_lossy(info, appendfsync)]
 
 
@@ -82,7 +82,7 @@ NEARLY_FULL = 0.9
 
 
 def memory(info: Mapping[str, Any]) -> Found | None:
-    """Whether Redis' memory is full, or nearly; None where it is not, or has no limit. ``fatal``: it is full."""
+    """The finding that Redis' memory is full (``fatal``) or nearly full; None if it is not, or has no limit."""
     used, most = (int(info.get(name) or 0) for name in ("used_memory", "maxmemory"))
     if most == 0 or used < most * NEARLY_FULL:
         return None
@@ -104,7 +104,7 @@ _UNKNOWN = (
 
 
 def told_appendfsync(redis: Redis) -> str | None:
-    """Redis' appendfsync; None where this user may not ask. Raises redis.RedisError."""
+    """Redis' appendfsync; None if this user may not read it. Raises redis.RedisError."""
     try:
         return cast("dict[str, str]", redis.config_get("appendfsync")).get("appendfsync")
     except ResponseError as error:
@@ -113,7 +113,7 @@ def told_appendfsync(redis: Redis) -> str | None:
 
 
 def check_durability(redis: Redis, *, require: bool = False, stated: str | None = None) -> None:
-    """Ask, and say or refuse. ``stated`` is appendfsync where Redis does not tell it. Raises redis.RedisError.
+    """Check the server; warn or refuse. ``stated`` is appendfsync if Redis does not tell it. Raises redis.RedisError.
 
     Raises:
         StorageError: the server is not fit to hold a gateway; with ``require``, whatever else could lose a peer too.
@@ -130,7 +130,7 @@ def check_durability(redis: Redis, *, require: bool = False, stated: str | None 
 
 
 def away(error: RedisError) -> RedisAway:
-    """Why a gateway cannot start, of what redis-py raised."""
+    """The error of a gateway that cannot start, from redis-py's error."""
     refused = isinstance(error, AuthenticationError | NoPermissionError)
     return (RedisRefuses if refused else RedisAway)(f"Redis cannot be used: {reason(error)}")
 

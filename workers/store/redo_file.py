@@ -1,10 +1,10 @@
-"""The last commits of a gateway's writers in a local file: what makes them true again after a writer has died.
+"""Keeps the last commits of a gateway's writers in a local file, so that the next writer can repeat them.
 
-It has to outlive the process, not the host, so nothing is synced; a host that loses its power has lost its device's
-peers anyway. Two files of bounded size take turns. Each line is a checksum and a JSON object: the start of a writer, a
-step that it is about to send, or, where not all of a step became true, what did. Preshared keys are in it as in Redis
-where they are sealed there; a change that holds one in clear is left out. Nothing in a file is believed that is not
-exactly what a writer of this gateway writes; a file that is not is left alone, and the next writer begins anew.
+The file must survive the process, not the host, so it is not synced: a host that loses power has lost its device's
+peers anyway. There are two files of limited size, used in turn. Each line is a checksum and a JSON object: the start of
+a writer, a step that it is about to send, or the part of a step that became true. Sealed preshared keys are in the file
+as in Redis; a change with a key in clear is left out. A file is used only if all of it is exactly what a writer of this
+gateway writes; otherwise it is ignored, and the next writer begins a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.model import Peer, check_public_key
 from peerlane.workers.store.journal import MOST, Made, Step
 
@@ -36,12 +36,12 @@ READ_AT_MOST = 4 * LARGEST
 
 
 class Unusable(Exception):
-    """A file is none of ours, or damaged; the text is for the log."""
+    """A file is foreign or damaged; the text is for the log."""
 
 
 @dataclass(slots=True)
 class Kept:
-    """What the files hold."""
+    """The content of the files."""
 
     steps: list[Step] = field(default_factory=list[Step])
     #: The writers that wrote them and those they followed: (epoch, token). Redis has to know the last of one of these.
@@ -52,7 +52,7 @@ class Kept:
 
 
 class RedoFile:
-    """The files of one gateway in a directory. Where one cannot be written, that is said and the writer goes on."""
+    """One gateway's files in a directory. If one cannot be written, it logs a warning and writes no more."""
 
     def __init__(self, directory: Path, gateway: str) -> None:
         self._gateway = gateway
@@ -62,7 +62,7 @@ class RedoFile:
         self._begun: dict[str, Any] = {}
 
     def read(self) -> Kept:
-        """What earlier writers have left; nothing of it where any part is not as a writer writes it."""
+        """The commits of earlier writers; empty if any part is not as a writer writes it."""
         kept = Kept()
         for path in (self._before, self._path):
             try:
@@ -82,7 +82,7 @@ class RedoFile:
         return kept
 
     def begin(self, epoch: int, writer: str, seq: int, followed: tuple[int, str], *, anew: bool) -> None:
-        """A writer starts at a sequence, after the one of ``followed``. ``anew``: what is there is worth nothing."""
+        """Note a writer that starts at ``seq`` and follows ``followed``. ``anew``: delete what is there."""
         self._begun = {"gateway": self._gateway, "epoch": epoch, "writer": writer, "after": list(followed)}
         try:
             if anew:
@@ -116,7 +116,7 @@ class RedoFile:
         self._write({"base": base, "made": told})
 
     def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
-        """Of the step noted last only these became true."""
+        """Reduce the last step to the outcomes that became true."""
         self._write({"kept": list(kept), "late": list(late)})
 
     def _turn(self, base: int) -> None:
@@ -151,7 +151,7 @@ class RedoFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; it stays."""
+        """Close the file; it is not deleted."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -177,14 +177,14 @@ def _torn(path: Path) -> int:
 
 
 class _Reader:
-    """Reads one file's lines into what is kept."""
+    """Reads one file's lines into a Kept."""
 
     def __init__(self, gateway: str, kept: Kept) -> None:
         self._gateway, self._kept = gateway, kept
         self._begun = False
 
     def read(self, raw: bytes) -> None:
-        """Raises Unusable, or another error where a line holds what no writer writes."""
+        """Read the lines. Raises Unusable, or another error for a line that no writer writes."""
         *lines, _torn_line = raw.split(b"\n")
         for line in lines:
             told, text = line[:8], line[9:]
@@ -230,10 +230,7 @@ class _Reader:
         expired = [step.made[number] for number in late]
         step.made = [
             *(step.made[number] for number in kept),
-            *(
-                Made(each.request_id, commit_record.late(each.request_id), "[]", each.share, each.tag)
-                for each in expired
-            ),
+            *(Made(each.request_id, results.late(each.request_id), "[]", each.share, each.tag) for each in expired),
         ]
         step.seq = self._kept.seq = step.base + len(step.made)
         if not step.made:

@@ -21,17 +21,17 @@ _T = TypeVar("_T")
 
 
 class ShutdownRequested(BaseException):
-    """The worker is to stop while the writer waits for Redis. Not an error: nothing may catch and store it."""
+    """The worker has to stop while the writer waits for Redis. Not an error: nothing may catch and store it."""
 
 
 class RetryUntilShutdown:
-    """Calls Redis again, with growing pauses, while it is away."""
+    """Repeats a call, with growing pauses, while Redis is away."""
 
     def __init__(self, shutdown_requested: Callable[[], bool]) -> None:
         self._shutdown_requested = shutdown_requested
 
     def __call__(self, call: Callable[[], _T]) -> _T:
-        """Call until there is an answer; every error but Redis' being away is the answer.
+        """Call until there is an answer. Any error other than Redis being away is raised.
 
         Raises:
             ShutdownRequested: the worker is to stop.

@@ -1,8 +1,8 @@
-"""The commit sequence: a number in the gateway's hash that each outcome raises, and what a writer does by it.
+"""The commit sequence: a number that each outcome raises, by which a writer notices that Redis has lost commits.
 
-A replica that was promoted, and a Redis that lost its last second, hold a beginning of what their one writer has
-committed. Its last commits are kept (``journal``), so what is missing can be made true again, in order, before anything
-is decided. Which writer the number belongs to is told by the epoch and by a token that no other writer has.
+A promoted replica, or a Redis that lost its last second, has only the first part of what its writer has committed. The
+writer keeps its last commits (``journal``) and repeats the missing ones in order before anything is decided. The epoch
+and a random token show which writer the number belongs to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import Journal, Made, Step
 from peerlane.workers.store.procedures import Procedure
@@ -33,7 +33,7 @@ AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Predecessor:
-    """Who had committed before this writer, as Redis knows."""
+    """The writer before this one, as Redis knows it."""
 
     epoch: int
     writer: str
@@ -42,7 +42,7 @@ class Predecessor:
 
 @dataclass(slots=True)
 class Lost:
-    """What Redis has lost and could not be made true again as it was."""
+    """The outcomes that Redis has lost, and those of them that could not be repeated."""
 
     #: Outcomes that were not kept any more.
     outcomes: int = 0
@@ -57,7 +57,7 @@ class Lost:
 
     @property
     def incomplete(self) -> bool:
-        """Whether peers may be lost, or back, that nothing was kept of."""
+        """Whether outcomes are lost that are not in the journal."""
         return self.outcomes > 0 or self.unknown > 0
 
     def __bool__(self) -> bool:
@@ -98,7 +98,7 @@ class CommitSequence:
         return self.epoch, self.writer, self.known
 
     def begin(self) -> Predecessor:
-        """Begin a new epoch: from here on every earlier writer of this gateway is refused."""
+        """Begin a new epoch: every earlier writer of this gateway is refused from now on."""
         token = secrets.token_hex(8)
         epoch, seq, before, writer = cast(
             "tuple[int, int, int, bytes]",
@@ -108,7 +108,7 @@ class CommitSequence:
         return Predecessor(before, writer.decode(errors="replace"), seq)
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
-        """Take over what earlier writers have left in a file, and have it written from now on."""
+        """Take over the commits of earlier writers from a file, and continue the file."""
         kept = file.read()
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
@@ -124,7 +124,7 @@ class CommitSequence:
         self.journal.record = file
 
     def commit(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
-        """Make outcomes true in one step, each with a verdict of its own.
+        """Commit outcomes in one step; each gets its own verdict.
 
         ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
         """
@@ -160,7 +160,7 @@ class CommitSequence:
         for each, (change, _) in zip(commits, changes, strict=True):
             result_key = names.result_key(each.request_id)
             keys += [result_key, each.share or result_key]
-            args += [each.deadline, each.result, commit_record.late(each.request_id), change]
+            args += [each.deadline, each.result, results.late(each.request_id), change]
             args += [int(each.creates), each.tag, each.request_id]
         removal = all(each.is_removal for each in commits)
         answers, seq = self._answers((self._release if removal else self._commit)(keys=keys, args=args))
@@ -182,21 +182,33 @@ class CommitSequence:
             self.catch_up()
 
     def prepare(self) -> None:
-        """Make sure that the procedures can be called, before anybody is made way for."""
+        """Check that the procedures can be called, before an earlier writer is replaced."""
         self._ask([(names.request_id(self.gateway, "start"), 0)])
 
-    def tell(self, fields: Mapping[str, str | float], redis: Redis | None = None, metrics: str | None = None) -> str:
-        """Tell what the writer is and does: ``current``, or why nothing was told. ``redis`` is this thread's own."""
+    def tell(
+        self,
+        fields: Mapping[str, str | float],
+        redis: Redis | None = None,
+        metrics: str | None = None,
+        *,
+        brief: bool = False,
+    ) -> tuple[str, str]:
+        """Write the heartbeat's fields. Returns ``current``, or why nothing was written, and the gateway's state.
+
+        ``redis`` is this thread's client. ``brief`` compares the writer's token, which each start of a writer replaces,
+        and not the epoch, which an operator's restore or removal raises too.
+        """
         keys = [self._gateway_key, self._epoch_key]
-        args: list[str | int | bytes] = list(self._fence)
+        args: list[str | int | bytes] = [*self._fence, "brief" if brief else ""]
         args += [part if isinstance(part, int) else str(part) for pair in fields.items() for part in pair]
         if metrics is not None:
             keys += [names.metrics_key(self.gateway), names.lane_queue(self.gateway), names.bulk_queue(self.gateway)]
             args.append(metrics)
-        return cast("bytes", self._tell(keys=keys, args=args, client=redis)).decode()
+        verdict, state = cast("tuple[bytes, bytes]", self._tell(keys=keys, args=args, client=redis))
+        return verdict.decode(), state.decode(errors="replace")
 
     def catch_up(self) -> None:
-        """Make true again what Redis has lost of this writer's commits; nothing where it has lost none."""
+        """Repeat this writer's commits that Redis has lost; does nothing if it has lost none."""
         self.behind = False
         if not self.writer:
             return
@@ -229,7 +241,7 @@ class CommitSequence:
         log.warning("gateway %s: %d outcomes were made true again", self.gateway, lost.redone)
 
     def _make_again(self, made: Sequence[Made], seq: int) -> list[str] | None:
-        """What became of each outcome; None where a newer writer has started."""
+        """Repeat outcomes; returns the verdicts, or None if a newer writer has started."""
         keys = list(self._keys)
         args: list[str | int | bytes] = [self.epoch, self.writer, seq, self._result_ttl]
         for each in made:

@@ -1,4 +1,4 @@
-"""The gateway's hashes in Redis: load, commit, settle, heartbeat. The only module that writes them. No decisions."""
+"""Reads and writes a gateway's hashes in Redis: load, commit, check, heartbeat. No other module writes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from peerlane.workers.store.sequence import CommitSequence, Predecessor
 
 
 class Store:
-    """One gateway's state. Every method raises redis.RedisError as it comes: waiting is the writer's business."""
+    """One gateway's state. Every method raises redis.RedisError as it comes; the writer decides whether to wait."""
 
     def __init__(self, redis: Redis, gateway: str, *, result_ttl: int, cipher: PskCipher | None = None) -> None:
         self.redis = redis
@@ -36,18 +36,18 @@ class Store:
 
     @property
     def epoch(self) -> int:
-        """This writer's; 0 where none was opened."""
+        """This writer's epoch; 0 before one was opened."""
         return self.sequence.epoch
 
     def prepare(self) -> None:
-        """Make sure that the procedures can be called, before anybody is made way for.
+        """Check that the procedures can be called, before an earlier writer is replaced.
 
         Raises redis.RedisError, FunctionsMissing among them.
         """
         self.sequence.prepare()
 
     def open_epoch(self) -> Predecessor:
-        """Begin a new epoch: from here on every earlier writer of this gateway is refused."""
+        """Begin a new epoch: every earlier writer of this gateway is refused from now on."""
         return self.sequence.begin()
 
     def commit(
@@ -61,7 +61,7 @@ class Store:
         tag: str = "",
         drains: bool = True,
     ) -> Answer:
-        """Make an outcome true, or learn why it cannot become so. Safe to repeat with the same arguments.
+        """Commit an outcome, or learn why that is refused. Safe to repeat with the same arguments.
 
         ``share``: the key under which the request counts in a share of the lane (tasks.admission.quota); it leaves it.
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
@@ -70,7 +70,7 @@ class Store:
         return self._commit_all([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
 
     def leave_shares(self, shares: Sequence[tuple[str, str]]) -> None:
-        """Let requests go out of shares of the lane: pairs of a share's key and a request's id."""
+        """Remove requests from shares of the lane: pairs of a share's key and a request's id."""
         pipe = self.redis.pipeline(transaction=False)
         for share, request_id in shares:
             pipe.zrem(share, request_id)
@@ -86,14 +86,14 @@ class Store:
         return self.sequence.check(requests)
 
     def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
-        """``commit`` for many requests in one step, each with a verdict of its own; ``failed``: ask for it alone."""
+        """``commit`` for many requests in one step; each gets its own verdict. ``failed``: commit it alone."""
         return self._commit_all(commits)
 
     def _commit_all(self, commits: Sequence[Commit]) -> list[Answer]:
         return self.sequence.commit(commits, [self._changes(each.plans) for each in commits])
 
     def _changes(self, plans: Sequence[Plan]) -> tuple[str, bool]:
-        """The changes that a commit takes, and whether they hold a preshared key in clear."""
+        """A commit's changes as the script takes them, and whether they contain a preshared key in clear."""
         changes = [change_of(plan, self._record(plan)) for plan in plans]
         clear = any(plan.after is not None and plan.after.preshared_key is not None for plan in plans)
         return json.dumps(changes, separators=(",", ":")), clear and not self.cipher.seals
@@ -108,7 +108,7 @@ class Store:
         return None if record is None else self._opened(StoredPeer.from_record(public_key, record))
 
     def peers(self, public_keys: Sequence[str]) -> dict[str, StoredPeer | None]:
-        """Peers as stored, by a Redis that is not behind.
+        """Peers as stored, after Redis has every commit.
 
         Raises:
             StorageError: a record does not parse.
@@ -121,7 +121,7 @@ class Store:
         }
 
     def _record(self, plan: Plan) -> str | None:
-        """What is to be stored."""
+        """The record to store for a peer."""
         if plan.after is None or plan.after is plan.before:
             return None
         return self.cipher.sealed(self.gateway, plan.after).record()
@@ -133,7 +133,7 @@ class Store:
             raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
 
     def load(self, progress: Progress | None = None) -> Loaded:
-        """Everything, page by page. A record that does not parse is set aside, never dropped.
+        """Load all peers, page by page. A record that does not parse is kept as broken.
 
         A writer's first makes true again what Redis has lost: the device never follows a Redis that is behind.
         """
@@ -150,11 +150,11 @@ class Store:
         return loading.ended()
 
     def coming(self) -> int:
-        """How many peers the writer says it has still to add to its device."""
+        """How many peers the writer still has to add to its device, as its heartbeat says."""
         return self._told("recovering")
 
     def _told(self, fact: str) -> int:
-        """A number that a writer has told."""
+        """A number in a writer's fields."""
         told = cast("bytes | None", self.redis.hget(self._gateway, fact)) or b""
         return int(told) if told.isdigit() and len(told) < 10 else 0
 
@@ -163,27 +163,30 @@ class Store:
         return any(hash_pages(self.redis, self._peers, count=1))
 
     def register(self, facts: Mapping[str, str | float]) -> bool:
-        """Tell the fleet that this gateway is there, and what it is. False: the writer has been replaced."""
+        """Register this gateway and its facts. False: the writer has been replaced."""
         self.redis.sadd(names.GATEWAYS_KEY, self.gateway)
         self.sequence.facts = {name: value for name, value in facts.items() if name != "phase"}
-        return self.sequence.tell(facts) != "fenced"
+        return self.sequence.tell(facts)[0] != "fenced"
 
     def facts(self) -> dict[str, str]:
-        """What the gateway says of itself."""
+        """The gateway's facts."""
         found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
         return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
-    def heartbeat(self, redis: Redis | None = None, *, metrics: str | None = None, **fields: str | int) -> bool:
-        """Tell that the writer lives. False: it has been replaced. ``redis`` is the calling thread's own client.
+    def heartbeat(
+        self, redis: Redis | None = None, *, metrics: str | None = None, brief: bool = False, **fields: str | int
+    ) -> str | None:
+        """Write a heartbeat; returns the gateway's state, or None if the writer has been replaced.
 
-        ``metrics`` is what the writer has measured; with it, it is told too how long the oldest message has waited.
+        ``redis`` is the calling thread's client. ``metrics`` are the writer's measurements; with them the age of the
+        oldest message is written too. ``brief``: see ``CommitSequence.tell``.
         """
-        told = self.sequence.tell(fields, redis, metrics)
-        self.sequence.behind |= told == "behind"
-        return told != "fenced"
+        verdict, state = self.sequence.tell(fields, redis, metrics, brief=brief)
+        self.sequence.behind |= verdict == "behind"
+        return None if verdict == "fenced" else state or "active"
 
     def staged(self, token: str) -> list[str]:
-        """What an import has brought, in order."""
+        """The staged peers of an import, in order."""
         found = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))
         return [entry.decode(errors="replace") for entry in found]
 

@@ -1,6 +1,6 @@
 -- Take what waits in a lane, many messages at once: popped and noted as taken in one step, so that none is lost between.
 -- What is dead (its request has an outcome, or its deadline has passed) is struck out instead of noted, and a late one gets
--- its outcome here. While the oldest is late, the newest are taken, deletes before all others: docs/adr/0008.
+-- its outcome here. While many wait, deletes go first; while the oldest is late, the newest are taken: docs/adr/0008.
 -- Asked again with the same tags, it answers what it has noted under them: an answer that was lost costs nothing.
 -- KEYS  1 interactive queue  2 bulk queue  3 messages taken and not acknowledged  4 their index
 -- ARGV  1 this host's time in s       2 what the tags of this call begin with   3 gateway
@@ -9,10 +9,12 @@
 --       8 record of a request whose deadline has passed, @request-id@ in the place of its id   9 its TTL in s
 --       10 most that are struck out at the old end of a queue
 --       11 ms before its deadline from which on a request counts as late when a lane's order is chosen
---       12 how many of a late lane's newest are looked through for deletes; of the oldest a quarter as many
---       13 how a delete's task begins
+--       12 messages that wait from which on deletes go first  13 how many are looked through for deletes in one call
+--       14 most deletes that go first       15 '1': bulk has its turn, if anything waits there
+--       16 17 of the interactive queue: its length after the last call, and how many of its newest had not been looked
+--       through for deletes then      18 19 the same of the bulk queue      20 .. how tasks begin that only make room
 -- Returns {list of {queue, message, tag, '1' if its request may have an outcome already}, list of the struck out:
---          {queue, message, request id, task, record of its outcome}}
+--          {message, request id, task, record of its outcome, '' where it is that of ARGV 8}, {what 16 to 19 are next time}}
 local taken, dead = {}, {}
 local most, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5])
 local late, in_order = false, false
@@ -26,7 +28,20 @@ local function publish(key, record)
   local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')
   if reply and #token == 32 then redis.call('PUBLISH', reply, record) end
 end
+-- The value of a header as our clients and Celery write it, found without decoding all of the message: an unescaped
+-- "name": is a name in JSON, wherever it stands. false: it is there in another form.
+local function header(raw, name, form, from)
+  local at = string.find(raw, '"' .. name .. '":', from, true)
+  if not at then return nil end
+  return string.match(raw, '^ *' .. form .. ' *[,}]', at + #name + 3) or false
+end
 local function read(raw)
+  local from = string.find(raw, '"headers":', 1, true)
+  if from and not string.find(raw, '"redelivered"', 1, true) then
+    local id, task = header(raw, 'id', '"([^"\\]*)"', from), header(raw, 'task', '"([^"\\]*)"', from)
+    local deadline = header(raw, 'deadline', '(%d+)', from)
+    if id and task and deadline ~= false then return {id = id, task = task, deadline = tonumber(deadline)} end
+  end
   local ok, envelope = pcall(cjson.decode, raw)
   if ok and type(envelope) == 'table' and type(envelope.headers) == 'table' then return envelope.headers end
   return {}
@@ -47,7 +62,7 @@ local function is_late(headers, margin)
   local deadline = headers.deadline
   return type(deadline) == 'number' and deadline > 0 and now + margin > deadline
 end
--- The record of its outcome, if it has one or gets one now; and whether something else is in the place of one.
+-- The record of its outcome, if it has one or gets one now ('': that of ARGV 8); and whether something else is there.
 local function outcome(headers)
   local id = sound_id(headers)
   if not id then return nil, false end
@@ -59,15 +74,13 @@ local function outcome(headers)
   local record = string.gsub(ARGV[8], '@request%-id@', id)
   redis.call('SET', key, record, 'EX', ARGV[9])
   publish(key, record)
-  return record, false
+  return '', false
 end
 local function tell(queue, raw, tag, doubtful) taken[#taken + 1] = {queue, raw, tag, doubtful and '1' or '0'} end
--- Strike it out, or note it as taken.
-local function settle(queue, raw, headers)
-  local record, doubtful = outcome(headers)
+-- Strike it out, or note it as taken. ``record`` and ``doubtful`` are what outcome() says.
+local function settle(queue, raw, headers, record, doubtful)
   if record then
-    local task = type(headers.task) == 'string' and headers.task or ''
-    dead[#dead + 1] = {queue, raw, headers.id, task, record}
+    dead[#dead + 1] = {raw, headers.id, type(headers.task) == 'string' and headers.task or '', record}
     -- What was cancelled says little of the lane where its deadline is known.
     late = late or type(headers.deadline) ~= 'number' or is_late(headers, tonumber(ARGV[11]))
     return
@@ -78,6 +91,15 @@ local function settle(queue, raw, headers)
   tell(queue, raw, tag, doubtful)
   full = full or weighs_much(headers)
   if queue == KEYS[2] then bytes_left = bytes_left - #raw end
+end
+-- Of a queue, how many of its newest have not been looked through for deletes. Nobody but this procedure and the BRPOP
+-- before it takes anything off a queue; where somebody did, all of it is looked through anew.
+local unseen = {}
+for at, queue in ipairs({KEYS[1], KEYS[2]}) do
+  local length = redis.call('LLEN', queue)
+  local before, seen_not = tonumber(ARGV[14 + 2 * at]), tonumber(ARGV[15 + 2 * at])
+  local came = length - before + (queue == ARGV[6] and 1 or 0)
+  unseen[queue] = came < 0 and length or math.min(length, seen_not + came)
 end
 local function noted_before()
   for number = 1, most do
@@ -96,77 +118,119 @@ local function noted_before()
   return true
 end
 local function has_room() return not full and #taken < most and bytes_left > 0 end
--- The newest of a late lane: the oldest would be late before they are committed.
-local function take_newest(queue)
-  local span = tonumber(ARGV[12])
-  local newest = redis.pcall('LRANGE', queue, 0, span - 1)
-  local oldest = redis.pcall('LRANGE', queue, -span / 4, -1)
-  if newest.err or oldest.err then  -- without the right to look: the oldest first, as ever
-    in_order = true
-    return
+-- Take one out of the middle of a queue, at a place counted from its newest. Whether something was done with it.
+local function take_at(queue, place, raw, headers)
+  if redelivered(headers) or not has_room() or (#taken > 0 and weighs_much(headers)) then return end
+  local from = place * 2 > redis.call('LLEN', queue) and -1 or 1  -- from the nearer end
+  if redis.pcall('LREM', queue, from, raw) ~= 1 then return end
+  if place < unseen[queue] then unseen[queue] = unseen[queue] - 1 end
+  settle(queue, raw, headers, outcome(headers))
+end
+local function makes_room(raw)
+  for at = 20, #ARGV do
+    -- The text could be anywhere in a message, so it only tells which are worth reading.
+    if string.find(raw, ARGV[at], 1, true) then
+      local headers = read(raw)
+      if type(headers.task) == 'string' and string.sub(headers.task, 1, #ARGV[at]) == ARGV[at] then return headers end
+    end
   end
-  local function takes(raw, count)
-    local headers = read(raw)
-    if redelivered(headers) or not has_room() or (#taken > 0 and weighs_much(headers)) then return end
-    if redis.pcall('LREM', queue, count, raw) == 1 then settle(queue, raw, headers) end
-  end
-  -- Deletes are looked for at both ends: where they come in, and where they would be late next.
-  local function take_deletes(messages, count)
+end
+-- Deletes in the order in which they came: each message is looked at once. One that would be late before its commit
+-- waits for those that would not.
+local function take_deletes(queue)
+  local left, nearly, limit = tonumber(ARGV[13]), {}, #taken + tonumber(ARGV[14])
+  while left > 0 and unseen[queue] > 0 and #taken < limit and has_room() do
+    local first = math.max(0, unseen[queue] - math.min(left, 128))
+    local messages = redis.pcall('LRANGE', queue, first, unseen[queue] - 1)
+    if messages.err then return end  -- without the right to look: in their order, as ever
     for at = #messages, 1, -1 do
-      -- The text could be anywhere in a message, so it only tells which are worth reading.
-      if string.find(messages[at], ARGV[13], 1, true) then
-        local task = read(messages[at]).task
-        if type(task) == 'string' and string.sub(task, 1, #ARGV[13]) == ARGV[13] then
-          takes(messages[at], count)
-          messages[at] = false
-        end
+      if #taken >= limit or not has_room() then break end
+      local raw, place = messages[at], first + at - 1
+      left, unseen[queue] = left - 1, place
+      local headers = makes_room(raw)
+      if headers and is_late(headers, tonumber(ARGV[11])) then
+        nearly[#nearly + 1] = {place, raw, headers}
+      elseif headers then
+        take_at(queue, place, raw, headers)
       end
     end
   end
-  take_deletes(oldest, -1)
-  newest = redis.call('LRANGE', queue, 0, span - 1)
-  take_deletes(newest, 1)
-  local room, chosen = most - #taken, {}
-  for _, raw in ipairs(newest) do
-    if #chosen >= room then break end
-    if raw then chosen[#chosen + 1] = raw end
+  for _, each in ipairs(nearly) do
+    if #taken < limit then take_at(queue, unpack(each)) end
   end
-  for at = #chosen, 1, -1 do takes(chosen[at], 1) end  -- those that are taken keep their order
+end
+-- The newest of a late lane: the oldest would be late before they are committed.
+local function take_newest(queue)
+  local newest = redis.pcall('LRANGE', queue, 0, most - #taken - 1)
+  if newest.err then  -- without the right to look: the oldest first, as ever
+    in_order = true
+    return
+  end
+  for at = #newest, 1, -1 do  -- those that are taken keep their order
+    take_at(queue, at - 1, newest[at], read(newest[at]))
+  end
 end
 -- What was delivered before is taken alone: it may be what ended the writer, and each delivery is counted.
-local function take_more(queue)
-  local struck_out = 0
+local function take_more(queue, looked)
+  local struck_out, enough = 0, tonumber(ARGV[10])
   while has_room() do
     local raw = redis.pcall('RPOP', queue)
     -- Without the right to pop, or a queue of another kind: what is in hand goes alone.
     if not raw or type(raw) == 'table' then return end
     local headers = read(raw)
-    local before = #dead
-    if (redelivered(headers) or (#taken > 0 and weighs_much(headers))) and not outcome(headers) then
+    local record, doubtful = outcome(headers)
+    if not record and (redelivered(headers) or (#taken > 0 and weighs_much(headers))) then
       redis.call('RPUSH', queue, raw)
       return
     end
-    local enough = struck_out >= tonumber(ARGV[10])
-    local in_vain = late or is_late(headers, tonumber(ARGV[11]))
-    if not in_order and (enough or (in_vain and not outcome(headers))) then
+    local in_vain = not record and (late or is_late(headers, tonumber(ARGV[11])))
+    if in_vain and not in_order then
       redis.call('RPUSH', queue, raw)
-      take_newest(queue)
-      if enough or not in_order then return end
     else
-      settle(queue, raw, headers)
-      struck_out = struck_out + #dead - before
+      settle(queue, raw, headers, record, doubtful)
+      if record then struck_out = struck_out + 1 end
+    end
+    if not in_order and (in_vain or struck_out >= enough) then
+      if not looked then take_deletes(queue) end
+      looked = true
+      if has_room() then take_newest(queue) end
+      if not in_order then return end
     end
   end
 end
-if noted_before() then return {taken, dead} end
-local first = read(ARGV[7])
-settle(ARGV[6], ARGV[7], first)
-if #taken > 0 and redelivered(first) then return {taken, dead} end
-if ARGV[6] == KEYS[1] then
-  bytes_left = math.huge
-  take_more(KEYS[1])
--- Bulk yields: a group of it is short.
-elseif redis.call('LLEN', KEYS[1]) == 0 then
-  take_more(KEYS[2])
+local function answer()
+  local state = {}
+  for _, queue in ipairs({KEYS[1], KEYS[2]}) do
+    local length = redis.call('LLEN', queue)
+    state[#state + 1] = length
+    state[#state + 1] = math.min(length, unseen[queue])
+  end
+  return {taken, dead, state}
 end
-return {taken, dead}
+if noted_before() then
+  for queue in pairs(unseen) do unseen[queue] = math.huge end
+  return answer()
+end
+local queue, raw, turn = ARGV[6], ARGV[7], false
+if ARGV[15] == '1' and queue == KEYS[1] and not redelivered(read(raw)) then
+  local other = redis.pcall('RPOP', KEYS[2])
+  if type(other) == 'string' then
+    redis.call('RPUSH', queue, raw)
+    queue, raw, turn = KEYS[2], other, true
+  end
+end
+local first, more = read(raw), true
+if queue == KEYS[1] then
+  bytes_left = math.huge
+else
+  more = turn or redis.call('LLEN', KEYS[1]) == 0  -- bulk yields: a group of it is short
+end
+local many = more and not redelivered(first) and redis.call('LLEN', queue) >= tonumber(ARGV[12])
+if many then take_deletes(queue) end
+if #taken > 0 and (not has_room() or weighs_much(first)) then
+  redis.call('RPUSH', queue, raw)
+else
+  settle(queue, raw, first, outcome(first))
+  if more and not (#taken > 0 and redelivered(first)) then take_more(queue, many) end
+end
+return answer()

@@ -1,1 +1,1 @@
-"""What the observer does: activity, sweep, reconcile. Never writes to the device."""
+"""The observer's work: activity, sweeps, reconciliations. Never writes to the device."""

@@ -1,4 +1,4 @@
-"""Every peer's activity: read from the device's counters, kept in memory and in Redis."""
+"""Tracks each peer's activity: reads the device's counters and stores activity in memory and in Redis."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ FORGET_AFTER = 3600.0
 
 
 class ActivityTracker:
-    """Every peer's activity, in memory and in Redis. Belongs to the observer's thread."""
+    """The activity of all peers. Belongs to the observer's thread."""
 
     def __init__(self, redis: Redis, gateway: str, source: CounterSource, index: Callable[[], int]) -> None:
-        """``index`` tells the device's number, which is another one once the device is made anew."""
+        """``index`` returns the device's number, which changes when the device is created again."""
         self._redis, self._key = redis, names.seen_key(gateway)
         self._gateway = gateway
         self._source, self._index = source, index
@@ -53,7 +53,7 @@ class ActivityTracker:
         self._told: tuple[float, tuple[int, int]] | None = None
 
     def load(self) -> None:
-        """What was known before this process. Raises redis.RedisError."""
+        """Load the stored activity. Raises redis.RedisError."""
         unreadable = 0
         for page in hash_pages(self._redis, self._key, count=SLICE):
             for name, stored in page:
@@ -65,7 +65,7 @@ class ActivityTracker:
             log.warning("gateway %s: %d entries of activity are not readable and begin anew", self._gateway, unreadable)
 
     def recall(self, newcomers: Collection[str]) -> None:
-        """Look up who has come to this gateway since the last look: a restore brings peers and what they did before.
+        """Load the stored activity of new peers, because a restore brings peers with their activity.
 
         Raises redis.RedisError.
         """
@@ -78,7 +78,7 @@ class ActivityTracker:
                     self.seen[key] = found
 
     def read(self, now: int) -> None:
-        """Read all counters; ``now`` is in seconds on Redis' clock. What goes wrong is in ``trouble``."""
+        """Read all counters; ``now`` is in seconds on Redis' clock. An error is in ``trouble`` afterwards."""
         self.read_at = time.monotonic()
         device = self._index()
         if device != self._device:
@@ -105,7 +105,7 @@ class ActivityTracker:
         self.sight = Sight(shown, self._source.complete, self._since)
 
     def reading(self, now: int) -> dict[str, Any]:
-        """The last reading as others are told it; with the bytes a second since it was told before, if it was."""
+        """The last reading for the heartbeat, with the bytes a second since the previous one."""
         shown = len(self.sight.shown) if self.sight is not None else 0
         found: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
         if self.trouble is None:
@@ -121,12 +121,12 @@ class ActivityTracker:
         return self._moved
 
     def complete_with(self, peers: Collection[str]) -> None:
-        """A reading that shows all of ``peers`` lacks none that matters, though it was interrupted."""
+        """Count an interrupted reading as complete if it shows all of ``peers``."""
         if self.sight is not None and not self.sight.complete and all(key in self.sight.shown for key in peers):
             self.sight = replace(self.sight, complete=True)
 
     def write(self) -> None:
-        """Write what has changed. Raises redis.RedisError; what was not written stays to be written."""
+        """Write the changes to Redis. Raises redis.RedisError; the next call then writes the rest."""
         for keys in _slices(list(self._unwritten)):
             fields = {key: encode(self.seen[key]) for key in keys if key in self.seen}
             if fields:
@@ -134,7 +134,7 @@ class ActivityTracker:
             self._unwritten.difference_update(keys)
 
     def forget(self, peers: Collection[str]) -> int:
-        """Drop what is known of peers that neither Redis nor the device has had for a while; how many.
+        """Drop the activity of peers that neither Redis nor the device has had for some time; returns how many.
 
         Raises redis.RedisError.
         """

@@ -1,6 +1,6 @@
-"""Whether Redis' clock runs as this host's steady one does; a jump is an alarm.
+"""Compares Redis' clock with this host's monotonic clock; a jump raises an alarm.
 
-Expiry is reckoned on Redis' clock. Should that jump by an hour, every peer with a TTL would seem to be out of time.
+Expiry uses Redis' clock. If it jumped ahead by an hour, many peers would seem to have expired.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ TOLERANCE = 30.0
 
 
 class ClockDrift:
-    """Two clocks, looked at now and again: the server's (seconds since 1970), and one that nobody sets."""
+    """Compares two clocks: the server's (seconds since 1970), and a monotonic one."""
 
     def __init__(self, offset: float | None = None) -> None:
-        """``offset`` is the server's lead over the steady clock as it was before, where that is known."""
+        """``offset`` is the earlier lead of the server over the monotonic clock, if it is known."""
         #: The lead while the clocks agreed; taken anew at each look that agrees, as clocks are slewed.
         self.offset = offset
         #: Seconds that the server's clock is ahead of where it should be; None while they agree.
         self.jumped: float | None = None
 
     def look(self, server: float, steady: float) -> float | None:
-        """Both clocks read at one moment; by how much the server's has jumped, None if it has not."""
+        """Take both clocks, read at one moment; returns the server's jump, None if there is none."""
         offset = server - steady
         if self.offset is not None and abs(offset - self.offset) > TOLERANCE:
             self.jumped = offset - self.offset
@@ -38,12 +38,12 @@ class ClockDrift:
         return self.jumped
 
     def accept(self, server: float, steady: float) -> None:
-        """A person says that the server's clock is right as it is."""
+        """Accept the server's present time as right."""
         self.offset, self.jumped = server - steady, None
 
 
 class ClockMonitor:
-    """Redis' clock, and whether it can be trusted. A jump is an alarm that outlives this process."""
+    """Redis' clock, and whether it can be trusted. The alarm about a jump outlives this process."""
 
     KIND = "clock"
 
@@ -77,13 +77,13 @@ class ClockMonitor:
         return int(server)
 
     def held(self) -> list[Refusal]:
-        """Why the time that ``look`` told is not to be acted on."""
+        """Why a sweep must not use the time of the last ``look``; empty if it may."""
         if self._watch.jumped is None:
             return []
         return [Refusal(self.KIND, f"Redis' clock has jumped by {self._watch.jumped:+,.0f} s")]
 
     def accept(self) -> None:
-        """A person says that Redis' clock is right. Raises redis.RedisError."""
+        """Accept Redis' clock, as an operator has confirmed it. Raises redis.RedisError."""
         self._watch.accept(*self._both())
         self.sure_since = None
         clear_alarm(self._redis, self._gateway, self.KIND, "a person has taken the clock as it is")

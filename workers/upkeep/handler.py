@@ -1,11 +1,11 @@
-"""Requests to the observer: checked, claimed once per time slot, carried out, reported."""
+"""Handles requests to the observer: checks them, claims their time slots, carries them out, reports."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from redis import Redis
@@ -31,7 +31,7 @@ BREATH = 1.0
 
 
 class UpkeepHandler:
-    """Requests to the observer: checked, claimed once per slot, carried out, reported (``tasks.wire.upkeep``)."""
+    """Handles an observer's requests (``tasks.wire.upkeep``)."""
 
     def __init__(
         self, redis: Redis, settings: Settings, attendance: ScheduleWatchdog, sweeper: Sweeper, reconciler: Reconciler
@@ -42,14 +42,15 @@ class UpkeepHandler:
         # Of the request that is being carried out.
         self._request_id, self._deadline, self._act = "", 0, ""
         self._breathed = 0.0
-        #: Where the gateway's writer is, if it is not here; then nothing is done.
+        #: Where the gateway's writer is, if it is not here; then nothing is done. ``look_for_writer`` sets it.
         self.elsewhere: str | None = None
+        self.look_for_writer: Callable[[], object] = lambda: None
         self.measurements = UpkeepMeasurements()
         #: When the last request was through, on the monotonic clock.
         self.ended = 0.0
 
     def carry_out(self, task: str, request_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what the request wishes; its report.
+        """Carry a request out; returns its report.
 
         Raises:
             PeerlaneError: why nothing was done.
@@ -60,10 +61,11 @@ class UpkeepHandler:
         PULSE.turn(LONG)
         self._act = "sweep" if task == names.SWEEP else "reconcile"
         self._request_id, self._deadline, self._breathed = request_id, wish.deadline or 0, time.monotonic()
-        if self.elsewhere is not None:
-            note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
-            return {"outcome": "skipped", "gateway": self._gateway, "note": note}
         try:
+            self.look_for_writer()
+            if self.elsewhere is not None:
+                note = f"the gateway's writer is on {self.elsewhere}, where this observer is not"
+                return {"outcome": "skipped", "gateway": self._gateway, "note": note}
             if wish.slot is not None:
                 self._redis.hset(names.observer_key(self._gateway), "asked_at", self._redis.time()[0])
             if wish.slot is not None and task == names.SWEEP:
@@ -88,18 +90,18 @@ class UpkeepHandler:
         return report
 
     def by_itself(self, task: str) -> None:
-        """Do it now, without a request."""
+        """Carry a task out now, without a request."""
         report = self.carry_out(task, "", {"gateway": self._gateway})
         log.info("gateway %s: %s by itself, as the writer or Redis has come back: %s", self._gateway, self._act, report)
 
     def every(self, task: str) -> float:
-        """Seconds between two slots, as beat counts them: by what the gateway's hash says, whatever was told here."""
+        """Seconds between two slots, from the gateway's hash, as beat counts them."""
         _, fact = ACTS[task]
         told = cast("bytes | None", self._redis.hget(names.gateway_key(self._gateway), fact))
         return interval(told, self._every[task])
 
     def _unclaimable(self, task: str, slot: int) -> str | None:
-        """Why a slot's task is not to be carried out; None if this claims it."""
+        """Why a slot's task is skipped; None if this call has claimed the slot."""
         every = self.every(task)
         seconds, _ = self._redis.time()
         if abs(seconds / every - slot) > 2:
@@ -109,7 +111,7 @@ class UpkeepHandler:
         return None if claimed else "its time slot was taken care of"
 
     def _go_on(self, state: dict[str, Any]) -> bool:
-        """Hear how far it is: tell it, give a sign of life; whether it is still wanted. Once a second."""
+        """Report progress and write a heartbeat, once a second; returns whether the request is still wanted."""
         if time.monotonic() - self._breathed < BREATH:
             return True
         self._breathed = time.monotonic()

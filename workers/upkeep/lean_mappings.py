@@ -1,4 +1,4 @@
-"""What an observer holds of each peer, as keys of 32 bytes and a few bytes beside: there may be a million. Pure."""
+"""Compact mappings by public key, because an observer may have a million peers: 32 bytes a key and a few more. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peerlane.workers.store.activity import StoredActivity
 
 
 class Lifetime(NamedTuple):
-    """What a sweep looks at of a peer's record (``sweep.SweepCandidate``)."""
+    """The fields of a peer's record that a sweep uses (``sweep_policy.SweepCandidate``)."""
 
     created_at: int
     expires_at: int | None
@@ -21,7 +21,7 @@ class Lifetime(NamedTuple):
 
 
 class Lifetimes(Mapping[str, Lifetime]):
-    """Public key → what a sweep looks at. Keys that are none are not taken in."""
+    """Public key → Lifetime. Malformed keys are ignored."""
 
     def __init__(self) -> None:
         self._held: dict[bytes, bytes] = {}
@@ -64,7 +64,7 @@ _NUMBERS = struct.Struct("=6Q")
 
 
 class Activities(MutableMapping[str, StoredActivity]):
-    """Public key → its activity. Keys that are none are not taken in."""
+    """Public key → activity. Malformed keys are ignored."""
 
     def __init__(self) -> None:
         self._held: dict[bytes, bytes] = {}

@@ -1,4 +1,4 @@
-"""What an observer counts of its sweeps, reconciliations and readings, told with its heartbeat. Cumulative."""
+"""Counts an observer's sweeps, reconciliations and readings, for its heartbeat. Cumulative."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 
 
 class UpkeepMeasurements:
-    """Since this observer began. Belongs to its thread."""
+    """The counts since this observer began. Belongs to its thread."""
 
     def __init__(self) -> None:
         #: When it began, in ms on Redis' clock; known once it has told that it lives.
@@ -24,7 +24,7 @@ class UpkeepMeasurements:
         self._drift: Counter[str] = Counter(dict.fromkeys((*get_args(Kind), "device"), 0))
 
     def ended(self, task: str, report: Mapping[str, Any]) -> None:
-        """A sweep or a reconciliation is over; with its report."""
+        """Count a sweep or reconciliation by its report."""
         ended, counted, kinds = (
             (self._sweeps, self._removed, report.get("removed"))
             if task == names.SWEEP
@@ -35,7 +35,7 @@ class UpkeepMeasurements:
             counted.update(cast("dict[str, int]", kinds))
 
     def document(self, counted: ActivityTracker | None) -> dict[str, Any]:
-        """For ``tasks.values.metrics``."""
+        """The document of ``tasks.values.metrics``."""
         document: dict[str, Any] = {
             "began": self.began_ms,
             "sweeps": self._sweeps,

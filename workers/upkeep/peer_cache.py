@@ -12,7 +12,7 @@ from peerlane.workers.upkeep.lean_mappings import Lifetime, Lifetimes
 
 
 class PeerCache:
-    """Reads all peers of a gateway again and again; knows who is new since the last time."""
+    """Reads all peers of a gateway for each sweep, and knows which are new since the last one."""
 
     def __init__(self, redis: Redis, gateway: str) -> None:
         self._redis, self._key = redis, names.peers_key(gateway)
@@ -22,7 +22,7 @@ class PeerCache:
         self._read = False
 
     def read(self) -> Lifetimes:
-        """Every peer whose record this program understands: records that do not parse are skipped.
+        """All peers; records that do not parse are skipped.
 
         Raises redis.RedisError.
         """

@@ -37,7 +37,7 @@ DEVICE_ALARM = "device"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One comparison."""
+    """One comparison of device and Redis."""
 
     found: list[Drift]
     #: Peers on the device.
@@ -50,7 +50,7 @@ class Comparison:
 
 @dataclass(kw_only=True)
 class Reconciler:
-    """One gateway's reconciliations. Raises redis.RedisError where Redis is away, KernelError where the device is."""
+    """Reconciles one gateway. Raises redis.RedisError if Redis is away, KernelError if the device cannot be read."""
 
     store: Store
     policy: Policy
@@ -64,7 +64,7 @@ class Reconciler:
     mtu: int | None = None
 
     def reconcile(self, wish: ReconcileGateway, go_on: GoOn) -> dict[str, Any]:
-        """Compare and mend now; the report."""
+        """Compare and repair now; returns the report."""
         began = time.monotonic()
         report: dict[str, Any] = {"outcome": "reconciled", "gateway": self.policy.gateway, "found": {}, "mended": {}}
         if self.view is None:
@@ -106,7 +106,7 @@ class Reconciler:
         return Comparison([*found.first, *missing, *found.routes], len(device), tuple(wrong), coming)
 
     def _changed(self, device: DeviceIdentity) -> Iterator[str]:
-        """Where the device is not the one that clients were told of when it was registered."""
+        """The differences between the device's key, port and MTU and the registered ones."""
         key = names.gateway_key(self.policy.gateway)
         told = cast("list[bytes | None]", self.store.redis.hmget(key, "public_key", "listen_port"))
         public_key, port = ((value or b"").decode(errors="replace") for value in told)
@@ -168,7 +168,7 @@ class Reconciler:
         return {**told, "mended": {kind: count for kind, count in mended.items() if count}}
 
     def _adopt(self, mended: dict[str, int], wanted: Callable[[], bool]) -> dict[str, Any]:
-        """Take over what only the device knows; why not, for the report, where one cannot be taken, and so none.
+        """Adopt the peers that only the device has; if one cannot be adopted, none is, and the reasons are returned.
 
         That is no reason to leave the rest unmended. Raises PeerlaneError where the writer could not be asked.
         """
@@ -183,7 +183,7 @@ class Reconciler:
             return {"not_adopted": refusal.as_dict()}
 
     def _left_out(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Say what could not be adopted in a report, and in an alarm until the device holds no unknown peer."""
+        """Report the peers that could not be adopted, and raise an alarm until the device has no unknown peer."""
         if not keys:
             return {}
         named = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
@@ -193,7 +193,7 @@ class Reconciler:
 
 
 def _both(first: Comparison, second: Comparison) -> Comparison:
-    """What the second look shows and the first one did."""
+    """The differences that both comparisons show."""
     before = {(drift.kind, drift.subject) for drift in first.found}
     return Comparison(
         [drift for drift in second.found if (drift.kind, drift.subject) in before],
@@ -204,7 +204,7 @@ def _both(first: Comparison, second: Comparison) -> Comparison:
 
 
 def _requests(keys: Sequence[str], routes: Sequence[str], *, device: bool) -> Iterator[dict[str, Any]]:
-    """In an order in which mending is safe: the device itself, what must go, what must come, routes."""
+    """Requests in a safe order of repair: the device itself, removals, additions, routes."""
     if device:
         yield {"device": True}
     for start in range(0, len(keys), SLICE):

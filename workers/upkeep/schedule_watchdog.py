@@ -8,11 +8,12 @@ from collections.abc import Callable
 from redis import Redis
 
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
-from peerlane.tasks.status.gateway_status import BEAT_AT_LEAST, BEAT_MISSED
+from peerlane.tasks.status.gateway_status import BEAT_AT_LEAST as AT_LEAST
+from peerlane.tasks.status.gateway_status import BEAT_MISSED as MISSED
 
 
 class ScheduleWatchdog:
-    """Raises an alarm when scheduled requests stay out, and takes it back with the next. Raises redis.RedisError."""
+    """Raises an alarm if scheduled requests stop, and clears it at the next. Raises redis.RedisError."""
 
     KIND = "unattended"
 
@@ -22,23 +23,19 @@ class ScheduleWatchdog:
         self._asked = self._raised = False
 
     def asked(self) -> None:
-        """A beat has just asked."""
+        """Note that a beat has just asked."""
         self._asked, self._since = True, self._steady()
 
     def excused(self) -> None:
-        """Nobody could ask until now, as Redis was away."""
+        """Restart the wait, because Redis was away and no beat could ask."""
         self._since = self._steady()
 
     def look(self, every: Callable[[], float], now: int) -> None:
-        """Raise the alarm, or take it back. ``every``: seconds between sweeps; ``now``: seconds on Redis' clock."""
+        """Raise or clear the alarm. ``every``: seconds between sweeps; ``now``: seconds on Redis' clock."""
         if self._asked:
             self._asked = self._raised = False
             clear_alarm(self._redis, self._gateway, self.KIND, "sweeps are asked for")  # an earlier process' too
-        elif (
-            not self._raised
-            and (silent := self._steady() - self._since) > BEAT_AT_LEAST
-            and silent > BEAT_MISSED * every()
-        ):
+        elif not self._raised and (silent := self._steady() - self._since) > AT_LEAST and silent > MISSED * every():
             message = "beat asks for no sweeps: is one running? Until one does, peers that expire stay"
             raise_alarm(self._redis, self._gateway, self.KIND, message, now=now, began=now - int(silent))
             self._raised = True

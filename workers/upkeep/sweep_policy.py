@@ -1,9 +1,9 @@
-"""Which peers are stale, and whether a sweep may remove that many. Pure: no clock, no I/O.
+"""Decides which peers are stale, and whether a sweep may remove that many. Pure: no clock, no I/O.
 
-The rules, in order: a pinned peer is never stale. One whose time is up is. The others are judged by their counters, and
-only where those are known, were watched for a while (they begin anew with the device), and show the peer itself: one
-that never handshaked since it was made or imported, after a grace; one not seen for long. «Never» is a fact of its
-own, not 1970.
+The rules, in order: a pinned peer is never stale. An expired peer is. The others are judged by the device's counters,
+if these are known, were watched for some time (they start again with the device), and contain the peer: it is stale if
+it had no handshake for some time after it was created or imported, or if it was not seen for a long time. "Never
+handshaked" is a separate state, not timestamp 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FEW = 10
 
 
 class SweepCandidate(Protocol):
-    """What a sweep looks at of a peer's record."""
+    """The fields of a peer's record that a sweep uses."""
 
     @property
     def created_at(self) -> int: ...
@@ -35,7 +35,7 @@ class SweepCandidate(Protocol):
 
 
 class StalePeer(NamedTuple):
-    """A stale peer. ``since``: when it expired, was made or imported (never), or was last seen (idle)."""
+    """A stale peer. ``since``: when it expired, was created or imported (never), or was last seen (idle)."""
 
     public_key: str
     reason: Reason
@@ -56,7 +56,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
-        """As the settings say."""
+        """The limits of the settings."""
         return cls(
             never_after=settings.sweep_never_after,
             idle_after=settings.sweep_idle_after,
@@ -68,7 +68,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One reading of the counters, as far as a sweep must know it."""
+    """A reading of the counters, as a sweep uses it."""
 
     #: Keys of the peers that the reading showed.
     shown: Collection[str]
@@ -80,7 +80,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a sweep may not go on by itself: the kind of alarm it raises, and a sentence for people."""
+    """Why a sweep must not continue without a person: the kind of its alarm, and a sentence."""
 
     kind: str
     message: str
@@ -88,7 +88,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a sweep comes to. With a ``refusal`` nothing is removed; ``victims`` then says what would have been."""
+    """A sweep's decision. With a ``refusal`` nothing is removed; ``victims`` are those that would be."""
 
     peers: int
     victims: tuple[StalePeer, ...]
@@ -107,7 +107,7 @@ def decide(
     limits: Limits,
     sight: Sight | None,
 ) -> list[StalePeer]:
-    """The stale ones among ``peers``, those that expired first in front. Without a ``sight`` only expiry counts."""
+    """The stale peers among ``peers``, the earliest expired first. Without a ``sight`` only expiry counts."""
     watched = sight is not None and now - sight.since >= limits.start_grace
     victims: list[StalePeer] = []
     for key, peer in peers.items():
@@ -130,7 +130,7 @@ def decide(
 
 
 def implausible(peers: Collection[str], sight: Sight) -> Refusal | None:
-    """Why a reading cannot be what the device holds; None if it can.
+    """Why a reading cannot be right; None if it can.
 
     A peer that was deleted between the two looks is missing from the reading rightly, so a few may be.
     """
@@ -152,7 +152,7 @@ def implausible(peers: Collection[str], sight: Sight) -> Refusal | None:
 def excessive(
     victims: Collection[StalePeer], peers: int, limits: Limits, sure_since: int | None = None
 ) -> Refusal | None:
-    """Why so many must not go without a person's word; None if they may.
+    """Why a sweep must not remove so many without a person; None if it may.
 
     Who expired after ``sure_since`` does not count: their time ran out while the clock was watched. A flood of peers
     with one TTL ends all at once, and that is as it should be.

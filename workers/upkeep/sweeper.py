@@ -1,4 +1,4 @@
-"""Carries out a sweep: reads, decides, has the writer remove stale peers slice by slice."""
+"""Carries out a sweep: reads, decides, and asks the writer to remove stale peers slice by slice."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ALARMS = ("sweep", "counters")
 
 @dataclass(slots=True)
 class Tally:
-    """What a sweep has done so far."""
+    """The progress of a sweep."""
 
     removed: Counter[str] = field(default_factory=Counter[str])
     kept: Counter[str] = field(default_factory=Counter[str])
@@ -65,7 +65,7 @@ class Sweeper:
         self._roster = PeerCache(self.redis, self.gateway)
 
     def sweep(self, wish: SweepGateway, go_on: GoOn) -> dict[str, Any]:
-        """Sweep now; the report."""
+        """Sweep now; returns the report."""
         began = time.monotonic()
         if wish.force and not wish.dry_run:
             self.clock.accept()
@@ -150,7 +150,7 @@ class Sweeper:
             clear_alarm(self.redis, self.gateway, "counters")
 
     def _remove(self, decision: Decision, looked: float, tally: Tally, go_on: GoOn) -> bool:
-        """Remove the victims; whether there are more, and it is time to look anew."""
+        """Remove the victims; returns whether there are more, which need a new decision."""
         before = tally.removed.total()
         reasons = {victim.public_key: victim.reason for victim in decision.victims}
         answered = 0
@@ -186,7 +186,7 @@ class Sweeper:
             start += SLICE
 
     def _still_stale(self, victims: Sequence[StalePeer], tally: Tally) -> list[StalePeer]:
-        """Without those that came after the decision: who is to go for its silence is looked at again."""
+        """The victims without those that had a handshake since the decision: idle ones are checked again."""
         silent = any(victim.reason != "expired" for victim in victims)
         counted = self.counted
         if counted is None or not silent:

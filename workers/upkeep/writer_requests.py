@@ -30,7 +30,7 @@ GoOn = Callable[[dict[str, Any]], bool]
 
 
 class WriterRequests:
-    """One gateway's writer, asked from its observer."""
+    """Sends requests to one gateway's writer."""
 
     def __init__(self, app: PeerlaneApp, gateway: str) -> None:
         """``app`` is a client's."""
@@ -39,7 +39,7 @@ class WriterRequests:
     def run(
         self, task: str, requests: Iterable[Mapping[str, Any]], go_on: Callable[[], bool] = lambda: True
     ) -> Generator[dict[str, Any]]:
-        """Each request's result, in order. Where the caller stops early, those outstanding are cancelled.
+        """Yield each request's result, in order. If the caller stops early, outstanding requests are cancelled.
 
         ``go_on`` is asked once a second while the writer keeps the caller waiting: the observer lives, though the
         writer may not; and whoever has asked may not wait any more.

@@ -1,1 +1,1 @@
-"""One request from plan to commit, alone or in a group; the heartbeat beside it. No Celery, no kombu."""
+"""Carries requests out from plan to commit, alone or in a group; writes the heartbeat. Imports no Celery or kombu."""

@@ -1,4 +1,4 @@
-"""Table, device and Redis of one gateway, and how a writer makes them agree: at a start, after commits and failures.
+"""Peer table, device and Redis of one gateway, and how a writer makes them agree: at a start and after failures.
 
 Redis is right. Where it is not known what the other two hold, ``recovery_needed`` says why, and all is read anew.
 """
@@ -74,7 +74,7 @@ class Agreement:
         self._recovery_needed = why
 
     def recover(self, progress: Progress | None = None, loading: Progress | None = None) -> Recovered:
-        """Make the device equal to Redis and the table anew; makes the device first if it is gone.
+        """Make the device equal to Redis and rebuild the table; create the device first if it is gone.
 
         ``loading`` hears how many records are read. Peers may still be coming then: see ``filling``.
 
@@ -136,7 +136,7 @@ class Agreement:
                 self.table.put(plan.after)
 
     def settle(self, plans: Sequence[Plan]) -> None:
-        """Make device and table equal to Redis for these peers; where that fails, all is read anew."""
+        """Make device and table equal to Redis for these peers; if that fails, everything is read again."""
         if not plans:
             return
         if len(plans) > SETTLED_ONE_BY_ONE:
@@ -164,7 +164,7 @@ class Agreement:
 
 
 def _turn(_done: int, _total: int) -> None:
-    """A recovery has come further."""
+    """Tell the watchdog that a recovery makes progress."""
     PULSE.turn(LONG)
 
 

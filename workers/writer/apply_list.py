@@ -1,4 +1,4 @@
-"""Applies a decision to the device. A wish of a list that the device refuses leaves the others as they are."""
+"""Applies a decision to the device. If the device refuses a wish of a list, the other wishes are still applied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peerlane.workers.request.request import Request
 
 
 class Applies(Protocol):
-    """What of the writer is needed here."""
+    """The part of the writer that is used here."""
 
     plane: DataPlane
 
@@ -27,7 +27,7 @@ class Applies(Protocol):
 
 
 def apply_but_refused(writer: Applies, request: Request, decision: Decision) -> Decision:
-    """Apply a decision; of a list without the wishes that the device refuses, which are answered with that.
+    """Apply a decision. Of a list, the wishes that the device refuses are left out and answered with its error.
 
     Raises:
         KernelError: the device refuses it, or does not say which wish it refuses; what was begun was undone.
@@ -49,7 +49,7 @@ def apply_but_refused(writer: Applies, request: Request, decision: Decision) -> 
 
 
 def _refused_alone(writer: Applies, decision: Decision) -> dict[int, PeerlaneError]:
-    """Try each plan of a list by itself, and undo all: the wishes that the device refuses."""
+    """Find the wishes that the device refuses: apply each plan of a list alone, and undo all."""
     bad: dict[int, PeerlaneError] = {}
     for index, plan in zip(decision.indexes, decision.plans, strict=True):
         try:

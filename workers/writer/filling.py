@@ -1,8 +1,8 @@
-"""Adds the peers that are still to come after a start, slice by slice, between what the lane brings.
+"""After a start, adds the remaining peers to the device, slice by slice, between requests.
 
-A start serves the lane once the peers are back that are likely to be in use (``recovery``). The others follow, those
-seen last first. Whoever asks for one of them, or deletes it, settles it at once (``plan.device_changes``). What goes
-wrong on the way makes the writer recover: it compares Redis and device anew.
+A start serves the lane once the peers are back that are probably in use (``recovery``). The others follow, the most
+recently seen first. A create or delete for one of them handles it at once (``plan.device_changes``). After an error the
+writer recovers: it compares Redis and device again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SLICE = 64
 
 
 class Filling:
-    """What is still to come of one writer's peers. Belongs to the writer's thread."""
+    """Adds one writer's remaining peers. Belongs to the writer's thread."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -30,7 +30,7 @@ class Filling:
         self._began: tuple[float, int] | None = None
 
     def step(self) -> int:
-        """Add one slice; how many peers are still to come. 0 also where nothing may be changed just now."""
+        """Add one slice; returns how many peers remain. Also 0 if nothing may be changed now."""
         writer = self._writer
         coming = writer.table.coming
         if writer.fenced or writer.recovery_needed is not None:

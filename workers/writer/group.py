@@ -1,15 +1,17 @@
-"""Requests that waited together are carried out together: planned in turn, one step on the device, one commit.
+"""Carries out requests of a group together: planned one after the other, one change of the device, one commit.
 
-A plan of a group is made on a table that has the creates planned before it, though they are not committed yet. So:
+A plan sees the creates planned before it in the group, although they are not committed yet. Therefore:
 - a key comes once in a group; a second request for it begins the next group;
-- a delete leaves the table as it is until it is committed: what it frees is for the next group;
-- a refusal (it may rest on the table: a conflict, a full pool) is made on what is committed only: it ends the group,
-  and is planned again, alone;
-- what may have an outcome by now, or is nearly late, is asked for before the device is touched: once for all of them;
-- what was delivered before, is answered by something else than an outcome, or is no single create or delete goes alone.
-What is late already is struck out before anything is planned, and has its outcome in one step with the others.
-Where a group cannot be finished together (the device or Redis refuses), it is undone, and each goes alone: a bad
-request costs the others time and nothing else.
+- a delete leaves the table as it is until it is committed: the addresses it frees are for the next group;
+- a refusal (a conflict or a full pool may come from the table) must rest on committed data only: it ends the group, and
+  its request is planned again, alone;
+- for requests that may have an outcome by now, or are nearly late, Redis is asked before the device is touched, once
+  for all of them;
+- a request that was delivered before, has something else than an outcome in its result key, or is no single create or
+  delete, is carried out alone.
+Late requests are struck out before anything is planned; all of them get their outcome in one step. If a group cannot be
+finished (the device or Redis refuses), it is undone, and each request is carried out alone: a bad request costs the
+others only time.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from redis.exceptions import ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 from peerlane.workers import failpoints
 from peerlane.workers.peers.handlers import Decision, decide
 from peerlane.workers.peers.plan import PeerTable, Plan
-from peerlane.workers.request.request import Outcome, Request
+from peerlane.workers.request.delivery import Outcome
+from peerlane.workers.request.request import Request
 from peerlane.workers.store.store import Answer, Commit
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
 
@@ -45,7 +48,7 @@ class _Planned:
 
 
 def carry_out_many(writer: Writer, requests: Sequence[Request]) -> list[Outcome | None]:
-    """Carry out requests in their order, in groups; what became of each. None: a newer writer has taken over.
+    """Carry out requests in order, in groups; returns their outcomes. None: a newer writer has taken over.
 
     Raises:
         ShutdownRequested: the worker is to stop, and Redis is away; what has no outcome is still open.
@@ -72,7 +75,7 @@ def _alone(writer: Writer, request: Request) -> Outcome | None:
 
 
 def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
-    """The longest beginning that can be carried out together. Its creates are in the table already."""
+    """The longest beginning of ``requests`` that can be carried out together. Enters its creates in the table."""
     group: list[_Planned] = []
     if len(requests) < 2 or writer.recovery_needed is not None or writer.fenced or writer.state != "active":
         return group
@@ -112,7 +115,7 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
 
 
 def _undo(table: PeerTable, group: Sequence[_Planned]) -> None:
-    """Make the table what it was before the group's creates were planned."""
+    """Restore the table to its state before the group's creates were planned."""
     for planned in reversed(group):
         for plan in planned.decision.plans:
             if plan.before is plan.after or plan.after is None:
@@ -131,6 +134,8 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
     dead, alone = _take_out_dead(writer, group)
     outcomes = _strike_out(writer, [(planned.request, planned.decision.deadline) for planned in dead])
     alone += [planned.request for planned in dead if planned.request.delivery.tag not in outcomes]
+    if not group:
+        return outcomes | {request.delivery.tag: _alone(writer, request) for request in alone}
     try:
         answers = _apply_and_commit(writer, group)
     except (KernelError, ResponseError) as error:
@@ -166,7 +171,7 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
 
 
 def _take_out_dead(writer: Writer, group: list[_Planned]) -> tuple[list[_Planned], list[Request]]:
-    """Ask for what may be unable to commit, and take that out of the group: dead, or to be carried out alone.
+    """Ask Redis which requests cannot commit, and take them out of the group: dead ones, and those to carry out alone.
 
     A delete is always asked for: undoing one would cost its peer the session. No other plan of the group rests on what
     is taken out.
@@ -188,7 +193,7 @@ def _take_out_dead(writer: Writer, group: list[_Planned]) -> tuple[list[_Planned
 
 
 def _late(writer: Writer, requests: Sequence[Request]) -> list[tuple[Request, int]]:
-    """Those of several whose deadline has passed for certain, with it.
+    """The requests whose deadline has certainly passed, with it.
 
     Not those that are there more than once: another message of the same request may have time left.
     """
@@ -205,14 +210,14 @@ def _late(writer: Writer, requests: Sequence[Request]) -> list[tuple[Request, in
 
 
 def _strike_out(writer: Writer, requests: Sequence[tuple[Request, int]]) -> dict[str, Outcome | None]:
-    """The outcomes of requests, with their deadlines, that were late or have one: in one step, and told like any.
+    """Give late requests their outcomes in one step, and return these; also outcomes that already existed.
 
     Without those for which Redis said something else.
     """
     if not requests:
         return {}
     commits = [
-        Commit(request.id, deadline, commit_record.late(request.id), share=request.share, tag=request.delivery.tag)
+        Commit(request.id, deadline, results.late(request.id), share=request.share, tag=request.delivery.tag)
         for request, deadline in requests
     ]
     try:

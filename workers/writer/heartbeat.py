@@ -1,4 +1,4 @@
-"""The writer's one side thread: tells the fleet that the writer lives, and hears what it has to know meanwhile."""
+"""The writer's only other thread: writes the heartbeat, and notices a newer writer or a restart of Redis."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from typing import cast
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from peerlane.config import names
 from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.values.metrics import encoded
@@ -23,17 +21,26 @@ from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two beats; and while the lane is not served, so that callers soon know when it is.
+#: Seconds between two beats; and while the lane is not served, so that callers soon know when it is, and after one that
+#: has failed.
 EVERY, OVERDUE = 1.0, 0.2
+#: Beats of which one asks for the epoch's number too; the others for its random part alone.
+WHOLE_OF = 5
+#: Seconds between two looks at the server's memory and run, where the connection to it has lasted.
+LOOK_EVERY = 10.0
+#: Seconds after which measurements are told again that have not changed.
+TELL_AGAIN = 30.0
+#: Seconds for which the lane was not turned after which something may wait in it.
+TURNED_WITHIN = 1.5
 
 
 def run_of(redis: Redis) -> str:
-    """Which run of the Redis server this is; another one after each restart."""
+    """The run id of the Redis server, which changes with each restart."""
     return str(redis.info("server").get("run_id"))
 
 
 class Heartbeat(threading.Thread):
-    """The one side thread: tells that the writer lives, listens for its being replaced. Touches no table, no device."""
+    """The heartbeat's thread. Touches neither table nor device."""
 
     def __init__(self, settings: Settings, store: Store, writer: Writer, *, run: str | None = None) -> None:
         """``run`` is the run of Redis that the writer loads its peers from (``run_of``), asked before it does."""
@@ -45,15 +52,19 @@ class Heartbeat(threading.Thread):
         #: How far a recovery has come: records read / to read, changes made / to make.
         self.loaded = self.recovered = ""
         self._store, self._writer = store, writer
-        self._redis = connect(settings)
+        self._redis = connect(settings, connected=self._on_connected)
         self._run = run
         self._began_ms = store.clock.now_ms()
         self._full = Outage("Nothing can be asked for", "Nothing can be asked for still", "Requests can be made again")
         self._ended = threading.Event()
         self._telling = threading.Lock()
+        self._beats = 0
+        #: When the server was looked at last, on the monotonic clock; and what was told of measurements, and when.
+        self._looked_at = self._measured_at = float("-inf")
+        self._measured = ""
 
     def enter(self, phase: str) -> None:
-        """Tell the phase now, from the writer's thread. No beat that was on its way tells an older one afterwards."""
+        """Write the phase now, from the writer's thread; no concurrent heartbeat overwrites it by an older one."""
         with self._telling:
             self.phase = phase
             PULSE.serving = phase == "serving"
@@ -62,11 +73,17 @@ class Heartbeat(threading.Thread):
             self._store.heartbeat(phase=phase, recovering=coming, idle_ms=0, idle_may_ms=within)
 
     def run(self) -> None:
-        while not self._ended.wait(OVERDUE if PULSE.idle() > PULSE.within else EVERY):
+        wait = EVERY
+        while not self._ended.wait(wait):
+            failed_before, wait = wait == OVERDUE, EVERY
             try:
                 self._beat(self._redis)
             except RedisError as error:
                 log.debug("no heartbeat: %s", type(error).__name__)
+                wait = EVERY if failed_before else OVERDUE
+                self._measured_at = float("-inf")
+            if PULSE.idle() > PULSE.within:
+                wait = OVERDUE
 
     def _beat(self, redis: Redis) -> None:
         with self._telling:
@@ -74,16 +91,40 @@ class Heartbeat(threading.Thread):
             told = {"phase": self.phase, "loaded": self.loaded, "recovered": self.recovered}
             told |= {"peers": len(writer.table.peers), "recovering": len(writer.table.coming)}
             done = {name: getattr(writer, name) for name in ("answered", "refused", "created", "deleted")}
-            measured = writer.measurements
-            began = time.monotonic()
-            metrics = encoded(measured.document(self._began_ms))
             turned = {"idle_ms": int(PULSE.idle() * 1000), "idle_may_ms": int(PULSE.within * 1000)}
-            if not self._store.heartbeat(redis, metrics=metrics, **told, **done, **turned, **writer.pace.told()):
-                self.replaced = True
-            measured.round_trip = round(time.monotonic() - began, 6)
-        found = cast("bytes | None", redis.hget(names.gateway_key(self._store.gateway), "state"))
-        self.state = found.decode(errors="replace") if found else "active"
+            brief = self._beats % WHOLE_OF != 0
+            metrics = self._metrics()
+            began = time.monotonic()
+            state = self._store.heartbeat(
+                redis, metrics=metrics, brief=brief, **told, **done, **turned, **writer.pace.told()
+            )
+            writer.measurements.round_trip = round(time.monotonic() - began, 6)
+        self._beats += 1
+        if state is None:
+            self.replaced = True
+        else:
+            self.state = state
+        if time.monotonic() - self._looked_at >= LOOK_EVERY:
+            self._look_at_server(redis)
+
+    def _metrics(self) -> str | None:
+        """What was measured; None where that was told already, and nothing can wait that nobody has looked at."""
+        measured = self._writer.measurements.document(self._began_ms)
+        seen = encoded(measured | {"round_trip": None})
+        now = time.monotonic()
+        idle = seen == self._measured and PULSE.idle() < TURNED_WITHIN and self.phase == "serving"
+        if idle and now - self._measured_at < TELL_AGAIN:
+            return None
+        self._measured, self._measured_at = seen, now
+        return encoded(measured)
+
+    def _on_connected(self) -> None:
+        """It may be another server, or the same after a restart."""
+        self._looked_at = self._measured_at = float("-inf")
+
+    def _look_at_server(self, redis: Redis) -> None:
         server: dict[str, object] = redis.info("server", "memory")
+        self._looked_at = time.monotonic()
         self._look_at_memory(server)
         run = str(server.get("run_id"))
         if self._run is not None and run != self._run:
@@ -98,7 +139,7 @@ class Heartbeat(threading.Thread):
             self._full.over()
 
     def stop(self) -> None:
-        """End the thread and tell callers at once."""
+        """End the thread, and tell callers at once that the writer has stopped."""
         self._ended.set()
         if self.is_alive():
             self.join(timeout=3)

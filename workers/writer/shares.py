@@ -1,4 +1,4 @@
-"""Shares of the lane, for requests that no commit takes out of them: those that were struck out of their queue."""
+"""Removes struck-out requests from their shares of the lane, which no commit does for them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from redis.exceptions import ResponseError
 
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.set_aside import read_request
-from peerlane.workers.request.request import Delivery, error_code
+from peerlane.workers.request.delivery import Delivery
+from peerlane.workers.request.request import error_code
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 
 
 def leave_shares(writer: Writer, dead: Sequence[tuple[str, bytes]]) -> None:
-    """Let requests, by id and message, go out of their shares; nothing where the lane has none.
+    """Remove requests, given by id and message, from their shares; does nothing if the lane has no shares.
 
     Raises:
         ShutdownRequested: the worker is to stop, and Redis is away; they count until their deadlines have passed.

@@ -1,13 +1,13 @@
-"""The writer: one request after another from plan to commit. Single-threaded by declaration.
+"""The writer carries out requests from plan to commit. It runs in one thread, and owns peer table and device.
 
-The way of a request, and what a crash between two steps leaves behind:
+The steps of a request, and what a crash between two steps leaves behind:
 1. check the arguments, plan against the table       crash: nothing happened, the message comes again
    where in doubt (a delete; what is delivered again, cancelled or late), ask Redis whether it can still commit
 2. apply the plan to the device                      crash: the start finds the device unlike Redis and mends it
 3. commit: record, addresses, result, in one script  crash: the message comes again and finds the commit record
 4. make the table equal to what was committed        crash: the table is built anew from Redis
 5. tell events and monitors (Celery); the commit has acknowledged the message
-Wherever a commit does not come back as made, ``settle`` makes device and table equal to Redis for that one peer.
+If a commit is refused, ``settle`` makes device and table equal to Redis for that peer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import Policy
-from peerlane.workers.request.measurements import Pace
-from peerlane.workers.request.request import Delivery, Outcome, Request, error_code
+from peerlane.workers.request.delivery import Delivery, Outcome
+from peerlane.workers.request.pace import Pace
+from peerlane.workers.request.request import Request, error_code
 from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.agreement import Agreement
 from peerlane.workers.writer.apply_list import apply_but_refused
@@ -45,7 +46,7 @@ NEARLY_LATE = 100
 
 
 class _Stale(Exception):
-    """The decision was made on a table that Redis has left behind; nothing was changed."""
+    """The decision was made on a table that is no longer equal to Redis; nothing was changed."""
 
 
 class Writer(Agreement):
@@ -72,7 +73,7 @@ class Writer(Agreement):
         self._fair_label = fair_label
 
     def carry_out(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Outcome:
-        """Carry a request out and commit; what became of it, a refusal too.
+        """Carry a request out and commit; returns its outcome, which may be a refusal.
 
         Raises:
             Fenced: a newer writer has taken over; nothing was changed.
@@ -106,7 +107,7 @@ class Writer(Agreement):
         return self._fair_label is not None
 
     def request(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Request:
-        """What is to be carried out."""
+        """The request, with its share of the lane."""
         label = self._fair_label
         share = share_key(self.policy.gateway, label, arguments.get("labels")) if label else None
         return Request(task, delivery, arguments, share if task == names.CREATE_PEER else None)
@@ -150,7 +151,7 @@ class Writer(Agreement):
         return (late or request.delivery.in_doubt(SURE_FOR)) and bool(decision.changes or decision.reopen)
 
     def _ask_first(self, request: Request, decision: Decision) -> Outcome | None:
-        """What became of a request that cannot commit any more. None: it still can."""
+        """The outcome of a request that can no longer commit; None if it still can."""
         answer = self.until_answered(lambda: self.store.check(request.id, decision.deadline))
         if answer.verdict == "open":
             return None
@@ -163,7 +164,7 @@ class Writer(Agreement):
         return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
 
     def apply(self, request: Request, decision: Decision) -> None:
-        """Apply a decision to the device. Raises KernelError where that refuses: what was begun was undone."""
+        """Apply a decision to the device. Raises KernelError if the device refuses; what was begun is undone."""
         outcome = str(decision.result["outcome"])
         try:
             if decision.reopen and self.spec is not None:
@@ -248,7 +249,7 @@ class Writer(Agreement):
         return answer
 
     def shares_of_list(self, request: Request) -> list[tuple[str, str]]:
-        """Where the wishes of a list count in shares of the lane, and as what."""
+        """For each wish of a list: the key of its share, and its member there."""
         if self._fair_label is None or request.task != names.CREATE_PEERS:
             return []
         return members(self.policy.gateway, self._fair_label, request.id, request.arguments)

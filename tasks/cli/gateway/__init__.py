@@ -1,1 +1,1 @@
-"""``peerlane gateway …``. No Redis command of its own."""
+"""``peerlane gateway …``. Sends no Redis commands of its own."""

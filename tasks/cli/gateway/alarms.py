@@ -1,4 +1,4 @@
-"""``peerlane gateway clear-alarm``: a person takes back an alarm that no program can."""
+"""``peerlane gateway clear-alarm``: clears an alarm that only a person can clear."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.errors import Invalid, OutcomeUnknown
-from peerlane.tasks.status import alarms
+from peerlane.tasks.status.alarms import clear_alarm as clear
 
 
 @click.command("clear-alarm", cls=Command)
@@ -24,7 +24,7 @@ def clear_alarm(session: Session, name: str, kind: str) -> None:
     One whose cause is still there is raised again.
     """
     try:
-        cleared = alarms.clear_alarm(lanes_of(session.app).redis, name, kind, "a person has cleared it")
+        cleared = clear(lanes_of(session.app).redis, name, kind, "a person has cleared it")
     except RedisError as error:
         raise OutcomeUnknown(f"Redis could not be reached: {reason(error)}") from None
     if not cleared:

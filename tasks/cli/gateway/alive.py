@@ -1,4 +1,4 @@
-"""``peerlane gateway alive``: for health checks of compose, Kubernetes and load balancers."""
+"""``peerlane gateway alive``: a health check for compose, Kubernetes and load balancers."""
 
 from __future__ import annotations
 

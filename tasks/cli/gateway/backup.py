@@ -1,4 +1,4 @@
-"""``peerlane gateway backup | restore``: a gateway's state in a file, and back."""
+"""``peerlane gateway backup | restore``: saves a gateway's state in a file, and restores it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from peerlane.tasks.admin.backup import Progress, back_up, restore_state
+from peerlane.tasks.admin.backup import Progress, back_up
+from peerlane.tasks.admin.backup import restore as restore_state
 from peerlane.tasks.cli.output import progress_bar
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command

@@ -1,4 +1,4 @@
-"""``peerlane gateway drain | resume``: whether a gateway takes new peers."""
+"""``peerlane gateway drain | resume``: stops and resumes taking new peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``peerlane gateway import``: a WireGuard file, or the live device, into Redis."""
+"""``peerlane gateway import``: imports a WireGuard file or the live device."""
 
 from __future__ import annotations
 

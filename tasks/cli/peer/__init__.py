@@ -1,1 +1,1 @@
-"""``peerlane peer …``. No Redis command of its own."""
+"""``peerlane peer …``. Sends no Redis commands of its own."""

@@ -1,4 +1,4 @@
-"""Many peers at once, as lists: a bounded number outstanding, a progress bar, an answer for each."""
+"""Creates or deletes many peers by lists, with a progress bar and an answer for each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from peerlane.tasks.wire.model import PeerResult
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """How a list is asked for."""
+    """The options of a batch."""
 
     #: Seconds for each slice; None for the setting.
     timeout: float | None
@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Answered:
-    """What came of a list, so far."""
+    """The answers so far."""
 
     total: int
     answers: list[tuple[Line, PeerResult | PeerlaneError]] = field(
@@ -45,12 +45,12 @@ class Answered:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many ended how: the outcomes, and ``failed``."""
+        """The number of each outcome, and ``failed``."""
         return Counter("failed" if isinstance(found, PeerlaneError) else found.outcome for _, found in self.answers)
 
     @property
     def status(self) -> int:
-        """The exit status: of the worst single answer where all failed alike, else 1 if any failed."""
+        """The exit status: the common one if all failed with the same status, else 1 if any failed."""
         if self.interrupted:
             return INTERRUPTED
         kinds = {found.exit_code if isinstance(found, PeerlaneError) else 0 for _, found in self.answers}
@@ -58,7 +58,7 @@ class Answered:
 
 
 def ask_many(session: Session, task: str, gateway: str, lines: Sequence[Line], batch: Batch) -> Answered:
-    """Ask for all, as lists; Ctrl-C ends it early, with everything outstanding cancelled."""
+    """Send all, as lists. Ctrl-C ends it early and cancels what is outstanding."""
     done = Answered(len(lines))
     began = time.monotonic()
     wishes = [line.wish if task == names.CREATE_PEERS else _key(line) for line in lines]
@@ -85,7 +85,7 @@ def _key(line: Line) -> object:
 
 
 def create_many(session: Session, gateway: str, lines: Sequence[Line], batch: Batch) -> None:
-    """Create every line's peer through the bulk lane, and tell what came of each.
+    """Create every line's peer through the bulk queue, and print each answer.
 
     Raises:
         Exit: some failed; all has been said.
@@ -94,7 +94,7 @@ def create_many(session: Session, gateway: str, lines: Sequence[Line], batch: Ba
 
 
 def delete_many(session: Session, gateway: str, lines: Sequence[Line], batch: Batch, *, numbered: bool) -> None:
-    """Delete every line's peer, and tell what came of each; ``numbered``: they are lines of a file.
+    """Delete every line's peer, and print each answer; ``numbered``: they are lines of a file.
 
     Raises:
         Exit: some failed; all has been said.
@@ -103,7 +103,7 @@ def delete_many(session: Session, gateway: str, lines: Sequence[Line], batch: Ba
 
 
 def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> None:
-    """One line or object for each answer, then the sum.
+    """Print a line or object for each answer, then the counts.
 
     Raises:
         Exit: not all of it was done.

@@ -1,4 +1,4 @@
-"""Reads the peers to create or delete from CSV or JSON. A malformed line gets an error of its own."""
+"""Reads the peers to create or delete from CSV or JSON. A malformed line gets its own error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Line:
 
     @property
     def public_key(self) -> str | None:
-        """The key it names, if it gets as far as that."""
+        """Its public key, if it can be read."""
         found = None if isinstance(self.wish, Invalid) else self.wish.get("public_key")
         return found if isinstance(found, str) else None
 
@@ -50,7 +50,7 @@ def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
 
 
 def read_keys(text: str) -> list[Line]:
-    """The keys of peers to delete: one a line, or in a form that ``read_lines`` takes; other fields are left out.
+    """The keys of peers to delete: one a line, or a form that ``read_lines`` takes, whose other fields are ignored.
 
     Raises:
         Invalid: as ``read_lines`` does.

@@ -47,7 +47,7 @@ LONGEST_LIST = 64 * 1024 * 1024
 
 
 class NotThere(PeerlaneError):
-    """The peer that was asked for is not there."""
+    """The peer does not exist."""
 
     code = "not_there"
 

@@ -17,7 +17,8 @@ from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
 from peerlane.tasks.cli.program import Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.tables import facts, peer_facts
-from peerlane.tasks.client.fleet import RETRY_ELSEWHERE, Fleet
+from peerlane.tasks.client.fleet import Fleet
+from peerlane.tasks.client.placement import RETRY_ELSEWHERE
 from peerlane.tasks.errors import Conflict, PeerlaneError
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
@@ -32,7 +33,7 @@ ONCE = "Shown this once, and never again: the {}."
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What was asked for on the command line."""
+    """The wish from the command line."""
 
     #: None: the fleet's best of ``region`` with the labels ``where``.
     gateway: str | None
@@ -53,19 +54,19 @@ class Order:
 
 @dataclass(slots=True)
 class Keys:
-    """The caller's keys; the private half only where it was made here."""
+    """The caller's keys; the private key only if it was made here."""
 
     public: str
     private: str | None = field(default=None, repr=False)
     preshared: str | None = field(default=None, repr=False)
 
     def secrets(self) -> dict[str, str | None]:
-        """What nobody else has."""
+        """The secrets that only this process has."""
         return {"private_key": self.private, "preshared_key": self.preshared}
 
 
 def create_one(session: Session, order: Order) -> None:
-    """Create, and tell: the result, and the keys or the configuration.
+    """Create a peer, and print the result with the keys or the configuration.
 
     Raises:
         PeerlaneError: before anything was sent.
@@ -129,7 +130,7 @@ def _again(order: Order, about: Mapping[str, str]) -> str:
 
 @dataclass(slots=True)
 class Made:
-    """A peer that is there now, and what its caller is to get."""
+    """A created peer, and what its caller gets."""
 
     order: Order
     keys: Keys
@@ -143,7 +144,7 @@ class Made:
     failure: PeerlaneError | None = None
 
     def configure(self, ask: Callable[[], GatewayInfo]) -> None:
-        """Render the configuration and write it. The peer is there already: no failure of this is an exception."""
+        """Render and write the configuration. The peer exists already, so a failure raises nothing."""
         try:
             self.config = client_config(
                 self.result, ask(), private_key=self.keys.private, preshared_key=self.keys.preshared
@@ -158,7 +159,7 @@ class Made:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The secrets that are to be shown now, because no configuration holds them."""
+        """The secrets to show, because no configuration contains them."""
         kept = self.went_to is not None
         secrets = {} if kept else _to_show(self.order, self.keys)
         return {name: value for name, value in secrets.items() if value is not None}

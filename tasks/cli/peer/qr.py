@@ -1,4 +1,4 @@
-"""A client configuration as a QR code in the terminal, for the WireGuard apps on phones."""
+"""Draws a client configuration as a QR code in the terminal, for the WireGuard apps on phones."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ class Interrupted(PeerlaneError):
 
 
 def new_request_id(gateway: str, token: str | None = None) -> str:
-    """A request id of this gateway; of ``token`` where the caller names one, with or without the gateway in front."""
+    """A request id of this gateway; with ``token``, if given, with or without the gateway's name before it."""
     token = token or str(uuid.uuid4())
     return token if token.startswith(f"{gateway}.") else names.request_id(gateway, token)
 
 
 def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> PeerResult:
-    """What ``send`` returns. Where Ctrl-C interrupts it, the request is settled first: done, or cancelled for good.
+    """Call ``send`` and return its result. If Ctrl-C interrupts it, the request is settled first.
 
     Raises:
         PeerlaneError: as ``send`` does.
@@ -51,7 +51,7 @@ def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> Pe
 
 
 def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], again: str, **about: object) -> Exit:
-    """Say what went wrong. ``secrets`` are shown where they may be needed still: only the caller has them.
+    """Print an error. ``secrets`` are shown if they may still be needed, because only the caller has them.
 
     ``again`` is the command that asks for the same again, which settles an unknown outcome.
     """

@@ -1,1 +1,1 @@
-"""``peerlane top``. No Redis command of its own."""
+"""``peerlane top``. Sends no Redis commands of its own."""

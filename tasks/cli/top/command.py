@@ -1,4 +1,4 @@
-"""``peerlane top``: the fleet as it is now, again and again, the gateway in most trouble first."""
+"""``peerlane top``: shows the fleet repeatedly, the most urgent gateway first."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def top(session: Session, names: tuple[str, ...], interval: float, *, once: bool
 
 
 class Watch:
-    """The rows of the last look that succeeded, and what is wrong since."""
+    """The rows of the last successful look, and the error since."""
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
         self._reader = FleetReader(lanes_of(session.app).redis, names)
@@ -78,7 +78,7 @@ class Watch:
         self._looked = time.monotonic()
 
     def look(self) -> None:
-        """Look now. Raises Unavailable where a gateway that was named is not registered."""
+        """Look now. Raises Unavailable if a named gateway is not registered."""
         try:
             snapshot = self._reader.read()
         except (OutcomeUnknown, StorageError) as error:
@@ -89,14 +89,14 @@ class Watch:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong, for people."""
+        """The error since the last look, for people."""
         if self.away is None:
             return None
         since = f"; this is {time.monotonic() - self._looked:.0f} s old" if self.at else ""
         return f"{self.away.message}{since}"
 
     def frame(self, width: int, height: int | None = None) -> RenderableType:
-        """The table and what stands above it."""
+        """The table and the lines above it."""
         return frame(self.rows, at=self.at or time.time(), width=width, height=height, trouble=self.trouble)
 
     def document(self) -> dict[str, Any]:

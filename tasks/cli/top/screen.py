@@ -1,4 +1,4 @@
-"""Renders ``peerlane top``: one table, alarms above it so that none scrolls away."""
+"""Renders ``peerlane top``: alarms first, so that none scrolls away, then one table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Column:
 def frame(
     rows: Sequence[Row], *, at: float, width: int, height: int | None = None, trouble: str | None = None
 ) -> RenderableType:
-    """What is shown at one moment; ``at`` is in seconds on Redis' clock. Without a ``height`` nothing is left out.
+    """The screen at one moment; ``at`` is in seconds on Redis' clock. With a ``height`` rows may be left out.
 
     ``trouble`` says why these rows are not of this moment.
     """
@@ -62,7 +62,7 @@ def frame(
 
 
 def table(rows: Sequence[Row], width: int) -> Table:
-    """The gateways, as they come, with as many columns as there is room for."""
+    """A table of the gateways in their order, with as many columns as fit."""
     wide = width >= WIDE
     columns = [one for one in _COLUMNS if not (one.narrow if wide else one.wide)]
     cells = [[one.cell(row) for row in rows] for one in columns]

@@ -1,1 +1,1 @@
-"""Messages to and from the kernel, packed by hand: framing, one socket, WireGuard, routes. Knows no gateway."""
+"""Peerlane's own netlink codec and sockets: framing, WireGuard, routes. Knows no gateway."""

@@ -1,7 +1,7 @@
-"""One netlink socket, asked and answered in turn. Owns sequence numbers, timeouts and getting back into step.
+"""One netlink socket for requests and answers, with sequence numbers and timeouts.
 
-A channel belongs to one thread. Whatever leaves a question half answered (a timeout, ENOBUFS, garbage, a signal)
-closes the socket; the next question opens a new one, so no late answer is ever taken for another question's.
+A channel belongs to one thread. If a request is not fully answered (a timeout, ENOBUFS, malformed data, a signal), the
+socket is closed; the next request opens a new one, so a late answer is never taken for another request's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 
 
 def uninterrupted(read: Callable[[], _T]) -> _T:
-    """What ``read`` returns, tried again from the start while its dump is interrupted by changes.
+    """Call ``read`` again while changes interrupt its dump; returns its result.
 
     Raises:
         Interrupted: every time, for about a third of a second.
@@ -84,14 +84,14 @@ class Channel:
         self.close()
 
     def close(self) -> None:
-        """Let go of the socket. Asking again opens a new one."""
+        """Close the socket. The next request opens a new one."""
         if self._open is not None:
             self._open.close()
             self._open = None
 
     @property
     def socket(self) -> socket.socket:
-        """The open socket; opened when there is none."""
+        """The socket; opened if there is none."""
         if self._open is None:
             made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._protocol)
             try:
@@ -115,7 +115,7 @@ class Channel:
     def execute(
         self, kind: int, flags: int, payloads: Sequence[bytes], forgive: frozenset[int] = frozenset()
     ) -> list[int]:
-        """Send all ``payloads`` as messages of ``kind`` at once, and wait until the kernel has done them all.
+        """Send all ``payloads`` as messages of ``kind`` at once, and wait until the kernel has acknowledged all.
 
         Returns the positions that failed with an errno in ``forgive``. Raises the first other failure, after all
         were tried. Keep to about a hundred: the answers must fit the socket's buffer (256 errors overflow it).
@@ -152,7 +152,7 @@ class Channel:
         return forgiven
 
     def ask(self, kind: int, payload: bytes) -> Payload:
-        """Send one question that has one message for an answer, and return that."""
+        """Send a request whose answer is one message; returns that message."""
         self._sequence += 1
         try:
             self._send(frame(kind, NLM_F_REQUEST, self._sequence, payload))
@@ -173,7 +173,7 @@ class Channel:
             raise
 
     def dump(self, kind: int, reply_kind: int, payload: bytes) -> Iterator[Payload]:
-        """The payloads of a dump, one datagram in memory at a time. Stopping early costs the socket.
+        """The payloads of a dump, one datagram at a time. Stopping early closes the socket.
 
         Raises:
             Interrupted: at the end, where the data changed meanwhile.

@@ -1,4 +1,4 @@
-"""Netlink framing: attributes out, messages in, and the kernel's ways to say no. Pure; sockets are in ``channel``.
+"""Netlink framing: encodes attributes, decodes messages and the kernel's errors. Pure; sockets are in ``channel``.
 
 Sources: include/uapi/linux/netlink.h, net/netlink/af_netlink.c, Documentation/userspace-api/netlink/intro.rst.
 All integers are in host order unless said otherwise.
@@ -44,15 +44,15 @@ Payload = tuple[bytes, int, int]
 
 
 class Malformed(ValueError):
-    """The bytes are not what the kernel would send: cut short, overlapping, or of the wrong size."""
+    """The bytes are no valid netlink message: cut short, overlapping, or of the wrong size."""
 
 
 class Interrupted(Exception):
-    """The dump is complete by its framing, but the data changed under it: entries may be missing or doubled."""
+    """The data changed during the dump: entries may be missing or doubled."""
 
 
 class KernelRefused(OSError):
-    """The kernel's own answer to a request: ``errno``, and its sentence (extack) where it gave one."""
+    """The kernel has refused a request: ``errno``, and its message (extack) if it gave one."""
 
 
 def frame(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
@@ -99,7 +99,7 @@ def messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def refusal(datagram: bytes, flags: int, at: int, end: int) -> KernelRefused | None:
-    """What an NLMSG_ERROR says: None for an acknowledgement (error 0).
+    """The refusal in an NLMSG_ERROR; None for an acknowledgement (error 0).
 
     Raises:
         Malformed: no room for what every NLMSG_ERROR has.
@@ -113,7 +113,7 @@ def refusal(datagram: bytes, flags: int, at: int, end: int) -> KernelRefused | N
 
 
 class DumpReader:
-    """Reads one dump, datagram by datagram, and knows whether it came whole.
+    """Reads one dump, datagram by datagram, and knows whether it is complete.
 
     ``done`` turns true with NLMSG_DONE. ``interrupted`` turns true with NLM_F_DUMP_INTR on *any* message: the
     kernel flags only the next message after a change, not the last one.

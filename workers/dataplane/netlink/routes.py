@@ -1,4 +1,4 @@
-"""Routes to the device, packed by hand: 2 µs each where ``IPRoute.route`` takes about 400.
+"""Reads and writes routes to the device with an own codec: 2 µs each; ``IPRoute.route`` takes about 400.
 
 Two kinds are ours, told apart from everybody else's by their rtm_protocol (include/uapi/linux/rtnetlink.h; the
 numbers are unused in iproute2's etc/iproute2/rt_protos): they show as ``proto 156`` and ``proto 157`` in ``ip route``.
@@ -61,7 +61,7 @@ class RouteTable:
         self._channel = channel
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._channel.close()
 
     def read(self, index: int) -> list[Route]:
@@ -102,7 +102,7 @@ class RouteTable:
         return uninterrupted(dump)
 
     def add(self, index: int, prefixes: Sequence[Prefix], protocol: int) -> None:
-        """Make routes to the device. One that leads there already, whoever made it, is fine and stays as it is.
+        """Add routes to the device. A route that leads there already stays as it is, whoever made it.
 
         Raises:
             KernelRefused: EEXIST where somebody else's route for the prefix leads elsewhere; it stays.
@@ -122,13 +122,13 @@ class RouteTable:
                     raise KernelRefused(errno.EEXIST, f"{prefix} is routed elsewhere already")
 
     def remove(self, index: int, prefixes: Sequence[Prefix], protocol: int) -> None:
-        """Take away routes of that protocol to the device; one that is not there is no error."""
+        """Remove routes of that protocol to the device. No error if one is not there."""
         for some in _slices(prefixes):
             payloads = [encode_route(index, Route(prefix, protocol)) for prefix in some]
             self._channel.execute(RTM_DELROUTE, 0, payloads, forgive=frozenset({errno.ESRCH}))
 
     def cover(self, index: int, pools: Collection[Prefix]) -> None:
-        """A covering route per pool, unless the one that an address brought is in its place already.
+        """Add a covering route for each pool, unless an address has brought one already.
 
         Covering routes of ours for anything else go away.
         """

@@ -1,4 +1,4 @@
-"""WireGuard's generic netlink in numbers: include/uapi/linux/wireguard.h."""
+"""The constants of WireGuard's generic netlink family (include/uapi/linux/wireguard.h)."""
 
 from __future__ import annotations
 

@@ -1,26 +1,13 @@
-"""The commit record: a request's outcome in the form Celery's result backend stores, so plain Celery reads it too.
-
-It keeps the digest of what was asked for: so a request id that is used again for another wish is noticed.
-"""
+"""The commit record: a request's outcome in the form of Celery's result backend, so that plain Celery reads it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from peerlane.tasks.errors import ERROR_MODULE, ERRORS, Conflict, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-#: The message header that has the digest of a wish (``wish_digest``).
-HEADER = "wish"
-
-_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError, wish: str = "") -> str:
@@ -47,26 +34,28 @@ def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError, wish: st
 
 
 def tombstone(request_id: str, message: str = "cancelled: its caller had stopped waiting") -> str:
-    """The commit record of a request that was given up before it committed; it never will."""
+    """The commit record of a cancelled request, which can then never commit."""
     return encode(request_id, TimedOut(message))
 
 
 def late(request_id: str) -> str:
-    """The commit record of a request whose deadline passes before its commit: made for each commit, stored for few."""
+    """The commit record of a request whose deadline passed before its commit. Made for each commit, rarely stored."""
     return _LATE.replace(ANY_ID, request_id, 1).replace(_DATE, datetime.now(UTC).isoformat(), 1)
 
 
+#: What became of it, as ``decode`` has it.
+LATE = TimedOut("its deadline had passed before the gateway could commit it")
 #: Stands for an id in a record whose request is not known yet (workers/store/take.lua).
 ANY_ID = "@request-id@"
 _DATE = "@date@"
 _LATE = json.dumps(
-    {**json.loads(tombstone(ANY_ID, "its deadline had passed before the gateway could commit it")), "date_done": _DATE},
+    {**json.loads(tombstone(ANY_ID, LATE.message)), "date_done": _DATE},
     separators=(",", ":"),
 )
 
 
 def error_from_wire(result: object) -> PeerlaneError:
-    """The error in a FAILURE record; one of ours where it is one, else a WriterError."""
+    """The error in a FAILURE record; a WriterError if it is none of Peerlane's."""
     fields = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
     kind = ERRORS.get(str(fields.get("exc_type")))
     if kind is not None and fields.get("exc_module") == ERROR_MODULE:
@@ -87,7 +76,7 @@ _BY_CODE = {kind.code: kind for kind in ERRORS.values()}
 
 
 def error_from_dict(fields: object) -> PeerlaneError:
-    """The error of ``PeerlaneError.as_dict``, as an answer in a list has it; a WriterError where it is none."""
+    """The error of a ``PeerlaneError.as_dict``, as lists contain it; a WriterError if it is none."""
     known = cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
     kind, message, retry_after = _BY_CODE.get(str(known.get("code"))), known.get("message"), known.get("retry_after")
     if kind is None or not isinstance(message, str):
@@ -98,7 +87,7 @@ def error_from_dict(fields: object) -> PeerlaneError:
 
 
 def decode(stored: str | bytes, wish: str = "") -> dict[str, Any]:
-    """The result in a commit record. ``wish`` is the digest of what is asked for, where that is known.
+    """The result in a commit record. ``wish`` is the digest of the wish, if it is known.
 
     Raises:
         Conflict: the record is that of another wish.
@@ -114,19 +103,3 @@ def decode(stored: str | bytes, wish: str = "") -> dict[str, Any]:
     if status == "SUCCESS" and isinstance(result, dict):
         return cast("dict[str, Any]", result)
     raise error_from_wire(result)
-
-
-def wish_digest(task: str, *wishes: BaseModel) -> str:
-    """That of a wish as its model has checked it, or of a list's wishes in their order.
-
-    A record without one, as earlier versions and other senders make it, is anybody's. What is left out and what is
-    named as the default are the same. A preshared key counts too: as 32 random bytes, no digest gives it away.
-    """
-    fields: list[dict[str, Any]] = [wish.model_dump(exclude={"deadline"}, exclude_defaults=True) for wish in wishes]
-    text = json.dumps([task, *fields], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def sound_digest(value: object) -> str:
-    """The digest that a message header holds; '' where it holds none."""
-    return value if isinstance(value, str) and _DIGEST.fullmatch(value) else ""

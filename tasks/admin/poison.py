@@ -11,7 +11,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import commit_record
+from peerlane.tasks.wire import outcome as results
 from peerlane.tasks.wire.lists import wishes_in
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.registry import LANE_TASKS
@@ -19,18 +19,18 @@ from peerlane.tasks.wire.set_aside import SetAside, parts
 
 
 class SecretLeftOut(Invalid):
-    """A message cannot be asked again: its preshared key was not kept. Nothing was sent, and the message stays."""
+    """A message cannot be replayed: its preshared key was not kept. Nothing was sent, and the message stays."""
 
     code = "secret_left_out"
 
 
 def set_aside_messages(redis: Redis, gateway: str) -> list[SetAside]:
-    """All of them, the latest first. Raises redis.RedisError."""
+    """All set-aside messages, the latest first. Raises redis.RedisError."""
     return [found for _, found in _records(redis, gateway)]
 
 
 def find(redis: Redis, gateway: str, wanted: str) -> SetAside:
-    """One by its id. Raises redis.RedisError.
+    """A message by its id. Raises redis.RedisError.
 
     Raises:
         Invalid: there is none of this id.
@@ -42,7 +42,7 @@ def find(redis: Redis, gateway: str, wanted: str) -> SetAside:
 
 
 def drop(redis: Redis, gateway: str, wanted: str) -> None:
-    """Forget one. Raises redis.RedisError.
+    """Drop a message. Raises redis.RedisError.
 
     Raises:
         Invalid: there is none of this id.
@@ -54,7 +54,7 @@ def drop(redis: Redis, gateway: str, wanted: str) -> None:
 
 
 def drop_all(redis: Redis, gateway: str) -> int:
-    """Forget all; how many there were. Raises redis.RedisError."""
+    """Drop all messages; returns how many there were. Raises redis.RedisError."""
     pipe = redis.pipeline(transaction=True)
     pipe.llen(names.poison_key(gateway))
     pipe.delete(names.poison_key(gateway))
@@ -62,7 +62,7 @@ def drop_all(redis: Redis, gateway: str) -> int:
 
 
 def replay(app: PeerlaneApp, redis: Redis, gateway: str, wanted: str, *, timeout: float) -> dict[str, Any]:
-    """Ask again for what a message asked for, as a new request; forget the message once that is done; the result.
+    """Send a message's request again as a new request, and then drop the message; returns the result.
 
     The message's own request has its outcome, and its deadline is past: neither can be had again.
 
@@ -91,7 +91,7 @@ def replay(app: PeerlaneApp, redis: Redis, gateway: str, wanted: str, *, timeout
 
 
 def shown(found: SetAside, outcome: str | None = None) -> dict[str, Any]:
-    """A message for people and programs, without anything that may be secret. ``outcome`` is its commit record."""
+    """A message for people and programs, without possible secrets. ``outcome`` is its commit record."""
     request = found.request
     about: dict[str, Any] = {"id": found.id, "at": found.at // 1000, "reason": found.reason, "queue": found.queue}
     about |= {"request_id": found.request_id, "size": found.size, "outcome": _outcome(outcome)}
@@ -115,7 +115,7 @@ def _outcome(record: str | None) -> str | None:
     if record is None:
         return None
     try:
-        return str(commit_record.decode(record).get("outcome"))
+        return str(results.decode(record).get("outcome"))
     except PeerlaneError as error:
         return error.code
 

@@ -1,0 +1,133 @@
+"""A fleet for asyncio programs: as ``fleet``, over one client for each gateway that is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar, Unpack
+
+from peerlane.config.celery.app import PeerlaneApp
+from peerlane.tasks.client.aio_gateway import AsyncGateway
+from peerlane.tasks.client.fleet import Fleet, Wish
+from peerlane.tasks.client.patience import Timeout
+from peerlane.tasks.client.placement import RETRY_ELSEWHERE
+from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane.slices import PeerAnswer, PeerWish
+from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.wire.model import PeerResult
+
+_T = TypeVar("_T")
+
+
+class AsyncFleet:
+    """All gateways, seen from an asyncio program. Use it as a context manager, within one event loop."""
+
+    def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
+        self._app = app or definitions.app
+        self._timeout = timeout
+        self._sync = Fleet(self._app)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="peerlane-fleet")
+        self._clients: dict[str, AsyncGateway] = {}
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the threads and close the connections; whoever still waits gets cancelled."""
+        self._closed = True
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        clients, self._clients = list(self._clients.values()), {}
+        await asyncio.gather(*(client.close() for client in clients))
+
+    async def gateways(self) -> list[GatewayInfo]:
+        """As Fleet.gateways."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._sync.gateways)
+
+    async def create_peer(
+        self,
+        public_key: str,
+        *,
+        region: str | None = None,
+        where: Mapping[str, str] | None = None,
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - cancelling is more than giving up the wait
+        **wish: Unpack[Wish],
+    ) -> PeerResult:
+        """As Fleet.create_peer."""
+        turns = await self._in_thread(
+            self._sync.turns, public_key, region, where, self._timeout if timeout is None else timeout
+        )
+        for gateway, left in turns:
+            try:
+                return await self._client(gateway).create_peer(public_key, timeout=left, **wish)
+            except RETRY_ELSEWHERE as refusal:
+                turns.refused(gateway, refusal)
+        raise turns.nobody()
+
+    async def create_peers(
+        self,
+        wishes: Iterable[PeerWish] | Iterable[Mapping[str, Any]],
+        *,
+        region: str | None = None,
+        where: Mapping[str, str] | None = None,
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
+    ) -> list[PeerAnswer]:
+        """As Fleet.create_peers."""
+        listed, within = list(wishes), self._timeout if timeout is None else timeout
+        placement = await self._in_thread(self._sync.place_list, listed, region, where)
+        while asked := placement.next_round():
+
+            async def ask(gateway: str, places: Sequence[int]) -> list[PeerAnswer]:
+                chosen = [listed[place] for place in places]
+                return await self._client(gateway).create_peers(chosen, timeout=within)
+
+            for (gateway, places), answers in zip(asked.items(), await _side_by_side(ask, asked), strict=True):
+                placement.heard(gateway, places, answers)
+        return placement.answers
+
+    async def delete_peers(
+        self,
+        public_keys: Iterable[str],
+        *,
+        region: str | None = None,
+        where: Mapping[str, str] | None = None,
+        timeout: Timeout | None = None,  # noqa: ASYNC109 - as above
+    ) -> list[PeerAnswer]:
+        """As Fleet.delete_peers."""
+        listed, within = list(public_keys), self._timeout if timeout is None else timeout
+        removal, nobody = await self._in_thread(self._sync.find_list, listed, region, where)
+
+        async def ask(gateway: str, places: Sequence[int]) -> list[PeerAnswer]:
+            return await self._client(gateway).delete_peers([listed[place] for place in places], timeout=within)
+
+        for places, answers in zip(removal.round.values(), await _side_by_side(ask, removal.round), strict=True):
+            removal.heard(places, answers)
+        return [removal.answer(place, nobody) for place in range(len(listed))]
+
+    def _client(self, gateway: str) -> AsyncGateway:
+        if self._closed:  # meanwhile: a client made now would be closed by nobody
+            raise asyncio.CancelledError
+        if (client := self._clients.get(gateway)) is None:
+            client = self._clients[gateway] = AsyncGateway(gateway, app=self._app)
+        return client
+
+    async def _in_thread(self, act: Callable[..., _T], *arguments: Any) -> _T:
+        if self._closed:
+            raise RuntimeError("this fleet is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._reader, act, *arguments)
+
+
+async def _side_by_side(
+    ask: Callable[[str, Sequence[int]], Coroutine[Any, Any, list[PeerAnswer]]], asked: Mapping[str, Sequence[int]]
+) -> list[list[PeerAnswer]]:
+    """What each gateway answers, in their order; where one call fails, the others are cancelled."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(gateway, places)) for gateway, places in asked.items()]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
