@@ -23,7 +23,7 @@ from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.outcome import encode
+from peerlane.tasks.wire.commit_record import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane import DeviceFacts
 from peerlane.workers.dataplane.factory import device_spec, open_plane

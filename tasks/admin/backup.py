@@ -18,7 +18,8 @@ from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Archive, Part, read_archive
 from peerlane.tasks.admin.archive_check import refuse_unsound, why_unreadable
-from peerlane.tasks.admission.lanes import Lanes, unknown_gateway
+from peerlane.tasks.admission.lane_state import unknown_gateway
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Invalid, Unavailable
 from peerlane.tasks.redis.errors import PAGE, reaching, scan
 from peerlane.tasks.redis.server_clock import milliseconds
@@ -125,7 +126,7 @@ def _snapshot(redis: Redis, gateway: str, progress: Progress | None) -> Archive:
             redis.unlink(*copies.values())
 
 
-def restore(
+def restore_state(
     settings: Settings, gateway: str, path: Path, *, force: bool = False, progress: Progress | None = None
 ) -> Restored:
     """Replace a gateway's state by a file's, in one step, while no writer runs. The next writer changes the device.

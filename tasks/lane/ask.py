@@ -21,7 +21,7 @@ from peerlane.tasks.lane.request import Request, admit, checked
 from peerlane.tasks.lane.result import outcome_by, settle_unsent, withdraw
 from peerlane.tasks.redis.errors import SEND_ERRORS, unknown
 from peerlane.tasks.redis.subscription import Listening
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def _sent(
             else:
                 lanes.pushed(request.gateway, listening.push(request.queue, request.message()), bulk=request.bulk)
         except SEND_ERRORS as error:
-            return outcome.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
+            return commit_record.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
         heard: Listening | None = listening
         if new:
             with suppress(RedisError):
                 if (record := listening.wait(until)) is not None:
-                    return outcome.decode(record, request.wish)
+                    return commit_record.decode(record, request.wish)
             heard = None  # it is lost, or the time is up: what is stored tells more
         about = lanes, request.id, request.deadline, request.wish
         return outcome_by(*about, until=until, within=request.within, listening=heard)

@@ -30,9 +30,8 @@ from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
 from peerlane.workers.peers.table import Policy
-from peerlane.workers.request.delivery import Delivery, Outcome
-from peerlane.workers.request.pace import Pace
-from peerlane.workers.request.request import Request, error_code
+from peerlane.workers.request.measurements import Pace
+from peerlane.workers.request.request import Delivery, Outcome, Request, error_code
 from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.agreement import Agreement
 from peerlane.workers.writer.apply_list import apply_but_refused
