@@ -22,9 +22,8 @@ from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import Fenced, PeerlaneError, SettingsError
 from peerlane.tasks.lane.tasks import register
-from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.outcome import encode
+from peerlane.tasks.wire.commit_record import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane import DeviceFacts
 from peerlane.workers.dataplane.factory import device_spec, open_plane
@@ -41,6 +40,7 @@ from peerlane.workers.start.registration import (
     own_endpoint,
     registered_key,
     registration,
+    tell_of_kept,
     tell_of_new_key,
 )
 from peerlane.workers.start.takeover import await_predecessor, holder
@@ -168,7 +168,7 @@ class GatewayService:
         heartbeat = self.heartbeat
         heartbeat.start()
         done = self.writer.recover(self._on_progress, self._on_loading, keys_in_hand(self._redis, self.name))
-        self._tell_of_kept(done)
+        tell_of_kept(self.store, len(done.kept))
         if (taken := take_back(self._redis, self.name)) > 0:
             log.warning("gateway %s: %d requests that an earlier writer had taken are next", self.name, taken)
         mended = ", ".join(f"{count} {kind}" for kind, count in sorted(done.mended.items())) or "nothing to mend"
@@ -233,7 +233,7 @@ class GatewayService:
             PULSE.turn(LONG)
             heartbeat.phase = "recovering"  # callers are refused at once instead of waiting behind this
             done = writer.recover(self._on_progress, self._on_loading)
-            self._tell_of_kept(done)
+            tell_of_kept(self.store, len(done.kept))
             heartbeat.phase = "serving"
             log.warning("gateway %s: recovered, %s", self.name, dict(done.mended) or "nothing to mend")
             self._tell_of_coming(done)
@@ -260,16 +260,6 @@ class GatewayService:
     def fill(self) -> bool:
         """Add some of the remaining peers, between requests, in the writer's thread; returns whether there are more."""
         return not self.heartbeat.replaced and self.filling.step() > 0
-
-    def _tell_of_kept(self, done: Recovered) -> None:
-        """Raise an alarm for peers that a start has left on the device although Redis does not know them."""
-        if done.kept:
-            message = (
-                f"{len(done.kept)} peers on the device are unknown to Redis and were kept: import them "
-                f"(peerlane gateway import {self.name} --live), or delete them"
-            )
-            now = self.store.clock.now_ms() // 1000
-            raise_alarm(self._redis, self.name, "unknown_peers", message, now=now)
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
         """Store ``error`` as the outcome of an invalid request."""

@@ -30,7 +30,7 @@ from peerlane.tasks.admission.lanes import close_app
 from peerlane.tasks.errors import PeerlaneError, SettingsError
 from peerlane.tasks.lane.observer_tasks import register
 from peerlane.tasks.values.metrics import encoded
-from peerlane.tasks.wire.outcome import encode
+from peerlane.tasks.wire.commit_record import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock

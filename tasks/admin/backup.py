@@ -21,7 +21,8 @@ from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.admin.archive import PARTS, Entry, Header, Part, entries, read_header, write_archive
 from peerlane.tasks.admin.archive_check import Soundness, is_readable
-from peerlane.tasks.admission.lanes import Lanes, unknown_gateway
+from peerlane.tasks.admission.lane_state import unknown_gateway
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Invalid, Unavailable
 from peerlane.tasks.redis.errors import PAGE, reaching
 from peerlane.tasks.redis.hash_pages import hash_pages
@@ -149,7 +150,7 @@ class _Bar:
             self._progress(self._total, self._total)
 
 
-def restore(
+def restore_state(
     settings: Settings, gateway: str, path: Path, *, force: bool = False, progress: Progress | None = None
 ) -> Restored:
     """Replace a gateway's state by a file's, in one step, while no writer runs. The next writer changes the device.

@@ -9,7 +9,8 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lanes import lanes_of, unknown_gateway
+from peerlane.tasks.admission.lane_state import unknown_gateway
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.redis.errors import SEND_ERRORS, reading, unknown

@@ -24,7 +24,7 @@ from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Conflict, Invalid
-from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane import tasks
 from peerlane.tasks.redis.errors import PAGE, reaching, scan
 from peerlane.tasks.values.overlaps import Areas
 from peerlane.tasks.values.prefix import Prefix
@@ -161,7 +161,7 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
         )
     wanted = {one.peer.public_key for one in conf.peers}
     held = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
-    addresses = _addresses(lanes_of(app or definitions.app), gateway, conf.peers)
+    addresses = _addresses(lanes_of(app or tasks.app), gateway, conf.peers)
     if found := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
         raise ImportClash(found)
     existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
@@ -202,7 +202,7 @@ def import_live(
         AdoptionClash: lists those that cannot be taken, and why; a ``dry_run`` too.
         PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
-    task = definitions.task_of(app or definitions.app, names.IMPORT_PEERS)
+    task = tasks.task_of(app or tasks.app, names.IMPORT_PEERS)
 
     def ask(**flags: bool) -> dict[str, Any]:
         sent = task.apply_async(kwargs={"gateway": gateway, "live": True, **flags}, expires=timeout)
@@ -237,8 +237,8 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
     Raises:
         PeerlaneError: as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
-    application = app or definitions.app
-    task = definitions.task_of(application, names.IMPORT_PEERS)
+    application = app or tasks.app
+    task = tasks.task_of(application, names.IMPORT_PEERS)
     seal = partial(cipher_of(application.settings).encrypt, found.gateway)
     entries = [staged(one, seal) for one in (*found.fresh, *found.existing)]
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()

@@ -12,7 +12,8 @@ from redis.exceptions import NoPermissionError, WatchError
 from peerlane.config import names
 from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
-from peerlane.tasks.admission.lanes import Lanes, number, unknown_gateway
+from peerlane.tasks.admission.lane_state import number, unknown_gateway
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, StorageError, Unavailable
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.redis.server_clock import milliseconds
@@ -34,7 +35,7 @@ class Removed:
     requests: int
 
 
-def remove(settings: Settings, gateway: str, *, force: bool = False) -> Removed:
+def remove_gateway(settings: Settings, gateway: str, *, force: bool = False) -> Removed:
     """Remove a gateway whose writer and observer have ended, in one step. A gateway of that name can be started again.
 
     The epoch stays and grows by one: a writer that was frozen all the while is refused when it wakes. Requests that

@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 from redis.client import Pipeline
 
 from peerlane.config import names
-from peerlane.tasks.admission.lanes import Lanes, unknown_gateway
+from peerlane.tasks.admission.lane_state import unknown_gateway
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.redis.errors import reaching
 
 State = Literal["active", "draining"]

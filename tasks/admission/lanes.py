@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -17,115 +15,11 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
-from peerlane.tasks.admission.belief import Believed, spread
+from peerlane.tasks.admission.lane_state import Believed, LaneState
 from peerlane.tasks.admission.waits import Waits
-from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
 from peerlane.tasks.redis.server_clock import ServerClock, milliseconds
 from peerlane.tasks.redis.subscription import Listeners
 from peerlane.tasks.wire.cancel import Cancel
-
-#: Milliseconds without a heartbeat after which a writer counts as gone; it beats every second.
-LIVE_FOR_MS = 5_000
-#: Requests that may wait where a gateway does not say how many.
-DEFAULT_CAP = 20_000
-
-_NUMBER = re.compile(r"[0-9]{1,18}")
-_PACE = re.compile(r"[0-9]{1,9}\.[0-9]")
-
-
-def number(told: str, otherwise: int = 0) -> int:
-    """A stored number; ``otherwise`` if the text is none."""
-    return int(told) if _NUMBER.fullmatch(told) else otherwise
-
-
-def unknown_gateway(name: str) -> Unavailable:
-    """The refusal for a gateway that has never registered."""
-    return Unavailable(f"no gateway {name} is registered; `peerlane gateway list` shows those that are")
-
-
-@dataclass(frozen=True, slots=True)
-class LaneState:
-    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway nobody registered."""
-
-    gateway: str
-    facts: Mapping[str, str]
-    #: Milliseconds since the writer's last sign of life; None if it never gave one, or ended in good order.
-    silent_for: int | None
-    #: Requests waiting: interactive, bulk.
-    waiting: int
-    waiting_bulk: int
-
-    @classmethod
-    def of(cls, gateway: str, raw: Mapping[bytes, bytes], waiting: int, waiting_bulk: int, *, now: int) -> LaneState:
-        """From the gateway's hash and the lengths of its queues; ``now`` is in ms on Redis' clock."""
-        facts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
-        beat = number(facts.get("heartbeat", ""))  # a writer that ends in good order leaves 0
-        return cls(gateway, facts, max(0, now - beat) if beat else None, waiting, waiting_bulk)
-
-    @property
-    def live(self) -> bool:
-        """Whether a writer serves the lane now."""
-        return self.silent_for is not None and self.silent_for < LIVE_FOR_MS
-
-    @property
-    def idle_for(self) -> float | None:
-        """Seconds for which the writer had served nothing at its last heartbeat; None if it does not say."""
-        told = self.facts.get("idle_ms", "")
-        return number(told) / 1000 if told else None
-
-    @property
-    def stuck(self) -> bool:
-        """Whether its writer has a heartbeat but has served nothing for longer than any step takes."""
-        return self.live and number(self.facts.get("idle_ms", "")) > number(self.facts.get("idle_may_ms", ""), 5_000)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether its writer was stopped properly, and none has started since."""
-        return not self.live and self.facts.get("phase") == "stopped"
-
-    @property
-    def state(self) -> str:
-        """``active``, ``draining``, ``recovering``, ``stuck`` or ``down``, for people and programs."""
-        if not self.live:
-            return "down"
-        if self.stuck:
-            return "stuck"
-        if self.facts.get("phase", "serving") != "serving":
-            return "recovering"
-        return self.facts.get("state", "active")
-
-    @property
-    def cap(self) -> int:
-        """How many requests may wait in each queue of the lane."""
-        return number(self.facts.get("lane_cap", ""), DEFAULT_CAP)
-
-    def pace(self, *, bulk: bool) -> float:
-        """Requests a second that the writer takes from a queue while it is busy; 0 if it does not say."""
-        told = self.facts.get("pace_bulk" if bulk else "pace", "")
-        return float(told) if _PACE.fullmatch(told) else 0.0
-
-    def expected_wait(self, waiting: Sequence[int], *, bulk: bool) -> float:
-        """Seconds until a request sent now is carried out. ``waiting``: requests before it, interactive and bulk."""
-        queues = (False, True) if bulk else (False,)
-        return sum(waiting[queue] / pace for queue in queues if (pace := self.pace(bulk=queue)))
-
-    def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:
-        """Why a request is refused before it is sent; None if it is not. ``waiting`` is the length of its queue."""
-        if not self.facts:
-            return unknown_gateway(self.gateway)
-        if not self.live:
-            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
-        if self.stuck:
-            told = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
-            return Unavailable(f"the writer of {self.gateway} is stuck: it {told}; use another gateway", 5.0)
-        if self.state == "recovering":
-            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
-        # What makes room has room left where creates have filled the lane.
-        if waiting >= (self.cap if create else self.cap + max(1, self.cap // 8)):
-            return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
-        if create and self.state == "draining":
-            return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
-        return None
 
 
 class Lanes:
@@ -137,7 +31,7 @@ class Lanes:
         self.waits = Waits()
         self.clock = ServerClock(cast("Callable[[], tuple[int, int]]", redis.time))
         self._result_ttl = result_ttl
-        self._believed: dict[str, Believed[LaneState]] = {}
+        self._believed: dict[str, Believed] = {}
 
     def look(self, gateway: str) -> LaneState:
         """Look at a lane now."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from peerlane.tasks.admission.lanes import Lanes, LaneState
+from peerlane.tasks.admission.lane_state import LaneState
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import FORGOTTEN_AFTER, LINGERS_MS, RETRY_AFTER, limit, share_key
 from peerlane.tasks.errors import Unavailable
 from peerlane.tasks.wire.bulk import SLICE

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from peerlane.config import names
-from peerlane.tasks.admission.belief import spread
-from peerlane.tasks.admission.lanes import Lanes, LaneState
+from peerlane.tasks.admission.lane_state import LaneState, spread
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Unavailable
 
 #: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.

@@ -10,9 +10,9 @@ from typing import Any, Self, TypeVar, Unpack
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.fleet import Fleet, Wish
-from peerlane.tasks.client.patience import Timeout
 from peerlane.tasks.client.placement import RETRY_ELSEWHERE
-from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane import tasks
+from peerlane.tasks.lane.request import Timeout
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import PeerResult
@@ -24,7 +24,7 @@ class AsyncFleet:
     """All gateways, seen from an asyncio program. Use it as a context manager, within one event loop."""
 
     def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
-        self._app = app or definitions.app
+        self._app = app or tasks.app
         self._timeout = timeout
         self._sync = Fleet(self._app)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="peerlane-fleet")

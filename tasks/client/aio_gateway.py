@@ -21,9 +21,8 @@ from peerlane.tasks.client.aio_lane import AsyncLane
 from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
-from peerlane.tasks.client.patience import Timeout, seconds_of
-from peerlane.tasks.lane import tasks as definitions
-from peerlane.tasks.lane.request import checked
+from peerlane.tasks.lane import tasks
+from peerlane.tasks.lane.request import Timeout, checked, seconds_of
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
@@ -42,11 +41,11 @@ class AsyncGateway:
 
     def __init__(self, name: str, *, app: PeerlaneApp | None = None, timeout: Timeout | None = None) -> None:
         self.name = name
-        self._app = app or definitions.app
+        self._app = app or tasks.app
         self._timeout = timeout
         self._sync = Gateway(name, app=self._app, timeout=timeout)
-        self._create = definitions.task_of(self._app, names.CREATE_PEER)
-        self._delete = definitions.task_of(self._app, names.DELETE_PEER)
+        self._create = tasks.task_of(self._app, names.CREATE_PEER)
+        self._delete = tasks.task_of(self._app, names.DELETE_PEER)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
         self._lane: AsyncLane | None = None
         self._asks: set[asyncio.Task[dict[str, Any]]] = set()
@@ -129,7 +128,7 @@ class AsyncGateway:
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
     ) -> list[PeerAnswer]:
-        task = definitions.task_of(self._app, name)
+        task = tasks.task_of(self._app, name)
 
         async def ask(one: Slice) -> Mapping[str, Any]:
             return await self._ask_for(task, one.arguments, timeout, one.request_id, bulk=True)
@@ -172,7 +171,7 @@ class AsyncGateway:
 
     async def _ask(
         self,
-        task: definitions.LaneTask,
+        task: tasks.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
@@ -183,7 +182,7 @@ class AsyncGateway:
 
     async def _ask_for(
         self,
-        task: definitions.LaneTask,
+        task: tasks.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,
@@ -205,7 +204,7 @@ class AsyncGateway:
 
     async def _outcome(
         self,
-        task: definitions.LaneTask,
+        task: tasks.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,  # noqa: ASYNC109 - as above
         request_id: str | None,

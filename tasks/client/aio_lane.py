@@ -23,7 +23,7 @@ from peerlane.tasks.lane.request import Request
 from peerlane.tasks.lane.result import GRACE
 from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, may_not_send, unknown
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 
 #: Seconds beyond a caller's timeout for which its turn to be sent by Celery is waited for.
@@ -76,7 +76,7 @@ class AsyncLane:
             if by_celery:
                 await self._publish(task, request, until)
             async with asyncio.timeout_at(until):
-                return outcome.decode(await waiter.record, request.wish)
+                return commit_record.decode(await waiter.record, request.wish)
         except PeerlaneError:
             raise
         except TimeoutError:
@@ -108,7 +108,7 @@ class AsyncLane:
             with contextlib.suppress(OutcomeUnknown):
                 await self._canceller.settle(self._cancel(request), 0.0)
             raise may_not_send() from error
-        return outcome.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
+        return commit_record.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
 
     def _cancel(self, request: Request) -> Cancel:
         # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.

@@ -29,6 +29,8 @@ from peerlane.tasks.client.aio_connections import ANSWERED_WITHIN, connections, 
 PUSHED_AT_ONCE = 128
 #: How a connection shows that it is lost; the last where it is closed under its reader.
 _LOST = (RedisError, OSError, AttributeError)
+#: What stands before the request's id in a commit record.
+_ID = b'"task_id":'
 #: Seconds before a lost connection is made anew.
 _PAUSE = 0.1
 
@@ -291,9 +293,6 @@ class ResultListener:
             # The pool was handed to the client, which therefore leaves it open.
             with contextlib.suppress(*_LOST):
                 await self._pool.disconnect()
-
-
-_ID = b'"task_id":'
 
 
 def _give(waiter: Waiter, record: bytes) -> None:

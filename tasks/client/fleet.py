@@ -12,7 +12,6 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.call_metrics import counted_for
 from peerlane.tasks.client.gateway import Gateway, gateways
-from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.client.placement import (
     RETRY_ELSEWHERE,
     Choice,
@@ -23,7 +22,8 @@ from peerlane.tasks.client.placement import (
     matches,
 )
 from peerlane.tasks.errors import PeerlaneError, StorageError
-from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane import tasks
+from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.lane.slices import WINDOW, PeerAnswer, PeerWish, ask_slices, cut, interleaved, new_list_id
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status.gateway_info import GatewayInfo
@@ -49,7 +49,7 @@ class Fleet:
     """All gateways, seen from an API host. Threads may share it."""
 
     def __init__(self, app: PeerlaneApp | None = None, *, timeout: Timeout | None = None) -> None:
-        self._app = app or definitions.app
+        self._app = app or tasks.app
         self._timeout = timeout
 
     def gateways(self) -> list[GatewayInfo]:

@@ -11,13 +11,14 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched, switch
-from peerlane.tasks.admission.lanes import Lanes, lanes_of, unknown_gateway
+from peerlane.tasks.admission.lane_state import unknown_gateway
+from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.call_metrics import counted
-from peerlane.tasks.client.patience import Timeout, seconds_of
 from peerlane.tasks.client.peer_order import PeerOrder
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.ask import ask
+from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
 from peerlane.tasks.redis.errors import PAGE, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
@@ -64,10 +65,10 @@ class Gateway:
         ``app`` is made with ``config.celery.app.PeerlaneApp(settings)``; without it the process' own is used.
         """
         self.name = name
-        self._app = app or definitions.app
+        self._app = app or tasks.app
         self._timeout = timeout
-        self._create = definitions.task_of(self._app, names.CREATE_PEER)
-        self._delete = definitions.task_of(self._app, names.DELETE_PEER)
+        self._create = tasks.task_of(self._app, names.CREATE_PEER)
+        self._delete = tasks.task_of(self._app, names.DELETE_PEER)
 
     @property
     def _lanes(self) -> Lanes:
@@ -150,7 +151,7 @@ class Gateway:
 
     def _ask(
         self,
-        task: definitions.LaneTask,
+        task: tasks.LaneTask,
         arguments: dict[str, Any],
         timeout: Timeout | None,
         request_id: str | None,
@@ -287,7 +288,7 @@ def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
         StorageError: Redis refuses to show them to this user.
         OutcomeUnknown: Redis could not be reached.
     """
-    lanes = lanes_of(app or definitions.app)
+    lanes = lanes_of(app or tasks.app)
     snapshot = FleetReader(lanes.redis, lanes_only=True).read()
     for status in snapshot.gateways:
         lanes.believe(status.lane)

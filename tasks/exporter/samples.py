@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from peerlane.tasks.admission.lanes import number
+from peerlane.tasks.admission.lane_state import number
 from peerlane.tasks.errors import KernelError, StorageError, WriterError
 from peerlane.tasks.exporter.families import FEWER_BUCKETS, STATES
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count

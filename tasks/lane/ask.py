@@ -24,7 +24,7 @@ from peerlane.tasks.lane.request import Request, admit, checked
 from peerlane.tasks.lane.result import leave, outcome_by, settle_unsent, withdraw
 from peerlane.tasks.redis.errors import SEND_ERRORS, unknown
 from peerlane.tasks.redis.subscription import Listening
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _sent(
         if new:
             with suppress(RedisError):
                 if (record := listening.wait(until)) is not None:
-                    return outcome.decode(record, request.wish)
+                    return commit_record.decode(record, request.wish)
             heard = None  # it is lost, or the time is up: what is stored tells more
         return _outcome(lanes, request, until, heard, wait)
     except PeerlaneError:
@@ -128,14 +128,14 @@ def _send_again(
         try:
             with lanes.listeners.listen(request.id) as listening:
                 if (stored := lanes.stored(request.id)) is not None:
-                    return outcome.decode(stored, request.wish)
+                    return commit_record.decode(stored, request.wish)
                 lanes.pushed(request.gateway, listening.push(request.queue, request.message()), bulk=request.bulk)
                 return _outcome(lanes, request, until, listening, wait)
         except SEND_ERRORS as later:
             error = later
         time.sleep(AGAIN_AFTER)
     leave(wait, request.id, request.within)
-    return outcome.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
+    return commit_record.decode(settle_unsent(lanes, request.id, request.deadline, error), request.wish)
 
 
 def _is_lost(error: BaseException) -> bool:

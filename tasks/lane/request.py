@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.tasks.admission import list_quota, quota
-from peerlane.tasks.admission.lanes import Lanes, LaneState
+from peerlane.tasks.admission.lane_state import LaneState
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Invalid, TimedOut
 from peerlane.tasks.lane.tracing import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
+from peerlane.tasks.wire.commit_record import HEADER, wish_digest
 from peerlane.tasks.wire.lists import CreatePeers, wishes_in
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.registry import LaneModel
-from peerlane.tasks.wire.wish_digest import HEADER, wish_digest
+
+#: What callers may give as a timeout.
+Timeout = float | timedelta
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 #: The third part of a message's body: what Celery would carry out next.
@@ -144,7 +149,7 @@ def checked(
     """
     wish = parse(model, arguments)
     create = wish if isinstance(wish, CreatePeer) else None
-    listed = wishes_in(wish)
+    listed = () if create else wishes_in(wish)
     kept = _as_json(arguments)
     _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
     gateway = wish.gateway
@@ -201,6 +206,22 @@ def _encrypt(
     for wish, place in zip(wishes, places, strict=False):
         if isinstance(wish, CreatePeer) and wish.preshared_key is not None:
             place["preshared_key"] = cipher().encrypt(wish.gateway, wish.public_key, wish.preshared_key)
+
+
+def seconds_of(*timeouts: Timeout | None) -> float:
+    """The first of these that is set, in seconds.
+
+    0 is refused: a call waits for its outcome, and cancels what it has not heard of. Who does not want to wait sends
+    with ``create_peer.apply_async``.
+
+    Raises:
+        Invalid: it is no number of seconds above 0.
+    """
+    timeout = next(each for each in timeouts if each is not None)
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not all typed
+        raise Invalid("timeout: a number of seconds above 0, or a timedelta; apply_async sends without waiting")
+    return float(seconds)
 
 
 def seconds_until(expires: float | datetime) -> float:

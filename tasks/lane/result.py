@@ -15,7 +15,7 @@ from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.redis.subscription import Listening
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
 
 #: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
@@ -32,7 +32,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
 
     #: The request's deadline in ms on Redis' clock, where this process sent it.
     deadline: int = 0
-    #: The digest of what was asked for, where this process sent it (peerlane.tasks.wire.wish_digest).
+    #: The digest of what was asked for, where this process sent it (commit_record.wish_digest).
     wish: str = ""
     #: Why it was not sent, where that is this request's own affair: as one of a group.
     refusal: PeerlaneError | None = None
@@ -93,7 +93,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         """
         record = settle(lanes_of(cast("Any", self.app)), str(self.id), self.deadline, until=time.monotonic() + GRACE)
         try:
-            outcome.decode(record, self.wish)
+            commit_record.decode(record, self.wish)
         except TimedOut:
             return True
         except PeerlaneError:
@@ -144,11 +144,11 @@ def outcome_by(
     # Where the time is up already, the cancel tells what is stored.
     record = await_record(lanes, request_id, until, listening) if time.monotonic() < until else None
     if record is not None:
-        return outcome.decode(record, wish)
+        return commit_record.decode(record, wish)
     leave(wait, request_id, within)
     record = settle(lanes, request_id, deadline, until=until + GRACE)
     if within is None:
-        return outcome.decode(record, wish)
+        return commit_record.decode(record, wish)
     # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
     return result_of(record, timed_out(round(within, 1) or within), wish)
 

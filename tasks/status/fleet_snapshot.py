@@ -11,7 +11,8 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lanes import LaneState, lanes_of, unknown_gateway
+from peerlane.tasks.admission.lane_state import LaneState, unknown_gateway
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.redis.errors import reading
 from peerlane.tasks.status.gateway_status import GatewayStatus
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from peerlane.tasks.admission.lanes import LaneState, number
+from peerlane.tasks.admission.lane_state import LaneState, number
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from peerlane.tasks.admission.lanes import LaneState, number
+from peerlane.tasks.admission.lane_state import LaneState, number
 from peerlane.tasks.status.alarms import Alarm, parse_alarms
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.metrics import ObserverMetrics, WriterMetrics, observer_metrics, writer_metrics

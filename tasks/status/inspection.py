@@ -15,7 +15,8 @@ from kombu.matcher import match
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lanes import lanes_of, number
+from peerlane.tasks.admission.lane_state import number
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus
 from peerlane.tasks.wire.registry import LANE_TASKS, UPKEEP_TASKS

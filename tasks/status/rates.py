@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from peerlane.tasks.admission.lanes import LaneState, number
+from peerlane.tasks.admission.lane_state import LaneState, number
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus, observer_is_live

@@ -14,7 +14,7 @@ from typing import Any, cast
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.values.overlaps import overlaps
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wgfile import comments as annotations
+from peerlane.tasks.wgfile import comments
 from peerlane.tasks.wgfile.values import VALUES
 from peerlane.tasks.wire.model import Peer, parse
 
@@ -77,7 +77,7 @@ def parse_conf(data: bytes) -> ParsedConf:
 def rendered_peer(peer: Peer) -> Iterator[str]:
     """The lines of a peer's section, as ``wg`` and ``parse_conf`` read them. Holds the preshared key."""
     yield "[Peer]"
-    yield from annotations.written(peer)
+    yield from comments.written(peer)
     yield f"PublicKey = {peer.public_key}"
     if peer.preshared_key is not None:
         yield f"PresharedKey = {peer.preshared_key}"
@@ -255,12 +255,12 @@ class _Reader:
         # Lists add up over repeated lines.
         section.found[field_name] = (*section.found.get(field_name, ()), *found) if isinstance(found, tuple) else found
 
-    def _annotate(self, section: _Section, comments: list[tuple[int, str]]) -> None:
+    def _annotate(self, section: _Section, lines: list[tuple[int, str]]) -> None:
         if section.kind != "Peer":
             return
-        for number, comment in comments:
+        for number, comment in lines:
             try:
-                notes = annotations.read(comment)
+                notes = comments.read(comment)
             except ValueError as error:
                 self._problem(number, str(error), section)
                 continue
@@ -277,8 +277,8 @@ class _Reader:
         until = section.first_key or section.line + 1
         for number, comment in section.unread:
             beside = section.line - 1 <= number < until
-            if beside and annotations.NAME not in section.labels and (name := annotations.name_by_itself(comment)):
-                section.labels[annotations.NAME] = name
+            if beside and comments.NAME not in section.labels and (name := comments.name_by_itself(comment)):
+                section.labels[comments.NAME] = name
             else:
                 self._unread.append(number)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 
 #: Margin added to a tombstone's life beyond its request's deadline, in seconds.
 TOMBSTONE_MARGIN = 60
@@ -33,7 +33,7 @@ class Cancel:
     def of(cls, request_id: str, *, result_ttl: int, seconds_left: float | None) -> Cancel:
         """``seconds_left`` are those until the request's deadline; None where it is not known."""
         left = LONGEST_DEADLINE if seconds_left is None else int(seconds_left)
-        return cls(request_id, outcome.tombstone(request_id), max(result_ttl, left + TOMBSTONE_MARGIN))
+        return cls(request_id, commit_record.tombstone(request_id), max(result_ttl, left + TOMBSTONE_MARGIN))
 
     @property
     def key(self) -> str:
@@ -64,6 +64,6 @@ def result_of(record: str, cancelled: Exception, wish: str = "") -> dict[str, An
         Exception: ``cancelled``, where it is a tombstone.
     """
     try:
-        return outcome.decode(record, wish)
+        return commit_record.decode(record, wish)
     except TimedOut:
         raise cancelled from None

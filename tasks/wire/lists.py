@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.bulk import SLICE
+from peerlane.tasks.wire.commit_record import error_from_dict
 from peerlane.tasks.wire.model import CreatePeer, Deadline, DeletePeer, GatewayName, PeerResult, Wire, parse
-from peerlane.tasks.wire.outcome import error_from_dict
 
 _Wish = TypeVar("_Wish", CreatePeer, DeletePeer)
 

@@ -30,9 +30,8 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.request.delivery import Delivery, Outcome
 from peerlane.workers.request.measurements import Measurements
-from peerlane.workers.request.request import Request
+from peerlane.workers.request.request import Delivery, Outcome, Request
 
 KINDS = ("with", "without")
 

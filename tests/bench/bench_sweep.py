@@ -36,7 +36,7 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
-from peerlane.tasks.wire.outcome import decode
+from peerlane.tasks.wire.commit_record import decode
 from peerlane.workers.upkeep import sweeper as sweeping
 
 #: Creates until the sweep is frozen, or let go: some of its slices go by meanwhile.

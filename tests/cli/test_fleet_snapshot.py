@@ -16,7 +16,7 @@ from servers import RedisServer
 from peerlane import OutcomeUnknown, StorageError, Unavailable, gateways
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lanes import LaneState
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.status.fleet_snapshot import FleetReader, read_gateway
 from peerlane.tasks.status.gateway_status import (

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from peerlane.tasks.admission.lanes import LaneState
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus

@@ -23,7 +23,7 @@ from peerlane.tasks.client.aio_subscription import ResultListener
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 from peerlane.tasks.wire.model import PeerResult
 
@@ -91,7 +91,7 @@ def request_id() -> str:
 
 
 def store(server: RedisServer, request_id: str, result: dict[str, Any] | PeerlaneError) -> str:
-    record = outcome.encode(request_id, result)
+    record = commit_record.encode(request_id, result)
     server.redis.set(names.result_key(request_id), record)
     return record
 
@@ -125,7 +125,7 @@ def test_what_had_no_outcome_never_has_one(way: Way, app: PeerlaneApp, own_redis
     assert own_redis.redis.get(key) == heard["data"]
     assert own_redis.redis.ttl(key) > TTL - 60
     with pytest.raises(TimedOut):
-        outcome.decode(heard["data"])
+        commit_record.decode(heard["data"])
 
 
 def test_what_had_committed_is_the_answer_of_a_redis_that_takes_no_writes_too(

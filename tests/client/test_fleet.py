@@ -21,7 +21,7 @@ from waiting import eventually
 from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lanes import LaneState
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.client.placement import Choice, Placement, choose
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, TimedOut, Unavailable
 

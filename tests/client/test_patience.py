@@ -14,7 +14,7 @@ from waiting import PATIENCE
 
 from peerlane import AsyncFleet, AsyncGateway, Fleet, Gateway, Invalid, PeerResult
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.client.patience import seconds_of
+from peerlane.tasks.lane.request import seconds_of
 
 #: Creates a peer with these arguments.
 Ask = Callable[[PeerlaneApp, str, dict[str, Any]], object]

@@ -18,7 +18,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 
 #: Seconds within which a delete is to be answered: a busy machine's group takes a tenth of one.
 SENSIBLE = 8.0
@@ -38,7 +38,7 @@ def became_of(redis: Redis, requests: list[str]) -> Counter[object]:
         keys = [names.result_key(request) for request in requests[start : start + 1000]]
         for record in cast("list[bytes | None]", redis.mget(keys)):
             try:
-                found[None if record is None else outcome.decode(record)["outcome"]] += 1
+                found[None if record is None else commit_record.decode(record)["outcome"]] += 1
             except PeerlaneError as error:
                 found[type(error)] += 1
     return found

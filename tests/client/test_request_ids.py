@@ -19,8 +19,8 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.commit_record import sound_digest, wish_digest
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
-from peerlane.tasks.wire.wish_digest import sound_digest, wish_digest
 
 OTHER = "used for another request"
 

@@ -22,7 +22,7 @@ from peerlane import AsyncGateway, Conflict
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.lane.tracing import parent_of, trace_headers
-from peerlane.workers.request.delivery import Delivery
+from peerlane.workers.request.request import Delivery
 
 _EXPORTER = InMemorySpanExporter()
 SPAN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -22,7 +22,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.errors import Conflict, Invalid, PeerlaneError, WriterError
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 
 SECRET = base64.b64encode(bytes(range(7, 39))).decode()
 FAR = "2099-01-01T00:00:00+00:00"
@@ -476,12 +476,12 @@ def test_the_writer_outlives_it_and_tells_who_asks(target: Target, attack: Attac
     stored = target.outcome(message.id)
     if attack.outcome == "created":
         assert stored, "a sound request is carried out, whatever else its message says"
-        assert results.decode(stored)["public_key"] == message.key
+        assert commit_record.decode(stored)["public_key"] == message.key
         target.client.delete_peer(message.key)
     elif isinstance(attack.outcome, type):
         assert stored, "its caller would wait in vain"
         with pytest.raises(attack.outcome) as caught:
-            results.decode(stored)
+            commit_record.decode(stored)
         assert type(caught.value) is not WriterError
         assert SECRET[:20] not in stored
     else:

@@ -21,7 +21,7 @@ from waiting import PATIENCE, eventually
 
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.wire.outcome import decode
+from peerlane.tasks.wire.commit_record import decode
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded-0.1.0.json").read_text())
 MESSAGES: dict[str, dict[str, str]] = {one["call"]: one for one in RECORDED["messages"]}

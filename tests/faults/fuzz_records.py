@@ -19,13 +19,13 @@ from servers import RedisServer
 from writer_alone import create_peer
 
 from peerlane.config import names
-from peerlane.tasks.admin.poison import set_aside_messages, shown
+from peerlane.tasks.admin.poison_messages import set_aside_messages, shown
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import PeerlaneError, PoolExhausted
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.model import Peer
 from peerlane.workers.dataplane import DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
@@ -126,7 +126,7 @@ class FuzzedRecords:
             else:
                 self.redis.set(key, cast("str", self._value(chance)), ex=60)
             with suppress(PeerlaneError):
-                results.decode(cast("str", self._value(chance)))
+                commit_record.decode(cast("str", self._value(chance)))
             with suppress(PeerlaneError):
                 create_peer(writer, request, wish)
             assert wish["public_key"] not in plane.peers(), "a request with an outcome is carried out again"
@@ -188,7 +188,7 @@ class FuzzedRecords:
 
     @staticmethod
     def _value(chance: random.Random) -> str | bytes:
-        record = results.encode("x.y", {"outcome": "created"})
+        record = commit_record.encode("x.y", {"outcome": "created"})
         return chance.choice(
             (
                 *(dumped(chance.choice(STRANGE)), chance.randbytes(chance.randrange(30)), record, record[:-5]),

@@ -16,7 +16,7 @@ from waiting import Stopwatch
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.wire.outcome import decode
+from peerlane.tasks.wire.commit_record import decode
 from peerlane.workers.store.activity import StoredActivity, encode
 
 DAY = 86_400

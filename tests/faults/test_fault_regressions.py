@@ -27,7 +27,7 @@ from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.result import settle
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ class TestACallerWhoseRedisTakesNoWrites:
         record = settle(lanes, waiting.request, 0, until=time.monotonic())
         own_redis.redis.config_set("maxmemory", "0")
         assert record is not None
-        assert results.decode(record)["outcome"] == "created"
+        assert commit_record.decode(record)["outcome"] == "created"
 
 
 class TestAnAsyncioProgramWhoseRedisFallsSilent:

@@ -220,7 +220,7 @@ IN_LANE = (
     Mutant(
         "another-wish-answered",
         "a request id used for another wish gets the first one's outcome",
-        "tasks/wire/outcome.py",
+        "tasks/wire/commit_record.py",
         "    if wish and isinstance(recorded, str) and recorded != wish:\n",
         "    if False:\n",
         (IDS,),
@@ -228,7 +228,7 @@ IN_LANE = (
     Mutant(
         "digest-without-the-secret",
         "another preshared key is taken for the same wish",
-        "tasks/wire/wish_digest.py",
+        "tasks/wire/commit_record.py",
         'exclude={"deadline"}',
         'exclude={"deadline", "preshared_key"}',
         (f"{IDS}::TestADigest",),
@@ -236,7 +236,7 @@ IN_LANE = (
     Mutant(
         "patience-ignored",
         "who would wait in vain is not refused at once",
-        "tasks/admission/lanes.py",
+        "tasks/admission/lane_state.py",
         "        return sum(waiting[queue] / pace for queue in queues if (pace := self.pace(bulk=queue)))\n",
         "        return 0.0\n",
         (f"{OVERLOAD}::TestALaneWhoseWriterTellsItsPace",),
@@ -244,7 +244,7 @@ IN_LANE = (
     Mutant(
         "lane-without-end",
         "a full lane takes more",
-        "tasks/admission/lanes.py",
+        "tasks/admission/lane_state.py",
         "        if waiting >= (self.cap if create",
         "        if False and waiting >= (self.cap if create",
         (f"{OVERLOAD}::test_beyond_the_cap_a_caller_is_refused_at_once_and_told_when_to_come_back",),

@@ -91,7 +91,7 @@ IN_PLANS = (
     Mutant(
         "stuck-is-active",
         "a writer that hangs is told as one that serves",
-        "tasks/admission/lanes.py",
+        "tasks/admission/lane_state.py",
         '        if self.stuck:\n            return "stuck"\n',
         "",
         (f"{STUCK}::test_a_lane_that_is_not_turned_for_longer_than_its_writer_said_is_stuck",),

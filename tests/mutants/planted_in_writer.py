@@ -130,7 +130,7 @@ IN_WRITER = (
     Mutant(
         "settled-peer-kept",
         "a peer that Redis has not stays in the table",
-        "workers/writer/writer.py",
+        "workers/writer/agreement.py",
         "            if peer is None:\n                self.table.drop(key)\n",
         "            if peer is None:\n                pass\n",
         (AGREEMENT,),
@@ -154,7 +154,7 @@ IN_WRITER = (
     Mutant(
         "replaced-writer-goes-on",
         "a writer that knows that it was replaced changes the device",
-        "workers/writer/writer.py",
+        "workers/writer/agreement.py",
         "        if self.fenced:\n            raise Fenced(_REPLACED)\n",
         "        return\n",
         (WRITER,),
@@ -234,7 +234,7 @@ IN_WRITER = (
     Mutant(
         "adoption-drained",
         "a gateway that is being drained does not adopt",
-        "workers/writer/writer.py",
+        "workers/writer/agreement.py",
         "record, plans, drains=False)",
         "record, plans, drains=True)",
         (ADOPTION,),

@@ -26,7 +26,7 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.errors import PeerlaneError, TimedOut, Unavailable
 from peerlane.tasks.status.alarms import raise_alarm, read_alarms
-from peerlane.tasks.wire.outcome import decode
+from peerlane.tasks.wire.commit_record import decode
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
 from peerlane.workers.upkeep.schedule_watchdog import ScheduleWatchdog

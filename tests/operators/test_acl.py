@@ -19,12 +19,12 @@ from waiting import PATIENCE, eventually
 from peerlane import AsyncGateway, Gateway, gateways
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admin import poison
+from peerlane.tasks.admin import poison_messages
 from peerlane.tasks.admin.acl import PLACEHOLDER, User, users
-from peerlane.tasks.admin.backup import back_up, restore
+from peerlane.tasks.admin.backup import back_up, restore_state
 from peerlane.tasks.admin.maintenance import sweep
 from peerlane.tasks.admin.peer_import import import_file
-from peerlane.tasks.admin.removal import Removed, remove
+from peerlane.tasks.admin.removal import Removed, remove_gateway
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, RedisAway, StorageError, TimedOut, Unavailable
 from peerlane.workers.cli.main import main
@@ -271,11 +271,11 @@ def test_an_operator_backs_up_and_a_restorer_restores(
     api.delete_peer(key)
     api.create_peer(some_key())
     with pytest.raises(Unavailable, match="has a live writer"):
-        restore(restorer, "iad", file, force=True)
+        restore_state(restorer, "iad", file, force=True)
     writer.stop()
     with pytest.raises(Conflict, match="--force"):
-        restore(restorer, "iad", file)
-    assert restore(restorer, "iad", file, force=True).replaced == 1
+        restore_state(restorer, "iad", file)
+    assert restore_state(restorer, "iad", file, force=True).replaced == 1
     assert server.redis.hgetall(names.peers_key("iad")) == held
     writer.start()
     assert api.peer(key) is not None
@@ -291,7 +291,7 @@ def test_a_gateway_whose_redis_is_lost_is_restored_by_the_restorer_alone(
     writer.stop()
     for lost in server.redis.keys("peerlane:*"):
         server.redis.delete(str(lost))
-    assert restore(settings(redis_url=server.url_of("restorer")), "iad", file).peers == 1
+    assert restore_state(settings(redis_url=server.url_of("restorer")), "iad", file).peers == 1
     writer.start()
     assert api.peer(key) is not None
 
@@ -307,7 +307,7 @@ def test_only_the_restorer_restores(
     writer.stop()
     before = {str(key): server.redis.dump(str(key)) for key in server.redis.keys("peerlane:{iad}:*")}
     with pytest.raises(StorageError, match="this user may not do that"):
-        restore(settings(redis_url=server.url_of(user)), "iad", file, force=True)
+        restore_state(settings(redis_url=server.url_of(user)), "iad", file, force=True)
     after = {str(key): server.redis.dump(str(key)) for key in server.redis.keys("peerlane:{iad}:*")}
     assert set(after) == set(before)
     writer.finish()
@@ -327,12 +327,12 @@ def test_an_operator_removes_a_gateway_that_has_stopped_and_is_refused_nothing_b
     api.create_peer(some_key())
     operator = settings(redis_url=server.url_of("operator"))
     with pytest.raises(Unavailable, match="has a live writer"):
-        remove(operator, "iad", force=True)
+        remove_gateway(operator, "iad", force=True)
     writer.stop()
     with pytest.raises(Conflict, match="--force"):
-        remove(operator, "iad")
+        remove_gateway(operator, "iad")
     assert_nobody_was_refused(server)
-    assert remove(operator, "iad", force=True) == Removed("iad", 1, 0)
+    assert remove_gateway(operator, "iad", force=True) == Removed("iad", 1, 0)
     assert server.redis.keys("peerlane:*") == [names.epoch_key("iad")]
     assert not server.redis.keys("gateway.*")
     assert not server.redis.smembers(names.GATEWAYS_KEY)
@@ -349,7 +349,7 @@ def test_only_the_operator_removes(server: FencedServer, settings: MakeSettings,
     server.redis.sadd(names.GATEWAYS_KEY, "iad")
     before = sorted(map(str, server.redis.keys("*")))
     with pytest.raises(StorageError, match="this user may not do that"):
-        remove(settings(redis_url=server.url_of(user)), "iad", force=True)
+        remove_gateway(settings(redis_url=server.url_of(user)), "iad", force=True)
     assert sorted(map(str, server.redis.keys("*"))) == before
 
 
@@ -371,10 +371,10 @@ def test_what_is_no_request_is_set_aside_for_the_operator(
     server.redis.lpush(names.lane_queue("iad"), "no request at all")
     app = PeerlaneApp(settings(redis_url=server.url_of("operator")))
     redis = lanes_of(app).redis
-    (found,) = eventually(lambda: poison.set_aside_messages(redis, "iad"), "what was set aside")
+    (found,) = eventually(lambda: poison_messages.set_aside_messages(redis, "iad"), "what was set aside")
     assert (found.size, found.request) == (len(b"no request at all"), None)
-    poison.drop(redis, "iad", found.id)
-    assert poison.set_aside_messages(redis, "iad") == []
+    poison_messages.drop(redis, "iad", found.id)
+    assert poison_messages.set_aside_messages(redis, "iad") == []
     close(app)
     assert writer.status is None
 

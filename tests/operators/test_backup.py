@@ -26,7 +26,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
 from peerlane.tasks.admin.archive import entries, read_header
-from peerlane.tasks.admin.backup import back_up, check_archive, restore
+from peerlane.tasks.admin.backup import back_up, check_archive, restore_state
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, PeerlaneError, Unavailable
 from peerlane.tasks.values.keys import make_preshared_key
 from peerlane.tasks.wgfile.client_config import FileExists
@@ -89,7 +89,7 @@ def test_what_was_backed_up_comes_back_and_the_writer_serves_it(
     done = back_up(settings(), stopped.name, file)
     assert (done.peers, done.unreadable) == (6, ())
     redis_server.redis.delete(*[key for key in before if key != "epoch"], names.gateway_key(stopped.name))
-    assert restore(settings(), stopped.name, file).peers == 6
+    assert restore_state(settings(), stopped.name, file).peers == 6
     after = state(redis_server, stopped.name)
     assert {key: after[key] for key in after if key != "epoch"} == {
         key: before[key] for key in before if key != "epoch"
@@ -119,7 +119,7 @@ def test_a_fresh_server_takes_over_with_the_state_that_operators_had_set(
     client(stopped).drain()
     here = client(stopped).info()
     back_up(settings(), stopped.name, file)
-    restore(settings(redis_url=own_redis.url), stopped.name, file)
+    restore_state(settings(redis_url=own_redis.url), stopped.name, file)
     there = client(stopped.name, redis=own_redis).info()
     assert (there.public_key, there.pools, there.endpoint) == (here.public_key, here.pools, here.endpoint)
     assert (there.state, there.peers) == ("down", 0)
@@ -135,10 +135,10 @@ def test_the_epoch_is_never_lowered_and_a_writer_that_slept_is_refused(
     back_up(settings(), stopped.name, file)
     epoch = names.epoch_key(stopped.name)
     redis_server.redis.set(epoch, 41)
-    restore(settings(), stopped.name, file, force=True)
+    restore_state(settings(), stopped.name, file, force=True)
     assert redis_server.redis.get(epoch) == "42"
     redis_server.redis.delete(epoch)
-    restore(settings(), stopped.name, file, force=True)
+    restore_state(settings(), stopped.name, file, force=True)
     assert redis_server.redis.get(epoch) == "2", "the backup's own, and one"
 
 
@@ -186,7 +186,7 @@ def test_a_live_writer_is_never_restored_over(
     client(one).create_peer(some_key())
     before = peers(redis_server, one.name)
     with pytest.raises(Unavailable, match="has a live writer"):
-        restore(settings(), one.name, file, force=True)
+        restore_state(settings(), one.name, file, force=True)
     assert peers(redis_server, one.name) == before
 
 
@@ -197,9 +197,9 @@ def test_what_is_there_is_replaced_only_where_that_is_said(
     redis_server.redis.hset(names.peers_key(stopped.name), some_key(), "{}")
     before = state(redis_server, stopped.name)
     with pytest.raises(Conflict, match=r"holds 7 peers: --force"):
-        restore(settings(), stopped.name, file)
+        restore_state(settings(), stopped.name, file)
     assert state(redis_server, stopped.name) == before
-    assert restore(settings(), stopped.name, file, force=True).replaced == 7
+    assert restore_state(settings(), stopped.name, file, force=True).replaced == 7
     assert len(peers(redis_server, stopped.name)) == 6
 
 
@@ -219,7 +219,7 @@ def test_a_writer_that_starts_in_the_middle_of_a_restore_makes_it_fail(
             )
 
     with pytest.raises(Unavailable, match="has a live writer"):
-        restore(settings(), stopped.name, file, force=True, progress=start_a_writer)
+        restore_state(settings(), stopped.name, file, force=True, progress=start_a_writer)
     assert state(redis_server, stopped.name) == before
     assert no_leftovers(redis_server, stopped.name)
 
@@ -233,7 +233,7 @@ def test_a_record_that_nobody_can_read_is_kept_as_it_is(
     raw.hset(names.addresses_key(stopped.name), "10.8.9.9/32", key)
     assert back_up(settings(), stopped.name, file).unreadable == (key,)
     raw.delete(names.peers_key(stopped.name), names.addresses_key(stopped.name))
-    assert restore(settings(), stopped.name, file, force=True).unreadable == (key,)
+    assert restore_state(settings(), stopped.name, file, force=True).unreadable == (key,)
     assert raw.eval(
         "return redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2]", 1, names.peers_key(stopped.name), key, odd
     )
@@ -301,7 +301,7 @@ def test_a_damaged_or_foreign_file_changes_nothing(
     before = state(redis_server, untouched.name)
     file.write_bytes(damage(file))
     with pytest.raises(Invalid):
-        restore(settings(), untouched.name, file, force=True)
+        restore_state(settings(), untouched.name, file, force=True)
     assert state(redis_server, untouched.name) == before
     assert no_leftovers(redis_server, untouched.name)
 
@@ -320,7 +320,7 @@ def test_any_flipped_bit_is_found(
                 continue  # a bit that compression leaves unused
         file.write_bytes(flipped)
         with pytest.raises(Invalid):
-            restore(chosen, untouched.name, file, force=True)
+            restore_state(chosen, untouched.name, file, force=True)
     assert state(redis_server, untouched.name) == before
 
 
@@ -351,7 +351,7 @@ def test_no_error_shows_a_preshared_key(stopped: GatewayProcess, settings: MakeS
     secret = next(json.loads(line[2])["preshared_key"] for line in lines_of(file)[1:] if "preshared_key" in line[2])
     file.write_bytes(rewritten(file, lambda lines: lines[1].__setitem__(2, lines[1][2].replace('"v":1', '"v":9'))))
     with pytest.raises(PeerlaneError) as error:
-        restore(settings(), stopped.name, file, force=True)
+        restore_state(settings(), stopped.name, file, force=True)
     assert secret not in str(error.value)
 
 

@@ -17,7 +17,7 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import Settings, read
-from peerlane.tasks.admin.backup import back_up, restore
+from peerlane.tasks.admin.backup import back_up, restore_state
 from peerlane.tasks.admin.peer_import import check_file
 from peerlane.tasks.wgfile.export import render_in_order
 
@@ -51,7 +51,7 @@ class Crowd:
         return back_up(self.settings, self.name, self.file, replace=True).peers
 
     def restore(self) -> int:
-        return restore(self.settings, self.name, self.file, force=True).peers
+        return restore_state(self.settings, self.name, self.file, force=True).peers
 
     def list_all(self) -> int:
         return sum(1 for _ in self.client.peers_with_activity())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from keys import key_number
 
 from peerlane.config.hosts import parse_endpoint
-from peerlane.tasks.admission.lanes import LaneState
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.errors import PeerlaneError, StorageError
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.client_config import (

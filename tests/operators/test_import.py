@@ -32,7 +32,7 @@ from peerlane.tasks.admin.peer_import import (
     import_live,
 )
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
-from peerlane.tasks.lane import tasks as definitions
+from peerlane.tasks.lane import tasks
 from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import render_export
@@ -291,7 +291,7 @@ def test_what_was_staged_and_changed_is_refused(
     shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    task = definitions.task_of(app, names.IMPORT_PEERS)
+    task = tasks.task_of(app, names.IMPORT_PEERS)
     redis_server.redis.rpush(names.staged_key(iad.name, "t"), "{}")
     for arguments in (
         {"token": "t", "count": 1, "digest": "0" * 64},

@@ -21,7 +21,7 @@ from waiting import eventually
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admin.poison import SecretLeftOut, drop, drop_all, find, replay, set_aside_messages, shown
+from peerlane.tasks.admin.poison_messages import SecretLeftOut, drop, drop_all, find, replay, set_aside_messages, shown
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, WriterError
 from peerlane.tasks.lane.result import LaneResult

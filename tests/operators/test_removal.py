@@ -16,8 +16,8 @@ from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.tasks.admin.backup import back_up, restore
-from peerlane.tasks.admin.removal import Removed, remove
+from peerlane.tasks.admin.backup import back_up, restore_state
+from peerlane.tasks.admin.removal import Removed, remove_gateway
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, OutcomeUnknown, StorageError, TimedOut, Unavailable
 from peerlane.tasks.values.keys import make_preshared_key
@@ -66,7 +66,7 @@ def test_a_gateway_that_has_stopped_is_forgotten_but_for_its_epoch(
     one.stop()
     assert names.observer_key(one.name) in held(redis_server, one.name)
     before = epoch(redis_server, one.name)
-    assert remove(settings(), one.name) == Removed(one.name, 0, 0)
+    assert remove_gateway(settings(), one.name) == Removed(one.name, 0, 0)
     assert_forgotten(redis_server, one.name)
     assert epoch(redis_server, one.name) == before + 1
     with pytest.raises(Unavailable, match=f"no gateway {one.name} is registered"):
@@ -99,7 +99,7 @@ def test_whatever_key_a_gateway_may_have_is_forgotten_and_outcomes_are_not(
     redis.set(outcome, "x", ex=600)
     other = names.peers_key(f"{name}-b")
     redis.hset(other, "x", "y")
-    assert remove(settings(), name, force=True) == Removed(name, 1, 3)
+    assert remove_gateway(settings(), name, force=True) == Removed(name, 1, 3)
     assert held(redis_server, name) == {names.epoch_key(name), copy, other}
     assert redis.exists(outcome)
     redis.delete(copy, other, outcome)
@@ -111,7 +111,7 @@ def test_a_gateway_whose_writer_lives_is_refused(
 ) -> None:
     one = gateway()
     with pytest.raises(Unavailable, match="has a live writer"):
-        remove(settings(), one.name, force=force)
+        remove_gateway(settings(), one.name, force=force)
     assert registered(redis_server, one.name)
     assert client(one).create_peer(some_key()).outcome == "created"
 
@@ -123,10 +123,10 @@ def test_a_gateway_whose_observer_lives_is_refused_until_it_has_ended(
     with ending(observer := Observer(one)):
         one.stop()
         with pytest.raises(Unavailable, match="has a live observer"):
-            remove(settings(), one.name, force=True)
+            remove_gateway(settings(), one.name, force=True)
         assert registered(redis_server, one.name)
         assert observer.stop() == 0
-    remove(settings(), one.name)
+    remove_gateway(settings(), one.name)
     assert_forgotten(redis_server, one.name)
 
 
@@ -139,10 +139,10 @@ def test_peers_are_forgotten_only_by_force(
     one.stop()
     before = state(redis_server, one.name)
     with pytest.raises(Conflict, match="holds 3 peers: --force"):
-        remove(settings(), one.name)
+        remove_gateway(settings(), one.name)
     assert state(redis_server, one.name) == before
     assert registered(redis_server, one.name)
-    assert remove(settings(), one.name, force=True).peers == 3
+    assert remove_gateway(settings(), one.name, force=True).peers == 3
     assert_forgotten(redis_server, one.name)
 
 
@@ -166,9 +166,9 @@ def test_a_request_that_waits_is_forgotten_only_by_force_and_its_caller_learns_t
     one.kill()
     fall_silent(one)
     with pytest.raises(Conflict, match="holds 1 request that waits: --force"):
-        remove(settings(), one.name)
+        remove_gateway(settings(), one.name)
     assert redis_server.redis.llen(names.lane_queue(one.name)) == 1
-    assert remove(settings(), one.name, force=True).requests == 1
+    assert remove_gateway(settings(), one.name, force=True).requests == 1
     caller.join(30)
     assert [type(error) for error in told] == [TimedOut]
     one.start()
@@ -187,22 +187,22 @@ def test_a_request_that_a_dead_writer_had_taken_counts_as_one_that_waits(
     one.await_end()
     fall_silent(one)
     with pytest.raises(Conflict, match="1 request that waits"):
-        remove(settings(), one.name)
-    assert remove(settings(), one.name, force=True) == Removed(one.name, 0, 1)
+        remove_gateway(settings(), one.name)
+    assert remove_gateway(settings(), one.name, force=True) == Removed(one.name, 0, 1)
     assert_forgotten(redis_server, one.name)
 
 
 def test_a_name_that_nobody_registered_is_refused(settings: MakeSettings, redis_server: RedisServer) -> None:
     name = new_name()
     with pytest.raises(Unavailable, match=f"no gateway {name} is registered"):
-        remove(settings(), name, force=True)
+        remove_gateway(settings(), name, force=True)
     assert held(redis_server, name) == set()
 
 
 def test_a_name_without_a_gateway_is_forgotten(settings: MakeSettings, redis_server: RedisServer) -> None:
     name = new_name()
     redis_server.redis.sadd(names.GATEWAYS_KEY, name)
-    remove(settings(), name)
+    remove_gateway(settings(), name)
     assert not registered(redis_server, name)
 
 
@@ -213,7 +213,7 @@ def test_a_frozen_writer_that_wakes_after_the_removal_is_refused_and_leaves_noth
     client(one).create_peer(some_key())
     one.pause()
     fall_silent(one)
-    remove(settings(), one.name, force=True)
+    remove_gateway(settings(), one.name, force=True)
     one.resume()
     assert one.await_end() != 0
     assert "a newer writer has taken over" in one.log
@@ -243,7 +243,7 @@ def test_whoever_starts_commits_or_asks_at_the_same_moment_makes_the_removal_fai
 
     monkeypatch.setattr(Lanes, "look", and_then_something_happens)
     with pytest.raises(Conflict, match="changed meanwhile"):
-        remove(settings(), one.name, force=True)
+        remove_gateway(settings(), one.name, force=True)
     assert registered(redis_server, one.name)
     assert {names.gateway_key(one.name), names.epoch_key(one.name)} <= held(redis_server, one.name)
 
@@ -259,7 +259,7 @@ def test_a_writer_that_starts_again_and_again_meanwhile_is_removed_whole_or_not_
         chosen = settings()
         while not ended.is_set():
             try:
-                remove(chosen, one.name, force=True)
+                remove_gateway(chosen, one.name, force=True)
             except (Unavailable, Conflict):
                 time.sleep(0.01)
 
@@ -287,7 +287,7 @@ def test_a_gateway_of_the_same_name_starts_anew_with_nothing_of_the_old_one(
     client(one).drain()
     one.stop()
     before = epoch(redis_server, one.name)
-    remove(settings(), one.name, force=True)
+    remove_gateway(settings(), one.name, force=True)
     one.start()
     assert epoch(redis_server, one.name) == before + 2
     again = client(one)
@@ -304,8 +304,8 @@ def test_what_was_removed_comes_back_from_a_backup(
     client(one).create_peer(key)
     one.stop()
     back_up(settings(), one.name, tmp_path / "file")
-    remove(settings(), one.name, force=True)
-    assert restore(settings(), one.name, tmp_path / "file").peers == 1
+    remove_gateway(settings(), one.name, force=True)
+    assert restore_state(settings(), one.name, tmp_path / "file").peers == 1
     one.start()
     assert client(one).peer(key) is not None
 
@@ -325,7 +325,7 @@ def test_beat_asks_a_removed_gateway_nothing_any_more_and_takes_back_what_it_ask
 
 def _removed(chosen: Any, name: str) -> bool:
     try:
-        return remove(chosen, name).gateway == name
+        return remove_gateway(chosen, name).gateway == name
     except Conflict:
         return False
 
@@ -337,7 +337,7 @@ def test_a_big_gateway_costs_redis_no_long_moment(settings: MakeSettings, own_re
     for start in range(0, 100_000, 10_000):
         redis.hset(names.peers_key(name), mapping={f"{start + n}": "x" * 100 for n in range(10_000)})
     before: Any = redis.info("memory")
-    assert remove(settings(redis_url=own_redis.url), name, force=True).peers == 100_000
+    assert remove_gateway(settings(redis_url=own_redis.url), name, force=True).peers == 100_000
 
     def freed() -> bool:
         after: Any = redis.info("memory")
@@ -354,14 +354,14 @@ def test_an_epoch_that_is_no_number_is_told_and_nothing_changes(
     redis.hset(names.gateway_key(name), "heartbeat", "0")
     redis.set(names.epoch_key(name), "seven")
     with pytest.raises(StorageError, match="no number"):
-        remove(settings(), name, force=True)
+        remove_gateway(settings(), name, force=True)
     assert held(redis_server, name) == {names.gateway_key(name), names.epoch_key(name)}
 
 
 def test_a_server_that_is_away_is_told(settings: MakeSettings, own_redis: RedisServer) -> None:
     own_redis.stop()
     with pytest.raises(OutcomeUnknown):
-        remove(settings(redis_url=own_redis.url), "iad")
+        remove_gateway(settings(redis_url=own_redis.url), "iad")
 
 
 def test_it_is_one_command(gateway: MakeGateway, client: MakeClient, redis_server: RedisServer) -> None:

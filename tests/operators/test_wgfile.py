@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
 
-from peerlane.tasks.admission.lanes import LaneState
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.keys import make_key_pair
 from peerlane.tasks.wgfile.export import render_export

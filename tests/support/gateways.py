@@ -24,7 +24,8 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings, read
-from peerlane.tasks.admission.lanes import LIVE_FOR_MS, Lanes, LaneState, close_app
+from peerlane.tasks.admission.lane_state import LIVE_FOR_MS, LaneState
+from peerlane.tasks.admission.lanes import Lanes, close_app
 
 ROOT = Path(__file__).resolve().parents[2]
 

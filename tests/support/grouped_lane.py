@@ -13,7 +13,7 @@ from servers import RedisServer
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.dataplane import Change
 from peerlane.workers.store.store import Answer, Commit
 
@@ -101,7 +101,7 @@ class GroupedLane(FuzzedLane):
         stored = cast("bytes | None", self.redis.get(names.result_key(request_id)))
         assert stored is not None, f"{request_id} has no outcome"
         try:
-            return results.decode(stored)
+            return commit_record.decode(stored)
         except PeerlaneError as error:
             return error
 

@@ -15,14 +15,14 @@ from waiting import PATIENCE
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.model import Peer
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.table import Policy
-from peerlane.workers.request.delivery import Delivery
+from peerlane.workers.request.request import Delivery
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.writer import Writer
 
@@ -131,7 +131,7 @@ class WriterAlone:
         """What a caller of this request learns from Redis."""
         stored = cast("str | None", self.raw.get(names.result_key(request)))
         assert stored is not None, "the request has no outcome"
-        return results.decode(stored)
+        return commit_record.decode(stored)
 
     @property
     def peers_key(self) -> str:

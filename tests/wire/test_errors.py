@@ -10,7 +10,7 @@ import pytest
 import peerlane
 from peerlane.tasks import errors
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, Refused
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 
 ALL = list(errors.ERRORS.values())
 #: Those that are raised; the other two are there to be caught.
@@ -21,7 +21,7 @@ RAISED = [kind for kind in ALL if kind not in (PeerlaneError, Refused)]
 class TestEveryError:
     def test_survives_the_way_through_the_queue(self, kind: type[PeerlaneError]) -> None:
         with pytest.raises(kind) as caught:
-            results.decode(results.encode("iad.1", kind("what happened")))
+            commit_record.decode(commit_record.encode("iad.1", kind("what happened")))
         assert type(caught.value) is kind
         assert caught.value.as_dict() == kind("what happened").as_dict()
 
@@ -52,7 +52,7 @@ def test_codes_are_unique() -> None:
 def test_retry_after_travels_where_it_is_known() -> None:
     for kind in RAISED:
         if kind is not OutcomeUnknown:
-            assert results.error_from_wire(
+            assert commit_record.error_from_wire(
                 {"exc_type": kind.__name__, "exc_message": list(kind("m", 2.0).args), "exc_module": kind.__module__}
             ).as_dict() == {**kind("m").as_dict(), "retry_after": 2.0}
 
@@ -61,7 +61,7 @@ def test_an_unknown_outcome_names_the_request_to_ask_again_with() -> None:
     error = OutcomeUnknown("away", "iad.1")
     assert error.as_dict()["request_id"] == error.request_id == "iad.1"
     with pytest.raises(OutcomeUnknown) as caught:
-        results.decode(results.encode("iad.1", error))
+        commit_record.decode(commit_record.encode("iad.1", error))
     assert caught.value.request_id == "iad.1"
 
 
@@ -77,7 +77,7 @@ class TestAnErrorIsKnownByTheNameThatCallersImport:
         assert kind.__name__ in peerlane.__all__
 
     def test_a_stored_result_names_peerlane_wherever_its_file_is(self, kind: type[PeerlaneError]) -> None:
-        stored = json.loads(results.encode("iad.1", kind("what happened")))
+        stored = json.loads(commit_record.encode("iad.1", kind("what happened")))
         assert stored["result"]["exc_module"] == "peerlane"
 
     def test_it_can_be_pickled(self, kind: type[PeerlaneError]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peerlane.tasks.errors import Conflict, PeerlaneError, TimedOut, WriterError
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 
 anything = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -23,10 +23,10 @@ anything = st.recursive(
 class TestASuccess:
     def test_is_read_back_as_it_was(self) -> None:
         outcome = {"outcome": "created", "public_key": "k", "allowed_ips": ["10.8.0.2/32"], "labels": {"ü": "\ud83d"}}
-        assert results.decode(results.encode("iad.1", outcome)) == outcome
+        assert commit_record.decode(commit_record.encode("iad.1", outcome)) == outcome
 
     def test_is_what_celery_stores(self) -> None:
-        meta = json.loads(results.encode("iad.1", {"outcome": "absent"}))
+        meta = json.loads(commit_record.encode("iad.1", {"outcome": "absent"}))
         assert (meta["status"], meta["task_id"], meta["result"]) == ("SUCCESS", "iad.1", {"outcome": "absent"})
         assert meta["traceback"] is None
 
@@ -34,22 +34,22 @@ class TestASuccess:
 class TestAnError:
     def test_comes_back_as_itself(self) -> None:
         with pytest.raises(Conflict, match="taken") as caught:
-            results.decode(results.encode("iad.1", Conflict("taken", 2.5)))
+            commit_record.decode(commit_record.encode("iad.1", Conflict("taken", 2.5)))
         assert caught.value.retry_after == 2.5
 
     def test_of_what_came_too_late_is_a_whole_tombstone_of_this_moment(self) -> None:
-        record = json.loads(results.late("iad.some-request"))
+        record = json.loads(commit_record.late("iad.some-request"))
         assert record == {
-            **json.loads(results.tombstone("iad.some-request", record["result"]["exc_message"][0])),
+            **json.loads(commit_record.tombstone("iad.some-request", record["result"]["exc_message"][0])),
             "date_done": record["date_done"],
         }
         assert abs(datetime.fromisoformat(record["date_done"]) - datetime.now(UTC)) < timedelta(minutes=1)
         with pytest.raises(TimedOut, match="deadline had passed"):
-            results.decode(results.late("iad.some-request"))
+            commit_record.decode(commit_record.late("iad.some-request"))
 
     def test_of_a_tombstone_is_timed_out(self) -> None:
         with pytest.raises(TimedOut, match="cancelled"):
-            results.decode(results.tombstone("iad.1"))
+            commit_record.decode(commit_record.tombstone("iad.1"))
 
     @pytest.mark.parametrize(
         "failure",
@@ -66,13 +66,13 @@ class TestAnError:
         ],
     )
     def test_of_anybody_elses_making_is_a_writer_error(self, failure: object) -> None:
-        error = results.error_from_wire(failure)
+        error = commit_record.error_from_wire(failure)
         assert type(error) is WriterError
 
     @pytest.mark.parametrize("arguments", [["m", 1.0, "too many"], [None], [{"a": 1}], [["x"]], [1], ["m", "later"]])
     def test_with_strange_arguments_is_still_one_of_ours(self, arguments: list[Any]) -> None:
         failure = {"exc_type": "Conflict", "exc_message": arguments, "exc_module": "peerlane"}
-        error = results.error_from_wire(failure)
+        error = commit_record.error_from_wire(failure)
         assert isinstance(error, PeerlaneError)
         assert isinstance(str(error), str)
 
@@ -81,17 +81,17 @@ class TestWhatIsNoRecord:
     @given(st.text() | st.binary() | anything.map(json.dumps))
     def test_is_an_error_of_ours_and_nothing_else(self, stored: str | bytes) -> None:
         with pytest.raises(PeerlaneError):
-            results.decode(stored)
+            commit_record.decode(stored)
 
     @given(st.sampled_from(["SUCCESS", "FAILURE", "RETRY", "PENDING", ""]), anything)
     def test_is_told_from_one_by_its_result(self, status: str, result: object) -> None:
         stored = json.dumps({"status": status, "result": result})
         if status == "SUCCESS" and isinstance(result, dict):
-            assert json.dumps(results.decode(stored)) == json.dumps(result)
+            assert json.dumps(commit_record.decode(stored)) == json.dumps(result)
         else:
             with pytest.raises(PeerlaneError):
-                results.decode(stored)
+                commit_record.decode(stored)
 
     def test_however_deep_it_is(self) -> None:
         with pytest.raises(WriterError):
-            results.decode("[" * 100_000)
+            commit_record.decode("[" * 100_000)

@@ -18,7 +18,7 @@ from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict
 from peerlane.tasks.lane.result import await_record
 from peerlane.tasks.redis.subscription import Listening
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.peers.plan import Plan
 
 
@@ -67,7 +67,7 @@ def test_an_outcome_between_the_look_and_the_subscription_is_found(
 ) -> None:
     redis = connect(settings())
     lanes, request = Lanes(redis, result_ttl=60), names.request_id(bench.name, "between")
-    record = results.encode(request, {"outcome": "absent", "gateway": bench.name, "public_key": some_key()})
+    record = commit_record.encode(request, {"outcome": "absent", "gateway": bench.name, "public_key": some_key()})
     listen = lanes.listeners.listen
 
     def late(request_id: str) -> Listening:

@@ -18,7 +18,7 @@ from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, TimedOut
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.store.store import Commit, Store
@@ -101,7 +101,7 @@ class Bench:
 
     def commit(self, plans: list[Plan], *, request: str | None = None, deadline: int = 0) -> str:
         request = request or self.request()
-        return self.store.commit(request, deadline, results.encode(request, {"outcome": "x"}), plans).verdict
+        return self.store.commit(request, deadline, commit_record.encode(request, {"outcome": "x"}), plans).verdict
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ class TestACommit:
     def test_stores_record_addresses_and_result_at_once(self, bench: Bench) -> None:
         peer = some_peer("10.8.0.2", "fd00:8::2", labels={"a": "b"}, preshared_key=some_key())
         request = bench.request()
-        record = results.encode(request, {"outcome": "created"})
+        record = commit_record.encode(request, {"outcome": "created"})
         answer = bench.store.commit(request, 0, record, [Plan("created", peer.public_key, None, peer)])
         assert (answer.verdict, answer.stored) == ("committed", "")
         assert bench.peers == {peer.public_key: peer.record()}
@@ -148,13 +148,13 @@ class TestACommit:
     def test_acknowledges_the_message_that_asked_for_it_and_no_other(self, bench: Bench) -> None:
         bench.take("mine", "another")
         request = bench.request()
-        bench.store.commit(request, 0, results.encode(request, {"outcome": "x"}), tag="mine")
+        bench.store.commit(request, 0, commit_record.encode(request, {"outcome": "x"}), tag="mine")
         assert bench.taken == ({"another"}, {"another"})
 
     @pytest.mark.parametrize("deadline", [0, 1])
     def test_acknowledges_what_was_answered_before_or_comes_too_late(self, bench: Bench, deadline: int) -> None:
         bench.take("mine")
-        request, record = bench.request(), results.encode("x", {"outcome": "x"})
+        request, record = bench.request(), commit_record.encode("x", {"outcome": "x"})
         if not deadline:
             bench.store.commit(request, 0, record)
         verdict = bench.store.commit(request, deadline, record, tag="mine").verdict
@@ -162,7 +162,7 @@ class TestACommit:
 
     def test_leaves_the_message_of_what_it_refuses(self, bench: Bench) -> None:
         bench.take("mine")
-        earlier, record = Store(bench.raw, bench.name, result_ttl=TTL), results.encode("x", {"outcome": "x"})
+        earlier, record = Store(bench.raw, bench.name, result_ttl=TTL), commit_record.encode("x", {"outcome": "x"})
         earlier.sequence.epoch = bench.store.epoch - 1
         assert earlier.commit(bench.request(), 0, record, tag="mine").verdict == "fenced"
         gone = some_peer("10.8.0.2")
@@ -278,7 +278,7 @@ class TestARefusedCommitChangesNothingElse:
         assert bench.create(some_peer("10.8.0.2"), request=request, deadline=bench.now() - 1) == "expired"
         assert bench.everything() == before
         with pytest.raises(TimedOut):
-            results.decode(bench.stored(request) or "")
+            commit_record.decode(bench.stored(request) or "")
         assert bench.life(request) > 0
         assert bench.create(some_peer("10.8.0.2"), deadline=bench.now() + 60_000) == "committed"
 
@@ -354,11 +354,11 @@ class TestCancelAgainstCommit:
     def test_a_cancelled_request_never_commits(self, bench: Bench) -> None:
         lanes, request, peer = Lanes(bench.raw, result_ttl=TTL), bench.request(), some_peer("10.8.0.2")
         with pytest.raises(TimedOut):
-            results.decode(lanes.cancel(request))
+            commit_record.decode(lanes.cancel(request))
         answer = bench.store.commit(request, 0, "x", [Plan("created", peer.public_key, None, peer)])
         assert answer.verdict == "duplicate"
         with pytest.raises(TimedOut):
-            results.decode(answer.stored)
+            commit_record.decode(answer.stored)
         assert (bench.peers, bench.addresses) == ({}, {})
 
     def test_a_committed_request_is_not_cancelled_but_told(self, bench: Bench) -> None:
@@ -369,9 +369,9 @@ class TestCancelAgainstCommit:
 
     def test_a_refused_request_is_told_its_refusal(self, bench: Bench) -> None:
         lanes, request = Lanes(bench.raw, result_ttl=TTL), bench.request()
-        bench.store.commit(request, 0, results.encode(request, Conflict("taken")))
+        bench.store.commit(request, 0, commit_record.encode(request, Conflict("taken")))
         with pytest.raises(Conflict, match="taken"):
-            results.decode(lanes.cancel(request))
+            commit_record.decode(lanes.cancel(request))
 
     @pytest.mark.parametrize("ahead", [0, 3_600_000])
     def test_a_tombstone_outlives_the_deadline_of_its_request(self, bench: Bench, ahead: int) -> None:
@@ -409,13 +409,13 @@ class TestCancelAgainstCommit:
             assert told == [bench.stored(request)], "both know the same outcome"
             if verdict == "committed":
                 winners["commit"] += 1
-                assert results.decode(told[0]) == {"outcome": "x"}
+                assert commit_record.decode(told[0]) == {"outcome": "x"}
                 assert peer.public_key in bench.peers
             else:
                 winners["cancel"] += 1
                 assert verdict == "duplicate"
                 with pytest.raises(TimedOut):
-                    results.decode(told[0])
+                    commit_record.decode(told[0])
                 assert peer.public_key not in bench.peers
         assert all(winners.values()), f"a race that one side always wins is none: {winners}"
         mine.close()

@@ -22,7 +22,7 @@ from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.store.store import Answer
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR
 
@@ -53,7 +53,7 @@ class Lane(FuzzedLane):
     def outcome(self, request_id: str) -> dict[str, Any]:
         stored = cast("bytes | None", self.redis.get(names.result_key(request_id)))
         assert stored is not None
-        return results.decode(stored)
+        return commit_record.decode(stored)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Fenced, KernelError
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.peers.drift import drifts
-from peerlane.workers.request.delivery import Delivery
+from peerlane.workers.request.request import Delivery
 from peerlane.workers.start import recovery
 from peerlane.workers.writer import filling
 from peerlane.workers.writer.filling import Filling

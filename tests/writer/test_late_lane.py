@@ -20,7 +20,7 @@ from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import TimedOut
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.lane.taking import (
     BULK_TURN,
     LOOKED_THROUGH,
@@ -90,7 +90,7 @@ class TestTheDead:
         assert lane.applied == [2]
         assert lane.writer.answered == 5
         stored = cast("bytes", lane.redis.get(names.result_key(sent[0]))).decode()
-        written, expected = (outcome.decode, outcome.late(sent[0]))
+        written, expected = (commit_record.decode, commit_record.late(sent[0]))
         for record in (stored, expected):
             with pytest.raises(TimedOut, match="its deadline had passed before the gateway could commit it"):
                 written(record)

@@ -29,7 +29,7 @@ from peerlane.tasks.errors import (
     Unavailable,
 )
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.lists import ANSWER_BYTES, read_answers, wish_of
 from peerlane.tasks.wire.model import DeletePeer, PeerResult, parse
 from peerlane.workers.dataplane import Change, SetPeer
@@ -364,7 +364,7 @@ class TestTheAnswers:
         "error", [Conflict("taken"), Unavailable("full", 2.5), KernelError("no"), Invalid("x")], ids=lambda e: e.code
     )
     def test_bring_an_error_back_as_itself(self, error: PeerlaneError) -> None:
-        again = results.error_from_dict(json.loads(json.dumps(error.as_dict())))
+        again = commit_record.error_from_dict(json.loads(json.dumps(error.as_dict())))
         assert type(again) is type(error)
         assert again.args == error.args
 

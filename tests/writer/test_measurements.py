@@ -21,7 +21,7 @@ from peerlane.config import names
 from peerlane.tasks.errors import Conflict
 from peerlane.tasks.values.metrics import BUCKETS, STAGES, Histogram, WriterMetrics, encoded, writer_metrics
 from peerlane.workers.lane.strategy import sent_at
-from peerlane.workers.request.delivery import Delivery
+from peerlane.workers.request.request import Delivery
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from waiting import PATIENCE, eventually
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admin.poison import set_aside_messages
+from peerlane.tasks.admin.poison_messages import set_aside_messages
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.lane.taking import Taker
 from peerlane.workers.lane.unacked import keys_in_hand, take_back

@@ -20,7 +20,7 @@ from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Fenced, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal
@@ -165,7 +165,7 @@ class TestARedisThatIsBehind:
         before, key, request = bench.moment(), some_key(), bench.request()
         told = bench.create(key, request=request)
         before.come_back()
-        bench.raw.set(names.result_key(request), results.late(request))
+        bench.raw.set(names.result_key(request), commit_record.late(request))
         bench.create()
         assert bench.outcome(request) == told
         bench.agree()
@@ -174,7 +174,7 @@ class TestARedisThatIsBehind:
         before, store = bench.moment(), bench.writer.store
         good, late, cancelled = bench.request(), bench.request(), bench.request()
         Lanes(bench.bytes, result_ttl=600).cancel(cancelled)
-        records = {each: results.encode(each, {"outcome": "x"}) for each in (good, late, cancelled)}
+        records = {each: commit_record.encode(each, {"outcome": "x"}) for each in (good, late, cancelled)}
         answers = store.commit_many(
             [Commit(good, 0, records[good]), Commit(late, 1, records[late]), Commit(cancelled, 0, records[cancelled])]
         )
@@ -216,9 +216,9 @@ class TestARedisThatIsBehind:
         first, second = bench.request(), bench.request()
         cast("Any", store.sequence)._commit = losing  # noqa: SLF001
         with pytest.raises(RedisConnectionError):
-            store.commit_many([Commit(first, 0, results.encode(first, {"outcome": "x"}))])
+            store.commit_many([Commit(first, 0, commit_record.encode(first, {"outcome": "x"}))])
         cast("Any", store.sequence)._commit = commit  # noqa: SLF001
-        store.commit_many([Commit(second, 0, results.encode(second, {"outcome": "y"}))])
+        store.commit_many([Commit(second, 0, commit_record.encode(second, {"outcome": "y"}))])
         before.come_back()
         store.sequence.catch_up()
         assert bench.outcome(first) == {"outcome": "x"}
@@ -472,7 +472,7 @@ class TestTheRedoFile:
         request = bench.request()
         made = journal.Made(
             request,
-            results.encode(request, {"outcome": "x"}),
+            commit_record.encode(request, {"outcome": "x"}),
             json.dumps([{**change, "key": change["key"] or some_key()}]),
         )
         record.note(bench.writer.store.sequence.known, [made])

@@ -13,7 +13,7 @@ from waiting import PATIENCE, eventually
 
 from peerlane import Fleet
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admission.lanes import LaneState
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.errors import Draining, TimedOut, Unavailable
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.workers.host.pulse import LONG, SILENCE, SOON, Pulse

@@ -10,7 +10,7 @@ from redis import Redis
 
 from peerlane.config.hosts import endpoint_doubt, endpoint_host
 from peerlane.config.settings import Settings
-from peerlane.tasks.admission.lanes import number
+from peerlane.tasks.admission.lane_state import number
 from peerlane.tasks.errors import SettingsError
 from peerlane.workers.cli.check import Check
 from peerlane.workers.dataplane import keyfile

@@ -21,17 +21,17 @@ def functions(session: Session, *, load: bool) -> None:
     from peerlane.config.redis.client import connect
     from peerlane.config.redis.failures import reason
     from peerlane.tasks.errors import StorageError
-    from peerlane.workers.store import procedures as code
+    from peerlane.workers.store import procedures
 
     if not load:
         if session.output.json:
-            session.output.document({"library": f"peerlane_{code.digest()}", "code": code.library()})
+            session.output.document({"library": f"peerlane_{procedures.digest()}", "code": procedures.library()})
         else:
-            session.output.lines(code.library())
+            session.output.lines(procedures.library())
         return
     redis = connect(session.settings)
     try:
-        name = code.load(redis)
+        name = procedures.load(redis)
     except RedisError as error:
         raise StorageError(f"the functions were not loaded: {reason(error)}") from None
     finally:

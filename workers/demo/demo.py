@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from peerlane.config import names
-from peerlane.tasks.admin import maintenance as upkeep
+from peerlane.tasks.admin import maintenance
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.peer.qr import qr_code
@@ -99,7 +99,7 @@ class Demo:
         self._measured("creating", names.CREATE_PEER, asks)
         self._await_expiry(asks[-len(self.fleet.names) :])
         began = time.monotonic()
-        reports = {name: upkeep.sweep(self.fleet.app, name, timeout=PATIENCE) for name in self.fleet.names}
+        reports = {name: maintenance.sweep(self.fleet.app, name, timeout=PATIENCE) for name in self.fleet.names}
         seconds = time.monotonic() - began
         left, expected = self._left(), {(ask.gateway, ask.public_key) for ask in self._there}
         if left != expected:

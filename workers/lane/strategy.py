@@ -15,15 +15,14 @@ from celery.worker.state import task_reserved
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.lane.tracing import parent_of
+from peerlane.tasks.wire.commit_record import HEADER, LATE, decode, sound_digest
 from peerlane.tasks.wire.model import check_public_key
-from peerlane.tasks.wire.outcome import LATE, decode
-from peerlane.tasks.wire.wish_digest import HEADER, sound_digest
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.ending import LeanEnding, TaskEvents
 from peerlane.workers.lane.group import Group, Member
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.request.delivery import Delivery
+from peerlane.workers.request.request import Delivery
 
 
 class LaneStrategy:

@@ -14,7 +14,7 @@ from peerlane.tasks.errors import Fenced, PeerlaneError
 from peerlane.workers import failpoints
 from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.request.delivery import Delivery, Outcome
+from peerlane.workers.request.request import Delivery, Outcome
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.writer.group import carry_out_many
 from peerlane.workers.writer.shares import leave_shares

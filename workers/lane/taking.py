@@ -11,7 +11,7 @@ from celery.worker import state as worker_state
 from redis import Redis
 
 from peerlane.config import names
-from peerlane.tasks.wire import outcome
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.store.procedures import Procedure
 from peerlane.workers.store.retry import RetryUntilShutdown
 
@@ -93,7 +93,7 @@ class Taker:
             keys=self._keys,
             args=[
                 *(repr(time.time()), tags, self._gateway, MOST_IN_A_GROUP, BULK_BYTES, queue, raw),
-                *(outcome.late(outcome.ANY_ID), self._result_ttl, MOST_STRUCK_OUT, NEARLY_LATE),
+                *(commit_record.late(commit_record.ANY_ID), self._result_ttl, MOST_STRUCK_OUT, NEARLY_LATE),
                 *(MANY, LOOKED_THROUGH, MOST_DELETES, int(self._full_groups >= BULK_TURN)),
                 *self._known,
                 *MAKE_ROOM,

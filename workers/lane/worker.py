@@ -8,27 +8,26 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from celery import bootsteps
 from celery.apps.worker import Worker
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.consumer import consumer as celery_consumer
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.redis.client import connect
 from peerlane.config.redis.connections import NotPrimary
 from peerlane.config.redis.failures import reason
-from peerlane.tasks.errors import Invalid, PeerlaneError, RedisAway
+from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.registry import TASKS
 from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
+from peerlane.workers.lane.steps import ServeStep, TickStep
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.taking import Dead
-from peerlane.workers.store.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
@@ -173,95 +172,6 @@ class LaneConsumer(_Consumer):
 
     def on_decode_error(self, message: Any, exc: Any) -> None:
         self.refuse(message, message.headers.get("id"), Invalid("the message cannot be decoded"))
-
-
-class ServeStep(bootsteps.StartStopStep):
-    """Starts the service before the worker consumes, and stops it after the worker has stopped consuming."""
-
-    requires = ("celery.worker.components:Pool",)
-
-    def start(self, parent: Any) -> None:
-        try:
-            if parent.awaits_redis:
-                _await_redis(parent)
-            parent.service.start()
-            parent.app.bind(parent.service)
-        except ShutdownRequested:
-            raise SystemExit(0) from None
-        except PeerlaneError as error:
-            if isinstance(error, RedisAway) and _is_to_stop():
-                raise SystemExit(0) from None
-            log.critical("%s", error)
-            parent.refusal = error
-            raise SystemExit(error.exit_code) from None
-
-    def stop(self, parent: Any) -> None:
-        parent.service.stop()
-
-    terminate = stop
-
-
-def _is_to_stop() -> bool:
-    return worker_state.should_stop is not None or worker_state.should_terminate is not None
-
-
-def _await_redis(worker: LaneWorker) -> None:
-    """Wait until Redis answers, with anything. Raises ShutdownRequested if the worker has to stop meanwhile."""
-    redis = connect(worker.app.settings)
-
-    def ask() -> None:
-        try:
-            redis.ping()
-        except AuthenticationError:
-            return  # a ConnectionError to redis-py, but the start's to tell
-        except AWAY:
-            raise
-        except RedisError:
-            return
-
-    try:
-        RetryUntilShutdown(_is_to_stop)(ask)
-    finally:
-        redis.close()
-
-
-#: Seconds that a busy worker leaves between two slices of what it does by itself: requests come in between.
-BETWEEN_SLICES = 0.001
-
-
-class TickStep(bootsteps.StartStopStep):
-    """Ticks the service once a second, between requests, in the writer's thread, while the worker consumes."""
-
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def __init__(self, parent: Any, **options: Any) -> None:
-        super().__init__(parent, **options)
-        self._timer: Any = None
-        self._slice: Any = None
-
-    def start(self, parent: Any) -> None:
-        PULSE.turn()
-        # Set anew with each connection: a consumer that loses its connection clears the timer.
-        self._timer = parent.timer.call_repeatedly(1.0, self._tick, (parent,))
-        self._fill(parent)
-
-    def _tick(self, parent: Any) -> None:
-        parent.service.tick()
-        PULSE.turn()
-        parent.obey_pause()
-        if self._slice is None:
-            self._fill(parent)
-
-    def _fill(self, parent: Any) -> None:
-        """Fill one slice; the next follows after the event loop has handled new messages."""
-        self._slice = None
-        if parent.service.fill():
-            self._slice = parent.timer.call_after(BETWEEN_SLICES, self._fill, (parent,))
-
-    def stop(self, parent: Any) -> None:
-        for timer in filter(None, (self._timer, self._slice)):
-            timer.cancel()
-        self._timer = self._slice = None
 
 
 class LaneWorker(Worker):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
+from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
+from peerlane.workers.dataplane import Change, SetPeer
 from peerlane.workers.peers.address_pool import AddressPool
-from peerlane.workers.peers.coming import Coming
 from peerlane.workers.peers.peer_records import PeerRecords
 from peerlane.workers.peers.prefix_index import PrefixIndex
 
@@ -52,6 +52,44 @@ class Loaded:
         for prefix in peer.allowed_ips:
             if not self.index.take(prefix):
                 self.overlapping = True
+
+
+class Coming:
+    """Keys of peers to add, in order. Belongs to the writer's thread; any thread may read its length."""
+
+    def __init__(self, keys: Sequence[bytes] = ()) -> None:
+        """``keys`` are those of 32 bytes; what comes first is added first."""
+        self._order = list(reversed(keys))
+        self._left = set(keys)
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def __contains__(self, public_key: str) -> bool:
+        return bool(self._left) and raw_key(public_key) in self._left
+
+    def pop(self, count: int) -> list[str]:
+        """The next keys. They stay in the set until ``made`` or ``discard`` removes them."""
+        found: list[str] = []
+        while self._order and len(found) < count:
+            raw = self._order.pop()
+            if raw in self._left:
+                found.append(text_key(raw))
+        return found
+
+    def discard(self, public_key: str) -> None:
+        """Remove a peer that is on the device now, or will never be."""
+        if self._left and (raw := raw_key(public_key)) is not None:
+            self._left.discard(raw)
+            if not self._left:
+                self._order.clear()
+
+    def made(self, changes: Iterable[Change]) -> None:
+        """Remove the peers that these changes have set on the device."""
+        if self._left:
+            for change in changes:
+                if isinstance(change, SetPeer):
+                    self.discard(change.public_key)
 
 
 class PeerTable:

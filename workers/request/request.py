@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,41 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.wire import outcome as results
-from peerlane.workers.request.delivery import Delivery
+from peerlane.tasks.wire import commit_record
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How a request was delivered. Made when its message is taken (peerlane.workers.lane), and passed on unchanged."""
+
+    request_id: str
+    #: Of the message; a commit acknowledges it in the same step. '' where there is no message.
+    tag: str = ""
+    #: The message was delivered before.
+    redelivered: bool = False
+    #: The request had an outcome when the message was taken, or something else in the place of one.
+    answered: bool = False
+    #: The digest of its wish, as its sender made it; '' where the message names none.
+    wish: str = ""
+    #: When it was sent, in ms on Redis' clock as its sender knows it; 0 where the message does not say.
+    sent_at: int = 0
+    #: The caller's span, as W3C Trace Context has it; '' where it traces nothing.
+    traceparent: str = ""
+    #: When it was taken, on the monotonic clock.
+    taken_at: float = field(default_factory=time.monotonic)
+
+    def in_doubt(self, sure_for: float) -> bool:
+        """Whether the request may have an outcome by now; what was known at delivery holds for ``sure_for`` seconds."""
+        return self.redelivered or self.answered or time.monotonic() > self.taken_at + sure_for
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The outcome of a request. It is stored in Redis, except a refusal that Redis refused to store."""
+
+    result: Mapping[str, Any] | PeerlaneError
+    #: Whether its message was acknowledged in the same step.
+    acknowledged: bool = False
 
 
 @dataclass(slots=True)
@@ -41,12 +75,12 @@ class Request:
 
     def record(self, outcome: Mapping[str, Any] | PeerlaneError) -> str:
         """The commit record of an outcome."""
-        return results.encode(self.id, outcome, self.delivery.wish)
+        return commit_record.encode(self.id, outcome, self.delivery.wish)
 
     def recorded(self, stored: str) -> dict[str, Any] | PeerlaneError:
         """The result or error in a commit record of its id; a Conflict if the record is another wish's."""
         try:
-            return results.decode(stored, self.delivery.wish)
+            return commit_record.decode(stored, self.delivery.wish)
         except PeerlaneError as error:
             return error
 

@@ -17,11 +17,10 @@ from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
 from peerlane.workers.peers.adoption import adoptable
-from peerlane.workers.peers.coming import Coming
 from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences
 from peerlane.workers.peers.handlers import plan_many
 from peerlane.workers.peers.plan import Plan, as_set_peer
-from peerlane.workers.peers.table import Loaded, PeerTable, Policy, build_table
+from peerlane.workers.peers.table import Coming, Loaded, PeerTable, Policy, build_table
 
 #: Changes sent to the device between two reports of progress.
 BATCH = 256

@@ -86,6 +86,16 @@ def tell_of_new_key(store: Store, before: str, now: str) -> None:
     raise_alarm(store.redis, store.gateway, KEY_CHANGED, message, now=store.clock.now_ms() // 1000)
 
 
+def tell_of_kept(store: Store, count: int) -> None:
+    """Raise an alarm if a start has left peers on the device that Redis does not know. Raises redis.RedisError."""
+    if count:
+        message = (
+            f"{count} peers on the device are unknown to Redis and were kept: import them "
+            f"(peerlane gateway import {store.gateway} --live), or delete them"
+        )
+        raise_alarm(store.redis, store.gateway, "unknown_peers", message, now=store.clock.now_ms() // 1000)
+
+
 def own_name() -> str:
     """The host name for clients, as this host knows it."""
     full = socket.getfqdn()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from peerlane.config import names
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.recovery import Recovered, keep
 from peerlane.workers.store.store import Answer
@@ -68,4 +68,4 @@ def restore_lost(gateway: str, plans: Sequence[Plan], commit: Commit) -> int:
 
 def _commit_slice(gateway: str, outcome: str, plans: Sequence[Plan], commit: Commit) -> Answer:
     request_id = names.request_id(gateway, f"{outcome}-{uuid.uuid4()}")
-    return commit(request_id, results.encode(request_id, {"outcome": outcome, "count": len(plans)}), plans)
+    return commit(request_id, commit_record.encode(request_id, {"outcome": outcome, "count": len(plans)}), plans)

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from peerlane.tasks.admission.lanes import LIVE_FOR_MS, number
+from peerlane.tasks.admission.lane_state import LIVE_FOR_MS, number
 from peerlane.tasks.errors import LaneHeld
 from peerlane.workers.host.lock import namespace
 from peerlane.workers.store.store import Store

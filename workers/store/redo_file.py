@@ -22,7 +22,7 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.model import Peer, check_public_key
 from peerlane.workers.store.journal import MOST, Made, Step
 
@@ -230,7 +230,10 @@ class _Reader:
         expired = [step.made[number] for number in late]
         step.made = [
             *(step.made[number] for number in kept),
-            *(Made(each.request_id, results.late(each.request_id), "[]", each.share, each.tag) for each in expired),
+            *(
+                Made(each.request_id, commit_record.late(each.request_id), "[]", each.share, each.tag)
+                for each in expired
+            ),
         ]
         step.seq = self._kept.seq = step.base + len(step.made)
         if not step.made:

@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import Journal, Made, Step
 from peerlane.workers.store.procedures import Procedure
@@ -160,7 +160,7 @@ class CommitSequence:
         for each, (change, _) in zip(commits, changes, strict=True):
             result_key = names.result_key(each.request_id)
             keys += [result_key, each.share or result_key]
-            args += [each.deadline, each.result, results.late(each.request_id), change]
+            args += [each.deadline, each.result, commit_record.late(each.request_id), change]
             args += [int(each.creates), each.tag, each.request_id]
         removal = all(each.is_removal for each in commits)
         answers, seq = self._answers((self._release if removal else self._commit)(keys=keys, args=args))

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from redis import Redis
 
 from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
-from peerlane.tasks.status.gateway_status import BEAT_AT_LEAST as AT_LEAST
-from peerlane.tasks.status.gateway_status import BEAT_MISSED as MISSED
+from peerlane.tasks.status.gateway_status import BEAT_AT_LEAST, BEAT_MISSED
 
 
 class ScheduleWatchdog:
@@ -35,7 +34,11 @@ class ScheduleWatchdog:
         if self._asked:
             self._asked = self._raised = False
             clear_alarm(self._redis, self._gateway, self.KIND, "sweeps are asked for")  # an earlier process' too
-        elif not self._raised and (silent := self._steady() - self._since) > AT_LEAST and silent > MISSED * every():
+        elif (
+            not self._raised
+            and (silent := self._steady() - self._since) > BEAT_AT_LEAST
+            and silent > BEAT_MISSED * every()
+        ):
             message = "beat asks for no sweeps: is one running? Until one does, peers that expire stay"
             raise_alarm(self._redis, self._gateway, self.KIND, message, now=now, began=now - int(silent))
             self._raised = True

@@ -26,12 +26,11 @@ from redis.exceptions import ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.workers import failpoints
 from peerlane.workers.peers.handlers import Decision, decide
 from peerlane.workers.peers.plan import PeerTable, Plan
-from peerlane.workers.request.delivery import Outcome
-from peerlane.workers.request.request import Request
+from peerlane.workers.request.request import Outcome, Request
 from peerlane.workers.store.store import Answer, Commit
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
 
@@ -217,7 +216,7 @@ def _strike_out(writer: Writer, requests: Sequence[tuple[Request, int]]) -> dict
     if not requests:
         return {}
     commits = [
-        Commit(request.id, deadline, results.late(request.id), share=request.share, tag=request.delivery.tag)
+        Commit(request.id, deadline, commit_record.late(request.id), share=request.share, tag=request.delivery.tag)
         for request, deadline in requests
     ]
     try:

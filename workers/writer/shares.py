@@ -9,8 +9,7 @@ from redis.exceptions import ResponseError
 
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.set_aside import read_request
-from peerlane.workers.request.delivery import Delivery
-from peerlane.workers.request.request import error_code
+from peerlane.workers.request.request import Delivery, error_code
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)

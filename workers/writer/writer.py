@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -26,21 +26,14 @@ from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageError, TimedOut, WriterError
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
-from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
 from peerlane.workers.peers.plan import Plan, draining
-from peerlane.workers.peers.table import PeerTable, Policy
-from peerlane.workers.request.delivery import Delivery, Outcome
-from peerlane.workers.request.measurements import Measurements
-from peerlane.workers.request.pace import Pace
-from peerlane.workers.request.request import Request, error_code
-from peerlane.workers.start import loss
-from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
-from peerlane.workers.start.startup_commits import adopt, reseal
-from peerlane.workers.store.retry import RetryUntilShutdown
-from peerlane.workers.store.sequence import Lost
+from peerlane.workers.peers.table import Policy
+from peerlane.workers.request.measurements import Pace
+from peerlane.workers.request.request import Delivery, Outcome, Request, error_code
 from peerlane.workers.store.store import Answer, Store
+from peerlane.workers.writer.agreement import Agreement
 from peerlane.workers.writer.apply_list import apply_but_refused
 
 log = logging.getLogger(__name__)
@@ -50,15 +43,12 @@ SURE_FOR = 0.25
 #: Milliseconds before its deadline from which on a request may be late by Redis' clock, which is read from afar.
 NEARLY_LATE = 100
 
-#: Peers of an undone request that are settled one by one; beyond it everything is read anew.
-SETTLED_ONE_BY_ONE = 64
-
 
 class _Stale(Exception):
     """The decision was made on a table that is no longer equal to Redis; nothing was changed."""
 
 
-class Writer:
+class Writer(Agreement):
     """Applies requests for one gateway. Built by ``peerlane.workers.gateway``; every method runs in one thread."""
 
     def __init__(
@@ -73,93 +63,13 @@ class Writer:
         fair_label: str | None = None,
         shutdown_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``facts`` are the gateway's facts in results; with ``spec`` a lost device can be made again."""
-        self.policy = policy
-        self.store = store
-        self.plane = plane
+        """``facts`` is what results say of the gateway; ``spec`` lets a lost device be made again."""
+        super().__init__(policy, store, plane, unknown=unknown, spec=spec, shutdown_requested=shutdown_requested)
         self.facts = facts or {}
-        self.table = PeerTable(policy)
-        #: ``active`` or ``draining``, as the gateway's hash says; kept fresh by ``peerlane.workers.gateway``.
-        self.state = "active"
-        self._recovery_needed: str | None = _NOT_STARTED
-        #: Set once a newer writer has been seen; from then on nothing is changed any more.
-        self.fenced = False
-        #: Since this writer began, for the heartbeat to tell: requests answered, refused; peers created, deleted.
-        self.answered = self.refused = self.created = self.deleted = 0
-        self.measurements = Measurements()
+        #: Requests answered and refused since this writer began, for the heartbeat to tell.
+        self.answered = self.refused = 0
         self.pace = Pace()
-        self._unknown: Unknown = unknown
-        self._spec = spec
         self._fair_label = fair_label
-        self.until_answered = RetryUntilShutdown(shutdown_requested)
-
-    @property
-    def recovery_needed(self) -> str | None:
-        """Why the device or the table may differ from Redis; None while they are known to agree."""
-        if self._recovery_needed is None and self.store.sequence.lost:
-            self._recovery_needed = "Redis has lost data"
-        return self._recovery_needed
-
-    @recovery_needed.setter
-    def recovery_needed(self, why: str | None) -> None:
-        self._recovery_needed = why
-
-    def recover(
-        self,
-        progress: Progress | None = None,
-        loading: Progress | None = None,
-        in_hand: Collection[str] = (),
-    ) -> Recovered:
-        """Make the device equal to Redis and rebuild the table; create the device first if it is gone.
-
-        ``loading`` hears how many records are read. ``in_hand`` are keys that an earlier writer was about to create.
-        Peers may still be coming then: see ``filling``.
-
-        Raises:
-            KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
-        """
-        began = time.monotonic()
-        PULSE.turn(LONG)
-        progress, loading = progress or _turn, loading or _turn
-        self.recovery_needed = self.recovery_needed or "asked for"
-        if self._spec is not None:
-            self.plane.open(self._spec)
-        starting = self.recovery_needed == _NOT_STARTED
-        loaded = self.until_answered(lambda: self.store.load(loading))
-        lost, self.store.sequence.lost = self.store.sequence.lost, Lost()
-        if lost and not starting:
-            found = loss.differences(self.table, loaded, lost.keys)
-            loss.make_up_for(self.store, lost, found, self._commit_at_startup, self.until_answered)
-            loaded = self.until_answered(lambda: self.store.load(loading))
-        done = recover(
-            self.policy,
-            loaded,
-            self.plane,
-            unknown=self._unknown,
-            first_start=self.store.epoch == 1 and starting,
-            lost_data=starting and lost.incomplete,
-            in_hand=in_hand,
-            seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
-            progress=progress,
-        )
-        done = adopt(self.policy.gateway, done, self._commit_at_startup)
-        reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
-        if starting and lost.incomplete:
-            loss.tell_at_start(self.store, lost, done, self.until_answered)
-        self.table = done.table
-        self.state = self.until_answered(self.store.state)
-        self.recovery_needed = None
-        self.measurements.recovered(began)
-        return done
-
-    def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
-        PULSE.turn(LONG)
-        # What is adopted is there already: a drain, which keeps new peers away, is no reason to lose sight of it.
-        answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans, drains=False))
-        if answer.verdict == "fenced":
-            self.fenced = True
-            self._refuse_if_fenced()
-        return answer
 
     def carry_out(self, task: str, delivery: Delivery, arguments: Mapping[str, Any]) -> Outcome:
         """Carry a request out and commit; returns its outcome, which may be a refusal.
@@ -168,7 +78,7 @@ class Writer:
             Fenced: a newer writer has taken over; nothing was changed.
             ShutdownRequested: the worker is to stop, and Redis is away; the request is still open.
         """
-        self._refuse_if_fenced()
+        self.refuse_if_fenced()
         request = self.request(task, delivery, arguments)
         return self.count(request, self._outcome(request))
 
@@ -256,8 +166,8 @@ class Writer:
         """Apply a decision to the device. Raises KernelError if the device refuses; what was begun is undone."""
         outcome = str(decision.result["outcome"])
         try:
-            if decision.reopen and self._spec is not None:
-                self.plane.open(self._spec)
+            if decision.reopen and self.spec is not None:
+                self.plane.open(self.spec)
             failpoints.reach("before_apply", outcome)
             request.times.planned = time.monotonic()
             self.plane.apply(decision.changes)
@@ -292,7 +202,7 @@ class Writer:
             self.settle(decision.plans)
         if answer.verdict == "fenced":
             self.fenced = True
-            self._refuse_if_fenced()
+            self.refuse_if_fenced()
         if answer.verdict == "draining":
             self.state = "draining"
             if decision.indexes:
@@ -302,18 +212,6 @@ class Writer:
             self.recovery_needed = "Redis was changed by somebody else"
             raise _Stale
         return Outcome(request.recorded(answer.stored), acknowledged=acknowledged)
-
-    def enter(self, plans: Sequence[Plan]) -> None:
-        """Make the table equal to what was committed."""
-        for plan in plans:
-            if plan.before is plan.after:
-                continue
-            self.created += plan.outcome == "created"
-            self.deleted += plan.outcome == "deleted"
-            if plan.after is None:
-                self.table.drop(plan.public_key)
-            elif self.table.peers.get(plan.public_key) is not plan.after:  # a group's creates are in it already
-                self.table.put(plan.after)
 
     def _commit_refusal(self, request: Request, refusal: PeerlaneError) -> Outcome:
         """Store the refusal as the request's outcome.
@@ -332,7 +230,7 @@ class Writer:
             return Outcome(refusal)  # the caller's deadline settles it: nothing was changed
         if answer.verdict == "fenced":
             self.fenced = True
-            self._refuse_if_fenced()
+            self.refuse_if_fenced()
         stored = request.recorded(answer.stored) if answer.verdict in ("duplicate", "expired") else refusal
         outcome = stored if isinstance(stored, PeerlaneError) else refusal
         return Outcome(outcome, acknowledged=answer.settles)
@@ -355,28 +253,6 @@ class Writer:
             return []
         return members(self.policy.gateway, self._fair_label, request.id, request.arguments)
 
-    def settle(self, plans: Sequence[Plan]) -> None:
-        """Make device and table equal to Redis for these peers; if that fails, everything is read again."""
-        if not plans:
-            return
-        if len(plans) > SETTLED_ONE_BY_ONE:
-            self.recovery_needed = "a large request was undone"
-            return
-        try:
-            stored = self.until_answered(lambda: self.store.peers([plan.public_key for plan in plans]))
-            changes = [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
-            self.plane.apply(changes)
-            self.table.coming.made(changes)
-        except (KernelError, StorageError, RedisError) as error:
-            log.warning("%d peers could not be settled (%s); recovering", len(plans), type(error).__name__)
-            self.recovery_needed = "a peer could not be settled"
-            return
-        for key, peer in stored.items():
-            if peer is None:
-                self.table.drop(key)
-            elif self.table.peers.get(key) != peer:
-                self.recovery_needed = "Redis was changed by somebody else"
-
     def count(self, request: Request, outcome: Outcome) -> Outcome:
         """Count a request that has its outcome."""
         self.answered += 1
@@ -384,16 +260,5 @@ class Writer:
         self.refused += isinstance(outcome.result, PeerlaneError)
         return outcome
 
-    def _refuse_if_fenced(self) -> None:
-        if self.fenced:
-            raise Fenced(_REPLACED)
-
-
-def _turn(_done: int, _total: int) -> None:
-    """Tell the watchdog that a recovery makes progress."""
-    PULSE.turn(LONG)
-
 
 _CHANGED = "what Redis holds changes under the writer; nothing was changed, ask again with another request id"
-_NOT_STARTED = "not started"
-_REPLACED = "a newer writer has taken this gateway over; this one stops"

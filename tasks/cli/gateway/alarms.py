@@ -11,7 +11,7 @@ from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.errors import Invalid, OutcomeUnknown
-from peerlane.tasks.status.alarms import clear_alarm as clear
+from peerlane.tasks.status import alarms
 
 
 @click.command("clear-alarm", cls=Command)
@@ -24,7 +24,7 @@ def clear_alarm(session: Session, name: str, kind: str) -> None:
     One whose cause is still there is raised again.
     """
     try:
-        cleared = clear(lanes_of(session.app).redis, name, kind, "a person has cleared it")
+        cleared = alarms.clear_alarm(lanes_of(session.app).redis, name, kind, "a person has cleared it")
     except RedisError as error:
         raise OutcomeUnknown(f"Redis could not be reached: {reason(error)}") from None
     if not cleared:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import click
 
-from peerlane.tasks.admin.backup import Progress, back_up
-from peerlane.tasks.admin.backup import restore as restore_state
+from peerlane.tasks.admin.backup import Progress, back_up, restore_state
 from peerlane.tasks.cli.output import progress_bar
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command

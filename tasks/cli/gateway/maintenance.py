@@ -10,8 +10,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from peerlane.tasks.admin import maintenance as upkeep
-from peerlane.tasks.admission.lanes import number
+from peerlane.tasks.admin import maintenance
+from peerlane.tasks.admission.lane_state import number
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
@@ -47,7 +47,7 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
 
     Beat asks for this all the time. Where a sweep was refused, by an alarm, --force carries it out.
     """
-    report = upkeep.sweep(session.app, name, dry_run=dry_run, force=force, timeout=timeout)
+    report = maintenance.sweep(session.app, name, dry_run=dry_run, force=force, timeout=timeout)
     if session.output.json:
         session.output.document(report)
     elif report["outcome"] == "skipped":
@@ -70,7 +70,7 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
 @pass_session
 def reconcile(session: Session, name: str, timeout: float, *, dry_run: bool) -> None:
     """Compare a gateway's device with Redis, and mend what differs by the smallest change."""
-    report = upkeep.reconcile(session.app, name, dry_run=dry_run, timeout=timeout)
+    report = maintenance.reconcile(session.app, name, dry_run=dry_run, timeout=timeout)
     if session.output.json:
         session.output.document(report)
     elif report["outcome"] == "skipped":

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import click
 from rich.table import Table
 
-from peerlane.tasks.admin import poison as messages
+from peerlane.tasks.admin import poison_messages
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
@@ -45,15 +45,15 @@ def poison(  # noqa: PLR0917 - one parameter for each option
     elif replay:
         within = timeout or session.settings.timeout
         with reaching():
-            result = messages.replay(session.app, lanes.redis, name, replay, timeout=within)
+            result = poison_messages.replay(session.app, lanes.redis, name, replay, timeout=within)
         _say(session, {"gateway": name, "replayed": replay, "result": result}, f"done: {result.get('outcome')}")
     elif drop:
         with reaching():
-            messages.drop(lanes.redis, name, drop)
+            poison_messages.drop(lanes.redis, name, drop)
         _say(session, {"gateway": name, "dropped": 1}, f"{drop} is forgotten")
     elif drop_all:
         with reaching():
-            count = messages.drop_all(lanes.redis, name)
+            count = poison_messages.drop_all(lanes.redis, name)
         _say(session, {"gateway": name, "dropped": count}, f"{count:,} messages are forgotten")
     else:
         _list(session, lanes, name)
@@ -68,8 +68,8 @@ def _say(session: Session, document: dict[str, object], sentence: str) -> None:
 
 def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
     with reaching():
-        found = messages.find(lanes.redis, name, wanted)
-        about = messages.shown(found, lanes.stored(found.request_id) if found.request_id else None)
+        found = poison_messages.find(lanes.redis, name, wanted)
+        about = poison_messages.shown(found, lanes.stored(found.request_id) if found.request_id else None)
     if session.output.json:
         session.output.document(about)
         return
@@ -80,7 +80,7 @@ def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
 
 def _list(session: Session, lanes: Lanes, name: str) -> None:
     with reaching():
-        found = messages.set_aside_messages(lanes.redis, name)
+        found = poison_messages.set_aside_messages(lanes.redis, name)
     if session.output.json:
         told = [
             {"id": one.id, "at": one.at // 1000, "reason": one.reason, "request_id": one.request_id, "size": one.size}

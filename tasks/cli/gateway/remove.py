@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from peerlane.tasks.admin.removal import remove as forget
+from peerlane.tasks.admin.removal import remove_gateway
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
@@ -21,7 +21,7 @@ def remove(session: Session, name: str, *, force: bool) -> None:
 
     Its device is not touched. A gateway of that name can be started anew.
     """
-    done = forget(session.settings, name, force=force)
+    done = remove_gateway(session.settings, name, force=force)
     if session.output.json:
         session.output.document(asdict(done))
         return

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from peerlane.tasks.errors import ERROR_MODULE, ERRORS, Conflict, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+#: The message header that has the digest of a wish (``wish_digest``).
+HEADER = "wish"
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+
 
 def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError, wish: str = "") -> str:
-    """The commit record of a success (a JSON object) or of an error; ``wish`` is its digest (wish_digest)."""
+    """The commit record of a success (a JSON object) or of an error; ``wish`` is its digest (``wish_digest``)."""
     if isinstance(outcome, PeerlaneError):
         kind = type(outcome)
         status, result = (
@@ -103,3 +113,19 @@ def decode(stored: str | bytes, wish: str = "") -> dict[str, Any]:
     if status == "SUCCESS" and isinstance(result, dict):
         return cast("dict[str, Any]", result)
     raise error_from_wire(result)
+
+
+def wish_digest(task: str, *wishes: BaseModel) -> str:
+    """The digest of a checked wish, or of a list's wishes in their order.
+
+    A record without one, as earlier versions and other senders make it, matches any wish. What is left out and what is
+    named as the default are the same. The digest reveals nothing of a preshared key, which is 32 random bytes.
+    """
+    fields: list[dict[str, Any]] = [wish.model_dump(exclude={"deadline"}, exclude_defaults=True) for wish in wishes]
+    text = json.dumps([task, *fields], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def sound_digest(value: object) -> str:
+    """The digest in a message header; '' if there is none."""
+    return value if isinstance(value, str) and _DIGEST.fullmatch(value) else ""

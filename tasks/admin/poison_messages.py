@@ -11,7 +11,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.wire import outcome as results
+from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.lists import wishes_in
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.registry import LANE_TASKS
@@ -115,7 +115,7 @@ def _outcome(record: str | None) -> str | None:
     if record is None:
         return None
     try:
-        return str(results.decode(record).get("outcome"))
+        return str(commit_record.decode(record).get("outcome"))
     except PeerlaneError as error:
         return error.code
 
