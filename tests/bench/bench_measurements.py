@@ -54,8 +54,8 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         for kind in KINDS
     }
     writers["without"].program = ["-m", "celery", "-A", "bench_unmeasured", "worker", "-l"]
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "bench"), before])
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "bench"), before.get("PYTHONPATH", "")])
     app = PeerlaneApp(read(redis_url=server.url))
     create = task_of(app, names.CREATE_PEER)
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -84,7 +84,8 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         figures["us_a_request"] = round(alone(), 2)
         return figures
     finally:
-        os.environ["PYTHONPATH"] = before
+        os.environ.clear()
+        os.environ.update(before)
         close(app)
         for writer in writers.values():
             writer.finish()

@@ -50,7 +50,7 @@ def test_deletes_and_sweeps_are_answered_in_a_raw_flood_of_creates(
     one = gateway(lane_cap=100_000)
     lane = Gateway(one.name, app=app)
     keys = [lane.create_peer(some_key()).public_key for _ in range(30)]
-    with RawFlood(app, redis_server.url, one.name, waiting=1500, timeout=0.6) as flood:
+    with RawFlood(app, redis_server.url, one.name, waiting=2000, timeout=0.4) as flood:
         told = [lane.delete_peer(key, timeout=SENSIBLE).outcome for key in keys[:20]]
         listed = lane.delete_peers(keys[20:], timeout=SENSIBLE)
     assert told == ["deleted"] * 20

@@ -27,8 +27,8 @@ COMMANDS: Mapping[str, tuple[Role, ...]] = {
     "gateway show iad": ("api", "operator", "exporter", "flower", "admin"),
     "top --once --interval 0.2": ("api", "operator", "exporter", "flower", "admin"),
     f"peer create iad --public-key {KEY} --timeout 20": ("api", "operator", "admin"),
-    # A gateway's writer keeps its peers, and its observer pages through them: their users can read them too.
-    f"peer show iad {KEY}": ("writer", "api", "operator", "admin"),
+    # A gateway's writer keeps its peers, and its observer reads them: their users can read them too.
+    f"peer show iad {KEY}": ("writer", "observer", "api", "operator", "admin"),
     "peer list iad": ("writer", "observer", "api", "operator", "admin"),
     "gateway export iad": ("writer", "observer", "api", "operator", "admin"),
     f"peer delete iad {KEY} --timeout 20": ("api", "operator", "admin"),

@@ -119,7 +119,9 @@ class TestARealFleet:
                         scrape = exporter.scrape()
                         refused = {"op": "create", "outcome": "refused", "code": "conflict"}
                         told = value(scrape, "peerlane_requests_total", gateway="iad", **refused)
-                        return scrape if told and value(scrape, "peerlane_pool_addresses_held", **pool) else None
+                        swept = value(scrape, "peerlane_sweeps_total", gateway="iad", outcome="swept")
+                        held = value(scrape, "peerlane_pool_addresses_held", **pool)
+                        return scrape if told and swept and held else None
 
                     pool = {"gateway": "iad", "pool": "10.8.0.0/16"}
                     scrape = eventually(whole, "all of it")

@@ -47,8 +47,8 @@ def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_READ_EARLY)}
 
 
-#: As the process that forks has them.
-_AT_FIRST = _read_early(os.environ)
+#: As the process that forks has them. Variables of the test run itself (PEERLANE_TEST_KERNEL) are not passed on.
+_AT_FIRST = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
 
 
 class Running(Protocol):
