@@ -23,7 +23,7 @@ OTHERS = -n $$(nproc) --dist loadfile -m '$(APART)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo venv test test-all bench bench-callers bench-scale bench-kernel pictures walks faults mutants fuzz check format lint types imports lock clean
+.PHONY: help demo venv test test-all bench bench-callers bench-scale bench-kernel pictures night walks faults mutants fuzz check format lint types imports lock clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -59,6 +59,9 @@ pictures: $(STAMP)  ## measure and draw docs/goodput.svg and docs/latency.svg an
 
 bench-scale: $(STAMP)  ## one gateway over its peers: memory, start, creates meanwhile (ARGS='--peers 100000,1000000')
 	@$(TEST_PYTHON) tests/bench/bench_scale.py $(ARGS)
+
+night: $(STAMP)  ## plays the table of docs/runbooks.md: what an operator sees of each event, and when; takes an hour
+	@PEERLANE_TEST_NIGHT=field $(BIN)/pytest -s tests/operators/play_night.py $(ARGS)
 
 walks: $(STAMP)  ## calls, functions and files of a create, a sweep and a list (ARGS=--json)
 	@$(TEST_PYTHON) tests/bench/walks.py $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,8 @@ def test_alerts_fire_in_their_faults_and_end_with_them(site: Site) -> None:
     gateway.hold()
     for _ in range(18):
         create.apply_async(kwargs={"gateway": "iad", "public_key": some_key()}, expires=600)
+    # Its heartbeat would tell, but stands still as well.
+    site.redis.hset(names.gateway_key("iad"), "oldest_sent_at", int(time.time() * 1000))
     assert "90%" in prometheus.await_firing("PeerlaneLaneFilling")
     prometheus.await_firing("PeerlaneLaneLate")
     gateway.resume()

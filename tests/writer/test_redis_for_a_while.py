@@ -24,7 +24,7 @@ def creates_again(lane: Gateway) -> None:
     eventually(created, "creates being answered again")
 
 
-@pytest.mark.parametrize("answer", ["READONLY", "MASTERDOWN", "NOREPLICAS"])
+@pytest.mark.parametrize("answer", ["READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF"])
 def test_writer_observer_and_callers_outlive_a_server_that_takes_no_writes(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, answer: str
 ) -> None:
@@ -36,6 +36,10 @@ def test_writer_observer_and_callers_outlive_a_server_that_takes_no_writes(
         match answer:
             case "NOREPLICAS":
                 redis.config_set("min-replicas-to-write", "1")
+            case "MISCONF":
+                (own_redis.directory / "dump.rdb").mkdir()  # nothing can be renamed to it
+                redis.config_set("save", "3600 1")
+                redis.bgsave()
             case "MASTERDOWN":
                 redis.config_set("replica-serve-stale-data", "no")
                 redis.replicaof("127.0.0.1", "1")
@@ -47,6 +51,8 @@ def test_writer_observer_and_callers_outlive_a_server_that_takes_no_writes(
             lane.create_peer(some_key(), timeout=2)
         if answer == "NOREPLICAS":
             redis.config_set("min-replicas-to-write", "0")
+        elif answer == "MISCONF":
+            redis.config_set("stop-writes-on-bgsave-error", "no")
         else:
             redis.replicaof("NO", "ONE")
         creates_again(lane)

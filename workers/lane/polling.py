@@ -13,11 +13,12 @@ from typing import Any, cast
 
 from kombu.transport import redis as kombu_redis
 from redis import Redis
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.config.celery.broker import UnboundChannel, UnboundTransport
 from peerlane.config.redis.client import SharedRedis
+from peerlane.config.redis.connections import NotPrimary
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,12 @@ class WaitingChannel(UnboundChannel):
                 raise
             self._may_be_woken, self.brpop_timeout = False, BLOCKED_BRIEFLY
             return None
+        except ResponseError as error:
+            if not str(error).startswith("MISCONF"):
+                raise
+            # Its disk is full: it takes no message off a queue until there is room.
+            connection.disconnect()
+            raise NotPrimary(str(error)) from error
         except self.connection_errors:
             connection.disconnect()
             raise

@@ -106,7 +106,7 @@ class LaneConsumer(_Consumer):
         return connected
 
     def _try_to_write(self) -> None:
-        """Raise NotPrimary if Redis takes no writes now. Other errors are left to consuming."""
+        """Raise NotPrimary if Redis takes no writes now, for a full disk too. Other errors are left to consuming."""
         taken = str(self.app.conf.broker_transport_options["unacked_key"])
         redis = connect(self.app.settings)
         try:
@@ -114,6 +114,8 @@ class LaneConsumer(_Consumer):
         except NotPrimary:
             raise
         except RedisError as error:
+            if str(error).startswith("MISCONF"):
+                raise NotPrimary(str(error)) from error
             log.debug("whether Redis takes writes is not known (%s)", reason(error))
         finally:
             redis.close()

@@ -1,6 +1,7 @@
 """What an operator sees of each event, and where: Flower, ``gateway list``, ``top``, ``doctor``, alerts, the log.
 
-With ``pytest -s`` it prints after how many seconds; with PEERLANE_TEST_NIGHT=field by the rules as they are shipped.
+Played by hand, for the table of docs/runbooks.md: ``make night`` plays all events by the rules as they are shipped, for
+an hour, and prints after how many seconds each is seen. Without PEERLANE_TEST_NIGHT=field the rules wait for less.
 """
 
 from __future__ import annotations
