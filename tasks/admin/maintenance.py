@@ -12,6 +12,7 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lane_state import unknown_gateway
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
+from peerlane.tasks.lane.request import seconds_of
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.redis.errors import SEND_ERRORS, reading, unknown
 from peerlane.tasks.redis.server_clock import milliseconds
@@ -26,6 +27,7 @@ def sweep(
     """Have a gateway's observer sweep now; its report.
 
     Raises:
+        Invalid: the gateway's name is none, or ``timeout`` no number of seconds above 0; nothing was sent.
         Unavailable: the gateway is unknown, or nobody observes it.
         TimedOut: no report within ``timeout``; the sweep stops, what it had removed stays removed.
         StorageError: Redis refuses this to this user; nothing was sent.
@@ -49,6 +51,7 @@ def _ask(
 ) -> dict[str, Any]:
     arguments: dict[str, Any] = {"gateway": gateway} | {name: True for name, value in flags.items() if value}
     parse(model, arguments)
+    timeout = seconds_of(timeout)
     lanes = lanes_of(app)
     request_id = names.request_id(gateway, str(uuid.uuid4()))
     with reading("nothing was sent"):

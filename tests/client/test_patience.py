@@ -14,6 +14,7 @@ from waiting import PATIENCE
 
 from peerlane import AsyncFleet, AsyncGateway, Fleet, Gateway, Invalid, PeerResult
 from peerlane.config.celery.app import PeerlaneApp
+from peerlane.tasks.admin import maintenance
 from peerlane.tasks.lane.request import seconds_of
 
 #: Creates a peer with these arguments.
@@ -56,8 +57,16 @@ def as_asyncio_fleet(app: PeerlaneApp, name: str, arguments: dict[str, Any]) -> 
     return asyncio.run(ask())
 
 
+def as_sweep(app: PeerlaneApp, name: str, arguments: dict[str, Any]) -> object:
+    return maintenance.sweep(app, name, **arguments)
+
+
+def as_reconcile(app: PeerlaneApp, name: str, arguments: dict[str, Any]) -> object:
+    return maintenance.reconcile(app, name, **arguments)
+
+
 ASKS = (as_gateway, as_list, as_asyncio)
-EVERYONE = (*ASKS, as_fleet, as_asyncio_fleet)
+EVERYONE = (*ASKS, as_fleet, as_asyncio_fleet, as_sweep, as_reconcile)
 
 
 @pytest.fixture
@@ -77,6 +86,13 @@ def test_no_time_at_all_is_refused_and_nothing_sent(
     with pytest.raises(Invalid, match="timeout: a number of seconds above 0"):
         ask(app, shared_gateway.name, {"timeout": timeout})
     assert list(Gateway(shared_gateway.name, app=app).peers()) == []
+
+
+@pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in (as_gateway, as_sweep, as_reconcile)])
+@pytest.mark.parametrize("name", ["", "no name", "x" * 100, "iad\n"])
+def test_a_name_that_no_gateway_has_is_refused_and_nothing_sent(ask: Ask, name: str, app: PeerlaneApp) -> None:
+    with pytest.raises(Invalid, match="gateway"):
+        ask(app, name, {"timeout": PATIENCE})
 
 
 @pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in ASKS])
