@@ -35,10 +35,10 @@ def parse_endpoint(text: str) -> str:
 
 def parse_dns(text: str) -> str:
     """A DNS server's address, or a search domain, as a client's configuration names it. Raises ValueError."""
-    found = _address(text)
-    if found is None and not _HOST_NAME.fullmatch(text):
+    address = _address(text)
+    if address is None and not _HOST_NAME.fullmatch(text):
         raise ValueError("a DNS server is an address, a search domain is a name")
-    return text if found is None else str(found)
+    return text if address is None else str(address)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

@@ -76,21 +76,21 @@ def json_formatter(process: str, gateway: str | None) -> logging.Formatter:
 
 def _described(event: Mapping[str, Any], process: str, gateway: str | None) -> dict[str, Any]:
     record: logging.LogRecord = event["_record"]
-    told: dict[str, Any] = {
+    document: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
         "process": process,
     }
     if gateway is not None:
-        told["gateway"] = gateway
+        document["gateway"] = gateway
     for value in _arguments(event.get("positional_args")):
         if gateway is not None and names.is_request_id(gateway, value):
-            told.setdefault("request", value)
+            document.setdefault("request", value)
         elif isinstance(value, BaseException) and isinstance(code := getattr(value, "code", None), str):
-            told.setdefault("code", code)
-    told |= {"logger": record.name, "message": event["event"]}
+            document.setdefault("code", code)
+    document |= {"logger": record.name, "message": event["event"]}
     kept = ("_record", "_from_structlog", "exc_info")
-    return told | {name: event[name] for name in kept if name in event}
+    return document | {name: event[name] for name in kept if name in event}
 
 
 def _arguments(given: object) -> Iterator[object]:

@@ -44,8 +44,8 @@ RESULT_PREFIX = "celery-task-meta-"
 
 def well_formed(members: Iterable[bytes]) -> list[str]:
     """The well-formed gateway names among the members of ``GATEWAYS_KEY``, sorted."""
-    told = (member.decode(errors="replace") for member in members)
-    return sorted(name for name in told if GATEWAY_NAME.fullmatch(name))
+    texts = (member.decode(errors="replace") for member in members)
+    return sorted(name for name in texts if GATEWAY_NAME.fullmatch(name))
 
 
 @lru_cache(maxsize=4096)

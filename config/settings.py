@@ -236,9 +236,9 @@ def read(**overrides: Any) -> Settings:
     stray = sorted(
         name
         for name in os.environ
-        if (told := name.lower()).startswith("peerlane_")
-        and told.removeprefix("peerlane_") not in known
-        and not told.startswith("peerlane_test_")
+        if (lowered := name.lower()).startswith("peerlane_")
+        and lowered.removeprefix("peerlane_") not in known
+        and not lowered.startswith("peerlane_test_")
         and not links.of_an_engine(name, os.environ, PREFIX)
     )
     if stray:
@@ -271,6 +271,6 @@ def current() -> Settings:
 
 def shown(settings: Settings) -> dict[str, Any]:
     """All settings for people, secrets hidden."""
-    found = settings.model_dump(mode="json")
-    found["redis_url"] = shown_url(settings.redis_url.get_secret_value())
-    return found
+    values = settings.model_dump(mode="json")
+    values["redis_url"] = shown_url(settings.redis_url.get_secret_value())
+    return values

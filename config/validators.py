@@ -29,26 +29,26 @@ def network(text: str) -> Network:
     address, slash, length = text.partition("/")
     try:
         # A zone is no part of a prefix, and ipaddress would take 255.255.0.0 for a length.
-        found = ip_network(address) if "%" not in address else None
+        parsed = ip_network(address) if "%" not in address else None
     except ValueError:
-        found = None
-    if found is None:
+        parsed = None
+    if parsed is None:
         raise ValueError(f"{text} is not an IPv4 or IPv6 prefix such as 10.8.0.7/32 or fd00::7/128")
-    if slash and not (_LENGTH.fullmatch(length) and int(length) <= found.max_prefixlen):
-        raise ValueError(f"{text} has a prefix length that is not a number from 0 to {found.max_prefixlen}")
+    if slash and not (_LENGTH.fullmatch(length) and int(length) <= parsed.max_prefixlen):
+        raise ValueError(f"{text} has a prefix length that is not a number from 0 to {parsed.max_prefixlen}")
     if not slash:
-        return found
+        return parsed
     wide = ip_network(text, strict=False)
-    if wide.network_address != found.network_address:
+    if wide.network_address != parsed.network_address:
         raise ValueError(f"{text} has host bits set; did you mean {wide}?")
     return wide
 
 
 def check_areas(texts: Sequence[str], others: Sequence[str] = ()) -> None:
     """Check that no prefix overlaps another or one of ``others``, which were checked before. Raises ValueError."""
-    found = [network(text) for text in texts]
+    areas = [network(text) for text in texts]
     before = [network(text) for text in others]
-    for one, other in [*combinations(found, 2), *((one, other) for one in found for other in before)]:
+    for one, other in [*combinations(areas, 2), *((one, other) for one in areas for other in before)]:
         if one.version == other.version and one.overlaps(other):  # type: ignore[arg-type] - the same family
             raise ValueError(f"{one} and {other} overlap")
 
@@ -56,11 +56,11 @@ def check_areas(texts: Sequence[str], others: Sequence[str] = ()) -> None:
 def check_pools(texts: Sequence[str]) -> None:
     """Check prefixes from which peers get addresses. Raises ValueError."""
     check_areas(texts)
-    for found in map(network, texts):
-        if found.max_prefixlen - found.prefixlen < 2:
-            raise ValueError(f"{found} has no room for peers")
-        if found.prefixlen == 0:
-            raise ValueError(f"{found} is every address there is: its route would take the host's own traffic")
+    for pool in map(network, texts):
+        if pool.max_prefixlen - pool.prefixlen < 2:
+            raise ValueError(f"{pool} has no room for peers")
+        if pool.prefixlen == 0:
+            raise ValueError(f"{pool} is every address there is: its route would take the host's own traffic")
 
 
 def check_labels(texts: Sequence[str]) -> None:

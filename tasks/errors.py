@@ -47,10 +47,10 @@ class PeerlaneError(Exception):
 
     def as_dict(self) -> dict[str, object]:
         """The error for programs: ``code``, ``message``, ``retryable`` and, where known, ``retry_after``."""
-        found: dict[str, object] = {"code": self.code, "message": self.message, "retryable": self.retryable}
+        document: dict[str, object] = {"code": self.code, "message": self.message, "retryable": self.retryable}
         if self.retry_after is not None:
-            found["retry_after"] = self.retry_after
-        return found
+            document["retry_after"] = self.retry_after
+        return document
 
 
 class Refused(PeerlaneError):

@@ -70,8 +70,8 @@ class Failpoints:
 
     def _refresh(self) -> None:
         try:
-            found = self._path.stat()
-            if (stamp := (found.st_mtime_ns, found.st_ino)) == self._read:
+            status = self._path.stat()
+            if (stamp := (status.st_mtime_ns, status.st_ino)) == self._read:
                 return
             text = self._path.read_text()
         except FileNotFoundError:
@@ -84,8 +84,8 @@ class Failpoints:
         left = self._path.with_suffix(".left")
         left.write_text("\n".join(other.text for other in self._lines))
         left.replace(self._path)
-        found = self._path.stat()
-        self._read = (found.st_mtime_ns, found.st_ino)
+        status = self._path.stat()
+        self._read = (status.st_mtime_ns, status.st_ino)
 
 
 def _parse(text: str) -> _Line:

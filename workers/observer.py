@@ -251,8 +251,8 @@ class ObserverService:
         before, self._elsewhere = self._elsewhere, elsewhere(facts, self._lock.device, now)
         self.handler.elsewhere = self._elsewhere
         if self._elsewhere != before:
-            told = f"has its writer on {self._elsewhere}: this observer does nothing meanwhile; end it"
-            log.warning("gateway %s: %s", self.name, told if self._elsewhere else "has its writer here again")
+            sentence = f"has its writer on {self._elsewhere}: this observer does nothing meanwhile; end it"
+            log.warning("gateway %s: %s", self.name, sentence if self._elsewhere else "has its writer here again")
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
         """Store ``error`` as the outcome of an invalid request."""

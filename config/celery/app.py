@@ -55,7 +55,7 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
         "role": role,  # kombu ignores it, and shares no pool between roles
         "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
     }
-    found: dict[str, Any] = {
+    settings_of_celery: dict[str, Any] = {
         "broker_url": url,
         "result_backend": f"peerlane.config.celery.result_backend:OwnBackend+{url.removeprefix('redis+')}",
         "task_serializer": "json",
@@ -76,9 +76,9 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
         "broker_transport_options": broker_options,
     }
     if tls := redis_tls(settings):
-        found |= {"broker_use_ssl": tls, "redis_backend_use_ssl": tls}
+        settings_of_celery |= {"broker_use_ssl": tls, "redis_backend_use_ssl": tls}
     if role == "client":
-        found |= {
+        settings_of_celery |= {
             # A publish that fails may have happened: the client cancels and so settles it. A retry would first
             # reconnect, twice, and took 8 s from a caller of timeout=2 while Redis stood still.
             "task_publish_retry_policy": {"max_retries": 0},
@@ -101,7 +101,7 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
             "unacked_mutex_key": names.unacked_key(gateway, f"{part}_mutex"),
             "shared_redis": shared or SharedRedis(settings),  # for peerlane.workers.lane.polling
         }
-        found |= {
+        settings_of_celery |= {
             "result_backend": f"peerlane.workers.lane.result_backend:CommitBackend+{url.removeprefix('redis+')}",
             "task_queues": lane_queues(gateway) if role == "writer" else [_queue(names.observer_queue(gateway))],
             "task_create_missing_queues": False,  # a writer serves its own lane and no other
@@ -120,7 +120,7 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
             "result_backend_always_retry": True,  # False wedged the worker when Redis was away at result time
             "imports": ["peerlane.tasks.lane.tasks"],
         }
-    return found
+    return settings_of_celery
 
 
 class PeerlaneApp(Celery):

@@ -28,10 +28,10 @@ class UnboundChannel(_Channel):
             self._fanout_queues[queue] = (exchange, (routing_key or "").replace("#", "*"))
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - kombu's signature
-        found = cast("dict[str, Any]", super()._connparams(asynchronous=asynchronous))
+        parameters = cast("dict[str, Any]", super()._connparams(asynchronous=asynchronous))
         options = self.connection.client.transport_options
-        return found | {
-            "connection_class": noticing(found["connection_class"]),
+        return parameters | {
+            "connection_class": noticing(parameters["connection_class"]),
             "sentinels": options.get("sentinels"),
         }
 

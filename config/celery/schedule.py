@@ -176,7 +176,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
 def interval(raw: bytes | None, default: float) -> float:
     """Seconds between two slots: the interval in the gateway's hash, if it is valid."""
     try:
-        found = float(raw or 0)
+        seconds = float(raw or 0)
     except ValueError:
         return default
-    return found if 1 <= found <= 86_400 else default
+    return seconds if 1 <= seconds <= 86_400 else default

@@ -63,10 +63,10 @@ class Sentinels:
                 await client.aclose()
 
     def _options(self, retry: object) -> dict[str, Any]:
-        found: dict[str, Any] = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": retry}
+        options: dict[str, Any] = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": retry}
         if self.password is not None:
-            found |= {"username": self.username, "password": self.password}
-        return {**found, **({"ssl": True, **self.tls} if self.tls else {})}
+            options |= {"username": self.username, "password": self.password}
+        return {**options, **({"ssl": True, **self.tls} if self.tls else {})}
 
     def _nobody(self, error: RedisError) -> NoPrimary:
         asked = ", ".join(f"{host}:{port}" for host, port in self.hosts)

@@ -47,11 +47,11 @@ def check_sentinel_url(url: str) -> None:
 
 
 def _address(text: str) -> tuple[str, int] | None:
-    found = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?", text)
-    if found is None or not is_host(found["host"].strip("[]")):
+    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?", text)
+    if match is None or not is_host(match["host"].strip("[]")):
         return None
-    port = int(found["port"] or _PORT)
-    return (found["host"].strip("[]"), port) if 0 < port < 65536 else None
+    port = int(match["port"] or _PORT)
+    return (match["host"].strip("[]"), port) if 0 < port < 65536 else None
 
 
 def sentinels(settings: Settings) -> Sentinels | None:
@@ -60,12 +60,12 @@ def sentinels(settings: Settings) -> Sentinels | None:
     if not of_sentinels(url):
         return None
     parts = urlsplit(url)
-    found = _PATH.fullmatch(parts.path)
+    path = _PATH.fullmatch(parts.path)
     options = parse_qs(parts.query)
     hosts = tuple(address for text in parts.netloc.rpartition("@")[2].split(",") if (address := _address(text)))
     return Sentinels(
         hosts,
-        found["service"] if found else "",
+        path["service"] if path else "",
         username=options.get("sentinel_username", [None])[0],
         password=options.get("sentinel_password", [None])[0],
         tls=redis_tls(settings),
@@ -78,9 +78,9 @@ def server_url(settings: Settings) -> str:
     if not of_sentinels(url):
         return url
     parts = urlsplit(url)
-    found = _PATH.fullmatch(parts.path)
+    path = _PATH.fullmatch(parts.path)
     user, at, _ = parts.netloc.rpartition("@")
-    service, db = (found["service"], found["db"] or "0") if found else ("", "0")
+    service, db = (path["service"], path["db"] or "0") if path else ("", "0")
     return f"{_SCHEMES[parts.scheme]}://{user}{at}{service}/{db}"
 
 

@@ -75,26 +75,26 @@ def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: i
     """
     events = f"/{database}.celeryev/*"
     suffix = f"-{gateways[0]}" if len(gateways) == 1 else ""
-    found: list[User] = []
+    chosen_users: list[User] = []
     for role in roles:
         match role:
             case "writer":
-                found += [User(f"writer-{name}", role, _writer(name, events)) for name in gateways]
+                chosen_users += [User(f"writer-{name}", role, _writer(name, events)) for name in gateways]
             case "observer":
-                found += [User(f"observer-{name}", role, _observer(name, events)) for name in gateways]
+                chosen_users += [User(f"observer-{name}", role, _observer(name, events)) for name in gateways]
             case "api":
-                found.append(User(f"api{suffix}", role, _api(gateways)))
+                chosen_users.append(User(f"api{suffix}", role, _api(gateways)))
             case "operator":
-                found.append(User(f"operator{suffix}", role, _operator(gateways)))
+                chosen_users.append(User(f"operator{suffix}", role, _operator(gateways)))
             case "restorer":
-                found.append(User(f"restorer{suffix}", role, _restorer(gateways)))
+                chosen_users.append(User(f"restorer{suffix}", role, _restorer(gateways)))
             case "flower":
-                found.append(User("flower", role, _flower(events)))
+                chosen_users.append(User("flower", role, _flower(events)))
             case "beat" | "exporter":
-                found.append(User(role, role, _beat() if role == "beat" else _exporter()))
+                chosen_users.append(User(role, role, _beat() if role == "beat" else _exporter()))
             case "admin":
-                found.append(User("admin", role, (Selector(("@all",), ("*",), ("*",)),)))
-    return found
+                chosen_users.append(User("admin", role, (Selector(("@all",), ("*",), ("*",)),)))
+    return chosen_users
 
 
 def nobody(form: Form = "aclfile") -> str:

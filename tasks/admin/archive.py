@@ -58,9 +58,9 @@ class Header:
 
     def line(self) -> str:
         """The file's first line."""
-        told: dict[str, Any] = {"format": FORMAT, "version": VERSION, "gateway": self.gateway}
-        told |= {"taken_at": self.taken_at, "epoch": self.epoch, "facts": dict(self.facts)}
-        return json.dumps(told | {"unreadable": self.unreadable, "count": dict(self.count)})
+        fields: dict[str, Any] = {"format": FORMAT, "version": VERSION, "gateway": self.gateway}
+        fields |= {"taken_at": self.taken_at, "epoch": self.epoch, "facts": dict(self.facts)}
+        return json.dumps(fields | {"unreadable": self.unreadable, "count": dict(self.count)})
 
 
 def write_archive(path: Path, header: Header, entries: Iterable[Entry], *, replace: bool = False) -> int:
@@ -145,10 +145,10 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        document = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+    return cast("dict[str, Any]", document) if isinstance(document, dict) else None
 
 
 def _foreign(path: Path) -> Invalid:
@@ -156,19 +156,19 @@ def _foreign(path: Path) -> Invalid:
 
 
 def _header(path: Path, line: bytes) -> Header:
-    told = _object(line)
-    if told is None or told.get("format") != FORMAT:
+    fields = _object(line)
+    if fields is None or fields.get("format") != FORMAT:
         raise Invalid(f"{path} is no backup of a gateway")
-    if told.get("version") != VERSION:
-        shown = told.get("version") if type(told.get("version")) is int else "none"
+    if fields.get("version") != VERSION:
+        shown = fields.get("version") if type(fields.get("version")) is int else "none"
         raise Invalid(f"{path} is a backup of version {shown}; this program reads version {VERSION}")
     try:
-        gateway, facts = told["gateway"], told["facts"]
+        gateway, facts = fields["gateway"], fields["facts"]
         if not names.GATEWAY_NAME.fullmatch(gateway) or not all(isinstance(value, str) for value in facts.values()):
             raise _foreign(path)
-        count: dict[Part, int] = {part: int(told["count"][part]) for part in PARTS}
-        unreadable = tuple(str(key) for key in told["unreadable"])
-        return Header(gateway, int(told["taken_at"]), int(told["epoch"]), dict(facts), count, unreadable)
+        count: dict[Part, int] = {part: int(fields["count"][part]) for part in PARTS}
+        unreadable = tuple(str(key) for key in fields["unreadable"])
+        return Header(gateway, int(fields["taken_at"]), int(fields["epoch"]), dict(facts), count, unreadable)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise _foreign(path) from None
 

@@ -114,8 +114,8 @@ def _copied(redis: Redis, gateway: str) -> Generator[tuple[Header, dict[Part, st
         time_reply, facts, epoch = answers[:3]
         if not facts:
             raise unknown_gateway(gateway)
-        told = {_text(name): _text(value) for name, value in cast("dict[bytes, bytes]", facts).items()}
-        kept = {name: told[name] for name in told if name not in OF_THE_PROCESS and not name.startswith("holder_")}
+        texts = {_text(name): _text(value) for name, value in cast("dict[bytes, bytes]", facts).items()}
+        kept = {name: texts[name] for name in texts if name not in OF_THE_PROCESS and not name.startswith("holder_")}
         number = _text(epoch or b"0")
         count = dict(zip(PARTS, cast("list[int]", answers[3 + len(PARTS) + 1 :: 2]), strict=True))
         yield Header(gateway, milliseconds(time_reply), int(number) if number.isdecimal() else 0, kept, count), copies
@@ -182,18 +182,18 @@ def restore_state(
     return Restored(gateway, header.count["peers"], replaced, header.taken_at // 1000, header.unreadable)
 
 
-def check_archive(path: Path, header: Header, told: Callable[[int], None] = lambda _: None) -> None:
+def check_archive(path: Path, header: Header, progress: Callable[[int], None] = lambda _: None) -> None:
     """Read a whole file and refuse it where it is not sound, before anything is done with it.
 
     Raises:
         Invalid: it is damaged, or cannot have come from a gateway; nothing of it is to be used.
     """
-    found = Soundness(path, header.unreadable)
+    soundness = Soundness(path, header.unreadable)
     for number, entry in enumerate(entries(path), 1):
-        found.take(entry)
+        soundness.take(entry)
         if number % PAGE == 0:
-            told(PAGE)
-    found.ended()
+            progress(PAGE)
+    soundness.ended()
 
 
 def _refuse_if_live(lanes: Lanes, gateway: str) -> None:
@@ -212,9 +212,9 @@ def _stage(redis: Redis, path: Path, staged: dict[Part, str], bar: _Bar) -> None
             bar.add(len(page))
 
 
-def _swap(lanes: Lanes, found: Header, staged: dict[Part, str], *, force: bool) -> int:
+def _swap(lanes: Lanes, header: Header, staged: dict[Part, str], *, force: bool) -> int:
     """Put the staged hashes in the place of the gateway's; how many peers were there."""
-    gateway = found.gateway
+    gateway = header.gateway
     live: dict[Part, str] = {part: _KEYS[part](gateway) for part in PARTS}
     with lanes.redis.pipeline(transaction=True) as pipe:
         try:
@@ -228,11 +228,11 @@ def _swap(lanes: Lanes, found: Header, staged: dict[Part, str], *, force: bool) 
             epoch = _text(cast("bytes | None", pipe.get(names.epoch_key(gateway))) or b"0")
             registered = pipe.exists(names.gateway_key(gateway))
             pipe.multi()
-            _exchange(pipe, found, staged, live)
+            _exchange(pipe, header, staged, live)
             # One more than any: a writer that was frozen all the while is refused when it wakes.
-            pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, found.epoch) + 1)
+            pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, header.epoch) + 1)
             if not registered:
-                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", {**found.facts, "phase": "stopped"}))
+                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", {**header.facts, "phase": "stopped"}))
             pipe.sadd(names.GATEWAYS_KEY, gateway)
             pipe.execute()
         except WatchError:
@@ -242,9 +242,9 @@ def _swap(lanes: Lanes, found: Header, staged: dict[Part, str], *, force: bool) 
     return before
 
 
-def _exchange(pipe: Pipeline, found: Header, staged: dict[Part, str], live: dict[Part, str]) -> None:
+def _exchange(pipe: Pipeline, header: Header, staged: dict[Part, str], live: dict[Part, str]) -> None:
     for part in PARTS:
-        if found.count[part]:
+        if header.count[part]:
             pipe.rename(staged[part], live[part])
             pipe.persist(live[part])
         else:

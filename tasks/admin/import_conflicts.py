@@ -29,13 +29,13 @@ class Clash:
     sentence: str
 
 
-def is_there(found: ConfPeer, held: Peer | None) -> bool:
+def is_there(in_file: ConfPeer, held: Peer | None) -> bool:
     """Whether ``held`` is the peer that the file asks for."""
-    return held is not None and not _differences(found, held)
+    return held is not None and not _differences(in_file, held)
 
 
 def clashes(
-    found: Iterable[ConfPeer], gateway: GatewayInfo, held: Mapping[str, Peer], addresses: Mapping[Prefix, str]
+    in_file: Iterable[ConfPeer], gateway: GatewayInfo, held: Mapping[str, Peer], addresses: Mapping[Prefix, str]
 ) -> Iterator[Clash]:
     """All conflicts, in no order.
 
@@ -46,7 +46,7 @@ def clashes(
     served = [Prefix.parse(text) for text in (*gateway.pools, *gateway.serves)]
     own = [Prefix.parse(text) for text in gateway.addresses]
     fresh: list[ConfPeer] = []
-    for one in found:
+    for one in in_file:
         key = one.peer.public_key
         there = held.get(key)
         if key == gateway.public_key:
@@ -64,9 +64,9 @@ def clashes(
     yield from _overlapping(fresh, addresses)
 
 
-def _differences(found: ConfPeer, held: Peer) -> list[str]:
-    names = [*_ALWAYS, *(name for name in _NAMED if name in found.named)]
-    return [name for name in names if getattr(found.peer, name) != getattr(held, name)]
+def _differences(in_file: ConfPeer, held: Peer) -> list[str]:
+    names = [*_ALWAYS, *(name for name in _NAMED if name in in_file.named)]
+    return [name for name in names if getattr(in_file.peer, name) != getattr(held, name)]
 
 
 def _out_of_place(one: ConfPeer, gateway: GatewayInfo, served: list[Prefix], own: list[Prefix]) -> Iterator[Clash]:

@@ -57,25 +57,25 @@ class UnreadableConf(Invalid):
         self.problems = tuple(problems)
 
     def as_dict(self) -> dict[str, object]:
-        told = [{"line": found.line, "message": found.sentence} for found in self.problems]
-        return {**super().as_dict(), "problems": told}
+        problems = [{"line": problem.line, "message": problem.sentence} for problem in self.problems]
+        return {**super().as_dict(), "problems": problems}
 
 
 class ImportClash(Conflict):
     """A file's peers conflict with existing peers or with what the gateway serves; nothing was imported."""
 
-    def __init__(self, found: Sequence[Clash]) -> None:
-        first = found[0]
-        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+    def __init__(self, clashing: Sequence[Clash]) -> None:
+        first = clashing[0]
+        more = f"; and {len(clashing) - 1} more" if len(clashing) > 1 else ""
         super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
-        self.clashes = tuple(found)
+        self.clashes = tuple(clashing)
 
     def as_dict(self) -> dict[str, object]:
-        told = [
+        clashes = [
             {"line": one.line, "public_key": one.public_key, "kind": one.kind, "message": one.sentence}
             for one in self.clashes
         ]
-        return {**super().as_dict(), "conflicts": told}
+        return {**super().as_dict(), "conflicts": clashes}
 
 
 class NotTaken(BaseModel):
@@ -92,15 +92,15 @@ class NotTaken(BaseModel):
 class AdoptionClash(Conflict):
     """Peers of the live device cannot be taken over; nothing was imported."""
 
-    def __init__(self, found: Sequence[NotTaken], unlisted: int = 0) -> None:
-        first, count = found[0], len(found) + unlisted
+    def __init__(self, not_taken: Sequence[NotTaken], unlisted: int = 0) -> None:
+        first, count = not_taken[0], len(not_taken) + unlisted
         more = f"; and {count - 1} more" if count > 1 else ""
         super().__init__(f"nothing was imported: {first.public_key}: {first.message}{more}")
-        self.not_taken, self.unlisted = tuple(found), unlisted
+        self.not_taken, self.unlisted = tuple(not_taken), unlisted
 
     def as_dict(self) -> dict[str, object]:
-        told = {"conflicts": [one.model_dump() for one in self.not_taken], "unlisted": self.unlisted}
-        return {**super().as_dict(), **told}
+        clashes = {"conflicts": [one.model_dump() for one in self.not_taken], "unlisted": self.unlisted}
+        return {**super().as_dict(), **clashes}
 
 
 class Imported(BaseModel):
@@ -162,8 +162,8 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
     wanted = {one.peer.public_key for one in conf.peers}
     held = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
     addresses = _addresses(lanes_of(app or tasks.app), gateway, conf.peers)
-    if found := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
-        raise ImportClash(found)
+    if clashing := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
+        raise ImportClash(clashing)
     existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
     there = {one.peer.public_key for one in existing}
     fresh = tuple(one for one in conf.peers if one.peer.public_key not in there)
@@ -178,11 +178,11 @@ def import_file(
     Raises:
         PeerlaneError: as ``check_file``, and as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
-    found = check_file(data, gateway, app=app)
+    checked = check_file(data, gateway, app=app)
     if dry_run:
-        created, existing = len(found.fresh), len(found.existing)
-        return found.told(Imported(outcome="would_import", gateway=gateway, created=created, existing=existing))
-    return carry_out(found, app=app, timeout=timeout)
+        created, existing = len(checked.fresh), len(checked.existing)
+        return checked.told(Imported(outcome="would_import", gateway=gateway, created=created, existing=existing))
+    return carry_out(checked, app=app, timeout=timeout)
 
 
 def import_live(
@@ -231,7 +231,7 @@ def _read(data: bytes) -> ParsedConf:
     return conf
 
 
-def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float = TIMEOUT) -> Imported:
+def carry_out(checked: Checked, *, app: PeerlaneApp | None = None, timeout: float = TIMEOUT) -> Imported:
     """Import a checked file: all of it, or none.
 
     Raises:
@@ -239,20 +239,20 @@ def carry_out(found: Checked, *, app: PeerlaneApp | None = None, timeout: float 
     """
     application = app or tasks.app
     task = tasks.task_of(application, names.IMPORT_PEERS)
-    seal = partial(cipher_of(application.settings).encrypt, found.gateway)
-    entries = [staged(one, seal) for one in (*found.fresh, *found.existing)]
+    seal = partial(cipher_of(application.settings).encrypt, checked.gateway)
+    entries = [staged(one, seal) for one in (*checked.fresh, *checked.existing)]
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
     token = uuid.uuid4().hex
     lanes = lanes_of(application)
-    key = names.staged_key(found.gateway, token)
+    key = names.staged_key(checked.gateway, token)
     try:
         _stage(lanes, key, entries)
-        arguments = {"gateway": found.gateway, "token": token, "count": len(entries), "digest": digest}
+        arguments = {"gateway": checked.gateway, "token": token, "count": len(entries), "digest": digest}
         sent = task.apply_async(kwargs=arguments, expires=timeout)
         try:
-            return found.told(Imported.model_validate(sent.get(timeout=timeout)))
+            return checked.told(Imported.model_validate(sent.get(timeout=timeout)))
         except KeyboardInterrupt:  # cancelled now, or done already: either is an answer
-            return found.told(Imported.model_validate(sent.get(timeout=0.01)))
+            return checked.told(Imported.model_validate(sent.get(timeout=0.01)))
     finally:
         with suppress(RedisError):  # it goes away by itself too
             lanes.redis.delete(key)

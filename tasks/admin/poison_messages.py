@@ -26,7 +26,7 @@ class SecretLeftOut(Invalid):
 
 def set_aside_messages(redis: Redis, gateway: str) -> list[SetAside]:
     """All set-aside messages, the latest first. Raises redis.RedisError."""
-    return [found for _, found in _records(redis, gateway)]
+    return [message for _, message in _records(redis, gateway)]
 
 
 def find(redis: Redis, gateway: str, wanted: str) -> SetAside:
@@ -35,9 +35,9 @@ def find(redis: Redis, gateway: str, wanted: str) -> SetAside:
     Raises:
         Invalid: there is none of this id.
     """
-    for found in set_aside_messages(redis, gateway):
-        if found.id == wanted:
-            return found
+    for message in set_aside_messages(redis, gateway):
+        if message.id == wanted:
+            return message
     raise Invalid(f"the gateway {gateway} has set no message {wanted} aside; `peerlane gateway poison {gateway}` lists")
 
 
@@ -48,8 +48,8 @@ def drop(redis: Redis, gateway: str, wanted: str) -> None:
         Invalid: there is none of this id.
     """
     find(redis, gateway, wanted)
-    for record, found in _records(redis, gateway):
-        if found.id == wanted:
+    for record, message in _records(redis, gateway):
+        if message.id == wanted:
             redis.lrem(names.poison_key(gateway), 0, cast("str", record))
 
 
@@ -71,8 +71,8 @@ def replay(app: PeerlaneApp, redis: Redis, gateway: str, wanted: str, *, timeout
         SecretLeftOut: its preshared key was not kept.
         PeerlaneError: the request's refusal; the message stays.
     """
-    found = find(redis, gateway, wanted)
-    request = found.request
+    message = find(redis, gateway, wanted)
+    request = message.request
     if request is None:
         raise Invalid(f"the message {wanted} is no request that could be asked again: drop it")
     if not request.complete:
@@ -83,18 +83,23 @@ def replay(app: PeerlaneApp, redis: Redis, gateway: str, wanted: str, *, timeout
     arguments = {name: value for name, value in request.arguments.items() if name != "deadline"}
     if arguments.get("gateway") != gateway:
         raise Invalid(f"the message {wanted} is a request for another gateway: drop it")
-    bulk = found.queue == names.bulk_queue(gateway)
+    bulk = message.queue == names.bulk_queue(gateway)
     sent = task_of(app, request.task).apply_async(kwargs=arguments, expires=timeout, bulk=bulk)
     result = sent.get(timeout=timeout)
     drop(redis, gateway, wanted)
     return result
 
 
-def shown(found: SetAside, outcome: str | None = None) -> dict[str, Any]:
+def shown(message: SetAside, outcome: str | None = None) -> dict[str, Any]:
     """A message for people and programs, without possible secrets. ``outcome`` is its commit record."""
-    request = found.request
-    about: dict[str, Any] = {"id": found.id, "at": found.at // 1000, "reason": found.reason, "queue": found.queue}
-    about |= {"request_id": found.request_id, "size": found.size, "outcome": _outcome(outcome)}
+    request = message.request
+    about: dict[str, Any] = {
+        "id": message.id,
+        "at": message.at // 1000,
+        "reason": message.reason,
+        "queue": message.queue,
+    }
+    about |= {"request_id": message.request_id, "size": message.size, "outcome": _outcome(outcome)}
     about["replayable"] = request is not None and request.complete
     if request is None:
         return about | {"not_shown": "it is no sound request: nothing of it was kept"}
@@ -122,4 +127,4 @@ def _outcome(record: str | None) -> str | None:
 
 def _records(redis: Redis, gateway: str) -> list[tuple[bytes, SetAside]]:
     stored = cast("list[bytes]", redis.lrange(names.poison_key(gateway), 0, -1))
-    return [(record, found) for record in stored if (found := SetAside.from_record(record)) is not None]
+    return [(record, message) for record in stored if (message := SetAside.from_record(record)) is not None]

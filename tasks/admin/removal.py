@@ -71,9 +71,9 @@ def _remove(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
         # Whoever starts, commits, asks or tells that it lives from here on makes the removal fail.
         pipe.watch(epoch)
         pipe.watch(*lasting)
-        found = _look(lanes, gateway, force=force)
-        told = cast("bytes | None", pipe.get(epoch)) or b"0"
-        if number(told.decode(errors="replace"), -1) < 0:
+        removed = _look(lanes, gateway, force=force)
+        stored = cast("bytes | None", pipe.get(epoch)) or b"0"
+        if number(stored.decode(errors="replace"), -1) < 0:
             raise StorageError(f"the epoch of {gateway} in Redis is no number; nothing was changed")
         pipe.multi()
         pipe.execute_command("INCR", epoch)  # not redis-py's INCRBY: an operator must not be able to count back
@@ -82,7 +82,7 @@ def _remove(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
             pipe.unlink(*passing)
         pipe.srem(names.GATEWAYS_KEY, gateway)
         pipe.execute()
-    return found
+    return removed
 
 
 def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
@@ -104,12 +104,12 @@ def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
     if observer_is_live(observer_silence(beat, milliseconds(time_reply))):
         wait = OBSERVER_LIVE_FOR_MS / 1000
         raise Unavailable(f"the gateway {gateway} has a live observer: stop it, wait {wait:g} s, then remove", wait)
-    found = Removed(gateway, peers, lane.waiting + lane.waiting_bulk + taken)
-    words = ((peers, "peer", "peers"), (found.requests, "request that waits", "requests that wait"))
+    removed = Removed(gateway, peers, lane.waiting + lane.waiting_bulk + taken)
+    words = ((peers, "peer", "peers"), (removed.requests, "request that waits", "requests that wait"))
     held = [f"{count:,} {one if count == 1 else many}" for count, one, many in words if count]
     if held and not force:
         raise Conflict(f"the gateway {gateway} holds {' and '.join(held)}: --force forgets them with it")
-    return found
+    return removed
 
 
 def _passing_keys(redis: Redis, gateway: str) -> list[bytes]:
@@ -118,7 +118,7 @@ def _passing_keys(redis: Redis, gateway: str) -> list[bytes]:
     fixed = {key.encode() for key in (names.epoch_key(gateway), *names.lasting_keys(gateway))}
     try:
         scan = cast("Iterator[bytes]", redis.scan_iter(match=f"peerlane:{{{gateway}}}:*", count=PAGE))
-        found = set(scan)  # which may tell a key twice
+        keys = set(scan)  # which may tell a key twice
     except NoPermissionError:
         return []
-    return [key for key in found if key not in fixed and not key.startswith(kept)]
+    return [key for key in keys if key not in fixed and not key.startswith(kept)]

@@ -29,9 +29,9 @@ ALWAYS_WAIT = 64
 PATIENCE = 0.8
 
 
-def number(told: str, otherwise: int = 0) -> int:
+def number(text: str, otherwise: int = 0) -> int:
     """A stored number; ``otherwise`` if the text is none."""
-    return int(told) if _NUMBER.fullmatch(told) else otherwise
+    return int(text) if _NUMBER.fullmatch(text) else otherwise
 
 
 def unknown_gateway(name: str) -> Unavailable:
@@ -71,8 +71,8 @@ class LaneState:
     @property
     def idle_for(self) -> float | None:
         """Seconds for which the writer had served nothing at its last heartbeat; None if it does not say."""
-        told = self.facts.get("idle_ms", "")
-        return number(told) / 1000 if told else None
+        text = self.facts.get("idle_ms", "")
+        return number(text) / 1000 if text else None
 
     @property
     def stuck(self) -> bool:
@@ -102,8 +102,8 @@ class LaneState:
 
     def pace(self, *, bulk: bool) -> float:
         """Requests a second that the writer takes from a queue while it is busy; 0 if it does not say."""
-        told = self.facts.get("pace_bulk" if bulk else "pace", "")
-        return float(told) if _PACE.fullmatch(told) else 0.0
+        text = self.facts.get("pace_bulk" if bulk else "pace", "")
+        return float(text) if _PACE.fullmatch(text) else 0.0
 
     def expected_wait(self, waiting: Sequence[int], *, bulk: bool) -> float:
         """Seconds until a request sent now is carried out. ``waiting``: requests before it, interactive and bulk."""
@@ -117,8 +117,8 @@ class LaneState:
         if not self.live:
             return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
         if self.stuck:
-            told = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
-            return Unavailable(f"the writer of {self.gateway} is stuck: it {told}; use another gateway", 5.0)
+            why = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
+            return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", 5.0)
         if self.state == "recovering":
             return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
         # What makes room has room left where creates have filled the lane.
@@ -163,5 +163,5 @@ class Believed:
         wait = self.lane.expected_wait(ahead, bulk=bulk)
         if wait <= within * PATIENCE:
             return None
-        told = f"{ahead[bulk]} requests wait at {self.lane.gateway}, about {wait:.1f} s"
-        return Unavailable(f"{told}: too long for one that waits {within:g} s", spread(wait - within * PATIENCE))
+        why = f"{ahead[bulk]} requests wait at {self.lane.gateway}, about {wait:.1f} s"
+        return Unavailable(f"{why}: too long for one that waits {within:g} s", spread(wait - within * PATIENCE))

@@ -102,8 +102,8 @@ class Lanes:
 
     def stored(self, request_id: str) -> str | None:
         """The request's commit record, if there is one."""
-        found = cast("bytes | None", self.redis.get(names.result_key(request_id)))
-        return None if found is None else found.decode(errors="replace")
+        record = cast("bytes | None", self.redis.get(names.result_key(request_id)))
+        return None if record is None else record.decode(errors="replace")
 
     def cancel(self, request_id: str, *, deadline: int = 0) -> str:
         """Cancel a request, unless it has an outcome; returns the record that decides it (peerlane.tasks.wire.cancel).
@@ -151,11 +151,11 @@ _lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()
 
 def lanes_of(app: PeerlaneApp) -> Lanes:
     """The app's Lanes, made at the first call."""
-    found = _lanes.get(app)
-    if found is None:
-        found = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)
-        _lanes[app] = found
-    return found
+    lanes = _lanes.get(app)
+    if lanes is None:
+        lanes = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)
+        _lanes[app] = lanes
+    return lanes
 
 
 def close_app(app: PeerlaneApp) -> None:

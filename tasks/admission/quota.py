@@ -30,8 +30,8 @@ def share_key(gateway: str, label: str, labels: object) -> str:
     ``labels`` may be anything: whoever asks has not checked them yet.
     """
     value = cast("Mapping[object, object]", labels).get(label) if isinstance(labels, Mapping) else None
-    told = value if isinstance(value, str) else ""
-    digest = hashlib.sha256(f"{label}={told}".encode(errors="replace")).hexdigest()[:32]
+    text = value if isinstance(value, str) else ""
+    digest = hashlib.sha256(f"{label}={text}".encode(errors="replace")).hexdigest()[:32]
     return names.share_key(gateway, digest)
 
 

@@ -40,15 +40,15 @@ def acl(
     """
     chosen = cast("Sequence[Role]", ROLES if not roles or "all" in roles else tuple(dict.fromkeys(roles)))
     database = urlsplit(session.settings.redis_url.get_secret_value()).path.strip("/")
-    found = users(tuple(dict.fromkeys(gateways)), chosen, database=int(database) if database.isdigit() else 0)
-    made = {user.name: secrets.token_urlsafe(24) if passwords else None for user in found}
-    lines = {user.name: user.line(cast("Form", form), made[user.name], oldest=oldest) for user in found}
+    chosen_users = users(tuple(dict.fromkeys(gateways)), chosen, database=int(database) if database.isdigit() else 0)
+    made = {user.name: secrets.token_urlsafe(24) if passwords else None for user in chosen_users}
+    lines = {user.name: user.line(cast("Form", form), made[user.name], oldest=oldest) for user in chosen_users}
     closed = nobody(cast("Form", form)) if "admin" in chosen else None
     if session.output.json:
         described = [
             {"user": user.name, "role": user.role, "line": lines[user.name]}
             | ({"password": made[user.name]} if passwords else {})
-            for user in found
+            for user in chosen_users
         ]
         session.output.document({"users": described} | ({"default": closed} if closed else {}))
         return

@@ -29,10 +29,10 @@ class Output:
         self.out = _console(stderr=False)
         self.err = _console(stderr=True)
 
-    def document(self, found: Mapping[str, Any]) -> None:
+    def document(self, content: Mapping[str, Any]) -> None:
         """Print the JSON document. Only with ``--json``, and only once."""
         indent = 2 if sys.stdout.isatty() else None
-        text = json.dumps(found, indent=indent, ensure_ascii=not takes_all_of_unicode())
+        text = json.dumps(content, indent=indent, ensure_ascii=not takes_all_of_unicode())
         sys.stdout.write(without_surrogates(text) + "\n")
 
     def listing(self, about: Mapping[str, Any], name: str, things: Iterable[Mapping[str, Any]]) -> PeerlaneError | None:

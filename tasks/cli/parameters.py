@@ -21,10 +21,10 @@ def parse_duration(text: str) -> int:
     Raises:
         ValueError: anything else.
     """
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!r} is no duration such as 90, 90s, 15m, 1h, 2d or 1w")
-    return int(found[1]) * _UNITS[found[2]]
+    return int(match[1]) * _UNITS[match[2]]
 
 
 class Duration(click.ParamType[int]):
@@ -45,10 +45,10 @@ class Seconds(click.FloatRange):
     """Seconds in a range; click's own type accepts nan in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = float(super().convert(value, param, ctx))
-        if math.isnan(found):
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
             self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return found
+        return seconds
 
 
 class GatewayName(click.ParamType[str]):
@@ -76,13 +76,13 @@ def parse_label(text: str) -> tuple[str, str]:
 
 def labels_from(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
     """Callback of ``--label``."""
-    found: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for text in values:
         try:
             name, value = parse_label(text)
         except ValueError as error:
             raise click.BadParameter(str(error), ctx, param) from None
-        if name in found:
+        if name in labels:
             raise click.BadParameter(f"the label {name} is given twice", ctx, param)
-        found[name] = value
-    return found
+        labels[name] = value
+    return labels

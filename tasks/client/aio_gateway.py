@@ -162,8 +162,8 @@ class AsyncGateway:
         def page() -> list[Peer]:
             return list(islice(source, PAGE))
 
-        while found := await self._in_thread(page):
-            for peer in found:
+        while peers := await self._in_thread(page):
+            for peer in peers:
                 yield peer
 
     async def _in_thread(self, act: Any, *arguments: Any) -> Any:

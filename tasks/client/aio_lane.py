@@ -93,8 +93,8 @@ class AsyncLane:
 
     async def _given_up(self, request: Request, waiter: Waiter, until: float) -> dict[str, Any]:
         if not self._listener.forget(waiter):
-            told = "another call in this program waits for the same request; ask again with the same id"
-            raise OutcomeUnknown(f"no outcome within {request.within:g} s; {told}", request.id)
+            why = "another call in this program waits for the same request; ask again with the same id"
+            raise OutcomeUnknown(f"no outcome within {request.within:g} s; {why}", request.id)
         return await self._settled(request, until + GRACE + 0.8)
 
     async def _settled(self, request: Request, ends: float) -> dict[str, Any]:

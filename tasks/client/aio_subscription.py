@@ -206,9 +206,9 @@ class ResultListener:
         finally:
             await end([sending])
 
-    def _take(self, told: object) -> None:
+    def _take(self, message: object) -> None:
         self._heard = True
-        match told:
+        match message:
             case [b"message", bytes(), bytes(record)]:
                 self._resolve(record)
             case [b"subscribe", bytes(), int()]:
@@ -216,22 +216,22 @@ class ResultListener:
                 if not command.waiters:
                     self._enter()
             case _:
-                self._answered(self._sent.popleft(), told)
+                self._answered(self._sent.popleft(), message)
 
-    def _answered(self, command: _Command, told: object) -> None:
-        if isinstance(told, ResponseError):
+    def _answered(self, command: _Command, answer: object) -> None:
+        if isinstance(answer, ResponseError):
             if not command.waiters and command.words[0] == "SUBSCRIBE":
-                raise told
+                raise answer
             for waiter in command.waiters:
                 if not waiter.record.done():
-                    waiter.record.set_exception(told)
+                    waiter.record.set_exception(answer)
         elif command.words[0] == "LPUSH":
             for waiter in command.waiters:
                 waiter.message = ""
-            self._pushed(command.words[1], cast("int", told))
-        elif command.words[0] == "GET" and isinstance(told, bytes):
+            self._pushed(command.words[1], cast("int", answer))
+        elif command.words[0] == "GET" and isinstance(answer, bytes):
             for waiter in command.waiters:
-                _give(waiter, told)
+                _give(waiter, answer)
 
     def _resolve(self, record: bytes) -> None:
         begin = record.find(b'"', record.rfind(_ID) + len(_ID)) + 1  # Celery's backend writes spaces there, we do not
@@ -245,10 +245,10 @@ class ResultListener:
                 entering.set_result(None)
 
     def _refuse(self, error: Exception) -> None:
-        told = error if isinstance(error, (RedisError, OSError)) else ConnectionError(type(error).__name__)
+        cause = error if isinstance(error, (RedisError, OSError)) else ConnectionError(type(error).__name__)
         for entering in self._entering:
             if not entering.done():
-                entering.set_exception(told)
+                entering.set_exception(cause)
 
     async def _send(self, connection: AbstractConnection) -> None:
         """Send the outbox, all of it at once. If that fails redis-py disconnects."""

@@ -174,7 +174,7 @@ class Fleet:
 
     def _holders_of(self, keys: Sequence[object], among: Sequence[str], *, binding: bool) -> dict[int, list[str]]:
         """The gateways of ``among`` that have these peers, by position; ``binding``: only unexpired peers count."""
-        found: dict[int, list[str]] = {}
+        holders: dict[int, list[str]] = {}
         sound = [(place, key) for place, key in enumerate(keys) if isinstance(key, str) and len(key) == KEY_LENGTH]
         redis = lanes_of(self._app).redis
         for start in range(0, len(sound) if among else 0, LOOKED_UP):
@@ -189,8 +189,8 @@ class Fleet:
             for number, record in enumerate(records):
                 place, key = page[number % len(page)]
                 if record and (not binding or _binds(key, record, now)):
-                    found.setdefault(place, []).append(among[number // len(page)])
-        return found
+                    holders.setdefault(place, []).append(among[number // len(page)])
+        return holders
 
     def turns(
         self, public_key: str, region: str | None, where: Mapping[str, str] | None, timeout: Timeout | None = None
@@ -219,8 +219,8 @@ class Fleet:
             pipe.hget(names.peers_key(name), public_key)
         pipe.time()
         with reaching("nothing was sent"):
-            *found, (now, _) = pipe.execute()
-        return [name for name, record in zip(among, found, strict=True) if record and _binds(public_key, record, now)]
+            *records, (now, _) = pipe.execute()
+        return [name for name, record in zip(among, records, strict=True) if record and _binds(public_key, record, now)]
 
 
 def _asked_for(region: str | None, where: Mapping[str, str] | None) -> str:

@@ -97,9 +97,9 @@ class Placement:
 
     def _told(self) -> str:
         """The reasons, gateway by gateway; those of another region or other labels come last."""
-        told = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
-        more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
-        return "; ".join(f"{name}: {reason}" for name, reason in told[:TOLD]) + more
+        reasons = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
+        more = f"; and {len(reasons) - TOLD} more" if len(reasons) > TOLD else ""
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons[:TOLD]) + more
 
 
 #: Which wishes of the list, by their places in it, go to which gateway.
@@ -134,15 +134,15 @@ class ListPlacement:
 
     def next_round(self) -> Round:
         """The gateways of the next round with their wishes; empty if each wish has its answer."""
-        found: Round = {}
+        chosen: Round = {}
         for place, wish in list(self._open.items()):
             gateway = self._bound.get(place) or self._best(wish)
             if gateway is None:
                 self._answers[place] = self._nobody(wish)
                 del self._open[place]
             else:
-                found.setdefault(gateway, []).append(place)
-        return found
+                chosen.setdefault(gateway, []).append(place)
+        return chosen
 
     def _best(self, wish: _Open) -> str | None:
         left = [one for one in self._candidates if one.about.name not in wish.refused.keys() | self._closed]
@@ -194,5 +194,5 @@ class ListRemoval:
 
     def answer(self, place: int, nobody: PeerAnswer) -> PeerAnswer:
         """The answer for a key: the first of its gateways' answers that is not ``absent``, else ``absent``."""
-        told = self._heard.get(place, [nobody])
-        return max(told, key=lambda each: 1 if isinstance(each, PeerResult) and each.outcome == "absent" else 2)
+        answers = self._heard.get(place, [nobody])
+        return max(answers, key=lambda each: 1 if isinstance(each, PeerResult) and each.outcome == "absent" else 2)

@@ -82,36 +82,36 @@ def _of_reports(status: GatewayStatus) -> Iterator[Sample]:
         yield "peerlane_sweep_missed_peers", (), missed_count(status.sweep)
 
 
-def _of_writer(told: WriterMetrics) -> Iterator[Sample]:
-    yield "peerlane_writer_start_time_seconds", (), told.began
-    for pool, (held, size) in sorted(told.pools.items())[:MOST_POOLS]:
+def _of_writer(metrics: WriterMetrics) -> Iterator[Sample]:
+    yield "peerlane_writer_start_time_seconds", (), metrics.began
+    for pool, (held, size) in sorted(metrics.pools.items())[:MOST_POOLS]:
         yield "peerlane_pool_addresses_held", (pool,), held
         yield "peerlane_pool_addresses", (pool,), size
-    yield from _few("peerlane_requests_total", {**_NO_FAILURES, **told.requests}, MOST_REQUESTS)
-    for operation, histogram in told.seconds.items():
+    yield from _few("peerlane_requests_total", {**_NO_FAILURES, **metrics.requests}, MOST_REQUESTS)
+    for operation, histogram in metrics.seconds.items():
         bounds = BUCKETS if operation == "create" else FEWER_BUCKETS
         yield "peerlane_request_seconds", (operation,), _buckets(histogram, bounds)
-    for stage, histogram in told.stages.items():
+    for stage, histogram in metrics.stages.items():
         yield "peerlane_request_stage_seconds", (stage,), _buckets(histogram, FEWER_BUCKETS)
-    yield "peerlane_recoveries_total", (), told.recoveries
-    yield "peerlane_recovery_seconds_total", (), told.recovery_seconds
-    if told.round_trip is not None:
-        yield "peerlane_redis_round_trip_seconds", (), told.round_trip
+    yield "peerlane_recoveries_total", (), metrics.recoveries
+    yield "peerlane_recovery_seconds_total", (), metrics.recovery_seconds
+    if metrics.round_trip is not None:
+        yield "peerlane_redis_round_trip_seconds", (), metrics.round_trip
 
 
-def _of_observer(told: ObserverMetrics) -> Iterator[Sample]:
+def _of_observer(metrics: ObserverMetrics) -> Iterator[Sample]:
     for name, counted, most in (
-        ("peerlane_sweeps_total", told.sweeps, MOST_OUTCOMES),
-        ("peerlane_sweep_removed_total", told.removed, MOST_REASONS),
-        ("peerlane_reconciliations_total", told.reconciliations, MOST_OUTCOMES),
-        ("peerlane_drift_total", told.drift, MOST_KINDS),
+        ("peerlane_sweeps_total", metrics.sweeps, MOST_OUTCOMES),
+        ("peerlane_sweep_removed_total", metrics.removed, MOST_REASONS),
+        ("peerlane_reconciliations_total", metrics.reconciliations, MOST_OUTCOMES),
+        ("peerlane_drift_total", metrics.drift, MOST_KINDS),
     ):
         yield from _few(name, {(kind,): count for kind, count in counted.items()}, most)
-    for direction, moved in (("received", told.received), ("sent", told.sent)):
+    for direction, moved in (("received", metrics.received), ("sent", metrics.sent)):
         if moved is not None:
             yield "peerlane_traffic_bytes_total", (direction,), moved
-    if told.read_seconds is not None:
-        yield "peerlane_observer_read_seconds", (), told.read_seconds
+    if metrics.read_seconds is not None:
+        yield "peerlane_observer_read_seconds", (), metrics.read_seconds
 
 
 def _few(name: str, counted: Mapping[tuple[str, ...], float], most: int) -> Iterator[Sample]:

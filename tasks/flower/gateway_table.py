@@ -59,7 +59,7 @@ def _changes(rows: tuple[Row, ...]) -> tuple[list[float | None], list[float | No
 
 def sentences(look: Look) -> list[str]:
     """Alarms, full lanes, messages set aside, starts a short while ago, a missing beat."""
-    found = [
+    lines = [
         f"ALARM {row.gateway} {alarm.kind}, for {span(max(0.0, look.at - alarm.since))}: {alarm.message}"
         f" ({alarm.runbook})"
         for row in look.rows
@@ -68,21 +68,21 @@ def sentences(look: Look) -> list[str]:
     for row in look.rows:
         if row.lane_full:
             count = max(row.waiting, row.waiting_bulk)
-            found.append(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused.")
+            lines.append(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused.")
         if row.coming:
-            found.append(f"{row.gateway} has {row.coming:,} peers still to be added to its device after a start.")
+            lines.append(f"{row.gateway} has {row.coming:,} peers still to be added to its device after a start.")
         if row.restarted:
-            found.append(
+            lines.append(
                 f"The writer of {row.gateway} was started again {span(row.writer_age or 0)} ago; its log says why."
             )
         if row.set_aside:
             count = f"{row.set_aside:,} message{'' if row.set_aside == 1 else 's'}"
-            found.append(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}")
+            lines.append(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}")
     if any(row.observed for row in look.rows) and all(row.beat_missing for row in look.rows if row.observed):
-        found.append(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?")
+        lines.append(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?")
     if hidden := sum(not row.visible for row in look.rows):
-        found.append(f"Alarms and observers of {hidden} gateways are not for this Redis user to see.")
-    return found
+        lines.append(f"Alarms and observers of {hidden} gateways are not for this Redis user to see.")
+    return lines
 
 
 def as_document(look: Look | None, trouble: str) -> dict[str, Any]:

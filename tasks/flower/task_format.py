@@ -18,9 +18,9 @@ _BY_NAME: dict[str, type[PeerlaneError]] = {
 
 def formatted(task: Any) -> Any:
     """Flower's option ``format_task``: formats a copy of a task's fields."""
-    told = refusal(getattr(task, "exception", None))
-    if told is not None:
-        code, message = told
+    shown = refusal(getattr(task, "exception", None))
+    if shown is not None:
+        code, message = shown
         task.result = code
         task.exception = f"{code}: {message}"
         task.traceback = None

@@ -88,8 +88,8 @@ def _answer(
         try:
             left = began + timeout - time.monotonic()
             # Celery waits in steps of a second: those whose time ran out side by side are not waited for in a row.
-            found = sent.get(timeout=left) if left > 0 else _settled(sent, timeout)
-            outcome = read(found)
+            answer = sent.get(timeout=left) if left > 0 else _settled(sent, timeout)
+            outcome = read(answer)
         except PeerlaneError as error:
             outcome = error
     outstanding.popleft()

@@ -86,13 +86,13 @@ class Slice:
         """The answer to each wish, from the outcome of the request."""
         wishes = self.wishes
         if isinstance(outcome, PeerlaneError):
-            found = [self._refusal(outcome)] * len(wishes)
+            answers = [self._refusal(outcome)] * len(wishes)
         else:
             try:
-                found = read_answers(outcome, wishes)
+                answers = read_answers(outcome, wishes)
             except PeerlaneError as error:
-                found = [error] * len(wishes)
-        sent = iter(found)
+                answers = [error] * len(wishes)
+        sent = iter(answers)
         return [part.wish if isinstance(part.wish, Invalid) else next(sent) for part in self.parts]
 
     def _refusal(self, error: PeerlaneError) -> PeerlaneError:
@@ -208,6 +208,6 @@ def interleaved(lists: Iterable[Iterator[Slice]]) -> Iterator[Slice]:
     left = deque(lists)
     while left:
         one = left.popleft()
-        if (found := next(one, None)) is not None:
-            yield found
+        if (item := next(one, None)) is not None:
+            yield item
             left.append(one)

@@ -65,7 +65,7 @@ class Link:
     def subscribe(self, channel: bytes, within: float = ANSWERED_WITHIN) -> None:
         """Once this returns, nothing that is published on the channel can be missed. Raises redis.RedisError."""
         self._send("SUBSCRIBE", channel)
-        self._until(time.monotonic() + within, lambda told: _confirms(told, channel))
+        self._until(time.monotonic() + within, lambda message: _confirms(message, channel))
         self._channels.add(channel)
 
     def unsubscribe(self, channel: bytes) -> None:
@@ -81,7 +81,7 @@ class Link:
     def still_hears(self, within: float = ANSWERED_WITHIN) -> None:
         """Check that the connection still works. Raises redis.RedisError if it does not."""
         self._send("PING")
-        self._until(time.monotonic() + within, lambda told: told in (b"PONG", "PONG"))
+        self._until(time.monotonic() + within, lambda message: message in (b"PONG", "PONG"))
 
     def drop_what_is_late(self) -> None:
         """Discard late messages for earlier requests. Raises redis.RedisError if Redis has closed the connection."""
@@ -102,8 +102,8 @@ class Link:
                     if not self._connection.can_read(timeout=ANSWERED_WITHIN):
                         raise RedisTimeoutError("the connection has died without a word")
                 continue
-            told = self._read()
-            match told:
+            message = self._read()
+            match message:
                 case [b"message", bytes(), bytes(record)] if whose in record:
                     return record.decode(errors="replace")
                 case _:
@@ -115,8 +115,8 @@ class Link:
 
     def _until(self, until: float, awaited: Callable[[object], bool]) -> object:
         while (left := until - time.monotonic()) > 0:
-            if self._connection.can_read(timeout=left) and awaited(told := self._read()):
-                return told
+            if self._connection.can_read(timeout=left) and awaited(message := self._read()):
+                return message
         raise RedisTimeoutError("Redis does not answer")
 
     def _read(self) -> Any:
@@ -130,8 +130,8 @@ class Link:
             self._pool.release(self._connection)
 
 
-def _confirms(told: object, channel: bytes) -> bool:
-    return isinstance(told, list) and cast("list[object]", told)[:2] == [b"subscribe", channel]
+def _confirms(message: object, channel: bytes) -> bool:
+    return isinstance(message, list) and cast("list[object]", message)[:2] == [b"subscribe", channel]
 
 
 class Listening:
@@ -163,12 +163,12 @@ class Listening:
     def _doing(self, act: Callable[[], _T]) -> _T:
         self._sound = False  # whatever interrupts it, a half-read answer say
         try:
-            found = act()
+            answer = act()
         except OSError as error:  # as redis-py tells it of its other connections
             raise RedisConnectionError(type(error).__name__) from error
         # One that has kept silent may have died without a word: whoever got it next would have to find out.
-        self._sound = found is not None
-        return found
+        self._sound = answer is not None
+        return answer
 
     def close(self) -> None:
         """Stop waiting; closing twice is no error."""

@@ -80,9 +80,9 @@ def read_alarms(redis: Redis, gateway: str) -> list[Alarm]:
     return parse_alarms(cast("dict[bytes, bytes]", redis.hgetall(names.alarms_key(gateway))))
 
 
-def parse_alarms(found: Mapping[bytes, bytes]) -> list[Alarm]:
+def parse_alarms(stored: Mapping[bytes, bytes]) -> list[Alarm]:
     """The alarms in a gateway's hash, the oldest first."""
-    alarms = [_parsed(kind.decode(errors="replace"), record) for kind, record in found.items()]
+    alarms = [_parsed(kind.decode(errors="replace"), record) for kind, record in stored.items()]
     return sorted((alarm for alarm in alarms if alarm is not None), key=lambda alarm: (alarm.since, alarm.kind))
 
 

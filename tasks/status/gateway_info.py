@@ -104,7 +104,7 @@ class GatewayInfo:
 
 def _labels(text: str) -> dict[str, str]:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return {str(k): str(v) for k, v in cast("dict[object, object]", found).items()} if isinstance(found, dict) else {}
+    return {str(k): str(v) for k, v in cast("dict[object, object]", parsed).items()} if isinstance(parsed, dict) else {}

@@ -140,8 +140,8 @@ class GatewayStatus:
     @property
     def recovering(self) -> int:
         """Peers that the writer still adds to its device after a start, while it serves the lane."""
-        told = self.lane.facts.get("recovering", "")
-        return int(told) if told.isascii() and told.isdecimal() and len(told) < 10 else 0
+        text = self.lane.facts.get("recovering", "")
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 
     def oldest_for(self, *, bulk: bool) -> float | None:
         """Seconds for which the oldest message of a queue has waited; None if that is not known.

@@ -67,14 +67,14 @@ class Node:
 
 def nodes_of(snapshot: FleetSnapshot) -> list[Node]:
     """Every writer and observer of the gateways, dead ones too."""
-    found: list[Node] = []
+    nodes: list[Node] = []
     for status in snapshot.gateways:
         host = status.lane.facts.get("holder_host") or NOWHERE
-        found.append(Node(names.node_name(status.gateway, host), status, observer=False))
+        nodes.append(Node(names.node_name(status.gateway, host), status, observer=False))
         if status.observer_host:
             name = names.node_name(status.gateway, status.observer_host, observer=True)
-            found.append(Node(name, status, observer=True))
-    return found
+            nodes.append(Node(name, status, observer=True))
+    return nodes
 
 
 class RegistryControl(Control):
@@ -143,7 +143,7 @@ def _stats(node: Node) -> dict[str, Any]:
     status, facts = node.status, node.status.lane.facts
     silent = status.observer_silent_for if node.observer else (status.lane.silent_for or 0) / 1000
     known = node.observer or status.lane.silent_for is not None
-    found: dict[str, Any] = {
+    stats: dict[str, Any] = {
         "pid": status.observer_pid if node.observer else number(facts.get("holder_pid", "")),
         "prefetch_count": 1,
         "pool": {"implementation": "solo", "max-concurrency": 1},
@@ -154,10 +154,10 @@ def _stats(node: Node) -> dict[str, Any]:
     }
     if node.observer:
         reports = {"last sweep": status.sweep, "last reconcile": status.reconcile, "counters": status.reading}
-        return {**found, "total": dict[str, int](), **{name: dict(report) for name, report in reports.items()}}
+        return {**stats, "total": dict[str, int](), **{name: dict(report) for name, report in reports.items()}}
     lane = status.lane
     counted = {"requests answered": "answered", "peers created": "created", "peers deleted": "deleted"}
-    return found | {
+    return stats | {
         "total": {name: number(facts.get(fact, "")) for name, fact in counted.items()},
         "state": "stopped" if lane.stopped else lane.state,
         "peers": f"{number(facts.get('peers', '')):,} of {number(facts.get('max_peers', '')):,}",

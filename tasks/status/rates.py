@@ -212,5 +212,5 @@ def _row(status: GatewayStatus, sample: _Sample) -> Row:
     )
 
 
-def _whole(told: object) -> int | None:
-    return told if isinstance(told, int) and not isinstance(told, bool) else None
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -148,8 +148,8 @@ def number(value: object, largest: int = _LARGEST) -> float:
 
 def counts(value: object) -> dict[str, int]:
     """Counts by names that are words, as labels are."""
-    told = _mapping(value).items()
-    return {name: int(number(count)) for name, count in told if isinstance(name, str) and _WORD.fullmatch(name)}
+    pairs = _mapping(value).items()
+    return {name: int(number(count)) for name, count in pairs if isinstance(name, str) and _WORD.fullmatch(name)}
 
 
 def _pools(value: object) -> dict[str, tuple[int, float]]:
@@ -164,10 +164,10 @@ def _pools(value: object) -> dict[str, tuple[int, float]]:
 
 
 def _histograms(value: object, names: Sequence[str]) -> dict[str, Histogram]:
-    told = _mapping(value)
+    mapping = _mapping(value)
     histograms: dict[str, Histogram] = {}
     for name in names:
-        match _list(told.get(name)):
+        match _list(mapping.get(name)):
             case [each, total] if len(told_counts := _list(each)) == len(BUCKETS) + 1:
                 histograms[name] = Histogram([int(number(count)) for count in told_counts], number(total))
             case _:

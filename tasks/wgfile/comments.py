@@ -49,28 +49,28 @@ def read(comment: str) -> tuple[Note, ...] | None:
     Raises:
         ValueError: it is one of ours and malformed; with a sentence that quotes none of it.
     """
-    if found := _LABEL.fullmatch(comment):
-        return (Note(found[1], "", _text(found[2])),)
+    if match := _LABEL.fullmatch(comment):
+        return (Note(match[1], "", _text(match[2])),)
     if _NOTHING.fullmatch(comment):
         return ()
-    if found := next(filter(None, (pattern.fullmatch(comment) for pattern in _NAMES)), None):
-        return (Note(NAME, "", found[1].strip()),)
-    if not (found := _PAIR.fullmatch(comment)):
+    if match := next(filter(None, (pattern.fullmatch(comment) for pattern in _NAMES)), None):
+        return (Note(NAME, "", match[1].strip()),)
+    if not (match := _PAIR.fullmatch(comment)):
         return None
-    key = found[1].lower()
+    key = match[1].lower()
     if key in ("friendly_name", NAME):
-        return (Note(NAME, "", _text(found[2])),)
+        return (Note(NAME, "", _text(match[2])),)
     if key == "friendly_json":
-        return _from_json(found[2])
+        return _from_json(match[2])
     if not key.startswith("peerlane."):
         return None
-    return (_field(key, found[2].strip()),)
+    return (_field(key, match[2].strip()),)
 
 
 def name_by_itself(comment: str) -> str | None:
     """The name that ``comment`` consists of: to be asked of one beside ``[Peer]`` that ``read`` does not know."""
-    found = _WORD.fullmatch(comment)
-    return found[1] if found else None
+    match = _WORD.fullmatch(comment)
+    return match[1] if match else None
 
 
 def _field(key: str, text: str) -> Note:
@@ -100,12 +100,12 @@ def written(peer: Peer) -> Iterator[str]:
 def _from_json(text: str) -> tuple[Note, ...] | None:
     """The labels in a JSON object; None if any of its values is no label."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         return None
-    entries = cast("Mapping[str, object]", found).items()
+    entries = cast("Mapping[str, object]", parsed).items()
     labels = {name: value if isinstance(value, str) else json.dumps(value) for name, value in entries}
     if any(isinstance(value, (dict, list)) for _, value in entries) or not are_labels(labels):
         return None

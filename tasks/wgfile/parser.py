@@ -245,15 +245,17 @@ class _Reader:
             return
         field_name, read = VALUES[name]
         try:
-            found = read(value)
+            parsed = read(value)
         except ValueError as error:
             self._problem(number, str(error), section)
             return
         if field_name == "allowed_ips":
-            for prefix in cast("tuple[Prefix, ...]", found):
+            for prefix in cast("tuple[Prefix, ...]", parsed):
                 section.prefixes.setdefault(prefix, number)
         # Lists add up over repeated lines.
-        section.found[field_name] = (*section.found.get(field_name, ()), *found) if isinstance(found, tuple) else found
+        section.found[field_name] = (
+            (*section.found.get(field_name, ()), *parsed) if isinstance(parsed, tuple) else parsed
+        )
 
     def _annotate(self, section: _Section, lines: list[tuple[int, str]]) -> None:
         if section.kind != "Peer":
@@ -284,11 +286,11 @@ class _Reader:
 
     def _refuse_duplicates(self) -> None:
         first: dict[str, int] = {}
-        for found in self._peers:
-            other = first.setdefault(found.peer.public_key, found.line)
-            if other != found.line:
-                self._problem(found.line, f"the peer {found.peer.public_key} stands at line {other} already")
-        held = ((prefix, found) for found in self._peers for prefix in found.peer.allowed_ips)
+        for peer in self._peers:
+            other = first.setdefault(peer.peer.public_key, peer.line)
+            if other != peer.line:
+                self._problem(peer.line, f"the peer {peer.peer.public_key} stands at line {other} already")
+        held = ((prefix, peer) for peer in self._peers for prefix in peer.peer.allowed_ips)
         for (wide, one), (narrow, other) in overlaps(held):
             if one.peer.public_key == other.peer.public_key:
                 continue

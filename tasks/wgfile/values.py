@@ -30,14 +30,14 @@ def _listen_port(value: str) -> int:
 
 
 def _address(value: str) -> tuple[str, ...]:
-    found: list[str] = []
+    addresses: list[str] = []
     for text in value.split(","):
         try:
             address, network = Prefix.parse_interface(text)
         except ValueError as error:
             raise ValueError(f"an Address {error}") from None
-        found.append(f"{Prefix.host(network.version, address).address}/{network.length}")
-    return tuple(found)
+        addresses.append(f"{Prefix.host(network.version, address).address}/{network.length}")
+    return tuple(addresses)
 
 
 def _public_key(value: str) -> str:
@@ -57,15 +57,15 @@ def _preshared_key(value: str) -> str | None:
 
 
 def _allowed_ips(value: str) -> tuple[Prefix, ...]:
-    found: list[Prefix] = []
+    prefixes: list[Prefix] = []
     for text in value.split(",") if value else ():
         try:
-            found.append(Prefix.parse(text))
+            prefixes.append(Prefix.parse(text))
         except ValueError as error:
             # Only what can be an address is quoted: a key may stand in the wrong place.
             shown = text if text and len(text) <= 49 and _OF_ADDRESSES.issuperset(text) else "an entry"
             raise ValueError(f"AllowedIPs: {shown} {error}") from None
-    return tuple(found)
+    return tuple(prefixes)
 
 
 def _keepalive(value: str) -> int:

@@ -80,8 +80,8 @@ def _numbered(index: int, read: Callable[[str, Any], _Wish], gateway: str, wish:
 
 def error_answer(error: PeerlaneError) -> dict[str, Any]:
     """The answer to a wish that is refused."""
-    told: dict[str, Any] = {"code": error.code, "message": error.message}
-    return {"error": told if error.retry_after is None else {**told, "retry_after": error.retry_after}}
+    answer: dict[str, Any] = {"code": error.code, "message": error.message}
+    return {"error": answer if error.retry_after is None else {**answer, "retry_after": error.retry_after}}
 
 
 def read_answers(

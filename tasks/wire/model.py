@@ -118,11 +118,11 @@ def _check_prefixes(value: object) -> object:
         raise ValueError("allowed_ips is empty; leave it out to have addresses allocated")
     if len(cast("list[object]", value)) > MAX_PREFIXES:
         raise ValueError(f"more than {MAX_PREFIXES} prefixes")
-    found = sorted({_check_prefix(item) for item in cast("list[object]", value)})
-    for one, other in pairwise(found):
+    prefixes = sorted({_check_prefix(item) for item in cast("list[object]", value)})
+    for one, other in pairwise(prefixes):
         if one.overlaps(other):
             raise ValueError(f"{one} and {other} overlap")
-    return tuple(found)
+    return tuple(prefixes)
 
 
 def _check_labels(value: dict[str, str]) -> dict[str, str]:
@@ -272,10 +272,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 def _sentence(error: ValidationError) -> str:
     parts: list[str] = []
-    for found in error.errors(include_url=False, include_input=False, include_context=False)[:5]:
-        path = [str(part)[:64] for part in found["loc"] if not str(part).startswith("function-")]
-        what = found["msg"].removeprefix("Value error, ")
-        if found["type"] == "extra_forbidden":
+    for problem in error.errors(include_url=False, include_input=False, include_context=False)[:5]:
+        path = [str(part)[:64] for part in problem["loc"] if not str(part).startswith("function-")]
+        what = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
             what = "no such argument"
             if not _ARGUMENT.fullmatch(path[-1]):
                 path[-1] = "(hidden)"  # what is no name may be a value in the wrong place

@@ -42,11 +42,11 @@ class PeerFields(Protocol):
 
 def record_of(peer: PeerFields) -> str:
     """The stored record (JSON). Without the key, which is the field's name in the hash, and without default values."""
-    found: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(prefix) for prefix in peer.allowed_ips]}
+    fields: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(prefix) for prefix in peer.allowed_ips]}
     for name in _OPTIONAL:
         if value := getattr(peer, name):
-            found[name] = value
-    return _encode(found)
+            fields[name] = value
+    return _encode(fields)
 
 
 def public_fields(peer: PeerFields) -> dict[str, Any]:

@@ -59,11 +59,11 @@ class SetAside:
 
     def record(self) -> str:
         """The stored form (JSON)."""
-        found: dict[str, Any] = {"id": self.id, "at": self.at, "reason": self.reason, "queue": self.queue}
-        found |= {"size": self.size, "request_id": self.request_id}
+        fields: dict[str, Any] = {"id": self.id, "at": self.at, "reason": self.reason, "queue": self.queue}
+        fields |= {"size": self.size, "request_id": self.request_id}
         if self.request is not None:
-            found |= {"task": self.request.task, "arguments": dict(self.request.arguments)}
-        return json.dumps(found, separators=(",", ":"))
+            fields |= {"task": self.request.task, "arguments": dict(self.request.arguments)}
+        return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_record(cls, record: bytes) -> SetAside | None:

@@ -86,10 +86,10 @@ def text_key(raw: bytes) -> str:
 def _quick(public_key: str, record: bytes) -> tuple[Any, ...] | None:  # noqa: C901 - one question for each field
     """The fields of a certainly valid record; None for every other."""
     try:
-        found = _read_object(record)
+        fields = _read_object(record)
     except ValidationError:
         return None
-    take = found.pop
+    take = fields.pop
     version, prefixes = take("v", None), _prefixes(take("allowed_ips", None))
     if type(version) is not int or version != RECORD_VERSION or prefixes is None or not is_key(public_key):
         return None
@@ -105,7 +105,7 @@ def _quick(public_key: str, record: bytes) -> tuple[Any, ...] | None:  # noqa: C
         if time is not None and (type(time) is not int or not -_LARGE < time < _LARGE):
             return None
     labels, pinned = take("labels", _NO_LABELS), take("pinned", _NOT_PINNED)
-    if created_at is None or type(pinned) is not bool or found:
+    if created_at is None or type(pinned) is not bool or fields:
         return None
     if labels is not _NO_LABELS:
         if not are_labels(labels):
@@ -117,20 +117,20 @@ def _quick(public_key: str, record: bytes) -> tuple[Any, ...] | None:  # noqa: C
 def _prefixes(texts: Any) -> tuple[Prefix, ...] | None:
     if type(texts) is not list or not 0 < len(texts) <= MAX_PREFIXES:  # pyright: ignore[reportUnknownArgumentType] - any list
         return None
-    found: list[Prefix] = []
+    prefixes: list[Prefix] = []
     try:
         for text in texts:  # pyright: ignore[reportUnknownVariableType] - each is looked at
             if type(text) is not str or len(text) > 64:  # pyright: ignore[reportUnknownArgumentType] - as above
                 return None
-            found.append(_prefix(text))
+            prefixes.append(_prefix(text))
     except (OSError, ValueError):
         return None
-    if len(found) > 1:
-        found.sort()
-        for one, other in pairwise(found):
+    if len(prefixes) > 1:
+        prefixes.sort()
+        for one, other in pairwise(prefixes):
             if one[0] == other[0] and one.overlaps(other):
                 return None
-    return tuple(found)
+    return tuple(prefixes)
 
 
 def _prefix(text: str) -> Prefix:

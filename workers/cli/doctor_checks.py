@@ -66,16 +66,16 @@ def _redis(redis: Redis, stated: str | None) -> Iterator[Check]:
     yield Check("Redis", "ok", f"{kind} {version}, answers in {took * 1000:.1f} ms")
     apart = seconds + micros / 1e6 - (began + took / 2)
     if abs(apart) > CLOCK_APART:
-        told = f"this host's clock and Redis' are {abs(apart):.0f} s apart; nothing breaks, but logs will not match"
-        yield Check("clock", "warning", told)
+        sentence = f"this host's clock and Redis' are {abs(apart):.0f} s apart; nothing breaks, but logs will not match"
+        yield Check("clock", "warning", sentence)
     if (scarce := memory(info)) is not None:
         yield Check("memory", "failed" if scarce.fatal else "warning", scarce.sentence)
-    told = told_appendfsync(redis)
-    found = judge(info, told or stated)
-    for item in found:
+    sentence = told_appendfsync(redis)
+    findings = judge(info, sentence or stated)
+    for item in findings:
         yield Check("durability", "failed" if item.fatal else "warning", item.sentence)
-    if not found:
-        only = "" if told else ", as PEERLANE_REDIS_APPENDFSYNC states and this Redis user may not check"
+    if not findings:
+        only = "" if sentence else ", as PEERLANE_REDIS_APPENDFSYNC states and this Redis user may not check"
         yield Check("durability", "ok", f"what is confirmed is on disk first{only}")
 
 
@@ -96,8 +96,8 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
     what, lane = f"gateway {status.gateway}", status.lane
     waiting = f"{lane.facts.get('peers', '0')} peers, {lane.waiting} + {lane.waiting_bulk} requests wait"
     if lane.stuck:
-        told = f"stuck: its writer has served nothing for {lane.idle_for or 0:.0f} s; its log says what it does"
-        yield Check(what, "failed", f"{told}; {waiting}")
+        sentence = f"stuck: its writer has served nothing for {lane.idle_for or 0:.0f} s; its log says what it does"
+        yield Check(what, "failed", f"{sentence}; {waiting}")
     elif lane.live:
         yield Check(what, "ok", f"{lane.state}, {waiting}")
     elif lane.stopped:

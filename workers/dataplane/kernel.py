@@ -183,12 +183,12 @@ class KernelDataPlane:
         """The device's own attributes. Reads the dump to its end, so that the socket can be used again."""
 
         def read() -> DeviceState:
-            found: DeviceState | None = None
+            state: DeviceState | None = None
             for payload in self._generic.dump(self._family, self._family, encode_get(self._interface)):
-                found = found or read_device(payload)
-            if found is None:
+                state = state or read_device(payload)
+            if state is None:
                 raise Malformed("the dump holds no device")
-            return found
+            return state
 
         return uninterrupted(read)
 
@@ -232,14 +232,14 @@ def _links() -> Generator[Any]:
 
 def _ensure_link(links: Any, interface: str) -> tuple[int, bool]:
     """The interface's index and whether it had to be made."""
-    found = links.link_lookup(ifname=interface)
-    if not found:
+    indexes = links.link_lookup(ifname=interface)
+    if not indexes:
         links.link("add", ifname=interface, kind="wireguard")
         return int(links.link_lookup(ifname=interface)[0]), True
-    (link,) = links.link("get", index=found[0])
+    (link,) = links.link("get", index=indexes[0])
     if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "wireguard":
         raise OSError(errno.EEXIST, "there is an interface of that name which is not WireGuard's")
-    return int(found[0]), False
+    return int(indexes[0]), False
 
 
 def _configure_link(links: Any, index: int, spec: DeviceSpec) -> None:

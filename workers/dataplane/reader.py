@@ -113,9 +113,9 @@ class KernelView:
 
         with translated(f"look at {self._interface}"):
             family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
-            found = uninterrupted(read)
+            identity = uninterrupted(read)
         (mtu,) = struct.unpack_from("=i", self._asked(_SIOCGIFMTU), 16)
-        return DeviceIdentity(base64.b64encode(found.public_key or b"").decode(), found.listen_port, mtu)
+        return DeviceIdentity(base64.b64encode(identity.public_key or b"").decode(), identity.listen_port, mtu)
 
     def _asked(self, what: int) -> bytes:
         """Struct ifreq, as the kernel fills it."""

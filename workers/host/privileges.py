@@ -48,20 +48,20 @@ class Rights:
     def of(cls, task: str = "thread-self") -> Rights:
         """The rights of a thread or process, from ``/proc/TASK``. Raises OSError."""
         lines = Path("/proc", task, "status").read_text(encoding="ascii", errors="replace").splitlines()
-        told = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
         def capabilities(name: str) -> frozenset[int]:
-            found = int(told[name], 16)
-            return frozenset(number for number in range(64) if found >> number & 1)
+            bits = int(fields[name], 16)
+            return frozenset(number for number in range(64) if bits >> number & 1)
 
         return cls(
-            uid=int(told["Uid"].split()[1]),
+            uid=int(fields["Uid"].split()[1]),
             effective=capabilities("CapEff"),
             permitted=capabilities("CapPrm"),
             inheritable=capabilities("CapInh"),
             ambient=capabilities("CapAmb"),
             bounding=capabilities("CapBnd"),
-            no_new_privileges=told.get("NoNewPrivs", "0").strip() == "1",
+            no_new_privileges=fields.get("NoNewPrivs", "0").strip() == "1",
         )
 
 
@@ -123,8 +123,8 @@ def _prctl(what: int, *values: int) -> None:
 
 def _set_capabilities(keep: Sequence[int]) -> None:
     """Set the effective, permitted and inheritable capabilities."""
-    found = sum(1 << number for number in keep)
-    low, high = found & 0xFFFFFFFF, found >> 32
+    bits = sum(1 << number for number in keep)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
     if _libc.capset(_HEADER.pack(_VERSION, 0), _SETS.pack(low, low, low, high, high, high)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

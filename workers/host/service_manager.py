@@ -33,9 +33,9 @@ class ServiceManager:
         if self.address is None:
             return
         name = "\0" + self.address[1:] if self.address.startswith("@") else self.address
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
-            told.settimeout(0)
-            told.sendto("\n".join(lines).encode(), name)
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
+            sending.settimeout(0)
+            sending.sendto("\n".join(lines).encode(), name)
 
 
 #: What a child's environment does not hold: it is this process that the service manager hears.

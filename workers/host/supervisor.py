@@ -126,9 +126,9 @@ def supervise(
             pause = min(_left(running), manager.asks_every or LONGEST, LONGEST)
             if manager.address is not None and not ready:
                 pause = min(pause, 0.2)  # whoever waits for the service's start waits for this
-            told = signal.sigtimedwait(awaited, max(0.0, pause))
-            if told is not None and told.si_signo in _SIGNALS:
-                log.info("ending, because of %s", signal.Signals(told.si_signo).name)
+            signalled = signal.sigtimedwait(awaited, max(0.0, pause))
+            if signalled is not None and signalled.si_signo in _SIGNALS:
+                log.info("ending, because of %s", signal.Signals(signalled.si_signo).name)
                 manager.tell("STOPPING=1", "STATUS=ending")
                 return 0
             for one in running:
@@ -233,11 +233,11 @@ def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
         one.pulse, one.serving = None, False
     now = time.monotonic()
     lived = now - one.began
-    told = one.part.decides and one.starts == 1 and status > 0 and bool(said)
-    if told or one.part.final(status, lived):
+    decided = one.part.decides and one.starts == 1 and status > 0 and bool(said)
+    if decided or one.part.final(status, lived):
         if hear is not None:
             hear(said)
-        again = "the first start failed" if told else "which it would again"
+        again = "the first start failed" if decided else "which it would again"
         log.critical("the %s ended with status %d, %s", one.part.name, status, again)
         return status
     one.crashes = 1 if lived >= HEALTHY else one.crashes + 1

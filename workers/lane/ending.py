@@ -134,11 +134,11 @@ class LeanEnding:
         self._events.rejected(taken.delivery.request_id)
 
     def _tell(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
-        told: dict[str, object] = {"id": request_id, "name": self._name}
+        event: dict[str, object] = {"id": request_id, "name": self._name}
         if isinstance(outcome, PeerlaneError):
             # The error itself is for lines that are JSON: they tell its code.
-            told |= {"description": "raised expected", "exc": repr(outcome), "error": outcome}
-            _trace_log.info(LOG_FAILURE, told, extra={"data": told})
+            event |= {"description": "raised expected", "exc": repr(outcome), "error": outcome}
+            _trace_log.info(LOG_FAILURE, event, extra={"data": event})
         else:
-            told |= {"return_value": repr(in_short(outcome)), "runtime": runtime}
-            _trace_log.info(LOG_SUCCESS, told, extra={"data": told})
+            event |= {"return_value": repr(in_short(outcome)), "runtime": runtime}
+            _trace_log.info(LOG_SUCCESS, event, extra={"data": event})

@@ -67,9 +67,9 @@ def set_aside(
     try:
         seconds, micros = redis.time()
         at = seconds * 1000 + micros // 1000
-        found = SetAside(secrets.token_hex(4), at, why, queue, len(message), request, request_id)
+        record = SetAside(secrets.token_hex(4), at, why, queue, len(message), request, request_id)
         pipe = redis.pipeline(transaction=True)
-        pipe.lpush(names.poison_key(gateway), found.record())
+        pipe.lpush(names.poison_key(gateway), record.record())
         pipe.ltrim(names.poison_key(gateway), 0, MOST - 1)
         pipe.execute()
         log.warning("a message of %d bytes was set aside: %s", len(message), why)

@@ -86,10 +86,10 @@ class LaneQoS(_QoS):
             return
         with self.channel.conn_or_acquire() as client:
             before = time.time() - self.visibility_timeout
-            found = client.zrange(
+            tags = client.zrange(
                 self.unacked_index_key, before, 0, desc=True, byscore=True, offset=num and start, num=num
             )
-            for tag in cast("list[bytes]", found or []):
+            for tag in cast("list[bytes]", tags or []):
                 self.restore_by_tag(tag, client)
 
 

@@ -67,12 +67,12 @@ def adoptable(gateway: str, held: DevicePeer) -> CreatePeer:
 
 
 def summary(
-    outcome: str, gateway: str, plans: Iterable[Plan], found: Strangers, refused: Mapping[str, PeerlaneError]
+    outcome: str, gateway: str, plans: Iterable[Plan], unlisted: Strangers, refused: Mapping[str, PeerlaneError]
 ) -> dict[str, Any]:
     """The result of an import of a live device; at most ``LISTED`` peers of each kind, the rest counted."""
     outcomes = [plan.outcome for plan in plans]
     conflicts = [{"public_key": key, "kind": error.code, "message": str(error)} for key, error in refused.items()]
-    left_out = [{"public_key": key, "kind": "no_allowed_ips", "message": NO_ALLOWED_IPS} for key in found.left_out]
+    left_out = [{"public_key": key, "kind": "no_allowed_ips", "message": NO_ALLOWED_IPS} for key in unlisted.left_out]
     return {
         "outcome": outcome,
         "gateway": gateway,

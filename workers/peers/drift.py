@@ -81,13 +81,13 @@ def drifts(
     untouchable: frozenset[str] = frozenset(),
 ) -> list[Drift]:
     """``differences`` as one list."""
-    found = differences(table, device, routes, untouchable)
-    return [*found.first, *missing_drifts(table, found), *found.routes]
+    differing = differences(table, device, routes, untouchable)
+    return [*differing.first, *missing_drifts(table, differing), *differing.routes]
 
 
-def missing_drifts(table: PeerTable, found: Differences) -> list[Drift]:
+def missing_drifts(table: PeerTable, differing: Differences) -> list[Drift]:
     """The peers that the device lacks."""
-    return [Drift("missing", key, as_set_peer(table.peers[key])) for key in map(text_key, found.missing)]
+    return [Drift("missing", key, as_set_peer(table.peers[key])) for key in map(text_key, differing.missing)]
 
 
 def _differs(peer: StoredPeer, held: DevicePeer) -> Kind | None:
@@ -100,6 +100,6 @@ def _differs(peer: StoredPeer, held: DevicePeer) -> Kind | None:
     return None
 
 
-def counted(found: Iterable[Drift]) -> dict[str, int]:
+def counted(drifts: Iterable[Drift]) -> dict[str, int]:
     """The number of differences of each kind."""
-    return dict(Counter(drift.kind for drift in found))
+    return dict(Counter(drift.kind for drift in drifts))

@@ -44,9 +44,9 @@ def delete_peer(context: PlanningContext, wish: DeletePeer) -> Decision:
 
 def _answer(context: PlanningContext, plan: Plan) -> dict[str, Any]:
     peer = plan.after or plan.before
-    found: dict[str, Any] = {"outcome": plan.outcome, "gateway": context.table.policy.gateway}
-    found |= peer.public() if peer is not None else {"public_key": plan.public_key}
-    return {**found, **context.facts} if plan.after is not None else found
+    answer: dict[str, Any] = {"outcome": plan.outcome, "gateway": context.table.policy.gateway}
+    answer |= peer.public() if peer is not None else {"public_key": plan.public_key}
+    return {**answer, **context.facts} if plan.after is not None else answer
 
 
 def remove_peers(context: PlanningContext, wish: RemovePeers) -> Decision:
@@ -118,16 +118,16 @@ def import_peers(context: PlanningContext, wish: ImportPeers) -> Decision:
     staged = {} if wish.live else _staged(context, wish)
     known = {key: None if key in table.foreign else table.peers.get(key) for key in staged}
     taken = [entry.wish(wish.gateway, known[key]) for key, entry in staged.items()]
-    found = strangers(table, device) if wish.live else None
-    wishes = found.wishes if found is not None else taken
+    unlisted = strangers(table, device) if wish.live else None
+    wishes = unlisted.wishes if unlisted is not None else taken
     plans, refused = plan_many(table, wishes, now=context.now, state=context.state)
-    if found is not None:
-        refused |= found.refused
+    if unlisted is not None:
+        refused |= unlisted.refused
         if wish.dry_run:
-            told = summary("would_import", wish.gateway, plans, found, refused)
-            return Decision((), (), told, wish.deadline or 0)
+            report = summary("would_import", wish.gateway, plans, unlisted, refused)
+            return Decision((), (), report, wish.deadline or 0)
         if not wish.leave_out:
-            refused |= dict.fromkeys(found.left_out, Invalid(NO_ALLOWED_IPS))
+            refused |= dict.fromkeys(unlisted.left_out, Invalid(NO_ALLOWED_IPS))
     plans = [_dated(plan, staged.get(plan.public_key), refused, context.now) for plan in plans]
     for error in refused.values():
         if isinstance(error, (Draining, PoolExhausted)):
@@ -136,8 +136,8 @@ def import_peers(context: PlanningContext, wish: ImportPeers) -> Decision:
         named = "; ".join(f"{key}: {error}" for key, error in list(refused.items())[:NAMED_CONFLICTS])
         more = len(refused) - NAMED_CONFLICTS
         raise Conflict(f"nothing was imported: {named}" + (f"; and {more} more" if more > 0 else ""))
-    if found is not None:
-        result = summary("imported", wish.gateway, plans, found, {})
+    if unlisted is not None:
+        result = summary("imported", wish.gateway, plans, unlisted, {})
     else:
         outcomes = [plan.outcome for plan in plans]
         counts = {"created": outcomes.count("created"), "existing": outcomes.count("existing")}
@@ -199,7 +199,7 @@ def _staged(context: PlanningContext, wish: ImportPeers) -> dict[str, StagedPeer
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
     if len(entries) != wish.count or digest != wish.digest:
         raise Invalid("what was staged for this import is not there any more, or not whole: import again")
-    found: dict[str, StagedPeer] = {}
+    staged: dict[str, StagedPeer] = {}
     for entry in entries:
         try:
             fields = json.loads(entry)
@@ -208,10 +208,10 @@ def _staged(context: PlanningContext, wish: ImportPeers) -> dict[str, StagedPeer
         if not isinstance(fields, dict):
             raise Invalid("a staged entry is not a JSON object")
         peer = context.opened(parse(StagedPeer, cast("dict[str, Any]", fields)))
-        if peer.public_key in found:
+        if peer.public_key in staged:
             raise Invalid(f"the peer {peer.public_key} is staged twice")
-        found[peer.public_key] = peer
-    return found
+        staged[peer.public_key] = peer
+    return staged
 
 
 def _changes(plans: Sequence[Plan]) -> tuple[Change, ...]:

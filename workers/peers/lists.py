@@ -59,28 +59,28 @@ def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
     """Plan a list of creates."""
     table = context.table
     check_lane(table.policy, wish.gateway)
-    found = _Answers()
+    answers = _Answers()
     entered: list[Plan] = []
     try:
         for fields in wish.wishes:
             try:
-                found.open(context)
+                answers.open(context)
                 each = context.opened(wish_of(wish.gateway, fields))
                 if each.public_key in table.foreign:
                     raise Conflict("the device has a peer of this key that Redis does not know: import or delete it")
                 plan = plan_create(table, each, now=context.now, state=context.state)
             except PeerlaneError as error:
-                found.refuse(error)
+                answers.refuse(error)
                 continue
             if plan.after is None:
                 continue  # of a create there is none
-            found.add(plan, _granted(plan, each, plan.after))
+            answers.add(plan, _granted(plan, each, plan.after))
             if plan.before is not plan.after:
                 table.put(plan.after)
                 entered.append(plan)
     finally:
         _undo(table, entered)
-    return found.decision(wish.gateway, wish.deadline, **context.facts)
+    return answers.decision(wish.gateway, wish.deadline, **context.facts)
 
 
 def _undo(table: PeerTable, entered: list[Plan]) -> None:
@@ -104,17 +104,17 @@ def delete_peers(context: PlanningContext, wish: DeletePeers) -> Decision:
     """Plan a list of deletes; a key that comes twice is absent the second time."""
     table = context.table
     check_lane(table.policy, wish.gateway)
-    found = _Answers()
+    answers = _Answers()
     for key in wish.public_keys:
         try:
-            found.open(context)
+            answers.open(context)
             plan = plan_delete(table, delete_of(wish.gateway, key))
         except PeerlaneError as error:
-            found.refuse(error)
+            answers.refuse(error)
             continue
-        peer = None if key in found.plans else plan.before
-        found.add(plan, {"outcome": "absent"} if peer is None else {"outcome": "deleted", **_gone(peer)})
-    return found.decision(wish.gateway, wish.deadline)
+        peer = None if key in answers.plans else plan.before
+        answers.add(plan, {"outcome": "absent"} if peer is None else {"outcome": "deleted", **_gone(peer)})
+    return answers.decision(wish.gateway, wish.deadline)
 
 
 def _gone(peer: StoredPeer) -> dict[str, Any]:

@@ -155,18 +155,18 @@ def _differences(held: StoredPeer, wish: CreatePeer) -> list[str]:
 
 def _allocate(table: PeerTable) -> tuple[Prefix, ...]:
     """One address for each family that has pools, from the first pool of the family with room."""
-    found: list[Prefix] = []
+    prefixes: list[Prefix] = []
     for version in (4, 6):
         pools = [pool for pool in table.pools if pool.prefix.version == version]
         free = next((address for pool in pools if (address := pool.smallest_free()) is not None), None)
         if free is not None:
-            found.append(free)
+            prefixes.append(free)
         elif pools:
             full = ", ".join(str(pool.prefix) for pool in pools)
             raise PoolExhausted(f"no free IPv{version} address is left in {full}; delete peers or add a pool")
-    if not found:
+    if not prefixes:
         raise Invalid("this gateway has no pools: name the allowed_ips")
-    return tuple(found)
+    return tuple(prefixes)
 
 
 def _check_served(table: PeerTable, prefix: Prefix, public_key: str) -> None:

@@ -70,12 +70,12 @@ class Coming:
 
     def pop(self, count: int) -> list[str]:
         """The next keys. They stay in the set until ``made`` or ``discard`` removes them."""
-        found: list[str] = []
-        while self._order and len(found) < count:
+        keys: list[str] = []
+        while self._order and len(keys) < count:
             raw = self._order.pop()
             if raw in self._left:
-                found.append(text_key(raw))
-        return found
+                keys.append(text_key(raw))
+        return keys
 
     def discard(self, public_key: str) -> None:
         """Remove a peer that is on the device now, or will never be."""

@@ -38,7 +38,7 @@ class Differences:
 def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> Differences:
     """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers."""
     left = {*but, *table.broken, *table.foreign, *loaded.broken}
-    found = Differences([], [], [])
+    lost = Differences([], [], [])
     # Records are compared first: of a million peers nearly all are the same, and none of these is read.
     for raw in table.peers.raw_keys():
         record = loaded.peers.record(raw)
@@ -47,19 +47,19 @@ def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> 
         ours = table.peers[key]
         # "existing": none of them is a new peer, so a gateway that drains takes them too.
         if record is None:
-            found.created.append(Plan("existing", key, None, ours))
+            lost.created.append(Plan("existing", key, None, ours))
         elif (theirs := loaded.peers[key]) != ours:
-            found.changed.append(Plan("existing", key, theirs, ours))
+            lost.changed.append(Plan("existing", key, theirs, ours))
     for raw in loaded.peers.raw_keys():
         if table.peers.record(raw) is None and (key := text_key(raw)) not in left:
-            found.deleted.append(Plan("deleted", key, loaded.peers[key], None))
-    return found
+            lost.deleted.append(Plan("deleted", key, loaded.peers[key], None))
+    return lost
 
 
 def make_up_for(
     store: Store,
     lost: Lost,
-    found: Differences,
+    differing: Differences,
     commit: Callable[[str, str, Sequence[Plan]], Answer],
     until_answered: RetryUntilShutdown,
 ) -> None:
@@ -68,8 +68,10 @@ def make_up_for(
         log.warning("gateway %s: %d outcomes were cancelled while Redis had lost them", store.gateway, lost.disputed)
         return
     # What gives addresses up comes first.
-    failed = sum(restore_lost(store.gateway, each, commit) for each in (found.deleted, found.changed, found.created))
-    put_back, removed = len(found.created) + len(found.changed), len(found.deleted)
+    failed = sum(
+        restore_lost(store.gateway, each, commit) for each in (differing.deleted, differing.changed, differing.created)
+    )
+    put_back, removed = len(differing.created) + len(differing.changed), len(differing.deleted)
     left = f"; {failed} of these could not be, and follow Redis" if failed else ""
     _raise(
         store,

@@ -78,8 +78,8 @@ def recover(
     table = build_table(policy, loaded)
     device = plane.peers()
     routes = plane.routes()
-    found = differences(table, device, routes, frozenset(table.broken))
-    strangers = [drift.subject for drift in found.first if drift.kind == "unknown" and drift.subject not in in_hand]
+    differing = differences(table, device, routes, frozenset(table.broken))
+    strangers = [drift.subject for drift in differing.first if drift.kind == "unknown" and drift.subject not in in_hand]
     kept: dict[str, str] = {}
     adopted: Sequence[Plan] = ()
     if unknown == "adopt":
@@ -96,10 +96,12 @@ def recover(
     # Who stays can be reached: routes of single peers are what an earlier writer made for them.
     theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
     alone = {"unknown": staying, "unknown_route": theirs}
-    first, later = ([d for d in part if d.subject not in alone.get(d.kind, ())] for part in (found.first, found.routes))
+    first, later = (
+        [d for d in part if d.subject not in alone.get(d.kind, ())] for part in (differing.first, differing.routes)
+    )
     later += _routes_of_adopted(adopted, routes)
-    mended = counted([*first, *later]) | ({"missing": len(found.missing)} if found.missing else {})
-    hot, cold = _by_heat(found.missing, seen, AT_ONCE if at_once is None else at_once)
+    mended = counted([*first, *later]) | ({"missing": len(differing.missing)} if differing.missing else {})
+    hot, cold = _by_heat(differing.missing, seen, AT_ONCE if at_once is None else at_once)
     _change(
         plane,
         chain(

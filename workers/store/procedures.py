@@ -124,5 +124,5 @@ class Procedure:
 
 def _absent(error: ResponseError) -> bool:
     """Whether an error says that the function is missing, or that this server or user cannot call functions."""
-    told = str(error)
-    return "unction not found" in told or "nknown command" in told or "'fcall'" in told
+    text = str(error)
+    return "unction not found" in text or "nknown command" in text or "'fcall'" in text

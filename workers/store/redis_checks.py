@@ -40,41 +40,41 @@ def judge(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
 
 
 def _fatal(info: Mapping[str, Any]) -> list[Found]:
-    found: list[Found] = []
+    findings: list[Found] = []
     version = str(info.get("redis_version", "0"))
     if "valkey_version" not in info and _numbers(version) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        found.append(Found(f"Redis {version} is too old: {oldest} or newer is needed, or any Valkey", fatal=True))
+        findings.append(Found(f"Redis {version} is too old: {oldest} or newer is needed, or any Valkey", fatal=True))
     if str(info.get("cluster_enabled", "0")) == "1" or info.get("redis_mode") == "cluster":
-        told = "Redis runs as a cluster, where queues and peers are on different servers: use one server per fleet"
-        found.append(Found(told, fatal=True))
+        sentence = "Redis runs as a cluster, where queues and peers are on different servers: use one server per fleet"
+        findings.append(Found(sentence, fatal=True))
     if str(info.get("role", "master")) != "master":
-        told = "Redis is a replica, and takes no writes: name the primary in PEERLANE_REDIS_URL"
-        found.append(Found(told, fatal=True, passing=True))
+        sentence = "Redis is a replica, and takes no writes: name the primary in PEERLANE_REDIS_URL"
+        findings.append(Found(sentence, fatal=True, passing=True))
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if str(info.get("maxmemory", "0")) != "0" and policy != "noeviction":
-        found.append(Found(f"Redis may evict peers (maxmemory-policy {policy}): set it to noeviction", fatal=True))
-    return found
+        findings.append(Found(f"Redis may evict peers (maxmemory-policy {policy}): set it to noeviction", fatal=True))
+    return findings
 
 
 def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
-    found: list[Found] = []
+    findings: list[Found] = []
     if str(info.get("aof_enabled", "0")) != "1":
-        found.append(
+        findings.append(
             Found("Redis keeps no append-only file: CONFIRMED PEERS ARE LOST WHEN IT STOPS (set appendonly yes)")
         )
     elif appendfsync is None:
-        found.append(Found(_UNKNOWN))
+        findings.append(Found(_UNKNOWN))
     elif appendfsync != "always":
-        told = f"Redis syncs its append-only file {appendfsync}: a power loss can lose confirmed peers"
-        found.append(Found(f"{told} (appendfsync always keeps all)"))
+        sentence = f"Redis syncs its append-only file {appendfsync}: a power loss can lose confirmed peers"
+        findings.append(Found(f"{sentence} (appendfsync always keeps all)"))
     if str(info.get("aof_last_write_status", "ok")) != "ok":
-        found.append(Found("Redis could not write its append-only file the last time: is its disk full?"))
+        findings.append(Found("Redis could not write its append-only file the last time: is its disk full?"))
     replicas = str(info.get("connected_slaves", "0"))
     if replicas != "0" and "min_slaves_good_slaves" not in info:
-        told = f"Redis has {replicas} replicas and confirms without them: a failover can lose confirmed peers"
-        found.append(Found(f"{told} (set min-replicas-to-write 1)"))
-    return found
+        sentence = f"Redis has {replicas} replicas and confirms without them: a failover can lose confirmed peers"
+        findings.append(Found(f"{sentence} (set min-replicas-to-write 1)"))
+    return findings
 
 
 #: Share of maxmemory from which on its end is near.
@@ -119,14 +119,14 @@ def check_durability(redis: Redis, *, require: bool = False, stated: str | None 
         StorageError: the server is not fit to hold a gateway; with ``require``, whatever else could lose a peer too.
     """
     info = redis.info()
-    told = told_appendfsync(redis)
-    if told is None and stated is not None:
+    appendfsync = told_appendfsync(redis)
+    if appendfsync is None and stated is not None:
         log.info("appendfsync is %s, as PEERLANE_REDIS_APPENDFSYNC states; this Redis user may not read it", stated)
-    for found in judge(info, told or stated):
-        if found.fatal or require:
-            demanded = "" if found.fatal else "; PEERLANE_REQUIRE_DURABLE forbids that"
-            raise (RedisAway if found.passing else StorageError)(found.sentence + demanded)
-        log.warning("%s", found.sentence)
+    for finding in judge(info, appendfsync or stated):
+        if finding.fatal or require:
+            demanded = "" if finding.fatal else "; PEERLANE_REQUIRE_DURABLE forbids that"
+            raise (RedisAway if finding.passing else StorageError)(finding.sentence + demanded)
+        log.warning("%s", finding.sentence)
 
 
 def away(error: RedisError) -> RedisAway:

@@ -70,14 +70,14 @@ class RedoFile:
             except FileNotFoundError:
                 continue
             except (OSError, Unusable) as error:
-                told = str(error) if isinstance(error, Unusable) else error.strerror
-                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, told)
+                why = str(error) if isinstance(error, Unusable) else error.strerror
+                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, why)
                 return Kept()
             try:
                 _Reader(self._gateway, kept).read(raw)
             except (Unusable, PeerlaneError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-                told = str(error) if isinstance(error, Unusable) else "it holds what no writer writes"
-                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, told)
+                why = str(error) if isinstance(error, Unusable) else "it holds what no writer writes"
+                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, why)
                 return Kept()
         return kept
 
@@ -110,10 +110,10 @@ class RedoFile:
         if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
             self._turn(base)
         self._outcomes += len(made)
-        told = [
+        lines = [
             [each.request_id, each.result, None if each.secret else each.changes, each.share, each.tag] for each in made
         ]
-        self._write({"base": base, "made": told})
+        self._write({"base": base, "made": lines})
 
     def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
         """Reduce the last step to the outcomes that became true."""
@@ -187,25 +187,25 @@ class _Reader:
         """Read the lines. Raises Unusable, or another error for a line that no writer writes."""
         *lines, _torn_line = raw.split(b"\n")
         for line in lines:
-            told, text = line[:8], line[9:]
-            if line[8:9] != b" " or told != b"%08x" % zlib.crc32(text):
+            digest, text = line[:8], line[9:]
+            if line[8:9] != b" " or digest != b"%08x" % zlib.crc32(text):
                 raise Unusable("it is damaged")
-            found = cast("dict[str, Any]", json.loads(text))
-            if "gateway" in found:
-                self._start(found)
+            entry = cast("dict[str, Any]", json.loads(text))
+            if "gateway" in entry:
+                self._start(entry)
             elif not self._begun:
                 raise Unusable("it does not begin with the start of a writer")
-            elif "made" in found:
-                self._step(found)
+            elif "made" in entry:
+                self._step(entry)
             else:
-                self._correction(found)
+                self._correction(entry)
 
-    def _start(self, found: dict[str, Any]) -> None:
-        if found["gateway"] != self._gateway:
+    def _start(self, entry: dict[str, Any]) -> None:
+        if entry["gateway"] != self._gateway:
             raise Unusable("it is another gateway's")
-        kept, epoch, seq = self._kept, _number(found["epoch"]), _number(found["seq"])
-        before, followed = found["after"]
-        kept.writers.add((epoch, _token(found["writer"])))
+        kept, epoch, seq = self._kept, _number(entry["epoch"]), _number(entry["seq"])
+        before, followed = entry["after"]
+        kept.writers.add((epoch, _token(entry["writer"])))
         if before:  # else it knows nothing of this gateway, as any other Redis does
             kept.writers.add((_number(before), _token(followed)))
         kept.epoch = max(kept.epoch, epoch)
@@ -217,16 +217,16 @@ class _Reader:
             self._kept.steps[-1].seq = min(self._kept.steps[-1].seq, seq)
         self._kept.seq = max(self._kept.seq, seq)
 
-    def _step(self, found: dict[str, Any]) -> None:
-        base = _number(found["base"])
+    def _step(self, entry: dict[str, Any]) -> None:
+        base = _number(entry["base"])
         self._ends_at(base)
-        made = [self._made(*each) for each in found["made"]]
+        made = [self._made(*each) for each in entry["made"]]
         self._kept.steps.append(Step(base, base + len(made), made))
         self._kept.seq = base + len(made)
 
-    def _correction(self, found: dict[str, Any]) -> None:
+    def _correction(self, entry: dict[str, Any]) -> None:
         step = self._kept.steps[-1]
-        kept, late = ([_number(each) for each in found[name]] for name in ("kept", "late"))
+        kept, late = ([_number(each) for each in entry[name]] for name in ("kept", "late"))
         expired = [step.made[number] for number in late]
         step.made = [
             *(step.made[number] for number in kept),
@@ -251,8 +251,8 @@ class _Reader:
         if changes is not None:
             for change in json.loads(str(changes)):
                 _check(change)
-        told = None if share is None else str(share)
-        return Made(str(request_id), result, "" if changes is None else str(changes), told, tag, changes is None)
+        share_text = None if share is None else str(share)
+        return Made(str(request_id), result, "" if changes is None else str(changes), share_text, tag, changes is None)
 
 
 def _check(change: dict[str, Any]) -> None:
@@ -265,13 +265,13 @@ def _check(change: dict[str, Any]) -> None:
         Peer.from_record(change["key"], change["record"])
 
 
-def _number(told: object) -> int:
-    if not isinstance(told, int) or isinstance(told, bool) or not 0 <= told < 2**53:
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
         raise Unusable("it holds what no writer writes")
-    return told
+    return value
 
 
-def _token(told: object) -> str:
-    if not isinstance(told, str) or len(told) > 64 or not told.isascii():
+def _token(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 64 or not value.isascii():
         raise Unusable("it holds what no writer writes")
-    return told
+    return value

@@ -258,10 +258,10 @@ class CommitSequence:
     def _answers(self, raw: object) -> tuple[list[Answer], int]:
         now, seq, *answers = cast("tuple[int, int, *tuple[tuple[bytes, bytes], ...]]", raw)
         self.clock.heard(now)
-        told = [
+        verdicts = [
             Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace")) for verdict, stored in answers
         ]
-        return told, seq
+        return verdicts, seq
 
 
 def _is_own(answer: Answer, commit: Commit) -> bool:

@@ -155,8 +155,8 @@ class Store:
 
     def _told(self, fact: str) -> int:
         """A number in a writer's fields."""
-        told = cast("bytes | None", self.redis.hget(self._gateway, fact)) or b""
-        return int(told) if told.isdigit() and len(told) < 10 else 0
+        stored = cast("bytes | None", self.redis.hget(self._gateway, fact)) or b""
+        return int(stored) if stored.isdigit() and len(stored) < 10 else 0
 
     def has_peers(self) -> bool:
         """Whether any peer is stored, readable or not."""
@@ -170,8 +170,8 @@ class Store:
 
     def facts(self) -> dict[str, str]:
         """The gateway's facts."""
-        found = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
-        return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
+        facts = cast("dict[bytes, bytes]", self.redis.hgetall(self._gateway))
+        return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in facts.items()}
 
     def heartbeat(
         self, redis: Redis | None = None, *, metrics: str | None = None, brief: bool = False, **fields: str | int
@@ -187,8 +187,8 @@ class Store:
 
     def staged(self, token: str) -> list[str]:
         """The staged peers of an import, in order."""
-        found = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))
-        return [entry.decode(errors="replace") for entry in found]
+        stored = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))
+        return [entry.decode(errors="replace") for entry in stored]
 
     def last_seen(self, of: dict[bytes, int]) -> None:
         """Fill in when the observer last saw each of these keys (of 32 bytes); those it never saw stay as they are."""
@@ -200,5 +200,5 @@ class Store:
 
     def state(self) -> str:
         """``active`` or ``draining``."""
-        found = cast("bytes | None", self.redis.hget(self._gateway, "state"))
-        return found.decode(errors="replace") if found else "active"
+        stored = cast("bytes | None", self.redis.hget(self._gateway, "state"))
+        return stored.decode(errors="replace") if stored else "active"

@@ -122,13 +122,13 @@ class ActivityTracker:
     def reading(self, now: int) -> dict[str, Any]:
         """The last reading for the heartbeat, with the bytes a second since the previous one."""
         shown = len(self.sight.shown) if self.sight is not None else 0
-        found: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
+        report: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
         if self.trouble is None:
             before, self._told = self._told, (self.read_at, self._moved)
             if before is not None and (seconds := self.read_at - before[0]) > 0:
                 rx, tx = (round((n - m) / seconds) for n, m in zip(self._moved, before[1], strict=True))
-                found |= {"rx_per_second": rx, "tx_per_second": tx}
-        return found
+                report |= {"rx_per_second": rx, "tx_per_second": tx}
+        return report
 
     @property
     def traffic(self) -> tuple[int, int]:

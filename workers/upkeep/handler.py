@@ -97,8 +97,8 @@ class UpkeepHandler:
     def every(self, task: str) -> float:
         """Seconds between two slots, from the gateway's hash, as beat counts them."""
         _, fact = ACTS[task]
-        told = cast("bytes | None", self._redis.hget(names.gateway_key(self._gateway), fact))
-        return interval(told, self._every[task])
+        stored = cast("bytes | None", self._redis.hget(names.gateway_key(self._gateway), fact))
+        return interval(stored, self._every[task])
 
     def _unclaimable(self, task: str, slot: int) -> str | None:
         """Why a slot's task is skipped; None if this call has claimed the slot."""

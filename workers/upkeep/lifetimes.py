@@ -21,13 +21,13 @@ def lifetimes(redis: Redis, gateway: str, seen: KeySet | None = None) -> Iterato
     """
     seen = KeySet() if seen is None else seen
     for page in hash_pages(redis, names.peers_key(gateway)):
-        found: dict[str, Lifetime] = {}
+        lives: dict[str, Lifetime] = {}
         for name, record in page:
             key = name.decode(errors="replace")
             # A hash that changes while it is read shows some twice.
             if (life := _life(key, record)) is not None and seen.add(key):
-                found[key] = life
-        yield found
+                lives[key] = life
+        yield lives
 
 
 def _life(key: str, record: bytes) -> Lifetime | None:

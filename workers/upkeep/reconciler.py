@@ -75,11 +75,11 @@ class Reconciler:
             time.sleep(PAUSE)  # a request in flight has changed one side and not yet the other
             failpoints.reach("between_looks")
             look = _both(look, self._compare(self.view))
-        found = counted(look.found) | ({"device": len(look.device)} if look.device else {})
+        counts = counted(look.found) | ({"device": len(look.device)} if look.device else {})
         held_back = self._held_back(look)
         if look.coming:
             report["recovering"] = look.coming
-        report |= {"found": found, "held_back": held_back, "device": list(look.device), "peers": look.peers}
+        report |= {"found": counts, "held_back": held_back, "device": list(look.device), "peers": look.peers}
         if wish.dry_run:
             report["outcome"] = "listed"
             report["drifts"] = [{"kind": drift.kind, "subject": drift.subject} for drift in look.found[:LISTED]]
@@ -87,8 +87,8 @@ class Reconciler:
         else:
             self._alarms(look, held_back)
             report |= self._mend(look, held_back, go_on)
-        if found:
-            log.warning("gateway %s: device and Redis differed: %s", self.policy.gateway, found)
+        if counts:
+            log.warning("gateway %s: device and Redis differed: %s", self.policy.gateway, counts)
         return {**report, "seconds": round(time.monotonic() - began, 3)}
 
     def _compare(self, view: DeviceView) -> Comparison:
@@ -101,15 +101,15 @@ class Reconciler:
         if not view.up():
             wrong.insert(0, "the device is down")
         wrong += self._changed(view.identity())
-        found = differences(table, device, routes, frozenset(table.broken))
-        missing = [] if coming else missing_drifts(table, found)
-        return Comparison([*found.first, *missing, *found.routes], len(device), tuple(wrong), coming)
+        differing = differences(table, device, routes, frozenset(table.broken))
+        missing = [] if coming else missing_drifts(table, differing)
+        return Comparison([*differing.first, *missing, *differing.routes], len(device), tuple(wrong), coming)
 
     def _changed(self, device: DeviceIdentity) -> Iterator[str]:
         """The differences between the device's key, port and MTU and the registered ones."""
         key = names.gateway_key(self.policy.gateway)
-        told = cast("list[bytes | None]", self.store.redis.hmget(key, "public_key", "listen_port"))
-        public_key, port = ((value or b"").decode(errors="replace") for value in told)
+        stored = cast("list[bytes | None]", self.store.redis.hmget(key, "public_key", "listen_port"))
+        public_key, port = ((value or b"").decode(errors="replace") for value in stored)
         if public_key and device.public_key != public_key:
             held = f"that of {device.public_key}" if device.public_key else "gone"
             yield f"the device's key is {held}, clients were given {public_key}"
@@ -148,14 +148,14 @@ class Reconciler:
         strangers = held_back is None and self.unknown == "remove"
         keys = [d.subject for d in look.found if not d.kind.endswith("_route") and (d.kind != "unknown" or strangers)]
         routes = [d.subject for d in look.found if d.kind.endswith("_route")]
-        told: dict[str, Any] = {}
+        report: dict[str, Any] = {}
 
         def wanted() -> bool:
             return go_on({"mended": sum(mended.values()), "of": len(keys) + len(routes)})
 
         try:
             if self.unknown == "adopt" and any(drift.kind == "unknown" for drift in look.found):
-                told = self._adopt(mended, wanted)
+                report = self._adopt(mended, wanted)
             requests = _requests(keys, routes, device=bool(look.device))
             for result in self.errands.run(names.MEND_PEERS, requests, wanted):
                 for kind, count in result["mended"].items():
@@ -164,8 +164,8 @@ class Reconciler:
                     break
         except PeerlaneError as error:
             log.warning("gateway %s: the reconciliation stops: %s", self.policy.gateway, error)
-            return {**told, "mended": mended, "stopped": error.as_dict()}
-        return {**told, "mended": {kind: count for kind, count in mended.items() if count}}
+            return {**report, "mended": mended, "stopped": error.as_dict()}
+        return {**report, "mended": {kind: count for kind, count in mended.items() if count}}
 
     def _adopt(self, mended: dict[str, int], wanted: Callable[[], bool]) -> dict[str, Any]:
         """Adopt the peers that only the device has; if one cannot be adopted, none is, and the reasons are returned.
@@ -173,11 +173,11 @@ class Reconciler:
         That is no reason to leave the rest unmended. Raises PeerlaneError where the writer could not be asked.
         """
         try:
-            told: dict[str, Any] = {}
+            report: dict[str, Any] = {}
             for result in self.errands.run(names.IMPORT_PEERS, [{"live": True, "leave_out": True}], wanted):
                 mended["adopted"] = int(result["created"])
-                told |= self._left_out([str(one["public_key"]) for one in result["left_out"]])
-            return told
+                report |= self._left_out([str(one["public_key"]) for one in result["left_out"]])
+            return report
         except (Conflict, Invalid, PoolExhausted, Draining) as refusal:
             log.warning("gateway %s: unknown peers were not adopted: %s", self.policy.gateway, refusal)
             return {"not_adopted": refusal.as_dict()}

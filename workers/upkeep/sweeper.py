@@ -131,19 +131,19 @@ class Sweeper:
         """Every peer, judged; their keys go into ``peers``."""
         counted = self.counted
         sight = counted.sight if counted is not None and use_sight else None
-        found = Judgement(now, self.limits, sight, sure_since=self.clock.sure_since)
+        judgement = Judgement(now, self.limits, sight, sure_since=self.clock.sure_since)
         for page in lifetimes(self.redis, self.gateway, peers):
             seen: dict[str, StoredActivity] = {}
             if counted is not None and sight is not None and watches(now, self.limits, sight):
                 seen = counted.known([key for key, life in page.items() if key in sight.shown and not life.pinned])
-            found.take(page, seen)
+            judgement.take(page, seen)
             go_on({})
-        return found
+        return judgement
 
     def _coming(self) -> int:
         """How many peers the writer still adds after a start."""
-        told = cast("bytes | None", self.redis.hget(names.gateway_key(self.gateway), "recovering")) or b""
-        return int(told) if told.isdigit() and len(told) < 10 else 0
+        stored = cast("bytes | None", self.redis.hget(names.gateway_key(self.gateway), "recovering")) or b""
+        return int(stored) if stored.isdigit() and len(stored) < 10 else 0
 
     def _alarm(self, decision: Decision) -> None:
         refusal = decision.refusal

@@ -97,8 +97,8 @@ class Agreement:
         loaded = self.until_answered(lambda: self.store.load(loading))
         lost, self.store.sequence.lost = self.store.sequence.lost, Lost()
         if lost and not starting:
-            found = loss.differences(self.table, loaded, lost.keys)
-            loss.make_up_for(self.store, lost, found, self._commit_at_startup, self.until_answered)
+            differing = loss.differences(self.table, loaded, lost.keys)
+            loss.make_up_for(self.store, lost, differing, self._commit_at_startup, self.until_answered)
             loaded = self.until_answered(lambda: self.store.load(loading))
         done = recover(
             self.policy,

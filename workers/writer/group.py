@@ -200,10 +200,10 @@ def _late(writer: Writer, requests: Sequence[Request]) -> list[tuple[Request, in
         return []
     late_before = writer.until_answered(writer.store.clock.now_ms) - NEARLY_LATE
     messages = Counter(request.id for request in requests)
-    found = [(request, request.arguments.get("deadline")) for request in requests if messages[request.id] == 1]
+    deadlines = [(request, request.arguments.get("deadline")) for request in requests if messages[request.id] == 1]
     return [
         (request, deadline)
-        for request, deadline in found
+        for request, deadline in deadlines
         if isinstance(deadline, int) and not isinstance(deadline, bool) and 0 < deadline < late_before
     ]
 

@@ -89,15 +89,15 @@ class Heartbeat(threading.Thread):
     def _beat(self, redis: Redis) -> None:
         with self._telling:
             writer = self._writer
-            told = {"phase": self.phase, "loaded": self.loaded, "recovered": self.recovered}
-            told |= {"peers": len(writer.table.peers), "recovering": len(writer.table.coming)}
+            progress = {"phase": self.phase, "loaded": self.loaded, "recovered": self.recovered}
+            progress |= {"peers": len(writer.table.peers), "recovering": len(writer.table.coming)}
             done = {name: getattr(writer, name) for name in ("answered", "refused", "created", "deleted")}
             turned = {"idle_ms": int(PULSE.idle() * 1000), "idle_may_ms": int(PULSE.within * 1000)}
             brief = self._beats % WHOLE_OF != 0
             metrics = self._metrics()
             began = time.monotonic()
             state = self._store.heartbeat(
-                redis, metrics=metrics, brief=brief, **told, **done, **turned, **writer.pace.told()
+                redis, metrics=metrics, brief=brief, **progress, **done, **turned, **writer.pace.told()
             )
             writer.measurements.round_trip = round(time.monotonic() - began, 6)
         self._beats += 1

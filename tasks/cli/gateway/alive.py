@@ -24,8 +24,14 @@ def alive(session: Session, name: str, *, ready: bool) -> None:
     well = lane.state not in ("down", "stuck") and not (ready and lane.state == "recovering")
     if session.output.json:
         silent = None if lane.silent_for is None else lane.silent_for / 1000
-        told = {"gateway": name, "alive": well, "state": lane.state, "silent_for": silent, "idle_for": lane.idle_for}
-        session.output.document(told)
+        document = {
+            "gateway": name,
+            "alive": well,
+            "state": lane.state,
+            "silent_for": silent,
+            "idle_for": lane.idle_for,
+        }
+        session.output.document(document)
     elif well:
         session.output.show(f"{name} is {lane.state}")
     else:

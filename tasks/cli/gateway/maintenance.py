@@ -179,8 +179,8 @@ def _answered(status: GatewayStatus) -> str | None:
 
 
 def _alarm(status: GatewayStatus, alarm: Alarm) -> Text:
-    told = f", as of {span(status.ago(alarm.at))} ago" if alarm.at > alarm.since else ""
-    return Text(f"{alarm.message} (for {span(status.ago(alarm.since))}{told}); {alarm.runbook}", "red")
+    when = f", as of {span(status.ago(alarm.at))} ago" if alarm.at > alarm.since else ""
+    return Text(f"{alarm.message} (for {span(status.ago(alarm.since))}{when}); {alarm.runbook}", "red")
 
 
 def _observer(status: GatewayStatus) -> Text:

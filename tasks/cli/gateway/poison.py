@@ -68,37 +68,37 @@ def _say(session: Session, document: dict[str, object], sentence: str) -> None:
 
 def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
     with reaching():
-        found = poison_messages.find(lanes.redis, name, wanted)
-        about = poison_messages.shown(found, lanes.stored(found.request_id) if found.request_id else None)
+        message = poison_messages.find(lanes.redis, name, wanted)
+        about = poison_messages.shown(message, lanes.stored(message.request_id) if message.request_id else None)
     if session.output.json:
         session.output.document(about)
         return
     arguments = about.pop("arguments", {})
-    about["at"] = _time(found.at)
+    about["at"] = _time(message.at)
     session.output.show(facts({title.replace("_", " "): value for title, value in (about | arguments).items()}))
 
 
 def _list(session: Session, lanes: Lanes, name: str) -> None:
     with reaching():
-        found = poison_messages.set_aside_messages(lanes.redis, name)
+        messages = poison_messages.set_aside_messages(lanes.redis, name)
     if session.output.json:
-        told = [
+        documents = [
             {"id": one.id, "at": one.at // 1000, "reason": one.reason, "request_id": one.request_id, "size": one.size}
-            for one in found
+            for one in messages
         ]
-        session.output.document({"gateway": name, "messages": told})
+        session.output.document({"gateway": name, "messages": documents})
         return
-    if not found:
+    if not messages:
         session.output.note(f"{name} has set nothing aside", "green")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("id", "when", "bytes", "reason"):
         table.add_column(title, no_wrap=title != "reason", justify="right" if title == "bytes" else "left")
-    for one in found[:ROWS]:
+    for one in messages[:ROWS]:
         table.add_row(one.id, _time(one.at), f"{one.size:,}", one.reason)
     session.output.show(table)
-    if len(found) > ROWS:
-        session.output.note(f"the latest {ROWS} of {len(found):,}; --json lists all")
+    if len(messages) > ROWS:
+        session.output.note(f"the latest {ROWS} of {len(messages):,}; --json lists all")
 
 
 def _time(at: int) -> str:

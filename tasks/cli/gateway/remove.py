@@ -26,7 +26,7 @@ def remove(session: Session, name: str, *, force: bool) -> None:
         session.output.document(asdict(done))
         return
     held = [(done.peers, "peer"), (done.requests, "waiting request")]
-    told = " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in held if count)
-    session.output.out.print(f"{name} is forgotten{f', with {told}' if told else ''}", style="green")
+    listed = " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in held if count)
+    session.output.out.print(f"{name} is forgotten{f', with {listed}' if listed else ''}", style="green")
     if done.peers:
         session.output.note("its device may hold them still: delete that on its host, or start the gateway anew")

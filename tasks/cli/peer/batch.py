@@ -46,14 +46,14 @@ class Answered:
     @property
     def counts(self) -> Counter[str]:
         """The number of each outcome, and ``failed``."""
-        return Counter("failed" if isinstance(found, PeerlaneError) else found.outcome for _, found in self.answers)
+        return Counter("failed" if isinstance(answer, PeerlaneError) else answer.outcome for _, answer in self.answers)
 
     @property
     def status(self) -> int:
         """The exit status: the common one if all failed with the same status, else 1 if any failed."""
         if self.interrupted:
             return INTERRUPTED
-        kinds = {found.exit_code if isinstance(found, PeerlaneError) else 0 for _, found in self.answers}
+        kinds = {answer.exit_code if isinstance(answer, PeerlaneError) else 0 for _, answer in self.answers}
         return max(kinds) if len(kinds) == 1 else int(any(kinds))
 
 
@@ -112,7 +112,7 @@ def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> Non
         output.document(
             {
                 "gateway": gateway,
-                "results": [_object(line, found, numbered=numbered) for line, found in done.answers],
+                "results": [_object(line, answer, numbered=numbered) for line, answer in done.answers],
                 "summary": {
                     "asked": done.total,
                     "answered": len(done.answers),
@@ -122,8 +122,8 @@ def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> Non
             }
         )
     else:
-        for line, found in done.answers:
-            output.out.print(_sentence(line, found, numbered=numbered), soft_wrap=True)
+        for line, answer in done.answers:
+            output.out.print(_sentence(line, answer, numbered=numbered), soft_wrap=True)
         sums = ", ".join(f"{count:,} {name}" for name, count in sorted(done.counts.items())) or "nothing"
         rate = f"{len(done.answers) / done.seconds:,.0f}/s" if done.seconds > 0 else ""
         output.note(f"{sums} in {done.seconds:.1f} s, {rate}", "red" if done.counts["failed"] else "green")
@@ -136,19 +136,19 @@ def tell(output: Output, gateway: str, done: Answered, *, numbered: bool) -> Non
         raise Exit(done.status)
 
 
-def _object(line: Line, found: PeerResult | PeerlaneError, *, numbered: bool) -> dict[str, Any]:
+def _object(line: Line, answer: PeerResult | PeerlaneError, *, numbered: bool) -> dict[str, Any]:
     about: dict[str, Any] = {"line": line.number} if numbered else {}
-    if isinstance(found, PeerResult):
-        return about | found.model_dump(mode="json")
+    if isinstance(answer, PeerResult):
+        return about | answer.model_dump(mode="json")
     if line.public_key is not None:
         about["public_key"] = line.public_key
-    return {**about, "error": as_document(found)}
+    return {**about, "error": as_document(answer)}
 
 
-def _sentence(line: Line, found: PeerResult | PeerlaneError, *, numbered: bool) -> Text:
+def _sentence(line: Line, answer: PeerResult | PeerlaneError, *, numbered: bool) -> Text:
     where = f"line {line.number}: " if numbered else ""
-    if isinstance(found, PeerlaneError):
-        return Text(f"{where}{found.code}  {line.public_key or '-'}  {found.message}", "red")
+    if isinstance(answer, PeerlaneError):
+        return Text(f"{where}{answer.code}  {line.public_key or '-'}  {answer.message}", "red")
     return Text(
-        "  ".join(part for part in (where + found.outcome, found.public_key, ", ".join(found.allowed_ips)) if part)
+        "  ".join(part for part in (where + answer.outcome, answer.public_key, ", ".join(answer.allowed_ips)) if part)
     )

@@ -33,8 +33,8 @@ class Line:
     @property
     def public_key(self) -> str | None:
         """Its public key, if it can be read."""
-        found = None if isinstance(self.wish, Invalid) else self.wish.get("public_key")
-        return found if isinstance(found, str) else None
+        key = None if isinstance(self.wish, Invalid) else self.wish.get("public_key")
+        return key if isinstance(key, str) else None
 
 
 def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
@@ -46,7 +46,7 @@ def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
     Raises:
         Invalid: the first line of a CSV does not name fields that there are, or an array is none.
     """
-    return [Line(number, _completed(found, defaults)) for number, found in _reader(text)]
+    return [Line(number, _completed(wish, defaults)) for number, wish in _reader(text)]
 
 
 def read_keys(text: str) -> list[Line]:
@@ -58,8 +58,8 @@ def read_keys(text: str) -> list[Line]:
     first = text.lstrip().split("\n", 1)[0].strip()
     if first[:1] in ("{", "[") or not _LOOKS_LIKE_A_KEY.fullmatch(first):
         return [
-            Line(number, found if isinstance(found, Invalid) else {"public_key": found.get("public_key")})
-            for number, found in _reader(text)
+            Line(number, item if isinstance(item, Invalid) else {"public_key": item.get("public_key")})
+            for number, item in _reader(text)
         ]
     lines = enumerate((line.strip() for line in text.split("\n")), 1)
     return [Line(number, {"public_key": line}) for number, line in lines if line]
@@ -102,11 +102,11 @@ def _json_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            item = json.loads(line)
         except (ValueError, RecursionError):
             yield number, Invalid("not JSON")
             continue
-        yield number, cast("dict[str, Any]", found) if isinstance(found, dict) else Invalid("not a JSON object")
+        yield number, cast("dict[str, Any]", item) if isinstance(item, dict) else Invalid("not a JSON object")
 
 
 def _json_array(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
@@ -119,10 +119,10 @@ def _json_array(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
         if text[at : at + 1] == "]":
             break
         try:
-            found, at = decoder.raw_decode(text, at)
+            item, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             raise Invalid(f"line {line}: not JSON; nothing was sent") from None
-        yield line, _item(found)
+        yield line, _item(item)
         at = _BLANK.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess] - as above
         if text[at : at + 1] not in (",", "]"):
             raise Invalid(f"line {line + text.count(chr(10), counted, at)}: a JSON array has a comma or ] here")
@@ -131,10 +131,10 @@ def _json_array(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
         raise Invalid("behind the JSON array there is something else; nothing was sent")
 
 
-def _item(found: object) -> dict[str, Any] | Invalid:
-    if isinstance(found, str):
-        return {"public_key": found}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else Invalid("not a JSON object")
+def _item(value: object) -> dict[str, Any] | Invalid:
+    if isinstance(value, str):
+        return {"public_key": value}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else Invalid("not a JSON object")
 
 
 def _header(text: str) -> tuple[list[str], str]:

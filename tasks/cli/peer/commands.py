@@ -203,14 +203,14 @@ def delete(session: Session, gateway: str, keys: Sequence[str], *, source: TextI
     request_id = new_request_id(gateway)
     try:
         one = session.gateway(gateway)
-        found = ask(session, request_id, lambda: one.delete_peer(key, timeout=batch.timeout, request_id=request_id))
+        result = ask(session, request_id, lambda: one.delete_peer(key, timeout=batch.timeout, request_id=request_id))
     except PeerlaneError as error:
         again = shlex.join(["peerlane", "peer", "delete", gateway, key])
         raise fail(session.output, error, {}, again, gateway=gateway, public_key=key, request_id=request_id) from None
     if session.output.json:
-        session.output.document({**found.model_dump(mode="json", exclude_none=True), "request_id": request_id})
+        session.output.document({**result.model_dump(mode="json", exclude_none=True), "request_id": request_id})
     else:
-        session.output.out.print(f"{found.outcome}  {found.public_key}", style="green")
+        session.output.out.print(f"{result.outcome}  {result.public_key}", style="green")
 
 
 @peer.command()
@@ -253,8 +253,8 @@ def list_peers(session: Session, gateway: str) -> None:
     with counting(output, f"peers of {gateway}", total) as counted:
         peers = counted(everyone)
         if output.json:
-            told = ({**found.public(), "activity": seen.as_dict() if seen else None} for found, seen in peers)
-            if (failure := output.listing({"gateway": gateway}, "peers", told)) is not None:
+            documents = ({**found.public(), "activity": seen.as_dict() if seen else None} for found, seen in peers)
+            if (failure := output.listing({"gateway": gateway}, "peers", documents)) is not None:
                 raise Exit(failure.exit_code)
         elif not output.out.is_terminal:
             for found, activity in peers:
@@ -276,5 +276,5 @@ def _with_activity(session: Session, one: Gateway) -> tuple[bool, Iterable[tuple
         first = next(pairs, None)
     except StorageError as refusal:
         session.output.warn(f"when peers were last seen is not shown: {refusal.message}")
-        return False, ((found, None) for found in one.peers())
+        return False, ((peer, None) for peer in one.peers())
     return True, () if first is None else chain([first], pairs)

@@ -187,14 +187,14 @@ def _keys(order: Order) -> Keys:
 
 
 def _tell_program(session: Session, made: Made) -> None:
-    found: dict[str, Any] = {**made.result.model_dump(mode="json"), "request_id": made.request_id, **made.shown}
+    document: dict[str, Any] = {**made.result.model_dump(mode="json"), "request_id": made.request_id, **made.shown}
     if made.went_to == "stdout" and made.config is not None:
-        found["conf"] = made.config.render()
+        document["conf"] = made.config.render()
     elif made.went_to == "file":
-        found["conf_file"] = str(made.order.conf)
+        document["conf_file"] = str(made.order.conf)
     if made.failure is not None:
-        found["error"] = as_document(made.failure)
-    session.output.document(found)
+        document["error"] = as_document(made.failure)
+    session.output.document(document)
 
 
 def _tell_person(session: Session, made: Made) -> None:

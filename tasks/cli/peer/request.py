@@ -55,13 +55,13 @@ def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], a
 
     ``again`` is the command that asks for the same again, which settles an unknown outcome.
     """
-    told = {name: value for name, value in secrets.items() if value is not None}
+    kept = {name: value for name, value in secrets.items() if value is not None}
     if not isinstance(error, OutcomeUnknown):
-        told = {}
-    output.error(as_document(error, **about, **told))
+        kept = {}
+    output.error(as_document(error, **about, **kept))
     if isinstance(error, OutcomeUnknown):
         if again:
             output.note(f"to settle it, ask again: {again}")
-        for name, value in told.items():
+        for name, value in kept.items():
             output.warn(f"{name.replace('_', ' ')}, shown this once: {value}")
     return Exit(error.exit_code)

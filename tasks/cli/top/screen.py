@@ -70,15 +70,15 @@ def table(rows: Sequence[Row], width: int) -> Table:
         max([len(one.title), *(cell.cell_len for cell in column)]) for one, column in zip(columns, cells, strict=True)
     ]
     gap = 2 if sum(widths) + 2 * len(widths) <= width else 1
-    found = Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
+    screen = Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
     # Of all that stands here only a gateway's name may be cut.
     widths[0] = max(6, min(widths[0], width - sum(widths[1:]) - gap * len(widths)))
     for one, size in zip(columns, widths, strict=True):
         justify = "right" if one.right else "left"
-        found.add_column(one.title, justify=justify, no_wrap=True, overflow="ellipsis", width=size)
+        screen.add_column(one.title, justify=justify, no_wrap=True, overflow="ellipsis", width=size)
     for line in zip(*cells, strict=True):
-        found.add_row(*line)
-    return found
+        screen.add_row(*line)
+    return screen
 
 
 def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
@@ -193,10 +193,10 @@ def _rate(rate: float | None) -> Text:
 
 
 def _refused(row: Row) -> Text:
-    found = _rate(row.refused_per_second)
+    rate = _rate(row.refused_per_second)
     if row.refused_per_second:
-        found.stylize("yellow")
-    return found
+        rate.stylize("yellow")
+    return rate
 
 
 def _bytes(rate: int | None) -> Text:
@@ -235,12 +235,12 @@ def _beats(row: Row) -> Text:
 
 def _sweep(row: Row) -> Text:
     """What the last sweep came to, and when."""
-    found = _swept(row)
+    swept = _swept(row)
     if not row.sweep:
-        return found
+        return swept
     if row.sweep.get("outcome") == "running":
-        return found.append(f" of {row.sweep.get('of', 0):,}")
-    return found.append(f", {_seconds(row.sweep['ago'])} ago")
+        return swept.append(f" of {row.sweep.get('of', 0):,}")
+    return swept.append(f", {_seconds(row.sweep['ago'])} ago")
 
 
 def _swept(row: Row) -> Text:

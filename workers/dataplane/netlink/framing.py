@@ -170,8 +170,8 @@ def family_id(payload: Payload) -> int:
     datagram, at, end = payload
     for kind, start, stop in attributes(datagram, at + 4, end):
         if kind == _CTRL_ATTR_FAMILY_ID and stop - start == 2:
-            found: int = _U16.unpack_from(datagram, start)[0]
-            return found
+            number: int = _U16.unpack_from(datagram, start)[0]
+            return number
     raise Malformed("the controller's answer holds no family id")
 
 

@@ -68,18 +68,18 @@ class RouteTable:
         """Every unicast route to the device, ours or not."""
 
         def dump() -> list[Route]:
-            found: list[Route] = []
+            routes: list[Route] = []
             for version in (4, 6):
                 try:
                     for payload in self._channel.dump(RTM_GETROUTE, RTM_NEWROUTE, encode_get_routes(version, index)):
                         route = read_route(payload, index)
                         if route is not None:
-                            found.append(route)
+                            routes.append(route)
                 except KernelRefused as error:
                     # A fresh network namespace has no main table yet.
                     if error.errno != errno.ENOENT:
                         raise
-            return found
+            return routes
 
         return uninterrupted(dump)
 

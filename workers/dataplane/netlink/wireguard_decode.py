@@ -63,14 +63,14 @@ def read_device(payload: Payload) -> DeviceState:
     """
     buffer, at, end = payload
     try:
-        found = _locate(buffer, at + 4, end, _DEVICE_SIZES)
-        if not found[IFINDEX] or not found[LISTEN_PORT]:
+        places = _locate(buffer, at + 4, end, _DEVICE_SIZES)
+        if not places[IFINDEX] or not places[LISTEN_PORT]:
             raise Malformed("the first message of a dump holds no device")
         return DeviceState(
-            index=U32.unpack_from(buffer, found[IFINDEX] + 4)[0],
-            private_key=_key(buffer, found[PRIVATE_KEY]),
-            public_key=_key(buffer, found[PUBLIC_KEY]),
-            listen_port=U16.unpack_from(buffer, found[LISTEN_PORT] + 4)[0],
+            index=U32.unpack_from(buffer, places[IFINDEX] + 4)[0],
+            private_key=_key(buffer, places[PRIVATE_KEY]),
+            public_key=_key(buffer, places[PUBLIC_KEY]),
+            listen_port=U16.unpack_from(buffer, places[LISTEN_PORT] + 4)[0],
         )
     except struct.error:
         raise Malformed("an attribute is cut short") from None
@@ -109,7 +109,7 @@ def read_counters(payload: Payload) -> list[PeerCounters]:
         Malformed: the message makes no sense.
     """
     buffer, at, end = payload
-    found: list[PeerCounters] = []
+    counters: list[PeerCounters] = []
     try:
         for start, stop in _peers(buffer, at, end):
             where = _locate(buffer, start, stop, _PEER_SIZES)
@@ -118,7 +118,7 @@ def read_counters(payload: Payload) -> list[PeerCounters]:
                 raise Malformed("a peer without a public key")
             if handshake and rx and tx:
                 seconds, nanoseconds = _TIME.unpack_from(buffer, handshake + 4)
-                found.append(
+                counters.append(
                     PeerCounters(
                         encode_key(buffer[key + 4 : key + 36]),
                         seconds + nanoseconds / 1e9,
@@ -129,12 +129,12 @@ def read_counters(payload: Payload) -> list[PeerCounters]:
                 )
     except struct.error:
         raise Malformed("an attribute is cut short") from None
-    return found
+    return counters
 
 
 def _locate(buffer: bytes, at: int, end: int, sizes: Sequence[int]) -> list[int]:
     """Where each attribute begins, by type; 0 for one that is not there. Raises struct.error past the buffer."""
-    found = [0] * len(sizes)
+    places = [0] * len(sizes)
     unpack = ATTRIBUTE.unpack_from
     while at < end:
         length, kind = unpack(buffer, at)
@@ -144,9 +144,9 @@ def _locate(buffer: bytes, at: int, end: int, sizes: Sequence[int]) -> list[int]
         if kind < len(sizes):
             if sizes[kind] and length != sizes[kind] + 4:
                 raise Malformed(f"attribute {kind} has {length - 4} bytes instead of {sizes[kind]}")
-            found[kind] = at
+            places[kind] = at
         at += (length + 3) & ~3
-    return found
+    return places
 
 
 def _peers(buffer: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
@@ -184,7 +184,7 @@ def _key(buffer: bytes, at: int) -> bytes | None:
 def _allowed_ips(buffer: bytes, at: int) -> frozenset[Prefix]:
     if not at:
         return frozenset()
-    found: list[Prefix] = []
+    prefixes: list[Prefix] = []
     for _, start, stop in attributes(buffer, at + 4, at + ATTRIBUTE.unpack_from(buffer, at)[0]):
         _, family, address, length = _locate(buffer, start, stop, _ALLOWED_IP_SIZES)
         if not (family and address and length):
@@ -193,8 +193,8 @@ def _allowed_ips(buffer: bytes, at: int) -> frozenset[Prefix]:
         bits = {socket.AF_INET: 32, socket.AF_INET6: 128}.get(U16.unpack_from(buffer, family + 4)[0])
         if bits is None or len(packed) * 8 != bits or buffer[length + 4] > bits:
             raise Malformed("an allowed IP of no known family")
-        found.append(Prefix.from_packed(packed, buffer[length + 4]))
-    return frozenset(found)
+        prefixes.append(Prefix.from_packed(packed, buffer[length + 4]))
+    return frozenset(prefixes)
 
 
 def _endpoint(buffer: bytes, at: int) -> tuple[str, int] | None:
