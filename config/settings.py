@@ -251,7 +251,9 @@ def read(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False, include_context=False)
-        raise BadSettings("; ".join(_sentence(str(one["loc"][0]), one["type"], one["msg"]) for one in wrong)) from None
+        raise BadSettings(
+            "; ".join(_sentence(str(problem["loc"][0]), problem["type"], problem["msg"]) for problem in wrong)
+        ) from None
     except UnicodeEncodeError:  # bytes that are no text, of which pydantic cannot tell
         raise BadSettings("a setting holds what is not UTF-8") from None
 

@@ -48,9 +48,9 @@ def check_areas(texts: Sequence[str], others: Sequence[str] = ()) -> None:
     """Check that no prefix overlaps another or one of ``others``, which were checked before. Raises ValueError."""
     areas = [network(text) for text in texts]
     before = [network(text) for text in others]
-    for one, other in [*combinations(areas, 2), *((one, other) for one in areas for other in before)]:
-        if one.version == other.version and one.overlaps(other):  # type: ignore[arg-type] - the same family
-            raise ValueError(f"{one} and {other} overlap")
+    for area, other in [*combinations(areas, 2), *((area, other) for area in areas for other in before)]:
+        if area.version == other.version and area.overlaps(other):  # type: ignore[arg-type] - the same family
+            raise ValueError(f"{area} and {other} overlap")
 
 
 def check_pools(texts: Sequence[str]) -> None:

@@ -29,9 +29,9 @@ class Clash:
     sentence: str
 
 
-def is_there(in_file: ConfPeer, held: Peer | None) -> bool:
+def is_there(in_file: ConfPeer, peer: Peer | None) -> bool:
     """Whether ``held`` is the peer that the file asks for."""
-    return held is not None and not _differences(in_file, held)
+    return peer is not None and not _differences(in_file, peer)
 
 
 def clashes(
@@ -46,51 +46,51 @@ def clashes(
     served = [Prefix.parse(text) for text in (*gateway.pools, *gateway.serves)]
     own = [Prefix.parse(text) for text in gateway.addresses]
     fresh: list[ConfPeer] = []
-    for one in in_file:
-        key = one.peer.public_key
+    for peer in in_file:
+        key = peer.peer.public_key
         there = held.get(key)
         if key == gateway.public_key:
-            yield Clash(one.line, key, "own_key", f"that is the gateway {gateway.name}'s own key")
+            yield Clash(peer.line, key, "own_key", f"that is the gateway {gateway.name}'s own key")
         elif there is not None:
-            if differs := _differences(one, there):
+            if differs := _differences(peer, there):
                 sentence = f"the peer is there already with another {', '.join(differs)}"
-                yield Clash(one.line, key, "another_wish", sentence)
+                yield Clash(peer.line, key, "another_wish", sentence)
         elif key in owners:
             sentence = "the peer is there already, with a record that does not parse; delete it or mend the record"
-            yield Clash(one.line, key, "broken_record", sentence)
+            yield Clash(peer.line, key, "broken_record", sentence)
         else:
-            fresh.append(one)
-            yield from _out_of_place(one, gateway, served, own)
+            fresh.append(peer)
+            yield from _out_of_place(peer, gateway, served, own)
     yield from _overlapping(fresh, addresses)
 
 
-def _differences(in_file: ConfPeer, held: Peer) -> list[str]:
+def _differences(in_file: ConfPeer, peer: Peer) -> list[str]:
     names = [*_ALWAYS, *(name for name in _NAMED if name in in_file.named)]
-    return [name for name in names if getattr(in_file.peer, name) != getattr(held, name)]
+    return [name for name in names if getattr(in_file.peer, name) != getattr(peer, name)]
 
 
-def _out_of_place(one: ConfPeer, gateway: GatewayInfo, served: list[Prefix], own: list[Prefix]) -> Iterator[Clash]:
-    key = one.peer.public_key
-    for prefix in one.peer.allowed_ips:
+def _out_of_place(peer: ConfPeer, gateway: GatewayInfo, served: list[Prefix], own: list[Prefix]) -> Iterator[Clash]:
+    key = peer.peer.public_key
+    for prefix in peer.peer.allowed_ips:
         if not any(area.contains(prefix) for area in served):
             listed = ", ".join(str(area) for area in served) or "nothing"
             sentence = (
                 f"{prefix} is outside what the gateway {gateway.name} serves ({listed}): start it with"
                 " PEERLANE_SERVES or PEERLANE_POOLS that hold it"
             )
-            yield Clash(one.line, key, "not_served", sentence)
+            yield Clash(peer.line, key, "not_served", sentence)
         for address in own:
             if prefix.contains(address):
                 sentence = f"{prefix} holds the gateway's own address {address.address}"
-                yield Clash(one.line, key, "own_address", sentence)
+                yield Clash(peer.line, key, "own_address", sentence)
 
 
 def _overlapping(fresh: list[ConfPeer], addresses: Mapping[Prefix, str]) -> Iterator[Clash]:
-    held: list[tuple[Prefix, ConfPeer | str]] = list(addresses.items())
-    held += [(prefix, one) for one in fresh for prefix in one.peer.allowed_ips]
-    for pair in overlaps(held):
+    owned: list[tuple[Prefix, ConfPeer | str]] = list(addresses.items())
+    owned += [(prefix, peer) for peer in fresh for prefix in peer.peer.allowed_ips]
+    for pair in overlaps(owned):
         # Two of the file's, or two of Redis', are told elsewhere or nobody's business here.
-        (mine, one), (theirs, other) = pair if isinstance(pair[0][1], ConfPeer) else pair[::-1]
-        if isinstance(one, ConfPeer) and isinstance(other, str):
+        (mine, peer), (theirs, other) = pair if isinstance(pair[0][1], ConfPeer) else pair[::-1]
+        if isinstance(peer, ConfPeer) and isinstance(other, str):
             sentence = f"{mine} overlaps {theirs}, which the peer {other} holds"
-            yield Clash(one.line, one.peer.public_key, "overlap", sentence)
+            yield Clash(peer.line, peer.peer.public_key, "overlap", sentence)

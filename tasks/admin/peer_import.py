@@ -72,8 +72,8 @@ class ImportClash(Conflict):
 
     def as_dict(self) -> dict[str, object]:
         clashes = [
-            {"line": one.line, "public_key": one.public_key, "kind": one.kind, "message": one.sentence}
-            for one in self.clashes
+            {"line": clash.line, "public_key": clash.public_key, "kind": clash.kind, "message": clash.sentence}
+            for clash in self.clashes
         ]
         return {**super().as_dict(), "conflicts": clashes}
 
@@ -99,7 +99,7 @@ class AdoptionClash(Conflict):
         self.not_taken, self.unlisted = tuple(not_taken), unlisted
 
     def as_dict(self) -> dict[str, object]:
-        clashes = {"conflicts": [one.model_dump() for one in self.not_taken], "unlisted": self.unlisted}
+        clashes = {"conflicts": [peer.model_dump() for peer in self.not_taken], "unlisted": self.unlisted}
         return {**super().as_dict(), **clashes}
 
 
@@ -160,11 +160,11 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
             " file before it starts"
         )
     wanted = {one.peer.public_key for one in conf.peers}
-    held = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
+    present = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
     addresses = _addresses(lanes_of(app or tasks.app), gateway, conf.peers)
-    if clashing := sorted(clashes(conf.peers, info, held, addresses), key=lambda one: (one.line, one.sentence)):
+    if clashing := sorted(clashes(conf.peers, info, present, addresses), key=lambda one: (one.line, one.sentence)):
         raise ImportClash(clashing)
-    existing = tuple(one for one in conf.peers if is_there(one, held.get(one.peer.public_key)))
+    existing = tuple(one for one in conf.peers if is_there(one, present.get(one.peer.public_key)))
     there = {one.peer.public_key for one in existing}
     fresh = tuple(one for one in conf.peers if one.peer.public_key not in there)
     return Checked(gateway, fresh, existing, conf.unread)
@@ -209,9 +209,9 @@ def import_live(
         return sent.get(timeout=timeout)
 
     would = ask(dry_run=True)
-    wrong = [NotTaken.model_validate(one) for one in would["conflicts"]]
+    wrong = [NotTaken.model_validate(conflict) for conflict in would["conflicts"]]
     if not leave_out:
-        wrong += [NotTaken.model_validate(one) for one in would["left_out"]]
+        wrong += [NotTaken.model_validate(conflict) for conflict in would["left_out"]]
     if wrong:
         raise AdoptionClash(wrong, int(would["unlisted"]))
     # What comes onto the device in between is judged by the writer.
@@ -240,7 +240,7 @@ def carry_out(checked: Checked, *, app: PeerlaneApp | None = None, timeout: floa
     application = app or tasks.app
     task = tasks.task_of(application, names.IMPORT_PEERS)
     seal = partial(cipher_of(application.settings).encrypt, checked.gateway)
-    entries = [staged(one, seal) for one in (*checked.fresh, *checked.existing)]
+    entries = [staged(peer, seal) for peer in (*checked.fresh, *checked.existing)]
     digest = hashlib.sha256("".join(f"{entry}\n" for entry in entries).encode()).hexdigest()
     token = uuid.uuid4().hex
     lanes = lanes_of(application)
@@ -279,8 +279,8 @@ def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
 
 def _addresses(lanes: Lanes, gateway: str, peers: Sequence[ConfPeer]) -> dict[Prefix, str]:
     """Who holds what of these peers' addresses, and what these peers hold; of the others nothing is kept."""
-    keys = {one.peer.public_key for one in peers}
-    areas = Areas(prefix for one in peers for prefix in one.peer.allowed_ips)
+    keys = {peer.peer.public_key for peer in peers}
+    areas = Areas(prefix for peer in peers for prefix in peer.peer.allowed_ips)
     owners: dict[Prefix, str] = {}
     for text, name in scan(lanes.redis, names.addresses_key(gateway)):
         with suppress(ValueError):  # the writer reports those by itself

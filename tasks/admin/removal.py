@@ -106,9 +106,9 @@ def _look(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
         raise Unavailable(f"the gateway {gateway} has a live observer: stop it, wait {wait:g} s, then remove", wait)
     removed = Removed(gateway, peers, lane.waiting + lane.waiting_bulk + taken)
     words = ((peers, "peer", "peers"), (removed.requests, "request that waits", "requests that wait"))
-    held = [f"{count:,} {one if count == 1 else many}" for count, one, many in words if count]
-    if held and not force:
-        raise Conflict(f"the gateway {gateway} holds {' and '.join(held)}: --force forgets them with it")
+    counted = [f"{count:,} {single if count == 1 else many}" for count, single, many in words if count]
+    if counted and not force:
+        raise Conflict(f"the gateway {gateway} holds {' and '.join(counted)}: --force forgets them with it")
     return removed
 
 

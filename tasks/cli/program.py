@@ -103,8 +103,8 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, dict):
         yield from _texts(tuple(cast("dict[object, object]", value).items()))
     elif isinstance(value, tuple):
-        for one in cast("tuple[object, ...]", value):
-            yield from _texts(one)
+        for item in cast("tuple[object, ...]", value):
+            yield from _texts(item)
 
 
 class Program(Group):

@@ -143,21 +143,21 @@ def gateway_table(gateways: Iterable[GatewayInfo], width: int) -> Table:
     narrow = width < WIDE
     table = Table(box=None, padding=(0, 2 if not narrow else 1, 0, 0), header_style="bold")
     table.add_column("gateway", no_wrap=True, overflow="ellipsis", min_width=7)
-    table.add_column("state", no_wrap=True, min_width=_widest("state", [one.state for one in rows]))
+    table.add_column("state", no_wrap=True, min_width=_widest("state", [row.state for row in rows]))
     if not narrow:
         table.add_column("region", no_wrap=True)
-    peers = [f"{one.peers:,}" for one in rows]
-    waiting = [f"{one.waiting + one.waiting_bulk:,}" for one in rows]
+    peers = [f"{row.peers:,}" for row in rows]
+    waiting = [f"{row.waiting + row.waiting_bulk:,}" for row in rows]
     table.add_column("peers", justify="right", no_wrap=True, min_width=_widest("peers", peers))
     table.add_column("waiting", justify="right", no_wrap=True, min_width=_widest("waiting", waiting))
     if not narrow:
         table.add_column("data plane", no_wrap=True)
     table.add_column(
-        "endpoint", overflow="fold", min_width=min(24, _widest("endpoint", [one.endpoint for one in rows]))
+        "endpoint", overflow="fold", min_width=min(24, _widest("endpoint", [row.endpoint for row in rows]))
     )
-    for one, some_peers, some_wait in zip(rows, peers, waiting, strict=True):
-        cells = [one.name, state(one.state, stopped=one.stopped), one.region or "", some_peers, some_wait]
-        cells += [one.dataplane, one.endpoint]
+    for row, some_peers, some_wait in zip(rows, peers, waiting, strict=True):
+        cells = [row.name, state(row.state, stopped=row.stopped), row.region or "", some_peers, some_wait]
+        cells += [row.dataplane, row.endpoint]
         table.add_row(*(cell for place, cell in enumerate(cells) if not narrow or place not in (2, 5)))
     return table
 
@@ -166,34 +166,34 @@ def _widest(title: str, cells: Iterable[str]) -> int:
     return max([len(title), *map(len, cells)])
 
 
-def gateway_facts(one: GatewayInfo, *, now: float) -> dict[str, object]:
+def gateway_facts(info: GatewayInfo, *, now: float) -> dict[str, object]:
     """The facts of one gateway; ``now`` is on Redis' clock."""
-    if one.stopped:
-        silent = f"{span(max(0.0, now - one.stopped_at))} ago" if one.stopped_at else "in good order"
-    elif one.state == "stuck":
-        silent = f"has served nothing for {span(one.idle_for or 0)}"
+    if info.stopped:
+        silent = f"{span(max(0.0, now - info.stopped_at))} ago" if info.stopped_at else "in good order"
+    elif info.state == "stuck":
+        silent = f"has served nothing for {span(info.idle_for or 0)}"
     else:
-        silent = "never heard of" if one.silent_for is None else f"last sign of life {span(one.silent_for)} ago"
-    colour = state(one.state, stopped=one.stopped)
+        silent = "never heard of" if info.silent_for is None else f"last sign of life {span(info.silent_for)} ago"
+    colour = state(info.state, stopped=info.stopped)
     return {
-        "state": colour if one.state == "active" else Text.assemble(colour, f", {silent}"),
-        "public key": one.public_key,
-        "endpoint": one.endpoint,
-        "region": one.region,
-        "labels": ", ".join(f"{name}={value}" for name, value in one.labels.items()) or None,
-        "pools": ", ".join(one.pools) or None,
-        "serves": ", ".join(one.serves) or None,
-        "clients route": ", ".join(one.client_allowed_ips) or None,
-        "DNS": ", ".join(one.dns) or None,
-        "MTU": one.mtu,
-        "peers": f"{one.peers:,} of at most {one.max_peers:,}",
-        "waiting": f"{one.waiting:,}, and {one.waiting_bulk:,} in bulk",
-        "device": f"{one.interface}, {one.dataplane} data plane, UDP port {one.listen_port}",
-        "writer": f"{one.holder}, {_since(one, now)}epoch {one.epoch}, version {one.version}",
+        "state": colour if info.state == "active" else Text.assemble(colour, f", {silent}"),
+        "public key": info.public_key,
+        "endpoint": info.endpoint,
+        "region": info.region,
+        "labels": ", ".join(f"{name}={value}" for name, value in info.labels.items()) or None,
+        "pools": ", ".join(info.pools) or None,
+        "serves": ", ".join(info.serves) or None,
+        "clients route": ", ".join(info.client_allowed_ips) or None,
+        "DNS": ", ".join(info.dns) or None,
+        "MTU": info.mtu,
+        "peers": f"{info.peers:,} of at most {info.max_peers:,}",
+        "waiting": f"{info.waiting:,}, and {info.waiting_bulk:,} in bulk",
+        "device": f"{info.interface}, {info.dataplane} data plane, UDP port {info.listen_port}",
+        "writer": f"{info.holder}, {_since(info, now)}epoch {info.epoch}, version {info.version}",
     }
 
 
-def _since(one: GatewayInfo, now: float) -> str:
-    if one.began_at is None or one.state == "down":
+def _since(info: GatewayInfo, now: float) -> str:
+    if info.began_at is None or info.state == "down":
         return ""
-    return f"started {span(max(0.0, now - one.began_at))} ago, "
+    return f"started {span(max(0.0, now - info.began_at))} ago, "

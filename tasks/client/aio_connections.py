@@ -59,7 +59,7 @@ async def read(connection: AbstractConnection) -> object:
 
 def is_silent(error: BaseException) -> bool:
     """Whether Redis did not answer at all. On a unix socket redis-py wraps that in another error."""
-    return any(isinstance(one, (TimeoutError, RedisTimeoutError)) for one in (error, error.__cause__))
+    return any(isinstance(cause, (TimeoutError, RedisTimeoutError)) for cause in (error, error.__cause__))
 
 
 def over(task: asyncio.Task[Any]) -> None:

@@ -130,8 +130,8 @@ class AsyncGateway:
     ) -> list[PeerAnswer]:
         task = tasks.task_of(self._app, name)
 
-        async def ask(one: Slice) -> Mapping[str, Any]:
-            return await self._ask_for(task, one.arguments, timeout, one.request_id, bulk=True)
+        async def ask(part: Slice) -> Mapping[str, Any]:
+            return await self._ask_for(task, part.arguments, timeout, part.request_id, bulk=True)
 
         return await ask_slices(ask, cut(name, self.name, wishes, new_list_id(self.name, request_id)))
 

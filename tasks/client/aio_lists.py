@@ -19,13 +19,13 @@ async def ask_slices(
     found: list[PeerAnswer] = []
     outstanding: deque[asyncio.Task[list[PeerAnswer]]] = deque()
 
-    async def answers(one: Slice) -> list[PeerAnswer]:
-        if not one.wishes:
-            return one.answers({"answers": []})
+    async def answers(part: Slice) -> list[PeerAnswer]:
+        if not part.wishes:
+            return part.answers({"answers": []})
         try:
-            return one.answers(await ask(one))
+            return part.answers(await ask(part))
         except PeerlaneError as error:
-            return one.answers(error)
+            return part.answers(error)
 
     async def oldest() -> list[PeerAnswer]:
         # Not awaited itself: a task that does not end by its first cancel would swallow its caller's.
@@ -33,8 +33,8 @@ async def ask_slices(
         return outstanding.popleft().result()
 
     try:
-        for one in slices:
-            outstanding.append(asyncio.create_task(answers(one)))
+        for part in slices:
+            outstanding.append(asyncio.create_task(answers(part)))
             if len(outstanding) >= window:
                 found += await oldest()
         while outstanding:

@@ -152,7 +152,7 @@ class Fleet:
     ) -> ListPlacement:
         """The placement of a list's wishes. Raises OutcomeUnknown if Redis cannot be reached."""
         fleet = self.gateways()
-        matching = [one.name for one in fleet if matches(one, region, where or {}) is None]
+        matching = [info.name for info in fleet if matches(info, region, where or {}) is None]
         keys = [
             cast("Mapping[str, object]", wish).get("public_key") if isinstance(wish, Mapping) else None
             for wish in wishes
@@ -166,9 +166,9 @@ class Fleet:
     ) -> tuple[ListRemoval, PeerlaneError]:
         """The removal of a list's keys, and the error if no gateway could answer. Raises as ``place_list``."""
         fleet = self.gateways()
-        matching = [one for one in fleet if matches(one, region, where or {}) is None]
-        holders = self._holders_of(keys, [one.name for one in matching], binding=False)
-        serving = next((one.name for one in matching if one.state in ("active", "draining")), None)
+        matching = [info for info in fleet if matches(info, region, where or {}) is None]
+        holders = self._holders_of(keys, [info.name for info in matching], binding=False)
+        serving = next((info.name for info in matching if info.state in ("active", "draining")), None)
         nobody = Placement(choose(fleet, region, where), 0.0, _asked_for(region, where)).nobody()
         return ListRemoval(keys, holders, serving), nobody
 
@@ -204,9 +204,9 @@ class Fleet:
         within = self._within(timeout)
         fleet = self.gateways()
         choice = choose(fleet, region, where)
-        matching = [one for one in fleet if matches(one, region, where or {}) is None]
-        if holders := self._holders(public_key, [one.name for one in matching]):
-            choice = Choice(tuple(one for one in matching if one.name == holders[0]), {}, {}, bound=True)
+        matching = [info for info in fleet if matches(info, region, where or {}) is None]
+        if holders := self._holders(public_key, [info.name for info in matching]):
+            choice = Choice(tuple(info for info in matching if info.name == holders[0]), {}, {}, bound=True)
         return Placement(choice, within, _asked_for(region, where))
 
     def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:

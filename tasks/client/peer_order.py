@@ -33,6 +33,6 @@ class PeerOrder:
         ranked = iter(self._ranked)
         last = b""
         while page := list(islice(ranked, size)):
-            fresh = [one for before, one in zip([last, *page], page, strict=False) if one != before]
+            fresh = [key for before, key in zip([last, *page], page, strict=False) if key != before]
             last = page[-1]
-            yield [text_key(one[18:]) for one in fresh]
+            yield [text_key(key[18:]) for key in fresh]

@@ -35,12 +35,12 @@ class Choice:
     bound: bool = False
 
 
-def matches(one: GatewayInfo, region: str | None, where: Mapping[str, str]) -> str | None:
+def matches(info: GatewayInfo, region: str | None, where: Mapping[str, str]) -> str | None:
     """Why the gateway does not match the region and the labels; None if it does."""
-    if region is not None and one.region != region:
-        return f"its region is {one.region}" if one.region else "it has no region"
-    wrong = [name for name, value in where.items() if one.labels.get(name) != value]
-    return f"its label {wrong[0]} is {one.labels.get(wrong[0], 'not set')}" if wrong else None
+    if region is not None and info.region != region:
+        return f"its region is {info.region}" if info.region else "it has no region"
+    wrong = [name for name, value in where.items() if info.labels.get(name) != value]
+    return f"its label {wrong[0]} is {info.labels.get(wrong[0], 'not set')}" if wrong else None
 
 
 def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mapping[str, str] | None = None) -> Choice:
@@ -51,14 +51,14 @@ def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mappi
     candidates: list[GatewayInfo] = []
     passed: dict[str, str] = {}
     elsewhere: list[tuple[bool, str, str]] = []
-    for one in fleet:
-        if reason := matches(one, region, where or {}):
-            elsewhere.append((region is not None and one.region != region, one.name, reason))
-        elif one.state != "active":
-            passed[one.name] = f"it is {one.state}"
+    for info in fleet:
+        if reason := matches(info, region, where or {}):
+            elsewhere.append((region is not None and info.region != region, info.name, reason))
+        elif info.state != "active":
+            passed[info.name] = f"it is {info.state}"
         else:
-            candidates.append(one)
-    candidates.sort(key=lambda one: (-one.room, one.waiting, one.name))
+            candidates.append(info)
+    candidates.sort(key=lambda info: (-info.room, info.waiting, info.name))
     return Choice(tuple(candidates), passed, {name: reason for _, name, reason in sorted(elsewhere)})
 
 
@@ -73,11 +73,11 @@ class Placement:
         self._reasons = dict(choice.passed)
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
-        for one in self._choice.candidates:
+        for info in self._choice.candidates:
             left = self._until - time.monotonic()
             if left <= 0:
                 raise TimedOut(f"no gateway has taken the peer within {self._within:g} s: {self._told()}")
-            yield one.name, left
+            yield info.name, left
 
     def refused(self, gateway: str, refusal: PeerlaneError) -> None:
         """Note a refusal, and raise it if the peer is bound to this gateway."""
@@ -126,7 +126,7 @@ class ListPlacement:
         """``bound``: the gateways of wishes whose peer exists already; no other gateway is asked for them."""
         self._choice, self._asked_for = choice, asked_for
         self._bound = bound
-        self._candidates = [_Candidate(one, one.room) for one in choice.candidates]
+        self._candidates = [_Candidate(info, info.room) for info in choice.candidates]
         self._open = {place: _Open() for place in range(count)}
         self._answers: dict[int, PeerAnswer] = {}
         #: Gateways that have refused a wish as one that takes none now: no others are sent there.
@@ -145,10 +145,14 @@ class ListPlacement:
         return chosen
 
     def _best(self, wish: _Open) -> str | None:
-        left = [one for one in self._candidates if one.about.name not in wish.refused.keys() | self._closed]
+        left = [
+            candidate
+            for candidate in self._candidates
+            if candidate.about.name not in wish.refused.keys() | self._closed
+        ]
         if not left:
             return None
-        best = min(left, key=lambda one: (-one.room, one.about.waiting, one.about.name))
+        best = min(left, key=lambda candidate: (-candidate.room, candidate.about.waiting, candidate.about.name))
         best.room -= 1
         return best.about.name
 

@@ -84,8 +84,8 @@ def _of_reports(status: GatewayStatus) -> Iterator[Sample]:
 
 def _of_writer(metrics: WriterMetrics) -> Iterator[Sample]:
     yield "peerlane_writer_start_time_seconds", (), metrics.began
-    for pool, (held, size) in sorted(metrics.pools.items())[:MOST_POOLS]:
-        yield "peerlane_pool_addresses_held", (pool,), held
+    for pool, (in_use, size) in sorted(metrics.pools.items())[:MOST_POOLS]:
+        yield "peerlane_pool_addresses_held", (pool,), in_use
         yield "peerlane_pool_addresses", (pool,), size
     yield from _few("peerlane_requests_total", {**_NO_FAILURES, **metrics.requests}, MOST_REQUESTS)
     for operation, histogram in metrics.seconds.items():

@@ -75,16 +75,16 @@ class LaneSignature(Signature):  # pyright: ignore[reportMissingTypeArgument, re
         """Send it. In a group, a refusal before sending is that request's own result."""
         del route_name
         refuse_options(self.options | options)  # a chord of refused requests would wait for ever
-        held = self._frozen
+        frozen = self._frozen
         try:
             sent = cast("LaneResult", super().apply_async(args or (), kwargs or {}, **options))
         except PeerlaneError as refusal:
-            if held is None or not (self.options | options).get("group_id"):
+            if frozen is None or not (self.options | options).get("group_id"):
                 raise
-            held.refusal = refusal
-            return held
-        if held is not None:
-            held.deadline, held.wish = sent.deadline, sent.wish
+            frozen.refusal = refusal
+            return frozen
+        if frozen is not None:
+            frozen.deadline, frozen.wish = sent.deadline, sent.wish
         return sent
 
 

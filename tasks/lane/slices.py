@@ -191,11 +191,11 @@ def ask_slices(
 ) -> Generator[tuple[Slice, list[PeerAnswer]]]:
     """Ask for slices, of several gateways perhaps, and yield what became of each in order. As ``ask_list``."""
 
-    def send(one: Slice) -> LaneResult:
-        if not one.wishes:
+    def send(part: Slice) -> LaneResult:
+        if not part.wishes:
             raise Invalid("none of these wishes can be sent")
-        arguments = {"gateway": one.gateway, **one.arguments}
-        return task_of(app, one.task).apply_async(kwargs=arguments, task_id=one.request_id, expires=timeout)
+        arguments = {"gateway": part.gateway, **part.arguments}
+        return task_of(app, part.task).apply_async(kwargs=arguments, task_id=part.request_id, expires=timeout)
 
     read: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
     with closing(pipelined(send, slices, read, timeout=timeout, size=window)) as answered:
@@ -207,7 +207,7 @@ def interleaved(lists: Iterable[Iterator[Slice]]) -> Iterator[Slice]:
     """The slices of several lists, one of each in turn."""
     left = deque(lists)
     while left:
-        one = left.popleft()
-        if (item := next(one, None)) is not None:
+        items = left.popleft()
+        if (item := next(items, None)) is not None:
             yield item
-            left.append(one)
+            left.append(items)

@@ -25,8 +25,8 @@ class KeySet:
         slots, bits = self._slots, hash(text) or 1
         mask = len(slots) - 1
         at = bits & mask
-        while (held := slots[at]) != 0:
-            if held == bits:
+        while (slot := slots[at]) != 0:
+            if slot == bits:
                 return True
             at = at + 1 & mask
         return False
@@ -51,8 +51,8 @@ class KeySet:
 def _put(slots: array[int], bits: int) -> bool:
     mask = len(slots) - 1
     at = bits & mask
-    while (held := slots[at]) != 0:
-        if held == bits:
+    while (slot := slots[at]) != 0:
+        if slot == bits:
             return False
         at = at + 1 & mask
     slots[at] = bits

@@ -19,12 +19,12 @@ def overlaps(
     Two prefixes lie one in the other or apart, so in the order of their addresses those around one are a stack.
     """
     around: list[tuple[Prefix, _Holder]] = []
-    for one in sorted(held, key=lambda item: item[0]):
-        while around and not around[-1][0].contains(one[0]):
+    for entry in sorted(held, key=lambda item: item[0]):
+        while around and not around[-1][0].contains(entry[0]):
             around.pop()
         for wider in around:
-            yield wider, one
-        around.append(one)
+            yield wider, entry
+        around.append(entry)
 
 
 class Areas:

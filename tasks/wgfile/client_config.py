@@ -87,7 +87,7 @@ def client_config(
     Raises:
         StorageError: what the gateway says of itself does not parse; names the field and never runs as a line.
     """
-    held = [Prefix.parse(text) for text in result.allowed_ips]
+    prefixes = [Prefix.parse(text) for text in result.allowed_ips]
     field_name = "public key"
     try:
         gateway_key = check_public_key(result.gateway_public_key or gateway.public_key)
@@ -104,7 +104,7 @@ def client_config(
     return ClientConfig(
         private_key=private_key,
         public_key=result.public_key,
-        addresses=tuple(str(prefix) for prefix in held if prefix.length == prefix.bits),
+        addresses=tuple(str(prefix) for prefix in prefixes if prefix.length == prefix.bits),
         dns=dns,
         mtu=gateway.mtu,
         gateway_public_key=gateway_key,

@@ -290,8 +290,8 @@ class _Reader:
             other = first.setdefault(peer.peer.public_key, peer.line)
             if other != peer.line:
                 self._problem(peer.line, f"the peer {peer.peer.public_key} stands at line {other} already")
-        held = ((prefix, peer) for peer in self._peers for prefix in peer.peer.allowed_ips)
-        for (wide, one), (narrow, other) in overlaps(held):
+        owned = ((prefix, peer) for peer in self._peers for prefix in peer.peer.allowed_ips)
+        for (wide, one), (narrow, other) in overlaps(owned):
             if one.peer.public_key == other.peer.public_key:
                 continue
             (earlier, mine), (later, theirs) = sorted(

@@ -119,9 +119,9 @@ def _check_prefixes(value: object) -> object:
     if len(cast("list[object]", value)) > MAX_PREFIXES:
         raise ValueError(f"more than {MAX_PREFIXES} prefixes")
     prefixes = sorted({_check_prefix(item) for item in cast("list[object]", value)})
-    for one, other in pairwise(prefixes):
-        if one.overlaps(other):
-            raise ValueError(f"{one} and {other} overlap")
+    for prefix, other in pairwise(prefixes):
+        if prefix.overlaps(other):
+            raise ValueError(f"{prefix} and {other} overlap")
     return tuple(prefixes)
 
 

@@ -85,8 +85,8 @@ class PskCipher:
         name, _, text = stored.removeprefix(_PREFIX).partition(":")
         key = next((key for key in self._keys if key.id == name), None)
         if key is None:
-            held = "PEERLANE_PSK_KEY_FILE holds another" if self._keys else "PEERLANE_PSK_KEY_FILE is not set"
-            raise Unsealable(f"its preshared key is sealed with the key {name}, and {held}")
+            instead = "PEERLANE_PSK_KEY_FILE holds another" if self._keys else "PEERLANE_PSK_KEY_FILE is not set"
+            raise Unsealable(f"its preshared key is sealed with the key {name}, and {instead}")
         raw, context = base64.b64decode(text), _context(gateway, public_key)
         try:
             return base64.b64encode(key.cipher(context).decrypt(raw[:_NONCE], raw[_NONCE:], context)).decode()

@@ -127,8 +127,8 @@ def _prefixes(texts: Any) -> tuple[Prefix, ...] | None:
         return None
     if len(prefixes) > 1:
         prefixes.sort()
-        for one, other in pairwise(prefixes):
-            if one[0] == other[0] and one.overlaps(other):
+        for prefix, other in pairwise(prefixes):
+            if prefix[0] == other[0] and prefix.overlaps(other):
                 return None
     return tuple(prefixes)
 

@@ -104,23 +104,23 @@ class KernelDataPlane:
 
     def _private_key(self, links: Any, spec: DeviceSpec) -> bytes:
         """The key to use. It is read before a device is made, so that a bad file leaves no device behind."""
-        held, port = None, 0
+        key, port = None, 0
         if links.link_lookup(ifname=spec.interface):
             _ensure_link(links, spec.interface)
             device = self._device()
-            held, port = device.private_key, device.listen_port
-        lacking = held is not None and not spec.private_key_file.exists()
+            key, port = device.private_key, device.listen_port
+        lacking = key is not None and not spec.private_key_file.exists()
         if lacking and spec.listen_port not in (0, port):
             # Somebody else's device: its peers know it by its port.
             raise SettingsError(
                 f"{spec.interface} listens on port {port}, PEERLANE_LISTEN_PORT is {spec.listen_port}: set that to"
                 f" {port}, or move the device: `wg set {spec.interface} listen-port {spec.listen_port}`"
             )
-        private = keyfile.load_or_make(spec.private_key_file, held, spec.public_key)
+        private = keyfile.load_or_make(spec.private_key_file, key, spec.public_key)
         if lacking:
             _log.warning("%s: its private key is in %s from now on", spec.interface, spec.private_key_file)
-        if held is not None and private != self._own:
-            keyfile.refuse_other(spec.private_key_file, spec.interface, held, private)
+        if key is not None and private != self._own:
+            keyfile.refuse_other(spec.private_key_file, spec.interface, key, private)
         return private
 
     def peers(self) -> Mapping[str, DevicePeer]:

@@ -117,8 +117,8 @@ def figures_table(verb: str, first: Figures | None, many: Figures) -> Table:
     table.add_column("")
     for title in ("peers", "per second", "p50", "p99"):
         table.add_column(title, justify="right")
-    for title, one in ((f"{verb}, one at a time", first), (f"{verb}, {WINDOW} at a time", many)):
-        if one is not None:
-            times = (f"{one.p50 * 1000:.1f} ms", f"{one.p99 * 1000:.1f} ms")
-            table.add_row(title, f"{one.count:,}", Text(f"{one.rate:,.0f} peers/s", "bold green"), *times)
+    for title, figures in ((f"{verb}, one at a time", first), (f"{verb}, {WINDOW} at a time", many)):
+        if figures is not None:
+            times = (f"{figures.p50 * 1000:.1f} ms", f"{figures.p99 * 1000:.1f} ms")
+            table.add_row(title, f"{figures.count:,}", Text(f"{figures.rate:,.0f} peers/s", "bold green"), *times)
     return table

@@ -86,7 +86,7 @@ class Demo:
         deadline = time.monotonic() + 5
         while True:
             infos = gateways(self.fleet.app)
-            if sum(one.peers for one in infos) >= len(self._there) or time.monotonic() > deadline:
+            if sum(info.peers for info in infos) >= len(self._there) or time.monotonic() > deadline:
                 return infos
             time.sleep(LOOK)
 

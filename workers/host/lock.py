@@ -39,14 +39,14 @@ class DeviceLock:
         Raises:
             LaneHeld: says which process holds it.
         """
-        held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            held.bind(self._name)
-            held.listen(8)
+            lock.bind(self._name)
+            lock.listen(8)
         except OSError:
-            held.close()
+            lock.close()
             raise LaneHeld(f"the device {self.device} already has {_A[self.role]} here: {self._holder()}") from None
-        self._socket = held
+        self._socket = lock
 
     def _holder(self) -> str:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):

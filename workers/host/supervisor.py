@@ -120,9 +120,9 @@ def supervise(
     ready = False
     try:
         while True:
-            for one in running:
-                if one.process is None and time.monotonic() >= one.due:
-                    _start(one, environment, before, piped=hear is not None)
+            for child in running:
+                if child.process is None and time.monotonic() >= child.due:
+                    _start(child, environment, before, piped=hear is not None)
             pause = min(_left(running), manager.asks_every or LONGEST, LONGEST)
             if manager.address is not None and not ready:
                 pause = min(pause, 0.2)  # whoever waits for the service's start waits for this
@@ -131,11 +131,11 @@ def supervise(
                 log.info("ending, because of %s", signal.Signals(signalled.si_signo).name)
                 manager.tell("STOPPING=1", "STATUS=ending")
                 return 0
-            for one in running:
-                _judge(one)
-                if (status := _ended(one, hear)) is not None:
+            for child in running:
+                _judge(child)
+                if (status := _ended(child, hear)) is not None:
                     return status
-            if not ready and all(one.serving for one in running if one.part.watched and one.part.needed):
+            if not ready and all(child.serving for child in running if child.part.watched and child.part.needed):
                 ready = True
                 manager.tell("READY=1", "STATUS=the lane is served")
             if manager.asks_every is not None:
@@ -147,7 +147,7 @@ def supervise(
 
 
 def _start(
-    one: _Running, environment: Mapping[str, str] | None, mask: set[int] | set[signal.Signals], *, piped: bool
+    child: _Running, environment: Mapping[str, str] | None, mask: set[int] | set[signal.Signals], *, piped: bool
 ) -> None:
     parent = os.getpid()
 
@@ -158,15 +158,15 @@ def _start(
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    one.began = time.monotonic()
-    one.starts += 1
-    command, pipe = list(one.part.command), None
-    if one.part.watched:
-        one.pulse, pipe = os.pipe()
-        os.set_blocking(one.pulse, False)
+    child.began = time.monotonic()
+    child.starts += 1
+    command, pipe = list(child.part.command), None
+    if child.part.watched:
+        child.pulse, pipe = os.pipe()
+        os.set_blocking(child.pulse, False)
         command += ["--pulse", str(pipe)]
-        one.awaited, one.condemned, one.aborted, one.stacks = one.began + LONG, None, False, b""
-    one.process = subprocess.Popen(
+        child.awaited, child.condemned, child.aborted, child.stacks = child.began + LONG, None, False, b""
+    child.process = subprocess.Popen(
         command,
         env=environment,
         pass_fds=() if pipe is None else (pipe,),
@@ -179,100 +179,100 @@ def _start(
         os.close(pipe)
 
 
-def _judge(one: _Running) -> None:
+def _judge(child: _Running) -> None:
     """Check a watched process. End one that hangs: by SIGABRT, at which it prints its stacks, then by SIGKILL.
 
     Not at once: what was silent because the host stood still goes on first.
     """
-    if one.process is None or one.pulse is None:
+    if child.process is None or child.pulse is None:
         return
-    _hear(one)
+    _hear(child)
     now = time.monotonic()
-    if now < one.awaited and not one.aborted:
-        one.condemned = None
-    elif one.condemned is None:
-        one.condemned = now + GRACE
-    elif now >= one.condemned and not one.aborted:
-        log.critical("the %s hangs: it was silent for longer than it had said; its stacks follow", one.part.name)
-        one.condemned, one.aborted = now + GRACE, True
-        one.process.send_signal(signal.SIGABRT)
-    elif now >= one.condemned:
-        log.critical("the %s is killed", one.part.name)
-        one.process.kill()
-        one.process.wait()
+    if now < child.awaited and not child.aborted:
+        child.condemned = None
+    elif child.condemned is None:
+        child.condemned = now + GRACE
+    elif now >= child.condemned and not child.aborted:
+        log.critical("the %s hangs: it was silent for longer than it had said; its stacks follow", child.part.name)
+        child.condemned, child.aborted = now + GRACE, True
+        child.process.send_signal(signal.SIGABRT)
+    elif now >= child.condemned:
+        log.critical("the %s is killed", child.part.name)
+        child.process.kill()
+        child.process.wait()
 
 
-def _hear(one: _Running) -> None:
+def _hear(child: _Running) -> None:
     """Read the reports of a watched process: the last step counts; other text is about its end."""
     said = b""
     with suppress(BlockingIOError):
-        while one.pulse is not None and (more := os.read(one.pulse, 65536)):
+        while child.pulse is not None and (more := os.read(child.pulse, 65536)):
             said += more
     for line in said.splitlines(keepends=True):
         if (words := _WORD.fullmatch(line)) is None:
-            one.stacks = (one.stacks + line)[:MOST_OF_STACKS]
+            child.stacks = (child.stacks + line)[:MOST_OF_STACKS]
             continue
-        one.awaited = time.monotonic() + float(words[1])
-        one.serving = one.serving or words[2] == b"serving"
+        child.awaited = time.monotonic() + float(words[1])
+        child.serving = child.serving or words[2] == b"serving"
 
 
-def _ended(one: _Running, hear: Callable[[bytes], None] | None) -> int | None:
+def _ended(child: _Running, hear: Callable[[bytes], None] | None) -> int | None:
     """The status to end with, if this part's end is final; after a crash, set the time of its restart."""
-    if one.process is None or (status := one.process.poll()) is None:
+    if child.process is None or (status := child.process.poll()) is None:
         return None
     said = b""
-    if one.process.stdout is not None:
-        with one.process.stdout as stream:
+    if child.process.stdout is not None:
+        with child.process.stdout as stream:
             said = stream.read()
-    one.process = None
-    if one.pulse is not None:
-        _hear(one)
-        if one.stacks:
-            log.critical("the stacks of the %s:\n%s", one.part.name, one.stacks.decode(errors="replace").rstrip())
-        os.close(one.pulse)
-        one.pulse, one.serving = None, False
+    child.process = None
+    if child.pulse is not None:
+        _hear(child)
+        if child.stacks:
+            log.critical("the stacks of the %s:\n%s", child.part.name, child.stacks.decode(errors="replace").rstrip())
+        os.close(child.pulse)
+        child.pulse, child.serving = None, False
     now = time.monotonic()
-    lived = now - one.began
-    decided = one.part.decides and one.starts == 1 and status > 0 and bool(said)
-    if decided or one.part.final(status, lived):
+    lived = now - child.began
+    decided = child.part.decides and child.starts == 1 and status > 0 and bool(said)
+    if decided or child.part.final(status, lived):
         if hear is not None:
             hear(said)
         again = "the first start failed" if decided else "which it would again"
-        log.critical("the %s ended with status %d, %s", one.part.name, status, again)
+        log.critical("the %s ended with status %d, %s", child.part.name, status, again)
         return status
-    one.crashes = 1 if lived >= HEALTHY else one.crashes + 1
-    pause = pause_after(one.crashes, status)
-    one.due = now + pause
+    child.crashes = 1 if lived >= HEALTHY else child.crashes + 1
+    pause = pause_after(child.crashes, status)
+    child.due = now + pause
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    log.warning("the %s %s after %.0f s; starting it again in %.0f s", one.part.name, how, lived, pause)
+    log.warning("the %s %s after %.0f s; starting it again in %.0f s", child.part.name, how, lived, pause)
     return None
 
 
 def _left(running: Sequence[_Running]) -> float:
     """Seconds until the next start, or until the next check of a watched process."""
     now = time.monotonic()
-    starts = [one.due - now for one in running if one.process is None]
-    return min([*starts, *(LISTENING for one in running if one.pulse is not None)], default=LONGEST)
+    starts = [child.due - now for child in running if child.process is None]
+    return min([*starts, *(LISTENING for child in running if child.pulse is not None)], default=LONGEST)
 
 
 def _end(running: Sequence[_Running]) -> None:
-    left = [one for one in running if one.process is not None]
-    for one in left:
-        if one.process is not None:
-            one.process.terminate()
+    left = [child for child in running if child.process is not None]
+    for child in left:
+        if child.process is not None:
+            child.process.terminate()
     until = time.monotonic() + ENDING
-    for one in left:
-        if one.process is None:
+    for child in left:
+        if child.process is None:
             continue
         try:
-            one.process.wait(max(0.1, until - time.monotonic()))
+            child.process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.error("the %s did not end within %.0f s and was killed", one.part.name, ENDING)
-            one.process.kill()
-            one.process.wait()
-    for one in left:
-        if one.process is not None and one.process.stdout is not None:
-            one.process.stdout.close()
+            log.error("the %s did not end within %.0f s and was killed", child.part.name, ENDING)
+            child.process.kill()
+            child.process.wait()
+    for child in left:
+        if child.process is not None and child.process.stdout is not None:
+            child.process.stdout.close()
 
 
 def _woken(_number: int, _frame: object) -> None:

@@ -33,35 +33,35 @@ def strangers(table: PeerTable, device: Mapping[str, DevicePeer]) -> Strangers:
     wishes: list[CreatePeer] = []
     left_out: list[str] = []
     refused: dict[str, PeerlaneError] = {}
-    for key, held in device.items():
+    for key, on_device in device.items():
         if key in table.peers and key not in table.foreign:
             continue
         try:
-            wishes.append(adoptable(table.policy.gateway, held))
+            wishes.append(adoptable(table.policy.gateway, on_device))
         except Invalid as error:
-            if held.allowed_ips:
+            if on_device.allowed_ips:
                 refused[key] = error
             else:
                 left_out.append(key)
     return Strangers(wishes, sorted(left_out), refused)
 
 
-def adoptable(gateway: str, held: DevicePeer) -> CreatePeer:
+def adoptable(gateway: str, peer: DevicePeer) -> CreatePeer:
     """The wish that would create the device's peer.
 
     Raises:
         Invalid: no wish makes such a peer, for example one without allowed IPs.
     """
-    if not held.allowed_ips:
+    if not peer.allowed_ips:
         raise Invalid(NO_ALLOWED_IPS)
     return parse(
         CreatePeer,
         {
             "gateway": gateway,
-            "public_key": held.public_key,
-            "allowed_ips": tuple(held.allowed_ips),
-            "preshared_key": held.preshared_key,
-            "keepalive": held.keepalive,
+            "public_key": peer.public_key,
+            "allowed_ips": tuple(peer.allowed_ips),
+            "preshared_key": peer.preshared_key,
+            "keepalive": peer.keepalive,
         },
     )
 

@@ -57,15 +57,15 @@ def differences(
     shrunk: list[Drift] = []
     wrong: list[Drift] = []
     there: set[bytes | None] = {raw_key(key) for key in untouchable}
-    for key, held in device.items():
+    for key, on_device in device.items():
         there.add(raw_key(key))
         if key in untouchable:
             continue
         peer = table.peers.get(key)
         if peer is None:
             gone.append(Drift("unknown", key, RemovePeer(key)))
-        elif kind := _differs(peer, held):
-            extra = held.allowed_ips - frozenset(peer.allowed_ips)
+        elif kind := _differs(peer, on_device):
+            extra = on_device.allowed_ips - frozenset(peer.allowed_ips)
             (shrunk if extra else wrong).append(Drift(kind, key, as_set_peer(peer)))
     missing = [raw for raw in table.peers.raw_keys() if raw not in there]
     wanted, present = table.routed(), set(routes)
@@ -90,12 +90,12 @@ def missing_drifts(table: PeerTable, differing: Differences) -> list[Drift]:
     return [Drift("missing", key, as_set_peer(table.peers[key])) for key in map(text_key, differing.missing)]
 
 
-def _differs(peer: StoredPeer, held: DevicePeer) -> Kind | None:
-    if held.allowed_ips != frozenset(peer.allowed_ips):
+def _differs(peer: StoredPeer, on_device: DevicePeer) -> Kind | None:
+    if on_device.allowed_ips != frozenset(peer.allowed_ips):
         return "allowed_ips"
-    if held.preshared_key != peer.preshared_key:
+    if on_device.preshared_key != peer.preshared_key:
         return "preshared_key"
-    if held.keepalive != peer.keepalive:
+    if on_device.keepalive != peer.keepalive:
         return "keepalive"
     return None
 

@@ -175,8 +175,10 @@ def differing(changes: Sequence[Change], device: Mapping[str, DevicePeer]) -> tu
 
 
 def _holds(device: Mapping[str, DevicePeer], wanted: SetPeer) -> bool:
-    held = device.get(wanted.public_key)
-    return held is not None and wanted == SetPeer(held.public_key, held.allowed_ips, held.preshared_key, held.keepalive)
+    on_device = device.get(wanted.public_key)
+    return on_device is not None and wanted == SetPeer(
+        on_device.public_key, on_device.allowed_ips, on_device.preshared_key, on_device.keepalive
+    )
 
 
 def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError], now: int) -> Plan:

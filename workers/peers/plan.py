@@ -74,25 +74,25 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         raise Invalid(f"that is the public key of the gateway {policy.gateway} itself; make a key pair for the peer")
     if (reason := table.broken.get(wish.public_key)) is not None:
         raise StorageError(f"{reason}; delete the peer to be rid of it, or mend the record and reconcile")
-    held = table.peers.get(wish.public_key)
+    present = table.peers.get(wish.public_key)
     # What has expired is as good as gone, though no sweep has come by yet: nobody is told that it exists.
-    if held is not None and not _over(held, now):
-        if differs := _differences(held, wish):
+    if present is not None and not _over(present, now):
+        if differs := _differences(present, wish):
             raise Conflict(
                 f"the peer is there already with another {', '.join(differs)}; delete it first or ask for the same"
             )
-        settled = (as_set_peer(held),) if held.public_key in table.coming else ()
-        return Plan("existing", wish.public_key, held, held, settled)
+        settled = (as_set_peer(present),) if present.public_key in table.coming else ()
+        return Plan("existing", wish.public_key, present, present, settled)
     if state != "active":
         raise draining(policy)
-    if held is None and len(table.peers) >= policy.max_peers:
+    if present is None and len(table.peers) >= policy.max_peers:
         raise PoolExhausted(f"the gateway {policy.gateway} is full: it holds {len(table.peers)} peers, its limit")
     if wish.allowed_ips is not None:
         allowed_ips = wish.allowed_ips
         for prefix in allowed_ips:
             _check_served(table, prefix, wish.public_key)
     else:
-        allowed_ips = held.allowed_ips if held is not None else _allocate(table)
+        allowed_ips = present.allowed_ips if present is not None else _allocate(table)
     peer = StoredPeer(
         public_key=wish.public_key,
         allowed_ips=allowed_ips,
@@ -104,7 +104,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         pinned=wish.pinned,
         created_at=now,
     )
-    return Plan("created", peer.public_key, held, peer, device_changes(table, held, peer))
+    return Plan("created", peer.public_key, present, peer, device_changes(table, present, peer))
 
 
 def _over(peer: StoredPeer, now: int) -> bool:
@@ -123,11 +123,11 @@ def plan_delete(table: PeerTable, wish: DeletePeer) -> Plan:
         Invalid: the wish is for another gateway.
     """
     check_lane(table.policy, wish.gateway)
-    held = table.peers.get(wish.public_key)
-    if held is None:
+    present = table.peers.get(wish.public_key)
+    if present is None:
         return Plan("absent", wish.public_key, None, None)
     stored = wish.public_key not in table.foreign
-    return Plan("deleted", wish.public_key, held, None, device_changes(table, held, None), stored)
+    return Plan("deleted", wish.public_key, present, None, device_changes(table, present, None), stored)
 
 
 def check_lane(policy: Policy, gateway: str) -> None:
@@ -140,15 +140,15 @@ def check_lane(policy: Policy, gateway: str) -> None:
         raise Invalid(f"this lane serves the gateway {policy.gateway}, not {gateway}")
 
 
-def _differences(held: StoredPeer, wish: CreatePeer) -> list[str]:
+def _differences(present: StoredPeer, wish: CreatePeer) -> list[str]:
     """The fields in which the wish differs from ``held``. Addresses do not count if the wish has none."""
     pairs: Mapping[str, tuple[object, object]] = {
-        "allowed_ips": (held.allowed_ips, wish.allowed_ips or held.allowed_ips),
-        "preshared_key": (held.preshared_key, wish.preshared_key),
-        "keepalive": (held.keepalive, wish.keepalive),
-        "ttl": (held.ttl, wish.ttl),
-        "labels": (held.labels, wish.labels),
-        "pinned": (held.pinned, wish.pinned),
+        "allowed_ips": (present.allowed_ips, wish.allowed_ips or present.allowed_ips),
+        "preshared_key": (present.preshared_key, wish.preshared_key),
+        "keepalive": (present.keepalive, wish.keepalive),
+        "ttl": (present.ttl, wish.ttl),
+        "labels": (present.labels, wish.labels),
+        "pinned": (present.pinned, wish.pinned),
     }
     return [name for name, (have, want) in pairs.items() if have != want]
 
@@ -181,8 +181,8 @@ def _check_served(table: PeerTable, prefix: Prefix, public_key: str) -> None:
     for own in policy.own_addresses:
         if prefix.contains(own):
             raise Conflict(f"allowed_ips: {prefix} holds the gateway's own address {own.address}")
-    held = table.peers.get(public_key)
+    present = table.peers.get(public_key)
     for other in table.index.overlapping(prefix):
-        if held is not None and other in held.allowed_ips:
+        if present is not None and other in present.allowed_ips:
             continue
         raise Conflict(f"allowed_ips: {prefix} overlaps {other}, which another peer holds")

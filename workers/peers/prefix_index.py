@@ -67,10 +67,10 @@ class PrefixIndex:
         version, network, length = prefix
         if length == _BITS[version] and not self._wide[version]:
             pages, page, bit = self._pages[version], network >> _SHIFT, 1 << (network & _PAGE - 1)
-            held = pages.get(page, 0)
-            if held & bit:
+            bits = pages.get(page, 0)
+            if bits & bit:
                 return False
-            pages[page] = held | bit
+            pages[page] = bits | bit
             self._count += 1
             return True
         if any(True for _ in self.overlapping(prefix)):
@@ -116,10 +116,10 @@ class PrefixIndex:
         """The smallest address from ``start`` to ``end``, both included, that nobody holds."""
         pages, wide = self._pages[version], self._wide[version]
         while start <= end:
-            held = pages.get(start >> _SHIFT)
-            if held is not None:
+            bits = pages.get(start >> _SHIFT)
+            if bits is not None:
                 offset = start & _PAGE - 1
-                free = ~(held >> offset)
+                free = ~(bits >> offset)
                 skipped = (free & -free).bit_length() - 1
                 start += skipped
                 if offset + skipped == _PAGE or start > end:
@@ -135,12 +135,12 @@ class PrefixIndex:
         pages, wide = self._pages[area.version], self._wide[area.version]
         first, last = area.network, area.last
         count = bisect_right(wide, Prefix(area.version, last, 129)) - bisect_left(wide, Prefix(area.version, first, 0))
-        for page, held in list(pages.items()):
+        for page, bits in list(pages.items()):
             base = page << _SHIFT
             if first <= base and base + _PAGE - 1 <= last:
-                count += held.bit_count()
+                count += bits.bit_count()
             elif base <= last and first < base + _PAGE:
-                count += sum(first <= host.network <= last for host in _hosts(area.version, page, held))
+                count += sum(first <= host.network <= last for host in _hosts(area.version, page, bits))
         return count
 
     def outside(self, areas: Iterable[Prefix]) -> Iterator[Prefix]:
@@ -183,9 +183,9 @@ class PrefixIndex:
                 yield from (host for host in hosts if prefix.network <= host.network <= prefix.last)
 
 
-def _hosts(version: int, page: int, held: int) -> Iterator[Prefix]:
+def _hosts(version: int, page: int, bits: int) -> Iterator[Prefix]:
     base = page << _SHIFT
-    while held:
-        lowest = held & -held
+    while bits:
+        lowest = bits & -bits
         yield Prefix.host(version, base + lowest.bit_length() - 1)
-        held ^= lowest
+        bits ^= lowest

@@ -151,8 +151,8 @@ class PeerTable:
     def keep(self, peer: StoredPeer, reason: str) -> None:
         """Keep a peer without a usable record as it is; no other peer gets its addresses."""
         self.drop(peer.public_key)
-        held = tuple(prefix for prefix in peer.allowed_ips if self.index.take(prefix))
-        self.peers.keep(peer._replace(allowed_ips=held))
+        taken = tuple(prefix for prefix in peer.allowed_ips if self.index.take(prefix))
+        self.peers.keep(peer._replace(allowed_ips=taken))
         self.broken[peer.public_key] = reason
 
     def drop(self, public_key: str) -> None:

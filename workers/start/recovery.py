@@ -152,11 +152,11 @@ def settling(table: PeerTable, plan: Plan, truth: StoredPeer | None) -> list[Cha
 def _adopted(table: PeerTable, strangers: Sequence[DevicePeer], now: int) -> tuple[Sequence[Plan], dict[str, str]]:
     wishes: list[CreatePeer] = []
     kept: dict[str, str] = {}
-    for held in strangers:
+    for peer in strangers:
         try:
-            wishes.append(adoptable(table.policy.gateway, held))
+            wishes.append(adoptable(table.policy.gateway, peer))
         except PeerlaneError as error:
-            kept[held.public_key] = str(error)
+            kept[peer.public_key] = str(error)
     plans, refused = plan_many(table, wishes, now=now, state="active")
     kept |= {key: str(error) for key, error in refused.items()}
     planned = {plan.public_key for plan in plans}

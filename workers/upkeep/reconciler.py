@@ -111,8 +111,8 @@ class Reconciler:
         stored = cast("list[bytes | None]", self.store.redis.hmget(key, "public_key", "listen_port"))
         public_key, port = ((value or b"").decode(errors="replace") for value in stored)
         if public_key and device.public_key != public_key:
-            held = f"that of {device.public_key}" if device.public_key else "gone"
-            yield f"the device's key is {held}, clients were given {public_key}"
+            instead = f"that of {device.public_key}" if device.public_key else "gone"
+            yield f"the device's key is {instead}, clients were given {public_key}"
         if port.isdecimal() and device.listen_port != int(port):
             yield f"the device listens on UDP port {device.listen_port}, and was registered with {port}"
         if self.mtu is not None and device.mtu != self.mtu:
@@ -176,7 +176,7 @@ class Reconciler:
             report: dict[str, Any] = {}
             for result in self.errands.run(names.IMPORT_PEERS, [{"live": True, "leave_out": True}], wanted):
                 mended["adopted"] = int(result["created"])
-                report |= self._left_out([str(one["public_key"]) for one in result["left_out"]])
+                report |= self._left_out([str(peer["public_key"]) for peer in result["left_out"]])
             return report
         except (Conflict, Invalid, PoolExhausted, Draining) as refusal:
             log.warning("gateway %s: unknown peers were not adopted: %s", self.policy.gateway, refusal)

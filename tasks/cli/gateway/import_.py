@@ -133,7 +133,7 @@ def _told_of_device(session: Session, error: AdoptionClash) -> Exit:
     output.show(_listed(error.not_taken))
     more = f", the first {ROWS} of them above; --json lists more" if count > ROWS else ""
     output.error({"message": f"nothing was imported: {count:,} peers cannot be taken over{more}"})
-    if any(one.kind == "no_allowed_ips" for one in error.not_taken):
+    if any(peer.kind == "no_allowed_ips" for peer in error.not_taken):
         output.note("give them allowed IPs, remove them with `wg set`, or say --leave-out")
     return Exit(error.exit_code)
 
@@ -142,6 +142,6 @@ def _listed(peers: Sequence[NotTaken]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("public key", no_wrap=True, min_width=44)
     table.add_column("not taken over, because", overflow="fold")
-    for one in peers[:ROWS]:
-        table.add_row(one.public_key, one.message)
+    for peer in peers[:ROWS]:
+        table.add_row(peer.public_key, peer.message)
     return table

@@ -83,8 +83,14 @@ def _list(session: Session, lanes: Lanes, name: str) -> None:
         messages = poison_messages.set_aside_messages(lanes.redis, name)
     if session.output.json:
         documents = [
-            {"id": one.id, "at": one.at // 1000, "reason": one.reason, "request_id": one.request_id, "size": one.size}
-            for one in messages
+            {
+                "id": message.id,
+                "at": message.at // 1000,
+                "reason": message.reason,
+                "request_id": message.request_id,
+                "size": message.size,
+            }
+            for message in messages
         ]
         session.output.document({"gateway": name, "messages": documents})
         return
@@ -94,8 +100,8 @@ def _list(session: Session, lanes: Lanes, name: str) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("id", "when", "bytes", "reason"):
         table.add_column(title, no_wrap=title != "reason", justify="right" if title == "bytes" else "left")
-    for one in messages[:ROWS]:
-        table.add_row(one.id, _time(one.at), f"{one.size:,}", one.reason)
+    for message in messages[:ROWS]:
+        table.add_row(message.id, _time(message.at), f"{message.size:,}", message.reason)
     session.output.show(table)
     if len(messages) > ROWS:
         session.output.note(f"the latest {ROWS} of {len(messages):,}; --json lists all")

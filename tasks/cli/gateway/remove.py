@@ -25,8 +25,8 @@ def remove(session: Session, name: str, *, force: bool) -> None:
     if session.output.json:
         session.output.document(asdict(done))
         return
-    held = [(done.peers, "peer"), (done.requests, "waiting request")]
-    listed = " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in held if count)
+    counted = [(done.peers, "peer"), (done.requests, "waiting request")]
+    listed = " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counted if count)
     session.output.out.print(f"{name} is forgotten{f', with {listed}' if listed else ''}", style="green")
     if done.peers:
         session.output.note("its device may hold them still: delete that on its host, or start the gateway anew")

@@ -202,8 +202,8 @@ def delete(session: Session, gateway: str, keys: Sequence[str], *, source: TextI
     (key,) = keys
     request_id = new_request_id(gateway)
     try:
-        one = session.gateway(gateway)
-        result = ask(session, request_id, lambda: one.delete_peer(key, timeout=batch.timeout, request_id=request_id))
+        client = session.gateway(gateway)
+        result = ask(session, request_id, lambda: client.delete_peer(key, timeout=batch.timeout, request_id=request_id))
     except PeerlaneError as error:
         again = shlex.join(["peerlane", "peer", "delete", gateway, key])
         raise fail(session.output, error, {}, again, gateway=gateway, public_key=key, request_id=request_id) from None
@@ -219,13 +219,13 @@ def delete(session: Session, gateway: str, keys: Sequence[str], *, source: TextI
 @pass_session
 def show(session: Session, gateway: str, key: str) -> None:
     """One peer as it is stored, when it was last seen, and what it has sent and received."""
-    one = session.gateway(gateway)
-    one.info()  # an unknown gateway is another answer than an unknown peer
-    found = one.peer(key)
+    client = session.gateway(gateway)
+    client.info()  # an unknown gateway is another answer than an unknown peer
+    found = client.peer(key)
     if found is None:
         raise NotThere(f"the gateway {gateway} has no peer {key}")
     try:
-        activity, visible = one.activity(key), True
+        activity, visible = client.activity(key), True
     except StorageError as refusal:
         activity, visible = None, False
         session.output.warn(f"when it was last seen is not shown: {refusal.message}")
@@ -245,10 +245,10 @@ def list_peers(session: Session, gateway: str) -> None:
     The fields are: public key, preshared key, allowed IPs, keepalive, expiry (seconds since 1970), labels, last seen
     (seconds since 1970; 0 for never), bytes received from it, bytes sent to it, its endpoint.
     """
-    one = session.gateway(gateway)
-    total = one.info().peers
+    client = session.gateway(gateway)
+    total = client.info().peers
     output = session.output
-    visible, everyone = _with_activity(session, one)
+    visible, everyone = _with_activity(session, client)
     first: list[tuple[Peer, PeerActivity | None]] | None = None
     with counting(output, f"peers of {gateway}", total) as counted:
         peers = counted(everyone)
@@ -269,12 +269,12 @@ def list_peers(session: Session, gateway: str) -> None:
         output.note(f"{counted.count:,} {'peer' if counted.count == 1 else 'peers'}{rest}")
 
 
-def _with_activity(session: Session, one: Gateway) -> tuple[bool, Iterable[tuple[Peer, PeerActivity | None]]]:
+def _with_activity(session: Session, client: Gateway) -> tuple[bool, Iterable[tuple[Peer, PeerActivity | None]]]:
     """Every peer with its activity, if this Redis user may see that (whether it may comes first)."""
-    pairs = one.peers_with_activity()
+    pairs = client.peers_with_activity()
     try:
         first = next(pairs, None)
     except StorageError as refusal:
         session.output.warn(f"when peers were last seen is not shown: {refusal.message}")
-        return False, ((peer, None) for peer in one.peers())
+        return False, ((peer, None) for peer in client.peers())
     return True, () if first is None else chain([first], pairs)
