@@ -12,6 +12,7 @@ from keys import some_key
 from raw_messages import RawFlood
 from redis import Redis
 from servers import RedisServer
+from waiting import eventually
 
 from peerlane import Gateway
 from peerlane.config import names
@@ -55,6 +56,8 @@ def test_deletes_and_sweeps_are_answered_in_a_raw_flood_of_creates(
         listed = lane.delete_peers(keys[20:], timeout=SENSIBLE)
     assert told == ["deleted"] * 20
     assert [cast("Any", each).outcome for each in listed] == ["deleted"] * 10
+    # What is late gets its outcome when the writer comes to it.
+    eventually(lambda: one.look().waiting == 0, "the lane being empty")
     with Redis.from_url(redis_server.url) as redis:
         ended = became_of(redis, flood.request_ids())
     assert ended["created"] > 0, "the lane answers creates all the while"
