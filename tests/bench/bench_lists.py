@@ -122,7 +122,9 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     server.start()
     fsync = "always" if chosen.always else "everysec"
     server.redis.config_set("appendfsync", fsync)
-    gateway = GatewayProcess(NAME, server.url, directory, dataplane="memory", pools="10.0.0.0/9,fd00:8::/64")
+    gateway = GatewayProcess(
+        *(NAME, server.url, directory), dataplane="memory", pools="10.0.0.0/9,fd00:8::/64", max_peers=1_000_000
+    )
     stock = Stock(server)
     app = PeerlaneApp(read(redis_url=server.url))
     try:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from peerlane.tasks.errors import Fenced, KernelError, StorageError
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
+from peerlane.workers.host import garbage
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.plan import Plan
@@ -58,6 +59,7 @@ class Agreement:
         #: Peers created and deleted since this writer began, for the heartbeat to tell.
         self.created = self.deleted = 0
         self.measurements = Measurements()
+        self._garbage = garbage.Garbage()
         self.until_answered = RetryUntilShutdown(shutdown_requested)
         self.spec = spec
         self._unknown: Unknown = unknown
@@ -87,6 +89,10 @@ class Agreement:
         Raises:
             KernelError: the device could not be made, read or changed; ``recovery_needed`` stays.
         """
+        with garbage.loading():
+            return self._recover(progress, loading, in_hand)
+
+    def _recover(self, progress: Progress | None, loading: Progress | None, in_hand: Collection[str]) -> Recovered:
         began = time.monotonic()
         PULSE.turn(LONG)
         progress, loading = progress or _turn, loading or _turn
@@ -141,6 +147,7 @@ class Agreement:
                 self.table.drop(plan.public_key)
             elif self.table.peers.get(plan.public_key) is not plan.after:  # a group's creates are in it already
                 self.table.put(plan.after)
+        self._garbage.grown(sum(plan.outcome == "created" for plan in plans))
 
     def settle(self, plans: Sequence[Plan]) -> None:
         """Make device and table equal to Redis for these peers; if that fails, everything is read again."""

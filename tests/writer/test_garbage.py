@@ -1,0 +1,72 @@
+"""The garbage collector stops a writer for no longer with many peers than with few."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from peerlane.workers.host import garbage
+
+
+class Thing:
+    """Something that can be in a cycle."""
+
+    def __init__(self) -> None:
+        self.other: object = None
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def cycle() -> weakref.ref[Thing]:
+    """Garbage that only the collector finds."""
+    one, other = Thing(), Thing()
+    one.other, other.other = other, one
+    return weakref.ref(one)
+
+
+def is_looked_at(thing: object) -> bool:
+    return any(each is thing for each in gc.get_objects())
+
+
+class TestPeersThatAreNew:
+    def test_are_looked_at_once_and_put_aside(self) -> None:
+        peers = [Thing() for _ in range(10)]
+        grown = garbage.Garbage()
+        grown.grown(garbage.EVERY - 1)
+        assert is_looked_at(peers[0])
+        grown.grown(1)
+        assert not any(map(is_looked_at, peers))
+
+    def test_take_no_garbage_along(self) -> None:
+        lost = cycle()
+        garbage.Garbage().grown(garbage.EVERY)
+        assert lost() is None
+
+    def test_are_freed_when_they_are_deleted(self) -> None:
+        peer = Thing()
+        watched = weakref.ref(peer)
+        garbage.Garbage().grown(garbage.EVERY)
+        del peer
+        assert watched() is None
+
+
+class TestALoad:
+    def test_is_not_interrupted_and_put_aside(self) -> None:
+        with garbage.loading():
+            assert not gc.isenabled()
+            peer = Thing()
+        assert gc.isenabled()
+        assert not is_looked_at(peer)
+
+    def test_that_fails_leaves_the_collector_on(self) -> None:
+        with pytest.raises(ZeroDivisionError), garbage.loading():
+            raise ZeroDivisionError
+        assert gc.isenabled()
