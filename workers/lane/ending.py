@@ -17,7 +17,7 @@ from celery.app.trace import LOG_FAILURE, LOG_SUCCESS
 from celery.worker import state as worker_state
 
 from peerlane.tasks.errors import Fenced, PeerlaneError
-from peerlane.tasks.lane.tasks import in_short
+from peerlane.tasks.wire.commit_record import in_short
 from peerlane.workers import failpoints
 from peerlane.workers.lane.taken import TakenMessage
 
