@@ -9,8 +9,7 @@ from typing import Protocol
 from peerlane.tasks.errors import KernelError, PeerlaneError
 from peerlane.workers.dataplane import DataPlane
 from peerlane.workers.peers.handlers import decide
-from peerlane.workers.peers.plan import Plan
-from peerlane.workers.peers.planning import Decision, PlanningContext
+from peerlane.workers.peers.plan import Decision, Plan, PlanningContext
 from peerlane.workers.request.request import Request
 
 

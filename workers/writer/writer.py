@@ -27,8 +27,8 @@ from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageErr
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.peers.drift import Unknown
-from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
-from peerlane.workers.peers.plan import Plan, draining
+from peerlane.workers.peers.handlers import decide
+from peerlane.workers.peers.plan import Decision, Plan, PlanningContext, draining
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.request.measurements import Pace
 from peerlane.workers.request.request import Delivery, Outcome, Request, error_code
