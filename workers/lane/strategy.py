@@ -18,8 +18,7 @@ from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.commit_record import HEADER, LATE, decode, sound_digest
 from peerlane.tasks.wire.model import check_public_key
 from peerlane.workers.lane import poison
-from peerlane.workers.lane.ending import LeanEnding, TaskEvents
-from peerlane.workers.lane.group import Group, Member
+from peerlane.workers.lane.group import Group, LeanEnding, Member, TaskEvents
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
 from peerlane.workers.lane.taking import Dead
 from peerlane.workers.request.request import Delivery
