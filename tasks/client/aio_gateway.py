@@ -19,11 +19,11 @@ from peerlane.tasks.admission.drain import Switched
 from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_lane import AsyncLane
 from peerlane.tasks.client.aio_lists import ask_slices
-from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, checked, seconds_of
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
+from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.model import Peer, PeerResult
