@@ -26,8 +26,9 @@ from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_lis
 from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
-from peerlane.tasks.wire.model import Peer, PeerResult
+from peerlane.tasks.wire.model import PeerResult
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Peers handed from the reading thread at a time.
 PAGE = 500

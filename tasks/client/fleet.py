@@ -27,7 +27,8 @@ from peerlane.tasks.lane.slices import WINDOW, PeerAnswer, PeerWish, ask_slices,
 from peerlane.tasks.lane.telemetry import counted_for
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status.gateway_info import GatewayInfo
-from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
+from peerlane.tasks.wire.model import DeletePeer, PeerResult, parse
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Characters of a public key; and keys looked for on every gateway in one round trip.
 KEY_LENGTH, LOOKED_UP = 44, 500

@@ -25,8 +25,9 @@ from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.values.key_set import KeySet
-from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
+from peerlane.tasks.wire.model import DeletePeer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, cipher_of
+from peerlane.tasks.wire.stored_peer import Peer
 
 
 def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
