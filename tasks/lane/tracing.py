@@ -5,7 +5,6 @@ OpenTelemetry is not imported here, as prometheus_client is not: a process that 
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,8 +12,6 @@ from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
-
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def trace_headers() -> dict[str, str]:
@@ -25,12 +22,6 @@ def trace_headers() -> dict[str, str]:
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return {name: text for name, text in carrier.items() if name == names.TRACEPARENT}
-
-
-def parent_of(headers: object) -> str:
-    """The caller's span in a message's headers; '' if there is none."""
-    said = headers.get(names.TRACEPARENT) if isinstance(headers, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - whatever a message holds
-    return said if isinstance(said, str) and _TRACEPARENT.fullmatch(said) else ""
 
 
 @contextmanager
