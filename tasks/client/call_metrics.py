@@ -11,11 +11,11 @@ import asyncio
 import sys
 import time
 from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.lane.tracing import traced
+from peerlane.tasks.lane.tracing import is_set_up, traced
 
 #: The families; ``code`` is ``ok``, an error's code, ``cancelled`` or ``unforeseen``.
 REQUESTS, SECONDS = "peerlane_client_requests_total", "peerlane_client_request_seconds"
@@ -27,10 +27,17 @@ _made: list[tuple[Any, Any]] = []
 _series: dict[tuple[str, str], Any] = {}
 _seconds: dict[str, Any] = {}
 
+#: For calls that nobody counts or traces.
+_UNWATCHED = nullcontext()
+
+
+def counted(gateway: str) -> AbstractContextManager[None]:
+    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+    return _watched(gateway) if "prometheus_client" in sys.modules or is_set_up() else _UNWATCHED
+
 
 @contextmanager
-def counted(gateway: str) -> Generator[None]:
-    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+def _watched(gateway: str) -> Generator[None]:
     with counted_for((gateway,)), traced(gateway):
         yield
 
