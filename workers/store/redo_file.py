@@ -2,10 +2,10 @@
 
 The file must survive the process, not the host, so it is not synced: a host that loses power has lost its device's
 peers anyway. There are two files of limited size, used in turn. Each line is a checksum and a JSON object: the start of
-a writer, a step that it is about to send, that no answer to it came, or the part of it that became true. A step without
-an answer is not repeated: its requests are delivered again, and their deadlines are looked at. Sealed preshared keys are
-in the file as in Redis; a change with a key in clear is left out. A file is used only if all of it is exactly what a
-writer of this gateway writes; otherwise it is ignored, and the next writer begins a new one.
+a writer, a step that it is about to send, that no answer to it came, the part of it that became true. A step without an
+answer is not repeated: its requests are delivered again, and their deadlines are looked at. Sealed preshared keys
+are in the file as in Redis; a change with a key in clear is left out. A file is used only if all of it is exactly what
+a writer of this gateway writes; otherwise it is ignored, and the next writer begins a new one.
 """
 
 from __future__ import annotations
