@@ -133,7 +133,7 @@ class Agreement:
             loaded,
             self.plane,
             unknown=self._unknown,
-            first_start=self.store.epoch == 1 and starting,
+            first_start=starting and not self.until_answered(self.store.has_served),
             lost_data=starting and lost.incomplete,
             in_hand=in_hand,
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
