@@ -154,8 +154,8 @@ class Agreement:
             self.refuse_if_fenced()
         return answer
 
-    def enter(self, plans: Sequence[Plan]) -> None:
-        """Make the table equal to what was committed."""
+    def enter(self, plans: Sequence[Plan], *, planned: bool = False) -> None:
+        """Make the table equal to what was committed. ``planned``: the creates are in it already, as a group's are."""
         for plan in plans:
             if plan.before is plan.after:
                 continue
@@ -163,7 +163,7 @@ class Agreement:
             self.deleted += plan.outcome == "deleted"
             if plan.after is None:
                 self.table.drop(plan.public_key)
-            elif self.table.peers.get(plan.public_key) is not plan.after:  # a group's creates are in it already
+            elif not planned:
                 self.table.put(plan.after)
         self._garbage.grown(sum(plan.outcome == "created" for plan in plans))
 
