@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import Collection, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,8 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 MOST_GATEWAYS = 200
 
 _made: list[tuple[Any, Any]] = []
+#: Threads make the first calls at once, and the registry takes each name once.
+_making = threading.Lock()
 _series: dict[tuple[str, str], Any] = {}
 _seconds: dict[str, Any] = {}
 
@@ -63,13 +66,16 @@ def counted_for(gateways: Collection[str]) -> Generator[None]:
 
 
 def _count(library: Any, gateway: str, code: str, seconds: float) -> None:
-    if not _made:
-        _made.append(
-            (
-                library.Counter(REQUESTS, "Calls by how they ended.", ["gateway", "code"]),
-                library.Histogram(SECONDS, "From the call to its answer.", ["gateway"], buckets=_BUCKETS),
+    with _making:
+        if not _made:
+            if not hasattr(library, "Histogram"):
+                return  # another thread is importing it
+            _made.append(
+                (
+                    library.Counter(REQUESTS, "Calls by how they ended.", ["gateway", "code"]),
+                    library.Histogram(SECONDS, "From the call to its answer.", ["gateway"], buckets=_BUCKETS),
+                )
             )
-        )
     requests, durations = _made[0]
     if gateway not in _seconds and len(_seconds) >= MOST_GATEWAYS:
         gateway = "other"
