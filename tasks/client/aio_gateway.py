@@ -22,6 +22,7 @@ from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, checked, seconds_of
+from peerlane.tasks.lane.result import peer_result
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
 from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.status.gateway_info import GatewayInfo
@@ -179,7 +180,7 @@ class AsyncGateway:
         *,
         bulk: bool,
     ) -> PeerResult:
-        return PeerResult.model_validate(await self._ask_for(task, arguments, timeout, request_id, bulk=bulk))
+        return peer_result(await self._ask_for(task, arguments, timeout, request_id, bulk=bulk))
 
     async def _ask_for(
         self,

@@ -17,7 +17,8 @@ from peerlane.tasks.client.peer_order import PeerOrder
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.ask import ask
-from peerlane.tasks.lane.request import Timeout, seconds_of
+from peerlane.tasks.lane.request import Timeout, plain, seconds_of
+from peerlane.tasks.lane.result import peer_result
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
 from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.redis.errors import PAGE, reading, scan
@@ -42,12 +43,11 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
     """The arguments of a create as the task takes them, without those that are not set."""
     wish: dict[str, Any] = {
         "public_key": public_key,
-        # One text is no list of its characters: the model says so.
-        "allowed_ips": allowed_ips if allowed_ips is None or isinstance(allowed_ips, str) else list(allowed_ips),
+        "allowed_ips": plain(allowed_ips),
         "preshared_key": preshared_key,
         "keepalive": keepalive or None,
         "ttl": ttl.total_seconds() if isinstance(ttl, timedelta) else ttl,
-        "labels": None if labels is None else dict(labels),
+        "labels": plain(labels),
         "pinned": pinned or None,
     }
     return {name: value for name, value in wish.items() if value is not None}
@@ -161,7 +161,7 @@ class Gateway:
     ) -> PeerResult:
         within = seconds_of(timeout, self._timeout)
         wish = {"gateway": self.name, **arguments}
-        return PeerResult.model_validate(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
+        return peer_result(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
 
     def drain(self) -> Switched:
         """Refuse new peers from now on; deletes and sweeps continue. Draining twice is no error.

@@ -1,17 +1,18 @@
-"""Counts and traces the calls of a process that has imported prometheus_client or OpenTelemetry; otherwise nothing.
+"""Counts and traces the calls of a process that has imported prometheus_client or set up OpenTelemetry.
 
 Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters are in prometheus_client's
-own registry, with the others of an API process. Neither library is imported here: a process that does not import them
-pays one look into a dictionary for each call.
+own registry, with the others of an API process. Neither library is imported here. redis-py imports OpenTelemetry's API
+where it is installed: as long as no tracer provider is set there are no spans, and a call pays only for the look.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from peerlane.config import names
@@ -24,13 +25,22 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 MOST_GATEWAYS = 200
 
 _made: list[tuple[Any, Any]] = []
+#: Threads make the first calls at once, and the registry takes each name once.
+_making = threading.Lock()
 _series: dict[tuple[str, str], Any] = {}
 _seconds: dict[str, Any] = {}
 
+#: For calls that nobody counts or traces.
+_UNWATCHED = nullcontext()
+
+
+def counted(gateway: str) -> AbstractContextManager[None]:
+    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+    return _watched(gateway) if "prometheus_client" in sys.modules or is_set_up() else _UNWATCHED
+
 
 @contextmanager
-def counted(gateway: str) -> Generator[None]:
-    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+def _watched(gateway: str) -> Generator[None]:
     with counted_for((gateway,)), traced(gateway):
         yield
 
@@ -56,13 +66,16 @@ def counted_for(gateways: Collection[str]) -> Generator[None]:
 
 
 def _count(library: Any, gateway: str, code: str, seconds: float) -> None:
-    if not _made:
-        _made.append(
-            (
-                library.Counter(REQUESTS, "Calls by how they ended.", ["gateway", "code"]),
-                library.Histogram(SECONDS, "From the call to its answer.", ["gateway"], buckets=_BUCKETS),
+    with _making:
+        if not _made:
+            if not hasattr(library, "Histogram"):
+                return  # another thread is importing it
+            _made.append(
+                (
+                    library.Counter(REQUESTS, "Calls by how they ended.", ["gateway", "code"]),
+                    library.Histogram(SECONDS, "From the call to its answer.", ["gateway"], buckets=_BUCKETS),
+                )
             )
-        )
     requests, durations = _made[0]
     if gateway not in _seconds and len(_seconds) >= MOST_GATEWAYS:
         gateway = "other"
@@ -75,13 +88,19 @@ def _count(library: Any, gateway: str, code: str, seconds: float) -> None:
     _seconds[gateway].observe(seconds)
 
 
+def is_set_up() -> bool:
+    """Whether a tracer provider is set in this process."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 @contextmanager
 def traced(gateway: str) -> Generator[None]:
     """A span around a call, which the request carries to the gateway."""
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    if trace is None:
+    if not is_set_up():
         yield
         return
+    trace: Any = sys.modules["opentelemetry.trace"]
     tracer, attributes = trace.get_tracer("peerlane"), {"peerlane.gateway": gateway}
     with tracer.start_as_current_span(
         "peerlane.call", kind=trace.SpanKind.CLIENT, attributes=attributes, record_exception=False

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HEADER = "wish"
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_encode_sorted = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError, wish: str = "") -> str:
@@ -132,8 +133,7 @@ def wish_digest(task: str, *wishes: BaseModel) -> str:
     named as the default are the same. The digest reveals nothing of a preshared key, which is 32 random bytes.
     """
     fields: list[dict[str, Any]] = [wish.model_dump(exclude={"deadline"}, exclude_defaults=True) for wish in wishes]
-    text = json.dumps([task, *fields], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_encode_sorted([task, *fields]).encode()).hexdigest()[:32]
 
 
 def sound_digest(value: object) -> str:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import prometheus_client
@@ -120,3 +125,40 @@ except Unavailable:
         check=True,
     )
     assert said.stdout == "False\n"
+
+
+def test_the_first_calls_of_many_threads_are_counted_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry takes a name once: whoever comes second must not fail for it."""
+    registry = prometheus_client.CollectorRegistry()
+
+    class Library:
+        Histogram = staticmethod(partial(prometheus_client.Histogram, registry=registry))
+
+        @staticmethod
+        def Counter(*about: Any) -> Any:  # noqa: N802 - the library's name
+            made = prometheus_client.Counter(*about, registry=registry)
+            time.sleep(0.05)  # so that the others come meanwhile
+            return made
+
+    monkeypatch.setattr(telemetry, "_made", list[Any]())
+    for name in ("_series", "_seconds"):
+        monkeypatch.setattr(telemetry, name, dict[Any, Any]())
+    monkeypatch.setitem(sys.modules, "prometheus_client", Library)
+    start = threading.Barrier(4)
+
+    def call() -> None:
+        start.wait(PATIENCE)
+        with counted("iad"):
+            pass
+
+    with ThreadPoolExecutor(4) as threads:
+        for ended in [threads.submit(call) for _ in range(4)]:
+            ended.result(PATIENCE)
+    assert registry.get_sample_value(REQUESTS, {"gateway": "iad", "code": "ok"}) == 4
+
+
+def test_a_library_that_is_being_imported_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_made", [])
+    monkeypatch.setitem(sys.modules, "prometheus_client", ModuleType("prometheus_client"))
+    with counted("iad"):
+        pass

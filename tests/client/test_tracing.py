@@ -35,10 +35,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(_EXPORTER))
 
-    def tracer_of(name: str) -> trace.Tracer:
-        return provider.get_tracer(name)
-
-    monkeypatch.setattr(trace, "get_tracer", tracer_of)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     _EXPORTER.clear()
     yield _EXPORTER
     provider.shutdown()
@@ -134,6 +131,19 @@ def test_a_message_of_a_traced_call_names_its_span(
     assert attributes(calls[1]) == {"peerlane.gateway": shared_gateway.name, "peerlane.code": "conflict"}
     named = [headers[names.TRACEPARENT].split("-")[2] for headers in carried]
     assert named == [f"{span_id(span):016x}" for span in calls]
+
+
+@pytest.mark.usefixtures("redis_server")
+def test_a_process_that_has_set_nothing_up_makes_no_span(
+    shared_gateway: GatewayProcess, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """redis-py imports OpenTelemetry's API by itself, where it is installed."""
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a tracer was asked for")
+
+    monkeypatch.setattr(trace, "get_tracer", never)
+    assert client(shared_gateway).create_peer(some_key()).outcome == "created"
 
 
 @pytest.mark.parametrize("said", [None, "", 1, [SPAN], SPAN.upper(), SPAN + "-00", "00-" + "0" * 70])

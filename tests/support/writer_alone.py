@@ -103,6 +103,7 @@ class WriterAlone:
             shutdown_requested=lambda: self.stopping,
         )
         writer.recover()
+        store.heartbeat(began=store.clock.now_ms() // 1000)
         self.plane.made.clear()
         return writer
 

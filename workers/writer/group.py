@@ -150,7 +150,7 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
         open_again: list[_Planned] = []
         for planned, answer in zip(group, answers, strict=True):
             if answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == planned.record):
-                writer.enter(planned.decision.plans)
+                writer.enter(planned.decision.plans, planned=True)
                 outcomes[planned.request.delivery.tag] = writer.count(
                     planned.request, Outcome(dict(planned.decision.result), acknowledged=True)
                 )
