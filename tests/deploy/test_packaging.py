@@ -192,6 +192,7 @@ def test_the_import_contracts_hold() -> None:
         ("tasks/wire/model.py", "import peerlane.tasks.lane.tasks", "inside tasks"),
         ("tasks/client/gateway.py", "import rich", "API hosts load no terminal"),
         ("workers/upkeep/sweeper.py", "import peerlane.workers.writer.writer", "inside workers"),
+        ("workers/upkeep/reconciler.py", "import peerlane.workers.start.recovery", "a writer's start"),
         ("workers/store/store.py", "import kombu", "Celery stops at the lane"),
         ("workers/peers/plan.py", "import redis", "pure rooms do no I/O"),
     ],
