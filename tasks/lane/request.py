@@ -22,7 +22,7 @@ from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Invalid, TimedOut
-from peerlane.tasks.lane.tracing import trace_headers
+from peerlane.tasks.lane.telemetry import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE
 from peerlane.tasks.wire.commit_record import HEADER, wish_digest

@@ -22,8 +22,8 @@ from waiting import PATIENCE
 
 from peerlane import AsyncGateway, Conflict, Invalid, TimedOut, Unavailable
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.client import call_metrics
-from peerlane.tasks.client.call_metrics import MOST_GATEWAYS, REQUESTS, SECONDS, counted
+from peerlane.tasks.lane import telemetry
+from peerlane.tasks.lane.telemetry import MOST_GATEWAYS, REQUESTS, SECONDS, counted
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_calls_of_asyncio_are_counted_too(shared_gateway: GatewayProcess, app: P
 
 def test_names_beyond_a_number_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller chooses the name, and each would be another series."""
-    monkeypatch.setattr(call_metrics, "_seconds", dict(call_metrics._seconds))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - put back afterwards
+    monkeypatch.setattr(telemetry, "_seconds", dict(telemetry._seconds))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - put back afterwards
     for number in range(MOST_GATEWAYS + 5):
         with counted(f"tmany{number}"):
             pass

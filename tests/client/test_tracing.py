@@ -21,7 +21,7 @@ from servers import RedisServer
 from peerlane import AsyncGateway, Conflict
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.lane.tracing import trace_headers
+from peerlane.tasks.lane.telemetry import trace_headers
 from peerlane.workers.lane.strategy import parent_of
 from peerlane.workers.request.request import Delivery
 
