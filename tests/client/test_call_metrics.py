@@ -140,9 +140,9 @@ def test_the_first_calls_of_many_threads_are_counted_without_a_word(monkeypatch:
             time.sleep(0.05)  # so that the others come meanwhile
             return made
 
-    monkeypatch.setattr(call_metrics, "_made", list[Any]())
+    monkeypatch.setattr(telemetry, "_made", list[Any]())
     for name in ("_series", "_seconds"):
-        monkeypatch.setattr(call_metrics, name, dict[Any, Any]())
+        monkeypatch.setattr(telemetry, name, dict[Any, Any]())
     monkeypatch.setitem(sys.modules, "prometheus_client", Library)
     start = threading.Barrier(4)
 
@@ -158,7 +158,7 @@ def test_the_first_calls_of_many_threads_are_counted_without_a_word(monkeypatch:
 
 
 def test_a_library_that_is_being_imported_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_metrics, "_made", [])
+    monkeypatch.setattr(telemetry, "_made", [])
     monkeypatch.setitem(sys.modules, "prometheus_client", ModuleType("prometheus_client"))
     with counted("iad"):
         pass
