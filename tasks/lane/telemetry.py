@@ -112,6 +112,12 @@ def traced(gateway: str) -> Generator[None]:
             raise
 
 
+def is_set_up() -> bool:
+    """Whether a tracer provider is set in this process. redis-py imports OpenTelemetry's API where it is installed."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def trace_headers() -> dict[str, str]:
     """The message header for the current span; empty if there is no span."""
     propagate: Any = sys.modules.get("opentelemetry.propagate")
