@@ -24,7 +24,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
-from peerlane.tasks.wire.model import Peer, check_public_key
+from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.store.journal import MOST, Made, Step
 
 log = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
 from peerlane.tasks.wire import commit_record
 from peerlane.workers import failpoints
-from peerlane.workers.peers.handlers import Decision, decide
-from peerlane.workers.peers.plan import PeerTable, Plan
+from peerlane.workers.peers.handlers import decide
+from peerlane.workers.peers.plan import Decision, PeerTable, Plan
 from peerlane.workers.request.request import Outcome, Request
 from peerlane.workers.store.store import Answer, Commit
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
