@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,6 +16,9 @@ from redis.sentinel import Sentinel
 
 #: Seconds that one Sentinel may take to answer; one that does not is not waited for longer.
 PATIENCE = 0.5
+
+
+_REFUSED = re.compile(r"\b(?:AuthenticationError|NoPermissionError|NOAUTH|WRONGPASS|NOPERM)\b")
 
 
 class NoPrimary(RedisConnectionError):
@@ -70,7 +74,8 @@ class Sentinels:
 
     def _nobody(self, error: RedisError) -> NoPrimary:
         asked = ", ".join(f"{host}:{port}" for host, port in self.hosts)
-        said = str(error).lower()
-        why = "their password is another one" if "auth" in said or "wrongpass" in said or "noperm" in said else None
+        # What redis-py tells has each Sentinel's error, and names that may hold any word.
+        refused = _REFUSED.search(str(error).replace(self.service, ""))
+        why = "their password is another one" if refused else None
         named = f"the Sentinels {asked} name no primary of the service {self.service}"
         return NoPrimary(named if why is None else f"{named}: {why}")

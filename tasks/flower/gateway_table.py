@@ -137,7 +137,7 @@ def _rate(rate: float | None) -> Cell:
 def _writer(row: Row) -> Cell:
     if row.silent_for is None:
         return Cell("ended" if row.stopped else "none", "danger")
-    return Cell(f"{span(max(1.0, row.silent_for))} ago", "danger" if row.state == "down" else "")
+    return Cell(f"{span(max(1.0, row.silent_for))} ago", "danger" if row.state in ("down", "stuck") else "")
 
 
 def _observer(row: Row) -> Cell:
@@ -172,7 +172,7 @@ def _aside(row: Row) -> Cell:
 
 COLUMNS = (
     Column("Gateway", "its name", lambda row: Cell(row.gateway)),
-    Column("State", "active, draining, recovering, stopped or down", _state),
+    Column("State", "active, draining, recovering, stuck, stopped or down", _state),
     Column("Alarms", "kinds of alarms that stand", _alarms),
     Column("Region", "as its settings name it", lambda row: Cell(row.region)),
     Column("Peers", "peers, of the most it takes", _peers),
