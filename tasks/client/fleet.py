@@ -10,7 +10,6 @@ from typing import Any, TypedDict, Unpack, cast
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
-from peerlane.tasks.client.call_metrics import counted_for
 from peerlane.tasks.client.gateway import Gateway, gateways
 from peerlane.tasks.client.placement import (
     RETRY_ELSEWHERE,
@@ -25,9 +24,11 @@ from peerlane.tasks.errors import PeerlaneError, StorageError
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.lane.slices import WINDOW, PeerAnswer, PeerWish, ask_slices, cut, interleaved, new_list_id
+from peerlane.tasks.lane.telemetry import counted_for
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status.gateway_info import GatewayInfo
-from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, is_key, parse
+from peerlane.tasks.wire.model import DeletePeer, PeerResult, is_key, parse
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Keys looked for on every gateway in one round trip.
 LOOKED_UP = 500

@@ -13,7 +13,6 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched, switch
 from peerlane.tasks.admission.lane_state import unknown_gateway
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
-from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.peer_order import PeerOrder
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks
@@ -21,13 +20,15 @@ from peerlane.tasks.lane.ask import ask
 from peerlane.tasks.lane.request import Timeout, plain, seconds_of
 from peerlane.tasks.lane.result import peer_result
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
+from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.redis.errors import PAGE, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.values.key_set import KeySet
-from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
+from peerlane.tasks.wire.model import DeletePeer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, cipher_of
+from peerlane.tasks.wire.stored_peer import Peer
 
 
 def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
@@ -66,7 +67,7 @@ class Gateway:
         """
         self.name = name
         self._app = app or tasks.app
-        self._timeout = timeout
+        self._timeout: Timeout = self._app.settings.timeout if timeout is None else timeout
         self._create = tasks.task_of(self._app, names.CREATE_PEER)
         self._delete = tasks.task_of(self._app, names.DELETE_PEER)
 
@@ -146,7 +147,7 @@ class Gateway:
     def _ask_list(
         self, task: str, wishes: Iterable[object], timeout: Timeout | None, request_id: str | None
     ) -> Iterator[PeerAnswer]:
-        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        within = seconds_of(timeout, self._timeout)
         return ask_list(self._app, task, self.name, wishes, timeout=within, request_id=request_id)
 
     def _ask(
@@ -158,7 +159,7 @@ class Gateway:
         *,
         bulk: bool,
     ) -> PeerResult:
-        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        within = seconds_of(timeout, self._timeout)
         wish = {"gateway": self.name, **arguments}
         return peer_result(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
 

@@ -7,22 +7,22 @@ kombu's own code up to the socket costs a client more than the rest of a request
 from __future__ import annotations
 
 import base64
-import json
 import os
 import socket
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
+
+from pydantic import TypeAdapter
 
 from peerlane.config import names
 from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Invalid, TimedOut
-from peerlane.tasks.lane.tracing import trace_headers
+from peerlane.tasks.lane.telemetry import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE
 from peerlane.tasks.wire.commit_record import HEADER, wish_digest
@@ -34,7 +34,7 @@ from peerlane.tasks.wire.registry import LaneModel
 #: What callers may give as a timeout.
 Timeout = float | timedelta
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = TypeAdapter(Any).serializer.to_json
 #: The third part of a message's body: what Celery would carry out next.
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -81,43 +81,13 @@ class Request:
     def message(self) -> str:
         """What is pushed into the lane."""
         body = _encode([(), self.arguments, _EMBED])
-        return _encode(
-            {
-                "body": base64.b64encode(body.encode()).decode(),
-                "content-encoding": "utf-8",
-                "content-type": "application/json",
-                "headers": {
-                    "lang": "py",
-                    "task": self.task,
-                    "id": self.id,
-                    "shadow": None,
-                    "eta": None,
-                    "expires": None,
-                    "group": None,
-                    "group_index": None,
-                    "retries": 0,
-                    "timelimit": (None, None),
-                    "root_id": self.id,
-                    "parent_id": None,
-                    "argsrepr": "()",
-                    "kwargsrepr": shown(self.arguments),
-                    "origin": f"gen{os.getpid()}@{_host()}",
-                    "ignore_result": True,
-                    "replaced_task_nesting": 0,
-                    "stamped_headers": None,
-                    "stamps": {},
-                    **self.headers(),
-                },
-                "properties": {
-                    "correlation_id": self.id,
-                    "reply_to": "",
-                    "delivery_mode": 2,
-                    "delivery_info": {"exchange": "", "routing_key": self.queue},
-                    "priority": 0,
-                    "body_encoding": "base64",
-                    "delivery_tag": uuid.uuid4().hex,
-                },
-            }
+        headers = {"id": self.id, "root_id": self.id, "kwargsrepr": shown(self.arguments), **self.headers()}
+        properties = {"correlation_id": self.id, "delivery_tag": os.urandom(16).hex()}
+        same_headers, same_properties = _same_in_all(self.task, self.queue, os.getpid())
+        return (
+            f'{{"body":"{base64.b64encode(body).decode()}","content-encoding":"utf-8",'
+            f'"content-type":"application/json","headers":{_joined(headers, same_headers)},'
+            f'"properties":{_joined(properties, same_properties)}}}'
         )
 
     def enter(self, lane: LaneState, lanes: Lanes) -> str | None:
@@ -261,6 +231,42 @@ def shown(arguments: Mapping[str, Any]) -> str:
     """The arguments as logs, events and Flower show them; of a list, the number of wishes."""
     safe = {name: "(hidden)" if name == "preshared_key" else value for name, value in arguments.items()}
     return repr(safe | {name: len(arguments[name]) for name in ("wishes", "public_keys") if name in arguments})[:1024]
+
+
+@lru_cache(maxsize=1024)
+def _same_in_all(task: str, queue: str, process: int) -> tuple[bytes, bytes]:
+    """Headers and properties that all messages of a task to a queue have, in JSON."""
+    headers: dict[str, Any] = {
+        "lang": "py",
+        "task": task,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": (None, None),
+        "parent_id": None,
+        "argsrepr": "()",
+        "origin": f"gen{process}@{_host()}",
+        "ignore_result": True,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    properties = {
+        "reply_to": "",
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "priority": 0,
+        "body_encoding": "base64",
+    }
+    return _encode(headers), _encode(properties)
+
+
+def _joined(own: Mapping[str, Any], same: bytes) -> str:
+    """One JSON object of both."""
+    return f"{_encode(own)[:-1].decode()},{same[1:].decode()}"
 
 
 @cache

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile import comments
-from peerlane.tasks.wire.model import SEALED, Peer, is_key
+from peerlane.tasks.wire.model import SEALED, is_key
+from peerlane.tasks.wire.stored_peer import Peer
 
 
 def readable(peers: Iterable[Peer]) -> Iterator[Peer]:

@@ -18,9 +18,9 @@ from keys import key_number, some_key
 from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo, PeerAnswer, PeerlaneError, PeerResult
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.client.call_metrics import REQUESTS
 from peerlane.tasks.client.placement import Choice, ListPlacement, ListRemoval, choose
 from peerlane.tasks.errors import Conflict, PoolExhausted, TimedOut, Unavailable
+from peerlane.tasks.lane.telemetry import REQUESTS
 
 Ask = Callable[..., list[PeerAnswer]]
 

@@ -232,6 +232,10 @@ class TestADigest:
         assert len(set(digests)) == len(digests)
         assert all(sound_digest(digest) for digest in digests)
 
+    def test_is_the_same_in_every_version(self) -> None:
+        fields = {"gateway": "iad", "public_key": self.KEY, "labels": {"who": "Zoë", "a": "1"}, "keepalive": 25}
+        assert wish_digest(names.CREATE_PEER, parse(CreatePeer, fields)) == "cc9b58f6432df52f43effcd75bf1abba"
+
     def test_is_another_thing_than_the_deadline(self) -> None:
         fields: dict[str, Any] = {"gateway": "iad", "public_key": self.KEY}
         one, other = (parse(CreatePeer, fields | {"deadline": at}) for at in (1, 2))

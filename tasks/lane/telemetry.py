@@ -1,8 +1,8 @@
-"""Counts the calls of a process that has imported prometheus_client; otherwise nothing.
+"""Counts and traces the calls of a process that has imported prometheus_client or OpenTelemetry; otherwise nothing.
 
 Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters are in prometheus_client's
-own registry, with the others of an API process. It is not imported here: a process that does not import it pays one
-look into a dictionary for each call.
+own registry, with the others of an API process. Neither library is imported here: a process that does not import them
+pays one look into a dictionary for each call.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.lane.tracing import traced
 
 #: The families; ``code`` is ``ok``, an error's code, ``cancelled`` or ``unforeseen``.
 REQUESTS, SECONDS = "peerlane_client_requests_total", "peerlane_client_request_seconds"
@@ -30,10 +30,17 @@ _making = threading.Lock()
 _series: dict[tuple[str, str], Any] = {}
 _seconds: dict[str, Any] = {}
 
+#: For calls that nobody counts or traces.
+_UNWATCHED = nullcontext()
+
+
+def counted(gateway: str) -> AbstractContextManager[None]:
+    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+    return _watched(gateway) if "prometheus_client" in sys.modules or is_set_up() else _UNWATCHED
+
 
 @contextmanager
-def counted(gateway: str) -> Generator[None]:
-    """Count and time the call inside the block; trace it, if the process uses OpenTelemetry."""
+def _watched(gateway: str) -> Generator[None]:
     with counted_for((gateway,)), traced(gateway):
         yield
 
@@ -79,3 +86,37 @@ def _count(library: Any, gateway: str, code: str, seconds: float) -> None:
         series = _series[gateway, code] = requests.labels(gateway, code)
     series.inc()
     _seconds[gateway].observe(seconds)
+
+
+@contextmanager
+def traced(gateway: str) -> Generator[None]:
+    """A span around a call, which the request carries to the gateway."""
+    if not is_set_up():
+        yield
+        return
+    trace: Any = sys.modules["opentelemetry.trace"]
+    tracer, attributes = trace.get_tracer("peerlane"), {"peerlane.gateway": gateway}
+    with tracer.start_as_current_span(
+        "peerlane.call", kind=trace.SpanKind.CLIENT, attributes=attributes, record_exception=False
+    ) as span:
+        try:
+            yield
+        except PeerlaneError as error:
+            span.set_attribute("peerlane.code", error.code)
+            raise
+
+
+def is_set_up() -> bool:
+    """Whether a tracer provider is set in this process. redis-py imports OpenTelemetry's API where it is installed."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def trace_headers() -> dict[str, str]:
+    """The message header for the current span; empty if there is no span."""
+    propagate: Any = sys.modules.get("opentelemetry.propagate")
+    if propagate is None:
+        return {}
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return {name: text for name, text in carrier.items() if name == names.TRACEPARENT}
