@@ -11,8 +11,8 @@ import pytest
 import yaml
 from prometheus import GROUPS, RULES, metrics_in, promtool
 
-from peerlane.tasks.client.call_metrics import REQUESTS
 from peerlane.tasks.exporter.families import ALL, STATES
+from peerlane.tasks.lane.telemetry import REQUESTS
 
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule
