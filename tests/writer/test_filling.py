@@ -300,7 +300,7 @@ def test_whatever_is_asked_on_the_way_device_and_redis_are_equal_in_the_end(
                 pass
             table = gateway.writer.table
             if gateway.writer.recovery_needed is None:
-                missing = {d.subject for d in drifts(table, gateway.plane.peers(), gateway.plane.routes())}
+                missing = {d.subject for d in drifts(table, gateway.plane.peers().values(), gateway.plane.routes())}
                 assert missing == {key for key in table.peers if key in table.coming}, "nothing else is lacking"
         gateway.fill()
     finally:
