@@ -235,7 +235,7 @@ def own_adds(directory: str, first: int, count: int) -> Figures:
         plane.apply(peers[start : start + 64])
     seconds = time.monotonic() - began
     subprocess.run(["ip", "link", "del", "wgown"], check=True)
-    return {"own_adds_s": round(seconds, 1)}
+    return {"own_adds_s": round(seconds, 2)}
 
 
 @contextmanager
