@@ -46,7 +46,7 @@ def counted_for(gateways: Collection[str]) -> Generator[None]:
     except PeerlaneError as error:
         code = error.code
         raise
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
         code = "cancelled"
         raise
     finally:

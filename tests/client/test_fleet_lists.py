@@ -19,7 +19,7 @@ from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo, PeerAnswer, Peerla
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.client.call_metrics import REQUESTS
-from peerlane.tasks.client.placement import Choice, ListPlacement, ListRemoval, choose
+from peerlane.tasks.client.placement import Choice, ListAnswer, ListPlacement, ListRemoval, choose
 from peerlane.tasks.errors import Conflict, PoolExhausted, Unavailable
 
 Ask = Callable[..., list[PeerAnswer]]
@@ -181,11 +181,13 @@ class TestThePlacementOfAList:
         assert removal.round == {"iad": [0, 1], "fra": [0]}
         gone = PeerResult(outcome="deleted", gateway="fra", public_key=key_number(1))
         absent = replace_outcome(gone)
-        removal.heard([0, 1], [absent, absent])
-        removal.heard([0], [gone])
-        assert removal.answer(0, Unavailable("nobody")) == gone
-        assert removal.answer(1, Unavailable("nobody")) == absent
-        assert isinstance(ListRemoval(["a"], {}, None).answer(0, Unavailable("nobody")), Unavailable)
+        nobody = Unavailable("nobody")
+        assert removal.heard("iad", [0, 1], [absent, absent]) == [ListAnswer(1, absent, "iad")]
+        assert removal.heard("fra", [0], [gone]) == [ListAnswer(0, gone, "fra")]
+        assert removal.unheard(nobody) == []
+        assert removal.answers(nobody) == [gone, absent]
+        unasked = ListRemoval(["a"], {}, None)
+        assert unasked.answers(nobody) == [each.answer for each in unasked.unheard(nobody)] == [nobody]
 
     def test_of_no_gateways_at_all_says_so(self) -> None:
         placement = ListPlacement(1, Choice((), {}, {}), "", {})
