@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peerlane.tasks.errors import Draining, PeerlaneError, Unavailable
@@ -105,10 +105,9 @@ class LaneState:
         text = self.facts.get("pace_bulk" if bulk else "pace", "")
         return float(text) if _PACE.fullmatch(text) else 0.0
 
-    def expected_wait(self, waiting: Sequence[int], *, bulk: bool) -> float:
-        """Seconds until a request sent now is carried out. ``waiting``: requests before it, interactive and bulk."""
-        queues = (False, True) if bulk else (False,)
-        return sum(waiting[queue] / pace for queue in queues if (pace := self.pace(bulk=queue)))
+    def most_waiting(self, *, create: bool) -> int:
+        """From how many waiting requests on a queue is full. What makes room has room left where creates filled it."""
+        return self.cap if create else self.cap + max(1, self.cap // 8)
 
     def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:
         """Why a request is refused before it is sent; None if it is not. ``waiting`` is the length of its queue."""
@@ -121,8 +120,7 @@ class LaneState:
             return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", 5.0)
         if self.state == "recovering":
             return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
-        # What makes room has room left where creates have filled the lane.
-        if waiting >= (self.cap if create else self.cap + max(1, self.cap // 8)):
+        if waiting >= self.most_waiting(create=create):
             return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
         if create and self.state == "draining":
             return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
@@ -132,10 +130,15 @@ class LaneState:
 class Believed:
     """One look at a lane, and the requests that this process has sent there since."""
 
-    __slots__ = ("_at", "lane", "passed", "waiting")
+    __slots__ = ("_at", "_cap", "_full", "_paces", "_refused", "lane", "passed", "waiting")
 
     def __init__(self, lane: LaneState, at: float) -> None:
         self.lane, self._at = lane, at
+        # Read once: these are the same for all requests of a look. Pairs by ``create``, and the paces by ``bulk``.
+        self._cap = lane.cap
+        self._refused = [lane.refusal(waiting=0, create=create) is not None for create in (False, True)]
+        self._full = [lane.most_waiting(create=create) for create in (False, True)]
+        self._paces = [lane.pace(bulk=bulk) for bulk in (False, True)]
         #: By queue, interactive and bulk: requests waiting, and those let pass since that was told.
         self.waiting = [lane.waiting, lane.waiting_bulk]
         self.passed = [0, 0]
@@ -151,17 +154,22 @@ class Believed:
 
     def most(self, *, bulk: bool) -> float:
         """How many requests may pass on this look."""
-        return min((self.lane.cap - self.waiting[bulk]) * BELIEVED_ROOM, BELIEVED_REQUESTS)
+        return min((self._cap - self.waiting[bulk]) * BELIEVED_ROOM, BELIEVED_REQUESTS)
 
     def refusal(self, bulk: bool, create: bool, within: float) -> PeerlaneError | None:  # noqa: FBT001 - asked for each request
         """Why a request is refused now; None if it is not."""
-        if refusal := self.lane.refusal(waiting=self.waiting[bulk] + self.passed[bulk], create=create):
-            return refusal
-        ahead = [waiting + passed for waiting, passed in zip(self.waiting, self.passed, strict=True)]
-        if not create or not within or ahead[bulk] <= ALWAYS_WAIT:
+        ahead = self.waiting[bulk] + self.passed[bulk]
+        if self._refused[create] or ahead >= self._full[create]:
+            return self.lane.refusal(waiting=ahead, create=create)
+        if not create or not within or ahead <= ALWAYS_WAIT:
             return None
-        wait = self.lane.expected_wait(ahead, bulk=bulk)
+        wait = self._expected_wait(bulk=bulk)
         if wait <= within * PATIENCE:
             return None
-        why = f"{ahead[bulk]} requests wait at {self.lane.gateway}, about {wait:.1f} s"
+        why = f"{ahead} requests wait at {self.lane.gateway}, about {wait:.1f} s"
         return Unavailable(f"{why}: too long for one that waits {within:g} s", spread(wait - within * PATIENCE))
+
+    def _expected_wait(self, *, bulk: bool) -> float:
+        """Seconds until a request sent now is carried out."""
+        queues = (False, True) if bulk else (False,)
+        return sum((self.waiting[at] + self.passed[at]) / pace for at in queues if (pace := self._paces[at]))

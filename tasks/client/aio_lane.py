@@ -16,6 +16,7 @@ from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_cancel import Canceller
 from peerlane.tasks.client.aio_connections import is_silent
+from peerlane.tasks.client.aio_deadlines import Deadlines
 from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.ask import watched
@@ -39,6 +40,7 @@ class AsyncLane:
         self._result_ttl = app.settings.result_ttl
         self._listener = ResultListener(app.settings, gateway, self._pushed)
         self._canceller = Canceller(self._listener.redis)
+        self._deadlines = Deadlines(self._listener.loop)
         #: Who waits for a look at the lane, and for which queue; in their order.
         self._queued: list[tuple[asyncio.Future[None], bool]] = []
         self._looking: asyncio.Task[None] | None = None
@@ -75,8 +77,7 @@ class AsyncLane:
         try:
             if by_celery:
                 await self._publish(task, request, until)
-            async with asyncio.timeout_at(until):
-                return commit_record.decode(await waiter.record, request.wish)
+            return commit_record.decode(await self._deadlines.by(until, waiter.record), request.wish)
         except PeerlaneError:
             raise
         except TimeoutError:
@@ -189,5 +190,6 @@ class AsyncLane:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking])
+        self._deadlines.close()
         await self._canceller.close()
         await self._listener.close()

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from peerlane.tasks.errors import Draining, PeerlaneError, PoolExhausted, StorageError, TimedOut, Unavailable
 from peerlane.tasks.lane.slices import PeerAnswer
 from peerlane.tasks.status.gateway_info import GatewayInfo
-from peerlane.tasks.wire.model import Peer, PeerResult
+from peerlane.tasks.wire.model import PeerResult
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
 #: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
@@ -176,11 +177,8 @@ class ListPlacement:
         return chosen
 
     def _best(self, wish: _Open) -> str | None:
-        left = [
-            candidate
-            for candidate in self._candidates
-            if candidate.about.name not in wish.refused.keys() | self._closed
-        ]
+        out = wish.refused.keys() | self._closed
+        left = [candidate for candidate in self._candidates if candidate.about.name not in out]
         if not left:
             return None
         best = min(left, key=lambda candidate: (-candidate.room, candidate.about.waiting, candidate.about.name))
@@ -239,11 +237,14 @@ class ListRemoval:
         return [ListAnswer(place, nobody) for place in range(self._count) if place not in self._left]
 
     def answers(self, nobody: PeerAnswer) -> list[PeerAnswer]:
-        """The answers in the order of the keys: of each the first that is not ``absent``, else ``absent``."""
+        """The answers in the order of the keys: an error of any gateway, else ``deleted``, else ``absent``."""
         return [
             max(self._heard.get(place, [ListAnswer(place, nobody)]), key=_weight).answer for place in range(self._count)
         ]
 
 
 def _weight(told: ListAnswer) -> int:
-    return 1 if isinstance(told.answer, PeerResult) and told.answer.outcome == "absent" else 2
+    """How much an answer tells of a key: of an error, the peer may still be there."""
+    if not isinstance(told.answer, PeerResult):
+        return 3
+    return 1 if told.answer.outcome == "absent" else 2

@@ -7,24 +7,24 @@ kombu's own code up to the socket costs a client more than the rest of a request
 from __future__ import annotations
 
 import base64
-import json
-import math
 import os
 import socket
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
+
+from pydantic import TypeAdapter
 
 from peerlane.config import names
 from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Invalid, TimedOut
-from peerlane.tasks.lane.tracing import trace_headers
+from peerlane.tasks.lane.telemetry import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
+from peerlane.tasks.wire.cancel import LONGEST_DEADLINE
 from peerlane.tasks.wire.commit_record import HEADER, wish_digest
 from peerlane.tasks.wire.lists import CreatePeers, wishes_in
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
@@ -34,7 +34,7 @@ from peerlane.tasks.wire.registry import LaneModel
 #: What callers may give as a timeout.
 Timeout = float | timedelta
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = TypeAdapter(Any).serializer.to_json
 #: The third part of a message's body: what Celery would carry out next.
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -81,43 +81,13 @@ class Request:
     def message(self) -> str:
         """What is pushed into the lane."""
         body = _encode([(), self.arguments, _EMBED])
-        return _encode(
-            {
-                "body": base64.b64encode(body.encode()).decode(),
-                "content-encoding": "utf-8",
-                "content-type": "application/json",
-                "headers": {
-                    "lang": "py",
-                    "task": self.task,
-                    "id": self.id,
-                    "shadow": None,
-                    "eta": None,
-                    "expires": None,
-                    "group": None,
-                    "group_index": None,
-                    "retries": 0,
-                    "timelimit": (None, None),
-                    "root_id": self.id,
-                    "parent_id": None,
-                    "argsrepr": "()",
-                    "kwargsrepr": shown(self.arguments),
-                    "origin": f"gen{os.getpid()}@{_host()}",
-                    "ignore_result": True,
-                    "replaced_task_nesting": 0,
-                    "stamped_headers": None,
-                    "stamps": {},
-                    **self.headers(),
-                },
-                "properties": {
-                    "correlation_id": self.id,
-                    "reply_to": "",
-                    "delivery_mode": 2,
-                    "delivery_info": {"exchange": "", "routing_key": self.queue},
-                    "priority": 0,
-                    "body_encoding": "base64",
-                    "delivery_tag": uuid.uuid4().hex,
-                },
-            }
+        headers = {"id": self.id, "root_id": self.id, "kwargsrepr": shown(self.arguments), **self.headers()}
+        properties = {"correlation_id": self.id, "delivery_tag": os.urandom(16).hex()}
+        same_headers, same_properties = _same_in_all(self.task, self.queue, os.getpid())
+        return (
+            f'{{"body":"{base64.b64encode(body).decode()}","content-encoding":"utf-8",'
+            f'"content-type":"application/json","headers":{_joined(headers, same_headers)},'
+            f'"properties":{_joined(properties, same_properties)}}}'
         )
 
     def enter(self, lane: LaneState, lanes: Lanes) -> str | None:
@@ -153,7 +123,7 @@ def checked(
     kept = _as_json(arguments)
     _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
     gateway = wish.gateway
-    if request_id and not names.is_request_id(gateway, request_id):
+    if request_id is not None and not names.is_request_id(gateway, request_id):
         raise Invalid(f"a request id is {gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
     return Request(
         task=task,
@@ -208,6 +178,14 @@ def _encrypt(
             place["preshared_key"] = cipher().encrypt(wish.gateway, wish.public_key, wish.preshared_key)
 
 
+def plain(value: object) -> object:
+    """A mapping as a dict, another iterable as a list; anything else, a text too, as it is: the model judges it."""
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[Any, Any]", value))
+    is_text = isinstance(value, (str, bytes))
+    return list(cast("Iterable[Any]", value)) if isinstance(value, Iterable) and not is_text else value
+
+
 def seconds_of(*timeouts: Timeout | None) -> float:
     """The first of these that is set, in seconds.
 
@@ -215,12 +193,14 @@ def seconds_of(*timeouts: Timeout | None) -> float:
     with ``create_peer.apply_async``.
 
     Raises:
-        Invalid: it is no number of seconds above 0.
+        Invalid: it is no number of seconds above 0, or more than a day.
     """
     timeout = next(each for each in timeouts if each is not None)
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not all typed
-        raise Invalid("timeout: a number of seconds above 0, or a timedelta; apply_async sends without waiting")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_DEADLINE:  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not all typed
+        raise Invalid(
+            "timeout: a number of seconds above 0, a day at most, or a timedelta; apply_async sends without waiting"
+        )
     return float(seconds)
 
 
@@ -235,22 +215,58 @@ def seconds_until(expires: float | datetime) -> float:
         moment = expires if expires.tzinfo else expires.replace(tzinfo=UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()
     elif isinstance(expires, (int, float)) and not isinstance(expires, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers of plain Celery are not typed
-        seconds = float(expires)
+        seconds = expires
     else:
         raise Invalid("expires is a number of seconds or a datetime")
-    if not 0 < seconds <= 86_400:
+    if not 0 < seconds <= LONGEST_DEADLINE:
         raise (
             TimedOut("the request had expired before it was sent")
             if seconds <= 0
             else Invalid("expires is at most a day")
         )
-    return seconds
+    return float(seconds)
 
 
 def shown(arguments: Mapping[str, Any]) -> str:
     """The arguments as logs, events and Flower show them; of a list, the number of wishes."""
     safe = {name: "(hidden)" if name == "preshared_key" else value for name, value in arguments.items()}
     return repr(safe | {name: len(arguments[name]) for name in ("wishes", "public_keys") if name in arguments})[:1024]
+
+
+@lru_cache(maxsize=1024)
+def _same_in_all(task: str, queue: str, process: int) -> tuple[bytes, bytes]:
+    """Headers and properties that all messages of a task to a queue have, in JSON."""
+    headers: dict[str, Any] = {
+        "lang": "py",
+        "task": task,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": (None, None),
+        "parent_id": None,
+        "argsrepr": "()",
+        "origin": f"gen{process}@{_host()}",
+        "ignore_result": True,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    properties = {
+        "reply_to": "",
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "priority": 0,
+        "body_encoding": "base64",
+    }
+    return _encode(headers), _encode(properties)
+
+
+def _joined(own: Mapping[str, Any], same: bytes) -> str:
+    """One JSON object of both."""
+    return f"{_encode(own)[:-1].decode()},{same[1:].decode()}"
 
 
 @cache

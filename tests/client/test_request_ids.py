@@ -14,7 +14,7 @@ from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import key_number, some_key
 from waiting import PATIENCE, eventually
 
-from peerlane import AsyncGateway, Conflict, Gateway, OutcomeUnknown, PeerResult, TimedOut
+from peerlane import AsyncGateway, Conflict, Gateway, Invalid, OutcomeUnknown, PeerResult, TimedOut, WriterError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
@@ -153,6 +153,25 @@ def test_a_record_of_an_earlier_version_is_read_as_ever(
     assert ask(app, shared_gateway.name, request, {"public_key": key}) == answered
 
 
+@pytest.mark.parametrize("ask", WAYS[:2])
+def test_a_record_that_is_no_result_is_a_writers_fault(
+    ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp
+) -> None:
+    request = names.request_id(shared_gateway.name, str(uuid.uuid4()))
+    record = json.dumps({"status": "SUCCESS", "result": {"outcome": "swept"}, "task_id": request})
+    lanes_of(app).redis.set(names.result_key(request), record, ex=60)
+    with pytest.raises(WriterError, match="no result of a create or delete"):
+        ask(app, shared_gateway.name, request, {"public_key": some_key()})
+
+
+@pytest.mark.parametrize("ask", WAYS)
+def test_an_empty_id_is_none(ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+    with pytest.raises(Invalid, match="a request id is"):
+        ask(app, shared_gateway.name, "", {"public_key": some_key()})
+    with pytest.raises(Invalid, match="a list's request id is"):
+        Gateway(shared_gateway.name, app=app).create_peers([], request_id="")
+
+
 class TestTwoThreadsThatWaitForOneRequest:
     """As two attempts of a web request may: the one that gives up first takes nothing from the other."""
 
@@ -212,6 +231,10 @@ class TestADigest:
         digests.append(wish_digest(names.DELETE_PEER, parse(DeletePeer, fields)))
         assert len(set(digests)) == len(digests)
         assert all(sound_digest(digest) for digest in digests)
+
+    def test_is_the_same_in_every_version(self) -> None:
+        fields = {"gateway": "iad", "public_key": self.KEY, "labels": {"who": "Zoë", "a": "1"}, "keepalive": 25}
+        assert wish_digest(names.CREATE_PEER, parse(CreatePeer, fields)) == "cc9b58f6432df52f43effcd75bf1abba"
 
     def test_is_another_thing_than_the_deadline(self) -> None:
         fields: dict[str, Any] = {"gateway": "iad", "public_key": self.KEY}

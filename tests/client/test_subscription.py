@@ -71,7 +71,10 @@ class TestARequest:
         self, gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, *, bulk: bool
     ) -> None:
         site = gateway()
-        api, wish = client(site), {"labels": {"build": "17"}, "keepalive": 25, "preshared_key": some_key()}
+        api, wish = (
+            client(site),
+            {"labels": {"build": "17", "who": "Zoë"}, "keepalive": 25, "preshared_key": some_key()},
+        )
         site.hold()
         key, queue = some_key(), names.bulk_queue(site.name) if bulk else names.lane_queue(site.name)
         with pytest.raises(TimedOut):
