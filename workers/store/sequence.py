@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import Journal, Made, Step
 from peerlane.workers.store.procedures import Procedure
@@ -235,6 +236,7 @@ class CommitSequence:
         )
         lost = Lost(outcomes=missing)
         for some in _slices(steps):
+            PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
             made = [each for step in some for each in step.made]
             whole = [each for each in made if each.changes]
             verdicts = self._make_again(whole, some[-1].seq)
