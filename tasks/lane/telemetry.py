@@ -56,7 +56,7 @@ def counted_for(gateways: Collection[str]) -> Generator[None]:
     except PeerlaneError as error:
         code = error.code
         raise
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
         code = "cancelled"
         raise
     finally:
