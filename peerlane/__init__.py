@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from peerlane.tasks.status.gateway_info import GatewayInfo
     from peerlane.tasks.values.activity import PeerActivity
     from peerlane.tasks.values.keys import make_key_pair
-    from peerlane.tasks.wire.model import Peer, PeerResult
+    from peerlane.tasks.wire.model import PeerResult
+    from peerlane.tasks.wire.stored_peer import Peer
 
 __all__ = [
     "AsyncFleet",
@@ -88,7 +89,7 @@ _MODULES = {
     "Fleet": "peerlane.tasks.client.fleet",
     "Gateway": "peerlane.tasks.client.gateway",
     "GatewayInfo": "peerlane.tasks.status.gateway_info",
-    "Peer": "peerlane.tasks.wire.model",
+    "Peer": "peerlane.tasks.wire.stored_peer",
     "PeerActivity": "peerlane.tasks.values.activity",
     "PeerAnswer": "peerlane.tasks.lane.slices",
     "PeerResult": "peerlane.tasks.wire.model",

@@ -190,11 +190,6 @@ class GatewayService:
         return cast("Writer", self._writer)
 
     @property
-    def filling(self) -> Filling:
-        """Adds the remaining peers after a start; available after ``start``."""
-        return cast("Filling", self._filling)
-
-    @property
     def heartbeat(self) -> Heartbeat:
         """The heartbeat's thread; available after ``start``."""
         return cast("Heartbeat", self._heartbeat)
@@ -218,6 +213,8 @@ class GatewayService:
             writer.recovery_needed = "the device is gone"
         if writer.recovery_needed is not None:
             self._recover(writer, heartbeat)
+        elif heartbeat.phase != "serving":  # a request has recovered what a tick could not
+            heartbeat.phase = "serving"
 
     def _catch_up(self) -> None:
         """Repeat the commits that the heartbeat has found to be lost."""
@@ -259,7 +256,7 @@ class GatewayService:
 
     def fill(self) -> bool:
         """Add some of the remaining peers, between requests, in the writer's thread; returns whether there are more."""
-        return not self.heartbeat.replaced and self.filling.step() > 0
+        return not self.heartbeat.replaced and cast("Filling", self._filling).step() > 0
 
     def refuse(self, request_id: str, error: PeerlaneError) -> None:
         """Store ``error`` as the outcome of an invalid request."""

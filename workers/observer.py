@@ -34,13 +34,13 @@ from peerlane.tasks.wire.commit_record import encode
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import ObserverLock
-from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.lane.result_backend import CommitBackend
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.start.takeover import elsewhere
 from peerlane.workers.store.redis_checks import away
+from peerlane.workers.store.retry import OUTAGE
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor

@@ -48,9 +48,17 @@ class UnboundChannel(_Channel):
 
 
 class UnboundTransport(kombu_redis.Transport):
-    """The transport of every process that only sends."""
+    """The transport of every process that only sends, and of Flower."""
 
     Channel = UnboundChannel
+
+    def heartbeat_check(self, connection: Any, rate: int = 2) -> None:
+        """Each second in which no event comes: drop a subscription whose server has vanished without closing it.
+
+        kombu looks only where an event loop runs; Flower has none for events, and would listen for ever.
+        """
+        del connection, rate
+        cast("Any", self).cycle.maybe_check_subclient_health()
 
 
 class OwnConnection(Connection):

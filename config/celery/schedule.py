@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -100,8 +100,9 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
             if time.monotonic() - self._refreshed >= REFRESH:
                 self._refresh()
             now = time.monotonic() + self._lead
-            for due in self._due:
-                if self._sent.get(due.name) != due.slot(now):
+            begun = [due for due in self._due if self._sent.get(due.name) != due.slot(now)]
+            for due, waiting in zip(begun, self._waiting(begun), strict=True):
+                if waiting < ENOUGH:
                     self._send(due, due.slot(now))
         except (RedisError, OperationalError, OSError, RuntimeError) as error:
             if not self._away:
@@ -114,6 +115,15 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         self._sign_of_life()
         nearest = min((due.every - now % due.every for due in self._due), default=REFRESH)
         return max(0.01, min(nearest, REFRESH))
+
+    def _waiting(self, begun: Sequence[Due]) -> list[int]:
+        """How many messages wait for the observer of each."""
+        if not begun:
+            return []
+        pipe = self._redis.pipeline(transaction=False)
+        for due in begun:
+            pipe.llen(names.observer_queue(due.gateway))
+        return pipe.execute()
 
     def _sign_of_life(self) -> None:
         """Touch the beat file, whose age tells health checks when beat last worked."""
@@ -141,15 +151,13 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         fields = [fact for _, fact in ACTS.values()]
         for gateway in gateways:
             pipe.hmget(names.gateway_key(gateway), fields)
-            pipe.llen(names.observer_queue(gateway))
         pipe.time()
         *answers, (seconds, micros) = pipe.execute()
         self._lead = seconds + micros / 1e6 - time.monotonic()
         self._due = [
             Due(gateway, task, act, interval(raw, getattr(self._settings, fact)))
-            for gateway, raws, waiting in zip(gateways, answers[::2], answers[1::2], strict=True)
+            for gateway, raws in zip(gateways, answers, strict=True)
             for (task, (act, fact)), raw in zip(ACTS.items(), raws, strict=True)
-            if waiting < ENOUGH and names.GATEWAY_NAME.fullmatch(gateway)
         ]
         known = self._refreshed > 0
         self._refreshed = time.monotonic()

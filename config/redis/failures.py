@@ -79,8 +79,20 @@ def _of_tls(error: BaseException) -> str | None:
 
 def _of_class(error: BaseException) -> str | None:
     if isinstance(error, NoPrimary):
-        return str(error)
+        return f"{error}; {_of_sentinels(error)}"
     return next((sentence for kind, sentence in _CLASSES if isinstance(error, kind)), None)
+
+
+def _of_sentinels(error: NoPrimary) -> str:
+    """What the Sentinels answered, each answer once."""
+    asked: dict[str, list[str]] = {}
+    for address, answer in error.answers.items():
+        if isinstance(answer, NoPermissionError):
+            sentence = "its user may not call SENTINEL MASTERS"
+        else:
+            sentence = answer if isinstance(answer, str) else reason(answer)
+        asked.setdefault(sentence, []).append(address)
+    return "; ".join(f"{', '.join(addresses)}: {sentence}" for sentence, addresses in asked.items())
 
 
 def _of_reply(error: BaseException) -> str | None:

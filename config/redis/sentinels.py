@@ -6,19 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio import Connection as AsyncConnection
+from redis.asyncio import ConnectionPool as AsyncPool
+from redis.asyncio import Redis as AsyncRedis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
-#: Seconds that one Sentinel may take to answer; one that does not is not waited for longer.
+from peerlane.config.redis.async_tls import AbruptTLS
+
+#: Seconds that one Sentinel may take to let somebody in, and to answer.
 PATIENCE = 0.5
+
+#: A Sentinel's answer: the primary's address, or why it names none.
+_Answer = tuple[str, int] | str
 
 
 class NoPrimary(RedisConnectionError):
-    """No Sentinel names a primary. The message lists the Sentinels."""
+    """No Sentinel names a primary."""
+
+    def __init__(self, service: str, answers: Mapping[str, str | RedisError]) -> None:
+        """``answers``: the address of each Sentinel → its answer, or why it could not be asked."""
+        super().__init__(f"no Sentinel names a primary of the service {service}")
+        self.answers = answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,48 +41,73 @@ class Sentinels:
     service: str
     username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
+    #: redis-py's TLS options; empty: the Sentinels speak no TLS.
     tls: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def __hash__(self) -> int:
         return hash((self.hosts, self.service))
 
     def primary(self) -> tuple[str, int]:
-        """The primary's address now.
+        """The primary's address now, from the first Sentinel that names one.
 
         Raises:
-            NoPrimary: none of them could be asked, or none knows.
+            NoPrimary: says of each Sentinel why it names none.
         """
-        asked = Sentinel(list(self.hosts), sentinel_kwargs=self._options(Retry(NoBackoff(), 0)))
-        try:
-            return cast("tuple[str, int]", asked.discover_master(self.service))
-        except RedisError as error:
-            raise self._nobody(error) from error
-        finally:
-            for client in cast("list[Any]", asked.sentinels):
+        answers: dict[str, str | RedisError] = {}
+        for host, port in self.hosts:
+            options = self._options(host, port, Retry(NoBackoff(), 0))
+            client = Redis.from_pool(
+                ConnectionPool(connection_class=SSLConnection if self.tls else Connection, **options)
+            )
+            try:
+                answer = self._read(client.sentinel_masters())
+            except RedisError as error:
+                answers[_address(host, port)] = error
+                continue
+            finally:
                 client.close()
+            if isinstance(answer, tuple):
+                return answer
+            answers[_address(host, port)] = answer
+        raise NoPrimary(self.service, answers)
 
     async def primary_async(self) -> tuple[str, int]:
         """The same in an event loop."""
         from redis.asyncio.retry import Retry as AsyncRetry  # noqa: PLC0415 - asyncio's only
 
-        asked = AsyncSentinel(list(self.hosts), sentinel_kwargs=self._options(AsyncRetry(NoBackoff(), 0)))
-        try:
-            return cast("tuple[str, int]", await asked.discover_master(self.service))
-        except RedisError as error:
-            raise self._nobody(error) from error
-        finally:
-            for client in cast("list[Any]", asked.sentinels):
+        answers: dict[str, str | RedisError] = {}
+        for host, port in self.hosts:
+            options = self._options(host, port, AsyncRetry(NoBackoff(), 0))
+            client = AsyncRedis.from_pool(
+                AsyncPool(connection_class=AbruptTLS if self.tls else AsyncConnection, **options)
+            )
+            try:
+                answer = self._read(await client.sentinel_masters())
+            except RedisError as error:
+                answers[_address(host, port)] = error
+                continue
+            finally:
                 await client.aclose()
+            if isinstance(answer, tuple):
+                return answer
+            answers[_address(host, port)] = answer
+        raise NoPrimary(self.service, answers)
 
-    def _options(self, retry: object) -> dict[str, Any]:
-        options: dict[str, Any] = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": retry}
+    def _options(self, host: str, port: int, retry: object) -> dict[str, Any]:
+        options: dict[str, Any] = {"host": host, "port": port, "retry": retry, **self.tls}
+        options |= {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "driver_info": None}
         if self.password is not None:
             options |= {"username": self.username, "password": self.password}
-        return {**options, **({"ssl": True, **self.tls} if self.tls else {})}
+        return options
 
-    def _nobody(self, error: RedisError) -> NoPrimary:
-        asked = ", ".join(f"{host}:{port}" for host, port in self.hosts)
-        said = str(error).lower()
-        why = "their password is another one" if "auth" in said or "wrongpass" in said or "noperm" in said else None
-        named = f"the Sentinels {asked} name no primary of the service {self.service}"
-        return NoPrimary(named if why is None else f"{named}: {why}")
+    def _read(self, services: object) -> _Answer:
+        state = cast("Mapping[str, Mapping[str, Any]]", services).get(self.service)
+        if state is None:
+            return "it knows no such service"
+        if not state["is_master"] or state["is_sdown"] or state["is_odown"]:
+            return "the primary that it knows is down"
+        return str(state["ip"]), int(state["port"])
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

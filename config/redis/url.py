@@ -39,6 +39,8 @@ def check_sentinel_url(url: str) -> None:
         raise wrong
     if any(len(values) != 1 or not values[0] for values in options.values()):
         raise wrong
+    if "sentinel_username" in options and "sentinel_password" not in options:
+        raise ValueError("sentinel_username needs sentinel_password")
     hosts = parts.netloc.rpartition("@")[2].split(",")
     if not all(_address(text) for text in hosts):
         raise wrong

@@ -10,7 +10,7 @@ from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.overlaps import overlaps
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.parser import ConfPeer
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 
 Kind = Literal["own_key", "another_wish", "broken_record", "not_served", "own_address", "overlap"]
 

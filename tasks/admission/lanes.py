@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
-from peerlane.tasks.admission.lane_state import Believed, LaneState
+from peerlane.tasks.admission.lane_state import Believed, LaneState, unknown_gateway
 from peerlane.tasks.admission.waits import Waits
 from peerlane.tasks.redis.server_clock import ServerClock, milliseconds
 from peerlane.tasks.redis.subscription import Listeners
@@ -75,7 +76,8 @@ class Lanes:
 
     def may_pass(self, gateway: str, *, bulk: bool) -> float:
         """How many requests may pass on the last look; infinite if it has no room, because they are then refused."""
-        most = self._believed[gateway].most(bulk=bulk)
+        believed = self._believed.get(gateway)
+        most = believed.most(bulk=bulk) if believed is not None else 0
         return most if most >= 1 else math.inf
 
     def check(self, gateway: str, *, bulk: bool = False, create: bool = True, within: float = 0.0) -> LaneState:
@@ -94,7 +96,10 @@ class Lanes:
 
     def admit(self, gateway: str, *, bulk: bool, create: bool, within: float) -> LaneState:
         """As ``check``, by the last look."""
-        believed = self._believed[gateway]
+        believed = self._believed.get(gateway)
+        if believed is None or not believed.lane.facts:
+            self._believed.pop(gateway, None)  # the names are the caller's to choose: there is no end of them
+            raise unknown_gateway(gateway)
         if refusal := believed.refusal(bulk, create, within):
             raise refusal
         believed.passed[bulk] += 1
@@ -147,14 +152,18 @@ class Lanes:
 
 
 _lanes: WeakKeyDictionary[PeerlaneApp, Lanes] = WeakKeyDictionary()
+#: Threads that ask at once get the same: who waits for a request is known to all of them.
+_making = threading.Lock()
 
 
 def lanes_of(app: PeerlaneApp) -> Lanes:
     """The app's Lanes, made at the first call."""
     lanes = _lanes.get(app)
     if lanes is None:
-        lanes = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)
-        _lanes[app] = lanes
+        with _making:
+            lanes = _lanes.get(app)
+            if lanes is None:
+                lanes = _lanes[app] = Lanes(connect(app.settings, timeout=1.0), result_ttl=app.settings.result_ttl)
     return lanes
 
 

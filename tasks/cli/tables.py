@@ -10,7 +10,8 @@ from rich.text import Text
 
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
-from peerlane.tasks.wire.model import Peer, PeerResult
+from peerlane.tasks.wire.model import PeerResult
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Columns of a terminal from which on the fleet's table has all of its own.
 WIDE = 100

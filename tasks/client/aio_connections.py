@@ -12,6 +12,7 @@ from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from peerlane.config.redis.async_tls import AbruptTLS
 from peerlane.config.redis.connections import noticing_async
 from peerlane.config.redis.url import redis_tls, sentinels, server_url
 from peerlane.config.settings import Settings
@@ -20,15 +21,6 @@ from peerlane.config.settings import Settings
 CONNECTIONS = 8
 #: Seconds in which Redis answers; a connection that keeps silent longer is made anew.
 ANSWERED_WITHIN = 1.0
-
-
-class _AbruptTLS(SSLConnection):
-    """Closes a TLS connection at once; asyncio would wait half a minute for a server that does not answer."""
-
-    async def disconnect(self, *arguments: Any, **named: Any) -> None:
-        if self._writer is not None:
-            self._writer.transport.abort()
-        await super().disconnect(*arguments, **named)
 
 
 def connections(settings: Settings) -> BlockingConnectionPool:
@@ -43,7 +35,7 @@ def connections(settings: Settings) -> BlockingConnectionPool:
         **redis_tls(settings),
     )
     kind = pool.connection_class
-    pool.connection_class = noticing_async(_AbruptTLS if kind is SSLConnection else kind)
+    pool.connection_class = noticing_async(AbruptTLS if kind is SSLConnection else kind)
     return pool
 
 

@@ -19,15 +19,17 @@ from peerlane.tasks.admission.drain import Switched
 from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_lane import AsyncLane
 from peerlane.tasks.client.aio_lists import ask_slices
-from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, checked, seconds_of
+from peerlane.tasks.lane.result import peer_result
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
+from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
-from peerlane.tasks.wire.model import Peer, PeerResult
+from peerlane.tasks.wire.model import PeerResult
 from peerlane.tasks.wire.psk_cipher import cipher_of
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Peers handed from the reading thread at a time.
 PAGE = 500
@@ -178,7 +180,7 @@ class AsyncGateway:
         *,
         bulk: bool,
     ) -> PeerResult:
-        return PeerResult.model_validate(await self._ask_for(task, arguments, timeout, request_id, bulk=bulk))
+        return peer_result(await self._ask_for(task, arguments, timeout, request_id, bulk=bulk))
 
     async def _ask_for(
         self,

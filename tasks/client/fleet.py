@@ -10,7 +10,6 @@ from typing import Any, TypedDict, Unpack, cast
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
-from peerlane.tasks.client.call_metrics import counted_for
 from peerlane.tasks.client.gateway import Gateway, gateways
 from peerlane.tasks.client.placement import (
     RETRY_ELSEWHERE,
@@ -25,12 +24,14 @@ from peerlane.tasks.errors import PeerlaneError, StorageError
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.lane.slices import WINDOW, PeerAnswer, PeerWish, ask_slices, cut, interleaved, new_list_id
+from peerlane.tasks.lane.telemetry import counted_for
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status.gateway_info import GatewayInfo
-from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, parse
+from peerlane.tasks.wire.model import DeletePeer, PeerResult, is_key, parse
+from peerlane.tasks.wire.stored_peer import Peer
 
-#: Characters of a public key; and keys looked for on every gateway in one round trip.
-KEY_LENGTH, LOOKED_UP = 44, 500
+#: Keys looked for on every gateway in one round trip.
+LOOKED_UP = 500
 
 
 class Wish(TypedDict, total=False):
@@ -123,7 +124,8 @@ class Fleet:
     ) -> list[PeerAnswer]:
         """Delete many peers, each from every matching gateway that has it. Returns results and errors in order.
 
-        Of a key that none has, a gateway that serves its lane says that it is absent. As ``create_peers``.
+        A key is ``deleted`` where all that had it have deleted it; an error of any of them is its answer. Of a key that
+        none has, a gateway that serves its lane says that it is absent. As ``create_peers``.
         """
         listed, within = list(public_keys), self._within(timeout)
         removal, nobody = self.find_list(listed, region, where)
@@ -175,7 +177,7 @@ class Fleet:
     def _holders_of(self, keys: Sequence[object], among: Sequence[str], *, binding: bool) -> dict[int, list[str]]:
         """The gateways of ``among`` that have these peers, by position; ``binding``: only unexpired peers count."""
         holders: dict[int, list[str]] = {}
-        sound = [(place, key) for place, key in enumerate(keys) if isinstance(key, str) and len(key) == KEY_LENGTH]
+        sound = [(place, key) for place, key in enumerate(keys) if is_key(key)]
         redis = lanes_of(self._app).redis
         for start in range(0, len(sound) if among else 0, LOOKED_UP):
             page = sound[start : start + LOOKED_UP]

@@ -13,20 +13,22 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched, switch
 from peerlane.tasks.admission.lane_state import unknown_gateway
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
-from peerlane.tasks.client.call_metrics import counted
 from peerlane.tasks.client.peer_order import PeerOrder
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.ask import ask
-from peerlane.tasks.lane.request import Timeout, seconds_of
+from peerlane.tasks.lane.request import Timeout, plain, seconds_of
+from peerlane.tasks.lane.result import peer_result
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
+from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.redis.errors import PAGE, reading, scan
 from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.values.key_set import KeySet
-from peerlane.tasks.wire.model import DeletePeer, Peer, PeerResult, check_public_key, parse
+from peerlane.tasks.wire.model import DeletePeer, PeerResult, check_public_key, parse
 from peerlane.tasks.wire.psk_cipher import Unsealable, cipher_of
+from peerlane.tasks.wire.stored_peer import Peer
 
 
 def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
@@ -41,12 +43,11 @@ def create_arguments(  # noqa: PLR0917 - create_peer's own, in its order
     """The arguments of a create as the task takes them, without those that are not set."""
     wish: dict[str, Any] = {
         "public_key": public_key,
-        # One text is no list of its characters: the model says so.
-        "allowed_ips": allowed_ips if allowed_ips is None or isinstance(allowed_ips, str) else list(allowed_ips),
+        "allowed_ips": plain(allowed_ips),
         "preshared_key": preshared_key,
         "keepalive": keepalive or None,
         "ttl": ttl.total_seconds() if isinstance(ttl, timedelta) else ttl,
-        "labels": None if labels is None else dict(labels),
+        "labels": plain(labels),
         "pinned": pinned or None,
     }
     return {name: value for name, value in wish.items() if value is not None}
@@ -66,7 +67,7 @@ class Gateway:
         """
         self.name = name
         self._app = app or tasks.app
-        self._timeout = timeout
+        self._timeout: Timeout = self._app.settings.timeout if timeout is None else timeout
         self._create = tasks.task_of(self._app, names.CREATE_PEER)
         self._delete = tasks.task_of(self._app, names.DELETE_PEER)
 
@@ -146,7 +147,7 @@ class Gateway:
     def _ask_list(
         self, task: str, wishes: Iterable[object], timeout: Timeout | None, request_id: str | None
     ) -> Iterator[PeerAnswer]:
-        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        within = seconds_of(timeout, self._timeout)
         return ask_list(self._app, task, self.name, wishes, timeout=within, request_id=request_id)
 
     def _ask(
@@ -158,9 +159,9 @@ class Gateway:
         *,
         bulk: bool,
     ) -> PeerResult:
-        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        within = seconds_of(timeout, self._timeout)
         wish = {"gateway": self.name, **arguments}
-        return PeerResult.model_validate(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
+        return peer_result(ask(self._lanes, task, wish, within=within, request_id=request_id, bulk=bulk))
 
     def drain(self) -> Switched:
         """Refuse new peers from now on; deletes and sweeps continue. Draining twice is no error.

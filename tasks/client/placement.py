@@ -145,11 +145,8 @@ class ListPlacement:
         return chosen
 
     def _best(self, wish: _Open) -> str | None:
-        left = [
-            candidate
-            for candidate in self._candidates
-            if candidate.about.name not in wish.refused.keys() | self._closed
-        ]
+        out = wish.refused.keys() | self._closed
+        left = [candidate for candidate in self._candidates if candidate.about.name not in out]
         if not left:
             return None
         best = min(left, key=lambda candidate: (-candidate.room, candidate.about.waiting, candidate.about.name))
@@ -197,6 +194,11 @@ class ListRemoval:
             self._heard.setdefault(place, []).append(answer)
 
     def answer(self, place: int, nobody: PeerAnswer) -> PeerAnswer:
-        """The answer for a key: the first of its gateways' answers that is not ``absent``, else ``absent``."""
+        """The answer for a key: an error of a gateway, where it may still be; else ``deleted`` or ``absent``."""
         answers = self._heard.get(place, [nobody])
-        return max(answers, key=lambda each: 1 if isinstance(each, PeerResult) and each.outcome == "absent" else 2)
+        return next((each for each in answers if not isinstance(each, PeerResult)), max(answers, key=_says))
+
+
+def _says(answer: PeerAnswer) -> bool:
+    """Whether it tells more than ``absent``."""
+    return not isinstance(answer, PeerResult) or answer.outcome != "absent"

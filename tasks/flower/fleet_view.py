@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,8 @@ class Look:
     beat_silent_for: float | None
     #: Name of a worker → Celery's command → its answer, for dead ones too.
     workers: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    #: Queue → how many live writers or observers consume it.
+    consumers: Counter[str] = field(default_factory=Counter[str])
 
 
 class FleetView:
@@ -60,9 +63,11 @@ class FleetView:
                 log.error("the fleet cannot be read: %s", error.message)
             self._away = True
             return False
-        workers = {node.name: {command: node.answer(command) for command in ANSWERS} for node in nodes_of(snapshot)}
+        nodes = nodes_of(snapshot)
+        workers = {node.name: {command: node.answer(command) for command in ANSWERS} for node in nodes}
+        consumers = Counter(queue for node in nodes if node.live for queue in node.queues)
         rows = tuple(self._rates.rows(snapshot))
-        self.last = Look(snapshot.at, rows, snapshot.beat_silent_for, workers)
+        self.last = Look(snapshot.at, rows, snapshot.beat_silent_for, workers, consumers)
         if self._away:
             log.warning("the fleet can be read again")
         self.trouble, self._away, self._looked = "", False, time.monotonic()
@@ -80,6 +85,10 @@ class FleetView:
             for queue in queues:
                 pipe.llen(queue)
             return dict(zip(queues, pipe.execute(), strict=True))
+
+    def consumers(self) -> Counter[str]:
+        """Queue → how many live processes consumed it at the last look."""
+        return Counter() if self.last is None else self.last.consumers
 
     @property
     def age(self) -> float:

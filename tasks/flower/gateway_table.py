@@ -13,13 +13,15 @@ from peerlane.tasks.status.rates import Row
 
 #: Share of the peers a gateway may have, or of the requests that may wait, from which on a cell is coloured.
 NEARLY, ALMOST = 0.8, 0.95
+#: Share of the requests that may wait from which on their limit is shown beside them.
+HALF = 0.5
 
 _STATES = {"active": "success", "draining": "warning", "recovering": "warning"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell's text; ``colour`` is success, warning or danger, or empty."""
+    """The text of a cell or a sentence; ``colour`` is success, warning or danger, or empty."""
 
     text: str
     colour: str = ""
@@ -32,6 +34,8 @@ class Column:
     title: str
     meaning: str
     cell: Callable[[Row], Cell]
+    #: Whether its cells are numbers, which stand below each other.
+    numbers: bool = False
 
 
 def cells(row: Row) -> list[Cell]:
@@ -57,32 +61,35 @@ def _changes(rows: tuple[Row, ...]) -> tuple[list[float | None], list[float | No
     return [row.created_per_second for row in rows], [row.deleted_per_second for row in rows]
 
 
-def sentences(look: Look) -> list[str]:
-    """Alarms, full lanes, messages set aside, starts a short while ago, a missing beat."""
-    lines = [
+def sentences(look: Look) -> list[Cell]:
+    """Alarms and full lanes first; then messages set aside, starts a short while ago, a missing beat."""
+    alarms = [
         f"ALARM {row.gateway} {alarm.kind}, for {span(max(0.0, look.at - alarm.since))}: {alarm.message}"
         f" ({alarm.runbook})"
         for row in look.rows
         for alarm in row.alarms
     ]
+    full = [
+        f"The lane of {row.gateway} is full: {max(row.waiting, row.waiting_bulk):,} wait, and more are refused."
+        for row in look.rows
+        if row.lane_full
+    ]
+    notes: list[str] = []
     for row in look.rows:
-        if row.lane_full:
-            count = max(row.waiting, row.waiting_bulk)
-            lines.append(f"The lane of {row.gateway} is full: {count:,} wait, and more are refused.")
         if row.coming:
-            lines.append(f"{row.gateway} has {row.coming:,} peers still to be added to its device after a start.")
+            notes.append(f"{row.gateway} has {row.coming:,} peers still to be added to its device after a start.")
         if row.restarted:
-            lines.append(
+            notes.append(
                 f"The writer of {row.gateway} was started again {span(row.writer_age or 0)} ago; its log says why."
             )
         if row.set_aside:
             count = f"{row.set_aside:,} message{'' if row.set_aside == 1 else 's'}"
-            lines.append(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}")
+            notes.append(f"{row.gateway} has set {count} aside: peerlane gateway poison {row.gateway}")
     if any(row.observed for row in look.rows) and all(row.beat_missing for row in look.rows if row.observed):
-        lines.append(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?")
+        notes.append(f"Beat has asked for nothing for {span(look.beat_silent_for or 0)}: is one running?")
     if hidden := sum(not row.visible for row in look.rows):
-        lines.append(f"Alarms and observers of {hidden} gateways are not for this Redis user to see.")
-    return lines
+        notes.append(f"Alarms and observers of {hidden} gateways are not for this Redis user to see.")
+    return [*(Cell(text, "danger") for text in (*alarms, *full)), *(Cell(text, "warning") for text in notes)]
 
 
 def as_document(look: Look | None, trouble: str) -> dict[str, Any]:
@@ -119,31 +126,34 @@ def _peers(row: Row) -> Cell:
 
 
 def _waiting(count: int, row: Row) -> Cell:
-    return _filled(count, row.lane_cap, f"{count:,} of {row.lane_cap:,}" if count else "0")
+    near = row.lane_cap and count / row.lane_cap >= HALF
+    return _filled(count, row.lane_cap, f"{count:,} of {row.lane_cap:,}" if near else f"{count:,}")
 
 
 def _wait(row: Row) -> Cell:
     if row.wait is None:
         return Cell("")
     if row.wait.kind == "at_least":
-        return Cell(f"more than {span(row.wait.seconds)}", "danger")
-    return Cell(f"about {row.wait.seconds:.1f} s", "warning" if row.wait.seconds >= 1 else "")
+        return Cell(f"over {span(row.wait.seconds)}", "danger")
+    seconds = row.wait.seconds
+    about = f"{seconds:.1f} s" if seconds >= 1 else f"{max(1, round(seconds * 1000))} ms"
+    return Cell(f"about {about}", "warning" if seconds >= 1 else "")
 
 
 def _rate(rate: float | None) -> Cell:
-    return Cell("" if rate is None else f"{rate:,.1f}".removesuffix(".0"))
+    return Cell("" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}".removesuffix(".0"))
 
 
 def _writer(row: Row) -> Cell:
     if row.silent_for is None:
         return Cell("ended" if row.stopped else "none", "danger")
-    return Cell(f"{span(max(1.0, row.silent_for))} ago", "danger" if row.state == "down" else "")
+    return Cell(span(max(1.0, row.silent_for)), "danger" if row.state == "down" else "")
 
 
 def _observer(row: Row) -> Cell:
     if row.observer_silent_for is None:
         return Cell("none" if row.visible else "hidden", "warning")
-    return Cell(f"{span(max(1.0, row.observer_silent_for))} ago", "" if row.observed else "danger")
+    return Cell(span(max(1.0, row.observer_silent_for)), "" if row.observed else "danger")
 
 
 def _sweep(row: Row) -> Cell:
@@ -152,12 +162,12 @@ def _sweep(row: Row) -> Cell:
     outcome, removed, missed = row.sweep.get("outcome"), removed_count(row.sweep), missed_count(row.sweep)
     ago = f"{span(float(row.sweep['ago']))} ago"
     if outcome == "refused":
-        return Cell(f"refused {ago}", "danger")
+        return Cell(f"refused, {ago}", "danger")
     if outcome == "running":
         return Cell(f"running: {removed:,} removed", "warning")
     if missed:
-        return Cell(f"{removed:,} of {removed + missed:,} removed {ago}", "danger")
-    return Cell(f"{removed:,} removed {ago}", "warning" if row.sweep.get("stopped") else "")
+        return Cell(f"{removed:,} of {removed + missed:,} removed, {ago}", "danger")
+    return Cell(f"{removed:,} removed, {ago}", "warning" if row.sweep.get("stopped") else "")
 
 
 def _alarms(row: Row) -> Cell:
@@ -172,19 +182,31 @@ def _aside(row: Row) -> Cell:
 
 COLUMNS = (
     Column("Gateway", "its name", lambda row: Cell(row.gateway)),
-    Column("State", "active, draining, recovering, stopped or down", _state),
+    Column("State", "active, draining, recovering, stuck, stopped or down", _state),
     Column("Alarms", "kinds of alarms that stand", _alarms),
     Column("Region", "as its settings name it", lambda row: Cell(row.region)),
-    Column("Peers", "peers, of the most it takes", _peers),
-    Column("Lane", "interactive requests that wait, of the most that may", lambda row: _waiting(row.waiting, row)),
-    Column("Bulk", "bulk requests that wait, of the most that may", lambda row: _waiting(row.waiting_bulk, row)),
-    Column("Wait", "for how long requests wait; more than: nothing was answered meanwhile", _wait),
-    Column("+/s", "peers created a second", lambda row: _rate(row.created_per_second)),
-    Column("−/s", "peers deleted a second", lambda row: _rate(row.deleted_per_second)),
-    Column("Refused/s", "requests refused by the writer a second", lambda row: _rate(row.refused_per_second)),
-    Column("Writer", "its last sign of life", _writer),
-    Column("Starts", "how often a writer has started: its epoch", lambda row: Cell(f"{row.epoch:,}")),
-    Column("Observer", "its last sign of life", _observer),
+    Column("Peers", "peers, of the most it takes", _peers, numbers=True),
+    Column(
+        "Lane",
+        "interactive requests that wait; from half of the most that may on, with that",
+        lambda row: _waiting(row.waiting, row),
+        numbers=True,
+    ),
+    Column(
+        "Bulk",
+        "bulk requests that wait; from half of the most that may on, with that",
+        lambda row: _waiting(row.waiting_bulk, row),
+        numbers=True,
+    ),
+    Column("Wait", "for how long requests wait; over: nothing was answered meanwhile", _wait),
+    Column("+/s", "peers created a second", lambda row: _rate(row.created_per_second), numbers=True),
+    Column("−/s", "peers deleted a second", lambda row: _rate(row.deleted_per_second), numbers=True),
+    Column(
+        "Refused/s", "requests refused by the writer a second", lambda row: _rate(row.refused_per_second), numbers=True
+    ),
+    Column("Writer", "for how long it has been silent; a second is none", _writer),
+    Column("Starts", "how often a writer has started: its epoch", lambda row: Cell(f"{row.epoch:,}"), numbers=True),
+    Column("Observer", "for how long it has been silent; a few seconds are none", _observer),
     Column("Last sweep", "what it removed", _sweep),
-    Column("Set aside", "messages that could not be carried out", _aside),
+    Column("Set aside", "messages that could not be carried out", _aside, numbers=True),
 )

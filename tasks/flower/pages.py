@@ -89,12 +89,24 @@ class LaneLengths:
         return [{"name": name, "messages": length} for name, length in lengths.items()]
 
 
+class LaneTable(LaneLengths):
+    """The same for people: also how many may be taken, and how many live processes take them."""
+
+    async def queues(self, names: list[str]) -> list[dict[str, Any]]:
+        """Each queue as a line of the page."""
+        consumers = self._fleet.consumers()
+        return [
+            {**queue, "messages_ready": queue["messages"], "consumers": consumers[queue["name"]]}
+            for queue in await super().queues(names)
+        ]
+
+
 class BrokerPage(_BrokerView):
     """The page with the lengths of all lanes."""
 
-    def get_broker(self) -> LaneLengths:
+    def get_broker(self) -> LaneTable:
         """Flower asks it for queues."""
-        return LaneLengths(self.application.fleet)
+        return LaneTable(self.application.fleet)
 
 
 class QueueLengths(_GetQueueLengths):

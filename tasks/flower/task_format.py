@@ -1,4 +1,4 @@
-"""Formats a refused request for Flower: its code and message instead of the writer's traceback."""
+"""Formats requests for Flower: a peer's key and outcome in few words, a refusal as its code without a traceback."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from peerlane.tasks.errors import PeerlaneError, WriterError
 
 #: An exception's repr, as an event has it.
 _REPR = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\)", re.DOTALL)
+#: The arguments and the result of a request for one peer, as its events have them.
+_ARGUMENTS = re.compile(r"\{'public_key': '(?P<key>[^']+)'\}")
+_RESULT = re.compile(r"'(?P<outcome>\w+) (?P<key>\S+) ?(?P<prefixes>[^']*)'")
 _BY_NAME: dict[str, type[PeerlaneError]] = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PeerlaneError)
 }
@@ -18,6 +21,12 @@ _BY_NAME: dict[str, type[PeerlaneError]] = {
 
 def formatted(task: Any) -> Any:
     """Flower's option ``format_task``: formats a copy of a task's fields."""
+    arguments, result = (str(getattr(task, name, None)) for name in ("kwargs", "result"))
+    asked, answered = _ARGUMENTS.fullmatch(arguments), _RESULT.fullmatch(result)
+    if asked is not None:
+        task.kwargs = asked["key"]
+        if answered is not None and answered["key"] == asked["key"]:
+            task.result = f"{answered['outcome']} {answered['prefixes']}".rstrip()
     shown = refusal(getattr(task, "exception", None))
     if shown is not None:
         code, message = shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from celery.canvas import Signature
@@ -12,7 +12,7 @@ from celery.result import GroupResult
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError
-from peerlane.tasks.lane.result import LaneResult
+from peerlane.tasks.lane.result import LaneResult, withdraw_all
 from peerlane.tasks.wire.registry import LANE_TASKS
 
 _CALLBACKS = "a gateway runs no callbacks: get() the outcome, then go on"
@@ -99,14 +99,49 @@ class LaneGroupResult(GroupResult):
     ) -> list[Any]:
         """All outcomes in order, within ``timeout`` seconds together; requests without one are then cancelled.
 
+        Left by any exception, it cancels those of which it has no outcome. ``callback`` is called with the id and the
+        outcome of each, which are then not returned, as by Celery.
+
         Raises:
             PeerlaneError: the first refusal, once all have their outcomes; without ``propagate`` it is in the list.
         """
-        results: list[Any] = self.results or []
-        if not all(isinstance(result, LaneResult) for result in results):
+        results = self._of_lanes()
+        if results is None:
             return super().get(timeout, propagate, **options)
-        until = None if timeout is None else time.monotonic() + timeout
         outcomes: list[Any] = []
+        try:
+            first = self._wait(results, timeout, outcomes)
+        except BaseException:
+            withdraw_all(results[len(outcomes) :])
+            raise
+        if propagate and first is not None:
+            raise first
+        if (callback := options.get("callback")) is None:
+            return outcomes
+        for result, outcome in zip(results, outcomes, strict=True):
+            callback(result.id, outcome)
+        return []
+
+    join = get  # pyright: ignore[reportAssignmentType] - likewise
+    join_native = get  # pyright: ignore[reportAssignmentType] - likewise
+
+    def revoke(self, *args: Any, **options: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - nothing of it but this means anything
+        """Cancel all requests that have no outcome. Raises OutcomeUnknown as ``LaneResult.cancel`` does."""
+        results = self._of_lanes()
+        if results is None:
+            super().revoke(*args, **options)
+        for result in results or ():
+            result.revoke()
+
+    def _of_lanes(self) -> list[LaneResult] | None:
+        """The results, if all of them are requests of lanes."""
+        results: list[Any] = self.results or []
+        return results if all(isinstance(result, LaneResult) for result in results) else None
+
+    @staticmethod
+    def _wait(results: Sequence[LaneResult], timeout: float | None, outcomes: list[Any]) -> PeerlaneError | None:
+        """Fill ``outcomes``; the first refusal among them."""
+        until = None if timeout is None else time.monotonic() + timeout
         first: PeerlaneError | None = None
         for result in results:
             left = None if until is None else max(0.001, until - time.monotonic())
@@ -115,11 +150,7 @@ class LaneGroupResult(GroupResult):
             except PeerlaneError as refusal:
                 first = first or refusal
                 outcomes.append(refusal)
-        if propagate and first is not None:
-            raise first
-        return outcomes
-
-    join = get  # pyright: ignore[reportAssignmentType] - likewise
+        return first
 
 
 def send_lane_task(application: Any, name: str, args: Any, kwargs: Any, **options: Any) -> LaneResult | None:

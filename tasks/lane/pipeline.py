@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from redis.exceptions import RedisError
-
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.lane.result import LaneResult, settle
+from peerlane.tasks.lane.result import LaneResult, peer_result, settle, withdraw_all
 from peerlane.tasks.wire.cancel import result_of, timed_out
 from peerlane.tasks.wire.model import PeerResult
 
@@ -39,7 +36,7 @@ def send_pipelined(
     send: Callable[[_Wish], LaneResult], wishes: Iterable[_Wish], *, timeout: float, size: int = 32
 ) -> Generator[Answer[_Wish, PeerResult]]:
     """``pipelined`` for creates and deletes."""
-    return pipelined(send, wishes, PeerResult.model_validate, timeout=timeout, size=size)
+    return pipelined(send, wishes, peer_result, timeout=timeout, size=size)
 
 
 def pipelined(
@@ -69,10 +66,7 @@ def pipelined(
         while outstanding:
             yield _answer(outstanding, read, timeout)
     finally:
-        left = [sent for _, sent, _ in outstanding if isinstance(sent, LaneResult)]
-        if left:
-            with suppress(RedisError, OSError):
-                lanes_of(cast("Any", left[0].app)).cancel_many([(str(sent.id), sent.deadline) for sent in left])
+        withdraw_all([sent for _, sent, _ in outstanding if isinstance(sent, LaneResult)])
 
 
 def _answer(

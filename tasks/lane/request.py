@@ -7,10 +7,9 @@ kombu's own code up to the socket costs a client more than the rest of a request
 from __future__ import annotations
 
 import base64
-import math
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
@@ -23,8 +22,9 @@ from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Invalid, TimedOut
-from peerlane.tasks.lane.tracing import trace_headers
+from peerlane.tasks.lane.telemetry import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
+from peerlane.tasks.wire.cancel import LONGEST_DEADLINE
 from peerlane.tasks.wire.commit_record import HEADER, wish_digest
 from peerlane.tasks.wire.lists import CreatePeers, wishes_in
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
@@ -123,7 +123,7 @@ def checked(
     kept = _as_json(arguments)
     _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
     gateway = wish.gateway
-    if request_id and not names.is_request_id(gateway, request_id):
+    if request_id is not None and not names.is_request_id(gateway, request_id):
         raise Invalid(f"a request id is {gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
     return Request(
         task=task,
@@ -178,6 +178,14 @@ def _encrypt(
             place["preshared_key"] = cipher().encrypt(wish.gateway, wish.public_key, wish.preshared_key)
 
 
+def plain(value: object) -> object:
+    """A mapping as a dict, another iterable as a list; anything else, a text too, as it is: the model judges it."""
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[Any, Any]", value))
+    is_text = isinstance(value, (str, bytes))
+    return list(cast("Iterable[Any]", value)) if isinstance(value, Iterable) and not is_text else value
+
+
 def seconds_of(*timeouts: Timeout | None) -> float:
     """The first of these that is set, in seconds.
 
@@ -185,12 +193,14 @@ def seconds_of(*timeouts: Timeout | None) -> float:
     with ``create_peer.apply_async``.
 
     Raises:
-        Invalid: it is no number of seconds above 0.
+        Invalid: it is no number of seconds above 0, or more than a day.
     """
     timeout = next(each for each in timeouts if each is not None)
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not all typed
-        raise Invalid("timeout: a number of seconds above 0, or a timedelta; apply_async sends without waiting")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_DEADLINE:  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not all typed
+        raise Invalid(
+            "timeout: a number of seconds above 0, a day at most, or a timedelta; apply_async sends without waiting"
+        )
     return float(seconds)
 
 
@@ -205,16 +215,16 @@ def seconds_until(expires: float | datetime) -> float:
         moment = expires if expires.tzinfo else expires.replace(tzinfo=UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()
     elif isinstance(expires, (int, float)) and not isinstance(expires, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers of plain Celery are not typed
-        seconds = float(expires)
+        seconds = expires
     else:
         raise Invalid("expires is a number of seconds or a datetime")
-    if not 0 < seconds <= 86_400:
+    if not 0 < seconds <= LONGEST_DEADLINE:
         raise (
             TimedOut("the request had expired before it was sent")
             if seconds <= 0
             else Invalid("expires is at most a day")
         )
-    return seconds
+    return float(seconds)
 
 
 def shown(arguments: Mapping[str, Any]) -> str:

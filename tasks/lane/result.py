@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
 from celery import result as celery_result
 from celery.result import AsyncResult
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.admission.waits import Wait
-from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
 from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
+from peerlane.tasks.wire.model import PeerResult
 
 #: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
 GRACE = 0.8
@@ -55,7 +58,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         """
         if "." not in str(self.id):  # no lane's: Celery's own
             return super().get(timeout, propagate, **options)
-        del options  # how Celery would wait
+        callback = options.get("callback")  # the others say how Celery would wait
         if self.refusal is not None:
             if propagate:
                 raise self.refusal
@@ -64,7 +67,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
         wait = lanes.waits.enter(request_id)
         try:
-            return outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout, wait=wait)
+            outcome = outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout, wait=wait)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise
@@ -75,6 +78,11 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             raise
         finally:
             wait.leave()
+        if callback is not None:
+            callback(request_id, outcome)
+        return outcome
+
+    wait = get  # pyright: ignore[reportAssignmentType] - Celery's other name for it
 
     def _left(self, lanes: Lanes) -> float:
         """Seconds until the deadline has certainly passed; the longest possible ones if the deadline is not known."""
@@ -187,6 +195,28 @@ def withdraw(lanes: Lanes, request_id: str, deadline: int) -> None:
     """Cancel a request whose caller stops waiting. Tries once, because an interrupted caller has no time."""
     with suppress(RedisError, OSError):
         lanes.cancel(request_id, deadline=deadline)
+
+
+def withdraw_all(results: Sequence[LaneResult]) -> None:
+    """As ``withdraw``, in one round trip, those that no other call of this process waits for."""
+    if not results:
+        return
+    lanes = lanes_of(cast("Any", results[0].app))
+    left = [(str(each.id), each.deadline) for each in results if not lanes.waits.is_awaited(str(each.id))]
+    with suppress(RedisError, OSError):
+        lanes.cancel_many(left)
+
+
+def peer_result(result: Mapping[str, Any]) -> PeerResult:
+    """The result of a create or delete.
+
+    Raises:
+        WriterError: it is the result of something else.
+    """
+    try:
+        return PeerResult.model_validate(result)
+    except ValidationError:
+        raise WriterError("what is stored under the request's id is no result of a create or delete") from None
 
 
 def settle_unsent(lanes: Lanes, request_id: str, deadline: int, error: BaseException) -> str:

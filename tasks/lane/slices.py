@@ -20,6 +20,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.pipeline import pipelined
+from peerlane.tasks.lane.request import plain
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.bulk import SLICE
@@ -105,7 +106,7 @@ def new_list_id(gateway: str, request_id: str | None = None) -> str:
     Raises:
         Invalid: the one that is given is none.
     """
-    list_id = request_id or names.request_id(gateway, str(uuid.uuid4()))
+    list_id = names.request_id(gateway, str(uuid.uuid4())) if request_id is None else request_id
     if not names.is_request_id(gateway, list_id) or len(list_id) > len(gateway) + 1 + LONGEST_TOKEN:
         what = f"{gateway}.TOKEN, the token of letters, digits, - and _, at most {LONGEST_TOKEN}"
         raise Invalid(f"a list's request id is {what}")
@@ -140,8 +141,7 @@ def _create(gateway: str, wish: object) -> tuple[Part, int]:
     if not isinstance(wish, Mapping):
         return Part(Invalid("a wish is a mapping with a public_key, and what else create_peer takes")), 0
     fields = {str(name): value for name, value in cast("Mapping[object, Any]", wish).items() if value is not None}
-    if isinstance(labels := fields.get("labels"), Mapping):
-        fields["labels"] = dict(cast("Mapping[str, str]", labels))
+    fields |= {name: plain(fields[name]) for name in ("allowed_ips", "labels") if name in fields}
     try:
         checked = wish_of(gateway, fields)
     except Invalid as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Protocol, cast
@@ -20,6 +19,7 @@ from peerlane.tasks.lane.celery_manners import LaneSignature, refuse_options
 from peerlane.tasks.lane.request import Request, admit, checked, seconds_until, shown
 from peerlane.tasks.lane.result import LaneResult, settle_unsent, withdraw
 from peerlane.tasks.redis.errors import SEND_ERRORS, reaching
+from peerlane.tasks.wire.commit_record import in_short
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.registry import LANE_TASKS, LaneModel, LaneTaskRow
 
@@ -165,12 +165,3 @@ create_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PE
 delete_peer = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEER)))
 create_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.CREATE_PEERS)))
 delete_peers = cast("LaneTask", PromiseProxy(lambda: task_of(app, names.DELETE_PEERS)))
-
-
-def in_short(result: Mapping[str, Any]) -> str:
-    """A result in one line, because Celery's rendering of the whole result costs a tenth of a request."""
-    if "answers" in result:
-        kinds = Counter(str(each.get("outcome") or each["error"]["code"]) for each in result["answers"])
-        return " ".join(["listed", *(f"{kind}={count}" for kind, count in sorted(kinds.items()))])[:256]
-    words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
-    return " ".join(words)[:256]

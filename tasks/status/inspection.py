@@ -143,7 +143,10 @@ def _stats(node: Node) -> dict[str, Any]:
     status, facts = node.status, node.status.lane.facts
     silent = status.observer_silent_for if node.observer else (status.lane.silent_for or 0) / 1000
     known = node.observer or status.lane.silent_for is not None
+    lane = status.lane
+    state = {} if node.observer else {"state": "stopped" if lane.stopped else lane.state}
     stats: dict[str, Any] = {
+        **state,
         "pid": status.observer_pid if node.observer else number(facts.get("holder_pid", "")),
         "prefetch_count": 1,
         "pool": {"implementation": "solo", "max-concurrency": 1},
@@ -155,11 +158,9 @@ def _stats(node: Node) -> dict[str, Any]:
     if node.observer:
         reports = {"last sweep": status.sweep, "last reconcile": status.reconcile, "counters": status.reading}
         return {**stats, "total": dict[str, int](), **{name: dict(report) for name, report in reports.items()}}
-    lane = status.lane
     counted = {"requests answered": "answered", "peers created": "created", "peers deleted": "deleted"}
     return stats | {
         "total": {name: number(facts.get(fact, "")) for name, fact in counted.items()},
-        "state": "stopped" if lane.stopped else lane.state,
         "peers": f"{number(facts.get('peers', '')):,} of {number(facts.get('max_peers', '')):,}",
         "waiting": f"{lane.waiting:,} interactive, {lane.waiting_bulk:,} bulk, {lane.cap:,} at most in each",
         "set aside": status.set_aside,

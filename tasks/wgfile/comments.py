@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, cast
 
-from peerlane.tasks.wire.model import Peer, are_labels
+from peerlane.tasks.wire.model import are_labels
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Label that other programs' ways of naming a peer become, and that ``# friendly_name`` is written for.
 NAME = "name"

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wgfile.parser import rendered_peer
-from peerlane.tasks.wire.model import SEALED, Peer
+from peerlane.tasks.wire.model import SEALED
+from peerlane.tasks.wire.stored_peer import Peer
 
 
 def readable(peers: Iterable[Peer]) -> Iterator[Peer]:

@@ -16,7 +16,8 @@ from peerlane.tasks.values.overlaps import overlaps
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile import comments
 from peerlane.tasks.wgfile.values import VALUES
-from peerlane.tasks.wire.model import Peer, parse
+from peerlane.tasks.wire.model import parse
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Problems told of one file; the rest of a hopeless file is only mentioned.
 MAX_PROBLEMS = 100

@@ -19,7 +19,7 @@ from peerlane.tasks.wire.model import (
     Wire,
     parse,
 )
-from peerlane.tasks.wire.record import PeerFields
+from peerlane.tasks.wire.stored_peer import Peer, StoredPeer
 
 #: Peers in one slice: small enough that an interactive request never waits long behind one.
 SLICE = 64
@@ -112,13 +112,13 @@ class StagedPeer(Wire):
             raise ValueError("a pinned peer never expires: give ttl or pinned, not both")
         return self
 
-    def wish(self, gateway: str, held: PeerFields | None) -> CreatePeer:
-        """The wish of this entry, if ``held`` is the existing peer of its key.
+    def wish(self, gateway: str, existing: Peer | StoredPeer | None) -> CreatePeer:
+        """The wish of this entry, if ``existing`` is the peer of its key.
 
         Raises:
-            Invalid: no peer can be both what is named here and what is held.
+            Invalid: no peer can be both what is named here and what exists.
         """
         fields = self.model_dump(exclude={"expires_at", "created_at"}, exclude_none=True)
-        if held is not None:
-            fields = {"labels": held.labels, "ttl": held.ttl, "pinned": held.pinned} | fields
+        if existing is not None:
+            fields = {"labels": existing.labels, "ttl": existing.ttl, "pinned": existing.pinned} | fields
         return parse(CreatePeer, {**fields, "allowed_ips": self.allowed_ips, "gateway": gateway})

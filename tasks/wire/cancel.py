@@ -15,7 +15,7 @@ from peerlane.tasks.wire import commit_record
 
 #: Margin added to a tombstone's life beyond its request's deadline, in seconds.
 TOMBSTONE_MARGIN = 60
-#: Seconds that a deadline is ahead at most (peerlane.tasks.lane.tasks); the tombstone of an unknown one lives as long.
+#: Seconds that a deadline is ahead at most (tasks.lane.request); the tombstone of an unknown one lives as long.
 LONGEST_DEADLINE = 86_400
 
 

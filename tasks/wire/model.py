@@ -1,22 +1,20 @@
-"""Models of requests, results and stored records: checked once when they arrive, then frozen."""
+"""Models of requests and results: checked once when they arrive, then frozen."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from peerlane.config import names
-from peerlane.tasks.errors import Invalid, StorageError
+from peerlane.tasks.errors import Invalid
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.record import RECORD_VERSION, public_fields, record_of
 
 MAX_PREFIXES = 1024
 MAX_LABELS = 32
@@ -49,7 +47,7 @@ def _key(value: object, what: str) -> str:
     return value
 
 
-def is_key(value: object) -> bool:
+def is_key(value: object) -> TypeGuard[str]:
     """Whether it is a canonical, nonzero key in base64."""
     return isinstance(value, str) and _KEY.fullmatch(value) is not None and value != _ZERO_KEY
 
@@ -198,54 +196,6 @@ class DeletePeer(Wire):
     deadline: Deadline | None = None
 
 
-class Peer(Wire):
-    """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
-
-    public_key: PublicKey
-    allowed_ips: Prefixes
-    preshared_key: PresharedKey | None = Field(default=None, repr=False)
-    keepalive: Keepalive = 0
-    ttl: Ttl | None = None
-    expires_at: int | None = None
-    labels: Labels = Field(default_factory=dict)
-    pinned: bool = False
-    created_at: int = 0
-    #: When this gateway took the peer over, where an import has dated it back.
-    imported_at: int | None = None
-
-    def record(self) -> str:
-        """The stored record (JSON)."""
-        return record_of(self)
-
-    @classmethod
-    def from_record(cls, public_key: str, record: str | bytes) -> Self:
-        """From a stored record.
-
-        Raises:
-            StorageError: it does not parse, or is of a version this program does not know.
-        """
-        try:
-            found = json.loads(record)
-            if not isinstance(found, dict):
-                raise ValueError("not a JSON object")  # noqa: TRY004 - one way out for every fault
-            fields = cast("dict[str, Any]", found)
-            version = fields.pop("v", None)
-            if version != RECORD_VERSION:
-                # Whatever else stands there may be anything, a secret too.
-                shown = f"version {version}" if type(version) is int and 0 <= version < 10**6 else "no version"
-                raise ValueError(f"{shown}, this program knows version {RECORD_VERSION}")
-            return cls(public_key=public_key, **fields)
-        except ValidationError as error:
-            raise StorageError(f"the record of peer {public_key[:44]} does not parse: {_sentence(error)}") from None
-        except (ValueError, TypeError, RecursionError) as error:
-            reason = "not JSON" if isinstance(error, json.JSONDecodeError | RecursionError) else str(error)
-            raise StorageError(f"the record of peer {public_key[:44]} does not parse: {reason}") from None
-
-    def public(self) -> dict[str, Any]:
-        """The peer for programs: everything but the preshared key itself."""
-        return public_fields(self)
-
-
 class PeerResult(BaseModel):
     """The result of a create or delete: the outcome and, except for ``absent``, the peer. Without secrets."""
 
@@ -270,7 +220,8 @@ class PeerResult(BaseModel):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
+    """What is wrong, for a person; never a value that may be secret."""
     parts: list[str] = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False)[:5]:
         path = [str(part)[:64] for part in problem["loc"] if not str(part).startswith("function-")]
@@ -293,6 +244,6 @@ def parse(model: type[_Model], arguments: Mapping[str, Any]) -> _Model:
     try:
         return model(**{str(name): value for name, value in arguments.items()})
     except ValidationError as error:
-        raise Invalid(_sentence(error)) from None
+        raise Invalid(sentence(error)) from None
     except TypeError as error:
         raise Invalid(f"the arguments do not fit: {error}") from None

@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.wire.bulk import StagedPeer
-from peerlane.tasks.wire.model import SEALED, CreatePeer, Peer
-from peerlane.tasks.wire.stored_peer import StoredPeer
+from peerlane.tasks.wire.model import SEALED, CreatePeer
+from peerlane.tasks.wire.stored_peer import Peer, StoredPeer
 
 _PREFIX = "enc:1:"
 _NONCE = 12

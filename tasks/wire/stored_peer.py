@@ -1,22 +1,44 @@
-"""A peer in the memory of a gateway's processes: a named tuple that is read quickly from its record.
+"""A peer as Redis holds it: the stored record, and the two forms in which it is read.
 
-Pydantic checks what callers send (``model``). A record was checked when it was made, so usual records are read by a
-fast parser that accepts only certainly valid ones. ``model.Peer`` reads and judges all others.
+``Peer`` is checked by pydantic, as what callers send. ``StoredPeer`` is a named tuple for the memory of a gateway's
+processes. A record was checked when it was made, so usual records are read by a fast parser that accepts only certainly
+valid ones; ``Peer`` reads and judges all others.
 """
 
 from __future__ import annotations
 
 import binascii
+import json
 import socket
 from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from peerlane.tasks.errors import StorageError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import MAX_PREFIXES, MAX_TTL, Peer, are_labels, is_key, is_preshared_key
-from peerlane.tasks.wire.record import RECORD_VERSION, public_fields, record_of
+from peerlane.tasks.wire.model import (
+    MAX_PREFIXES,
+    MAX_TTL,
+    Keepalive,
+    Labels,
+    Prefixes,
+    PresharedKey,
+    PublicKey,
+    Ttl,
+    Wire,
+    are_labels,
+    is_key,
+    is_preshared_key,
+    sentence,
+)
 
+#: Version of the stored record; a writer refuses records of a version it does not know.
+RECORD_VERSION = 1
+
+_OPTIONAL = ("preshared_key", "keepalive", "ttl", "expires_at", "labels", "pinned", "created_at", "imported_at")
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _read_object = TypeAdapter(dict[str, Any]).validator.validate_json
 
 _NO_LABELS: dict[str, str] = {}
@@ -25,8 +47,56 @@ _NOT_PINNED = False
 _LARGE = 2**53
 
 
+class Peer(Wire):
+    """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
+
+    public_key: PublicKey
+    allowed_ips: Prefixes
+    preshared_key: PresharedKey | None = Field(default=None, repr=False)
+    keepalive: Keepalive = 0
+    ttl: Ttl | None = None
+    expires_at: int | None = None
+    labels: Labels = Field(default_factory=dict)
+    pinned: bool = False
+    created_at: int = 0
+    #: When this gateway took the peer over, where an import has dated it back.
+    imported_at: int | None = None
+
+    def record(self) -> str:
+        """The stored record (JSON)."""
+        return record_of(self)
+
+    @classmethod
+    def from_record(cls, public_key: str, record: str | bytes) -> Self:
+        """From a stored record.
+
+        Raises:
+            StorageError: it does not parse, or is of a version this program does not know.
+        """
+        try:
+            stored = json.loads(record)
+            if not isinstance(stored, dict):
+                raise ValueError("not a JSON object")  # noqa: TRY004 - one way out for every fault
+            fields = cast("dict[str, Any]", stored)
+            version = fields.pop("v", None)
+            if version != RECORD_VERSION:
+                # Whatever else stands there may be anything, a secret too.
+                shown = f"version {version}" if type(version) is int and 0 <= version < 10**6 else "no version"
+                raise ValueError(f"{shown}, this program knows version {RECORD_VERSION}")
+            return cls(public_key=public_key, **fields)
+        except ValidationError as error:
+            raise StorageError(f"the record of peer {public_key[:44]} does not parse: {sentence(error)}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = "not JSON" if isinstance(error, json.JSONDecodeError | RecursionError) else str(error)
+            raise StorageError(f"the record of peer {public_key[:44]} does not parse: {reason}") from None
+
+    def public(self) -> dict[str, Any]:
+        """The peer for programs: everything but the preshared key itself."""
+        return public_fields(self)
+
+
 class StoredPeer(NamedTuple):
-    """A peer as Redis holds it; the fields of ``model.Peer``. Times are seconds since 1970 on Redis' clock."""
+    """A peer as Redis holds it; the fields of ``Peer``. Times are seconds since 1970 on Redis' clock."""
 
     public_key: str
     #: Sorted, disjoint.
@@ -67,6 +137,30 @@ class StoredPeer(NamedTuple):
         """
         quick = _quick(public_key, record)
         return cls(*quick) if quick is not None else cls.of(Peer.from_record(public_key, record))
+
+
+def record_of(peer: Peer | StoredPeer) -> str:
+    """The stored record (JSON). Without the key, which is the field's name in the hash, and without default values."""
+    fields: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(prefix) for prefix in peer.allowed_ips]}
+    for name in _OPTIONAL:
+        if value := getattr(peer, name):
+            fields[name] = value
+    return _encode(fields)
+
+
+def public_fields(peer: Peer | StoredPeer) -> dict[str, Any]:
+    """The peer for programs: everything but the preshared key itself."""
+    return {
+        "public_key": peer.public_key,
+        "allowed_ips": [str(prefix) for prefix in peer.allowed_ips],
+        "has_preshared_key": peer.preshared_key is not None,
+        "keepalive": peer.keepalive,
+        "ttl": peer.ttl,
+        "expires_at": peer.expires_at,
+        "labels": peer.labels,
+        "pinned": peer.pinned,
+        "created_at": peer.created_at,
+    }
 
 
 def raw_key(public_key: str) -> bytes | None:

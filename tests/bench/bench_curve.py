@@ -33,7 +33,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 
 POOL = Prefix.parse("10.8.0.0/13")
 INTERFACE, BASELINE = "plbench0", "plbench1"

@@ -57,7 +57,7 @@ class RequestRecorder(Recorder):
         super().see(frame, event, _)
         name, path = frame.f_code.co_name, frame.f_code.co_filename
         if (name == "trace_task" and path.endswith("celery/app/trace.py")) or (
-            frame.f_code.co_qualname == "LeanEnding.begin" and path.endswith("workers/lane/ending.py")
+            frame.f_code.co_qualname == "LeanEnding.begin" and path.endswith("workers/lane/group.py")
         ):
             self._has_task = True
         elif frame.f_code.co_qualname == "Transport.on_readable" and path.endswith("kombu/transport/redis.py"):

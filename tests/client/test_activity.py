@@ -17,7 +17,7 @@ from peerlane import AsyncGateway, Gateway, Invalid, PeerActivity, StorageError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.cli.tables import activity_facts, peer_table, seen, size
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.store.activity import StoredActivity, encode
 
 

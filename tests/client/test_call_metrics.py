@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import prometheus_client
@@ -17,8 +22,8 @@ from waiting import PATIENCE
 
 from peerlane import AsyncGateway, Conflict, Invalid, TimedOut, Unavailable
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.client import call_metrics
-from peerlane.tasks.client.call_metrics import MOST_GATEWAYS, REQUESTS, SECONDS, counted
+from peerlane.tasks.lane import telemetry
+from peerlane.tasks.lane.telemetry import MOST_GATEWAYS, REQUESTS, SECONDS, counted
 
 
 @pytest.fixture
@@ -88,7 +93,7 @@ def test_calls_of_asyncio_are_counted_too(shared_gateway: GatewayProcess, app: P
 
 def test_names_beyond_a_number_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller chooses the name, and each would be another series."""
-    monkeypatch.setattr(call_metrics, "_seconds", dict(call_metrics._seconds))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - put back afterwards
+    monkeypatch.setattr(telemetry, "_seconds", dict(telemetry._seconds))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - put back afterwards
     for number in range(MOST_GATEWAYS + 5):
         with counted(f"tmany{number}"):
             pass
@@ -120,3 +125,40 @@ except Unavailable:
         check=True,
     )
     assert said.stdout == "False\n"
+
+
+def test_the_first_calls_of_many_threads_are_counted_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry takes a name once: whoever comes second must not fail for it."""
+    registry = prometheus_client.CollectorRegistry()
+
+    class Library:
+        Histogram = staticmethod(partial(prometheus_client.Histogram, registry=registry))
+
+        @staticmethod
+        def Counter(*about: Any) -> Any:  # noqa: N802 - the library's name
+            made = prometheus_client.Counter(*about, registry=registry)
+            time.sleep(0.05)  # so that the others come meanwhile
+            return made
+
+    monkeypatch.setattr(telemetry, "_made", list[Any]())
+    for name in ("_series", "_seconds"):
+        monkeypatch.setattr(telemetry, name, dict[Any, Any]())
+    monkeypatch.setitem(sys.modules, "prometheus_client", Library)
+    start = threading.Barrier(4)
+
+    def call() -> None:
+        start.wait(PATIENCE)
+        with counted("iad"):
+            pass
+
+    with ThreadPoolExecutor(4) as threads:
+        for ended in [threads.submit(call) for _ in range(4)]:
+            ended.result(PATIENCE)
+    assert registry.get_sample_value(REQUESTS, {"gateway": "iad", "code": "ok"}) == 4
+
+
+def test_a_library_that_is_being_imported_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_made", [])
+    monkeypatch.setitem(sys.modules, "prometheus_client", ModuleType("prometheus_client"))
+    with counted("iad"):
+        pass

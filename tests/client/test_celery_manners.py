@@ -68,6 +68,29 @@ class TestAGroup:
         site.resume()
         assert [type(each) for each in outcomes] == [TimedOut] * 3
 
+    @pytest.mark.parametrize("wait", ["join", "join_native"])
+    def test_is_cancelled_by_whichever_of_its_waits_ends(self, site: GatewayProcess, create: Any, wait: str) -> None:
+        site.hold()
+        sent: Any = group(create.s(gateway=site.name, public_key=some_key()) for _ in range(3)).apply_async()
+        outcomes = getattr(sent, wait)(timeout=0.5, propagate=False)
+        site.resume()
+        assert [type(each) for each in outcomes] == [TimedOut] * 3
+
+    def test_is_revoked_as_a_whole(self, site: GatewayProcess, create: Any) -> None:
+        site.hold()
+        wishes = [{"gateway": site.name, "public_key": some_key()} for _ in range(2)]
+        sent: Any = group(create.s(**wish) for wish in [*wishes, {**wishes[0], "gateway": "nowhere"}]).apply_async()
+        sent.revoke()
+        site.resume()
+        outcomes = sent.get(timeout=PATIENCE, propagate=False)
+        assert [type(each) for each in outcomes] == [TimedOut, TimedOut, Unavailable]
+
+    def test_calls_back_with_each_outcome(self, site: GatewayProcess, create: Any) -> None:
+        keys, told = [some_key() for _ in range(3)], dict[str, Any]()
+        sent: Any = group(create.s(gateway=site.name, public_key=key) for key in keys).apply_async()
+        assert sent.get(timeout=PATIENCE, callback=told.__setitem__) == []
+        assert [told[result.id]["public_key"] for result in sent.results] == keys
+
 
 class TestWhatALaneCannotDo:
     @pytest.mark.parametrize(
@@ -115,6 +138,16 @@ class TestAResult:
         sent = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
         assert sent.get(timeout=PATIENCE)["outcome"] == "created"
         assert sent.cancel() is False
+
+    def test_has_celerys_other_name_for_get(self, site: GatewayProcess, create: Any) -> None:
+        site.hold()
+        sent, told = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}), dict[str, Any]()
+        with pytest.raises(TimedOut, match="will never take effect"):
+            sent.wait(timeout=0.5)
+        site.resume()
+        done = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
+        done.get(timeout=PATIENCE, callback=told.__setitem__)
+        assert list(told) == [done.id]
 
     def test_of_an_id_is_a_lanes(self, app: PeerlaneApp, site: GatewayProcess) -> None:
         found = app.AsyncResult(names.request_id(site.name, uuid.uuid4().hex))

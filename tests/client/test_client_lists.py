@@ -72,6 +72,14 @@ def kinds(answers: Sequence[PeerAnswer]) -> list[str]:
 
 @BOTH
 class TestAList:
+    def test_takes_prefixes_from_anything_that_has_them(
+        self, ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp
+    ) -> None:
+        wish = {"public_key": some_key(), "allowed_ips": (text for text in ["10.8.77.1/32", "10.8.77.2/32"])}
+        (answer,) = ask(app, shared_gateway.name, [wish])
+        assert isinstance(answer, PeerResult)
+        assert answer.allowed_ips == ("10.8.77.1/32", "10.8.77.2/32")
+
     def test_of_any_length_is_answered_in_order(
         self, ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp
     ) -> None:

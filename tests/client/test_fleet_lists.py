@@ -18,9 +18,9 @@ from keys import key_number, some_key
 from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo, PeerAnswer, PeerlaneError, PeerResult
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.client.call_metrics import REQUESTS
 from peerlane.tasks.client.placement import Choice, ListPlacement, ListRemoval, choose
-from peerlane.tasks.errors import Conflict, PoolExhausted, Unavailable
+from peerlane.tasks.errors import Conflict, PoolExhausted, TimedOut, Unavailable
+from peerlane.tasks.lane.telemetry import REQUESTS
 
 Ask = Callable[..., list[PeerAnswer]]
 
@@ -186,6 +186,15 @@ class TestThePlacementOfAList:
         assert removal.answer(0, Unavailable("nobody")) == gone
         assert removal.answer(1, Unavailable("nobody")) == absent
         assert isinstance(ListRemoval(["a"], {}, None).answer(0, Unavailable("nobody")), Unavailable)
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["deleted-first", "error-first"])
+    def test_of_a_delete_that_one_gateway_did_not_carry_out_tells_that(self, order: tuple[int, int]) -> None:
+        gone = PeerResult(outcome="deleted", gateway="iad", public_key=key_number(1))
+        late, sites = TimedOut("no outcome within 5 s"), ["iad", "fra"]
+        removal = ListRemoval(["a"], {0: [sites[number] for number in order]}, "iad")
+        for number in order:
+            removal.heard([0], [[gone, late][number]])
+        assert removal.answer(0, Unavailable("nobody")) is late
 
     def test_of_no_gateways_at_all_says_so(self) -> None:
         placement = ListPlacement(1, Choice((), {}, {}), "", {})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import group
 from commands import ended, spawned
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
 from keys import some_key
@@ -87,6 +88,13 @@ def in_a_pipeline(app: PeerlaneApp, name: str, key: str) -> None:
     )
 
 
+def in_a_group(app: PeerlaneApp, name: str, key: str) -> None:
+    create: Any = task_of(app, names.CREATE_PEER)
+    wishes = [{"gateway": name, "public_key": each} for each in (key, some_key(), some_key())]
+    sent: Any = group(create.s(**wish) for wish in wishes).apply_async(expires=PATIENCE)
+    sent.get(timeout=PATIENCE)
+
+
 def nothing_came(app: PeerlaneApp, site: GatewayProcess) -> bool:
     """Whether no peer is there once all that waited has had its turn."""
     site.resume()
@@ -95,12 +103,12 @@ def nothing_came(app: PeerlaneApp, site: GatewayProcess) -> bool:
 
 
 @pytest.mark.parametrize(
-    "ask", [by_gateway, by_gateway_with_an_id, by_celery, in_a_pipeline], ids=lambda ask: ask.__name__
+    "ask", [by_gateway, by_gateway_with_an_id, by_celery, in_a_pipeline, in_a_group], ids=lambda ask: ask.__name__
 )
 def test_an_exception_raised_into_a_wait_cancels_the_request(
     ask: Callable[[PeerlaneApp, str, str], None], shared_gateway: GatewayProcess, app: PeerlaneApp
 ) -> None:
-    site, most = shared_gateway, 3 if ask is in_a_pipeline else 1
+    site, most = shared_gateway, 3 if ask in (in_a_pipeline, in_a_group) else 1
     Gateway(site.name, app=app).delete_peer(some_key())
     site.hold()
     with interrupted_once(lambda: site.look().waiting == most), pytest.raises(Left):

@@ -12,9 +12,10 @@ from gateways import GatewayProcess, MakeSettings, close
 from keys import some_key
 from waiting import PATIENCE
 
-from peerlane import AsyncFleet, AsyncGateway, Fleet, Gateway, Invalid, PeerResult
+from peerlane import AsyncFleet, AsyncGateway, Fleet, Gateway, Invalid, PeerResult, Unavailable
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admin import maintenance
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.request import seconds_of
 
 #: Creates a peer with these arguments.
@@ -78,7 +79,9 @@ def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
 
 @pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in EVERYONE])
 @pytest.mark.parametrize(
-    "timeout", [0, 0.0, -1, timedelta(0), float("nan"), float("inf"), "5", True], ids=lambda value: repr(value)[:20]
+    "timeout",
+    [0, 0.0, -1, timedelta(0), float("nan"), float("inf"), 86_401, 10**400, "5", True],
+    ids=lambda value: repr(value)[:20],
 )
 def test_no_time_at_all_is_refused_and_nothing_sent(
     ask: Ask, timeout: Any, shared_gateway: GatewayProcess, app: PeerlaneApp
@@ -111,3 +114,32 @@ def test_of_several_timeouts_the_first_that_is_given_counts() -> None:
 def test_one_text_is_no_list_of_prefixes(ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
     with pytest.raises(Invalid, match=r"allowed_ips: this is a list of prefixes, such as \["):
         ask(app, shared_gateway.name, {"allowed_ips": "10.8.3.3/32", "timeout": PATIENCE})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("allowed_ips", 5, "this is a list of prefixes"),
+        ("allowed_ips", {"10.8.0.7/32": 1}, "this is a list of prefixes"),
+        ("labels", [("a", "b")], "Input should be a valid dictionary"),
+        ("labels", "a=b", "Input should be a valid dictionary"),
+    ],
+    ids=["number", "mapping", "pairs", "text"],
+)
+@pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in ASKS])
+def test_what_is_no_list_or_mapping_is_refused_by_name(
+    ask: Ask, name: str, value: Any, sentence: str, shared_gateway: GatewayProcess, app: PeerlaneApp
+) -> None:
+    with pytest.raises(Invalid, match=f"{name}: {sentence}"):
+        ask(app, shared_gateway.name, {name: value, "timeout": PATIENCE})
+
+
+def test_names_that_no_gateway_has_are_not_kept(app: PeerlaneApp, shared_gateway: GatewayProcess) -> None:
+    """A caller may hand on names that its own callers choose: there is no end of them."""
+    lanes = lanes_of(app)
+    for name in (f"{shared_gateway.name}-{number}" for number in range(3)):
+        with pytest.raises(Unavailable, match="is registered"):
+            Gateway(name, app=app).create_peer(some_key())
+    Gateway(shared_gateway.name, app=app).delete_peer(some_key())
+    assert lanes.may_pass(shared_gateway.name, bulk=False) >= 1
+    assert list(vars(lanes)["_believed"]) == [shared_gateway.name]

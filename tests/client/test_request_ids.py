@@ -14,7 +14,7 @@ from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import key_number, some_key
 from waiting import PATIENCE, eventually
 
-from peerlane import AsyncGateway, Conflict, Gateway, OutcomeUnknown, PeerResult, TimedOut
+from peerlane import AsyncGateway, Conflict, Gateway, Invalid, OutcomeUnknown, PeerResult, TimedOut, WriterError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lanes import lanes_of
@@ -151,6 +151,25 @@ def test_a_record_of_an_earlier_version_is_read_as_ever(
     assert sound_digest(record.pop("wish"))
     redis.set(stored, json.dumps(record), keepttl=True)
     assert ask(app, shared_gateway.name, request, {"public_key": key}) == answered
+
+
+@pytest.mark.parametrize("ask", WAYS[:2])
+def test_a_record_that_is_no_result_is_a_writers_fault(
+    ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp
+) -> None:
+    request = names.request_id(shared_gateway.name, str(uuid.uuid4()))
+    record = json.dumps({"status": "SUCCESS", "result": {"outcome": "swept"}, "task_id": request})
+    lanes_of(app).redis.set(names.result_key(request), record, ex=60)
+    with pytest.raises(WriterError, match="no result of a create or delete"):
+        ask(app, shared_gateway.name, request, {"public_key": some_key()})
+
+
+@pytest.mark.parametrize("ask", WAYS)
+def test_an_empty_id_is_none(ask: Ask, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+    with pytest.raises(Invalid, match="a request id is"):
+        ask(app, shared_gateway.name, "", {"public_key": some_key()})
+    with pytest.raises(Invalid, match="a list's request id is"):
+        Gateway(shared_gateway.name, app=app).create_peers([], request_id="")
 
 
 class TestTwoThreadsThatWaitForOneRequest:

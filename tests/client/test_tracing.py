@@ -21,7 +21,8 @@ from servers import RedisServer
 from peerlane import AsyncGateway, Conflict
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.lane.tracing import parent_of, trace_headers
+from peerlane.tasks.lane.telemetry import trace_headers
+from peerlane.workers.lane.strategy import parent_of
 from peerlane.workers.request.request import Delivery
 
 _EXPORTER = InMemorySpanExporter()
@@ -149,7 +150,7 @@ def test_a_process_that_has_set_nothing_up_makes_no_span(
 def test_what_is_no_span_is_none(said: object) -> None:
     assert parent_of({names.TRACEPARENT: said}) == ""
     assert parent_of({names.TRACEPARENT: SPAN}) == SPAN
-    assert parent_of(None) == ""
+    assert parent_of({}) == ""
 
 
 def test_without_a_span_nothing_is_carried() -> None:

@@ -1,13 +1,8 @@
-"""Flower in a real browser: what a person reads on its pages.
-
-PEERLANE_TEST_PICTURES=docs makes the pictures of the documents anew.
-"""
+"""Flower in a real browser: what a person reads on its pages."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from browser import Browser, browser
@@ -18,8 +13,6 @@ from servers import RedisServer
 from peerlane.config import names
 
 pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium", "chromedriver"), pytest.mark.timeout(300)]
-
-PICTURES = os.environ.get("PEERLANE_TEST_PICTURES")
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +35,12 @@ def window(page: Page) -> Iterator[Browser]:
         yield opened
 
 
-def kept(window: Browser, name: str, height: int) -> None:
-    """Keep a picture, where that is wanted."""
-    if PICTURES is not None:
-        window.driver.set_window_size(1500, height)
-        assert window.driver.save_screenshot(str(Path(PICTURES) / f"flower-{name}.png"))
-
-
 def test_the_gateways_page_reads_well_and_renews_itself(window: Browser, server: RedisServer) -> None:
     text = window.open("/gateways", "iad")
     assert "1 of 3 active" in text
     assert text.index("fra down") < text.index("sin draining") < text.index("iad active")
     assert "ALARM fra too_many_stale, for 20 min: a sweep would remove" in text
     assert "The lane of fra" not in text
-    kept(window, "gateways", 640)
     server.redis.lpush(names.lane_queue("fra"), "d")
     window.until("The lane of fra is full: 4 wait, and more are refused.")
     server.redis.lpop(names.lane_queue("fra"))
@@ -100,7 +85,6 @@ def test_a_refused_requests_page_shows_its_code(window: Browser, page: Page) -> 
     text = window.open(f"/task/{refused_task(page)}", "FAILURE")
     assert "conflict: " in text
     assert "Traceback" not in text
-    kept(window, "refusal", 960)
 
 
 def test_the_workers_page_links_to_pages_that_are_there(window: Browser, page: Page) -> None:

@@ -106,7 +106,9 @@ def test_the_broker_page_shows_all_lanes_of_all_gateways(page: Page) -> None:
     lanes = {queue(name) for name in ("fra", "iad") for queue in (names.lane_queue, names.bulk_queue)}
     assert lanes <= set(lengths)
     assert lengths["gateway.fra"] == 3
-    assert "gateway.fra 3" in words(page.text("/broker"))
+    text = words(page.text("/broker"))
+    assert "gateway.fra 3" in text
+    assert "gateway.iad 0 &mdash; 0 1 " in text, "its one writer takes what comes"
 
 
 def test_the_broker_page_reads_redis_as_everything_of_peerlane_does(
@@ -198,6 +200,24 @@ def test_without_redis_it_is_not_healthy_and_every_page_says_why(own_redis: Redi
 )
 def test_an_errors_repr_tells_code_and_message(exception: str | None, expected: tuple[str, str] | None) -> None:
     assert refusal(exception) == expected
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "result", "expected"),
+    [
+        ("{'public_key': 'K='}", "'created K= 10.8.0.2/32 fd00:8::2/128'", ("K=", "created 10.8.0.2/32 fd00:8::2/128")),
+        ("{'public_key': 'K='}", "'absent K='", ("K=", "absent")),
+        ("{'public_key': 'K='}", None, ("K=", None)),
+        ("{'public_key': 'K='}", "'created L= 10.8.0.2/32'", ("K=", "'created L= 10.8.0.2/32'")),
+        ("{'wishes': '64'}", "'listed 64'", ("{'wishes': '64'}", "'listed 64'")),
+    ],
+)
+def test_a_request_for_one_peer_is_shown_in_few_words(
+    kwargs: str, result: str | None, expected: tuple[str, str | None]
+) -> None:
+    task = SimpleNamespace(kwargs=kwargs, result=result, exception=None, traceback=None)
+    shown_task = formatted(task)
+    assert (shown_task.kwargs, shown_task.result) == expected
 
 
 def test_an_unforeseen_error_keeps_its_traceback() -> None:

@@ -16,8 +16,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
 from prometheus import GROUPS, metrics_in, promtool
 
-from peerlane.tasks.client.call_metrics import REQUESTS, SECONDS
 from peerlane.tasks.exporter.families import ALL, Family
+from peerlane.tasks.lane.telemetry import REQUESTS, SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "peerlane.json").read_text())

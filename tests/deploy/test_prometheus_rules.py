@@ -11,8 +11,8 @@ import pytest
 import yaml
 from prometheus import GROUPS, RULES, metrics_in, promtool
 
-from peerlane.tasks.client.call_metrics import REQUESTS
 from peerlane.tasks.exporter.families import ALL, STATES
+from peerlane.tasks.lane.telemetry import REQUESTS
 
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule
@@ -58,7 +58,7 @@ WELL: Series = {
     'peerlane_sweep_age_seconds{gateway="iad"}': "30x600",
     'peerlane_sweep_missed_peers{gateway="iad"}': "0x600",
     'peerlane_drift_total{gateway="iad", kind="missing"}': "4x600",
-    'peerlane_set_aside_messages{gateway="iad"}': "2x600",
+    'peerlane_set_aside_messages{gateway="iad"}': "0x600",
 }
 GONE = "_x600"
 
@@ -87,7 +87,7 @@ FAULTS: dict[str, Series] = {
     "PeerlaneSweepsMissing": {'peerlane_sweep_age_seconds{gateway="iad"}': "30x50 60+60x500"},
     "PeerlaneSweepFails": {'peerlane_sweep_missed_peers{gateway="iad"}': "0x50 3x500"},
     "PeerlaneDrift": {'peerlane_drift_total{gateway="iad", kind="missing"}': "4x55 5x500"},
-    "PeerlaneSetAside": {'peerlane_set_aside_messages{gateway="iad"}': "2x55 3x500"},
+    "PeerlaneSetAside": {'peerlane_set_aside_messages{gateway="iad"}': "3x600"},
     "PeerlaneCreateLatencyBurnFast": {
         'peerlane_request_seconds_bucket{gateway="iad", op="create", le="0.25"}': "0+50x600"
     },

@@ -23,7 +23,8 @@ from peerlane.config.settings import read, shown
 from peerlane.tasks.admin.acl import ROLES, users
 from peerlane.tasks.values.keys import KeyPair
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import CreatePeer, Peer
+from peerlane.tasks.wire.model import CreatePeer
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: The scene is played within the first test's time.
 pytestmark = pytest.mark.timeout(600)

@@ -192,7 +192,7 @@ def test_sentinels_that_name_nobody_are_named(client: MakeClient) -> None:
     with pytest.raises(OutcomeUnknown) as caught:
         lane.create_peer(some_key(), timeout=2)
     told = str(caught.value)
-    assert "the Sentinels 127.0.0.1:1, 127.0.0.1:2 name no primary of the service peers" in told
+    assert "no Sentinel names a primary of the service peers; 127.0.0.1:1, 127.0.0.1:2: nobody listens there" in told
     assert "secret" not in told
     assert "hush" not in told
 
@@ -233,6 +233,7 @@ def test_a_url_of_sentinels_is_taken_apart(url: str, celery: str, shown: str) ->
         *("redis+sentinel://a,a/peers", "redis+sentinel://a/peers/x", "redis+sentinel://a/peers?password=geheim"),
         *(
             "redis+sentinel://a/peers?sentinel_password=",
+            "redis+sentinel://a/peers?sentinel_username=geheim",
             "redis+sentinel://a/pe ers",
             "redis+sentinel://gehe/im@a/peers",
         ),

@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -16,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import HERE, Authority, Certificate
+from certificates import HERE, Authority, Certificate, program_with_tls
 from flowers import flower
 from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
 from loops import run_and_leave_nothing
 from observers import beat, ending
 from servers import RedisServer, server_directory
-from speeds import lacking
 from waiting import PATIENCE, eventually
 
 from peerlane import AsyncGateway
@@ -39,12 +37,7 @@ PASSWORD = "only-for-these-tests"
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """Debian's server: the embedded one has no TLS."""
-    found = shutil.which("redis-server")
-    known = subprocess.run([found, "--version"], capture_output=True, check=False) if found else None
-    if found is None or known is None or known.returncode != 0:
-        lacking("redis-server", "apt-get install redis-server, a build with TLS")
-    return Path(found)
+    return program_with_tls()
 
 
 @pytest.fixture(scope="module")

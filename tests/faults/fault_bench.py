@@ -26,6 +26,8 @@ from redis.exceptions import RedisError
 RESIDENTS = 24
 #: Seconds in which drift may still be mended after quiet: what a restart of Redis lost is noticed within two.
 SETTLES_WITHIN = 8.0
+#: Seconds after the last commit in which the writer has told what came of it.
+TOLD_WITHIN = 2.0
 #: What drift shows in.
 MENDED = ("I1", "I2", "I3", "I9", "I12")
 
@@ -192,11 +194,15 @@ class Bench:
         before: Facts,
         backs: tuple[float | None, float | None],
     ) -> tuple[Final, Evidence, Verdict]:
-        until = time.monotonic() + SETTLES_WITHIN
+        until, latest = time.monotonic() + SETTLES_WITHIN, time.monotonic() + SETTLES_WITHIN + 2 * TOLD_WITHIN
+        seq: str | None = None
         commits: list[Commit] = []
         sightings: list[Sighting] = []
         while True:
             final = self._final(until)
+            if final.facts is not None and final.facts.told.get("seq") != seq:
+                seq = final.facts.told.get("seq")
+                until = max(until, min(time.monotonic() + TOLD_WITHIN, latest))
             commits += self.site.monitor.taken()
             sightings += self.site.monitor.sightings()
             every = float(UPKEEP["sweep_every"]) if work.upkeep else None

@@ -81,7 +81,24 @@ class Outside:
         return Facts(told, epoch, writer, key, int(port))
 
     def final(self, writer: int | None = None) -> Final:
-        """What is there now."""
+        """What is there now: looked at again, for a while, if a request was carried out meanwhile."""
+        until = time.monotonic() + 3.0
+        while True:
+            before = self._in_hand()
+            final = self._look(writer)
+            if (before == self._in_hand() and not any(before[1:])) or time.monotonic() > until:
+                return final
+
+    def _in_hand(self) -> tuple[str | None, int, int, int]:
+        """The commit sequence, and how many messages are taken or wait."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hget(names.gateway_key(self._gateway), "seq")
+        pipe.zcard(names.unacked_key(self._gateway, "_index"))
+        pipe.llen(names.lane_queue(self._gateway))
+        pipe.llen(names.bulk_queue(self._gateway))
+        return tuple(pipe.execute())
+
+    def _look(self, writer: int | None) -> Final:
         seconds, micros = self._redis.time()
         now, steady = seconds + micros / 1e6, time.monotonic()
         stored, owners = self.in_redis()

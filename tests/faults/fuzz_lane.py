@@ -28,7 +28,7 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire import commit_record
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.gateway import GatewayApp

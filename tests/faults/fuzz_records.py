@@ -26,7 +26,7 @@ from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.dataplane import DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.table import Policy

@@ -21,7 +21,7 @@ from peerlane.config import names
 from peerlane.tasks.values.keys import KeyPair, make_key_pair, make_preshared_key
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.parser import parse_conf
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(280)]
 

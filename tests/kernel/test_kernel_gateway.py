@@ -17,7 +17,7 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

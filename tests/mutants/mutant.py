@@ -10,7 +10,7 @@ TAKEOVER, STUCK, SWEEP = "tests/writer/test_takeover.py", "tests/writer/test_stu
 CANCEL, DOUBT = "tests/client/test_cancel.py", "tests/writer/test_doubt.py"
 REDELIVERY, ADOPTION = "tests/writer/test_redelivery.py", "tests/operators/test_adoption.py"
 UPKEEP = "tests/faults/test_fault_upkeep.py"
-SUPERVISE = "tests/deploy/test_supervise.py"
+SUPERVISE, SERVICE = "tests/deploy/test_supervise.py", "tests/writer/test_service.py"
 SEQUENCE, LATE, FILLING = (
     "tests/writer/test_sequence.py",
     "tests/writer/test_late_lane.py",

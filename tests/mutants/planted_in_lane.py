@@ -90,7 +90,7 @@ IN_LANE = (
         "facts-not-told-again",
         "a Redis that was emptied does not learn again what the gateway is",
         "workers/store/sequence.py",
-        "        if self.facts:\n            self.tell(self.facts)\n",
+        "            self.tell(self.facts)\n",
         "",
         (f"{SEQUENCE}::TestTwoWritersWithOneNumber",),
     ),

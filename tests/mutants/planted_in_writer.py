@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import ADOPTION, AGREEMENT, COMMIT, DOUBT, GROUP, RECOVER, TAKEOVER, WRITER, Mutant
+from mutant import ADOPTION, AGREEMENT, COMMIT, DOUBT, GROUP, RECOVER, SERVICE, TAKEOVER, WRITER, Mutant
 
 IN_WRITER = (
     # The commit
@@ -222,6 +222,14 @@ IN_WRITER = (
         "    elif first_start:\n",
         "    elif False:\n",
         (RECOVER,),
+    ),
+    Mutant(
+        "first-start-over",
+        "a second try of a first start removes what was on the device before",
+        "workers/writer/agreement.py",
+        "first_start=starting and not self.until_answered(self.store.has_served),",
+        "first_start=starting and self.store.epoch == 1,",
+        (SERVICE,),
     ),
     Mutant(
         "refused-adoption-forgotten",

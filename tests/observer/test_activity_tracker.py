@@ -19,7 +19,7 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.dataplane import RemovePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters

@@ -190,6 +190,7 @@ def test_messages_set_aside(site: Night) -> None:
         **log,
     }
     site.watch("message set aside", views)
+    site.ask("gateway", "poison", "iad", "--drop-all")
     site.well()
 
 

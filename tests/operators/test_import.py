@@ -36,7 +36,7 @@ from peerlane.tasks.lane import tasks
 from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import render_export
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.upkeep.lifetimes import lifetimes
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
 

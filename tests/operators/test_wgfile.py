@@ -17,7 +17,7 @@ from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.keys import make_key_pair
 from peerlane.tasks.wgfile.export import render_export
 from peerlane.tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 
 ALICE, BOB = key_number(1), key_number(2)
 SECRET = make_key_pair()

@@ -1,8 +1,10 @@
-"""A certificate authority for tests: short-lived certificates, as good or as bad as a test wants them."""
+"""For tests of TLS: a certificate authority, with short-lived certificates good and bad, and a server that has TLS."""
 
 from __future__ import annotations
 
 import ipaddress
+import shutil
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +14,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from speeds import lacking
 
 HERE = ("localhost", "127.0.0.1")
+
+
+def program_with_tls() -> Path:
+    """Debian's server, because the embedded one has no TLS; the test ends by ``lacking`` where there is none."""
+    found = shutil.which("redis-server")
+    known = subprocess.run([found, "--version"], capture_output=True, check=False) if found else None
+    if found is None or known is None or known.returncode != 0:
+        lacking("redis-server", "apt-get install redis-server, a build with TLS")
+    return Path(found)
 
 
 @dataclass(frozen=True)

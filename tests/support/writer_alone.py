@@ -16,8 +16,7 @@ from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
-from peerlane.tasks.wire.model import Peer
-from peerlane.tasks.wire.stored_peer import StoredPeer
+from peerlane.tasks.wire.stored_peer import Peer, StoredPeer
 from peerlane.workers.dataplane import Change, DeviceSpec
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import Unknown
@@ -104,6 +103,7 @@ class WriterAlone:
             shutdown_requested=lambda: self.stopping,
         )
         writer.recover()
+        store.heartbeat(began=store.clock.now_ms() // 1000)
         self.plane.made.clear()
         return writer
 

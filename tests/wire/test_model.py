@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from peerlane.tasks.errors import Invalid, StorageError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import MAX_LABELS, MAX_PREFIXES, MAX_TTL, CreatePeer, DeletePeer, Peer, PeerResult, parse
+from peerlane.tasks.wire.model import MAX_LABELS, MAX_PREFIXES, MAX_TTL, CreatePeer, DeletePeer, PeerResult, parse
+from peerlane.tasks.wire.stored_peer import Peer
 
 KEY = key_number(1)
 SECRET = "Zm9yIHRlc3RzIG9ubHksIG5vYm9keSdzIHNlY3JldCE="

@@ -12,9 +12,9 @@ from keys import key_number
 
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import MAX_PREFIXES, MAX_TTL, Peer
+from peerlane.tasks.wire.model import MAX_PREFIXES, MAX_TTL
 from peerlane.tasks.wire.psk_cipher import PskCipher
-from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
+from peerlane.tasks.wire.stored_peer import Peer, StoredPeer, raw_key, text_key
 from peerlane.workers.peers.peer_records import PeerRecords
 from peerlane.workers.peers.table import PeerTable, Policy
 

@@ -260,7 +260,7 @@ def test_an_end_that_cannot_be_told_harms_neither_the_others_nor_the_worker(
         if len(told) == 2:
             raise ZeroDivisionError
 
-    monkeypatch.setattr("peerlane.workers.lane.ending.TaskEvents.ended", ended)
+    monkeypatch.setattr("peerlane.workers.lane.group.TaskEvents.ended", ended)
     sent = lane.send({}, {}, {})
     lane.wake()
     assert told == sent

@@ -25,8 +25,10 @@ from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import share_key
 from peerlane.tasks.errors import Conflict, Draining, PoolExhausted, TimedOut, WriterError
 from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Taker
+from peerlane.workers.peers.table import PeerTable
 from peerlane.workers.store.store import Answer
 
 
@@ -49,6 +51,20 @@ class TestAGroup:
         assert lane.kinds(sent) == ["created"] * 20
         assert (lane.commits, lane.applied) == ([20], [20])
         assert not lane.redis.exists(names.unacked_key(lane.name), names.unacked_key(lane.name, "_index"))
+        lane.check()
+
+    def test_enters_each_peer_in_the_table_once(self, lane: GroupedLane, monkeypatch: pytest.MonkeyPatch) -> None:
+        entered, put = list[str](), PeerTable.put
+
+        def watched(table: PeerTable, peer: StoredPeer) -> None:
+            entered.append(peer.public_key)
+            put(table, peer)
+
+        monkeypatch.setattr(PeerTable, "put", watched)
+        wishes = some(20)
+        lane.send(*wishes)
+        lane.wake()
+        assert entered == [wish["public_key"] for wish in wishes]
         lane.check()
 
     def test_gives_addresses_in_the_order_of_arrival(self, lane: GroupedLane) -> None:

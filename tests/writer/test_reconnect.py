@@ -14,9 +14,9 @@ from kombu import Connection
 from servers import RedisServer
 from waiting import eventually
 
-from peerlane.workers.host import outage
-from peerlane.workers.host.outage import Outage
 from peerlane.workers.lane.worker import LONGEST_PAUSE, LaneConsumer
+from peerlane.workers.store import retry
+from peerlane.workers.store.retry import Outage
 
 
 def test_a_consumer_never_pauses_for_long(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_an_outage_is_told_at_its_beginning_now_and_then_and_at_its_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(outage, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: now[0]))
     told = Outage()
     with caplog.at_level(logging.INFO):
         told.over()

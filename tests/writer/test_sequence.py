@@ -13,7 +13,9 @@ from forgetful import Moment
 from keys import some_key
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
 from servers import RedisServer
+from waiting import eventually
 from writer_alone import WriterAlone
 
 from peerlane.config import names
@@ -26,6 +28,7 @@ from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal
 from peerlane.workers.store.commit import Commit
 from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.store.store import Store
 
 
@@ -277,8 +280,10 @@ class TestTwoWritersWithOneNumber:
         bench.writer.store.register({"endpoint": "gw.example.com:51820", "phase": "recovering"})
         epoch = bench.writer.store.epoch
         before.come_back()
+        bench.raw.srem(names.GATEWAYS_KEY, bench.name)
         bench.create()
         assert bench.raw.get(names.epoch_key(bench.name)) == str(epoch)
+        assert bench.raw.sismember(names.GATEWAYS_KEY, bench.name), "lists, beat and fleets find it"
         assert bench.raw.hget(names.gateway_key(bench.name), "endpoint") == "gw.example.com:51820"
         assert not bench.writer.fenced
 
@@ -305,6 +310,35 @@ class TestMoreIsLostThanIsKept:
         bench.agree()
         # The last two creates were kept; of the rest the table knew.
         assert bench.alarm == {"outcomes": 5, "creates": 3, "deletes": 2, "failed": 0}
+
+    def test_a_recovery_that_fails_halfway_makes_up_for_the_rest_the_next_time(
+        self, own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Redis' memory is full once it has taken some of the lost peers back."""
+        bench, keys = Bench(own_redis, tmp_path), [some_key() for _ in range(5)]
+        monkeypatch.setattr(journal, "MOST", 0)
+        monkeypatch.setattr("peerlane.workers.start.startup_commits.SLICE", 2)
+        before, store = bench.moment(), bench.writer.store
+        for key in keys:
+            bench.create(key)
+        before.come_back()
+        commit, slices = store.commit, list[str]()
+
+        def watched(request_id: str, *arguments: Any, **options: Any) -> Any:
+            slices.append(request_id)
+            if len(slices) == 2:
+                own_redis.redis.config_set("maxmemory", "1")
+            return commit(request_id, *arguments, **options)
+
+        monkeypatch.setattr(store, "commit", watched)
+        bench.writer.recovery_needed = "Redis has restarted"
+        with pytest.raises(OutOfMemoryError):
+            bench.writer.recover()
+        own_redis.redis.config_set("maxmemory", "0")
+        bench.writer.recover()
+        assert set(keys) <= set(bench.records)
+        bench.agree()
+        bench.close()
 
     def test_a_redis_that_was_emptied_has_lost_its_data_and_no_newer_writer(self, bench: Bench) -> None:
         kept, gone, _ = confirmed(bench)
@@ -351,6 +385,82 @@ class TestTheRedoFile:
         bench.succeed()
         assert bench.outcome(request) == told
         assert key in bench.records
+
+    @pytest.mark.parametrize("then", ["the deadline passes", "there is time left"])
+    def test_repeats_nothing_that_redis_has_not_answered(
+        self, own_redis: RedisServer, tmp_path: Path, then: str
+    ) -> None:
+        """Redis goes away before a commit, and the writer is stopped meanwhile: its message tells whether to go on."""
+        bench = Bench(own_redis, tmp_path)
+        bench.keep_file()
+        bench.writer.recover()
+        kept, key, request = some_key(), some_key(), bench.request()
+        bench.create(kept)
+        deadline = bench.now() + (300 if then == "the deadline passes" else 600_000)
+        own_redis.kill()
+        bench.stopping = True
+        with pytest.raises(ShutdownRequested):
+            bench.create(key, request=request, deadline=deadline)
+        own_redis.start()
+        bench.stopping = False
+        eventually(lambda: bench.now() > deadline or then != "the deadline passes", "its time being over")
+        for _ in range(2):  # the one that follows reads the same file
+            bench.succeed()
+            assert list(bench.records) == [kept]
+            assert bench.raw.get(names.result_key(request)) is None
+        bench.agree()
+        if then == "the deadline passes":
+            with pytest.raises(TimedOut):
+                bench.create(key, request=request, deadline=deadline)
+        else:
+            assert bench.create(key, request=request, deadline=deadline)["outcome"] == "created"
+        bench.succeed()
+        bench.agree()
+        bench.close()
+
+    def test_repeats_what_redis_has_answered_in_the_end(self, own_redis: RedisServer, tmp_path: Path) -> None:
+        bench = Bench(own_redis, tmp_path)
+        bench.keep_file()
+        bench.writer.recover()
+        key = some_key()
+        before = bench.moment()
+        sequence: Any = bench.writer.store.sequence
+        answers = [RedisConnectionError("its answer is lost")]
+        procedure = sequence._commit  # noqa: SLF001 - the call whose answer is lost
+
+        def unheard(*arguments: Any, **options: Any) -> Any:
+            told = procedure(*arguments, **options)
+            if answers:
+                raise answers.pop()
+            return told
+
+        sequence._commit = unheard  # noqa: SLF001 - likewise
+        bench.create(key, deadline=bench.now() + 600_000)
+        assert not answers
+        before.come_back()
+        bench.succeed()
+        assert key in bench.records
+        bench.agree()
+        bench.close()
+
+    def test_that_lacks_some_in_the_middle_or_at_its_end_says_so(self, bench: Bench) -> None:
+        """Its disk was full for a while."""
+        bench.keep_file()
+        bench.create()
+        before, record = bench.moment(), bench.writer.store.sequence.journal.record
+        assert isinstance(record, RedoFile)
+        bench.create()
+        record.close()
+        missed = [some_key() for _ in range(3)]
+        for key in missed:
+            bench.create(key)
+        bench.succeed()
+        before.come_back()
+        bench.create()
+        bench.create()
+        assert bench.alarm == {"outcomes": 3, "creates": 3, "deletes": 0, "failed": 0}
+        assert set(missed) <= set(bench.records)
+        bench.agree()
 
     def test_of_what_was_refused_makes_nothing_true(self, bench: Bench) -> None:
         bench.keep_file()

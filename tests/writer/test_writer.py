@@ -31,7 +31,7 @@ from peerlane.tasks.errors import (
     WriterError,
 )
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.dataplane import Change, RemovePeer, SetPeer
 from peerlane.workers.store.retry import ShutdownRequested
 

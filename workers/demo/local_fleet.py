@@ -135,7 +135,7 @@ class Fleet:
         port = free_port() if self._with_flower else 0
         if self._with_flower:
             words = ["flower", "--address=127.0.0.1", f"--port={port}", "--read_only", "--enable_events=False"]
-            columns = "--tasks_columns=name,state,routing_key,received,runtime,worker,uuid"
+            columns = "--tasks_columns=name,uuid,state,received,runtime,result,kwargs"
             with self._ending.undivided():
                 self._others.append(Child("flower", [*celery, *words, columns], self.directory, environment))
         for name, child in self.gateways.items():

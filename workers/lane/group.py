@@ -1,14 +1,148 @@
-"""Collects the messages that were taken together, as Celery delivers them, and carries them out as one group."""
+"""Carries out the messages that were taken together as one group, and ends each request.
+
+Celery makes a request object and traces its task, for signals, callbacks and the storing of the result. Here the
+commit has stored the result. So if no receiver is connected to one of ``SIGNALS``, requests end without Celery's
+request and trace: the lean ending sends the events that Flower shows, counts the task, logs a line and acknowledges.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from peerlane.workers.lane.ending import LeanEnding, somebody_listens
+from celery import signals
+from celery.app.trace import LOG_FAILURE, LOG_SUCCESS
+from celery.worker import state as worker_state
+
+from peerlane.tasks.errors import Fenced, PeerlaneError
+from peerlane.tasks.wire.commit_record import in_short
+from peerlane.workers import failpoints
 from peerlane.workers.lane.taken import LaneWriter, TakenMessage
+
+log = logging.getLogger(__name__)
+#: Where Celery itself logs that a task has ended, and where it is silenced (peerlane.workers.cli.run).
+_trace_log = logging.getLogger("celery.app.trace")
+
+#: Events sent as one message at the end of the event loop's turn; those of a whole group. Celery's default is 24.
+EVENTS_AT_ONCE = 512
+
+#: What Celery sends to receivers while it carries a task out.
+SIGNALS = (
+    signals.task_received,
+    signals.task_prerun,
+    signals.task_postrun,
+    signals.task_success,
+    signals.task_failure,
+    signals.task_rejected,
+)
+
+
+def somebody_listens() -> bool:
+    """Whether a receiver is connected to a signal that only Celery's trace sends."""
+    return any(cast("Any", signal).receivers for signal in SIGNALS)
+
+
+class TaskEvents:
+    """Sends the events of one task's requests, with the fields of Celery's events."""
+
+    def __init__(self, task: Any, eventer: Any) -> None:
+        self._name = str(task.name)
+        self._eventer = eventer if eventer and eventer.enabled and task.send_events else None
+        if self._eventer is not None:
+            self._eventer.buffer_limit = EVENTS_AT_ONCE
+
+    def received(self, request_id: str, shown: str) -> None:
+        """Send task-received. ``shown`` is the part of the arguments that may be shown."""
+        if self._eventer is not None:
+            self._eventer.send(
+                "task-received",
+                uuid=request_id,
+                name=self._name,
+                args="()",
+                kwargs=shown,
+                root_id=request_id,
+                parent_id=None,
+                retries=0,
+                eta=None,
+                expires=None,
+            )
+
+    def started(self, request_id: str) -> None:
+        if self._eventer is not None:
+            self._eventer.send("task-started", uuid=request_id)
+
+    def ended(
+        self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float, **more: object
+    ) -> None:
+        """Send task-succeeded or task-failed. ``more`` are further fields."""
+        if self._eventer is None:
+            return
+        if isinstance(outcome, PeerlaneError):
+            self._eventer.send("task-failed", uuid=request_id, exception=repr(outcome), traceback="", **more)
+        else:
+            result = repr(in_short(outcome))
+            self._eventer.send("task-succeeded", uuid=request_id, result=result, runtime=runtime, **more)
+
+    def rejected(self, request_id: str) -> None:
+        if self._eventer is not None:
+            self._eventer.send("task-rejected", uuid=request_id, requeue=True)
+
+
+class LeanEnding:
+    """Ends the requests of one task."""
+
+    def __init__(self, task: Any, consumer: Any, events: TaskEvents) -> None:
+        self._name = str(task.name)
+        self._consumer = consumer
+        self._events = events
+
+    def begin(self, taken: TakenMessage) -> None:
+        """Count and announce a request that is about to be carried out."""
+        worker_state.total_count[self._name] += 1
+        worker_state.all_total_count[0] += 1
+        self._events.started(taken.delivery.request_id)
+
+    def end(self, taken: TakenMessage, began: float) -> bool:
+        """End a request that began at ``began``. False: a newer writer has taken over, and it must be given back."""
+        if taken.outcome is None:
+            return False
+        runtime = time.monotonic() - began
+        try:
+            failpoints.reach("before_acknowledge")
+            self._events.ended(taken.delivery.request_id, taken.outcome.result, runtime)
+            if _trace_log.isEnabledFor(logging.INFO):
+                self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
+        except Exception:  # its outcome stands; neither the others nor the worker may suffer from it
+            log.exception("request %s has its outcome, but its end could not be told", taken.delivery.request_id)
+        taken.acknowledge(log, self._consumer.connection_errors)
+        return True
+
+    def struck_out(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError) -> None:
+        """End a request that had an outcome before it was taken, with one event."""
+        worker_state.total_count[self._name] += 1
+        worker_state.all_total_count[0] += 1
+        self._events.ended(request_id, outcome, 0.0, name=self._name)
+        if _trace_log.isEnabledFor(logging.INFO):
+            self._tell(request_id, outcome, 0.0)
+
+    def give_back(self, taken: TakenMessage) -> None:
+        """Put a request back on the lane for the writer that has taken over; this worker stops."""
+        worker_state.should_stop = Fenced.exit_code
+        taken.give_back(log, self._consumer.connection_errors)
+        self._events.rejected(taken.delivery.request_id)
+
+    def _tell(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
+        event: dict[str, object] = {"id": request_id, "name": self._name}
+        if isinstance(outcome, PeerlaneError):
+            # The error itself is for lines that are JSON: they tell its code.
+            event |= {"description": "raised expected", "exc": repr(outcome), "error": outcome}
+            _trace_log.info(LOG_FAILURE, event, extra={"data": event})
+        else:
+            event |= {"return_value": repr(in_short(outcome)), "runtime": runtime}
+            _trace_log.info(LOG_SUCCESS, event, extra={"data": event})
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,12 +43,6 @@ def spent(redis: Redis, gateway: str, message: Any) -> bool:
         return False
 
 
-def was_delivered(message: Any) -> bool:
-    """Whether a message was delivered before, and comes from the store of unacknowledged messages."""
-    info = message.delivery_info
-    return message.headers.get("redelivered") is True or (isinstance(info, dict) and "redelivered" in info)
-
-
 def set_aside(
     redis: Redis,
     gateway: str,

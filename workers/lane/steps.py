@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from celery import bootsteps
+from celery.exceptions import WorkerShutdown
 from celery.worker import state as worker_state
 from redis.exceptions import AuthenticationError, RedisError
 
@@ -88,7 +89,10 @@ class TickStep(bootsteps.StartStopStep):
         self._fill(parent)
 
     def _tick(self, parent: Any) -> None:
-        parent.service.tick()
+        try:
+            parent.service.tick()
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None
         PULSE.turn()
         parent.obey_pause()
         if self._slice is None:

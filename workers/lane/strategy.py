@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -14,15 +15,15 @@ from celery.worker.state import task_reserved
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
-from peerlane.tasks.lane.tracing import parent_of
 from peerlane.tasks.wire.commit_record import HEADER, LATE, decode, sound_digest
 from peerlane.tasks.wire.model import check_public_key
 from peerlane.workers.lane import poison
-from peerlane.workers.lane.ending import LeanEnding, TaskEvents
-from peerlane.workers.lane.group import Group, Member
+from peerlane.workers.lane.group import Group, LeanEnding, Member, TaskEvents
 from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
 from peerlane.workers.lane.taking import Dead
 from peerlane.workers.request.request import Delivery
+
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class LaneStrategy:
@@ -30,6 +31,7 @@ class LaneStrategy:
 
     def __init__(self, task: Any, app: Any, consumer: Any) -> None:
         self._task, self._app, self._consumer = task, app, consumer
+        self._gateway = consumer.service.name
         self._eventer = consumer.event_dispatcher
         self._events = TaskEvents(task, self._eventer)
         self._ending = LeanEnding(task, consumer, self._events)
@@ -40,15 +42,16 @@ class LaneStrategy:
     def __call__(self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
         """Refuse the message, or have its request carried out, with its group or now."""
         del body
+        redelivered = was_delivered(message)
         try:
-            request_id, arguments = self._open(message)
+            request_id, arguments = self._open(message, redelivered=redelivered)
         except PeerlaneError as error:
             self._consumer.refuse(message, message.headers.get("id"), error)
             return
         delivery = Delivery(
             request_id,
             message.delivery_tag,
-            poison.was_delivered(message),
+            redelivered,
             message.answered,
             sound_digest(message.headers.get(HEADER)),
             sent_at=sent_at(message.headers),
@@ -88,12 +91,11 @@ class LaneStrategy:
             outcome = error
         self._ending.struck_out(dead.request_id, outcome)
 
-    def _open(self, message: Any) -> tuple[str, dict[str, Any]]:
+    def _open(self, message: Any, *, redelivered: bool) -> tuple[str, dict[str, Any]]:
         """Request id and arguments. Raises PeerlaneError for a message that is to be refused."""
-        gateway = self._consumer.service.name
-        if not names.is_request_id(gateway, message.headers.get("id")):
-            raise Invalid(f"its id is not {gateway}.TOKEN")
-        if poison.was_delivered(message) and self._consumer.spent(message):
+        if not names.is_request_id(self._gateway, message.headers.get("id")):
+            raise Invalid(f"its id is not {self._gateway}.TOKEN")
+        if redelivered and self._consumer.spent(message):
             raise WriterError(_SPENT)
         return open_request(message)
 
@@ -128,6 +130,12 @@ class LaneStrategy:
         )
 
 
+def was_delivered(message: Any) -> bool:
+    """Whether a message was delivered before, and comes from the store of unacknowledged messages."""
+    info = message.delivery_info
+    return message.headers.get("redelivered") is True or (isinstance(info, dict) and "redelivered" in info)
+
+
 def open_request(message: Any) -> tuple[str, dict[str, Any]]:
     """The request id and keyword arguments of a message with a valid envelope.
 
@@ -157,8 +165,14 @@ def open_request(message: Any) -> tuple[str, dict[str, Any]]:
 
 def sent_at(headers: Mapping[str, Any]) -> int:
     """When a message was sent, in ms on Redis' clock, from its header; 0 if the header is missing or malformed."""
-    said = headers.get(names.SENT_AT)
-    return said if isinstance(said, int) and not isinstance(said, bool) and 0 < said < 2**53 else 0
+    sent = headers.get(names.SENT_AT)
+    return sent if isinstance(sent, int) and not isinstance(sent, bool) and 0 < sent < 2**53 else 0
+
+
+def parent_of(headers: Mapping[str, Any]) -> str:
+    """The caller's span in a message's headers; '' if there is none."""
+    span = headers.get(names.TRACEPARENT)
+    return span if isinstance(span, str) and _TRACEPARENT.fullmatch(span) else ""
 
 
 def shown_of(arguments: Mapping[str, Any]) -> str:

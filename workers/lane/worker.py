@@ -21,13 +21,13 @@ from peerlane.config.redis.failures import reason
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.registry import TASKS
-from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.steps import ServeStep, TickStep
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.taking import Dead
+from peerlane.workers.store.retry import OUTAGE
 
 log = logging.getLogger(__name__)
 

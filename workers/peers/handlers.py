@@ -21,8 +21,16 @@ from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
 from peerlane.workers.peers.lists import create_peers, delete_peers
-from peerlane.workers.peers.plan import Plan, as_set_peer, check_lane, device_changes, plan_create, plan_delete
-from peerlane.workers.peers.planning import Decision, PlanningContext
+from peerlane.workers.peers.plan import (
+    Decision,
+    Plan,
+    PlanningContext,
+    as_set_peer,
+    check_lane,
+    device_changes,
+    plan_create,
+    plan_delete,
+)
 from peerlane.workers.peers.table import PeerTable
 
 #: Conflicts named in the refusal of an import; the rest is counted.

@@ -12,8 +12,7 @@ from peerlane.tasks.errors import Conflict, PeerlaneError, Unavailable
 from peerlane.tasks.wire.lists import ANSWER_BYTES, CreatePeers, DeletePeers, delete_of, error_answer, wish_of
 from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.stored_peer import StoredPeer
-from peerlane.workers.peers.plan import Plan, check_lane, plan_create, plan_delete
-from peerlane.workers.peers.planning import Decision, PlanningContext
+from peerlane.workers.peers.plan import Decision, Plan, PlanningContext, check_lane, plan_create, plan_delete
 from peerlane.workers.peers.table import PeerTable
 
 

@@ -1,19 +1,25 @@
 """Plans a create or delete: the changes of table and device, or a refusal. Pure: no I/O, no clock.
 
 ``plan_create`` and ``plan_delete`` change nothing. ``PeerTable.put`` and ``drop`` enter a committed plan in the table.
+A planner (``handlers``, ``lists``) makes the ``Decision`` about a request of its ``Plan``s, from a ``PlanningContext``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, StorageError
+from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted, StorageError
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.bulk import StagedPeer
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, Outcome
+from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer
-from peerlane.workers.dataplane import AddRoute, Change, RemovePeer, RemoveRoute, SetPeer
+from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.peers.table import PeerTable, Policy
+
+Wish = TypeVar("Wish", CreatePeer, StagedPeer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,63 @@ class Plan:
     changes: tuple[Change, ...] = field(default=())
     #: Whether Redis holds a record of ``before``; a foreign peer has none.
     stored: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The decision about a request."""
+
+    plans: tuple[Plan, ...]
+    changes: tuple[Change, ...]
+    result: Mapping[str, Any]
+    #: In ms on Redis' clock; 0 for none.
+    deadline: int = 0
+    #: Whether the device itself is to be made what it should be, before the changes.
+    reopen: bool = False
+    #: Of a list: which of its wishes each plan is for. One that cannot be carried out does not touch the others.
+    indexes: tuple[int, ...] = ()
+
+    @property
+    def removes(self) -> bool:
+        """Whether a peer's session would end."""
+        return any(plan.after is None and plan.before is not None for plan in self.plans)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningContext:
+    """The input of planners."""
+
+    table: PeerTable
+    #: Milliseconds since 1970 on Redis' clock.
+    now_ms: int
+    #: ``active`` or ``draining``.
+    state: str
+    #: What results say of the gateway.
+    facts: Mapping[str, str]
+    #: Reads the device's peers.
+    device: Callable[[], Mapping[str, DevicePeer]]
+    #: Reads what was staged under a token.
+    staged: Callable[[str], Sequence[str]]
+    #: Opens preshared keys that were sealed on their way here.
+    cipher: PskCipher = field(default_factory=PskCipher)
+    #: Wishes of a list, by index, that the device has refused a moment ago: they are answered with that.
+    refused: Mapping[int, PeerlaneError] = field(default_factory=dict[int, PeerlaneError])
+
+    @property
+    def now(self) -> int:
+        """In seconds, as records have it."""
+        return self.now_ms // 1000
+
+    def opened(self, wish: Wish) -> Wish:
+        """A wish with its preshared key in clear.
+
+        Raises:
+            Invalid: no key of ours opens it.
+        """
+        try:
+            return self.cipher.opened(self.table.policy.gateway, wish)
+        except Unsealable as error:
+            raise Invalid(f"peer {wish.public_key}: {error}") from None
 
 
 def as_set_peer(peer: StoredPeer) -> SetPeer:

@@ -40,6 +40,8 @@ class Step:
     seq: int
     made: Sequence[Made]
     at: float = field(default_factory=time.monotonic)
+    #: Whether no answer came when it was sent: Redis may have carried it out or not.
+    unanswered: bool = False
 
     @property
     def size(self) -> int:
@@ -52,6 +54,10 @@ class Record(Protocol):
 
     def note(self, base: int, made: Sequence[Made]) -> None:
         """Note a step that is about to be sent."""
+        ...
+
+    def unanswered(self) -> None:
+        """Note that no answer to the last step came. The next writer does not repeat it unless it is corrected."""
         ...
 
     def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
@@ -79,6 +85,14 @@ class Journal:
         if self.record is not None:
             self.record.note(base, made)
 
+    def unanswered(self) -> None:
+        """Note that no answer to the pending step came; it may be sent again."""
+        if self.pending is None or self.pending.unanswered:
+            return
+        self.pending.unanswered = True
+        if self.record is not None:
+            self.record.unanswered()
+
     def answered(self, seq: int, kept: Sequence[int], late: Sequence[int], records: Sequence[str]) -> None:
         """Take the pending step's answer: the sequence, and the numbers of the outcomes that became true.
 
@@ -87,7 +101,7 @@ class Journal:
         step, self.pending = self.pending, None
         if step is None:
             return
-        if self.record is not None and len(kept) < len(step.made):
+        if self.record is not None and (step.unanswered or len(kept) < len(step.made)):
             self.record.correct(kept, late)
         expired = [
             Made(step.made[n].request_id, r, "[]", step.made[n].share, step.made[n].tag)
@@ -118,7 +132,6 @@ class Journal:
         for step in steps:
             self.keep(step)
 
-    def after(self, seq: int) -> tuple[list[Step], int]:
-        """The kept steps that a Redis at this sequence lacks, and how many older outcomes it lacks."""
-        lacking = [step for step in self._steps if step.seq > seq]
-        return lacking, max(0, lacking[0].base - seq) if lacking else 0
+    def after(self, seq: int) -> list[Step]:
+        """The kept steps that a Redis at this sequence lacks. It may lack others too, that are not kept."""
+        return [step for step in self._steps if step.seq > seq]

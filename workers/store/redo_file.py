@@ -2,9 +2,10 @@
 
 The file must survive the process, not the host, so it is not synced: a host that loses power has lost its device's
 peers anyway. There are two files of limited size, used in turn. Each line is a checksum and a JSON object: the start of
-a writer, a step that it is about to send, or the part of a step that became true. Sealed preshared keys are in the file
-as in Redis; a change with a key in clear is left out. A file is used only if all of it is exactly what a writer of this
-gateway writes; otherwise it is ignored, and the next writer begins a new one.
+a writer, a step that it is about to send, that no answer to it came, the part of it that became true. A step without an
+answer is not repeated: its requests are delivered again, and their deadlines are looked at. Sealed preshared keys
+are in the file as in Redis; a change with a key in clear is left out. A file is used only if all of it is exactly what
+a writer of this gateway writes; otherwise it is ignored, and the next writer begins a new one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
-from peerlane.tasks.wire.model import Peer, check_public_key
+from peerlane.tasks.wire.model import check_public_key
+from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.store.journal import MOST, Made, Step
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class RedoFile:
                 why = str(error) if isinstance(error, Unusable) else "it holds what no writer writes"
                 log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, why)
                 return Kept()
+        if kept.steps and kept.steps[-1].unanswered:
+            kept.steps.pop()
         return kept
 
     def begin(self, epoch: int, writer: str, seq: int, followed: tuple[int, str], *, anew: bool) -> None:
@@ -114,6 +118,10 @@ class RedoFile:
             [each.request_id, each.result, None if each.secret else each.changes, each.share, each.tag] for each in made
         ]
         self._write({"base": base, "made": lines})
+
+    def unanswered(self) -> None:
+        """No answer to the last step came."""
+        self._write({"unanswered": True})
 
     def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
         """Reduce the last step to the outcomes that became true."""
@@ -197,6 +205,9 @@ class _Reader:
                 raise Unusable("it does not begin with the start of a writer")
             elif "made" in entry:
                 self._step(entry)
+            elif "unanswered" in entry:
+                step = self._kept.steps[-1]
+                step.unanswered, self._kept.seq = True, step.base
             else:
                 self._correction(entry)
 
@@ -213,8 +224,11 @@ class _Reader:
         self._begun = True
 
     def _ends_at(self, seq: int) -> None:
-        if self._kept.steps and seq >= self._kept.steps[-1].base:
-            self._kept.steps[-1].seq = min(self._kept.steps[-1].seq, seq)
+        steps = self._kept.steps
+        if steps and steps[-1].unanswered and seq <= steps[-1].base:
+            steps.pop()  # Redis had not carried it out
+        if steps and seq >= steps[-1].base:
+            steps[-1].seq, steps[-1].unanswered = min(steps[-1].seq, seq), False
         self._kept.seq = max(self._kept.seq, seq)
 
     def _step(self, entry: dict[str, Any]) -> None:
@@ -235,7 +249,8 @@ class _Reader:
                 for each in expired
             ),
         ]
-        step.seq = self._kept.seq = step.base + len(step.made)
+        step.unanswered, step.seq = False, step.base + len(step.made)
+        self._kept.seq = step.seq
         if not step.made:
             self._kept.steps.pop()
 

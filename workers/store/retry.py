@@ -1,8 +1,13 @@
-"""Retries a Redis call with backoff until it succeeds or shutdown is requested."""
+"""Redis is away: calls are retried until they succeed or shutdown is requested, and the outage is logged in few lines.
+
+The log has its beginning, a line from time to time, and its end.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,13 +16,52 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config.redis.failures import reason
-from peerlane.workers.host.outage import OUTAGE
 from peerlane.workers.host.pulse import PULSE
+
+log = logging.getLogger(__name__)
 
 #: Redis is away: ask again. (BusyLoadingError and the like are ConnectionErrors.)
 AWAY = (RedisConnectionError, RedisTimeoutError)
 
+#: Seconds between two lines while an outage lasts.
+AGAIN = 30.0
+
 _T = TypeVar("_T")
+
+
+class Outage:
+    """Logs a series of failures in few lines. Threads may share it."""
+
+    def __init__(
+        self, begins: str = "Redis is away", lasts: str = "Redis is still away", ends: str = "Redis is back"
+    ) -> None:
+        self._begins, self._lasts, self._ends = begins, lasts, ends
+        self._lock = threading.Lock()
+        self._began: float | None = None
+        self._said = 0.0
+
+    def failed(self, why: str) -> None:
+        """Count a failure."""
+        with self._lock:
+            now = time.monotonic()
+            if self._began is None:
+                self._began = self._said = now
+                log.warning("%s (%s)", self._begins, why)
+            elif now - self._said >= AGAIN:
+                self._said = now
+                log.warning("%s, for %.0f s (%s)", self._lasts, now - self._began, why)
+
+    def over(self) -> None:
+        """Count a success, which ends an outage."""
+        with self._lock:
+            if self._began is None:
+                return
+            began, self._began = self._began, None
+            log.warning("%s after %.1f s", self._ends, time.monotonic() - began)
+
+
+#: This process' Redis.
+OUTAGE = Outage()
 
 
 class ShutdownRequested(BaseException):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
@@ -54,6 +54,14 @@ class Lost:
     redone: int = 0
     #: Outcomes of a gateway of which Redis knows nothing any more.
     unknown: int = 0
+
+    def add(self, more: Lost) -> None:
+        """Add what else is lost."""
+        self.outcomes += more.outcomes
+        self.disputed += more.disputed
+        self.keys |= more.keys
+        self.redone += more.redone
+        self.unknown += more.unknown
 
     @property
     def incomplete(self) -> bool:
@@ -139,6 +147,10 @@ class CommitSequence:
             except ResponseError:
                 self.journal.withdrawn()
                 raise
+            except RedisError:
+                if any(each.deadline for each in commits):  # where none has one, it is never too late
+                    self.journal.unanswered()
+                raise
             if answers[0].verdict != "behind":
                 return answers
             self.journal.withdrawn()
@@ -215,8 +227,8 @@ class CommitSequence:
         answers, seq = self._ask([(names.request_id(self.gateway, "start"), 0)])
         if answers[0].verdict != "behind":
             return
-        steps, missing = self.journal.after(seq)
-        missing = missing if steps else max(0, self.known - seq)
+        steps = self.journal.after(seq)
+        missing = max(0, self.known - seq - sum(step.seq - step.base for step in steps))
         log.warning(
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
@@ -233,11 +245,9 @@ class CommitSequence:
         if self._make_again([], self.known) is None:
             return
         if self.facts:
+            self._redis.sadd(names.GATEWAYS_KEY, self.gateway)
             self.tell(self.facts)
-        self.lost.outcomes += lost.outcomes
-        self.lost.disputed += lost.disputed
-        self.lost.redone += lost.redone
-        self.lost.keys |= lost.keys
+        self.lost.add(lost)
         log.warning("gateway %s: %d outcomes were made true again", self.gateway, lost.redone)
 
     def _make_again(self, made: Sequence[Made], seq: int) -> list[str] | None:

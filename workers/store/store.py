@@ -185,6 +185,10 @@ class Store:
         self.sequence.behind |= verdict == "behind"
         return None if verdict == "fenced" else state or "active"
 
+    def has_served(self) -> bool:
+        """Whether a writer of this gateway has ever come to serve its lane."""
+        return bool(self.redis.hexists(self._gateway, "began"))
+
     def staged(self, token: str) -> list[str]:
         """The staged peers of an import, in order."""
         stored = cast("list[bytes]", self.redis.lrange(names.staged_key(self.gateway, token), 0, -1))

@@ -17,7 +17,7 @@ from peerlane.workers.host import garbage
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.plan import Plan
-from peerlane.workers.peers.table import PeerTable, Policy
+from peerlane.workers.peers.table import Loaded, PeerTable, Policy
 from peerlane.workers.request.measurements import Measurements
 from peerlane.workers.start import loss
 from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
@@ -102,6 +102,28 @@ class Agreement:
         starting = self.recovery_needed == _NOT_STARTED
         loaded = self.until_answered(lambda: self.store.load(loading))
         lost, self.store.sequence.lost = self.store.sequence.lost, Lost()
+        try:
+            done = self._follow(loaded, lost, starting=starting, progress=progress, loading=loading, in_hand=in_hand)
+        except BaseException:
+            self.store.sequence.lost.add(lost)  # for the next recovery to make up for
+            raise
+        self.table = done.table
+        self.state = self.until_answered(self.store.state)
+        self.recovery_needed = None
+        self.measurements.recovered(began)
+        return done
+
+    def _follow(
+        self,
+        loaded: Loaded,
+        lost: Lost,
+        *,
+        starting: bool,
+        progress: Progress,
+        loading: Progress,
+        in_hand: Collection[str],
+    ) -> Recovered:
+        """Make the device equal to Redis, once Redis has again what it has lost."""
         if lost and not starting:
             differing = loss.differences(self.table, loaded, lost.keys)
             loss.make_up_for(self.store, lost, differing, self._commit_at_startup, self.until_answered)
@@ -111,7 +133,7 @@ class Agreement:
             loaded,
             self.plane,
             unknown=self._unknown,
-            first_start=self.store.epoch == 1 and starting,
+            first_start=starting and not self.until_answered(self.store.has_served),
             lost_data=starting and lost.incomplete,
             in_hand=in_hand,
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
@@ -121,10 +143,6 @@ class Agreement:
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
         if starting and lost.incomplete:
             loss.tell_at_start(self.store, lost, done, self.until_answered)
-        self.table = done.table
-        self.state = self.until_answered(self.store.state)
-        self.recovery_needed = None
-        self.measurements.recovered(began)
         return done
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
@@ -136,8 +154,8 @@ class Agreement:
             self.refuse_if_fenced()
         return answer
 
-    def enter(self, plans: Sequence[Plan]) -> None:
-        """Make the table equal to what was committed."""
+    def enter(self, plans: Sequence[Plan], *, planned: bool = False) -> None:
+        """Make the table equal to what was committed. ``planned``: the creates are in it already, as a group's are."""
         for plan in plans:
             if plan.before is plan.after:
                 continue
@@ -145,7 +163,7 @@ class Agreement:
             self.deleted += plan.outcome == "deleted"
             if plan.after is None:
                 self.table.drop(plan.public_key)
-            elif self.table.peers.get(plan.public_key) is not plan.after:  # a group's creates are in it already
+            elif not planned:
                 self.table.put(plan.after)
         self._garbage.grown(sum(plan.outcome == "created" for plan in plans))
 

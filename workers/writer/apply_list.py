@@ -1,4 +1,4 @@
-"""Applies a decision to the device. If the device refuses a wish of a list, the other wishes are still applied."""
+"""Of a list of which the device refuses a wish, the other wishes are still applied."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Protocol
 from peerlane.tasks.errors import KernelError, PeerlaneError
 from peerlane.workers.dataplane import DataPlane
 from peerlane.workers.peers.handlers import decide
-from peerlane.workers.peers.plan import Plan
-from peerlane.workers.peers.planning import Decision, PlanningContext
+from peerlane.workers.peers.plan import Decision, Plan, PlanningContext
 from peerlane.workers.request.request import Request
 
 
@@ -26,24 +25,25 @@ class Applies(Protocol):
     def settle(self, plans: Sequence[Plan]) -> None: ...
 
 
-def apply_but_refused(writer: Applies, request: Request, decision: Decision) -> Decision:
-    """Apply a decision. Of a list, the wishes that the device refuses are left out and answered with its error.
+def apply_others(writer: Applies, request: Request, decision: Decision, error: KernelError) -> Decision:
+    """After ``error`` at applying a list: apply the wishes that the device takes; the others get its error.
 
     Raises:
-        KernelError: the device refuses it, or does not say which wish it refuses; what was begun was undone.
+        KernelError: no list, or the device does not say which wish it refuses; what was begun was undone.
     """
     refused: dict[int, PeerlaneError] = {}
     while True:
+        bad = _refused_alone(writer, decision) if decision.indexes and not writer.recovery_needed else {}
+        if not bad or writer.recovery_needed:
+            raise error
+        refused |= bad
+        # What another wish was refused for may rest on one that the device has refused: all is planned anew.
+        context = replace(writer.planning_context(), refused=refused)
+        decision = decide(request.task, context, request.arguments)
         try:
             writer.apply(request, decision)
-        except KernelError:
-            bad = _refused_alone(writer, decision) if decision.indexes and not writer.recovery_needed else {}
-            if not bad or writer.recovery_needed:
-                raise
-            refused |= bad
-            # What another wish was refused for may rest on one that the device has refused: all is planned anew.
-            context = replace(writer.planning_context(), refused=refused)
-            decision = decide(request.task, context, request.arguments)
+        except KernelError as refusal:
+            error = refusal
         else:
             return decision
 

@@ -28,8 +28,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
 from peerlane.tasks.wire import commit_record
 from peerlane.workers import failpoints
-from peerlane.workers.peers.handlers import Decision, decide
-from peerlane.workers.peers.plan import PeerTable, Plan
+from peerlane.workers.peers.handlers import decide
+from peerlane.workers.peers.plan import Decision, PeerTable, Plan
 from peerlane.workers.request.request import Outcome, Request
 from peerlane.workers.store.store import Answer, Commit
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
@@ -150,7 +150,7 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
         open_again: list[_Planned] = []
         for planned, answer in zip(group, answers, strict=True):
             if answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == planned.record):
-                writer.enter(planned.decision.plans)
+                writer.enter(planned.decision.plans, planned=True)
                 outcomes[planned.request.delivery.tag] = writer.count(
                     planned.request, Outcome(dict(planned.decision.result), acknowledged=True)
                 )

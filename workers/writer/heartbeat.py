@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 from peerlane.config.redis.client import connect
 from peerlane.config.settings import Settings
 from peerlane.tasks.values.metrics import encoded
-from peerlane.workers.host.outage import Outage
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.store.redis_checks import memory
+from peerlane.workers.store.retry import Outage
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.writer import Writer
 

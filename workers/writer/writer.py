@@ -27,14 +27,14 @@ from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError, StorageErr
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.peers.drift import Unknown
-from peerlane.workers.peers.handlers import Decision, PlanningContext, decide
-from peerlane.workers.peers.plan import Plan, draining
+from peerlane.workers.peers.handlers import decide
+from peerlane.workers.peers.plan import Decision, Plan, PlanningContext, draining
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.request.measurements import Pace
 from peerlane.workers.request.request import Delivery, Outcome, Request, error_code
 from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.agreement import Agreement
-from peerlane.workers.writer.apply_list import apply_but_refused
+from peerlane.workers.writer.apply_list import apply_others
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,10 @@ class Writer(Agreement):
         decision = decide(request.task, self.planning_context(), request.arguments)
         if self._doubtful(request, decision) and (known := self._ask_first(request, decision)) is not None:
             return known
-        decision = apply_but_refused(self, request, decision)
+        try:
+            self.apply(request, decision)
+        except KernelError as error:
+            decision = apply_others(self, request, decision, error)
         answer = self._commit_decision(request, decision)
         if answer is None:
             log.info("request %s: an earlier try of this commit had reached Redis", request.id)

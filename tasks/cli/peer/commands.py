@@ -25,7 +25,7 @@ from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Invalid, PeerlaneError, StorageError
 from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.wire.bulk import SLICE
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Peers shown in one table; a pipe and --json give all.
 TABLE = 1_000

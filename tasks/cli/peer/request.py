@@ -12,7 +12,7 @@ from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
-from peerlane.tasks.lane.result import settle
+from peerlane.tasks.lane.result import peer_result, settle
 from peerlane.tasks.wire.cancel import result_of
 from peerlane.tasks.wire.model import PeerResult
 
@@ -30,7 +30,7 @@ class Interrupted(PeerlaneError):
 
 def new_request_id(gateway: str, token: str | None = None) -> str:
     """A request id of this gateway; with ``token``, if given, with or without the gateway's name before it."""
-    token = token or str(uuid.uuid4())
+    token = str(uuid.uuid4()) if token is None else token
     return token if token.startswith(f"{gateway}.") else names.request_id(gateway, token)
 
 
@@ -47,7 +47,7 @@ def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> Pe
     except KeyboardInterrupt:
         record = settle(lanes_of(session.app), request_id, 0, until=time.monotonic() + SETTLE)
     interrupted = Interrupted("interrupted: the request was cancelled and will never take effect")
-    return PeerResult.model_validate(result_of(record, interrupted))
+    return peer_result(result_of(record, interrupted))
 
 
 def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], again: str, **about: object) -> Exit:
