@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,6 +114,24 @@ def test_a_part_that_is_killed_is_started_again_and_the_other_is_left_alone(supe
     assert alive(observer)
     assert both.pids("observer") == [observer]
     assert "the writer was killed by SIGKILL" in both.log.read_text()
+
+
+def test_a_part_that_cannot_be_started_again_for_a_while_ends_nobody(
+    supervised: MakeSupervised, tmp_path: Path
+) -> None:
+    """No process is left, say, or the program is just being replaced."""
+    shell, stay = tmp_path / "bin" / "sh", f"exec {shutil.which('sleep')} 600"
+    shell.parent.mkdir()
+    shell.symlink_to(str(shutil.which("sh")))
+    both = supervised({"PATH": str(shell.parent)}, writer=stay, observer=stay)
+    writer, observer = both.nth("writer", 1), both.nth("observer", 1)
+    shell.unlink()
+    os.kill(observer, signal.SIGKILL)
+    eventually(lambda: "the observer could not be started" in both.log.read_text(), "the supervisor saying so")
+    assert alive(writer)
+    shell.symlink_to(str(shutil.which("sh")))
+    assert alive(both.nth("observer", 2))
+    assert both.pids("writer") == [writer]
 
 
 def test_a_part_that_keeps_crashing_is_started_ever_later(supervised: MakeSupervised) -> None:

@@ -86,6 +86,13 @@ class TestAGoodFile:
         assert SECRET.private_key not in repr(found)
         assert PRESHARED not in repr(found)
 
+    def test_has_no_line_that_a_gateway_has_told(self) -> None:
+        """wg-quick runs PostUp lines as root."""
+        lane = LaneState("iad", {"public_key": "x\nPostUp = touch /tmp/owned"}, None, 0, 0)
+        lines = list(render_in_order(GatewayInfo.from_state(lane), []))
+        assert lines[0] == "# The peers of the gateway iad."
+        assert not any("PostUp" in line for line in lines)
+
     def test_may_come_from_windows(self) -> None:
         assert parse_conf(b"\xef\xbb\xbf" + A_FILE.replace("\n", "\r\n").encode()) == read(A_FILE)
 
@@ -261,6 +268,14 @@ class TestAProblem:
     def test_is_a_line_of_ten_megabytes(self) -> None:
         (found,) = parse_conf(b"[Interface]\nPostUp = " + b"x" * 10_000_000 + b"\n").problems
         assert (found.line, str(MAX_LINE) in found.sentence) == (2, True)
+
+    def test_of_a_hostile_file_takes_no_longer_than_its_length(self) -> None:
+        """Before, each of these took hours."""
+        blanks, hashes = " " * 60_000, "#" * 60_000
+        comments = [f"# name: a{blanks}b", f"## begin {hashes}x", f"# label.{blanks}b"] * 100
+        a_peer = f"[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 0.0.0.0/0\n"
+        for text in ("\n".join(comments), a_peer + "AllowedIPs = 10.0.0.1\n" * 300_000, a_peer * 20_000):
+            assert len(read(text).problems) <= 101
 
     def test_is_one_of_so_many_at_most(self) -> None:
         found = parse_conf(b"nonsense\n" * 1_000_000).problems
