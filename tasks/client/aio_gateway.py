@@ -22,12 +22,11 @@ from peerlane.tasks.client.aio_lists import ask_slices
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, checked, seconds_of
-from peerlane.tasks.lane.result import peer_result
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, Slice, cut, new_list_id
 from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
-from peerlane.tasks.wire.model import PeerResult
+from peerlane.tasks.wire.model import PeerResult, peer_result
 from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.stored_peer import Peer
 

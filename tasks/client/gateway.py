@@ -18,7 +18,6 @@ from peerlane.tasks.errors import StorageError
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.ask import ask
 from peerlane.tasks.lane.request import Timeout, plain, seconds_of
-from peerlane.tasks.lane.result import peer_result
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish, ask_list
 from peerlane.tasks.lane.telemetry import counted
 from peerlane.tasks.redis.errors import PAGE, reading, scan
@@ -26,7 +25,7 @@ from peerlane.tasks.status.fleet_snapshot import FleetReader
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.activity import PeerActivity
 from peerlane.tasks.values.key_set import KeySet
-from peerlane.tasks.wire.model import DeletePeer, PeerResult, check_public_key, parse
+from peerlane.tasks.wire.model import DeletePeer, PeerResult, check_public_key, parse, peer_result
 from peerlane.tasks.wire.psk_cipher import Unsealable, cipher_of
 from peerlane.tasks.wire.stored_peer import Peer
 

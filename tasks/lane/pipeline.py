@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar, cast
 
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import PeerlaneError
-from peerlane.tasks.lane.result import LaneResult, peer_result, settle, withdraw_all
+from peerlane.tasks.lane.result import LaneResult, settle, withdraw_all
 from peerlane.tasks.wire.cancel import result_of, timed_out
-from peerlane.tasks.wire.model import PeerResult
+from peerlane.tasks.wire.model import PeerResult, peer_result
 
 _Wish = TypeVar("_Wish")
 _Result = TypeVar("_Result")

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 
 from celery import result as celery_result
 from celery.result import AsyncResult
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.admission.waits import Wait
-from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
-from peerlane.tasks.wire.model import PeerResult
 
 #: Seconds beyond a caller's timeout in which a last attempt to learn the truth begins; it takes a second at most.
 GRACE = 0.8
@@ -205,18 +203,6 @@ def withdraw_all(results: Sequence[LaneResult]) -> None:
     left = [(str(each.id), each.deadline) for each in results if not lanes.waits.is_awaited(str(each.id))]
     with suppress(RedisError, OSError):
         lanes.cancel_many(left)
-
-
-def peer_result(result: Mapping[str, Any]) -> PeerResult:
-    """The result of a create or delete.
-
-    Raises:
-        WriterError: it is the result of something else.
-    """
-    try:
-        return PeerResult.model_validate(result)
-    except ValidationError:
-        raise WriterError("what is stored under the request's id is no result of a create or delete") from None
 
 
 def settle_unsent(lanes: Lanes, request_id: str, deadline: int, error: BaseException) -> str:

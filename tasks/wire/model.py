@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar, cast
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from peerlane.config import names
-from peerlane.tasks.errors import Invalid
+from peerlane.tasks.errors import Invalid, WriterError
 from peerlane.tasks.values.prefix import Prefix
 
 MAX_PREFIXES = 1024
@@ -215,6 +215,18 @@ class PeerResult(BaseModel):
     #: The gateway's own key and where clients dial it: with them the result is a whole client configuration.
     gateway_public_key: str | None = None
     endpoint: str | None = None
+
+
+def peer_result(result: Mapping[str, Any]) -> PeerResult:
+    """The result of a create or delete.
+
+    Raises:
+        WriterError: it is the result of something else.
+    """
+    try:
+        return PeerResult.model_validate(result)
+    except ValidationError:
+        raise WriterError("what is stored under the request's id is no result of a create or delete") from None
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -13,9 +13,9 @@ from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
-from peerlane.tasks.lane.result import peer_result, settle
+from peerlane.tasks.lane.result import settle
 from peerlane.tasks.wire.cancel import result_of
-from peerlane.tasks.wire.model import PeerResult
+from peerlane.tasks.wire.model import PeerResult, peer_result
 
 #: Seconds in which an interrupted request is settled.
 SETTLE = 2.0
