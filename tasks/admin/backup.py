@@ -35,7 +35,7 @@ PATIENCE = 60.0
 #: What a gateway says of the process that runs, not of itself.
 OF_THE_PROCESS = (
     *("heartbeat", "phase", "epoch", "writer", "seq", "peers", "version"),
-    *("loaded", "recovered", "recovering"),
+    *("loaded", "recovered", "recovering", "lost"),
 )
 
 #: (done, total) entries.

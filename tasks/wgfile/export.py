@@ -25,11 +25,6 @@ def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
         yield peer
 
 
-def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
-    """``render_in_order`` of peers in any order."""
-    return render_in_order(gateway, sorted(peers, key=lambda peer: (peer.allowed_ips, peer.public_key)))
-
-
 def render_in_order(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
     """The file's lines, peers in the order of their addresses. Holds preshared keys: treat it as a secret."""
     # What a gateway tells is not trusted with a line of its own (peerlane.tasks.wgfile.client_config).

@@ -15,7 +15,7 @@ from keys import key_number, some_key
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.keys import make_key_pair
-from peerlane.tasks.wgfile.export import render_export, render_in_order
+from peerlane.tasks.wgfile.export import render_in_order
 from peerlane.tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
 from peerlane.tasks.wire.stored_peer import Peer
 
@@ -365,7 +365,7 @@ class TestWhateverComes:
 
     @given(peer_lists())
     def test_an_export_is_read_back_the_same(self, peers: list[Peer]) -> None:
-        found = parse_conf("\n".join(render_export(_GATEWAY, peers)).encode())
+        found = parse_conf("\n".join(render_in_order(_GATEWAY, peers)).encode())
         assert not found.problems
         assert {one.peer.public_key: one.peer for one in found.peers} == {peer.public_key: peer for peer in peers}
         assert found.listen_port == 51820
@@ -375,7 +375,7 @@ class TestWhateverComes:
 def test_an_export_is_what_wg_takes_and_shows_again(tmp_path: Path) -> None:
     alice, bob = (one.peer for one in read(A_FILE).peers)
     file = tmp_path / "export.conf"
-    file.write_text("\n".join(render_export(_GATEWAY, [alice, bob])) + "\n")
+    file.write_text("\n".join(render_in_order(_GATEWAY, [alice, bob])) + "\n")
     subprocess.run(["ip", "link", "add", "wgexp", "type", "wireguard"], check=True)
     try:
         subprocess.run(["wg", "syncconf", "wgexp", file], check=True)
