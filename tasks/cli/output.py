@@ -53,9 +53,9 @@ class Output:
         sys.stdout.write("]}\n")
         self._begun = False
 
-    def show(self, what: RenderableType) -> None:
+    def show(self, renderable: RenderableType) -> None:
         """Print a result for people."""
-        self.out.print(what)
+        self.out.print(renderable)
 
     def lines(self, text: str) -> None:
         """Print a file's content, unchanged."""

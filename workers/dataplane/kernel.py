@@ -244,11 +244,11 @@ def _configure_link(links: Any, index: int, spec: DeviceSpec) -> None:
         links.link("set", index=index, mtu=spec.mtu)
     wanted = {(Prefix.host(pool.version, address).address, pool.length) for address, pool in spec.addresses}
     present: set[tuple[str, int]] = set()
-    for found in links.get_addr(index=index):
-        address = (found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS"), found["prefixlen"])
+    for entry in links.get_addr(index=index):
+        address = (entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS"), entry["prefixlen"])
         if address in wanted:
             present.add(address)
-        elif found.get_attr("IFA_PROTO") == routes.COVERING:
+        elif entry.get_attr("IFA_PROTO") == routes.COVERING:
             # Before any is added: the kernel takes secondary addresses away with the first one of their network.
             links.addr("del", index=index, address=address[0], prefixlen=address[1])
     for address, length in sorted(wanted - present):

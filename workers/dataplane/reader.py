@@ -118,11 +118,11 @@ class KernelView:
         (mtu,) = struct.unpack_from("=i", self._asked(_SIOCGIFMTU), 16)
         return DeviceIdentity(base64.b64encode(identity.public_key or b"").decode(), identity.listen_port, mtu)
 
-    def _asked(self, what: int) -> bytes:
+    def _asked(self, command: int) -> bytes:
         """Struct ifreq, as the kernel fills it."""
         request = struct.pack("16s24x", self._interface.encode())
         with translated(f"look at {self._interface}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            return fcntl.ioctl(any_socket, what, request)
+            return fcntl.ioctl(any_socket, command, request)
 
     def close(self) -> None:
         """Close the sockets."""

@@ -53,7 +53,7 @@ class Demo:
         began = time.monotonic()
         if output.err.is_terminal:
             with output.err.status("starting the server") as status:
-                fleet.start(lambda what: status.update(f"starting {what}"))
+                fleet.start(lambda part: status.update(f"starting {part}"))
         else:
             fleet.start()
         seconds = time.monotonic() - began
@@ -234,9 +234,9 @@ class Demo:
         on_terminal = self.output.out.is_terminal
         self._say(Rule(Text(title, "bold"), align="left", style="dim") if on_terminal else Text(f"== {title}"))
 
-    def _say(self, what: Any) -> None:
+    def _say(self, renderable: Any) -> None:
         if not self.output.json:
-            self.output.show(what)
+            self.output.show(renderable)
 
 
 def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool) -> None:

@@ -130,11 +130,11 @@ def export(session: Session, name: str, path: Path | None, *, force: bool) -> No
 
     It holds the peers' preshared keys, and no private key.
     """
-    one = session.gateway(name)
-    info = one.info()
+    client = session.gateway(name)
+    info = client.info()
     output = session.output
     with counting(output, f"export of {name}", info.peers) as counted:
-        lines = (line + "\n" for line in render_in_order(info, counted(one.peers_in_order())))
+        lines = (line + "\n" for line in render_in_order(info, counted(client.peers_in_order())))
         if path is not None:
             with private_file(path, replace=force) as file:
                 file.writelines(line.encode() for line in lines)

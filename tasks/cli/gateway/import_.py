@@ -115,15 +115,15 @@ def _told(session: Session, error: UnreadableConf | ImportClash) -> Exit:
         table.add_column("conflict", overflow="fold")
         for clash in islice(error.clashes, ROWS):
             table.add_row(str(clash.line), clash.public_key, clash.sentence)
-        count, what = len(error.clashes), "conflicts"
+        count, noun = len(error.clashes), "conflicts"
     else:
         table.add_column("problem", overflow="fold")
         for problem in islice(error.problems, ROWS):
             table.add_row(str(problem.line), problem.sentence)
-        count, what = len(error.problems), "problems"
+        count, noun = len(error.problems), "problems"
     output.show(table)
     more = f", the first {ROWS} of them above; --json lists all" if count > ROWS else ""
-    output.error({"message": f"nothing was imported: {count:,} {what}{more}"})
+    output.error({"message": f"nothing was imported: {count:,} {noun}{more}"})
     return Exit(error.exit_code)
 
 

@@ -94,19 +94,19 @@ def _reader(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
             return _csv_lines(text)
 
 
-def _completed(found: dict[str, Any] | Invalid, defaults: Mapping[str, Any]) -> dict[str, Any] | Invalid:
-    if isinstance(found, Invalid):
-        return found
-    if unknown := [name for name in found if name not in FIELDS]:
+def _completed(fields: dict[str, Any] | Invalid, defaults: Mapping[str, Any]) -> dict[str, Any] | Invalid:
+    if isinstance(fields, Invalid):
+        return fields
+    if unknown := [name for name in fields if name not in FIELDS]:
         return Invalid(f"{unknown[0][:64]}: no such field; there are {', '.join(FIELDS)}")
-    if not found.get("public_key"):
+    if not fields.get("public_key"):
         return Invalid("public_key is missing: in a list each line names its own")
-    said = {name: value for name, value in found.items() if value is not None}
+    said = {name: value for name, value in fields.items() if value is not None}
     # A pinned peer never expires: a line that says the one is not given the other.
     never = {"pinned" if said.get("ttl") else "ttl" if said.get("pinned") else ""}
     wish = {**{name: value for name, value in defaults.items() if name not in never}, **said}
-    if isinstance(found.get("labels"), dict):
-        wish["labels"] = {**defaults.get("labels", {}), **found["labels"]}
+    if isinstance(fields.get("labels"), dict):
+        wish["labels"] = {**defaults.get("labels", {}), **fields["labels"]}
     if isinstance(wish.get("ttl"), str):
         try:
             wish["ttl"] = parse_duration(wish["ttl"])
@@ -177,9 +177,9 @@ def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | Invalid]]:
     header, separator = _header(text)
     unknown = [name for name in header if name not in FIELDS]
     if unknown or "public_key" not in header:
-        what = f"{unknown[0][:64]!r} is none" if unknown else "public_key is missing"
+        problem = f"{unknown[0][:64]!r} is none" if unknown else "public_key is missing"
         form = "separated by commas, semicolons or tabs"
-        raise Invalid(f"the first line of a CSV names its fields ({', '.join(FIELDS)}), {form}: {what}")
+        raise Invalid(f"the first line of a CSV names its fields ({', '.join(FIELDS)}), {form}: {problem}")
     # Not splitlines(): a label may hold U+2028.
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:

@@ -22,8 +22,8 @@ def qr_code(text: str) -> tuple[Text, int] | None:
         return None
     drawn = io.StringIO()
     code.terminal(drawn, border=BORDER, compact=True)
-    found = Text(no_wrap=True, overflow="ignore", end="")
+    picture = Text(no_wrap=True, overflow="ignore", end="")
     for line in drawn.getvalue().splitlines():
-        found.append(line, "bright_white on black")
-        found.append("\n")
-    return found, int(code.symbol_size(border=BORDER)[0])
+        picture.append(line, "bright_white on black")
+        picture.append("\n")
+    return picture, int(code.symbol_size(border=BORDER)[0])
