@@ -23,9 +23,10 @@ from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Fenced, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
-from peerlane.workers.store import journal
+from peerlane.workers.store import journal, sequence
 from peerlane.workers.store.commit import Commit
 from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
@@ -138,6 +139,30 @@ class TestARedisThatIsBehind:
                 bench.writer.recover()
         is_true_again(bench, *lost)
         assert bench.alarm is None
+
+    def test_is_caught_up_with_step_by_step_and_the_writer_is_not_taken_for_stuck(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be 50,000 outcomes, within a request that callers and supervisor expect to end within seconds."""
+        monkeypatch.setattr(sequence, "AT_ONCE", 1)
+        before = bench.moment()
+        lost = confirmed(bench)
+        before.come_back()
+        commits: Any = bench.writer.store.sequence
+        make_again, pulses = commits._make_again, list[tuple[float, float]]()  # noqa: SLF001 - one step
+
+        def watched(made: Any, seq: int) -> Any:
+            if made:
+                pulses.append((PULSE.turned, PULSE.within))
+            return make_again(made, seq)
+
+        monkeypatch.setattr(commits, "_make_again", watched)
+        PULSE.turn(SOON)
+        bench.create()
+        is_true_again(bench, *lost)
+        assert len(pulses) >= 7
+        assert {within for _, within in pulses} == {LONG}
+        assert len({turned for turned, _ in pulses}) == len(pulses), "each step is told"
 
     def test_gives_back_what_was_lost_in_the_middle(self, bench: Bench) -> None:
         first = confirmed(bench)

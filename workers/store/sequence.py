@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import Journal, Made, Step
 from peerlane.workers.store.lost import LOST, Lost
@@ -213,6 +214,7 @@ class CommitSequence:
             # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
             self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + lost.outcomes)
         for some in _slices(steps):
+            PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
             whole = [each for step in some for each in step.made if each.changes]
             verdicts = self._make_again(whole, some[-1].seq)
             if verdicts is None:
