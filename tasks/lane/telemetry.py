@@ -1,8 +1,8 @@
-"""Counts and traces the calls of a process that has imported prometheus_client or OpenTelemetry; otherwise nothing.
+"""Counts and traces the calls of a process that has imported prometheus_client or set up OpenTelemetry.
 
 Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters are in prometheus_client's
-own registry, with the others of an API process. Neither library is imported here: a process that does not import them
-pays one look into a dictionary for each call.
+own registry, with the others of an API process. Neither library is imported here. redis-py imports OpenTelemetry's API
+where it is installed: as long as no tracer provider is set there are no spans, and a call pays only for the look.
 """
 
 from __future__ import annotations
@@ -88,6 +88,12 @@ def _count(library: Any, gateway: str, code: str, seconds: float) -> None:
     _seconds[gateway].observe(seconds)
 
 
+def is_set_up() -> bool:
+    """Whether a tracer provider is set in this process."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 @contextmanager
 def traced(gateway: str) -> Generator[None]:
     """A span around a call, which the request carries to the gateway."""
@@ -109,13 +115,16 @@ def traced(gateway: str) -> Generator[None]:
 def is_set_up() -> bool:
     """Whether a tracer provider is set in this process. redis-py imports OpenTelemetry's API where it is installed."""
     trace: Any = sys.modules.get("opentelemetry.trace")
-    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    # While another thread imports it, it is there and has not all of its names.
+    return hasattr(trace, "get_tracer_provider") and not isinstance(
+        trace.get_tracer_provider(), trace.ProxyTracerProvider
+    )
 
 
 def trace_headers() -> dict[str, str]:
     """The message header for the current span; empty if there is no span."""
     propagate: Any = sys.modules.get("opentelemetry.propagate")
-    if propagate is None:
+    if not hasattr(propagate, "set_global_textmap"):  # its last name, as above
         return {}
     carrier: dict[str, str] = {}
     propagate.inject(carrier)

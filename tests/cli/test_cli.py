@@ -697,3 +697,28 @@ def test_a_gateway_with_a_bad_setting_does_not_start(words: tuple[str, ...], rea
     assert (status, out) == (2, ""), err
     assert reason in err
     assert "Traceback" not in err
+
+
+def test_a_configuration_that_no_qr_code_holds_is_told_and_its_peer_kept(gateway: MakeGateway) -> None:
+    site = gateway(
+        endpoint="vpn.example.com:51820", client_allowed_ips=",".join(f"10.{number}.0.0/16" for number in range(250))
+    )
+    drawn = Shell(site).run("peer", "create", site.name, "--qr")
+    assert drawn.exit_code == 0, drawn.output
+    assert "no QR code holds this configuration" in drawn.stderr
+    assert "private key" in drawn.stdout
+    assert len(Shell(site).ask("peer", "list", site.name)["peers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("unix:///run/redis.sock?db=3", 3),
+        ("unix:///run/redis.sock", 0),
+        ("redis://h:6379/4", 4),
+        ("redis+sentinel://a,b/lanes/5", 5),
+    ],
+)
+def test_rights_are_for_the_database_of_the_url(url: str, database: int) -> None:
+    told = peerlane("acl", "iad", "--role", "writer", redis=url)
+    assert f"&/{database}.celeryev/*" in told.stdout

@@ -143,7 +143,8 @@ def test_a_table_has_its_columns_only_where_it_may_be_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "stored", [b"", b"2 1 1 1 1 1 1", b"1 1 1", b"1 x 1 1 1 1 1", b"1 -1 1 1 1 1 1", b"\xff", None]
+    "stored",
+    [b"", b"2 1 1 1 1 1 1", b"1 1 1", b"1 x 1 1 1 1 1", b"1 -1 1 1 1 1 1", b"\xff", b"1 1 1 1 1 1 1 x\ty", None],
 )
 def test_what_is_not_readable_counts_as_never_stored(stored: bytes | None) -> None:
     assert PeerActivity.from_stored(stored) is None

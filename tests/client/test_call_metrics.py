@@ -162,3 +162,11 @@ def test_a_library_that_is_being_imported_counts_nothing(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "prometheus_client", ModuleType("prometheus_client"))
     with counted("iad"):
         pass
+
+
+def test_a_tracer_that_is_being_imported_traces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("opentelemetry.trace", "opentelemetry.propagate"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert telemetry.trace_headers() == {}
+    with counted("iad"):
+        pass

@@ -175,6 +175,25 @@ def test_a_command_that_is_ended_cancels_what_it_has_asked_for(
     assert list(api.peers()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_an_import_that_is_ended_imports_nothing(
+    number: signal.Signals, own_redis: RedisServer, gateway: MakeGateway, client: MakeClient, tmp_path: Path
+) -> None:
+    site, file = gateway(redis=own_redis), tmp_path / "wg0.conf"
+    file.write_text(f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.8.0.7/32\n")
+    site.hold()
+    process = spawned("gateway", "import", site.name, file, "--timeout", "100", "--json", redis=own_redis.url)
+    eventually(lambda: _waiting(site) > 0, "the request in the lane")
+    process.send_signal(number)
+    status, out, err = ended(process)
+    assert status in (3, 130), err  # its answer is that of its cancel, where that came in time
+    assert json.loads(out)["error"]["code"] in ("timed_out", "interrupted")
+    site.resume()
+    api = client(site, redis=own_redis)
+    assert api.delete_peer(some_key(), timeout=PATIENCE, bulk=True).outcome == "absent"
+    assert list(api.peers()) == []
+
+
 def _waiting(site: GatewayProcess) -> int:
     lane = site.look()
     return lane.waiting + lane.waiting_bulk

@@ -35,7 +35,7 @@ from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Re
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wgfile.export import render_export
+from peerlane.tasks.wgfile.export import render_in_order
 from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.upkeep.lifetimes import lifetimes
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
@@ -104,7 +104,7 @@ def test_an_export_is_read_back_by_another_gateway_to_the_same_state(
     one, other = gateway(), gateway(redis=own_redis)
     import_file(rendered(peers(40)), one.name, app=app)
     source = client(one)
-    text = "\n".join(render_export(source.info(), source.peers())).encode()
+    text = "\n".join(render_in_order(source.info(), source.peers())).encode()
     target = client(other, redis=own_redis)
     elsewhere = PeerlaneApp(settings(redis_url=own_redis.url))
     assert import_file(text, other.name, app=elsewhere).created == 40

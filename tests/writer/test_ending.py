@@ -75,11 +75,13 @@ def watching(app: PeerlaneApp) -> Generator[Watched]:
 
 
 def start(one: GatewayProcess, form: str, heard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    application = "peerlane.workers.gateway" if form == "lean" else "listening_gateway"
+    # The heartbeats of which the test awaits two come every 10 s otherwise.
+    one.program = ["-m", "celery", "-A", application, "worker", "--heartbeat-interval", "1", "-l"]
     if form != "lean":
         monkeypatch.setenv("LISTENING_GATEWAY_FILE", str(heard))
         path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
         monkeypatch.setenv("PYTHONPATH", path)
-        one.program = ["-m", "celery", "-A", "listening_gateway", "worker", "-l"]
     one.start()
 
 

@@ -20,6 +20,7 @@ from writer_alone import WriterAlone, create_peer
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict
 from peerlane.tasks.values.metrics import BUCKETS, STAGES, Histogram, WriterMetrics, encoded, writer_metrics
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.lane.strategy import sent_at
 from peerlane.workers.request.request import Delivery
 
@@ -101,6 +102,14 @@ class TestAGateway:
             return new is not None and new.began > metrics.began and new.requests == {}
 
         eventually(anew, "a new writer that counts anew")
+
+    def test_counts_no_outcome_of_its_own_for_what_somebody_else_has_stored(self, bench: WriterAlone) -> None:
+        for word in ("created", "a", "b", "c" * 5000):
+            request, record = bench.request(), {"outcome": word}
+            bench.raw.set(names.result_key(request), commit_record.encode(request, record), ex=60)
+            bench.create(request=request)
+        counted = bench.writer.measurements.requests
+        assert counted == {("create", "created", ""): 1, ("create", "other", ""): 3}
 
     def test_tells_how_long_the_oldest_message_waits(self, bench: WriterAlone) -> None:
         def oldest() -> tuple[str | None, str | None]:

@@ -365,6 +365,27 @@ class TestMoreIsLostThanIsKept:
         bench.agree()
         bench.close()
 
+    @pytest.mark.parametrize("keeps_a_file", [True, False], ids=["with a redo file", "without one"])
+    def test_a_writer_that_dies_before_it_has_made_up_for_them_leaves_them_to_the_next(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, *, keeps_a_file: bool
+    ) -> None:
+        """Few enough are lost that the next start would take them for strangers on the device."""
+        monkeypatch.setattr(journal, "MOST", 2)
+        if keeps_a_file:
+            bench.keep_file()
+            bench.writer.recover()
+        there = [bench.create()["public_key"] for _ in range(9)]
+        before = bench.moment()
+        lost = [bench.create()["public_key"] for _ in range(7)]
+        before.come_back()
+        bench.writer.store.sequence.catch_up()
+        kept = set(bench.records)
+        bench.succeed()
+        assert {*there, *lost} == set(bench.plane.peers()), "confirmed peers stay on the device"
+        assert bench.alarm is not None
+        bench.succeed()
+        assert set(bench.plane.peers()) == kept, "once a person was told, Redis is followed"
+
     def test_a_redis_that_was_emptied_has_lost_its_data_and_no_newer_writer(self, bench: Bench) -> None:
         kept, gone, _ = confirmed(bench)
         bench.bytes.delete(*cast("list[str]", bench.bytes.keys(f"*{bench.name}*")))

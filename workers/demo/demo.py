@@ -132,9 +132,10 @@ class Demo:
         self._there.append(Ask(name, pair.public_key))
         text = client_config(result, gateway.info(), private_key=pair.private_key).render()
         self._say(Text(text.rstrip("\n"), "cyan"))
-        code, width = qr_code(text)
-        if self.output.json:
+        drawn = qr_code(text)
+        if self.output.json or drawn is None:
             return
+        code, width = drawn
         if self.output.out.width < width:
             self._say(Text(f"(its QR code needs {width} columns)", "dim"))
         else:

@@ -215,7 +215,10 @@ def _cell(name: str, text: str) -> object:
                 raise ValueError(f"keepalive: {text[:64]!r} is no number of seconds")
             return int(text[:12])
         case "labels":
-            return dict(parse_label(part.strip()) for part in text.split(";") if part.strip())
+            labels = [parse_label(part.strip()) for part in text.split(";") if part.strip()]
+            if len(dict(labels)) < len(labels):
+                raise ValueError("labels: one is given twice")
+            return dict(labels)
         case "pinned":
             if text.lower() not in _TRUE + _FALSE:
                 raise ValueError(f"pinned: {text[:64]!r} is neither true nor false")

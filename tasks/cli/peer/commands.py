@@ -19,7 +19,7 @@ from peerlane.tasks.cli.peer.batch import Batch, Target, create_many, delete_man
 from peerlane.tasks.cli.peer.batch_file import Line, read_keys, read_lines, text_of
 from peerlane.tasks.cli.peer.create import STDOUT, Order, create_one
 from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
-from peerlane.tasks.cli.program import Exit, Group
+from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import activity_facts, facts, peer_facts, peer_row, peer_table
 from peerlane.tasks.client.gateway import Gateway
@@ -258,8 +258,7 @@ def list_peers(session: Session, gateway: str) -> None:
         peers = counted(everyone)
         if output.json:
             documents = ({**found.public(), "activity": seen.as_dict() if seen else None} for found, seen in peers)
-            if (failure := output.listing({"gateway": gateway}, "peers", documents)) is not None:
-                raise Exit(failure.exit_code)
+            output.listing({"gateway": gateway}, "peers", documents)
         elif not output.out.is_terminal:
             for found, activity in peers:
                 output.lines(peer_row(found, activity) + "\n")

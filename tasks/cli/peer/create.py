@@ -218,8 +218,11 @@ def _tell_person(session: Session, made: Made) -> None:
 
 
 def _draw(session: Session, config: ClientConfig) -> None:
-    code, width = qr_code(config.render())
-    console = session.output.out
+    drawn = qr_code(config.render())
+    if drawn is None:
+        session.output.warn("no QR code holds this configuration, it is too long: --conf writes it to a file")
+        return
+    (code, width), console = drawn, session.output.out
     if sys.stdout.isatty() and console.width < width:
         session.output.warn(f"the QR code needs {width} columns and this terminal has {console.width}")
     else:

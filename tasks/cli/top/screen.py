@@ -16,6 +16,7 @@ from rich.text import Text
 from peerlane.tasks.cli.tables import span, state
 from peerlane.tasks.status.gateway_status import missed_count, removed_count
 from peerlane.tasks.status.rates import Row, Wait
+from peerlane.tasks.values.metrics import number as measured
 
 #: Columns from which on there is room for all.
 WIDE = 116
@@ -239,7 +240,7 @@ def _sweep(row: Row) -> Text:
     if not row.sweep:
         return swept
     if row.sweep.get("outcome") == "running":
-        return swept.append(f" of {row.sweep.get('of', 0):,}")
+        return swept.append(f" of {int(measured(row.sweep.get('of'))):,}")
     return swept.append(f", {_seconds(row.sweep['ago'])} ago")
 
 
