@@ -39,6 +39,16 @@ def connections(settings: Settings) -> BlockingConnectionPool:
     return pool
 
 
+def unlogged(connection: AbstractConnection) -> AbstractConnection:
+    """Have it hand over published messages as they are; redis-py writes each one out first, for a debug log."""
+    cast("Any", connection)._parser.set_pubsub_push_handler(_as_it_is)  # noqa: SLF001 - as redis-py's own PubSub does
+    return connection
+
+
+async def _as_it_is(message: object) -> object:
+    return message
+
+
 async def read(connection: AbstractConnection) -> object:
     """The next answer or message. An error that Redis answers is returned, not raised."""
     try:

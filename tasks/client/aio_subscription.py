@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.config.settings import Settings
-from peerlane.tasks.client.aio_connections import ANSWERED_WITHIN, connections, end, is_silent, over, read
+from peerlane.tasks.client.aio_connections import ANSWERED_WITHIN, connections, end, is_silent, over, read, unlogged
 
 #: Requests in one push.
 PUSHED_AT_ONCE = 128
@@ -177,7 +177,7 @@ class ResultListener:
         """Serve the connection, and reconnect while calls wait."""
         while True:
             await self._wanted.wait()
-            connection = self._pool.make_connection()
+            connection = unlogged(self._pool.make_connection())
             try:
                 await connection.connect()
                 await self._attend(connection)

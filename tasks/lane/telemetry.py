@@ -88,12 +88,6 @@ def _count(library: Any, gateway: str, code: str, seconds: float) -> None:
     _seconds[gateway].observe(seconds)
 
 
-def is_set_up() -> bool:
-    """Whether a tracer provider is set in this process."""
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-
-
 @contextmanager
 def traced(gateway: str) -> Generator[None]:
     """A span around a call, which the request carries to the gateway."""

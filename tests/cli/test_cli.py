@@ -317,6 +317,10 @@ def test_to_a_person_the_private_key_is_shown_once_with_a_warning(iad: GatewayPr
     assert told.exit_code == 0
     assert "created on" in told.stdout
     assert told.stdout.count("private key") == 1
+    # Without these two it is of no use.
+    info = shell.ask("gateway", "show", iad.name)
+    assert f"gateway's key  {info['public_key']}\n" in told.stdout
+    assert f"endpoint       {info['endpoint']}" in told.stdout
     assert told.stderr == "Shown this once, and never again: the private key.\n"
 
 
@@ -501,6 +505,7 @@ def test_on_a_terminal_of_80_columns_nothing_is_wider(iad: GatewayProcess, shell
     for words in (("peer", "list", iad.name), ("gateway", "list"), ("gateway", "show", iad.name)):
         lines = on_a_terminal(*words, redis=shell.url)
         assert max(map(len, lines)) <= 80, lines
+        assert not any("…" in line for line in lines), "something is cut off"
         if words[0] == "peer":
             assert any(key in line and "10.8.0.2/32" in line for line in lines)
 

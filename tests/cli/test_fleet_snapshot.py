@@ -185,7 +185,7 @@ class TestASweepThatFailed:
         shown = peerlane("gateway", "show", "iad", redis=own_redis.url).stdout
         assert re.search("nothing of 17 idle removed; the lane is full", shown)
         assert (
-            "its last sweep left 17 stale peers where they are: the lane is full"
+            "its last sweep left 17 stale peers in place: the lane is full"
             in peerlane("doctor", redis=own_redis.url).stdout
         )
 

@@ -131,7 +131,9 @@ def test_a_table_has_its_columns_only_where_it_may_be_seen() -> None:
     def drawn(*, with_activity: bool) -> str:
         console = Console(width=160)
         with console.capture() as captured:
-            console.print(peer_table([(peer, activity), (peer, None)], with_activity=with_activity))
+            table, left_out = peer_table([(peer, activity), (peer, None)], 160, with_activity=with_activity)
+            console.print(table)
+            assert left_out == []
         return captured.get()
 
     assert "10 min" in drawn(with_activity=True)

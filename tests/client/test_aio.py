@@ -194,6 +194,20 @@ def test_an_outcome_that_came_while_the_subscription_was_lost_is_caught_up_with(
     assert watch.seconds < 30  # its timeout would have told it too
 
 
+def test_outcomes_are_not_written_out_for_a_debug_log(
+    gateway: MakeGateway, make_app: Callable[..., PeerlaneApp], caplog: pytest.LogCaptureFixture
+) -> None:
+    site, app = gateway(), make_app()
+
+    async def ask() -> str:
+        async with AsyncGateway(site.name, app=app) as lane:
+            return (await lane.create_peer(some_key(), timeout=PATIENCE)).outcome
+
+    with caplog.at_level("DEBUG", logger="push_response"):
+        assert run_and_leave_nothing(ask) == "created"
+    assert [record.name for record in caplog.records if "task_id" in record.getMessage()] == []
+
+
 @pytest.mark.slow("stands still eleven times, each time until every timeout has passed")
 def test_a_program_that_stood_still_learns_what_became_of_its_request(
     gateway: MakeGateway, make_app: Callable[..., PeerlaneApp]

@@ -122,9 +122,10 @@ class EmptyDevice:
 
     pools: tuple[Prefix, ...]
     public_key: str
+    complete = True
 
-    def peers(self) -> dict[str, DevicePeer]:
-        return {}
+    def peers(self) -> Iterator[DevicePeer]:
+        return iter(())
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
         return frozenset(), frozenset(self.pools)
@@ -166,7 +167,7 @@ def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_
     report = reconciler.reconcile(ReconcileGateway(gateway=site.name), go_on)
     site.resume()
     assert (report["found"], report["mended"], report["stopped"]["code"]) == ({"missing": 1}, {}, "timed_out")
-    assert told == [{"mended": 0, "of": 1}]
+    assert [state for state in told if state] == [{"mended": 0, "of": 1}]
     redis.close()
 
 

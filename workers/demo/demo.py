@@ -19,7 +19,7 @@ from peerlane.tasks.admin import maintenance
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.peer.qr import qr_code
-from peerlane.tasks.cli.tables import WIDE, facts, gateway_table
+from peerlane.tasks.cli.tables import facts, gateway_table
 from peerlane.tasks.client.gateway import gateways
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.status.gateway_info import GatewayInfo
@@ -79,7 +79,7 @@ class Demo:
         first, many = self._measured("creating", names.CREATE_PEER, asks, alone)
         self._there += asks
         self._figures("created", first, many)
-        self._say(gateway_table(self._counted(), WIDE))
+        self._say(gateway_table(self._counted(), self.output.out.width))
 
     def _counted(self) -> list[GatewayInfo]:
         """Wait until the gateways' heartbeats count all peers, about a second; returns the gateways."""

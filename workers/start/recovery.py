@@ -17,7 +17,7 @@ from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
 from peerlane.workers.peers.adoption import adoptable
-from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences, route_drifts
 from peerlane.workers.peers.handlers import plan_many
 from peerlane.workers.peers.plan import Plan, as_set_peer
 from peerlane.workers.peers.table import Coming, Loaded, PeerTable, Policy, build_table
@@ -78,7 +78,7 @@ def recover(
     table = build_table(policy, loaded)
     device = plane.peers()
     routes = plane.routes()
-    differing = differences(table, device, routes, frozenset(table.broken))
+    differing = differences(table, device.values(), frozenset(table.broken))
     strangers = [drift.subject for drift in differing.first if drift.kind == "unknown" and drift.subject not in in_hand]
     kept: dict[str, str] = {}
     adopted: Sequence[Plan] = ()
@@ -97,7 +97,8 @@ def recover(
     theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
     alone = {"unknown": staying, "unknown_route": theirs}
     first, later = (
-        [d for d in part if d.subject not in alone.get(d.kind, ())] for part in (differing.first, differing.routes)
+        [d for d in part if d.subject not in alone.get(d.kind, ())]
+        for part in (differing.first, route_drifts(table.routed(), routes))
     )
     later += _routes_of_adopted(adopted, routes)
     mended = counted([*first, *later]) | ({"missing": len(differing.missing)} if differing.missing else {})

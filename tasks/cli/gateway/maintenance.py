@@ -17,7 +17,7 @@ from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import span
-from peerlane.tasks.cli.top.screen import NEARLY_FULL
+from peerlane.tasks.cli.top.columns import NEARLY_FULL
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count

@@ -265,11 +265,15 @@ def list_peers(session: Session, gateway: str) -> None:
         else:
             first = nsmallest(TABLE, peers, key=lambda pair: (pair[0].allowed_ips, pair[0].public_key))
     if first is not None:
+        left_out: list[str] = []
         if first:
-            output.show(peer_table(first, with_activity=visible))
+            table, left_out = peer_table(first, output.out.width, with_activity=visible)
+            output.show(table)
         beyond = counted.count - TABLE
         rest = f", {beyond:,} not shown: a pipe gets them all" if beyond > 0 else ""
         output.note(f"{counted.count:,} {'peer' if counted.count == 1 else 'peers'}{rest}")
+        if left_out:
+            output.note(f"no room for {', '.join(left_out)}: a wider terminal, a pipe or --json has them", "dim")
 
 
 def _with_activity(session: Session, client: Gateway) -> tuple[bool, Iterable[tuple[Peer, PeerActivity | None]]]:

@@ -206,7 +206,10 @@ def _tell_person(session: Session, made: Made) -> None:
     else:
         named = {name.replace("_", " "): value for name, value in made.shown.items()}
         output.out.print(sentence, style="green")
-        output.show(facts({**peer_facts(made.result), **named}))
+        gateway = {"gateway's key": made.result.gateway_public_key, "endpoint": made.result.endpoint}
+        output.show(
+            facts({**peer_facts(made.result), **{name: told or None for name, told in gateway.items()}, **named})
+        )
         if named:
             output.warn(ONCE.format(" and the ".join(named)))
     if made.went_to == "file":
