@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.cli.tables import facts, gateway_table, peer_facts, peer_table
 from peerlane.tasks.status.gateway_info import GatewayInfo
-from peerlane.tasks.wire.model import Peer
+from peerlane.tasks.wire.stored_peer import Peer
 
 LONG_NAME = "frankfurt-am-main-a-long-name-of-a-gateway"
 LONG_LABEL = "a-label-of-a-rather-long-name=and-a-value-that-is-longer-than-most-of-them-are"
