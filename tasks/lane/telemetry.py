@@ -1,8 +1,8 @@
-"""Counts and traces the calls of a process that has imported prometheus_client or set up OpenTelemetry.
+"""Counts and traces the calls of a process that has imported prometheus_client or OpenTelemetry; otherwise nothing.
 
 Only a caller sees ``Unavailable``, ``TimedOut`` and the time on the network. The counters are in prometheus_client's
-own registry, with the others of an API process. Neither library is imported here. redis-py imports OpenTelemetry's API
-where it is installed: as long as no tracer provider is set there are no spans, and a call pays only for the look.
+own registry, with the others of an API process. Neither library is imported here: a process that does not import them
+pays one look into a dictionary for each call.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable, WriterError
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    made = PeerlaneApp(settings())
-    yield made
-    close(made)
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import prometheus_client
 import pytest
-from gateways import GatewayProcess, MakeGateway, MakeSettings, close, new_name
+from gateways import GatewayProcess, MakeGateway, new_name
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
@@ -39,13 +39,6 @@ def by_asyncio(app: PeerlaneApp, wishes: Any, *, delete: bool = False, **more: A
 
 
 BOTH = pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in (by_threads, by_asyncio)])
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from celery import group
 from commands import ended, spawned
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
@@ -54,13 +54,6 @@ def interrupted_once(ready: Callable[[], bool]) -> Generator[None]:
     finally:
         watching.join(PATIENCE)
         signal.signal(signal.SIGUSR1, before)
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 def by_gateway(app: PeerlaneApp, name: str, key: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from expiry import await_expiry
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
 from observers import Observer, ending
 from redis import Redis
@@ -35,13 +35,6 @@ from peerlane.workers.upkeep.reconciler import Reconciler
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import WriterRequests
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    made = PeerlaneApp(settings())
-    yield made
-    close(made)
 
 
 @pytest.fixture

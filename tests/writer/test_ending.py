@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -173,14 +173,6 @@ def events_of(server: RedisServer) -> Generator[list[str]]:
         thread.stop()
         thread.join(10)
         redis.close()
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,7 +11,6 @@ from gateways import GatewayProcess, MakeClient, MakeGateway
 from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
-from servers import RedisServer
 from waiting import eventually
 from writer_alone import WriterAlone, create_peer
 
@@ -23,21 +20,6 @@ from peerlane.tasks.values.metrics import BUCKETS, STAGES, Histogram, WriterMetr
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.lane.strategy import sent_at
 from peerlane.workers.request.request import Delivery
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
-    found = WriterAlone(redis_server, tmp_path)
-    yield found
-    found.close()
 
 
 def told(site: GatewayProcess) -> WriterMetrics | None:
