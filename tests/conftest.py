@@ -11,10 +11,12 @@ from typing import Any, cast
 import preloaded
 import pytest
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
+from grouped_lane import GroupedLane
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from servers import RedisServer, serving
 from waiting import PATIENCE
+from writer_alone import WriterAlone
 
 from peerlane import Gateway
 from peerlane.config.celery.app import PeerlaneApp
@@ -167,3 +169,28 @@ def client(settings: MakeSettings) -> Iterator[MakeClient]:
     yield make
     for app in apps:
         close(app)
+
+
+@pytest.fixture
+def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
+    """A client's app of its own."""
+    made = PeerlaneApp(settings())
+    yield made
+    close(made)
+
+
+@pytest.fixture
+def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
+    """A writer in this process, without a lane."""
+    made = WriterAlone(redis_server, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
+    """A lane and its writer in this process, on a server that syncs nothing."""
+    own_redis.redis.config_set("appendfsync", "no")
+    made = GroupedLane(own_redis, tmp_path)
+    yield made
+    made.close()

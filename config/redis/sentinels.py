@@ -44,17 +44,20 @@ class Sentinels:
     #: redis-py's TLS options; empty: the Sentinels speak no TLS.
     tls: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
+    #: The number of the Sentinel that answered last, which is asked first; threads may overwrite each other's.
+    _asked_first: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
+
     def __hash__(self) -> int:
         return hash((self.hosts, self.service))
 
     def primary(self) -> tuple[str, int]:
-        """The primary's address now, from the first Sentinel that names one.
+        """The primary's address now, from the first Sentinel that names one. The one that did so last is asked first.
 
         Raises:
             NoPrimary: says of each Sentinel why it names none.
         """
         answers: dict[str, str | RedisError] = {}
-        for host, port in self.hosts:
+        for number, host, port in self._in_turn():
             options = self._options(host, port, Retry(NoBackoff(), 0))
             client = Redis.from_pool(
                 ConnectionPool(connection_class=SSLConnection if self.tls else Connection, **options)
@@ -67,6 +70,7 @@ class Sentinels:
             finally:
                 client.close()
             if isinstance(answer, tuple):
+                self._asked_first[0] = number
                 return answer
             answers[_address(host, port)] = answer
         raise NoPrimary(self.service, answers)
@@ -76,7 +80,7 @@ class Sentinels:
         from redis.asyncio.retry import Retry as AsyncRetry  # noqa: PLC0415 - asyncio's only
 
         answers: dict[str, str | RedisError] = {}
-        for host, port in self.hosts:
+        for number, host, port in self._in_turn():
             options = self._options(host, port, AsyncRetry(NoBackoff(), 0))
             client = AsyncRedis.from_pool(
                 AsyncPool(connection_class=AbruptTLS if self.tls else AsyncConnection, **options)
@@ -89,9 +93,15 @@ class Sentinels:
             finally:
                 await client.aclose()
             if isinstance(answer, tuple):
+                self._asked_first[0] = number
                 return answer
             answers[_address(host, port)] = answer
         raise NoPrimary(self.service, answers)
+
+    def _in_turn(self) -> list[tuple[int, str, int]]:
+        numbered = [(number, host, port) for number, (host, port) in enumerate(self.hosts)]
+        first = self._asked_first[0]
+        return numbered[first:] + numbered[:first]
 
     def _options(self, host: str, port: int, retry: object) -> dict[str, Any]:
         options: dict[str, Any] = {"host": host, "port": port, "retry": retry, **self.tls}

@@ -86,6 +86,13 @@ def server_url(settings: Settings) -> str:
     return f"{_SCHEMES[parts.scheme]}://{user}{at}{service}/{db}"
 
 
+def database(settings: Settings) -> int:
+    """The number of the database that the URL names."""
+    parts = urlsplit(server_url(settings))
+    named = parse_qs(parts.query).get("db", [parts.path.strip("/")])[0]
+    return int(named) if named.isdigit() else 0
+
+
 def celery_url(settings: Settings) -> str:
     """The Redis URL for kombu: a unix socket is ``redis+socket://`` with the database in ``virtual_host``."""
     url = server_url(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -28,6 +29,9 @@ VERSION = 1
 LARGEST = 4 * 1024**3
 #: Bytes of one line: the first one names every unreadable peer.
 LONGEST_LINE = 64 * 1024**2
+
+#: Milliseconds since 1970 up to which there are dates, in the year 9999.
+_END_OF_TIME = 253_402_300_800_000
 
 Part = Literal["peers", "addresses", "seen"]
 PARTS: tuple[Part, ...] = ("peers", "addresses", "seen")
@@ -125,6 +129,8 @@ def entries(path: Path) -> Iterator[Entry]:
 def _unpacked(path: Path) -> Generator[Iterator[bytes]]:
     """The lines of a gzipped file, without their ends."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Invalid(f"{path} cannot be read: it is no regular file, and it is read more than once")
         with gzip.open(path) as file:
             yield _lines(path, cast("IO[bytes]", file))
     except OSError as error:  # gzip's own BadGzipFile is one
@@ -168,9 +174,12 @@ def _header(path: Path, line: bytes) -> Header:
             raise _foreign(path)
         count: dict[Part, int] = {part: int(fields["count"][part]) for part in PARTS}
         unreadable = tuple(str(key) for key in fields["unreadable"])
-        return Header(gateway, int(fields["taken_at"]), int(fields["epoch"]), dict(facts), count, unreadable)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        header = Header(gateway, int(fields["taken_at"]), int(fields["epoch"]), dict(facts), count, unreadable)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         raise _foreign(path) from None
+    if not 0 <= header.taken_at < _END_OF_TIME or not 0 <= header.epoch < 2**53 or min(count.values()) < 0:
+        raise _foreign(path)
+    return header
 
 
 def _entry(path: Path, line: bytes) -> Entry:

@@ -35,7 +35,7 @@ PATIENCE = 60.0
 #: What a gateway says of the process that runs, not of itself.
 OF_THE_PROCESS = (
     *("heartbeat", "phase", "epoch", "writer", "seq", "peers", "version"),
-    *("loaded", "recovered", "recovering"),
+    *("loaded", "recovered", "recovering", "lost"),
 )
 
 #: (done, total) entries.
@@ -115,13 +115,18 @@ def _copied(redis: Redis, gateway: str) -> Generator[tuple[Header, dict[Part, st
         if not facts:
             raise unknown_gateway(gateway)
         texts = {_text(name): _text(value) for name, value in cast("dict[bytes, bytes]", facts).items()}
-        kept = {name: texts[name] for name in texts if name not in OF_THE_PROCESS and not name.startswith("holder_")}
+        kept = _own(texts)
         number = _text(epoch or b"0")
         count = dict(zip(PARTS, cast("list[int]", answers[3 + len(PARTS) + 1 :: 2]), strict=True))
         yield Header(gateway, milliseconds(time_reply), int(number) if number.isdecimal() else 0, kept, count), copies
     finally:
         with suppress(RedisError):
             redis.unlink(*copies.values())
+
+
+def _own(facts: Mapping[str, str]) -> dict[str, str]:
+    """What a gateway says of itself, and not of a process."""
+    return {name: facts[name] for name in facts if name not in OF_THE_PROCESS and not name.startswith("holder_")}
 
 
 def _stored(redis: Redis, copies: Mapping[Part, str], parts: Sequence[Part], bar: _Bar) -> Iterator[Entry]:
@@ -174,6 +179,8 @@ def restore_state(
         staged: dict[Part, str] = {part: names.snapshot_key(gateway, token, part) for part in PARTS}
         try:
             _stage(redis, path, staged, bar)
+            if read_header(path) != header:
+                raise Invalid(f"{path} was written anew while it was read; nothing was changed")
             bar.ended()
             replaced = _swap(lanes, header, staged, force=force)
         finally:
@@ -232,7 +239,7 @@ def _swap(lanes: Lanes, header: Header, staged: dict[Part, str], *, force: bool)
             # One more than any: a writer that was frozen all the while is refused when it wakes.
             pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, header.epoch) + 1)
             if not registered:
-                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", {**header.facts, "phase": "stopped"}))
+                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", {**_own(header.facts), "phase": "stopped"}))
             pipe.sadd(names.GATEWAYS_KEY, gateway)
             pipe.execute()
         except WatchError:

@@ -35,11 +35,11 @@ def is_there(in_file: ConfPeer, peer: Peer | None) -> bool:
 
 
 def clashes(
-    in_file: Iterable[ConfPeer], gateway: GatewayInfo, held: Mapping[str, Peer], addresses: Mapping[Prefix, str]
+    in_file: Iterable[ConfPeer], gateway: GatewayInfo, present: Mapping[str, Peer], addresses: Mapping[Prefix, str]
 ) -> Iterator[Clash]:
     """All conflicts, in no order.
 
-    ``held`` are the peers that Redis holds, ``addresses`` who holds which prefix, also those whose records do not
+    ``present`` are the peers that Redis holds, ``addresses`` who holds which prefix, also those whose records do not
     parse.
     """
     owners = set(addresses.values())
@@ -48,7 +48,7 @@ def clashes(
     fresh: list[ConfPeer] = []
     for peer in in_file:
         key = peer.peer.public_key
-        there = held.get(key)
+        there = present.get(key)
         if key == gateway.public_key:
             yield Clash(peer.line, key, "own_key", f"that is the gateway {gateway.name}'s own key")
         elif there is not None:

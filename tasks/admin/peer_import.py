@@ -56,6 +56,9 @@ class UnreadableConf(Invalid):
         super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
         self.problems = tuple(problems)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
     def as_dict(self) -> dict[str, object]:
         problems = [{"line": problem.line, "message": problem.sentence} for problem in self.problems]
         return {**super().as_dict(), "problems": problems}
@@ -69,6 +72,9 @@ class ImportClash(Conflict):
         more = f"; and {len(clashing) - 1} more" if len(clashing) > 1 else ""
         super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
         self.clashes = tuple(clashing)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.clashes,)
 
     def as_dict(self) -> dict[str, object]:
         clashes = [
@@ -97,6 +103,9 @@ class AdoptionClash(Conflict):
         more = f"; and {count - 1} more" if count > 1 else ""
         super().__init__(f"nothing was imported: {first.public_key}: {first.message}{more}")
         self.not_taken, self.unlisted = tuple(not_taken), unlisted
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.not_taken, self.unlisted)
 
     def as_dict(self) -> dict[str, object]:
         clashes = {"conflicts": [peer.model_dump() for peer in self.not_taken], "unlisted": self.unlisted}
@@ -159,14 +168,16 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
             f" public key {info.public_key}; import it into its own gateway, or put its key into that gateway's key"
             " file before it starts"
         )
-    wanted = {one.peer.public_key for one in conf.peers}
+    wanted = {entry.peer.public_key for entry in conf.peers}
     present = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
     addresses = _addresses(lanes_of(app or tasks.app), gateway, conf.peers)
-    if clashing := sorted(clashes(conf.peers, info, present, addresses), key=lambda one: (one.line, one.sentence)):
+    if clashing := sorted(
+        clashes(conf.peers, info, present, addresses), key=lambda entry: (entry.line, entry.sentence)
+    ):
         raise ImportClash(clashing)
-    existing = tuple(one for one in conf.peers if is_there(one, present.get(one.peer.public_key)))
-    there = {one.peer.public_key for one in existing}
-    fresh = tuple(one for one in conf.peers if one.peer.public_key not in there)
+    existing = tuple(entry for entry in conf.peers if is_there(entry, present.get(entry.peer.public_key)))
+    there = {entry.peer.public_key for entry in existing}
+    fresh = tuple(entry for entry in conf.peers if entry.peer.public_key not in there)
     return Checked(gateway, fresh, existing, conf.unread)
 
 
@@ -258,11 +269,11 @@ def carry_out(checked: Checked, *, app: PeerlaneApp | None = None, timeout: floa
             lanes.redis.delete(key)
 
 
-def staged(one: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
+def staged(entry: ConfPeer, seal: Callable[[str, str | None], str | None] = lambda _, clear: clear) -> str:
     """The staged entry of a file's peer: the fields that the file sets (peerlane.tasks.wire.bulk.StagedPeer)."""
-    peer = one.peer
+    peer = entry.peer
     fields: dict[str, Any] = {"public_key": peer.public_key, "allowed_ips": [str(p) for p in peer.allowed_ips]}
-    fields |= {name: value for name in _FIELDS if name in one.named and (value := getattr(peer, name)) is not None}
+    fields |= {name: value for name in _FIELDS if name in entry.named and (value := getattr(peer, name)) is not None}
     if "preshared_key" in fields:
         fields["preshared_key"] = seal(peer.public_key, fields["preshared_key"])
     return json.dumps(fields, separators=(",", ":"))

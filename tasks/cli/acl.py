@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from typing import cast
-from urllib.parse import urlsplit
 
 import click
 
+from peerlane.config.redis.url import database
 from peerlane.tasks.admin.acl import ROLES, Form, Role, nobody, users
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
@@ -39,8 +39,7 @@ def acl(
     Without --passwords each line holds #CHANGE-ME, which Redis refuses to load: put >PASSWORD in its place.
     """
     chosen = cast("Sequence[Role]", ROLES if not roles or "all" in roles else tuple(dict.fromkeys(roles)))
-    database = urlsplit(session.settings.redis_url.get_secret_value()).path.strip("/")
-    chosen_users = users(tuple(dict.fromkeys(gateways)), chosen, database=int(database) if database.isdigit() else 0)
+    chosen_users = users(tuple(dict.fromkeys(gateways)), chosen, database=database(session.settings))
     made = {user.name: secrets.token_urlsafe(24) if passwords else None for user in chosen_users}
     lines = {user.name: user.line(cast("Form", form), made[user.name], oldest=oldest) for user in chosen_users}
     closed = nobody(cast("Form", form)) if "admin" in chosen else None

@@ -22,7 +22,7 @@ class Address(click.ParamType[tuple[str, int]]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
         host, colon, port = str(value).rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        if not colon or not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 65535:
             self.fail(f"{value!r} is no HOST:PORT, as 127.0.0.1:9471 or [::1]:9471", param, ctx)
         return host, int(port)
 

@@ -10,6 +10,19 @@ from types import FrameType
 
 
 @contextmanager
+def undisturbed() -> Generator[None]:
+    """Ignore Ctrl-C meanwhile: people press it twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def ended_as_by_ctrl_c() -> Generator[None]:
     """Let SIGTERM and SIGHUP interrupt the block, once; it then cancels its requests.
 

@@ -26,33 +26,32 @@ class Output:
         self.json = json
         #: Takes sentences instead of standard error, in a process whose log is one JSON document a line.
         self.log: logging.Logger | None = None
+        #: Whether the items of a list are being written.
+        self._begun = False
         self.out = _console(stderr=False)
         self.err = _console(stderr=True)
 
-    def document(self, content: Mapping[str, Any]) -> None:
-        """Print the JSON document. Only with ``--json``, and only once."""
-        indent = 2 if sys.stdout.isatty() else None
+    def document(self, content: Mapping[str, Any], *, in_one_line: bool = False) -> None:
+        """Print the JSON document. Only with ``--json``, and only once, or each ``in_one_line``."""
+        indent = 2 if sys.stdout.isatty() and not in_one_line else None
         text = json.dumps(content, indent=indent, ensure_ascii=not takes_all_of_unicode())
         sys.stdout.write(without_surrogates(text) + "\n")
 
-    def listing(self, about: Mapping[str, Any], name: str, things: Iterable[Mapping[str, Any]]) -> PeerlaneError | None:
+    def listing(self, about: Mapping[str, Any], name: str, things: Iterable[Mapping[str, Any]]) -> None:
         """The one JSON document, with a list in it that is written item by item.
 
-        An error on the way ends it, stands in it as ``error``, and is returned.
+        Whatever ends it on the way goes on to ``error``, which stands in it and completes it.
         """
         ascii_only, between = not takes_all_of_unicode(), ""
         head = json.dumps({**about, name: []}, ensure_ascii=ascii_only)
         sys.stdout.write(without_surrogates(head[: -len("]}")]))
-        failure: PeerlaneError | None = None
-        try:
-            for thing in things:
-                sys.stdout.write(between + without_surrogates(json.dumps(thing, ensure_ascii=ascii_only)))
-                between = ", "
-        except PeerlaneError as error:
-            failure = error
-        end = "" if failure is None else f', "error": {json.dumps(as_document(failure), ensure_ascii=ascii_only)}'
-        sys.stdout.write(f"]{without_surrogates(end)}}}\n")
-        return failure
+        self._begun = True
+        for thing in things:
+            item = without_surrogates(json.dumps(thing, ensure_ascii=ascii_only))
+            sys.stdout.write(between + item)
+            between = ", "
+        sys.stdout.write("]}\n")
+        self._begun = False
 
     def show(self, what: RenderableType) -> None:
         """Print a result for people."""
@@ -77,7 +76,10 @@ class Output:
 
     def error(self, error: Mapping[str, Any]) -> None:
         """Print the error of a failed command: a document for programs, one red sentence for people."""
-        if self.json:
+        if self.json and self._begun:
+            text = json.dumps(dict(error), ensure_ascii=not takes_all_of_unicode())
+            sys.stdout.write(f'], "error": {without_surrogates(text)}}}\n')
+        elif self.json:
             self.document({"error": dict(error)})
         elif self.log is not None:
             self.log.critical(error["message"])

@@ -176,8 +176,8 @@ class Program(Group):
 
 
 def _unforeseen(error: Exception) -> dict[str, Any]:
-    what = f"{type(error).__name__}: {str(error)[:300]}" if str(error) else type(error).__name__
-    message = f"peerlane failed in a way that nobody foresaw ({what}); this is a fault worth reporting"
+    sentence = f"{type(error).__name__}: {str(error)[:300]}" if str(error) else type(error).__name__
+    message = f"peerlane failed in a way that nobody foresaw ({sentence}); this is a fault worth reporting"
     return {"code": "unforeseen", "message": message, "retryable": False}
 
 

@@ -12,7 +12,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+#: What moves a cursor or changes colours, and what writes text backwards or begins a line.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -43,7 +44,7 @@ def without_surrogates(text: str) -> str:
 
 
 class PlainConsole(Console):
-    """A console that shows foreign text without letting it move the cursor or change colours or the title."""
+    """A console on which foreign text cannot move the cursor, change colours or the title, or run backwards."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +17,10 @@ from peerlane.tasks.wire.stored_peer import Peer
 
 #: Columns of a terminal from which on the fleet's table has all of its own.
 WIDE = 100
+#: Columns that labels take at least, if they have so many.
+LABELS = 24
+#: Columns of a folded key.
+SHORTEST_KEY = 12
 
 _STATES = {"active": "green", "draining": "yellow", "recovering": "yellow"} | dict.fromkeys(
     ("stopped", "stuck", "down"), "red"
@@ -28,7 +34,7 @@ def facts(pairs: Mapping[str, object]) -> Table:
     table.add_column(overflow="fold")
     for name, value in pairs.items():
         if value is not None:
-            table.add_row(f"  {name}", value if isinstance(value, Text) else str(value))
+            table.add_row(f" {name}", value if isinstance(value, Text) else str(value))
     return table
 
 
@@ -91,27 +97,70 @@ def size(count: int) -> str:
     return f"{amount:,.1f} TB"
 
 
-def peer_table(peers: Iterable[tuple[Peer, PeerActivity | None]], *, with_activity: bool = True) -> Table:
-    """A table of peers; without their activity if this Redis user may not read it."""
+@dataclass(frozen=True, slots=True)
+class _PeerColumn:
+    title: str
+    cell: Callable[[Peer, PeerActivity | None], str]
+    #: Columns with the lowest of these are left out first where there is no room; None for those that never are.
+    rank: int | None = None
+    right: bool = False
+    activity: bool = False
+
+    def width(self, cells: Iterable[str]) -> int:
+        """The least it takes: labels may be folded, nothing else."""
+        widest = max(cell_len(line) for cell in (self.title, *cells) for line in cell.split("\n"))
+        return min(widest, LABELS) if self.title == "labels" else widest
+
+
+_PEER_COLUMNS = (
+    _PeerColumn("public key", lambda peer, _: peer.public_key),
+    _PeerColumn("allowed IPs", lambda peer, _: "\n".join(str(prefix) for prefix in peer.allowed_ips)),
+    _PeerColumn("expires", lambda peer, _: (expiry(peer.expires_at) or "").removeprefix("in "), rank=4),
+    _PeerColumn("seen", lambda _, activity: seen(activity), rank=3, activity=True),
+    _PeerColumn(
+        "received", lambda _, activity: size(activity.rx_bytes if activity else 0), rank=1, right=True, activity=True
+    ),
+    _PeerColumn(
+        "sent", lambda _, activity: size(activity.tx_bytes if activity else 0), rank=0, right=True, activity=True
+    ),
+    _PeerColumn("labels", lambda peer, _: "\n".join(f"{name}={value}" for name, value in peer.labels.items()), rank=2),
+)
+
+
+def peer_table(
+    peers: Iterable[tuple[Peer, PeerActivity | None]], width: int, *, with_activity: bool = True
+) -> tuple[Table, list[str]]:
+    """A table of peers, and the titles of the columns for which there is no room.
+
+    Without their activity if this Redis user may not read it.
+    """
+    rows = list(peers)
+    columns = {
+        column: [column.cell(*row) for row in rows] for column in _PEER_COLUMNS if with_activity or not column.activity
+    }
+    left_out: list[str] = []
+    while sum(column.width(cells) + 1 for column, cells in columns.items()) > width:
+        optional = {column.rank: column for column in columns if column.rank is not None}
+        if not optional:
+            break
+        column = optional[min(optional)]
+        left_out.append(column.title)
+        del columns[column]
+    widths = {column: column.width(cells) for column, cells in columns.items()}
+    key, prefixes, *_, last = _PEER_COLUMNS
+    room = width - sum(widths.values()) - len(widths)
+    if room < 0:  # with two columns left: keys are folded, so that nothing is cut
+        widths[key] = max(SHORTEST_KEY, widths[key] + room)
+        widths[prefixes] = max(1, min(widths[prefixes], width - widths[key] - 2))
+    if last in widths:
+        widths[last] += max(0, room)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("public key", no_wrap=True, min_width=44)
-    table.add_column("allowed IPs", no_wrap=True)
-    table.add_column("expires", no_wrap=True)
-    if with_activity:
-        table.add_column("seen", no_wrap=True)
-        table.add_column("received", no_wrap=True, justify="right")
-        table.add_column("sent", no_wrap=True, justify="right")
-    table.add_column("labels", overflow="fold")
-    for peer, activity in peers:
-        moved = (activity.rx_bytes, activity.tx_bytes) if activity is not None else (0, 0)
-        table.add_row(
-            peer.public_key,
-            "\n".join(str(prefix) for prefix in peer.allowed_ips),
-            (expiry(peer.expires_at) or "").removeprefix("in "),
-            *((seen(activity), *map(size, moved)) if with_activity else ()),
-            "\n".join(f"{name}={value}" for name, value in peer.labels.items()),
-        )
-    return table
+    for column, columns_wide in widths.items():
+        justify = "right" if column.right else "left"
+        table.add_column(column.title, justify=justify, overflow="fold", width=columns_wide)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table, left_out[::-1]
 
 
 def peer_row(peer: Peer, activity: PeerActivity | None) -> str:
@@ -139,27 +188,32 @@ def state(name: str, *, stopped: bool = False) -> Text:
 
 
 def gateway_table(gateways: Iterable[GatewayInfo], width: int) -> Table:
-    """The fleet. Of all that stands in a narrow table only names and endpoints may be cut."""
+    """The fleet. In a narrow table names and endpoints are folded; nothing is cut."""
     rows = list(gateways)
     narrow = width < WIDE
-    table = Table(box=None, padding=(0, 2 if not narrow else 1, 0, 0), header_style="bold")
-    table.add_column("gateway", no_wrap=True, overflow="ellipsis", min_width=7)
-    table.add_column("state", no_wrap=True, min_width=_widest("state", [row.state for row in rows]))
-    if not narrow:
-        table.add_column("region", no_wrap=True)
-    peers = [f"{row.peers:,}" for row in rows]
-    waiting = [f"{row.waiting + row.waiting_bulk:,}" for row in rows]
-    table.add_column("peers", justify="right", no_wrap=True, min_width=_widest("peers", peers))
-    table.add_column("waiting", justify="right", no_wrap=True, min_width=_widest("waiting", waiting))
-    if not narrow:
-        table.add_column("data plane", no_wrap=True)
-    table.add_column(
-        "endpoint", overflow="fold", min_width=min(24, _widest("endpoint", [row.endpoint for row in rows]))
-    )
-    for row, some_peers, some_wait in zip(rows, peers, waiting, strict=True):
-        cells = [row.name, state(row.state, stopped=row.stopped), row.region or "", some_peers, some_wait]
-        cells += [row.dataplane, row.endpoint]
-        table.add_row(*(cell for place, cell in enumerate(cells) if not narrow or place not in (2, 5)))
+    cells: dict[str, list[str | Text]] = {
+        "gateway": [row.name for row in rows],
+        "state": [state(row.state, stopped=row.stopped) for row in rows],
+        "region": [row.region or "" for row in rows],
+        "peers": [f"{row.peers:,}" for row in rows],
+        "waiting": [f"{row.waiting + row.waiting_bulk:,}" for row in rows],
+        "data plane": [row.dataplane for row in rows],
+        "endpoint": [row.endpoint for row in rows],
+    }
+    if narrow:
+        del cells["region"], cells["data plane"]
+    gap = 1 if narrow else 2
+    widths = {title: _widest(title, map(str, column)) for title, column in cells.items()}
+    room = width - sum(widths.values()) - gap * len(widths) + widths["gateway"] + widths["endpoint"]
+    if widths["gateway"] + widths["endpoint"] > room:
+        widths["gateway"] = max(7, min(widths["gateway"], room // 2), room - widths["endpoint"])
+        widths["endpoint"] = max(8, room - widths["gateway"])
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
+    for title, size in widths.items():
+        justify = "right" if title in ("peers", "waiting") else "left"
+        table.add_column(title, justify=justify, overflow="fold", width=size)
+    for line in zip(*cells.values(), strict=True):
+        table.add_row(*line)
     return table
 
 

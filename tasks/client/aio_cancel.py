@@ -124,10 +124,10 @@ class Canceller:
                 await asyncio.wait([self._sending], timeout=2 * _TRY)
 
 
-def _tell(decided: asyncio.Future[str], what: str | Exception) -> None:
+def _tell(decided: asyncio.Future[str], outcome: str | Exception) -> None:
     if decided.done():
         return  # who asked has gone
-    if isinstance(what, str):
-        decided.set_result(what)
+    if isinstance(outcome, str):
+        decided.set_result(outcome)
     else:
-        decided.set_exception(what)
+        decided.set_exception(outcome)

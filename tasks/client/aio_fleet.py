@@ -104,9 +104,10 @@ class AsyncFleet:
         async def ask(gateway: str, places: Sequence[int]) -> list[PeerAnswer]:
             return await self._client(gateway).delete_peers([listed[place] for place in places], timeout=within)
 
-        for places, answers in zip(removal.round.values(), await _side_by_side(ask, removal.round), strict=True):
-            removal.heard(places, answers)
-        return [removal.answer(place, nobody) for place in range(len(listed))]
+        answered = await _side_by_side(ask, removal.round)
+        for (gateway, places), answers in zip(removal.round.items(), answered, strict=True):
+            removal.heard(gateway, places, answers)
+        return removal.answers(nobody)
 
     def _client(self, gateway: str) -> AsyncGateway:
         if self._closed:  # meanwhile: a client made now would be closed by nobody

@@ -16,10 +16,10 @@ async def ask_slices(
     ask: Callable[[Slice], Awaitable[Mapping[str, Any]]], slices: Iterable[Slice], *, window: int = WINDOW
 ) -> list[PeerAnswer]:
     """The answers to all wishes. ``ask`` sends one slice. If this call is cancelled, outstanding slices are too."""
-    found: list[PeerAnswer] = []
+    answers: list[PeerAnswer] = []
     outstanding: deque[asyncio.Task[list[PeerAnswer]]] = deque()
 
-    async def answers(part: Slice) -> list[PeerAnswer]:
+    async def answered(part: Slice) -> list[PeerAnswer]:
         if not part.wishes:
             return part.answers({"answers": []})
         try:
@@ -34,11 +34,11 @@ async def ask_slices(
 
     try:
         for part in slices:
-            outstanding.append(asyncio.create_task(answers(part)))
+            outstanding.append(asyncio.create_task(answered(part)))
             if len(outstanding) >= window:
-                found += await oldest()
+                answers += await oldest()
         while outstanding:
-            found += await oldest()
+            answers += await oldest()
     finally:
         await end(outstanding)
-    return found
+    return answers

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
+from itertools import islice
+from operator import attrgetter
 from typing import Any, TypedDict, Unpack, cast
 
 from peerlane.config import names
@@ -14,21 +16,25 @@ from peerlane.tasks.client.gateway import Gateway, gateways
 from peerlane.tasks.client.placement import (
     RETRY_ELSEWHERE,
     Choice,
+    ListAnswer,
     ListPlacement,
     ListRemoval,
     Placement,
+    Round,
+    asked_for,
+    binds,
     choose,
     matches,
 )
-from peerlane.tasks.errors import PeerlaneError, StorageError
+from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.lane.slices import WINDOW, PeerAnswer, PeerWish, ask_slices, cut, interleaved, new_list_id
 from peerlane.tasks.lane.telemetry import counted_for
 from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status.gateway_info import GatewayInfo
+from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.model import DeletePeer, PeerResult, is_key, parse
-from peerlane.tasks.wire.stored_peer import Peer
 
 #: Keys looked for on every gateway in one round trip.
 LOOKED_UP = 500
@@ -44,6 +50,14 @@ class Wish(TypedDict, total=False):
     labels: Mapping[str, str] | None
     pinned: bool
     bulk: bool
+
+
+class _How(TypedDict, total=False):
+    """The arguments of ``Fleet.create_peers`` besides the wishes."""
+
+    region: str | None
+    where: Mapping[str, str] | None
+    timeout: Timeout | None
 
 
 class Fleet:
@@ -106,13 +120,24 @@ class Fleet:
         Raises:
             OutcomeUnknown: Redis could not be reached to choose the gateways; nothing was sent.
         """
-        listed, within = list(wishes), self._within(timeout)
-        placement = self.place_list(listed, region, where)
+        return _in_order(self.creating(list(wishes), region=region, where=where, timeout=timeout))
+
+    def creating(
+        self, wishes: Sequence[object], *, size: int = SLICE, window: int = WINDOW, **how: Unpack[_How]
+    ) -> Generator[ListAnswer]:
+        """As ``create_peers``; yields each answer when it is final. Closed early, it cancels what is on its way.
+
+        ``size``: wishes in a slice. ``window``: slices on their way to one gateway.
+        """
+        within = self._within(how.get("timeout"))
+        placement = self.place_list(wishes, how.get("region"), how.get("where"))
         while asked := placement.next_round():
-            chosen = {gateway: [listed[place] for place in places] for gateway, places in asked.items()}
-            for gateway, answers in self._ask_lists(names.CREATE_PEERS, chosen, within).items():
-                placement.heard(gateway, asked[gateway], answers)
-        return placement.answers
+            with closing(
+                self._ask_lists(names.CREATE_PEERS, wishes, asked, within, size=size, window=window)
+            ) as answered:
+                for gateway, places, answers in answered:
+                    yield from placement.heard(gateway, places, answers)
+        yield from placement.unplaced
 
     def delete_peers(
         self,
@@ -127,27 +152,37 @@ class Fleet:
         A key is ``deleted`` where all that had it have deleted it; an error of any of them is its answer. Of a key that
         none has, a gateway that serves its lane says that it is absent. As ``create_peers``.
         """
-        listed, within = list(public_keys), self._within(timeout)
-        removal, nobody = self.find_list(listed, region, where)
-        chosen = {gateway: [listed[place] for place in places] for gateway, places in removal.round.items()}
-        for gateway, answers in self._ask_lists(names.DELETE_PEERS, chosen, within).items():
-            removal.heard(removal.round[gateway], answers)
-        return [removal.answer(place, nobody) for place in range(len(listed))]
+        return _in_order(self.deleting(list(public_keys), region=region, where=where, timeout=timeout))
+
+    def deleting(
+        self, public_keys: Sequence[object], *, size: int = SLICE, window: int = WINDOW, **how: Unpack[_How]
+    ) -> Generator[ListAnswer]:
+        """As ``delete_peers``; yields as ``creating``."""
+        within = self._within(how.get("timeout"))
+        removal, nobody = self.find_list(public_keys, how.get("region"), how.get("where"))
+        with closing(
+            self._ask_lists(names.DELETE_PEERS, public_keys, removal.round, within, size=size, window=window)
+        ) as answered:
+            for gateway, places, answers in answered:
+                yield from removal.heard(gateway, places, answers)
+        yield from removal.unheard(nobody)
 
     def _within(self, timeout: Timeout | None) -> float:
         return seconds_of(timeout, self._timeout, self._app.settings.timeout)
 
     def _ask_lists(
-        self, task: str, chosen: Mapping[str, Sequence[object]], within: float
-    ) -> dict[str, list[PeerAnswer]]:
-        """Send each gateway its list, all at the same time; returns their answers."""
-        found: dict[str, list[PeerAnswer]] = {gateway: [] for gateway in chosen}
-        lists = [cut(task, gateway, wishes, new_list_id(gateway)) for gateway, wishes in chosen.items()]
-        asked = ask_slices(self._app, interleaved(lists), timeout=within, window=WINDOW * len(chosen))
-        with counted_for(chosen), closing(asked) as answered:
+        self, task: str, items: Sequence[object], asked: Round, within: float, *, size: int, window: int
+    ) -> Generator[tuple[str, list[int], list[PeerAnswer]]]:
+        """Send each gateway its items, all at the same time; yields gateway, places and answers of each slice."""
+        left = {gateway: iter(places) for gateway, places in asked.items()}
+        lists = [
+            cut(task, gateway, [items[place] for place in places], new_list_id(gateway), size=size)
+            for gateway, places in asked.items()
+        ]
+        sent = ask_slices(self._app, interleaved(lists), timeout=within, window=window * len(asked))
+        with counted_for(asked), closing(sent) as answered:
             for one, answers in answered:
-                found[one.gateway] += answers
-        return found
+                yield one.gateway, list(islice(left[one.gateway], len(answers))), answers
 
     def place_list(
         self, wishes: Sequence[object], region: str | None, where: Mapping[str, str] | None
@@ -161,7 +196,7 @@ class Fleet:
         ]
         holders = self._holders_of(keys, matching, binding=True)
         bound = {place: names_of[0] for place, names_of in holders.items()}
-        return ListPlacement(len(wishes), choose(fleet, region, where), _asked_for(region, where), bound)
+        return ListPlacement(len(wishes), choose(fleet, region, where), asked_for(region, where), bound)
 
     def find_list(
         self, keys: Sequence[object], region: str | None, where: Mapping[str, str] | None
@@ -171,7 +206,7 @@ class Fleet:
         matching = [info for info in fleet if matches(info, region, where or {}) is None]
         holders = self._holders_of(keys, [info.name for info in matching], binding=False)
         serving = next((info.name for info in matching if info.state in ("active", "draining")), None)
-        nobody = Placement(choose(fleet, region, where), 0.0, _asked_for(region, where)).nobody()
+        nobody = Placement(choose(fleet, region, where), 0.0, asked_for(region, where)).nobody()
         return ListRemoval(keys, holders, serving), nobody
 
     def _holders_of(self, keys: Sequence[object], among: Sequence[str], *, binding: bool) -> dict[int, list[str]]:
@@ -190,7 +225,7 @@ class Fleet:
                 *records, (now, _) = pipe.execute()
             for number, record in enumerate(records):
                 place, key = page[number % len(page)]
-                if record and (not binding or _binds(key, record, now)):
+                if record and (not binding or binds(key, record, now)):
                     holders.setdefault(place, []).append(among[number // len(page)])
         return holders
 
@@ -209,7 +244,7 @@ class Fleet:
         matching = [info for info in fleet if matches(info, region, where or {}) is None]
         if holders := self._holders(public_key, [info.name for info in matching]):
             choice = Choice(tuple(info for info in matching if info.name == holders[0]), {}, {}, bound=True)
-        return Placement(choice, within, _asked_for(region, where))
+        return Placement(choice, within, asked_for(region, where))
 
     def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:
         """The gateways of ``among`` that have this peer, unless it has expired there."""
@@ -222,20 +257,9 @@ class Fleet:
         pipe.time()
         with reaching("nothing was sent"):
             *records, (now, _) = pipe.execute()
-        return [name for name, record in zip(among, records, strict=True) if record and _binds(public_key, record, now)]
+        return [name for name, record in zip(among, records, strict=True) if record and binds(public_key, record, now)]
 
 
-def _asked_for(region: str | None, where: Mapping[str, str] | None) -> str:
-    """The region and labels that were asked for, as part of a sentence."""
-    parts = [f"region {region}"] if region else []
-    parts += [f"{name}={value}" for name, value in (where or {}).items()]
-    return " with " + ", ".join(parts) if parts else ""
-
-
-def _binds(public_key: str, record: bytes, now: int) -> bool:
-    """Whether a peer's record binds its key to that gateway: it has not expired. ``now`` is in s on Redis' clock."""
-    try:
-        peer = Peer.from_record(public_key, record)
-    except (ValueError, StorageError):
-        return True  # nobody knows what it is: its gateway is to say so
-    return peer.pinned or peer.expires_at is None or peer.expires_at > now
+def _in_order(answers: Iterable[ListAnswer]) -> list[PeerAnswer]:
+    """The answers by their places."""
+    return [each.answer for each in sorted(answers, key=attrgetter("place"))]

@@ -7,13 +7,15 @@ The rule is that of one create (``choose``): most room first, and peers of the s
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from peerlane.tasks.errors import Draining, PeerlaneError, PoolExhausted, TimedOut, Unavailable
+from peerlane.tasks.errors import Draining, PeerlaneError, PoolExhausted, StorageError, TimedOut, Unavailable
 from peerlane.tasks.lane.slices import PeerAnswer
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import PeerResult
+from peerlane.tasks.wire.stored_peer import Peer
 
 #: Refusals after which another gateway is asked: definite, and no fault of the wish. Not TimedOut: the caller's time
 #: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
@@ -102,6 +104,33 @@ class Placement:
         return "; ".join(f"{name}: {reason}" for name, reason in reasons[:TOLD]) + more
 
 
+def asked_for(region: str | None, where: Mapping[str, str] | None) -> str:
+    """The region and labels that were asked for, as part of a sentence."""
+    parts = [f"region {region}"] if region else []
+    parts += [f"{name}={value}" for name, value in (where or {}).items()]
+    return " with " + ", ".join(parts) if parts else ""
+
+
+def binds(public_key: str, record: bytes, now: int) -> bool:
+    """Whether a peer's record binds its key to that gateway: it has not expired. ``now`` is in s on Redis' clock."""
+    try:
+        peer = Peer.from_record(public_key, record)
+    except (ValueError, StorageError):
+        return True  # nobody knows what it is: its gateway is to say so
+    return peer.pinned or peer.expires_at is None or peer.expires_at > now
+
+
+@dataclass(frozen=True, slots=True)
+class ListAnswer:
+    """The answer to one item of a list."""
+
+    #: Its place in the list.
+    place: int
+    answer: PeerAnswer
+    #: Who gave it; None if no gateway was asked, or none took it.
+    gateway: str | None = None
+
+
 #: Which wishes of the list, by their places in it, go to which gateway.
 Round = dict[str, list[int]]
 
@@ -129,6 +158,8 @@ class ListPlacement:
         self._candidates = [_Candidate(info, info.room) for info in choice.candidates]
         self._open = {place: _Open() for place in range(count)}
         self._answers: dict[int, PeerAnswer] = {}
+        #: The answers to wishes that no gateway takes.
+        self.unplaced: list[ListAnswer] = []
         #: Gateways that have refused a wish as one that takes none now: no others are sent there.
         self._closed: set[str] = set()
 
@@ -139,6 +170,7 @@ class ListPlacement:
             gateway = self._bound.get(place) or self._best(wish)
             if gateway is None:
                 self._answers[place] = self._nobody(wish)
+                self.unplaced.append(ListAnswer(place, self._answers[place]))
                 del self._open[place]
             else:
                 chosen.setdefault(gateway, []).append(place)
@@ -153,15 +185,18 @@ class ListPlacement:
         best.room -= 1
         return best.about.name
 
-    def heard(self, gateway: str, places: Sequence[int], answers: Sequence[PeerAnswer]) -> None:
-        """Take a gateway's answers; wishes that it cannot take go to another one in the next round."""
+    def heard(self, gateway: str, places: Sequence[int], answers: Sequence[PeerAnswer]) -> list[ListAnswer]:
+        """Take a gateway's answers; returns those that are final. Its other wishes go elsewhere in the next round."""
+        final: list[ListAnswer] = []
         for place, answer in zip(places, answers, strict=True):
             if isinstance(answer, RETRY_ELSEWHERE) and place not in self._bound:
                 self._open[place].refused[gateway] = answer.message
                 self._closed.add(gateway)
             else:
                 self._answers[place] = answer
+                final.append(ListAnswer(place, answer, gateway))
                 del self._open[place]
+        return final
 
     def _nobody(self, wish: _Open) -> PeerAnswer:
         placement = Placement(self._choice, 0.0, self._asked_for)
@@ -181,24 +216,35 @@ class ListRemoval:
 
     def __init__(self, keys: Sequence[object], holders: Mapping[int, Sequence[str]], anywhere: str | None) -> None:
         """``anywhere`` is the gateway that answers for keys that no gateway has, and for malformed keys."""
-        self._keys = keys
-        self._heard: dict[int, list[PeerAnswer]] = {}
+        self._count = len(keys)
+        self._heard: dict[int, list[ListAnswer]] = {}
+        self._left: Counter[int] = Counter()
         self.round: Round = {}
         for place in range(len(keys)):
             for gateway in holders.get(place) or ([anywhere] if anywhere else []):
                 self.round.setdefault(gateway, []).append(place)
+                self._left[place] += 1
 
-    def heard(self, places: Sequence[int], answers: Sequence[PeerAnswer]) -> None:
-        """Take a gateway's answers."""
+    def heard(self, gateway: str, places: Sequence[int], answers: Sequence[PeerAnswer]) -> list[ListAnswer]:
+        """Take a gateway's answers; returns those of keys for which each of their gateways has answered."""
         for place, answer in zip(places, answers, strict=True):
-            self._heard.setdefault(place, []).append(answer)
+            self._heard.setdefault(place, []).append(ListAnswer(place, answer, gateway))
+            self._left[place] -= 1
+        return [max(self._heard[place], key=_weight) for place in places if self._left[place] == 0]
 
-    def answer(self, place: int, nobody: PeerAnswer) -> PeerAnswer:
-        """The answer for a key: an error of a gateway, where it may still be; else ``deleted`` or ``absent``."""
-        answers = self._heard.get(place, [nobody])
-        return next((each for each in answers if not isinstance(each, PeerResult)), max(answers, key=_says))
+    def unheard(self, nobody: PeerAnswer) -> list[ListAnswer]:
+        """The answers to keys for which no gateway was asked."""
+        return [ListAnswer(place, nobody) for place in range(self._count) if place not in self._left]
+
+    def answers(self, nobody: PeerAnswer) -> list[PeerAnswer]:
+        """The answers in the order of the keys: an error of any gateway, else ``deleted``, else ``absent``."""
+        return [
+            max(self._heard.get(place, [ListAnswer(place, nobody)]), key=_weight).answer for place in range(self._count)
+        ]
 
 
-def _says(answer: PeerAnswer) -> bool:
-    """Whether it tells more than ``absent``."""
-    return not isinstance(answer, PeerResult) or answer.outcome != "absent"
+def _weight(told: ListAnswer) -> int:
+    """How much an answer tells of a key: of an error, the peer may still be there."""
+    if not isinstance(told.answer, PeerResult):
+        return 3
+    return 1 if told.answer.outcome == "absent" else 2

@@ -80,9 +80,9 @@ class FleetCollector:
                 self._of_peers(families, snapshot)
 
     def _of_redis(self, families: Mapping[str, Any], persistence: dict[str, Any], memory: dict[str, Any]) -> None:
-        for what, field in _PERSISTENCE.items():
-            if field in persistence and (what == "snapshot" or persistence.get("aof_enabled")):
-                _put(families, "peerlane_redis_persistence_ok", (what,), float(persistence[field] == "ok"))
+        for file, field in _PERSISTENCE.items():
+            if field in persistence and (file == "snapshot" or persistence.get("aof_enabled")):
+                _put(families, "peerlane_redis_persistence_ok", (file,), float(persistence[field] == "ok"))
         for name, field in (("used", "used_memory"), ("limit", "maxmemory")):
             if field in memory:
                 _put(families, f"peerlane_redis_memory_{name}_bytes", (), float(memory[field]))

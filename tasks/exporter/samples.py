@@ -5,11 +5,12 @@ The number of samples is limited, whatever a gateway's hashes contain: values be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from peerlane.tasks.admission.lane_state import number
 from peerlane.tasks.errors import KernelError, StorageError, WriterError
 from peerlane.tasks.exporter.families import FEWER_BUCKETS, STATES
+from peerlane.tasks.status.alarms import KINDS
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
 from peerlane.tasks.values.metrics import BUCKETS, Histogram, ObserverMetrics, WriterMetrics
 
@@ -20,6 +21,7 @@ Sample = tuple[str, tuple[str, ...], Value]
 
 #: Most series of a gateway in families whose labels' values are not fixed.
 MOST_POOLS, MOST_REQUESTS, MOST_ALARMS, MOST_REASONS, MOST_OUTCOMES, MOST_KINDS = 2, 21, 6, 4, 4, 8
+_OTHER = "other"
 
 #: Failures that are not the caller's: told from the beginning, as Prometheus does not see a counter's first step.
 _NO_FAILURES = {
@@ -74,7 +76,8 @@ def _of_reports(status: GatewayStatus) -> Iterator[Sample]:
     if status.set_aside is not None:
         yield "peerlane_set_aside_messages", (), status.set_aside
     alarms = {(alarm.kind[:32],): 1.0 for alarm in status.alarms}
-    yield from ((name, labels, 1.0) for name, labels, _ in _few("peerlane_alarm", alarms, MOST_ALARMS))
+    known = {(kind,) for kind in KINDS}
+    yield from ((name, labels, 1.0) for name, labels, _ in few("peerlane_alarm", alarms, MOST_ALARMS, first=known))
     for name, report in (("sweep", status.sweep), ("reconciliation", status.reconcile)):
         if "at" in report:
             yield f"peerlane_{name}_age_seconds", (), round(status.ago(report["at"]), 3)
@@ -87,7 +90,8 @@ def _of_writer(metrics: WriterMetrics) -> Iterator[Sample]:
     for pool, (in_use, size) in sorted(metrics.pools.items())[:MOST_POOLS]:
         yield "peerlane_pool_addresses_held", (pool,), in_use
         yield "peerlane_pool_addresses", (pool,), size
-    yield from _few("peerlane_requests_total", {**_NO_FAILURES, **metrics.requests}, MOST_REQUESTS)
+    requests = {**_NO_FAILURES, **metrics.requests}
+    yield from few("peerlane_requests_total", requests, MOST_REQUESTS, first=_NO_FAILURES)
     for operation, histogram in metrics.seconds.items():
         bounds = BUCKETS if operation == "create" else FEWER_BUCKETS
         yield "peerlane_request_seconds", (operation,), _buckets(histogram, bounds)
@@ -106,7 +110,7 @@ def _of_observer(metrics: ObserverMetrics) -> Iterator[Sample]:
         ("peerlane_reconciliations_total", metrics.reconciliations, MOST_OUTCOMES),
         ("peerlane_drift_total", metrics.drift, MOST_KINDS),
     ):
-        yield from _few(name, {(kind,): count for kind, count in counted.items()}, most)
+        yield from few(name, {(kind,): count for kind, count in counted.items()}, most)
     for direction, moved in (("received", metrics.received), ("sent", metrics.sent)):
         if moved is not None:
             yield "peerlane_traffic_bytes_total", (direction,), moved
@@ -114,13 +118,15 @@ def _of_observer(metrics: ObserverMetrics) -> Iterator[Sample]:
         yield "peerlane_observer_read_seconds", (), metrics.read_seconds
 
 
-def _few(name: str, counted: Mapping[tuple[str, ...], float], most: int) -> Iterator[Sample]:
-    """Limit the number of samples: the rest are added up as ``other``."""
-    rows = sorted(counted.items())
+def few(
+    name: str, counted: Mapping[tuple[str, ...], float], most: int, first: Collection[tuple[str, ...]] = ()
+) -> Iterator[Sample]:
+    """Limit the number of samples: the rest are added up as ``other``. Those of ``first`` are never of the rest."""
+    rows = sorted(counted.items(), key=lambda row: (set(row[0]) == {_OTHER}, row[0] not in first, row))
     for labels, count in rows[: most if len(rows) <= most else most - 1]:
         yield name, labels, count
     if len(rows) > most:
-        labels = ("other",) * len(rows[0][0])
+        labels = (_OTHER,) * len(rows[0][0])
         yield name, labels, sum(count for _, count in rows[most - 1 :])
 
 

@@ -49,8 +49,7 @@ class FleetView:
         self._looked = 0.0
         #: None before the first.
         self.last: Look | None = None
-        #: Why the last attempt failed; empty if it did not.
-        self.trouble = "nothing has been read from Redis yet"
+        self._trouble = "nothing has been read from Redis yet"
         self._away = False
 
     def look(self) -> bool:
@@ -58,7 +57,7 @@ class FleetView:
         try:
             snapshot = self._reader.read()
         except PeerlaneError as error:
-            self.trouble = error.message
+            self._trouble = error.message
             if not self._away:
                 log.error("the fleet cannot be read: %s", error.message)
             self._away = True
@@ -70,7 +69,7 @@ class FleetView:
         self.last = Look(snapshot.at, rows, snapshot.beat_silent_for, workers, consumers)
         if self._away:
             log.warning("the fleet can be read again")
-        self.trouble, self._away, self._looked = "", False, time.monotonic()
+        self._trouble, self._away, self._looked = "", False, time.monotonic()
         return True
 
     def lengths(self, queues: Sequence[str]) -> dict[str, int]:
@@ -91,6 +90,13 @@ class FleetView:
         return Counter() if self.last is None else self.last.consumers
 
     @property
+    def trouble(self) -> str:
+        """Why what is shown may be old: the last attempt failed, or none has ended for some time; else empty."""
+        if self._trouble or self.age < STALE:
+            return self._trouble
+        return f"nothing has been read from Redis for {self.age:.0f} s"
+
+    @property
     def age(self) -> float:
         """Seconds since the last look that succeeded."""
         return time.monotonic() - self._looked
@@ -98,4 +104,4 @@ class FleetView:
     @property
     def healthy(self) -> bool:
         """Whether Redis has answered the last look, a moment ago."""
-        return not self.trouble and self.age < STALE
+        return not self.trouble

@@ -147,7 +147,7 @@ def _rate(rate: float | None) -> Cell:
 def _writer(row: Row) -> Cell:
     if row.silent_for is None:
         return Cell("ended" if row.stopped else "none", "danger")
-    return Cell(span(max(1.0, row.silent_for)), "danger" if row.state == "down" else "")
+    return Cell(span(max(1.0, row.silent_for)), "danger" if row.state in ("down", "stuck") else "")
 
 
 def _observer(row: Row) -> Cell:

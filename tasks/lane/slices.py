@@ -108,8 +108,8 @@ def new_list_id(gateway: str, request_id: str | None = None) -> str:
     """
     list_id = names.request_id(gateway, str(uuid.uuid4())) if request_id is None else request_id
     if not names.is_request_id(gateway, list_id) or len(list_id) > len(gateway) + 1 + LONGEST_TOKEN:
-        what = f"{gateway}.TOKEN, the token of letters, digits, - and _, at most {LONGEST_TOKEN}"
-        raise Invalid(f"a list's request id is {what}")
+        form = f"{gateway}.TOKEN, the token of letters, digits, - and _, at most {LONGEST_TOKEN}"
+        raise Invalid(f"a list's request id is {form}")
     return list_id
 
 

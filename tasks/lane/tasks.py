@@ -117,6 +117,20 @@ class LaneTask(Task[..., dict[str, Any]]):
         """``signature`` with these arguments, whatever came before it."""
         return self.signature(args, kwargs, immutable=True)
 
+    def map(self, it: Any) -> Any:
+        """Not supported: Celery would send one task of its own, which no gateway takes. Raises Invalid."""
+        del it
+        raise Invalid("a gateway's lane takes no map, starmap or chunks: use a group, or create_peers with a list")
+
+    def starmap(self, it: Any) -> Any:
+        """As ``map``."""
+        return self.map(it)
+
+    def chunks(self, it: Any, n: int) -> Any:
+        """As ``map``."""
+        del n
+        return self.map(it)
+
     def AsyncResult(self, task_id: str, **kwargs: Any) -> LaneResult:  # noqa: N802 - Celery's name
         """A result whose ``get`` cancels when its timeout passes."""
         return LaneResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs)
@@ -125,7 +139,9 @@ class LaneTask(Task[..., dict[str, Any]]):
         """Run on the gateway: plan, apply, commit. The commit stores the result; this one is for logs and Flower."""
         taken = getattr(self.request, "taken", None)
         if self.writer is None or taken is None:
-            raise WriterError("this worker is no gateway's writer: start it with `peerlane gateway run`")
+            raise WriterError(
+                "a lane's task is carried out by its gateway's writer (`peerlane gateway run`): send it by apply_async"
+            )
         return in_short(self.writer.carry_out(self.name, taken, arguments))
 
 

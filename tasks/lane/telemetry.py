@@ -56,7 +56,7 @@ def counted_for(gateways: Collection[str]) -> Generator[None]:
     except PeerlaneError as error:
         code = error.code
         raise
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
         code = "cancelled"
         raise
     finally:
@@ -109,13 +109,16 @@ def traced(gateway: str) -> Generator[None]:
 def is_set_up() -> bool:
     """Whether a tracer provider is set in this process. redis-py imports OpenTelemetry's API where it is installed."""
     trace: Any = sys.modules.get("opentelemetry.trace")
-    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    # While another thread imports it, it is there and has not all of its names.
+    return hasattr(trace, "get_tracer_provider") and not isinstance(
+        trace.get_tracer_provider(), trace.ProxyTracerProvider
+    )
 
 
 def trace_headers() -> dict[str, str]:
     """The message header for the current span; empty if there is no span."""
     propagate: Any = sys.modules.get("opentelemetry.propagate")
-    if propagate is None:
+    if not hasattr(propagate, "set_global_textmap"):  # its last name, as above
         return {}
     carrier: dict[str, str] = {}
     propagate.inject(carrier)

@@ -1,8 +1,9 @@
-"""Reads a large hash of Redis page by page; the next page is requested while this one is used."""
+"""Reads a large hash of Redis, or many of its fields, page by page."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
+from itertools import islice
 from typing import Any, cast
 
 from redis import Redis
@@ -14,7 +15,10 @@ Entry = tuple[bytes, bytes]
 
 
 def hash_pages(redis: Redis, key: str, *, count: int = PAGE) -> Generator[list[Entry]]:
-    """A hash's fields and values, in no order; one that changes meanwhile may come twice. Raises redis.RedisError."""
+    """A hash's fields and values, in no order; one that changes meanwhile may come twice. Raises redis.RedisError.
+
+    The next page is requested while this one is used.
+    """
     connection = cast("Any", redis.connection_pool.get_connection())
     waiting = False
     try:
@@ -30,8 +34,6 @@ def hash_pages(redis: Redis, key: str, *, count: int = PAGE) -> Generator[list[E
             yield list(zip(flat[::2], flat[1::2], strict=True))
             if not waiting:
                 return
-    except GeneratorExit:
-        raise
     except Exception:
         connection.disconnect()
         waiting = False
@@ -40,3 +42,11 @@ def hash_pages(redis: Redis, key: str, *, count: int = PAGE) -> Generator[list[E
         if waiting:  # an answer is on its way that nobody will read
             connection.disconnect()
         redis.connection_pool.release(connection)
+
+
+def some_fields(redis: Redis, key: str, fields: Collection[str], *, count: int = PAGE) -> Generator[list[Entry]]:
+    """Those of the fields that a hash has, and their values. Raises redis.RedisError."""
+    rest = iter(fields)
+    while names := list(islice(rest, count)):
+        values = cast("list[bytes | None]", redis.hmget(key, names))
+        yield [(name.encode(), value) for name, value in zip(names, values, strict=True) if value is not None]

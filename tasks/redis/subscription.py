@@ -76,7 +76,7 @@ class Link:
     def push(self, queue: str, message: str) -> int:
         """Push a message into a queue; returns the queue's length. Raises redis.RedisError."""
         self._send("LPUSH", queue, message)
-        return cast("int", self._until(time.monotonic() + ANSWERED_WITHIN, lambda told: isinstance(told, int)))
+        return cast("int", self._until(time.monotonic() + ANSWERED_WITHIN, lambda answer: isinstance(answer, int)))
 
     def still_hears(self, within: float = ANSWERED_WITHIN) -> None:
         """Check that the connection still works. Raises redis.RedisError if it does not."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 from redis import Redis
 
 from peerlane.config import names
+from peerlane.tasks.values.metrics import number
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,8 @@ def _parsed(kind: str, record: bytes | None) -> Alarm | None:
     try:
         fields = json.loads(record)
         detail = cast("dict[str, Any]", fields["detail"])
-        since = int(fields["since"])
-        return Alarm(kind, str(fields["message"]), since, dict(detail), int(fields.get("at", since)))
+        since = int(number(fields["since"]))
+        return Alarm(kind, str(fields["message"]), since, dict(detail), int(number(fields.get("at", since))))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         # Written by another version, or by hand: it is an alarm all the same.
         return Alarm(kind, record.decode(errors="replace")[:500], 0, {})

@@ -62,10 +62,10 @@ class GatewayInfo:
 
         def listed(name: str) -> tuple[str, ...]:
             try:
-                found = json.loads(facts.get(name, "[]"))
+                parsed = json.loads(facts.get(name, "[]"))
             except (ValueError, RecursionError):
                 return ()
-            return tuple(str(item) for item in cast("list[object]", found)) if isinstance(found, list) else ()
+            return tuple(str(item) for item in cast("list[object]", parsed)) if isinstance(parsed, list) else ()
 
         def count(name: str) -> int:
             return number(facts.get(name, ""))

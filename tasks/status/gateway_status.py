@@ -11,6 +11,7 @@ from peerlane.tasks.admission.lane_state import LaneState, number
 from peerlane.tasks.status.alarms import Alarm, parse_alarms
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.metrics import ObserverMetrics, WriterMetrics, observer_metrics, writer_metrics
+from peerlane.tasks.values.metrics import number as measured
 
 #: Milliseconds without a sign of life after which an observer counts as gone; a long reading keeps it silent a while.
 OBSERVER_LIVE_FOR_MS = 15_000
@@ -159,7 +160,7 @@ class GatewayStatus:
 
     def ago(self, at: object) -> float:
         """Seconds since a moment on Redis' clock that a report names."""
-        return max(0.0, self.now - (at if isinstance(at, int) else 0))
+        return max(0.0, self.now - measured(at))
 
     def as_dict(self) -> dict[str, Any]:
         """The status as JSON has it, beside the gateway's own facts."""

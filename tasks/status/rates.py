@@ -77,11 +77,6 @@ class Row:
     restarted: bool
 
     @property
-    def fullest(self) -> float:
-        """How full the fullest queue is, as a share of its limit; at 1 requests are refused."""
-        return max(self.waiting, self.waiting_bulk) / max(1, self.lane_cap)
-
-    @property
     def lane_full(self) -> bool:
         """Whether a queue is full, so that requests are refused."""
         return max(self.waiting, self.waiting_bulk) >= self.lane_cap

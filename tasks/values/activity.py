@@ -25,7 +25,7 @@ def stored_fields(stored: str | bytes) -> tuple[tuple[int, ...], str] | None:
         numbers = tuple(int(field) for field in fields[:6])
     except ValueError:
         return None
-    if not all(0 <= number < LIMIT for number in numbers):
+    if not all(0 <= number < LIMIT for number in numbers) or not text.isprintable():
         return None
     return numbers, fields[6] if len(fields) == 7 else ""
 

@@ -156,8 +156,8 @@ def _pools(value: object) -> dict[str, tuple[int, float]]:
     pools: dict[str, tuple[int, float]] = {}
     for name, row in _mapping(value).items():
         match _list(row):
-            case [held, there] if isinstance(name, str) and _PREFIX.fullmatch(name):
-                pools[name] = int(number(held)), number(there, 2**128)
+            case [taken, there] if isinstance(name, str) and _PREFIX.fullmatch(name):
+                pools[name] = int(number(taken)), number(there, 2**128)
             case _:
                 continue
     return pools

@@ -12,14 +12,14 @@ _Holder = TypeVar("_Holder")
 
 
 def overlaps(
-    held: Iterable[tuple[Prefix, _Holder]],
+    prefixes: Iterable[tuple[Prefix, _Holder]],
 ) -> Iterator[tuple[tuple[Prefix, _Holder], tuple[Prefix, _Holder]]]:
-    """Every two of ``held`` that share an address, the wider one first.
+    """Every two of ``prefixes`` that share an address, the wider one first.
 
     Two prefixes lie one in the other or apart, so in the order of their addresses those around one are a stack.
     """
     around: list[tuple[Prefix, _Holder]] = []
-    for entry in sorted(held, key=lambda item: item[0]):
+    for entry in sorted(prefixes, key=lambda item: item[0]):
         while around and not around[-1][0].contains(entry[0]):
             around.pop()
         for wider in around:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -87,9 +88,10 @@ def client_config(
     Raises:
         StorageError: what the gateway says of itself does not parse; names the field and never runs as a line.
     """
-    prefixes = [Prefix.parse(text) for text in result.allowed_ips]
-    field_name = "public key"
+    field_name = "peer's address"
     try:
+        prefixes = [Prefix.parse(text) for text in result.allowed_ips]
+        field_name = "public key"
         gateway_key = check_public_key(result.gateway_public_key or gateway.public_key)
         field_name = "endpoint"
         endpoint = parse_endpoint(result.endpoint or gateway.endpoint)
@@ -139,6 +141,15 @@ def write_private(path: Path, text: str | bytes, *, replace: bool = False) -> No
         file.write(text if isinstance(text, bytes) else text.encode())
 
 
+def _beside(path: Path) -> Path:
+    """Where a file is written that then takes the place of ``path``: a file or a link, never a device or a pipe."""
+    with suppress(OSError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise NotWritten(f"{path} was left as it is: it is no regular file")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
 @contextmanager
 def private_file(path: Path, *, replace: bool = False) -> Generator[BinaryIO]:
     """A file that holds a secret, to be written: mode 0600 from its first byte, whole or not at all.
@@ -147,7 +158,7 @@ def private_file(path: Path, *, replace: bool = False) -> Generator[BinaryIO]:
         FileExists: it is there, and ``replace`` was not asked for.
         NotWritten: the system refuses; the sentence says why.
     """
-    target = path.with_name(f".{path.name}.{secrets.token_hex(4)}") if replace else path
+    target = _beside(path) if replace else path
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileExistsError:

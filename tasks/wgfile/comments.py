@@ -18,14 +18,16 @@ NAME = "name"
 
 _FIELDS = ("ttl", "expires_at", "created_at")
 _PAIR = re.compile(r"#+\s*([A-Za-z][A-Za-z0-9_./-]*)\s*=\s?(.*)", re.DOTALL)
-_LABEL = re.compile(r"#+\s*label\.([^=]*?)\s*=\s?(.*)", re.DOTALL)
+_LABEL = re.compile(r"#+\s*label\.([^=]*)=\s?(.*)", re.DOTALL)
 #: As install scripts and web interfaces write them: ``### Client anna``, ``# BEGIN_PEER anna``, ``### begin anna ###``,
 #: ``# Client: anna (uuid)``, ``# Name:   anna``.
 _NAMES = (
     re.compile(r"(?:#{2,}\s*client|#+\s*begin_peer)\s+(\S.*)", re.IGNORECASE),
-    re.compile(r"#{2,}\s*begin\s+(\S.*?)\s*#{2,}", re.IGNORECASE),
-    re.compile(r"#+\s*(?:client|name|friendly_name)\s*:\s*(\S.*?)(?:\s*\([0-9a-f-]{36}\))?", re.IGNORECASE),
+    re.compile(r"#{2,}\s*begin\s+(\S.*)##", re.IGNORECASE),
+    re.compile(r"#+\s*(?:client|name|friendly_name)\s*:\s*(\S.*)", re.IGNORECASE),
 )
+#: What a web interface writes behind a name.
+_UUID = re.compile(r"\([0-9a-f-]{36}\)", re.IGNORECASE)
 #: Comments that say nothing of a peer: empty ones, rulers, the end of what a script has begun, a name left empty.
 _NOTHING = re.compile(
     r"[#\s=*~_-]*|#{2,}\s*end\s.*|#+\s*end_peer\b.*|#+\s*(?:client|name|friendly_name)\s*:\s*", re.IGNORECASE
@@ -51,11 +53,12 @@ def read(comment: str) -> tuple[Note, ...] | None:
         ValueError: it is one of ours and malformed; with a sentence that quotes none of it.
     """
     if match := _LABEL.fullmatch(comment):
-        return (Note(match[1], "", _text(match[2])),)
+        return (Note(match[1].rstrip(), "", _text(match[2])),)
     if _NOTHING.fullmatch(comment):
         return ()
     if match := next(filter(None, (pattern.fullmatch(comment) for pattern in _NAMES)), None):
-        return (Note(NAME, "", match[1].strip()),)
+        name = _bare(match[1], match.re)
+        return (Note(NAME, "", name),) if name else ()
     if not (match := _PAIR.fullmatch(comment)):
         return None
     key = match[1].lower()
@@ -66,6 +69,15 @@ def read(comment: str) -> tuple[Note, ...] | None:
     if not key.startswith("peerlane."):
         return None
     return (_field(key, match[2].strip()),)
+
+
+def _bare(text: str, form: re.Pattern[str]) -> str:
+    """A name without what its program writes behind it: hashes where it began with ``### begin``, or a UUID."""
+    if form is _NAMES[1]:
+        text = text.rstrip("#")
+    elif form is _NAMES[2] and len(text) > 38 and _UUID.fullmatch(text[-38:]):
+        text = text[:-38]
+    return text.strip()
 
 
 def name_by_itself(comment: str) -> str | None:

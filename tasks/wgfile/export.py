@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.status.gateway_info import GatewayInfo
-from peerlane.tasks.wgfile.parser import rendered_peer
-from peerlane.tasks.wire.model import SEALED
+from peerlane.tasks.wgfile import comments
+from peerlane.tasks.wire.model import SEALED, is_key
 from peerlane.tasks.wire.stored_peer import Peer
 
 
@@ -25,14 +25,11 @@ def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
         yield peer
 
 
-def render_export(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
-    """``render_in_order`` of peers in any order."""
-    return render_in_order(gateway, sorted(peers, key=lambda peer: (peer.allowed_ips, peer.public_key)))
-
-
 def render_in_order(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
     """The file's lines, peers in the order of their addresses. Holds preshared keys: treat it as a secret."""
-    yield f"# The peers of the gateway {gateway.name}, public key {gateway.public_key}."
+    # What a gateway tells is not trusted with a line of its own (peerlane.tasks.wgfile.client_config).
+    key = f", public key {gateway.public_key}" if is_key(gateway.public_key) else ""
+    yield f"# The peers of the gateway {gateway.name}{key}."
     yield "[Interface]"
     yield "# There is no PrivateKey here: it never leaves the gateway. `wg syncconf` and `wg setconf` clear what is not"
     yield "# named, so put the line `PrivateKey = …` here for them; `wg addconf` needs none."
@@ -41,3 +38,16 @@ def render_in_order(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str
     for peer in readable(peers):
         yield ""
         yield from rendered_peer(peer)
+
+
+def rendered_peer(peer: Peer) -> Iterator[str]:
+    """The lines of a peer's section, as ``wg`` and ``parse_conf`` read them. Holds the preshared key."""
+    yield "[Peer]"
+    yield from comments.written(peer)
+    yield f"PublicKey = {peer.public_key}"
+    if peer.preshared_key is not None:
+        yield f"PresharedKey = {peer.preshared_key}"
+    if peer.allowed_ips:
+        yield f"AllowedIPs = {', '.join(str(prefix) for prefix in peer.allowed_ips)}"
+    if peer.keepalive:
+        yield f"PersistentKeepalive = {peer.keepalive}"

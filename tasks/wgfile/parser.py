@@ -1,4 +1,4 @@
-"""Reads and writes the files of ``wg`` and wg-quick. Pure.
+"""Reads the files of ``wg`` and wg-quick. Pure.
 
 ``parse_conf`` returns facts, peers and problems for any bytes, and raises nothing. Private keys are converted to public
 ones at once, and no problem's message quotes a value that could be secret.
@@ -6,7 +6,6 @@ ones at once, and no problem's message quotes a value that could be secret.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, cast
@@ -75,19 +74,6 @@ def parse_conf(data: bytes) -> ParsedConf:
     return reader.end(len(lines))
 
 
-def rendered_peer(peer: Peer) -> Iterator[str]:
-    """The lines of a peer's section, as ``wg`` and ``parse_conf`` read them. Holds the preshared key."""
-    yield "[Peer]"
-    yield from comments.written(peer)
-    yield f"PublicKey = {peer.public_key}"
-    if peer.preshared_key is not None:
-        yield f"PresharedKey = {peer.preshared_key}"
-    if peer.allowed_ips:
-        yield f"AllowedIPs = {', '.join(str(prefix) for prefix in peer.allowed_ips)}"
-    if peer.keepalive:
-        yield f"PersistentKeepalive = {peer.keepalive}"
-
-
 @dataclass(slots=True)
 class _Section:
     kind: str
@@ -100,6 +86,16 @@ class _Section:
     first_key: int | None = None
     unread: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     sound: bool = True
+
+    def keep(self, field_name: str, parsed: object, line: int) -> None:
+        """Keep a value; lists add up over repeated lines."""
+        if not isinstance(parsed, tuple):
+            self.found[field_name] = parsed
+            return
+        self.found.setdefault(field_name, []).extend(cast("tuple[object, ...]", parsed))
+        if field_name == "allowed_ips":
+            for prefix in cast("tuple[Prefix, ...]", parsed):
+                self.prefixes.setdefault(prefix, line)
 
 
 class _Reader:
@@ -118,6 +114,8 @@ class _Reader:
         self._gap = False
 
     def take(self, number: int, raw: bytes) -> None:
+        if self._untold:
+            return  # nothing is imported, and nothing more is told
         if len(raw) > MAX_LINE:
             self._problem(number, f"the line is longer than {MAX_LINE} bytes")
             return
@@ -250,13 +248,7 @@ class _Reader:
         except ValueError as error:
             self._problem(number, str(error), section)
             return
-        if field_name == "allowed_ips":
-            for prefix in cast("tuple[Prefix, ...]", parsed):
-                section.prefixes.setdefault(prefix, number)
-        # Lists add up over repeated lines.
-        section.found[field_name] = (
-            (*section.found.get(field_name, ()), *parsed) if isinstance(parsed, tuple) else parsed
-        )
+        section.keep(field_name, parsed, number)
 
     def _annotate(self, section: _Section, lines: list[tuple[int, str]]) -> None:
         if section.kind != "Peer":
@@ -291,6 +283,8 @@ class _Reader:
             other = first.setdefault(peer.peer.public_key, peer.line)
             if other != peer.line:
                 self._problem(peer.line, f"the peer {peer.peer.public_key} stands at line {other} already")
+        if self._untold:
+            return
         owned = ((prefix, peer) for peer in self._peers for prefix in peer.peer.allowed_ips)
         for (wide, one), (narrow, other) in overlaps(owned):
             if one.peer.public_key == other.peer.public_key:

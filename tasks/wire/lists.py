@@ -103,9 +103,9 @@ def _read(answer: object, wish: CreatePeer | DeletePeer, about: Mapping[str, Any
     fields = cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
     if "error" in fields:
         return error_from_dict(fields["error"])
-    told: dict[str, Any] = {**about, "public_key": wish.public_key}
+    granted: dict[str, Any] = {**about, "public_key": wish.public_key}
     if isinstance(wish, CreatePeer):
-        told |= {
+        granted |= {
             "allowed_ips": [str(prefix) for prefix in wish.allowed_ips or ()],
             "has_preshared_key": wish.preshared_key is not None,
             "keepalive": wish.keepalive,
@@ -114,6 +114,6 @@ def _read(answer: object, wish: CreatePeer | DeletePeer, about: Mapping[str, Any
             "pinned": wish.pinned,
         }
     try:
-        return PeerResult.model_validate(told | fields)
+        return PeerResult.model_validate(granted | fields)
     except ValidationError:
         return WriterError("the answer to this wish of the list does not parse")

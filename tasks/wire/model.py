@@ -31,19 +31,19 @@ _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _ZERO_KEY = base64.b64encode(bytes(32)).decode()
 
 
-def _key(value: object, what: str) -> str:
+def _key(value: object, noun: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"a {what} is text: 44 characters of base64")  # noqa: TRY004 - pydantic wants ValueError
+        raise ValueError(f"a {noun} is text: 44 characters of base64")  # noqa: TRY004 - pydantic wants ValueError
     if not _KEY.fullmatch(value):
         try:
             size = len(base64.b64decode(value, validate=True))
         except (binascii.Error, ValueError):
-            raise ValueError(f"not a {what}: expected 44 characters of base64, as `wg pubkey` prints") from None
+            raise ValueError(f"not a {noun}: expected 44 characters of base64, as `wg pubkey` prints") from None
         if size != 32:
-            raise ValueError(f"not a {what}: {size} bytes instead of 32") from None
-        raise ValueError(f"not a canonical {what}: the last characters hold stray bits; encode the key anew")
+            raise ValueError(f"not a {noun}: {size} bytes instead of 32") from None
+        raise ValueError(f"not a canonical {noun}: the last characters hold stray bits; encode the key anew")
     if value == _ZERO_KEY:
-        raise ValueError(f"the all-zero {what} is nobody's key")
+        raise ValueError(f"the all-zero {noun} is nobody's key")
     return value
 
 
@@ -225,13 +225,13 @@ def sentence(error: ValidationError) -> str:
     parts: list[str] = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False)[:5]:
         path = [str(part)[:64] for part in problem["loc"] if not str(part).startswith("function-")]
-        what = problem["msg"].removeprefix("Value error, ")
+        complaint = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            what = "no such argument"
+            complaint = "no such argument"
             if not _ARGUMENT.fullmatch(path[-1]):
                 path[-1] = "(hidden)"  # what is no name may be a value in the wrong place
         where = ".".join(path)
-        parts.append(f"{where}: {what}" if where else what)
+        parts.append(f"{where}: {complaint}" if where else complaint)
     return "; ".join(parts)
 
 

@@ -24,6 +24,8 @@ MOST = 1_000
 #: Bytes of a message that is read as a request; the largest sound one is about 60 KiB.
 LONGEST = 64 * 1024
 
+#: Milliseconds since 1970 up to which there are dates.
+LATEST = 253_402_300_800_000
 #: What may stand in a record of Redis' list in the place of a preshared key, besides a sealed one.
 LEFT_OUT = "left out"
 
@@ -71,6 +73,8 @@ class SetAside:
         try:
             fields = json.loads(record)
             request = fields.get("request_id")
+            if not 0 <= fields["at"] < LATEST:
+                return None
             return cls(
                 *(str(fields["id"])[:64], int(fields["at"]), str(fields["reason"])[:500], str(fields["queue"])[:200]),
                 *(int(fields["size"]), _request(fields), request if isinstance(request, str) else None),

@@ -1,9 +1,13 @@
 """What lists give: beside no-op Celery tasks, beside the same wishes one by one, and to who waits beside them.
 
     make bench          or: python tests/bench/bench_lists.py [--peers N] [--samples N] [--always] [--json FILE]
+                            python tests/bench/bench_lists.py --plane kernel [--peers N] [--rounds N]
 
 All in one run, in turns: the ratios are the point. One by one is a window of 256 single creates on the bulk queue. The
 caller beside the lists is interactive; the lists come from a process of their own, without a pause.
+
+With ``--plane kernel`` the lists are beside a WireGuard device that is given the same peers as fast as it takes them.
+The writer's own share is told apart: where there is one processor, Redis and the caller of the lists need it, too.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench_lane import Stock, drain
 from bench_report import Advance, Bench, Figures, quantile, run
+from bench_scale_parts import POOLS, alone, own_adds
 from gateways import ROOT, GatewayProcess, clean_environment, close
 from keys import some_key
 from program_path import PROGRAM_PATH
@@ -114,9 +120,64 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=300, help="creates of the caller, idle and beside lists")
     parser.add_argument("--always", action="store_true", help="appendfsync always, instead of everysec")
+    parser.add_argument("--plane", default="memory", choices=("memory", "kernel"))
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used of a processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def beside_a_device(chosen: argparse.Namespace, advance: Advance) -> Figures:
+    """Lists on a WireGuard device, and what such a device takes by itself."""
+    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
+    server = RedisServer(directory)
+    server.start()
+    fsync = "always" if chosen.always else "everysec"
+    server.redis.config_set("appendfsync", fsync)
+    settings: dict[str, Any] = {
+        "dataplane": "kernel",
+        "interface": "wglists",
+        "pools": ",".join(POOLS),
+        "max_peers": 1_000_000,
+    }
+    gateway = GatewayProcess(NAME, server.url, directory, **settings)
+    app = PeerlaneApp(read(redis_url=server.url))
+    try:
+        gateway.start(wait=False)
+        gateway.await_serving(within=120)
+        lists(app, 640)  # connections, scripts
+        own, by_lists, writer = list[float](), list[float](), list[float]()
+        for number in range(chosen.rounds):
+            advance(f"round {number + 1}: a device by itself", number / chosen.rounds)
+            first = 1 + number * chosen.peers
+            own.append(chosen.peers / alone(own_adds, str(directory), first, chosen.peers)["own_adds_s"])
+            advance(f"round {number + 1}: lists", (number + 0.5) / chosen.rounds)
+            before = processor_seconds(gateway.pid)
+            by_lists.append(lists(app, chosen.peers))
+            writer.append(chosen.peers / (processor_seconds(gateway.pid) - before))
+        found = {
+            "own_adds_per_s": round(median(own), 1),
+            "lists_per_s": round(median(by_lists), 1),
+            "writer_per_s": round(median(writer), 1),
+        }
+        return found | {
+            "lists_to_own_adds": round(found["lists_per_s"] / found["own_adds_per_s"], 2),
+            "writer_to_own_adds": round(found["writer_per_s"] / found["own_adds_per_s"], 2),
+            "about": f"appendfsync {fsync}, WireGuard device, medians of {chosen.rounds} rounds",
+        }
+    finally:
+        close(app)
+        gateway.finish()
+        server.kill()
+        subprocess.run(["ip", "link", "del", "wglists"], check=False, capture_output=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
+    if chosen.plane == "kernel":
+        return beside_a_device(chosen, advance)
     directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
     server = RedisServer(directory)
     server.start()
@@ -167,6 +228,15 @@ def show(figures: Figures) -> Table:
     table = Table(title="lists of creates, in slices of 64", caption=figures["about"])
     for column in ("", "lists", "beside it", "ratio", "aim"):
         table.add_column(column, justify="left" if not column else "right")
+    if "own_adds_per_s" in figures:
+        own = f"{figures['own_adds_per_s']:,.0f}"
+        for title, what in (
+            ("peers/s; a device by itself/s", "lists"),
+            ("peers a second of its writer; the same", "writer"),
+        ):
+            ratio = f"{figures[f'{what}_to_own_adds']:.2f}"
+            table.add_row(title, f"{figures[f'{what}_per_s']:,.0f}", own, ratio, "0.45" if what == "lists" else "")
+        return table
     for title, other, ratio, aim in (
         ("peers/s; no-op tasks drained/s", "no_op_per_s", "lists_to_no_op", "10"),
         ("peers/s; one by one/s", "one_by_one_per_s", "lists_to_one_by_one", "12"),
@@ -180,7 +250,14 @@ def show(figures: Figures) -> Table:
     return table
 
 
-BENCH = Bench(script=__file__, about=__doc__ or "", measure=measure, show=show, options=options)
+BENCH = Bench(
+    script=__file__,
+    about=__doc__ or "",
+    measure=measure,
+    show=show,
+    options=options,
+    needs_kernel="kernel" in sys.argv,
+)
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [SENDER]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +28,7 @@ from peerlane.tasks.admin.backup import back_up, check_archive
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.upkeep import SweepGateway
-from peerlane.workers.dataplane import SetPeer
+from peerlane.workers.dataplane import DeviceIdentity, DevicePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.peers.plan import plan_create
@@ -34,10 +36,12 @@ from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.activity_tracker import ActivityTracker
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
+from peerlane.workers.upkeep.comparison import BothSides
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 
 POOLS = ("10.0.0.0/8", "fd00:8::/64")
+_POOLS = tuple(map(Prefix.parse, POOLS))
 #: Of eleven peers so many have expired.
 EXPIRED = 6
 #: Records written at a time.
@@ -49,14 +53,13 @@ PLANS = 5_000
 def crowd(redis: Redis, gateway: str, count: int, advance: Callable[[float], None]) -> None:
     """Records of ``count`` peers as an earlier writer has left them, each seen a second after the one before."""
     now = int(redis.time()[0])
-    first, second = (Prefix.parse(pool) for pool in POOLS)
     for start in range(1, count + 1, PAGE):
         peers: dict[Any, Any] = {}
         addresses: dict[Any, Any] = {}
         seen: dict[Any, Any] = {}
         for number in range(start, min(start + PAGE, count + 1)):
             key, made = key_number(number), now - 90 * 86_400
-            prefixes = [str(Prefix.host(pool.version, pool.network + 1 + number)) for pool in (first, second)]
+            prefixes = [str(prefix) for prefix in prefixes_of(number)]
             expires = now - 60 if number % 11 < EXPIRED else now + 86_400
             peers[key] = (
                 f'{{"v":1,"allowed_ips":["{prefixes[0]}","{prefixes[1]}"],"ttl":3600,'
@@ -68,6 +71,11 @@ def crowd(redis: Redis, gateway: str, count: int, advance: Callable[[float], Non
         redis.hset(names.addresses_key(gateway), mapping=addresses)
         redis.hset(names.seen_key(gateway), mapping=seen)
         advance(start / count)
+
+
+def prefixes_of(number: int) -> list[Prefix]:
+    """The allowed IPs of the peer with this number."""
+    return [Prefix.host(pool.version, pool.network + 1 + number) for pool in _POOLS]
 
 
 def memory(pid: int) -> tuple[int, int]:
@@ -106,7 +114,7 @@ def planning(url: str, gateway: str) -> Figures:
 
 
 class Readings:
-    """Stands in for a device: counters of as many peers as the bench has, in batches as the kernel tells them."""
+    """Stands in for a device: as many peers as the bench has, and their counters, one after the other."""
 
     complete = True
 
@@ -120,8 +128,45 @@ class Readings:
                 for n in range(start, min(start + 200, self._count + 1))
             ]
 
+    def peers(self) -> Iterator[DevicePeer]:
+        for number in range(1, self._count + 1):
+            yield DevicePeer(key_number(number), None, 0, frozenset(prefixes_of(number)))
+
+    def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
+        return frozenset(), frozenset(_POOLS)
+
+    def up(self) -> bool:
+        return True
+
+    def identity(self) -> DeviceIdentity:
+        return DeviceIdentity("", 0, 1420)
+
+    def index(self) -> int:
+        return 1
+
     def close(self) -> None:
         """Nothing is held."""
+
+
+def reconciling(url: str, gateway: str, count: int) -> Figures:
+    """What an observer holds while it compares device and Redis, and how long that takes it."""
+    os.nice(10)  # as an observer
+    redis = Redis.from_url(url)
+    before = memory(multiprocessing.current_process().pid or 0)[0]
+    policy = Policy(gateway, key_number(2**200), _POOLS, max_peers=1 << 21)
+    store = Store(redis, gateway, result_ttl=600)
+    began = time.process_time()
+    suspects = BothSides(store, policy, Readings(count), lambda _: True, None).suspects()
+    seconds = time.process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    redis.close()
+    return {
+        "reconcile_peak_mb": round(peak / 1e6),
+        "reconcile_bytes_per_peer": round((peak - before) / max(1, count)),
+        "reconcile_cpu_s": round(seconds, 1),
+        # Created meanwhile by the bench's caller: a second look would follow.
+        "reconcile_suspects": len(suspects.keys),
+    }
 
 
 def observing(url: str, gateway: str, count: int) -> Figures:
@@ -168,29 +213,39 @@ def archiving(url: str, gateway: str, file: str) -> Figures:
     }
 
 
-def own_adds(directory: str, count: int) -> Figures:
-    """How long a WireGuard device of its own takes to be given so many peers, as fast as it takes them."""
+def own_adds(directory: str, first: int, count: int) -> Figures:
+    """How long a WireGuard device of its own takes to be given so many peers, as fast as it takes them.
+
+    Made are those with numbers from ``first`` on, as a gateway has them.
+    """
     settings = read(
         gateway="own",
         interface="wgown",
         private_key_file=Path(directory) / "own.key",
         dataplane="kernel",
         listen_port=51_999,
-        pools=("10.0.0.0/8",),
+        pools=("172.31.0.0/16",),  # not those of a gateway that runs here
         endpoint="vpn.example.com:51999",
     )
     plane = open_plane(settings).writer
     plane.open(device_spec(settings)[0])
+    peers = [SetPeer(key_number(n), frozenset(prefixes_of(n))) for n in range(first, first + count)]
     began = time.monotonic()
-    for start in range(1, count + 1, 64):
-        some = range(start, min(start + 64, count + 1))
-        plane.apply([SetPeer(key_number(n), frozenset({Prefix.host(4, (10 << 24) + 1 + n)})) for n in some])
+    for start in range(0, count, 64):
+        plane.apply(peers[start : start + 64])
     seconds = time.monotonic() - began
     subprocess.run(["ip", "link", "del", "wgown"], check=True)
-    return {"own_adds_s": round(seconds, 1)}
+    return {"own_adds_s": round(seconds, 2)}
+
+
+@contextmanager
+def apart(function: Callable[..., Figures], *arguments: object) -> Generator[Future[Figures]]:
+    """Have it called in a process of its own meanwhile."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.submit(function, *arguments)
 
 
 def alone(function: Callable[..., Figures], *arguments: object) -> Figures:
     """Call it in a process of its own, so that its memory is nobody else's."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()  # raises where that process was ended, for lack of memory say
+    with apart(function, *arguments) as figures:
+        return figures.result()  # raises where that process was ended, for lack of memory say

@@ -105,6 +105,14 @@ USAGE = [
     (("peer", "delete", "iad", "KEY", "--from", "-"), "not both"),
     (("peer", "create", "Iad"), "a gateway's name"),
     (("peer", "delete", "iad"), "Missing argument"),
+    (("peer", "create", "iad", "--region", "eu"), "name a GATEWAY, or choose by --region and --where, not both"),
+    (("peer", "create", "iad", "--where", "a=1", "--from", "-"), "not both"),
+    (("peer", "create", "--region", "eu", "--from", "-", "--request-id", "x"), "--request-id is of one GATEWAY"),
+    (("peer", "create", "--from", "-"), "name a GATEWAY"),
+    (("peer", "delete", "iad", "--region", "eu", "--from", "-"), "not both"),
+    (("peer", "delete", "--region", "eu"), "Missing argument"),
+    (("peer", "delete", "--from", "-"), "name a GATEWAY"),
+    (("peer", "delete", "Iad", "KEY"), "a gateway's name"),
     (("gateway", "run", "iad", "--dataplane", "magic"), "--dataplane"),
     (("gateway", "frobnicate"), "No such command"),
     (("--frobnicate",), "No such option"),
@@ -309,6 +317,10 @@ def test_to_a_person_the_private_key_is_shown_once_with_a_warning(iad: GatewayPr
     assert told.exit_code == 0
     assert "created on" in told.stdout
     assert told.stdout.count("private key") == 1
+    # Without these two it is of no use.
+    info = shell.ask("gateway", "show", iad.name)
+    assert f"gateway's key  {info['public_key']}\n" in told.stdout
+    assert f"endpoint       {info['endpoint']}" in told.stdout
     assert told.stderr == "Shown this once, and never again: the private key.\n"
 
 
@@ -493,6 +505,7 @@ def test_on_a_terminal_of_80_columns_nothing_is_wider(iad: GatewayProcess, shell
     for words in (("peer", "list", iad.name), ("gateway", "list"), ("gateway", "show", iad.name)):
         lines = on_a_terminal(*words, redis=shell.url)
         assert max(map(len, lines)) <= 80, lines
+        assert not any("…" in line for line in lines), "something is cut off"
         if words[0] == "peer":
             assert any(key in line and "10.8.0.2/32" in line for line in lines)
 
@@ -689,3 +702,28 @@ def test_a_gateway_with_a_bad_setting_does_not_start(words: tuple[str, ...], rea
     assert (status, out) == (2, ""), err
     assert reason in err
     assert "Traceback" not in err
+
+
+def test_a_configuration_that_no_qr_code_holds_is_told_and_its_peer_kept(gateway: MakeGateway) -> None:
+    site = gateway(
+        endpoint="vpn.example.com:51820", client_allowed_ips=",".join(f"10.{number}.0.0/16" for number in range(250))
+    )
+    drawn = Shell(site).run("peer", "create", site.name, "--qr")
+    assert drawn.exit_code == 0, drawn.output
+    assert "no QR code holds this configuration" in drawn.stderr
+    assert "private key" in drawn.stdout
+    assert len(Shell(site).ask("peer", "list", site.name)["peers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("unix:///run/redis.sock?db=3", 3),
+        ("unix:///run/redis.sock", 0),
+        ("redis://h:6379/4", 4),
+        ("redis+sentinel://a,b/lanes/5", 5),
+    ],
+)
+def test_rights_are_for_the_database_of_the_url(url: str, database: int) -> None:
+    told = peerlane("acl", "iad", "--role", "writer", redis=url)
+    assert f"&/{database}.celeryev/*" in told.stdout

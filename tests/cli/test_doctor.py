@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -63,7 +64,30 @@ class TestWhatIsWrong:
         raise_alarm(own_redis.redis, site.name, "sweep", "too much would go", now=1)
         result = peerlane("doctor", redis=own_redis.url)
         assert result.exit_code == 1
-        assert "ALARM sweep: too much would go" in result.stdout
+        assert "ALARM sweep: too much would go (docs/runbooks.md#sweep)" in result.stdout
+
+    def test_are_messages_set_aside_and_the_command_for_them_is_named(
+        self, gateway: MakeGateway, own_redis: RedisServer
+    ) -> None:
+        site = gateway(redis=own_redis)
+        own_redis.redis.lpush(names.poison_key(site.name), "{}")
+        told = found(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
+        assert ("warning", f"1 message was set aside: peerlane gateway poison {site.name}") in told
+
+    def test_is_one_stale_peer_that_a_sweep_has_left(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
+        site = gateway(redis=own_redis)
+        report = {"outcome": "swept", "at": 1, "stale": {"expired": 2}, "removed": {"expired": 1}}
+        own_redis.redis.hset(names.observer_key(site.name), "sweep", json.dumps(report))
+        told = found(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
+        assert ("warning", "its last sweep left 1 stale peer in place") in told
+
+    def test_is_a_writer_of_this_host_on_another_device(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
+        site = gateway(redis=own_redis)
+        told = document(Shell(site).run("doctor", site.name, "--json"))
+        ((verdict, sentence),) = found(told, "host")
+        assert verdict == "warning"
+        assert sentence.startswith("its writer is on this host with another device or data plane")
+        assert "only gateways need it" not in str(found(told, "data plane"))
 
 
 class TestItsSettings:

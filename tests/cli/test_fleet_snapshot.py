@@ -185,7 +185,7 @@ class TestASweepThatFailed:
         shown = peerlane("gateway", "show", "iad", redis=own_redis.url).stdout
         assert re.search("nothing of 17 idle removed; the lane is full", shown)
         assert (
-            "its last sweep left 17 stale peers where they are: the lane is full"
+            "its last sweep left 17 stale peers in place: the lane is full"
             in peerlane("doctor", redis=own_redis.url).stdout
         )
 
@@ -258,3 +258,19 @@ class TestWhatIsRefused:
         with pytest.raises(OutcomeUnknown, match="could not be reached"):
             FleetReader(redis).read()
         redis.close()
+
+
+def test_what_another_version_reports_is_shown_as_far_as_it_can_be_read(own_redis: RedisServer) -> None:
+    register(own_redis.redis, "iad")
+    odd: dict[Any, Any] = {
+        "reading": '{"at": 1e400, "peers": "many", "seconds": null}',
+        "sweep": f'{{"at": {10**400}, "outcome": "swept", "removed": 3, "stopped": "yes"}}',
+        "reconcile": '{"outcome": "running", "of": "x", "at": []}',
+    }
+    own_redis.redis.hset(names.observer_key("iad"), mapping=odd)
+    for kind, since in (("clock", "1e400"), ("sweep", str(10**400)), ("device", '"long ago"')):
+        own_redis.redis.hset(names.alarms_key("iad"), kind, f'{{"message": "m", "since": {since}, "detail": {{}}}}')
+    for words in (("gateway", "list"), ("gateway", "show", "iad"), ("top", "--once", "--interval", "0.2")):
+        for form in ((), ("--json",)):
+            result = peerlane(*words, *form, redis=own_redis.url)
+            assert result.exit_code == 0, result.output

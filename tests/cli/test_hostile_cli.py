@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -17,8 +18,10 @@ from gateways import ROOT, GatewayProcess, MakeClient, MakeGateway, clean_enviro
 from keys import some_key
 from servers import RedisServer
 
+from peerlane import OutcomeUnknown
 from peerlane.config import names
 from peerlane.config.settings import BadSettings, read
+from peerlane.tasks.cli.output import Output
 from peerlane.workers.cli.main import main
 
 NOT_UTF8 = os.fsdecode(b"\xff\xfe")
@@ -232,14 +235,36 @@ def test_a_variable_that_is_no_text_is_a_settings_error(name: str, monkeypatch: 
         read()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OutcomeUnknown("Redis is away")], ids=["interrupted", "failed"])
+def test_a_list_that_is_not_written_to_its_end_is_one_document(error: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def items() -> Iterator[dict[str, Any]]:
+        yield {"number": 1}
+        raise error
+
+    output = Output(json=True)
+    with pytest.raises((KeyboardInterrupt, OutcomeUnknown)) as caught:
+        output.listing({"gateway": "iad"}, "peers", items())
+    output.error({"message": type(caught.value).__name__})
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"gateway": "iad", "peers": [{"number": 1}], "error": {"message": type(caught.value).__name__}}
+
+
+@pytest.mark.parametrize(
+    "port", ["65536", "9" * 5000, "x", "", "-1"], ids=["one-too-many", "huge", "word", "none", "minus"]
+)
+def test_a_port_that_is_none_is_a_usage_error(port: str) -> None:
+    told = peerlane("exporter", "--listen", f"127.0.0.1:{port}", "--json")
+    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (2, "usage")
+
+
 def test_what_others_wrote_moves_no_cursor(gateway: MakeGateway, client: MakeClient, redis_server: RedisServer) -> None:
     iad: GatewayProcess = gateway()
     client(iad).create_peer(some_key())
-    redis_server.redis.hset(names.gateway_key(iad.name), "endpoint", "\x1b]0;title\x07\x1b[31mred\x9b2J:51820")
+    redis_server.redis.hset(names.gateway_key(iad.name), "endpoint", "\x1b]0;title\x07\x1b[31mred\x9b2J\u202e:51820")
     redis_server.redis.hset(names.gateway_key(iad.name), "region", "a\rb")
     for words in (("gateway", "list"), ("gateway", "show", iad.name), ("peer", "list", iad.name), ("doctor",)):
         told = Shell(iad).run(*words)
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told.stdout), told.stdout
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", told.stdout), told.stdout
 
 
 def test_every_command_is_tried_here() -> None:

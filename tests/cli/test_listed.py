@@ -182,3 +182,9 @@ def test_no_text_makes_reading_keys_or_an_array_fail_but_by_a_refusal(text: str)
             read_lines(whole, {})
         except Invalid:
             continue
+
+
+def test_a_label_that_is_given_twice_is_a_lines_own_error() -> None:
+    (line,) = read_lines(f"public_key,labels\n{some_key()},a=1;b=2;a=3\n", {})
+    assert isinstance(line.wish, Invalid)
+    assert "labels: one is given twice" in str(line.wish)

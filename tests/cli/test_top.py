@@ -104,6 +104,19 @@ def test_eighty_columns_have_room_for_what_matters() -> None:
     ]
 
 
+def test_what_has_no_room_in_sixty_columns_is_named_and_nothing_else_is_cut() -> None:
+    lines = drawn(_named("a-gateway-with-a-long-name", ()), width=60)
+    assert lines[2:] == [
+        "gateway   state   peers full lane  bulk  wait +/s -/s beats",
+        "a-gatewa… active 48,213  48%   12 3,200 ~12ms 812 2.5 1s/1s",
+        "no room for swept",
+    ]
+
+
+def test_a_fleet_without_gateways_says_how_to_start_one() -> None:
+    assert "`peerlane gateway run NAME` starts one" in drawn(width=80)[1]
+
+
 def test_a_hundred_and_twenty_columns_have_room_for_all() -> None:
     _, head, row = drawn(ROW, width=120)
     assert head.split() == EVERYTHING

@@ -131,7 +131,9 @@ def test_a_table_has_its_columns_only_where_it_may_be_seen() -> None:
     def drawn(*, with_activity: bool) -> str:
         console = Console(width=160)
         with console.capture() as captured:
-            console.print(peer_table([(peer, activity), (peer, None)], with_activity=with_activity))
+            table, left_out = peer_table([(peer, activity), (peer, None)], 160, with_activity=with_activity)
+            console.print(table)
+            assert left_out == []
         return captured.get()
 
     assert "10 min" in drawn(with_activity=True)
@@ -143,7 +145,8 @@ def test_a_table_has_its_columns_only_where_it_may_be_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "stored", [b"", b"2 1 1 1 1 1 1", b"1 1 1", b"1 x 1 1 1 1 1", b"1 -1 1 1 1 1 1", b"\xff", None]
+    "stored",
+    [b"", b"2 1 1 1 1 1 1", b"1 1 1", b"1 x 1 1 1 1 1", b"1 -1 1 1 1 1 1", b"\xff", b"1 1 1 1 1 1 1 x\ty", None],
 )
 def test_what_is_not_readable_counts_as_never_stored(stored: bytes | None) -> None:
     assert PeerActivity.from_stored(stored) is None

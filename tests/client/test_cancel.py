@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +17,7 @@ from waiting import PATIENCE
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
+from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.cli.output import Output
 from peerlane.tasks.cli.peer.request import Interrupted, ask
 from peerlane.tasks.cli.session import Session
@@ -162,3 +165,19 @@ def test_a_redis_that_cannot_be_reached_leaves_it_open(
 )
 def test_a_tombstone_outlives_its_request(seconds_left: float | None, life: int) -> None:
     assert Cancel.of("iad.1", result_ttl=TTL, seconds_left=seconds_left).life == life
+
+
+def test_ctrl_c_pressed_twice_is_pressed_once(
+    app: PeerlaneApp, request_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one must not hide what became of the request, nor a private key."""
+    cancel = Lanes.cancel
+
+    def pressed_again(lanes: Lanes, request: str, *, deadline: int = 0) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return cancel(lanes, request, deadline=deadline)
+
+    monkeypatch.setattr(Lanes, "cancel", pressed_again)
+    with pytest.raises(Interrupted, match="was cancelled and will never take effect"):
+        the_command_line(app, request_id)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,16 +15,9 @@ from waiting import PATIENCE
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable
+from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable, WriterError
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    made = PeerlaneApp(settings())
-    yield made
-    close(made)
 
 
 @pytest.fixture
@@ -118,6 +110,15 @@ class TestWhatALaneCannotDo:
             chain(one, other).apply_async()
         with pytest.raises(Invalid, match="takes no chord: a gateway runs no callbacks"):
             chord([create.si(**one.kwargs), create.si(**other.kwargs)], other).apply_async()
+
+    def test_is_not_sent_where_no_gateway_takes_it(self, create: Any) -> None:
+        wish = {"gateway": "nowhere", "public_key": some_key()}
+        for name, more in (("map", ()), ("starmap", ()), ("chunks", (2,))):
+            with pytest.raises(Invalid, match="takes no map, starmap or chunks"):
+                getattr(create, name)([wish], *more)
+        with pytest.raises(WriterError, match="send it by apply_async"):
+            create(**wish)
+        assert "send it by apply_async" in str(create.apply(kwargs=wish).result)
 
     def test_nobody_is_called_back(self, app: PeerlaneApp) -> None:
         with pytest.raises(Invalid, match="calls nobody back"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from gateways import GatewayProcess, MakeGateway, MakeSettings, close
+from gateways import GatewayProcess, MakeGateway
 from keys import key_number, some_key
 from waiting import PATIENCE, eventually
 
@@ -49,13 +49,6 @@ def as_asyncio(app: PeerlaneApp, name: str, wishes: Any, *, delete: bool = False
 
 
 BOTH = pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in (as_gateway, as_asyncio)])
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 def some(count: int) -> list[dict[str, Any]]:

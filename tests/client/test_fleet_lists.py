@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import prometheus_client
 import pytest
-from gateways import GatewayProcess, MakeGateway, MakeSettings, close, new_name
+from gateways import GatewayProcess, MakeGateway, new_name
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
@@ -18,7 +18,7 @@ from keys import key_number, some_key
 from peerlane import AsyncFleet, Fleet, Gateway, GatewayInfo, PeerAnswer, PeerlaneError, PeerResult
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.client.placement import Choice, ListPlacement, ListRemoval, choose
+from peerlane.tasks.client.placement import Choice, ListAnswer, ListPlacement, ListRemoval, choose
 from peerlane.tasks.errors import Conflict, PoolExhausted, TimedOut, Unavailable
 from peerlane.tasks.lane.telemetry import REQUESTS
 
@@ -39,13 +39,6 @@ def by_asyncio(app: PeerlaneApp, wishes: Any, *, delete: bool = False, **more: A
 
 
 BOTH = pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in (by_threads, by_asyncio)])
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 @pytest.fixture
@@ -181,20 +174,23 @@ class TestThePlacementOfAList:
         assert removal.round == {"iad": [0, 1], "fra": [0]}
         gone = PeerResult(outcome="deleted", gateway="fra", public_key=key_number(1))
         absent = replace_outcome(gone)
-        removal.heard([0, 1], [absent, absent])
-        removal.heard([0], [gone])
-        assert removal.answer(0, Unavailable("nobody")) == gone
-        assert removal.answer(1, Unavailable("nobody")) == absent
-        assert isinstance(ListRemoval(["a"], {}, None).answer(0, Unavailable("nobody")), Unavailable)
+        nobody = Unavailable("nobody")
+        assert removal.heard("iad", [0, 1], [absent, absent]) == [ListAnswer(1, absent, "iad")]
+        assert removal.heard("fra", [0], [gone]) == [ListAnswer(0, gone, "fra")]
+        assert removal.unheard(nobody) == []
+        assert removal.answers(nobody) == [gone, absent]
+        unasked = ListRemoval(["a"], {}, None)
+        assert unasked.answers(nobody) == [each.answer for each in unasked.unheard(nobody)] == [nobody]
 
     @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["deleted-first", "error-first"])
     def test_of_a_delete_that_one_gateway_did_not_carry_out_tells_that(self, order: tuple[int, int]) -> None:
         gone = PeerResult(outcome="deleted", gateway="iad", public_key=key_number(1))
         late, sites = TimedOut("no outcome within 5 s"), ["iad", "fra"]
-        removal = ListRemoval(["a"], {0: [sites[number] for number in order]}, "iad")
+        removal, final = ListRemoval(["a"], {0: [sites[number] for number in order]}, "iad"), list[ListAnswer]()
         for number in order:
-            removal.heard([0], [[gone, late][number]])
-        assert removal.answer(0, Unavailable("nobody")) is late
+            final = removal.heard(sites[number], [0], [[gone, late][number]])
+        assert final == [ListAnswer(0, late, "fra")]
+        assert removal.answers(Unavailable("nobody")) == [late]
 
     def test_of_no_gateways_at_all_says_so(self) -> None:
         placement = ListPlacement(1, Choice((), {}, {}), "", {})

@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from celery import group
 from commands import ended, spawned
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
@@ -54,13 +54,6 @@ def interrupted_once(ready: Callable[[], bool]) -> Generator[None]:
     finally:
         watching.join(PATIENCE)
         signal.signal(signal.SIGUSR1, before)
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 def by_gateway(app: PeerlaneApp, name: str, key: str) -> None:
@@ -171,6 +164,25 @@ def test_a_command_that_is_ended_cancels_what_it_has_asked_for(
     site.resume()
     api = client(site, redis=own_redis)
     assert api.delete_peer(some_key(), timeout=PATIENCE).outcome == "absent"
+    assert api.delete_peer(some_key(), timeout=PATIENCE, bulk=True).outcome == "absent"
+    assert list(api.peers()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_an_import_that_is_ended_imports_nothing(
+    number: signal.Signals, own_redis: RedisServer, gateway: MakeGateway, client: MakeClient, tmp_path: Path
+) -> None:
+    site, file = gateway(redis=own_redis), tmp_path / "wg0.conf"
+    file.write_text(f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.8.0.7/32\n")
+    site.hold()
+    process = spawned("gateway", "import", site.name, file, "--timeout", "100", "--json", redis=own_redis.url)
+    eventually(lambda: _waiting(site) > 0, "the request in the lane")
+    process.send_signal(number)
+    status, out, err = ended(process)
+    assert status in (3, 130), err  # its answer is that of its cancel, where that came in time
+    assert json.loads(out)["error"]["code"] in ("timed_out", "interrupted")
+    site.resume()
+    api = client(site, redis=own_redis)
     assert api.delete_peer(some_key(), timeout=PATIENCE, bulk=True).outcome == "absent"
     assert list(api.peers()) == []
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from gateways import GatewayProcess, MakeSettings, close
+from gateways import GatewayProcess
 from keys import some_key
 from waiting import PATIENCE
 
@@ -68,13 +68,6 @@ def as_reconcile(app: PeerlaneApp, name: str, arguments: dict[str, Any]) -> obje
 
 ASKS = (as_gateway, as_list, as_asyncio)
 EVERYONE = (*ASKS, as_fleet, as_asyncio_fleet, as_sweep, as_reconcile)
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 @pytest.mark.parametrize("ask", [pytest.param(ask, id=ask.__name__) for ask in EVERYONE])

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-from conftest import MakeSettings, close
 from gateways import GatewayProcess
 from keys import some_key
 from waiting import PATIENCE, Stopwatch
@@ -18,14 +14,6 @@ from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.model import PeerResult
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    """A client's app."""
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 class Sender:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from gateways import MakeGateway, MakeSettings, close
+from gateways import MakeGateway
 from keys import some_key
 from raw_messages import RawFlood
 from redis import Redis
@@ -23,13 +22,6 @@ from peerlane.tasks.wire import commit_record
 
 #: Seconds within which a delete is to be answered: a busy machine's group takes a tenth of one.
 SENSIBLE = 8.0
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    made = PeerlaneApp(settings())
-    yield made
-    close(made)
 
 
 def became_of(redis: Redis, requests: list[str]) -> Counter[object]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
-from gateways import GatewayProcess, MakeClient, MakeSettings, close
+from gateways import GatewayProcess, MakeClient
 from keys import key_number, some_key
 from waiting import PATIENCE, eventually
 
@@ -54,13 +54,6 @@ def as_celery(app: PeerlaneApp, name: str, request: str, wish: dict[str, Any]) -
 
 
 WAYS = [pytest.param(way, id=way.__name__) for way in (as_gateway, as_asyncio, as_celery)]
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    found = PeerlaneApp(settings())
-    yield found
-    close(found)
 
 
 def new_request(gateway: GatewayProcess) -> str:

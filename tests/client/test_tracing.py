@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from servers import RedisServer
 
 from peerlane import AsyncGateway, Conflict
 from peerlane.config import names
@@ -40,14 +38,6 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     yield _EXPORTER
     provider.shutdown()
     _EXPORTER._stopped = False  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the next test's provider has it too
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
 
 
 def span_id(span: ReadableSpan) -> int:

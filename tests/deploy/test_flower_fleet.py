@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks import errors
 from peerlane.tasks.errors import Conflict
+from peerlane.tasks.flower.fleet_view import FleetView
 from peerlane.tasks.flower.task_format import formatted, refusal
 
 
@@ -225,3 +227,14 @@ def test_an_unforeseen_error_keeps_its_traceback() -> None:
     assert formatted(task).traceback == "Traceback ..."
     task = SimpleNamespace(exception=repr(Conflict("x")), traceback="Traceback ...", result=None)
     assert (formatted(task).result, task.traceback) == ("conflict", None)
+
+
+def test_a_look_that_does_not_end_is_told_on_every_page(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = FleetView(own_redis.redis)
+    assert fleet.trouble == "nothing has been read from Redis yet"
+    assert fleet.look()
+    assert (fleet.trouble, fleet.healthy) == ("", True)
+    monkeypatch.setattr(fleet, "_looked", time.monotonic() - 60)
+    assert (fleet.trouble, fleet.healthy) == ("nothing has been read from Redis for 60 s", False)

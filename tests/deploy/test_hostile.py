@@ -125,7 +125,6 @@ def deep(levels: int) -> str:
     return "[" * levels + "]" * levels
 
 
-SCALARS = ("null", "true", "17", '"text"', "[]", "1e999", "{}")
 #: In place of what should be something else.
 WRONG: tuple[Any, ...] = (None, 7, [], "text")
 

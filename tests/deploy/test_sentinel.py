@@ -24,6 +24,8 @@ from peerlane import AsyncGateway, Gateway, OutcomeUnknown, PeerlaneError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import failure
+from peerlane.config.redis.sentinels import NoPrimary, Sentinels
 from peerlane.config.redis.url import celery_url, sentinels, shown_url
 from peerlane.config.settings import BadSettings, read
 from peerlane.tasks.status.alarms import read_alarms
@@ -244,3 +246,11 @@ def test_a_url_that_is_none_is_refused_without_showing_it(url: str) -> None:
         read(redis_url=url)
     assert "PEERLANE_REDIS_URL" in str(caught.value)
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("service", ["auth-db", "AUTH"])
+def test_a_name_is_not_taken_for_a_refused_password(service: str) -> None:
+    with pytest.raises(NoPrimary) as told:
+        Sentinels((("127.0.0.1", 1),), service).primary()
+    assert "nobody listens there" in failure(told.value)
+    assert "password" not in failure(told.value)

@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from waiting import PATIENCE, eventually
 from peerlane import AsyncGateway, PeerlaneError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
+from peerlane.config.redis.url import sentinels
+from peerlane.config.settings import read
 from peerlane.tasks.admin.acl import users
 from peerlane.tasks.errors import OutcomeUnknown, RedisAway
 from peerlane.tasks.lane.tasks import task_of
@@ -191,36 +193,63 @@ def test_sentinels_that_stand_still_hold_nobody_up_for_ever(scene: Scene, settin
     assert {type(end) for end in ends} <= {asyncio.CancelledError, OutcomeUnknown}
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "asyncio"])
+def test_a_sentinel_that_does_not_answer_is_asked_once(scene: Scene, *, asynchronous: bool) -> None:
+    """Its host may be gone for long, and each new connection would wait for it."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(0)
+        found = sentinels(read(redis_url=scene.url("api-iad"), **scene.trust))
+        assert found is not None
+        watched = replace(found, hosts=(("127.0.0.1", int(silent.getsockname()[1])), *found.hosts))
+        addresses = [
+            run_and_leave_nothing(watched.primary_async) if asynchronous else watched.primary() for _ in range(3)
+        ]
+        assert len(set(addresses)) == 1
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
 def test_creates_are_answered_before_and_after_a_failover(
     scene: Scene, client: MakeClient, settings: MakeSettings, tmp_path: Path
 ) -> None:
+    """The primary vanishes: its connections stay open, and silent."""
     writer = GatewayProcess("iad", scene.url("writer-iad"), tmp_path, dataplane="memory", **scene.trust)
     writer.start()
     api: dict[str, Any] = {"redis_url": scene.url("api-iad"), **scene.trust}
     app = PeerlaneApp(settings(**api))
     lane = client("iad", **api)
 
-    async def create() -> str:
-        async with AsyncGateway("iad", app=app) as gateway:
-            return (await gateway.create_peer(some_key(), timeout=5)).outcome
-
     def celery() -> str:
         wish = {"gateway": "iad", "public_key": some_key()}
         return str(task_of(app, names.CREATE_PEER).apply_async(kwargs=wish, expires=5).get(timeout=5)["outcome"])
 
-    ways: list[Callable[[], str]] = [
-        lambda: lane.create_peer(some_key(), timeout=5).outcome,
-        lambda: run_and_leave_nothing(create),
-        celery,
-    ]
+    ways: list[Callable[[], str]] = [lambda: lane.create_peer(some_key(), timeout=5).outcome, celery]
     first = scene.servers.sentinels[0].process
     first.send_signal(signal.SIGSTOP)  # the others are asked
     try:
-        assert [ask() for ask in ways] == ["created"] * 3
+        assert [ask() for ask in ways] == ["created"] * 2
     finally:
         first.send_signal(signal.SIGCONT)
-    scene.servers.primary.kill()
-    scene.servers.await_failover()
+
+    def fail_over() -> None:
+        scene.servers.primary.pause()
+        scene.servers.await_failover()
+
+    async def through() -> None:
+        async with AsyncGateway("iad", app=app) as gateway:
+            assert (await gateway.create_peer(some_key(), timeout=5)).outcome == "created"
+            await asyncio.to_thread(fail_over)
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    with suppress(PeerlaneError):
+                        assert (await gateway.create_peer(some_key(), timeout=5)).outcome == "created"
+                        return
+                    await asyncio.sleep(0.1)
+
+    run_and_leave_nothing(through)
 
     def created(ask: Callable[[], str]) -> bool:
         with suppress(PeerlaneError):

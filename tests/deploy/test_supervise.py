@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.workers.host.pulse import LONG, SILENCE
-from peerlane.workers.host.supervisor import AWAY, LONGEST, observer_is_final, pause_after, writer_is_final
+from peerlane.workers.host.supervisor import AWAY, GRACE, LONGEST, observer_is_final, pause_after, writer_is_final
 
 
 def alive(pid: int) -> bool:
@@ -38,9 +39,12 @@ def alive(pid: int) -> bool:
 
 
 class Supervised:
-    """``workers.host.supervisor`` in a process, over shell scripts; each start of a part is a line in its file."""
+    """``workers.host.supervisor`` in a process, over shell scripts; each start of a part is a line in its file.
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], **scripts: str) -> None:
+    ``grace``: the seconds that a silent part is given to go on, and again to end.
+    """
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], grace: float, **scripts: str) -> None:
         self.directory = directory
         parts = "".join(
             f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}, 'part'],"
@@ -49,7 +53,8 @@ class Supervised:
             for name, script in scripts.items()
         )
         program = (
-            "import logging, os, sys; from peerlane.workers.host.supervisor import *;"
+            "import logging, os, sys; from peerlane.workers.host import supervisor;"
+            f"from peerlane.workers.host.supervisor import *; supervisor.GRACE = {grace};"
             f"logging.basicConfig(level='INFO'); sys.exit(supervise([{parts}], os.environ))"
         )
         self.log = directory / "log"
@@ -80,15 +85,17 @@ class Supervised:
 
 
 class MakeSupervised(Protocol):
-    def __call__(self, environment: Mapping[str, str] | None = None, **scripts: str) -> Supervised: ...
+    def __call__(
+        self, environment: Mapping[str, str] | None = None, *, grace: float = GRACE, **scripts: str
+    ) -> Supervised: ...
 
 
 @pytest.fixture
 def supervised(tmp_path: Path) -> Iterator[MakeSupervised]:
     made: list[Supervised] = []
 
-    def make(environment: Mapping[str, str] | None = None, **scripts: str) -> Supervised:
-        made.append(Supervised(tmp_path, environment or {}, **scripts))
+    def make(environment: Mapping[str, str] | None = None, *, grace: float = GRACE, **scripts: str) -> Supervised:
+        made.append(Supervised(tmp_path, environment or {}, grace, **scripts))
         return made[-1]
 
     yield make
@@ -109,6 +116,24 @@ def test_a_part_that_is_killed_is_started_again_and_the_other_is_left_alone(supe
     assert "the writer was killed by SIGKILL" in both.log.read_text()
 
 
+def test_a_part_that_cannot_be_started_again_for_a_while_ends_nobody(
+    supervised: MakeSupervised, tmp_path: Path
+) -> None:
+    """No process is left, say, or the program is just being replaced."""
+    shell, stay = tmp_path / "bin" / "sh", f"exec {shutil.which('sleep')} 600"
+    shell.parent.mkdir()
+    shell.symlink_to(str(shutil.which("sh")))
+    both = supervised({"PATH": str(shell.parent)}, writer=stay, observer=stay)
+    writer, observer = both.nth("writer", 1), both.nth("observer", 1)
+    shell.unlink()
+    os.kill(observer, signal.SIGKILL)
+    eventually(lambda: "the observer could not be started" in both.log.read_text(), "the supervisor saying so")
+    assert alive(writer)
+    shell.symlink_to(str(shutil.which("sh")))
+    assert alive(both.nth("observer", 2))
+    assert both.pids("writer") == [writer]
+
+
 def test_a_part_that_keeps_crashing_is_started_ever_later(supervised: MakeSupervised) -> None:
     watch = Stopwatch()
     both = supervised(writer=STAY, observer="exit 7")
@@ -127,6 +152,7 @@ def test_a_part_that_keeps_silent_is_asked_for_its_stacks_killed_and_started_aga
     all_of_it = supervised(
         watched=SOON_SILENT + "trap 'echo these are its stacks >&3' ABRT; while :; do sleep 0.1; done",
         observer=STAY,
+        grace=2,
     )
     first = all_of_it.nth("watched", 1)
     assert all_of_it.nth("watched", 2) != first
@@ -141,8 +167,8 @@ def test_a_part_that_keeps_silent_is_asked_for_its_stacks_killed_and_started_aga
 def test_a_part_that_goes_on_after_all_is_left_alone(supervised: MakeSupervised, tmp_path: Path) -> None:
     through = tmp_path / "through"
     later = f"sleep 3; while :; do echo '2 serving' >&3; echo . >> {through}; sleep 0.2; done"
-    all_of_it = supervised(watched=SOON_SILENT + later)
-    eventually(lambda: through.exists() and len(through.read_text()) > 2 * 30, "six seconds more")
+    all_of_it = supervised(watched=SOON_SILENT + later, grace=4)
+    eventually(lambda: through.exists() and len(through.read_text()) > 2 * 20, "four seconds more")
     assert len(all_of_it.pids("watched")) == 1
     assert "hangs" not in all_of_it.log.read_text()
 

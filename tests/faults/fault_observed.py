@@ -48,9 +48,9 @@ class Eyes:
         now, wall = time.monotonic(), time.time()
         yield [_activity(key, now - at, wall) for key, at in self._read(fault_device.since).items()]
 
-    def peers(self) -> Mapping[str, DevicePeer]:
+    def peers(self) -> Iterator[DevicePeer]:
         """As KernelView has it, and the following."""
-        return self._look()[0]
+        yield from self._look()[0].values()
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
         return self._look()[1], frozenset(_spec().routes)

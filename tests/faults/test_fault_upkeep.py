@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from expiry import await_expiry
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
 from observers import Observer, ending
 from redis import Redis
@@ -35,13 +35,6 @@ from peerlane.workers.upkeep.reconciler import Reconciler
 from peerlane.workers.upkeep.sweep_policy import Limits
 from peerlane.workers.upkeep.sweeper import Sweeper
 from peerlane.workers.upkeep.writer_requests import WriterRequests
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    made = PeerlaneApp(settings())
-    yield made
-    close(made)
 
 
 @pytest.fixture
@@ -122,9 +115,10 @@ class EmptyDevice:
 
     pools: tuple[Prefix, ...]
     public_key: str
+    complete = True
 
-    def peers(self) -> dict[str, DevicePeer]:
-        return {}
+    def peers(self) -> Iterator[DevicePeer]:
+        return iter(())
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
         return frozenset(), frozenset(self.pools)
@@ -166,7 +160,7 @@ def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_
     report = reconciler.reconcile(ReconcileGateway(gateway=site.name), go_on)
     site.resume()
     assert (report["found"], report["mended"], report["stopped"]["code"]) == ({"missing": 1}, {}, "timed_out")
-    assert told == [{"mended": 0, "of": 1}]
+    assert [state for state in told if state] == [{"mended": 0, "of": 1}]
     redis.close()
 
 

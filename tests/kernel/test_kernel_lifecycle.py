@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateways import MakeClient, MakeGateway, MakeSettings, close
+from gateways import MakeClient, MakeGateway
 from keys import some_key
 from observers import Observer, ending
 from servers import RedisServer
@@ -30,13 +30,6 @@ PEERS, STALE_SHARE = 5_000, 0.9
 def hosts() -> Iterator[Sites]:
     with sites() as made:
         yield made
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    made = PeerlaneApp(settings())
-    yield made
-    close(made)
 
 
 def activity(server: RedisServer, name: str, key: str) -> StoredActivity:

@@ -144,9 +144,9 @@ def test_who_expired_while_the_clock_was_watched_does_not_count_a_flood_ends_all
 
 
 def test_force_overrules_what_holds_a_sweep_back() -> None:
-    held = [Refusal("clock", "it jumped")]
-    assert judge(stale(60, 60), {}, NOW, LIMITS, None, held=held, force=True).refusal is None
-    assert judge(stale(1, 60), {}, NOW, LIMITS, None, held=held).refusal == held[0]
+    known = [Refusal("clock", "it jumped")]
+    assert judge(stale(60, 60), {}, NOW, LIMITS, None, refusals=known, force=True).refusal is None
+    assert judge(stale(1, 60), {}, NOW, LIMITS, None, refusals=known).refusal == known[0]
 
 
 @pytest.mark.parametrize(

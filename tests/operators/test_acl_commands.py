@@ -111,6 +111,9 @@ def test_what_a_reader_is_refused_is_not_told_as_an_outage(
         assert (status, "could not be reached" in said) == (0, False), said
         status, said = run(server, directory, command, "beat")
         assert (status != 0, "could not be reached" in said) == (True, False), said
+    for command in ("gateway clear-alarm iad clock", "gateway poison iad", "gateway poison iad --drop-all"):
+        status, said = run(server, directory, command, "beat")
+        assert (status, json.loads(said)["error"]["code"]) == (1, "storage_error"), said
     assert writer.status is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import random
 import stat
 import threading
@@ -285,6 +286,9 @@ DAMAGED: dict[str, Callable[[Path], bytes]] = {
     "an address that is another's": lambda file: rewritten(
         file, lambda lines: lines[first(lines, "addresses")].__setitem__(2, some_key())
     ),
+    "a date after all dates": lambda file: rewritten(file, lambda lines: lines[0].update(taken_at=10**18)),
+    "an epoch without end": lambda file: rewritten(file, lambda lines: lines[0].update(epoch=float("inf"))),
+    "an epoch that Redis cannot count": lambda file: rewritten(file, lambda lines: lines[0].update(epoch=2**63)),
     "one address twice": lambda file: rewritten(file, twice_the_same_address),
 }
 
@@ -304,6 +308,24 @@ def test_a_damaged_or_foreign_file_changes_nothing(
         restore_state(settings(), untouched.name, file, force=True)
     assert state(redis_server, untouched.name) == before
     assert no_leftovers(redis_server, untouched.name)
+
+
+def test_what_a_file_says_of_a_process_is_not_restored(
+    stopped: GatewayProcess, settings: MakeSettings, redis_server: RedisServer, file: Path
+) -> None:
+    """A gateway that nobody serves must not seem alive."""
+    back_up(settings(), stopped.name, file)
+    file.write_bytes(rewritten(file, lambda lines: lines[0]["facts"].update(heartbeat="9" * 15, region="eu")))
+    redis_server.redis.delete(names.gateway_key(stopped.name))
+    restore_state(settings(), stopped.name, file, force=True)
+    facts = redis_server.redis.hgetall(names.gateway_key(stopped.name))
+    assert (facts.get("heartbeat"), facts["region"], facts["phase"]) == (None, "eu", "stopped")
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(settings: MakeSettings, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Invalid, match="no regular file, and it is read more than once"):
+        restore_state(settings(), "iad", tmp_path / "pipe")
 
 
 def test_any_flipped_bit_is_found(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -206,3 +207,14 @@ def test_where_nothing_can_be_written_the_sentence_says_why(tmp_path: Path) -> N
         write_private(tmp_path / "nowhere" / "laptop.conf", "secret")
     with pytest.raises(NotWritten, match="too long"):
         refuse_if_there(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("name", ["pipe", ".", "/"])
+def test_only_a_file_or_a_link_is_ever_replaced(name: str, tmp_path: Path) -> None:
+    """As root, --output /dev/null --force must not take the device's place."""
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / name if name == "pipe" else Path(name)
+    with pytest.raises(NotWritten, match="no regular file"):
+        write_private(path, "secret", replace=True)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert [found.name for found in tmp_path.iterdir()] == ["pipe"]

@@ -30,6 +30,7 @@ from peerlane.tasks.admin.acl import users
 from peerlane.tasks.errors import Conflict, SettingsError
 from peerlane.tasks.exporter.collector import FleetCollector, MetricsServer
 from peerlane.tasks.exporter.families import ALL, MOST_SERIES, PER_PEER
+from peerlane.tasks.exporter.samples import few
 from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.values.metrics import BUCKETS, OPERATIONS, STAGES
 
@@ -292,3 +293,19 @@ def test_the_documentation_lists_every_family_and_no_other() -> None:
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     }
     assert listed == {family.name for family in (*ALL, *PER_PEER)}
+
+
+def test_what_is_beyond_the_known_takes_no_known_ones_place() -> None:
+    counted = {(word, "x", ""): 1.0 for word in ("a", "b", "c", "other")} | {
+        ("other", "other", "other"): 2.0,
+        ("z", "x", ""): 4.0,
+    }
+    told = list(few("peerlane_requests_total", counted, 3, first=[("z", "x", "")]))
+    assert [labels for _, labels, _ in told] == [("z", "x", ""), ("a", "x", ""), ("other", "other", "other")]
+    assert told[-1][2] == sum(counted.values()) - 5
+
+
+def test_alarms_of_the_known_kinds_are_told_before_others(redis: Redis) -> None:
+    everything(redis, "iad")
+    redis.hset(names.alarms_key("iad"), "sweep", '{"message": "m", "since": 1, "detail": {}}')
+    assert value(scraped(redis), "peerlane_alarm", gateway="iad", kind="sweep") == 1

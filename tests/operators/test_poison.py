@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import asked
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
+from gateways import GatewayProcess, MakeClient, MakeGateway
 from hypothesis import given
 from hypothesis import strategies as st
 from keys import some_key
@@ -31,13 +30,6 @@ from peerlane.tasks.wire.model import SEALED
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.set_aside import LONGEST, MOST, SetAside, read_request
 from peerlane.workers.lane.poison import DELIVERIES, set_aside
-
-
-@pytest.fixture
-def app(settings: MakeSettings) -> Iterator[PeerlaneApp]:
-    made = PeerlaneApp(settings())
-    yield made
-    close(made)
 
 
 @pytest.fixture

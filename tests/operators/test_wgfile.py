@@ -15,7 +15,7 @@ from keys import key_number, some_key
 from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.values.keys import make_key_pair
-from peerlane.tasks.wgfile.export import render_export
+from peerlane.tasks.wgfile.export import render_in_order
 from peerlane.tasks.wgfile.parser import MAX_LINE, MAX_PROBLEMS, ParsedConf, parse_conf
 from peerlane.tasks.wire.stored_peer import Peer
 
@@ -85,6 +85,13 @@ class TestAGoodFile:
         assert (found.listen_port, found.addresses) == (51820, ("10.8.0.1/16", "fd00:8::1/64"))
         assert SECRET.private_key not in repr(found)
         assert PRESHARED not in repr(found)
+
+    def test_has_no_line_that_a_gateway_has_told(self) -> None:
+        """wg-quick runs PostUp lines as root."""
+        lane = LaneState("iad", {"public_key": "x\nPostUp = touch /tmp/owned"}, None, 0, 0)
+        lines = list(render_in_order(GatewayInfo.from_state(lane), []))
+        assert lines[0] == "# The peers of the gateway iad."
+        assert not any("PostUp" in line for line in lines)
 
     def test_may_come_from_windows(self) -> None:
         assert parse_conf(b"\xef\xbb\xbf" + A_FILE.replace("\n", "\r\n").encode()) == read(A_FILE)
@@ -176,6 +183,22 @@ class TestAName:
         (line,) = conf.unread
         assert text.splitlines()[line - 1].count("#") == 1
 
+    @pytest.mark.parametrize(
+        ("comment", "name"),
+        [
+            ("### begin anna ###", "anna"),
+            ("## begin anna lee##", "anna lee"),
+            ("## begin #####", None),
+            ("# Client: anna (0b2f3c4d-0000-4000-8000-0123456789ab)", "anna"),
+            ("# Name: anna(0B2F3C4D-0000-4000-8000-0123456789AB)", "anna"),
+            ("# Name:   anna (home)", "anna (home)"),
+        ],
+    )
+    def test_is_bare_of_what_programs_write_around_it(self, comment: str, name: str | None) -> None:
+        conf = read(f"{comment}\n{a_peer()}")
+        assert [one.peer.labels for one in conf.peers] == [{} if name is None else {"name": name}]
+        assert not conf.unread
+
     def test_comes_first_and_another_one_is_told(self) -> None:
         anna, bob = a_peer(), a_peer("AllowedIPs = 10.8.0.3", key=BOB)
         conf = read(f"### begin anna ###\n{anna}### end anna ###\n### begin bob ###\n# phone\n{bob}")
@@ -262,6 +285,14 @@ class TestAProblem:
         (found,) = parse_conf(b"[Interface]\nPostUp = " + b"x" * 10_000_000 + b"\n").problems
         assert (found.line, str(MAX_LINE) in found.sentence) == (2, True)
 
+    def test_of_a_hostile_file_takes_no_longer_than_its_length(self) -> None:
+        """Before, each of these took hours."""
+        blanks, hashes = " " * 60_000, "#" * 60_000
+        comments = [f"# name: a{blanks}b", f"## begin {hashes}x", f"# label.{blanks}b"] * 100
+        a_peer = f"[Peer]\nPublicKey = {ALICE}\nAllowedIPs = 0.0.0.0/0\n"
+        for text in ("\n".join(comments), a_peer + "AllowedIPs = 10.0.0.1\n" * 300_000, a_peer * 20_000):
+            assert len(read(text).problems) <= 101
+
     def test_is_one_of_so_many_at_most(self) -> None:
         found = parse_conf(b"nonsense\n" * 1_000_000).problems
         assert len(found) == MAX_PROBLEMS + 1
@@ -334,7 +365,7 @@ class TestWhateverComes:
 
     @given(peer_lists())
     def test_an_export_is_read_back_the_same(self, peers: list[Peer]) -> None:
-        found = parse_conf("\n".join(render_export(_GATEWAY, peers)).encode())
+        found = parse_conf("\n".join(render_in_order(_GATEWAY, peers)).encode())
         assert not found.problems
         assert {one.peer.public_key: one.peer for one in found.peers} == {peer.public_key: peer for peer in peers}
         assert found.listen_port == 51820
@@ -344,7 +375,7 @@ class TestWhateverComes:
 def test_an_export_is_what_wg_takes_and_shows_again(tmp_path: Path) -> None:
     alice, bob = (one.peer for one in read(A_FILE).peers)
     file = tmp_path / "export.conf"
-    file.write_text("\n".join(render_export(_GATEWAY, [alice, bob])) + "\n")
+    file.write_text("\n".join(render_in_order(_GATEWAY, [alice, bob])) + "\n")
     subprocess.run(["ip", "link", "add", "wgexp", "type", "wireguard"], check=True)
     try:
         subprocess.run(["wg", "syncconf", "wgexp", file], check=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keys import key_number
 
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wgfile.parser import rendered_peer
+from peerlane.tasks.wgfile.export import rendered_peer
 from peerlane.tasks.wire.model import MAX_TTL
 from peerlane.tasks.wire.stored_peer import Peer
 

@@ -20,7 +20,7 @@ from peerlane.config import names
 from peerlane.config.settings import read
 from peerlane.tasks.admin.peer_import import import_file
 from peerlane.tasks.errors import Invalid, SettingsError
-from peerlane.tasks.wgfile.export import render_export
+from peerlane.tasks.wgfile.export import render_in_order
 from peerlane.tasks.wire.model import SEALED
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable, cipher_of
 
@@ -146,7 +146,7 @@ def _is_sealed(server: RedisServer, gateway: GatewayProcess, key: str) -> bool:
 
 
 def _exported(client: Gateway) -> str:
-    return "\n".join(render_export(client.info(), client.peers()))
+    return "\n".join(render_in_order(client.info(), client.peers()))
 
 
 def test_redis_holds_it_sealed_and_who_has_the_key_reads_it(

@@ -187,6 +187,6 @@ class TestRecords:
         peer = StoredPeer(KEY, (Prefix.parse("10.8.0.7"),))
         raw = raw_key(KEY)
         assert raw is not None
-        records.put(peer, peer.record().encode() + b" " * 10_000)
+        records.add(peer, peer.record().encode() + b" " * 10_000)
         assert records.record(raw) == peer.record().encode()
         assert records[KEY] == peer

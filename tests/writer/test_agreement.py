@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from gateways import MakeSettings
 from keys import some_key
-from servers import RedisServer
 from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
@@ -20,13 +17,6 @@ from peerlane.tasks.lane.result import await_record
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.peers.plan import Plan
-
-
-@pytest.fixture
-def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
-    made = WriterAlone(redis_server, tmp_path)
-    yield made
-    made.close()
 
 
 def test_addresses_of_a_record_that_does_not_parse_are_nobody_elses_after_a_restart(bench: WriterAlone) -> None:

@@ -134,14 +134,14 @@ def test_a_create_that_is_late_by_redis_clock_alone_touches_no_device(lane: Lane
 
 def test_a_create_that_was_held_up_in_the_writer_asks_whether_it_was_cancelled_meanwhile(lane: Lane) -> None:
     request_id, raw = lane.message(public_key=some_key())
-    load = lane.writer.store.load
+    state = lane.writer.store.state
 
-    def slow(progress: Any = None) -> Any:
+    def slow() -> str:
         time.sleep(SURE_FOR * 1.2)
         cancel(lane, request_id)
-        return load(progress)
+        return state()
 
-    lane.writer.store.load = slow
+    lane.writer.store.state = slow
     lane.writer.recovery_needed = "a test"
     lane.take(raw)
     assert lane.changes == []

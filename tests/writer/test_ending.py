@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -75,11 +75,13 @@ def watching(app: PeerlaneApp) -> Generator[Watched]:
 
 
 def start(one: GatewayProcess, form: str, heard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    application = "peerlane.workers.gateway" if form == "lean" else "listening_gateway"
+    # The heartbeats of which the test awaits two come every 10 s otherwise.
+    one.program = ["-m", "celery", "-A", application, "worker", "--heartbeat-interval", "1", "-l"]
     if form != "lean":
         monkeypatch.setenv("LISTENING_GATEWAY_FILE", str(heard))
         path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
         monkeypatch.setenv("PYTHONPATH", path)
-        one.program = ["-m", "celery", "-A", "listening_gateway", "worker", "-l"]
     one.start()
 
 
@@ -171,14 +173,6 @@ def events_of(server: RedisServer) -> Generator[list[str]]:
         thread.stop()
         thread.join(10)
         redis.close()
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
 
 
 @contextmanager

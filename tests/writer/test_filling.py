@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -300,7 +302,7 @@ def test_whatever_is_asked_on_the_way_device_and_redis_are_equal_in_the_end(
                 pass
             table = gateway.writer.table
             if gateway.writer.recovery_needed is None:
-                missing = {d.subject for d in drifts(table, gateway.plane.peers(), gateway.plane.routes())}
+                missing = {d.subject for d in drifts(table, gateway.plane.peers().values(), gateway.plane.routes())}
                 assert missing == {key for key in table.peers if key in table.coming}, "nothing else is lacking"
         gateway.fill()
     finally:
@@ -342,3 +344,20 @@ class TestAGatewayThatFills:
         eventually(lambda: one.look().facts["recovering"] == "0", "a heartbeat that tells so")
         assert int(one.look().facts["peers"]) == PEERS
         assert f"{PEERS - AT_ONCE} peers are still to be added" in one.log
+
+    def test_ends_at_the_next_slice_when_it_is_asked_to(
+        self, redis_server: RedisServer, tmp_path: Path, gateway: MakeGateway
+    ) -> None:
+        control = tmp_path / "failpoints"
+        control.write_text("between_fillings:hang")
+        one = gateway(start=False, pools=("10.8.0.0/16",), test_failpoints=control)
+        crowd(redis_server.redis, one.name, PEERS)
+        one.start(wait=False)
+        eventually(lambda: "peers are still to be added" in one.log, "a filling")
+        os.kill(one.pid, signal.SIGTERM)
+        control.write_text("")
+        assert one.await_end() == 0
+        assert "all peers are on the device" not in one.log
+        one.start()
+        eventually(lambda: "all peers are on the device" in one.log, "the last peer being back")
+        eventually(lambda: one.look().facts.get("peers") == str(PEERS), "a heartbeat that counts them")

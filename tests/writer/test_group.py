@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,14 +29,6 @@ from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Taker
 from peerlane.workers.peers.table import PeerTable
 from peerlane.workers.store.store import Answer
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
 
 
 def some(count: int) -> list[dict[str, Any]]:

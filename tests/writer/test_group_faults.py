@@ -22,6 +22,7 @@ from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import KernelError, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.workers.dataplane import Change, SetPeer
+from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.store import procedures
 
 
@@ -58,6 +59,27 @@ class TestADeviceThatRefusesOnePeer:
         lane.wake()
         assert lane.kinds(sent) == ["created", "created", KernelError, "created", "created"]
         assert bad not in lane.writer.plane.peers()
+
+    def test_is_no_reason_to_take_the_writer_for_stuck(self, lane: GroupedLane) -> None:
+        """64 requests one by one on a slow disk take longer than one may: the writer tells of each."""
+        apply, commit = lane.writer.plane.apply, lane.writer.store.commit
+        turns: list[float] = []
+
+        def refusing(changes: Sequence[Change]) -> None:
+            if len(changes) > 1:
+                raise KernelError("no two peers can be made at once")
+            apply(changes)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            turns.append(PULSE.turned)
+            return commit(*arguments, **options)
+
+        lane.writer.plane.apply, lane.writer.store.commit = refusing, watched
+        sent = lane.send({}, {}, {}, {})
+        lane.wake()
+        assert lane.kinds(sent) == ["created"] * 4
+        assert len(set(turns)) == len(turns) == 4
+
         assert lane.writer.recovery_needed is None
         assert not lane.redis.exists(names.unacked_key(lane.name))
         lane.writer.plane.apply = apply

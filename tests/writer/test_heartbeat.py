@@ -41,6 +41,20 @@ class SlowStore:
         return "active"
 
 
+class FailsTwice(Pace):
+    """A pace that fails in a way that nobody foresaw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 2
+
+    def told(self) -> dict[str, str]:
+        self._left -= 1
+        if self._left >= 0:
+            raise ZeroDivisionError("nobody foresaw this")
+        return super().told()
+
+
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
     store = SlowStore()
     without_peers = SimpleNamespace(
@@ -68,6 +82,32 @@ def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: Mak
         assert set(store.told[1:]) == {"serving"}
     finally:
         store.answers.set()
+        beating.stop()
+
+
+def test_an_unforeseen_failure_of_one_beat_is_not_the_last(
+    settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without heartbeats the lane counts as down, though its writer lives."""
+    store = SlowStore()
+    store.answers.set()
+    without_peers = SimpleNamespace(
+        table=SimpleNamespace(peers={}, coming=()),
+        answered=0,
+        refused=0,
+        created=0,
+        deleted=0,
+        measurements=Measurements(),
+        pace=FailsTwice(),
+    )
+    beating = Heartbeat(
+        settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)
+    )
+    beating.start()
+    try:
+        eventually(lambda: len(store.told) >= 1, "a beat after two that failed")
+        assert caplog.text.count("Traceback") == 1, "it is told once"
+    finally:
         beating.stop()
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
-from servers import RedisServer
 from waiting import PATIENCE
 from writer_alone import create_peer
 
@@ -31,14 +28,6 @@ from peerlane.workers.lane.taking import (
     Taker,
 )
 from peerlane.workers.store.store import Answer
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
 
 
 def now_ms(lane: GroupedLane) -> int:

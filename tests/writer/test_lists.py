@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import key_number, some_key
 from redis.exceptions import ResponseError
-from servers import RedisServer
 from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
@@ -36,21 +34,6 @@ from peerlane.workers.dataplane import Change, SetPeer
 from peerlane.workers.peers.handlers import PlanningContext, decide
 from peerlane.workers.peers.table import PeerTable, Policy
 from peerlane.workers.store.store import Answer
-
-
-@pytest.fixture
-def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
-    found = WriterAlone(redis_server, tmp_path)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
 
 
 def create_all(bench: WriterAlone, *wishes: dict[str, Any], request: str | None = None, **more: Any) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,30 +11,15 @@ from gateways import GatewayProcess, MakeClient, MakeGateway
 from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
-from servers import RedisServer
 from waiting import eventually
 from writer_alone import WriterAlone, create_peer
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict
 from peerlane.tasks.values.metrics import BUCKETS, STAGES, Histogram, WriterMetrics, encoded, writer_metrics
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.lane.strategy import sent_at
 from peerlane.workers.request.request import Delivery
-
-
-@pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
-    found = WriterAlone(redis_server, tmp_path)
-    yield found
-    found.close()
 
 
 def told(site: GatewayProcess) -> WriterMetrics | None:
@@ -101,6 +84,14 @@ class TestAGateway:
             return new is not None and new.began > metrics.began and new.requests == {}
 
         eventually(anew, "a new writer that counts anew")
+
+    def test_counts_no_outcome_of_its_own_for_what_somebody_else_has_stored(self, bench: WriterAlone) -> None:
+        for word in ("created", "a", "b", "c" * 5000):
+            request, record = bench.request(), {"outcome": word}
+            bench.raw.set(names.result_key(request), commit_record.encode(request, record), ex=60)
+            bench.create(request=request)
+        counted = bench.writer.measurements.requests
+        assert counted == {("create", "created", ""): 1, ("create", "other", ""): 3}
 
     def test_tells_how_long_the_oldest_message_waits(self, bench: WriterAlone) -> None:
         def oldest() -> tuple[str | None, str | None]:

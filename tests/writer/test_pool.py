@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -82,6 +84,29 @@ class TestALargePool:
         assert str(pool.smallest_free()) == "fd00:8:0:0:8000::/128"
         index.add(Prefix.parse("fd00:8:0:0:8000::/65"))
         assert pool.smallest_free() is None
+
+    def test_remembers_once_what_is_freed_again_and_again(self) -> None:
+        """A peer that names its address comes and goes, while a smaller address is free."""
+        index = PrefixIndex()
+        pool: Any = AddressPool(Prefix.parse("10.8.0.0/16"), index)
+        taken = [Prefix.host(4, 0x0A080001 + number) for number in range(9)]
+        for address in taken:
+            assert pool.smallest_free() == address
+            index.add(address)
+        assert pool.smallest_free() == Prefix.host(4, taken[-1].network + 1)
+        index.remove(taken[3])
+        pool.freed(taken[3])
+        for _ in range(1000):
+            index.remove(taken[7])
+            pool.freed(taken[7])
+            index.add(taken[7])
+        assert len(pool._freed) == 2  # noqa: SLF001 - in weeks it would be all of the writer's memory
+        assert pool.smallest_free() == taken[3]
+        index.add(taken[3])
+        assert pool.smallest_free() == Prefix.host(4, taken[-1].network + 1)
+        index.remove(taken[7])
+        pool.freed(taken[7])
+        assert pool.smallest_free() == taken[7], "it is remembered anew once it was forgotten"
 
     def test_offers_again_what_was_freed_first(self) -> None:
         index = PrefixIndex()

@@ -100,7 +100,7 @@ class TestMendingAnyDrift:
         self, spec: DeviceSpec, table: PeerTable, history: list[SetPeer | AddRoute]
     ) -> None:
         plane = opened(spec, history)
-        plane.apply([drift.change for drift in drifts(table, plane.peers(), plane.routes())])
+        plane.apply([drift.change for drift in drifts(table, plane.peers().values(), plane.routes())])
         assert {key: held(peer) for key, peer in plane.peers().items()} == {
             key: as_held(peer) for key, peer in table.peers.items()
         }
@@ -112,8 +112,8 @@ class TestMendingAnyDrift:
         self, spec: DeviceSpec, table: PeerTable, history: list[SetPeer | AddRoute]
     ) -> None:
         plane = opened(spec, history)
-        plane.apply([drift.change for drift in drifts(table, plane.peers(), plane.routes())])
-        assert drifts(table, plane.peers(), plane.routes()) == []
+        plane.apply([drift.change for drift in drifts(table, plane.peers().values(), plane.routes())])
+        assert drifts(table, plane.peers().values(), plane.routes()) == []
 
     @given(table=tables(), history=devices())
     def test_touches_no_peer_that_is_as_it_should_be(
@@ -124,7 +124,7 @@ class TestMendingAnyDrift:
         right = {key for key, peer in device.items() if key in table.peers and held(peer) == as_held(table.peers[key])}
         changed = {
             drift.change.public_key
-            for drift in drifts(table, device, plane.routes())
+            for drift in drifts(table, device.values(), plane.routes())
             if isinstance(drift.change, SetPeer | RemovePeer)
         }
         assert not changed & right
@@ -136,7 +136,7 @@ class TestMendingAnyDrift:
     ) -> None:
         plane = opened(spec, history)
         keys = frozenset(key_number(number) for number in untouchable)
-        assert not {drift.subject for drift in drifts(table, plane.peers(), plane.routes(), keys)} & keys
+        assert not {drift.subject for drift in drifts(table, plane.peers().values(), plane.routes(), keys)} & keys
 
 
 class TestRecovery:
@@ -181,4 +181,4 @@ class TestRecovery:
 def test_drift_is_counted_by_kind(tmp_path: Path) -> None:
     table = PeerTable(POLICY, [StoredPeer(public_key=key_number(1), allowed_ips=(HOSTS[0],))])
     plane = opened(DeviceSpec("wg0", tmp_path / "key", 51820), [SetPeer(key_number(2), frozenset())])
-    assert counted(drifts(table, plane.peers(), plane.routes())) == {"unknown": 1, "missing": 1}
+    assert counted(drifts(table, plane.peers().values(), plane.routes())) == {"unknown": 1, "missing": 1}

@@ -23,9 +23,10 @@ from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Fenced, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
-from peerlane.workers.store import journal
+from peerlane.workers.store import journal, sequence
 from peerlane.workers.store.commit import Commit
 from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
@@ -138,6 +139,30 @@ class TestARedisThatIsBehind:
                 bench.writer.recover()
         is_true_again(bench, *lost)
         assert bench.alarm is None
+
+    def test_is_caught_up_with_step_by_step_and_the_writer_is_not_taken_for_stuck(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be 50,000 outcomes, within a request that callers and supervisor expect to end within seconds."""
+        monkeypatch.setattr(sequence, "AT_ONCE", 1)
+        before = bench.moment()
+        lost = confirmed(bench)
+        before.come_back()
+        commits: Any = bench.writer.store.sequence
+        make_again, pulses = commits._make_again, list[tuple[float, float]]()  # noqa: SLF001 - one step
+
+        def watched(made: Any, seq: int) -> Any:
+            if made:
+                pulses.append((PULSE.turned, PULSE.within))
+            return make_again(made, seq)
+
+        monkeypatch.setattr(commits, "_make_again", watched)
+        PULSE.turn(SOON)
+        bench.create()
+        is_true_again(bench, *lost)
+        assert len(pulses) >= 7
+        assert {within for _, within in pulses} == {LONG}
+        assert len({turned for turned, _ in pulses}) == len(pulses), "each step is told"
 
     def test_gives_back_what_was_lost_in_the_middle(self, bench: Bench) -> None:
         first = confirmed(bench)
@@ -339,6 +364,27 @@ class TestMoreIsLostThanIsKept:
         assert set(keys) <= set(bench.records)
         bench.agree()
         bench.close()
+
+    @pytest.mark.parametrize("keeps_a_file", [True, False], ids=["with a redo file", "without one"])
+    def test_a_writer_that_dies_before_it_has_made_up_for_them_leaves_them_to_the_next(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, *, keeps_a_file: bool
+    ) -> None:
+        """Few enough are lost that the next start would take them for strangers on the device."""
+        monkeypatch.setattr(journal, "MOST", 2)
+        if keeps_a_file:
+            bench.keep_file()
+            bench.writer.recover()
+        there = [bench.create()["public_key"] for _ in range(9)]
+        before = bench.moment()
+        lost = [bench.create()["public_key"] for _ in range(7)]
+        before.come_back()
+        bench.writer.store.sequence.catch_up()
+        kept = set(bench.records)
+        bench.succeed()
+        assert {*there, *lost} == set(bench.plane.peers()), "confirmed peers stay on the device"
+        assert bench.alarm is not None
+        bench.succeed()
+        assert set(bench.plane.peers()) == kept, "once a person was told, Redis is followed"
 
     def test_a_redis_that_was_emptied_has_lost_its_data_and_no_newer_writer(self, bench: Bench) -> None:
         kept, gone, _ = confirmed(bench)

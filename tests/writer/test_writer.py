@@ -37,13 +37,6 @@ from peerlane.workers.store.retry import ShutdownRequested
 
 
 @pytest.fixture
-def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
-    found = WriterAlone(redis_server, tmp_path)
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def own_bench(own_redis: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
     """For tests that hurt the server."""
     found = WriterAlone(own_redis, tmp_path)

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from peerlane.config.redis.client import connect
 from peerlane.config.redis.failures import reason
 from peerlane.config.settings import Settings
+from peerlane.tasks.admission.lane_state import number
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
@@ -51,7 +52,8 @@ def _kernel(settings: Settings) -> Iterator[Check]:
         yield Check("data plane", "ok", f"{plane.kind}: this process can use it here")
     else:
         verdict: Verdict = "failed" if gateway else "warning"
-        yield Check("data plane", verdict, f"{plane.kind}: {missing}; only gateways need it")
+        needed = "" if gateway else "; only gateways need it"
+        yield Check("data plane", verdict, f"{plane.kind}: {missing}{needed}")
     if gateway:
         yield from forwarding(settings)
 
@@ -94,7 +96,10 @@ def _gateways(redis: Redis) -> Iterator[Check]:
 
 def _gateway(status: GatewayStatus) -> Iterator[Check]:
     what, lane = f"gateway {status.gateway}", status.lane
-    waiting = f"{lane.facts.get('peers', '0')} peers, {lane.waiting} + {lane.waiting_bulk} requests wait"
+    peers, waiting_all = number(lane.facts.get("peers", "")), lane.waiting + lane.waiting_bulk
+    waiting = f"{_counted(peers, 'peer')}, {_counted(waiting_all, 'request')} waiting"
+    if lane.waiting_bulk:
+        waiting += f", {lane.waiting_bulk:,} of them in bulk"
     if lane.stuck:
         sentence = f"stuck: its writer has served nothing for {lane.idle_for or 0:.0f} s; its log says what it does"
         yield Check(what, "failed", f"{sentence}; {waiting}")
@@ -109,18 +114,26 @@ def _gateway(status: GatewayStatus) -> Iterator[Check]:
         yield Check(what, "failed", f"its lane is full, {lane.cap:,} requests wait: more are refused")
     yield from _start(what, status)
     for alarm in status.alarms:
-        yield Check(what, "failed", f"ALARM {alarm.kind}: {alarm.message}")
+        yield Check(what, "failed", f"ALARM {alarm.kind}: {alarm.message} ({alarm.runbook})")
     if not status.visible:
         yield Check(what, "warning", "this Redis user may not see its alarms, observer and sweeps")
     elif lane.live and not status.observed:
         yield Check(what, "warning", f"{_unobserved(status)}: nothing is swept or reconciled")
     if status.set_aside:
         count = "1 message was" if status.set_aside == 1 else f"{status.set_aside:,} messages were"
-        yield Check(what, "warning", f"{count} set aside: peerlane gateway poison")
+        yield Check(what, "warning", f"{count} set aside: peerlane gateway poison {status.gateway}")
+    yield from _sweep(what, status)
+
+
+def _sweep(what: str, status: GatewayStatus) -> Iterator[Check]:
     if (missed := missed_count(status.sweep)) or status.sweep.get("stopped"):
         stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
         why = f": {stopped['message']}" if "message" in stopped else ""
-        yield Check(what, "warning", f"its last sweep left {missed:,} stale peers where they are{why}")
+        yield Check(what, "warning", f"its last sweep left {_counted(missed, 'stale peer')} in place{why}")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _start(what: str, status: GatewayStatus) -> Iterator[Check]:

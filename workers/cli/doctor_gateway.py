@@ -46,7 +46,10 @@ def on_this_host(settings: Settings, facts: Mapping[str, str], redis: Redis) -> 
     plane = open_plane(settings)
     seconds, _ = redis.time()
     if (host := elsewhere(facts, plane.lock_name, seconds * 1000)) is not None:
-        yield Check("host", "warning", f"its writer is on {host}: port and key are looked at there")
+        place = host
+        if host == socket.gethostname():
+            place = "this host with another device or data plane than these settings name, or in another namespace"
+        yield Check("host", "warning", f"its writer is on {place}: port and key are looked at there")
         return
     if plane.on_host:
         yield _port(number(facts.get("listen_port", "")))

@@ -7,7 +7,7 @@ A data plane belongs to one thread of one process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -135,8 +135,13 @@ class DataPlane(Protocol):
 class DeviceView(Protocol):
     """The reading side of a device, besides its counters. Raises KernelError if it cannot be read."""
 
-    def peers(self) -> Mapping[str, DevicePeer]:
-        """Every peer by public key."""
+    @property
+    def complete(self) -> bool:
+        """Whether the last ``peers`` that was read to its end certainly missed none: see ``CounterSource.complete``."""
+        ...
+
+    def peers(self) -> Iterator[DevicePeer]:
+        """Every peer, one at a time, with constant memory."""
         ...
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:

@@ -13,7 +13,7 @@ import itertools
 import logging
 import socket
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,17 +180,12 @@ class KernelDataPlane:
             raise KernelError("no device is open")
 
     def _device(self) -> DeviceState:
-        """The device's own attributes. Reads the dump to its end, so that the socket can be used again."""
-
-        def read() -> DeviceState:
-            state: DeviceState | None = None
-            for payload in self._generic.dump(self._family, self._family, encode_get(self._interface)):
-                state = state or read_device(payload)
-            if state is None:
-                raise Malformed("the dump holds no device")
-            return state
-
-        return uninterrupted(read)
+        """The device's own attributes. The peers that follow them in a dump are not read."""
+        with closing(self._generic.dump(self._family, self._family, encode_get(self._interface))) as dump:
+            first = next(dump, None)
+        if first is None:
+            raise Malformed("the dump holds no device")
+        return read_device(first)
 
 
 def kernel_available() -> str | None:

@@ -45,8 +45,8 @@ def public_key(private: bytes) -> str:
     return encode_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
 
 
-def load_or_make(path: Path, held: bytes | None = None, expected: str | None = None) -> bytes:
-    """The private key in ``path``, clamped as in the kernel. If there is none, write ``held`` or a new key.
+def load_or_make(path: Path, current: bytes | None = None, expected: str | None = None) -> bytes:
+    """The private key in ``path``, clamped as in the kernel. If there is none, write ``current`` or a new key.
 
     The file appears with its whole content, mode 0600, or not at all; of two processes making it one wins and both
     get the winner's key. ``expected`` is the public key that clients were given, where there is one.
@@ -59,11 +59,11 @@ def load_or_make(path: Path, held: bytes | None = None, expected: str | None = N
         try:
             private = _load(path)
         except FileNotFoundError:
-            if expected is not None and held is None:
+            if expected is not None and current is None:
                 raise SettingsError(f"private key file {path} is not there, {_way_out(path, expected)}") from None
-            if held is not None:
-                _refuse_unexpected(path, held, expected)
-            _make(path, held or secrets.token_bytes(32))
+            if current is not None:
+                _refuse_unexpected(path, current, expected)
+            _make(path, current or secrets.token_bytes(32))
             private = _load(path)
     except OSError as error:
         raise SettingsError(f"private key file {path}: {error.strerror or error}") from error
@@ -93,15 +93,15 @@ def _way_out(path: Path, expected: str) -> str:
     )
 
 
-def refuse_other(path: Path, interface: str, held: bytes, private: bytes) -> None:
+def refuse_other(path: Path, interface: str, current: bytes, private: bytes) -> None:
     """Refuse a device whose key is not the file's, because replacing it would end every session.
 
     Raises:
         SettingsError: names both public keys, and what can be done.
     """
-    if not hmac.compare_digest(held, private):
+    if not hmac.compare_digest(current, private):
         raise SettingsError(
-            f"{interface} has the public key {public_key(held)}, the private key file {path} is that of"
+            f"{interface} has the public key {public_key(current)}, the private key file {path} is that of"
             f" {public_key(private)}; move the file away to go on with the device's key, or run"
             f" `wg set {interface} private-key {path}` to give it the file's and end every session"
         )

@@ -6,7 +6,8 @@ import base64
 import fcntl
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.values.prefix import Prefix
@@ -14,15 +15,16 @@ from peerlane.workers.dataplane import DeviceIdentity, DevicePeer
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.errors import translated
 from peerlane.workers.dataplane.netlink import routes
-from peerlane.workers.dataplane.netlink.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel, uninterrupted
+from peerlane.workers.dataplane.netlink.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
 from peerlane.workers.dataplane.netlink.framing import (
     GENL_ID_CTRL,
     Interrupted,
     Malformed,
+    Payload,
     family_id,
     family_request,
 )
-from peerlane.workers.dataplane.netlink.wireguard_decode import DeviceState, read_counters, read_device, read_peers
+from peerlane.workers.dataplane.netlink.wireguard_decode import each_peer, read_counters, read_device
 from peerlane.workers.dataplane.netlink.wireguard_encode import encode_get
 from peerlane.workers.dataplane.netlink.wireguard_uapi import FAMILY
 
@@ -61,18 +63,26 @@ class KernelView:
 
     def __init__(self, interface: str, *, timeout: float = 10.0) -> None:
         self._interface = interface
+        self.complete = False
         self._generic = Channel(NETLINK_GENERIC, timeout=timeout)
         self._routes = routes.RouteTable(Channel(NETLINK_ROUTE, timeout=timeout))
 
-    def peers(self) -> Mapping[str, DevicePeer]:
-        """All peers; read again, a few times, if a change interrupts the dump."""
-
-        def read() -> Mapping[str, DevicePeer]:
-            return read_peers(self._generic.dump(family, family, encode_get(self._interface)))
-
+    def peers(self) -> Iterator[DevicePeer]:
+        """See ``DeviceView.peers``."""
         with translated(f"read the peers of {self._interface}"):
-            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
-            return uninterrupted(read)
+            self.complete = False
+            yield from each_peer(self._payloads())
+
+    def _payloads(self) -> Iterator[Payload]:
+        try:
+            yield from self._dump()
+        except Interrupted:
+            return
+        self.complete = True
+
+    def _dump(self) -> Generator[Payload]:
+        family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
+        yield from self._generic.dump(family, family, encode_get(self._interface))
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
         """The routes of single peers, and all others that lead to the device."""
@@ -100,20 +110,11 @@ class KernelView:
 
     def identity(self) -> DeviceIdentity:
         """See ``DeviceView.identity``."""
-
-        def read() -> DeviceState:
-            # To its end, so that the socket stays in step.
-            first, *_ = [
-                read_device(payload) if number == 0 else None
-                for number, payload in enumerate(self._generic.dump(family, family, encode_get(self._interface)))
-            ] or [None]
+        with translated(f"look at {self._interface}"), closing(self._dump()) as dump:
+            first = next(dump, None)  # the peers follow, and nobody needs them here
             if first is None:
                 raise Malformed("the dump holds no device")
-            return first
-
-        with translated(f"look at {self._interface}"):
-            family = family_id(self._generic.ask(GENL_ID_CTRL, family_request(FAMILY)))
-            identity = uninterrupted(read)
+            identity = read_device(first)
         (mtu,) = struct.unpack_from("=i", self._asked(_SIOCGIFMTU), 16)
         return DeviceIdentity(base64.b64encode(identity.public_key or b"").decode(), identity.listen_port, mtu)
 

@@ -19,7 +19,7 @@ from peerlane.tasks.admin import maintenance
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.peer.qr import qr_code
-from peerlane.tasks.cli.tables import WIDE, facts, gateway_table
+from peerlane.tasks.cli.tables import facts, gateway_table
 from peerlane.tasks.client.gateway import gateways
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.status.gateway_info import GatewayInfo
@@ -79,7 +79,7 @@ class Demo:
         first, many = self._measured("creating", names.CREATE_PEER, asks, alone)
         self._there += asks
         self._figures("created", first, many)
-        self._say(gateway_table(self._counted(), WIDE))
+        self._say(gateway_table(self._counted(), self.output.out.width))
 
     def _counted(self) -> list[GatewayInfo]:
         """Wait until the gateways' heartbeats count all peers, about a second; returns the gateways."""
@@ -132,9 +132,10 @@ class Demo:
         self._there.append(Ask(name, pair.public_key))
         text = client_config(result, gateway.info(), private_key=pair.private_key).render()
         self._say(Text(text.rstrip("\n"), "cyan"))
-        code, width = qr_code(text)
-        if self.output.json:
+        drawn = qr_code(text)
+        if self.output.json or drawn is None:
             return
+        code, width = drawn
         if self.output.out.width < width:
             self._say(Text(f"(its QR code needs {width} columns)", "dim"))
         else:

@@ -114,9 +114,9 @@ def _account(user: str) -> pwd.struct_passwd:
         raise SettingsError(f"PEERLANE_USER: there is no user {user} on this host") from None
 
 
-def _prctl(what: int, *values: int) -> None:
+def _prctl(option: int, *values: int) -> None:
     words = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
-    if _libc.prctl(ctypes.c_int(what), *words) != 0:
+    if _libc.prctl(ctypes.c_int(option), *words) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

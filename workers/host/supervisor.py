@@ -166,17 +166,28 @@ def _start(
         os.set_blocking(child.pulse, False)
         command += ["--pulse", str(pipe)]
         child.awaited, child.condemned, child.aborted, child.stacks = child.began + LONG, None, False, b""
-    child.process = subprocess.Popen(
-        command,
-        env=environment,
-        pass_fds=() if pipe is None else (pipe,),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if piped else None,
-        process_group=0,  # Ctrl-C in a terminal reaches this process, which passes it on once
-        preexec_fn=in_the_child,  # noqa: PLW1509 - see there
-    )
-    if pipe is not None:
-        os.close(pipe)
+    try:
+        child.process = subprocess.Popen(
+            command,
+            env=environment,
+            pass_fds=() if pipe is None else (pipe,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if piped else None,
+            process_group=0,  # Ctrl-C in a terminal reaches this process, which passes it on once
+            preexec_fn=in_the_child,  # noqa: PLW1509 - see there
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        if child.starts == 1:
+            raise
+        # No memory or process is left, or the program is being replaced: it was there, and the other part goes on.
+        pause = _later(child, lived=0.0, status=1)
+        log.error("the %s could not be started (%s); trying again in %.0f s", child.part.name, error, pause)
+    finally:
+        if pipe is not None:
+            os.close(pipe)
+        if child.process is None and child.pulse is not None:
+            os.close(child.pulse)
+            child.pulse = None
 
 
 def _judge(child: _Running) -> None:
@@ -231,8 +242,7 @@ def _ended(child: _Running, hear: Callable[[bytes], None] | None) -> int | None:
             log.critical("the stacks of the %s:\n%s", child.part.name, child.stacks.decode(errors="replace").rstrip())
         os.close(child.pulse)
         child.pulse, child.serving = None, False
-    now = time.monotonic()
-    lived = now - child.began
+    lived = time.monotonic() - child.began
     decided = child.part.decides and child.starts == 1 and status > 0 and bool(said)
     if decided or child.part.final(status, lived):
         if hear is not None:
@@ -240,12 +250,18 @@ def _ended(child: _Running, hear: Callable[[bytes], None] | None) -> int | None:
         again = "the first start failed" if decided else "which it would again"
         log.critical("the %s ended with status %d, %s", child.part.name, status, again)
         return status
-    child.crashes = 1 if lived >= HEALTHY else child.crashes + 1
-    pause = pause_after(child.crashes, status)
-    child.due = now + pause
+    pause = _later(child, lived, status)
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     log.warning("the %s %s after %.0f s; starting it again in %.0f s", child.part.name, how, lived, pause)
     return None
+
+
+def _later(child: _Running, lived: float, status: int) -> float:
+    """Have a part started again after a pause, which is returned."""
+    child.crashes = 1 if lived >= HEALTHY else child.crashes + 1
+    pause = pause_after(child.crashes, status)
+    child.due = time.monotonic() + pause
+    return pause
 
 
 def _left(running: Sequence[_Running]) -> float:

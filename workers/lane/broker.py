@@ -41,12 +41,12 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 -
     if len(raw) > MAX_MESSAGE:
         return f"larger than {MAX_MESSAGE} bytes"
     try:
-        found = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError):
         return "not JSON"
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         return "not a JSON object"
-    envelope = cast("dict[str, Any]", found)
+    envelope = cast("dict[str, Any]", parsed)
     properties = envelope.get("properties")
     if not isinstance(properties, dict):
         return "without properties"

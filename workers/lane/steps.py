@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 from celery import bootsteps
@@ -68,10 +69,6 @@ def _await_redis(worker: Any) -> None:
         redis.close()
 
 
-#: Seconds that a busy worker leaves between two slices of what it does by itself: requests come in between.
-BETWEEN_SLICES = 0.001
-
-
 class TickStep(bootsteps.StartStopStep):
     """Ticks the service once a second, between requests, in the writer's thread, while the worker consumes."""
 
@@ -80,7 +77,9 @@ class TickStep(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         self._timer: Any = None
-        self._slice: Any = None
+        #: A pair of which the first is always readable, while there is more to fill. The event loop then does not wait:
+        #: each of its turns takes what messages there are, and fills one slice. Its timers wait a millisecond or more.
+        self._more: tuple[socket.socket, socket.socket] | None = None
 
     def start(self, parent: Any) -> None:
         PULSE.turn()
@@ -95,16 +94,27 @@ class TickStep(bootsteps.StartStopStep):
             raise WorkerShutdown(0) from None
         PULSE.turn()
         parent.obey_pause()
-        if self._slice is None:
+        if self._more is None:
             self._fill(parent)
 
     def _fill(self, parent: Any) -> None:
         """Fill one slice; the next follows after the event loop has handled new messages."""
-        self._slice = None
-        if parent.service.fill():
-            self._slice = parent.timer.call_after(BETWEEN_SLICES, self._fill, (parent,))
+        if not parent.service.fill():
+            self._end_filling(parent)
+        elif self._more is None:
+            near, far = self._more = socket.socketpair()
+            far.send(b"\0")
+            parent.hub.add_reader(near.fileno(), self._fill, parent)
+
+    def _end_filling(self, parent: Any) -> None:
+        if self._more is not None:
+            parent.hub.remove_reader(self._more[0].fileno())
+            for end in self._more:
+                end.close()
+            self._more = None
 
     def stop(self, parent: Any) -> None:
-        for timer in filter(None, (self._timer, self._slice)):
-            timer.cancel()
-        self._timer = self._slice = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._end_filling(parent)

@@ -27,6 +27,8 @@ class AddressPool:
         self._reserved = reserved
         self._cursor = self._first
         self._freed: list[tuple[int, int]] = []
+        #: What is on the heap: who comes and goes at one address while a smaller one is free leaves one entry.
+        self._on_heap: set[tuple[int, int]] = set()
 
     @property
     def size(self) -> int:
@@ -45,9 +47,9 @@ class AddressPool:
             free = self._next_free(start, end)
             if free == start:
                 return Prefix.host(self.prefix.version, start)
-            heapq.heappop(self._freed)
+            self._on_heap.discard(heapq.heappop(self._freed))
             if free is not None:
-                heapq.heappush(self._freed, (free, end))
+                self._put(free, end)
         free = self._next_free(self._cursor, self._end)
         self._cursor = self._end + 1 if free is None else free
         return None if free is None else Prefix.host(self.prefix.version, free)
@@ -56,6 +58,11 @@ class AddressPool:
         """Take note that ``prefix``, inside or around this pool, is free again."""
         start, end = max(prefix.network, self._first), min(prefix.last, self._end, self._cursor - 1)
         if start <= end:
+            self._put(start, end)
+
+    def _put(self, start: int, end: int) -> None:
+        if (start, end) not in self._on_heap:
+            self._on_heap.add((start, end))
             heapq.heappush(self._freed, (start, end))
 
     def _next_free(self, start: int, end: int) -> int | None:

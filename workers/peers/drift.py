@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
@@ -33,21 +34,17 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """All differences in a safe order of repair: removals and reductions first, then additions."""
+    """The differing peers in a safe order of repair: removals and reductions first, then additions."""
 
     first: list[Drift]
     #: Keys, of 32 bytes, of peers that the device lacks.
     missing: list[bytes]
-    routes: list[Drift]
 
 
 def differences(
-    table: PeerTable,
-    device: Mapping[str, DevicePeer],
-    routes: Iterable[Prefix],
-    untouchable: frozenset[str] = frozenset(),
+    table: PeerTable, device: Iterable[DevicePeer], untouchable: frozenset[str] = frozenset()
 ) -> Differences:
-    """The differences between device and table.
+    """The peers that differ between device and table.
 
     A peer that holds another's addresses is mended before that other, so removals and shrinking come first: adding
     an allowed IP moves it silently, and the later removal of the thief would not give it back. ``untouchable`` are
@@ -57,7 +54,8 @@ def differences(
     shrunk: list[Drift] = []
     wrong: list[Drift] = []
     there: set[bytes | None] = {raw_key(key) for key in untouchable}
-    for key, on_device in device.items():
+    for on_device in device:
+        key = on_device.public_key
         there.add(raw_key(key))
         if key in untouchable:
             continue
@@ -68,26 +66,26 @@ def differences(
             extra = on_device.allowed_ips - frozenset(peer.allowed_ips)
             (shrunk if extra else wrong).append(Drift(kind, key, as_set_peer(peer)))
     missing = [raw for raw in table.peers.raw_keys() if raw not in there]
-    wanted, present = table.routed(), set(routes)
+    return Differences(gone + shrunk + wrong, missing)
+
+
+def route_drifts(wanted: AbstractSet[Prefix], present: AbstractSet[Prefix]) -> list[Drift]:
+    """The routes of single peers that differ, those to remove first."""
     stray = [Drift("unknown_route", str(p), RemoveRoute(p)) for p in sorted(present - wanted)]
     lacking = [Drift("missing_route", str(p), AddRoute(p)) for p in sorted(wanted - present)]
-    return Differences(gone + shrunk + wrong, missing, stray + lacking)
+    return stray + lacking
 
 
 def drifts(
     table: PeerTable,
-    device: Mapping[str, DevicePeer],
-    routes: Iterable[Prefix],
+    device: Iterable[DevicePeer],
+    routes: AbstractSet[Prefix],
     untouchable: frozenset[str] = frozenset(),
 ) -> list[Drift]:
-    """``differences`` as one list."""
-    differing = differences(table, device, routes, untouchable)
-    return [*differing.first, *missing_drifts(table, differing), *differing.routes]
-
-
-def missing_drifts(table: PeerTable, differing: Differences) -> list[Drift]:
-    """The peers that the device lacks."""
-    return [Drift("missing", key, as_set_peer(table.peers[key])) for key in map(text_key, differing.missing)]
+    """All differences, of peers and of routes."""
+    differing = differences(table, device, untouchable)
+    lacking = [Drift("missing", key, as_set_peer(table.peers[key])) for key in map(text_key, differing.missing)]
+    return [*differing.first, *lacking, *route_drifts(table.routed(), routes)]
 
 
 def _differs(peer: StoredPeer, on_device: DevicePeer) -> Kind | None:
@@ -100,6 +98,13 @@ def _differs(peer: StoredPeer, on_device: DevicePeer) -> Kind | None:
     return None
 
 
-def counted(drifts: Iterable[Drift]) -> dict[str, int]:
+class Differs(Protocol):
+    """A difference of some kind."""
+
+    @property
+    def kind(self) -> Kind: ...
+
+
+def counted(drifts: Iterable[Differs]) -> dict[str, int]:
     """The number of differences of each kind."""
     return dict(Counter(drift.kind for drift in drifts))

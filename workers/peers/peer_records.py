@@ -62,14 +62,20 @@ class PeerRecords(Mapping[str, StoredPeer]):
         """The record of a key of 32 bytes."""
         return self._records.get(raw)
 
-    def put(self, peer: StoredPeer, record: bytes | None = None) -> None:
-        """Put a peer in place of any with its key. ``record`` is its stored record, if there is one."""
-        raw = raw_key(peer.public_key)
-        if raw is None:
-            raise ValueError("not a public key")
+    def put(self, peer: StoredPeer) -> None:
+        """Put a peer in place of any with its key."""
+        raw = _raw(peer)
         self._kept.pop(peer.public_key, None)
+        self._records[raw] = peer.record().encode()
+
+    def add(self, peer: StoredPeer, record: bytes | None) -> bool:
+        """Put a peer, unless there is one with its key; returns whether it was put. ``record`` is its stored record."""
+        raw = _raw(peer)
+        if raw in self._records:
+            return False
         whole = record is not None and len(record) <= _ROOMY
         self._records[raw] = record if record is not None and whole else peer.record().encode()
+        return True
 
     def keep(self, peer: StoredPeer) -> None:
         """Put a peer that has no usable record."""
@@ -80,3 +86,10 @@ class PeerRecords(Mapping[str, StoredPeer]):
         """Remove a peer. No error if it was not there."""
         if self._kept.pop(public_key, None) is None and (raw := raw_key(public_key)) is not None:
             self._records.pop(raw, None)
+
+
+def _raw(peer: StoredPeer) -> bytes:
+    raw = raw_key(peer.public_key)
+    if raw is None:
+        raise ValueError("not a public key")
+    return raw

@@ -46,12 +46,14 @@ class Loaded:
 
     def take(self, peer: StoredPeer, record: bytes | None = None) -> None:
         """Add a peer; ``record`` is its stored record. A peer that comes twice is added once."""
-        if (raw := raw_key(peer.public_key)) is not None and self.peers.record(raw) is not None:
-            return
-        self.peers.put(peer, record)
-        for prefix in peer.allowed_ips:
-            if not self.index.take(prefix):
-                self.overlapping = True
+        if self._put(peer, record):
+            for prefix in peer.allowed_ips:
+                if not self.index.take(prefix):
+                    self.overlapping = True
+
+    def _put(self, peer: StoredPeer, record: bytes | None) -> bool:
+        """Add the peer itself; returns whether it was new."""
+        return self.peers.add(peer, record)
 
 
 class Coming:

@@ -14,6 +14,10 @@ from peerlane.workers.request import traces
 from peerlane.workers.request.request import Outcome, Request
 
 _OPERATION = {names.CREATE_PEER: "create", names.DELETE_PEER: "delete"}
+#: The outcomes that are counted. A commit record in Redis, which callers may write too, can say anything.
+_OUTCOMES = frozenset(
+    ("created", "existing", "deleted", "absent", "listed", "removed", "mended", "imported", "would_import")
+)
 #: Milliseconds beyond which a message was not sent when it says: no deadline is longer.
 _LONGEST_WAIT = 86_400_000
 #: Seconds of work that the pace is an average of.
@@ -43,7 +47,8 @@ class Measurements:
         if isinstance(result, PeerlaneError):
             kind = (operation, "refused", result.code)
         else:
-            kind = (operation, str(result.get("outcome")), "")
+            outcome_name = result.get("outcome")
+            kind = (operation, outcome_name if outcome_name in _OUTCOMES else "other", "")
         self.requests[kind] = self.requests.get(kind, 0) + 1
         waited = None
         if taken_ms is not None and delivery.sent_at > 0 and taken_ms - delivery.sent_at <= _LONGEST_WAIT:

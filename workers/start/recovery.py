@@ -6,21 +6,24 @@ First it repairs what is wrong on the device, then it adds the peers that are pr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.errors import KernelError, PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers import failpoints
 from peerlane.workers.dataplane import AddRoute, Change, DataPlane, DevicePeer, RemovePeer, RemoveRoute
 from peerlane.workers.peers.adoption import adoptable
-from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences, route_drifts
 from peerlane.workers.peers.handlers import plan_many
 from peerlane.workers.peers.plan import Plan, as_set_peer
 from peerlane.workers.peers.table import Coming, Loaded, PeerTable, Policy, build_table
+
+log = logging.getLogger(__name__)
 
 #: Changes sent to the device between two reports of progress.
 BATCH = 256
@@ -73,12 +76,12 @@ def recover(
     in the table's ``coming``.
 
     Raises:
-        KernelError: the device could not be read or changed.
+        KernelError: the device could not be read or changed. Not where a peer's route leads elsewhere: that is logged.
     """
     table = build_table(policy, loaded)
     device = plane.peers()
     routes = plane.routes()
-    differing = differences(table, device, routes, frozenset(table.broken))
+    differing = differences(table, device.values(), frozenset(table.broken))
     strangers = [drift.subject for drift in differing.first if drift.kind == "unknown" and drift.subject not in in_hand]
     kept: dict[str, str] = {}
     adopted: Sequence[Plan] = ()
@@ -97,7 +100,8 @@ def recover(
     theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
     alone = {"unknown": staying, "unknown_route": theirs}
     first, later = (
-        [d for d in part if d.subject not in alone.get(d.kind, ())] for part in (differing.first, differing.routes)
+        [d for d in part if d.subject not in alone.get(d.kind, ())]
+        for part in (differing.first, route_drifts(table.routed(), routes))
     )
     later += _routes_of_adopted(adopted, routes)
     mended = counted([*first, *later]) | ({"missing": len(differing.missing)} if differing.missing else {})
@@ -120,10 +124,28 @@ def recover(
 
 def _change(plane: DataPlane, changes: Iterator[Change], total: int, progress: Progress | None) -> None:
     for done in range(0, total, BATCH):
-        plane.apply(list(islice(changes, BATCH)))
+        _make(plane, list(islice(changes, BATCH)))
         failpoints.reach("between_batches")
         if progress is not None:
             progress(min(done + BATCH, total), total)
+
+
+def _make(plane: DataPlane, changes: Sequence[Change]) -> None:
+    """Make changes. A route that the kernel refuses, because somebody else has one, is left out: the rest is needed."""
+    try:
+        plane.apply(changes)
+    except KernelError:
+        if not any(isinstance(change, AddRoute) for change in changes) or not plane.alive():
+            raise
+    else:
+        return
+    for change in changes:  # each says what should be, so that making it twice does no harm
+        try:
+            plane.apply([change])
+        except KernelError as error:
+            if not isinstance(change, AddRoute):
+                raise
+            log.error("the route to the peer with %s could not be made: %s", change.prefix, error)
 
 
 def _by_heat(missing: list[bytes], seen: Seen | None, at_once: int) -> tuple[Sequence[bytes], Sequence[bytes]]:

@@ -21,9 +21,9 @@ Progress = Callable[[int, int], None]
 class Loading:
     """The pages taken so far."""
 
-    def __init__(self, gateway: str, cipher: PskCipher, *, at: int) -> None:
+    def __init__(self, gateway: str, cipher: PskCipher, loaded: Loaded) -> None:
         self._gateway, self._cipher = gateway, cipher
-        self._loaded = Loaded(at=at)
+        self.loaded = loaded
         self._held: dict[str, list[Prefix]] = {}
         #: Records taken in.
         self.records = 0
@@ -47,15 +47,15 @@ class Loading:
             check_public_key(key)  # what is no key at all is told as that
             raise
         if stored.preshared_key is None:
-            self._loaded.take(stored, record)
+            self.loaded.take(stored, record)
             return
         try:
             peer = self._cipher.opened(self._gateway, stored)
         except Unsealable as error:
             raise StorageError(f"the record of peer {key} cannot be used: {error}") from None
-        self._loaded.take(peer, record if peer is stored else None)
+        self.loaded.take(peer, record if peer is stored else None)
         if not self._cipher.current(stored.preshared_key):
-            self._loaded.outdated.append(key)
+            self.loaded.outdated.append(key)
 
     def hold(self, page: Iterable[tuple[bytes, bytes]]) -> None:
         """Take a page of owners by prefix: the addresses of peers whose records cannot be used."""
@@ -71,6 +71,6 @@ class Loading:
         """The loaded peers, after the last page."""
         for key, reason in self.broken.items():
             log.error("gateway %s: %s; left as it is", self._gateway, reason)
-            self._loaded.broken[key] = StoredPeer(key, tuple(sorted(self._held.get(key, []))))
-            self._loaded.reasons[key] = reason
-        return self._loaded
+            self.loaded.broken[key] = StoredPeer(key, tuple(sorted(self._held.get(key, []))))
+            self.loaded.reasons[key] = reason
+        return self.loaded

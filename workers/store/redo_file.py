@@ -137,10 +137,10 @@ class RedoFile:
             return
         self._write({**self._begun, "seq": base})
 
-    def _write(self, what: dict[str, Any]) -> None:
+    def _write(self, entry: dict[str, Any]) -> None:
         if self._file is None:
             return
-        text = json.dumps(what, separators=(",", ":")).encode()
+        text = json.dumps(entry, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         try:
             if os.write(self._file, line) < len(line):

@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
@@ -20,8 +20,10 @@ from redis.exceptions import RedisError, ResponseError
 from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import Journal, Made, Step
+from peerlane.workers.store.lost import LOST, Lost
 from peerlane.workers.store.procedures import Procedure
 from peerlane.workers.store.redo_file import RedoFile
 
@@ -38,38 +40,6 @@ class Predecessor:
     epoch: int
     writer: str
     seq: int
-
-
-@dataclass(slots=True)
-class Lost:
-    """The outcomes that Redis has lost, and those of them that could not be repeated."""
-
-    #: Outcomes that were not kept any more.
-    outcomes: int = 0
-    #: Outcomes that Redis holds otherwise now: their callers had not heard of them, and have cancelled them.
-    disputed: int = 0
-    #: The public keys of these.
-    keys: set[str] = field(default_factory=set[str])
-    #: Outcomes made true again.
-    redone: int = 0
-    #: Outcomes of a gateway of which Redis knows nothing any more.
-    unknown: int = 0
-
-    def add(self, more: Lost) -> None:
-        """Add what else is lost."""
-        self.outcomes += more.outcomes
-        self.disputed += more.disputed
-        self.keys |= more.keys
-        self.redone += more.redone
-        self.unknown += more.unknown
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether outcomes are lost that are not in the journal."""
-        return self.outcomes > 0 or self.unknown > 0
-
-    def __bool__(self) -> bool:
-        return self.incomplete or self.disputed > 0
 
 
 class CommitSequence:
@@ -117,6 +87,8 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
+        told = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
+        self.lost.outcomes += int(told) if told.isdigit() else 0
         kept = file.read()
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
@@ -130,6 +102,10 @@ class CommitSequence:
             self.lost.unknown = 0 if newer else kept.seq
         file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
         self.journal.record = file
+
+    def made_up_for(self) -> None:
+        """Note in Redis that whatever was lost is made up for, or told to a person."""
+        self._redis.hdel(self._gateway_key, LOST)
 
     def commit(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
         """Commit outcomes in one step; each gets its own verdict.
@@ -233,15 +209,17 @@ class CommitSequence:
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        lost = Lost(outcomes=missing)
+        lost = Lost(outcomes=missing + sum(not each.changes for step in steps for each in step.made))
+        if lost.outcomes:
+            # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
+            self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + lost.outcomes)
         for some in _slices(steps):
-            made = [each for step in some for each in step.made]
-            whole = [each for each in made if each.changes]
+            PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
+            whole = [each for step in some for each in step.made if each.changes]
             verdicts = self._make_again(whole, some[-1].seq)
             if verdicts is None:
                 return  # a newer writer: whoever asks next learns it
             _count(lost, whole, verdicts)
-            lost.outcomes += len(made) - len(whole)
         if self._make_again([], self.known) is None:
             return
         if self.facts:

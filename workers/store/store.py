@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.redis.hash_pages import hash_pages
+from peerlane.tasks.redis.hash_pages import hash_pages, some_fields
 from peerlane.tasks.redis.server_clock import ServerClock
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.compact_json import compact_json
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
@@ -132,15 +133,19 @@ class Store:
         except Unsealable as error:
             raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
 
-    def load(self, progress: Progress | None = None) -> Loaded:
-        """Load all peers, page by page. A record that does not parse is kept as broken.
+    def load(
+        self, progress: Progress | None = None, *, into: Loaded | None = None, only: Collection[str] | None = None
+    ) -> Loaded:
+        """Load all peers, or ``only`` these, page by page. A record that does not parse is kept as broken.
 
         A writer's first makes true again what Redis has lost: the device never follows a Redis that is behind.
         """
         self.sequence.catch_up()
-        loading = Loading(self.gateway, self.cipher, at=self.clock.now_ms() // 1000)
+        loading = Loading(self.gateway, self.cipher, into or Loaded())
+        loading.loaded.at = self.clock.now_ms() // 1000
         total = self._told("peers") if progress is not None else 0
-        for page in hash_pages(self.redis, self._peers):
+        peers = hash_pages(self.redis, self._peers) if only is None else some_fields(self.redis, self._peers, only)
+        for page in peers:
             loading.take(page)
             if progress is not None:
                 progress(loading.records, max(loading.records, total))
@@ -148,6 +153,12 @@ class Store:
             for page in hash_pages(self.redis, self._addresses):
                 loading.hold(page)
         return loading.ended()
+
+    def held(self, prefixes: Collection[Prefix]) -> set[Prefix]:
+        """Those of the prefixes that a peer holds."""
+        texts = {str(prefix): prefix for prefix in prefixes}
+        pages = some_fields(self.redis, self._addresses, texts)
+        return {texts[name.decode()] for page in pages for name, _ in page}
 
     def coming(self) -> int:
         """How many peers the writer still has to add to its device, as its heartbeat says."""

@@ -127,6 +127,6 @@ class UpkeepHandler:
         late = bool(self._deadline) and seconds * 1000 + micros // 1000 > self._deadline
         return not late and not self._redis.exists(names.result_key(self._request_id))
 
-    def _tell(self, what: Mapping[str, Any]) -> None:
+    def _tell(self, fields: Mapping[str, Any]) -> None:
         seconds, _ = self._redis.time()
-        self._redis.hset(names.observer_key(self._gateway), self._act, json.dumps({"at": seconds, **what}))
+        self._redis.hset(names.observer_key(self._gateway), self._act, json.dumps({"at": seconds, **fields}))

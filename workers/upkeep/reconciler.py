@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict, Draining, Invalid, PeerlaneError, PoolExhausted
@@ -14,11 +14,12 @@ from peerlane.tasks.status.alarms import clear_alarm, raise_alarm
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.upkeep import ReconcileGateway
 from peerlane.workers import failpoints
-from peerlane.workers.dataplane import DeviceIdentity, DeviceView
-from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, differences, missing_drifts
-from peerlane.workers.peers.table import Policy, build_table
+from peerlane.workers.dataplane import DeviceView
+from peerlane.workers.peers.drift import MANY_UNKNOWN, Unknown, counted
+from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep.clock_monitor import ClockMonitor
+from peerlane.workers.upkeep.comparison import BothSides, Comparison
 from peerlane.workers.upkeep.writer_requests import GoOn, WriterRequests
 
 log = logging.getLogger(__name__)
@@ -33,19 +34,6 @@ LISTED = 10_000
 UNKNOWN_ALARM = "unknown_peers"
 #: That of a device whose key, port or MTU somebody has changed, or which was down or lacked a route.
 DEVICE_ALARM = "device"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One comparison of device and Redis."""
-
-    found: list[Drift]
-    #: Peers on the device.
-    peers: int
-    #: What is wrong with the device itself: down, a covering route that is not there, another key, port or MTU.
-    device: tuple[str, ...]
-    #: Peers that the writer still adds after a start: those that are missing may be among them.
-    coming: int = 0
 
 
 @dataclass(kw_only=True)
@@ -70,11 +58,13 @@ class Reconciler:
         if self.view is None:
             note = "the device is in its writer's memory, where only the writer sees it"
             return {**report, "outcome": "skipped", "note": note}
-        look = self._compare(self.view)
-        if look.found or look.device:
+        sides = BothSides(self.store, self.policy, self.view, go_on, self.mtu)
+        suspects = sides.suspects()
+        look = suspects.comparison
+        if suspects:
             time.sleep(PAUSE)  # a request in flight has changed one side and not yet the other
             failpoints.reach("between_looks")
-            look = _both(look, self._compare(self.view))
+            look = sides.in_full(suspects)
         counts = counted(look.found) | ({"device": len(look.device)} if look.device else {})
         held_back = self._held_back(look)
         if look.coming:
@@ -90,33 +80,6 @@ class Reconciler:
         if counts:
             log.warning("gateway %s: device and Redis differed: %s", self.policy.gateway, counts)
         return {**report, "seconds": round(time.monotonic() - began, 3)}
-
-    def _compare(self, view: DeviceView) -> Comparison:
-        # Redis first, as in a sweep; what a request changes between the two looks is gone at the second comparison.
-        coming = self.store.coming()
-        table = build_table(self.policy, self.store.load())
-        device = view.peers()
-        routes, others = view.routes()
-        wrong = [f"no route for {pool}" for pool in self.policy.pools if pool not in routes | others]
-        if not view.up():
-            wrong.insert(0, "the device is down")
-        wrong += self._changed(view.identity())
-        differing = differences(table, device, routes, frozenset(table.broken))
-        missing = [] if coming else missing_drifts(table, differing)
-        return Comparison([*differing.first, *missing, *differing.routes], len(device), tuple(wrong), coming)
-
-    def _changed(self, device: DeviceIdentity) -> Iterator[str]:
-        """The differences between the device's key, port and MTU and the registered ones."""
-        key = names.gateway_key(self.policy.gateway)
-        stored = cast("list[bytes | None]", self.store.redis.hmget(key, "public_key", "listen_port"))
-        public_key, port = ((value or b"").decode(errors="replace") for value in stored)
-        if public_key and device.public_key != public_key:
-            instead = f"that of {device.public_key}" if device.public_key else "gone"
-            yield f"the device's key is {instead}, clients were given {public_key}"
-        if port.isdecimal() and device.listen_port != int(port):
-            yield f"the device listens on UDP port {device.listen_port}, and was registered with {port}"
-        if self.mtu is not None and device.mtu != self.mtu:
-            yield f"the device's MTU is {device.mtu}, PEERLANE_MTU is {self.mtu}"
 
     def _held_back(self, look: Comparison) -> str | None:
         """Why unknown peers are left alone; None if they are not."""
@@ -190,17 +153,6 @@ class Reconciler:
         message = f"{len(keys)} peers on the device have no allowed IPs and were not adopted: {named}"
         raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, message, now=self.clock.look())
         return {"left_out": list(keys)}
-
-
-def _both(first: Comparison, second: Comparison) -> Comparison:
-    """The differences that both comparisons show."""
-    before = {(drift.kind, drift.subject) for drift in first.found}
-    return Comparison(
-        [drift for drift in second.found if (drift.kind, drift.subject) in before],
-        second.peers,
-        tuple(wrong for wrong in second.device if wrong in first.device),
-        max(first.coming, second.coming),
-    )
 
 
 def _requests(keys: Sequence[str], routes: Sequence[str], *, device: bool) -> Iterator[dict[str, Any]]:

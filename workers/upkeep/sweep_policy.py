@@ -198,15 +198,15 @@ class Judgement:
             self._victims.append(victim)
             self._doubtful += doubtful(victim, self._sure_since)
 
-    def decision(self, *, held: Iterable[Refusal] = (), force: bool = False) -> Decision:
-        """Of all that were taken. ``held`` are reasons known already (clock, unreadable counters).
+    def decision(self, *, refusals: Iterable[Refusal] = (), force: bool = False) -> Decision:
+        """Of all that were taken. ``refusals`` are reasons known already (clock, unreadable counters).
 
         ``force`` overrules every refusal; peers that the reading does not show then still go for their expiry only.
         """
         self._victims.sort()
         if force:
             return Decision(self._peers, self._victims)
-        refusal = next(iter(held), None)
+        refusal = next(iter(refusals), None)
         if refusal is None and self._sight is not None:
             refusal = implausible(self._peers, self.missing, complete=self._sight.complete)
         return Decision(self._peers, self._victims, refusal or excessive(self._doubtful, self._peers, self._limits))
@@ -219,11 +219,11 @@ def judge(
     limits: Limits,
     sight: Sight | None,
     *,
-    held: Iterable[Refusal] = (),
+    refusals: Iterable[Refusal] = (),
     force: bool = False,
     sure_since: int | None = None,
 ) -> Decision:
     """``Judgement`` of peers that are all at hand."""
     whole = Judgement(now, limits, sight, sure_since=sure_since)
     whole.take(peers, seen)
-    return whole.decision(held=held, force=force)
+    return whole.decision(refusals=refusals, force=force)

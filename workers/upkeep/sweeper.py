@@ -109,10 +109,10 @@ class Sweeper:
         now = self.clock.look()
         # First of all: who is on the device by then is missing from no reading that follows.
         coming = self._coming()
-        held: list[Refusal] = self.clock.held()
+        refusals: list[Refusal] = self.clock.held()
         counted = self.counted
         if counted is None:
-            return self._judged(now, go_on, KeySet()).decision(held=held, force=force)
+            return self._judged(now, go_on, KeySet()).decision(refusals=refusals, force=force)
         tries = 0
         while True:
             tries += 1
@@ -124,8 +124,8 @@ class Sweeper:
                 break
         counted.forget(peers)
         if counted.trouble is not None:
-            held.append(Refusal("counters", f"the counters cannot be read: {counted.trouble}"))
-        return judgement.decision(held=held, force=force)
+            refusals.append(Refusal("counters", f"the counters cannot be read: {counted.trouble}"))
+        return judgement.decision(refusals=refusals, force=force)
 
     def _judged(self, now: int, go_on: GoOn, peers: KeySet, *, use_sight: bool = True) -> Judgement:
         """Every peer, judged; their keys go into ``peers``."""

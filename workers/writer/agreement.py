@@ -23,8 +23,8 @@ from peerlane.workers.start import loss
 from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.start.startup_commits import adopt, reseal
 from peerlane.workers.store.commit import Answer
+from peerlane.workers.store.lost import Lost
 from peerlane.workers.store.retry import RetryUntilShutdown
-from peerlane.workers.store.sequence import Lost
 from peerlane.workers.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,8 @@ class Agreement:
         except BaseException:
             self.store.sequence.lost.add(lost)  # for the next recovery to make up for
             raise
+        if lost.incomplete:
+            self.until_answered(self.store.sequence.made_up_for)
         self.table = done.table
         self.state = self.until_answered(self.store.state)
         self.recovery_needed = None

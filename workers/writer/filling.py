@@ -17,8 +17,8 @@ from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 
-#: Peers of one slice: one message to the kernel, some 5 ms. A request waits for one at most.
-SLICE = 64
+#: Peers of one slice: one message to the kernel, some 2 ms. A request waits for one at most.
+SLICE = 32
 
 
 class Filling:

@@ -28,6 +28,7 @@ from peerlane.config import names
 from peerlane.tasks.errors import Fenced, KernelError, PeerlaneError
 from peerlane.tasks.wire import commit_record
 from peerlane.workers import failpoints
+from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.handlers import decide
 from peerlane.workers.peers.plan import Decision, PeerTable, Plan
 from peerlane.workers.request.request import Outcome, Request
@@ -67,6 +68,7 @@ def carry_out_many(writer: Writer, requests: Sequence[Request]) -> list[Outcome 
 
 
 def _alone(writer: Writer, request: Request) -> Outcome | None:
+    PULSE.turn(SOON if request.task in (names.CREATE_PEER, names.DELETE_PEER) else LONG)
     try:
         return writer.carry_out(request.task, request.delivery, request.arguments)
     except Fenced:

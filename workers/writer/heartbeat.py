@@ -59,6 +59,8 @@ class Heartbeat(threading.Thread):
         self._ended = threading.Event()
         self._telling = threading.Lock()
         self._beats = 0
+        #: How the last beat failed, if that was nothing that Redis said.
+        self._unforeseen: type[Exception] | None = None
         #: When the server was looked at last, on the monotonic clock; and what was told of measurements, and when.
         self._looked_at = self._measured_at = float("-inf")
         self._measured = ""
@@ -83,6 +85,13 @@ class Heartbeat(threading.Thread):
                 log.debug("no heartbeat: %s", type(error).__name__)
                 wait = EVERY if failed_before else OVERDUE
                 self._measured_at = float("-inf")
+            except Exception as error:
+                # Without this thread the lane would count as down until the process ends.
+                if type(error) is not self._unforeseen:
+                    log.exception("the heartbeat failed in an unforeseen way")
+                self._unforeseen = type(error)
+            else:
+                self._unforeseen = None
             if PULSE.idle() > PULSE.within:
                 wait = OVERDUE
 

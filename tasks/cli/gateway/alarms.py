@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import click
-from redis.exceptions import RedisError
 
-from peerlane.config.redis.failures import reason
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
-from peerlane.tasks.errors import Invalid, OutcomeUnknown
+from peerlane.tasks.errors import Invalid
+from peerlane.tasks.redis.errors import reaching
 from peerlane.tasks.status import alarms
 
 
@@ -23,10 +22,8 @@ def clear_alarm(session: Session, name: str, kind: str) -> None:
 
     One whose cause is still there is raised again.
     """
-    try:
+    with reaching("doing it again is harmless", refused="nothing was changed"):
         cleared = alarms.clear_alarm(lanes_of(session.app).redis, name, kind, "a person has cleared it")
-    except RedisError as error:
-        raise OutcomeUnknown(f"Redis could not be reached: {reason(error)}") from None
     if not cleared:
         raise Invalid(f"the gateway {name} has no alarm {kind}; `peerlane gateway show {name}` lists those it has")
     if session.output.json:

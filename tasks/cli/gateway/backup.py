@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from peerlane.tasks.admin.backup import Progress, back_up, restore_state
+from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.output import progress_bar
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
@@ -25,6 +26,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("file", type=FILE)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @pass_session
+@ended_as_by_ctrl_c()
 def backup(session: Session, name: str, file: Path, *, force: bool) -> None:
     """Write a gateway's peers, addresses and activity to FILE, as they are at one moment. The gateway goes on.
 
@@ -47,6 +49,7 @@ def backup(session: Session, name: str, file: Path, *, force: bool) -> None:
 @click.argument("file", type=FILE)
 @click.option("--force", is_flag=True, help="Put it in the place of what the gateway holds in Redis now.")
 @pass_session
+@ended_as_by_ctrl_c()
 def restore(session: Session, name: str, file: Path, *, force: bool) -> None:
     """Make a gateway's state what FILE says, all of it or nothing. Stop its writer first.
 

@@ -19,6 +19,7 @@ from peerlane.tasks.cli.gateway.import_ import import_peers
 from peerlane.tasks.cli.gateway.maintenance import reconcile, status_facts, sweep
 from peerlane.tasks.cli.gateway.poison import poison
 from peerlane.tasks.cli.gateway.remove import remove
+from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
@@ -123,6 +124,7 @@ def show(session: Session, name: str) -> None:
 @click.option("--output", "path", type=click.Path(path_type=Path), help="Write to this file (mode 0600).")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @pass_session
+@ended_as_by_ctrl_c()
 def export(session: Session, name: str, path: Path | None, *, force: bool) -> None:
     """A gateway's peers as a file for `wg syncconf`, `wg addconf` and `gateway import`.
 

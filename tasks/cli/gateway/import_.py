@@ -20,6 +20,7 @@ from peerlane.tasks.admin.peer_import import (
     import_file,
     import_live,
 )
+from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command, Exit
@@ -47,6 +48,7 @@ ROWS = 200
     help="How long to wait; then the import is cancelled.",
 )
 @pass_session
+@ended_as_by_ctrl_c()
 def import_peers(
     session: Session, name: str, file: BinaryIO | None, *, live: bool, leave_out: bool, dry_run: bool, timeout: float
 ) -> None:

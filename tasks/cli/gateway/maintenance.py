@@ -12,14 +12,17 @@ from rich.text import Text
 
 from peerlane.tasks.admin import maintenance
 from peerlane.tasks.admission.lane_state import number
+from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import span
-from peerlane.tasks.cli.top.screen import NEARLY_FULL
+from peerlane.tasks.cli.top.columns import NEARLY_FULL
 from peerlane.tasks.status.alarms import Alarm
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
+from peerlane.tasks.values.metrics import counts as words_counted
+from peerlane.tasks.values.metrics import number as measured
 
 #: Rows of a table for people; --json gives all that the gateway listed.
 ROWS = 200
@@ -42,6 +45,7 @@ _timeout = click.option(
 @click.option("--force", is_flag=True, help="Remove even so many; believe Redis' clock, whatever it has done.")
 @_timeout
 @pass_session
+@ended_as_by_ctrl_c()
 def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: bool) -> None:
     """Remove a gateway's stale peers: expired, never handshaked, or idle for too long.
 
@@ -68,6 +72,7 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
 @click.option("--dry-run", is_flag=True, help="List what differs; mend nothing.")
 @_timeout
 @pass_session
+@ended_as_by_ctrl_c()
 def reconcile(session: Session, name: str, timeout: float, *, dry_run: bool) -> None:
     """Compare a gateway's device with Redis, and mend what differs by the smallest change."""
     report = maintenance.reconcile(session.app, name, dry_run=dry_run, timeout=timeout)
@@ -204,7 +209,8 @@ def _reading(status: GatewayStatus) -> str | None:
     ago = span(status.ago(status.reading.get("at")))
     if trouble := status.reading.get("trouble"):
         return f"not read {ago} ago: {trouble}"
-    return f"of {status.reading.get('peers', 0):,} peers, read {ago} ago in {status.reading.get('seconds', 0):g} s"
+    peers, seconds = (measured(status.reading.get(name)) for name in ("peers", "seconds"))
+    return f"of {int(peers):,} peers, read {ago} ago in {seconds:g} s"
 
 
 def _last(status: GatewayStatus, report: Mapping[str, Any], fields: tuple[str, str]) -> Text | None:
@@ -213,10 +219,10 @@ def _last(status: GatewayStatus, report: Mapping[str, Any], fields: tuple[str, s
     if report.get("outcome") == "running":
         counts = ", ".join(f"{n} {v:,}" for n, v in report.items() if isinstance(v, int) and n != "at")
         return Text(f"running: {counts}")
-    done: dict[str, int] = report.get(fields[0]) or {}
-    planned: dict[str, int] = report.get(fields[1]) or {}
+    done, planned = (words_counted(report.get(name)) for name in fields)
     counted = _counts(done) or (f"nothing of {_counts(planned)}" if planned else "nothing")
     sentence = f"{report.get('outcome')} {span(status.ago(report.get('at')))} ago: {counted} {fields[0]}"
-    why: Mapping[str, Any] = report.get("stopped") or report.get("refusal") or {}
+    why: Any = report.get("stopped") or report.get("refusal")
     failed = bool(why) or missed_count(report) > 0
-    return Text(f"{sentence}; {why['message']}" if "message" in why else sentence, "red" if failed else "")
+    told = f"; {why['message']}" if isinstance(why, dict) and "message" in why else ""
+    return Text(f"{sentence}{told}", "red" if failed else "")

@@ -9,11 +9,12 @@ from rich.table import Table
 
 from peerlane.tasks.admin import poison_messages
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
+from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts
-from peerlane.tasks.redis.errors import reaching
+from peerlane.tasks.redis.errors import reaching, reading
 
 #: Rows of a table for people; --json gives all.
 ROWS = 100
@@ -27,6 +28,7 @@ ROWS = 100
 @click.option("--drop-all", is_flag=True, help="Forget all of them.")
 @click.option("--timeout", type=Seconds(0, 600, min_open=True), metavar="SECONDS", help="For --replay.")
 @pass_session
+@ended_as_by_ctrl_c()
 def poison(  # noqa: PLR0917 - one parameter for each option
     session: Session,
     name: str,
@@ -44,15 +46,15 @@ def poison(  # noqa: PLR0917 - one parameter for each option
         _show(session, lanes, name, show)
     elif replay:
         within = timeout or session.settings.timeout
-        with reaching():
+        with reaching(refused="the message stays"):
             result = poison_messages.replay(session.app, lanes.redis, name, replay, timeout=within)
         _say(session, {"gateway": name, "replayed": replay, "result": result}, f"done: {result.get('outcome')}")
     elif drop:
-        with reaching():
+        with reaching("doing it again is harmless", refused="nothing was changed"):
             poison_messages.drop(lanes.redis, name, drop)
         _say(session, {"gateway": name, "dropped": 1}, f"{drop} is forgotten")
     elif drop_all:
-        with reaching():
+        with reaching("doing it again is harmless", refused="nothing was changed"):
             count = poison_messages.drop_all(lanes.redis, name)
         _say(session, {"gateway": name, "dropped": count}, f"{count:,} messages are forgotten")
     else:
@@ -67,7 +69,7 @@ def _say(session: Session, document: dict[str, object], sentence: str) -> None:
 
 
 def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
-    with reaching():
+    with reading():
         message = poison_messages.find(lanes.redis, name, wanted)
         about = poison_messages.shown(message, lanes.stored(message.request_id) if message.request_id else None)
     if session.output.json:
@@ -79,7 +81,7 @@ def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
 
 
 def _list(session: Session, lanes: Lanes, name: str) -> None:
-    with reaching():
+    with reading():
         messages = poison_messages.set_aside_messages(lanes.redis, name)
     if session.output.json:
         documents = [

@@ -26,7 +26,7 @@ def remove(session: Session, name: str, *, force: bool) -> None:
         session.output.document(asdict(done))
         return
     counted = [(done.peers, "peer"), (done.requests, "waiting request")]
-    listed = " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counted if count)
+    listed = " and ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counted if count)
     session.output.out.print(f"{name} is forgotten{f', with {listed}' if listed else ''}", style="green")
     if done.peers:
         session.output.note("its device may hold them still: delete that on its host, or start the gateway anew")

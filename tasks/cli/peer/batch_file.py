@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from peerlane.tasks.cli.parameters import parse_duration, parse_label
 from peerlane.tasks.errors import Invalid
 
 FIELDS = ("public_key", "allowed_ips", "preshared_key", "keepalive", "ttl", "labels", "pinned")
+
+#: Characters of a list that are read: a million peers, and no device that never ends.
+LONGEST_LIST = 64 * 1024 * 1024
 
 _BLANK = re.compile(r"\s*")
 #: What a line of keys begins with; whether it is one, its own answer says.
@@ -35,6 +38,22 @@ class Line:
         """Its public key, if it can be read."""
         key = None if isinstance(self.wish, Invalid) else self.wish.get("public_key")
         return key if isinstance(key, str) else None
+
+
+def text_of(source: TextIO) -> str:
+    """The whole list.
+
+    Raises:
+        Invalid: it is no text, cannot be read, or is too long.
+    """
+    try:
+        text = source.read(LONGEST_LIST + 1)
+    except (UnicodeDecodeError, OSError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        raise Invalid(f"the list cannot be read: {reason}") from None
+    if len(text) > LONGEST_LIST:
+        raise Invalid(f"the list is longer than {LONGEST_LIST:,} characters: cut it into several")
+    return text
 
 
 def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
@@ -196,7 +215,10 @@ def _cell(name: str, text: str) -> object:
                 raise ValueError(f"keepalive: {text[:64]!r} is no number of seconds")
             return int(text[:12])
         case "labels":
-            return dict(parse_label(part.strip()) for part in text.split(";") if part.strip())
+            labels = [parse_label(part.strip()) for part in text.split(";") if part.strip()]
+            if len(dict(labels)) < len(labels):
+                raise ValueError("labels: one is given twice")
+            return dict(labels)
         case "pinned":
             if text.lower() not in _TRUE + _FALSE:
                 raise ValueError(f"pinned: {text[:64]!r} is neither true nor false")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import nsmallest
 from itertools import chain
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any, TextIO, cast
 
 import click
 
+from peerlane.config import names
 from peerlane.tasks.cli.counting import counting
 from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import Duration, GatewayName, Seconds, labels_from
-from peerlane.tasks.cli.peer.batch import Batch, create_many, delete_many
-from peerlane.tasks.cli.peer.batch_file import Line, read_keys, read_lines
+from peerlane.tasks.cli.peer.batch import Batch, Target, create_many, delete_many
+from peerlane.tasks.cli.peer.batch_file import Line, read_keys, read_lines, text_of
 from peerlane.tasks.cli.peer.create import STDOUT, Order, create_one
 from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
-from peerlane.tasks.cli.program import Exit, Group
+from peerlane.tasks.cli.program import Group
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import activity_facts, facts, peer_facts, peer_row, peer_table
 from peerlane.tasks.client.gateway import Gateway
@@ -41,11 +42,11 @@ window_option = click.option(
     type=click.IntRange(1, 1000),
     default=4 * SLICE,
     show_default=True,
-    help="Of many requests, how many are outstanding at once.",
+    help="Of many requests, how many are outstanding at once on a gateway.",
 )
-
-#: Characters of a list that are read: a million peers, and no device that never ends.
-LONGEST_LIST = 64 * 1024 * 1024
+where_option = click.option(
+    "--where", multiple=True, callback=labels_from, metavar="NAME=VALUE", help="Likewise, by its labels; repeatable."
+)
 
 
 class NotThere(PeerlaneError):
@@ -64,9 +65,7 @@ def peer(context: click.Context) -> None:
 @peer.command()
 @click.argument("gateway", type=GatewayName(), required=False)
 @click.option("--region", help="Instead of GATEWAY: the one of this region with most room.")
-@click.option(
-    "--where", multiple=True, callback=labels_from, metavar="NAME=VALUE", help="Likewise, by its labels; repeatable."
-)
+@where_option
 @click.option("--public-key", metavar="KEY", help="The peer's public key; without it a key pair is made here.")
 @click.option("--allowed-ip", "allowed_ips", multiple=True, metavar="PREFIX", help="A prefix to give it; repeatable.")
 @click.option("--ttl", type=Duration(), help="Let it expire: 90, 90s, 15m, 1h, 2d, 1w.")
@@ -95,9 +94,12 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
     the gateway gives one address of each family.
 
     The file of --from is a CSV whose first line names its fields, JSON lines or a JSON array: public_key, allowed_ips,
-    preshared_key, keepalive, ttl, labels, pinned. Options hold for lines that say nothing else.
+    preshared_key, keepalive, ttl, labels, pinned. Options hold for lines that say nothing else. With --region or
+    --where each line goes to the gateway that has most room then; the answers name it.
     """
     _refuse_two_ways(gateway, options)
+    if gateway is None and options["request_id"]:
+        raise click.UsageError("a --request-id is of one GATEWAY; with --region and --where the public key is enough")
     wish = {
         "ttl": options["ttl"],
         "labels": options["labels"] or None,
@@ -106,11 +108,10 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
     }
     wish = {name: value for name, value in wish.items() if value is not None}
     if options["source"] is not None:
-        if gateway is None:
-            raise click.UsageError("--from is for one GATEWAY")
         _refuse_beside_a_list(options)
-        lines = read_lines(_text(options["source"]), wish)
-        create_many(session, gateway, lines, Batch(options["timeout"], options["window"]))
+        lines = read_lines(text_of(options["source"]), wish)
+        target = Target(gateway, options["region"], options["where"])
+        create_many(session, target, lines, Batch(options["timeout"], options["window"]))
         return
     if options["qr"] and options["public_key"]:
         raise click.UsageError("--qr draws a private key, and with --public-key only you have it")
@@ -137,23 +138,21 @@ def create(session: Session, gateway: str | None, **options: Any) -> None:
     )
 
 
-def _text(source: TextIO) -> str:
-    try:
-        text = source.read(LONGEST_LIST + 1)
-    except (UnicodeDecodeError, OSError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
-        raise Invalid(f"the list cannot be read: {reason}") from None
-    if len(text) > LONGEST_LIST:
-        raise Invalid(f"the list is longer than {LONGEST_LIST:,} characters: cut it into several")
-    return text
+def _gateway_and_keys(words: Sequence[str], options: Mapping[str, Any]) -> tuple[str | None, Sequence[str]]:
+    """The words of a delete: where gateways are chosen, all are keys; no key has the form of a gateway's name."""
+    if options["region"] or options["where"]:
+        _refuse_two_ways(next((word for word in words[:1] if names.GATEWAY_NAME.fullmatch(word)), None), options)
+        return None, words
+    _refuse_two_ways(words[0] if words else None, options)
+    return GatewayName().convert(words[0], None, None), words[1:]
 
 
-def _refuse_two_ways(gateway: str | None, options: dict[str, Any]) -> None:
+def _refuse_two_ways(gateway: str | None, options: Mapping[str, Any]) -> None:
     by_choice = bool(options["region"] or options["where"])
-    if by_choice == (gateway is not None):
+    if by_choice and gateway is not None:
+        raise click.UsageError("name a GATEWAY, or choose by --region and --where, not both")
+    if not by_choice and gateway is None:
         raise click.UsageError("name a GATEWAY, or choose one by --region or --where")
-    if by_choice and options["request_id"]:
-        raise click.UsageError("a --request-id is of one GATEWAY; with --region and --where the public key is enough")
 
 
 def _preshared_key(options: dict[str, Any]) -> str | None:
@@ -177,27 +176,32 @@ def _refuse_beside_a_list(options: dict[str, Any]) -> None:
 
 
 @peer.command()
-@click.argument("gateway", type=GatewayName())
-@click.argument("keys", nargs=-1, metavar="KEY...")
+@click.argument("words", nargs=-1, metavar="[GATEWAY] KEY...")
+@click.option("--region", help="Instead of GATEWAY: all of this region; a peer is deleted wherever it is.")
+@where_option
 @click.option(
     "--from", "source", type=click.File(encoding="utf-8-sig"), help="Many: a key a line, CSV or JSON; - is stdin."
 )
 @timeout_option
 @window_option
 @pass_session
-def delete(session: Session, gateway: str, keys: Sequence[str], *, source: TextIO | None, **options: Any) -> None:
-    """Delete peers by their public keys. Deleting what is not there is no error."""
-    batch = Batch(options["timeout"], options["window"])
+def delete(session: Session, words: Sequence[str], *, source: TextIO | None, **options: Any) -> None:
+    """Delete peers by their public keys. Deleting what is not there is no error.
+
+    With --region or --where the answers are those of a list, and name the gateway.
+    """
+    gateway, keys = _gateway_and_keys(words, options)
+    target, batch = Target(gateway, options["region"], options["where"]), Batch(options["timeout"], options["window"])
     if source is not None and keys:
         raise click.UsageError("name keys, or a file of them with --from, not both")
     if source is not None:
-        delete_many(session, gateway, read_keys(_text(source)), batch, numbered=True)
+        delete_many(session, target, read_keys(text_of(source)), batch, numbered=True)
         return
     if not keys:
         raise click.UsageError("Missing argument 'KEY...': name keys, or a file of them with --from")
-    if len(keys) > 1:
+    if gateway is None or len(keys) > 1:
         lines = [Line(number, {"public_key": key}) for number, key in enumerate(keys, 1)]
-        delete_many(session, gateway, lines, batch, numbered=False)
+        delete_many(session, target, lines, batch, numbered=False)
         return
     (key,) = keys
     request_id = new_request_id(gateway)
@@ -254,19 +258,22 @@ def list_peers(session: Session, gateway: str) -> None:
         peers = counted(everyone)
         if output.json:
             documents = ({**found.public(), "activity": seen.as_dict() if seen else None} for found, seen in peers)
-            if (failure := output.listing({"gateway": gateway}, "peers", documents)) is not None:
-                raise Exit(failure.exit_code)
+            output.listing({"gateway": gateway}, "peers", documents)
         elif not output.out.is_terminal:
             for found, activity in peers:
                 output.lines(peer_row(found, activity) + "\n")
         else:
             first = nsmallest(TABLE, peers, key=lambda pair: (pair[0].allowed_ips, pair[0].public_key))
     if first is not None:
+        left_out: list[str] = []
         if first:
-            output.show(peer_table(first, with_activity=visible))
+            table, left_out = peer_table(first, output.out.width, with_activity=visible)
+            output.show(table)
         beyond = counted.count - TABLE
         rest = f", {beyond:,} not shown: a pipe gets them all" if beyond > 0 else ""
         output.note(f"{counted.count:,} {'peer' if counted.count == 1 else 'peers'}{rest}")
+        if left_out:
+            output.note(f"no room for {', '.join(left_out)}: a wider terminal, a pipe or --json has them", "dim")
 
 
 def _with_activity(session: Session, client: Gateway) -> tuple[bool, Iterable[tuple[Peer, PeerActivity | None]]]:

@@ -206,7 +206,10 @@ def _tell_person(session: Session, made: Made) -> None:
     else:
         named = {name.replace("_", " "): value for name, value in made.shown.items()}
         output.out.print(sentence, style="green")
-        output.show(facts({**peer_facts(made.result), **named}))
+        gateway = {"gateway's key": made.result.gateway_public_key, "endpoint": made.result.endpoint}
+        output.show(
+            facts({**peer_facts(made.result), **{name: told or None for name, told in gateway.items()}, **named})
+        )
         if named:
             output.warn(ONCE.format(" and the ".join(named)))
     if made.went_to == "file":
@@ -218,8 +221,11 @@ def _tell_person(session: Session, made: Made) -> None:
 
 
 def _draw(session: Session, config: ClientConfig) -> None:
-    code, width = qr_code(config.render())
-    console = session.output.out
+    drawn = qr_code(config.render())
+    if drawn is None:
+        session.output.warn("no QR code holds this configuration, it is too long: --conf writes it to a file")
+        return
+    (code, width), console = drawn, session.output.out
     if sys.stdout.isatty() and console.width < width:
         session.output.warn(f"the QR code needs {width} columns and this terminal has {console.width}")
     else:

@@ -11,9 +11,15 @@ from rich.text import Text
 BORDER = 2
 
 
-def qr_code(text: str) -> tuple[Text, int]:
-    """The code in half blocks, and its width in columns. Light on dark whatever the terminal's own colours."""
-    code = segno.make(text, error="l", micro=False)
+def qr_code(text: str) -> tuple[Text, int] | None:
+    """The code in half blocks, and its width in columns; None for a text that no code holds (2,953 bytes).
+
+    Light on dark whatever the terminal's own colours.
+    """
+    try:
+        code = segno.make(text, error="l", micro=False)
+    except segno.DataOverflowError:
+        return None
     drawn = io.StringIO()
     code.terminal(drawn, border=BORDER, compact=True)
     found = Text(no_wrap=True, overflow="ignore", end="")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.cli.interrupts import undisturbed
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
@@ -45,7 +46,8 @@ def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> Pe
     try:
         return send()
     except KeyboardInterrupt:
-        record = settle(lanes_of(session.app), request_id, 0, until=time.monotonic() + SETTLE)
+        with undisturbed():
+            record = settle(lanes_of(session.app), request_id, 0, until=time.monotonic() + SETTLE)
     interrupted = Interrupted("interrupted: the request was cancelled and will never take effect")
     return peer_result(result_of(record, interrupted))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -120,7 +119,7 @@ def _drawn(output: Output) -> Generator[Callable[[Watch], None]]:
 def _show(output: Output, watch: Watch) -> None:
     if output.json:
         # One line for each, on a terminal too: there are many.
-        sys.stdout.write(json.dumps(watch.document(), ensure_ascii=False) + "\n")
+        output.document(watch.document(), in_one_line=True)
     else:
         output.show(watch.frame(output.out.width if output.out.is_terminal else UNFOLDED))
     sys.stdout.flush()

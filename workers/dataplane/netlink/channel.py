@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -172,7 +172,7 @@ class Channel:
             self.close()
             raise
 
-    def dump(self, kind: int, reply_kind: int, payload: bytes) -> Iterator[Payload]:
+    def dump(self, kind: int, reply_kind: int, payload: bytes) -> Generator[Payload]:
         """The payloads of a dump, one datagram at a time. Stopping early closes the socket.
 
         Raises:

@@ -76,30 +76,44 @@ def read_device(payload: Payload) -> DeviceState:
         raise Malformed("an attribute is cut short") from None
 
 
-def read_peers(payloads: Iterable[Payload]) -> dict[str, DevicePeer]:
-    """All peers of a dump by public key, in the dump's order.
+def each_peer(payloads: Iterable[Payload]) -> Iterator[DevicePeer]:
+    """The peers of a dump, in its order.
 
-    The kernel splits a peer over messages where its allowed IPs do not fit (wireguard.h): the later parts hold the
-    key and more allowed IPs, nothing else.
+    The kernel splits a peer over messages where its allowed IPs do not fit (wireguard.h): the parts that follow at once
+    hold the key and more allowed IPs, nothing else.
 
     Raises:
         Malformed: a message makes no sense.
     """
-    peers: dict[str, DevicePeer] = {}
-    more: dict[str, set[Prefix]] = {}
+    whole: DevicePeer | None = None
+    more: list[Prefix] = []
+    for part in _parts(payloads):
+        if whole is not None and part.public_key == whole.public_key:
+            more += part.allowed_ips
+            continue
+        if whole is not None:
+            yield _joined(whole, more)
+        whole, more = part, []
+    if whole is not None:
+        yield _joined(whole, more)
+
+
+def read_peers(payloads: Iterable[Payload]) -> dict[str, DevicePeer]:
+    """``each_peer`` by public key."""
+    return {peer.public_key: peer for peer in each_peer(payloads)}
+
+
+def _parts(payloads: Iterable[Payload]) -> Iterator[DevicePeer]:
     for buffer, at, end in payloads:
         try:
             for start, stop in _peers(buffer, at, end):
-                peer = _read_peer(buffer, start, stop)
-                if peer.public_key in peers:
-                    more.setdefault(peer.public_key, set()).update(peer.allowed_ips)
-                else:
-                    peers[peer.public_key] = peer
+                yield _read_peer(buffer, start, stop)
         except struct.error:
             raise Malformed("an attribute is cut short") from None
-    for key, prefixes in more.items():
-        peers[key] = replace(peers[key], allowed_ips=peers[key].allowed_ips | prefixes)
-    return peers
+
+
+def _joined(peer: DevicePeer, more: Iterable[Prefix]) -> DevicePeer:
+    return replace(peer, allowed_ips=peer.allowed_ips.union(more)) if more else peer
 
 
 def read_counters(payload: Payload) -> list[PeerCounters]:
