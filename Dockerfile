@@ -11,7 +11,8 @@ COPY workers workers
 RUN pip install --no-cache-dir --no-index --find-links /wheels hatchling \
  && pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheels .
 
-# From those wheels, what a gateway, beat and Flower need; the tools of developers stay behind.
+# From those wheels, what a gateway, beat and Flower need; the tools of developers stay behind. The user's number stays the
+# same in each image: volumes keep their files' owner by number.
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="Peerlane" \
       org.opencontainers.image.description="WireGuard peers for a fleet of gateways: gateway, beat, Flower, exporter" \
@@ -19,7 +20,7 @@ LABEL org.opencontainers.image.title="Peerlane" \
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     python -m venv /opt/peerlane \
  && /opt/peerlane/bin/pip install --no-cache-dir --no-index --find-links /wheels "peerlane[gateway,flower,exporter]" \
- && useradd --system --home-dir /var/lib/peerlane peerlane \
+ && useradd --system --uid 947 --home-dir /var/lib/peerlane peerlane \
  && install --directory --owner peerlane --mode 0755 /var/lib/peerlane /var/lib/peerlane/flower \
  && install --directory --mode 0755 /etc/peerlane
 ENV PATH=/opt/peerlane/bin:$PATH PYTHONUNBUFFERED=1

@@ -25,6 +25,8 @@ def parse_endpoint(text: str) -> str:
             raise ValueError(f"put the address of the endpoint in brackets: [{host}]:{port} or [{text}]:PORT")
         address = host
     else:
+        if not host.isascii():
+            raise ValueError("an endpoint's host is written in ASCII, an international name as xn--…")
         if not _HOST_NAME.fullmatch(host):
             raise ValueError("an endpoint's host is a name or an address, such as vpn.example.com:51820")
         return text

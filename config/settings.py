@@ -258,10 +258,20 @@ def read(**overrides: Any) -> Settings:
         raise BadSettings("a setting holds what is not UTF-8") from None
 
 
+#: What the settings with a pattern are, in words.
+_FORMS = {
+    "interface": "a device's name: at most 15 letters, digits, _ . and -, the first a letter or digit",
+    "fair_label": "a label's name: a-z, 0-9, and . _ / - inside, at most 63 characters",
+    "region": "a name of a-z, 0-9 and -, at most 63 characters",
+}
+
+
 def _sentence(name: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":  # variables were looked at before: it is the file's
         nearest = validators.nearest(name, Settings.model_fields)
         return f"the settings file has no such setting: {validators.quoted(name)}{nearest}"
+    if kind == "string_pattern_mismatch":
+        message = f"expected {_FORMS[name]}"
     return f"PEERLANE_{name.upper()}: {message.removeprefix('Value error, ')}"
 
 

@@ -19,6 +19,7 @@ from peerlane.config.redis.url import check_sentinel_url, of_sentinels
 Network = IPv4Network | IPv6Network
 
 _DATABASE = re.compile(r"/?|/[0-9]{1,4}")
+_SCHEMES = ("redis://", "rediss://", "unix://")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
 
 REDIS_URL = "redis://HOST:PORT/DB, rediss://…, unix:///PATH or redis+sentinel://…"
@@ -84,7 +85,9 @@ def check_redis_url(text: str) -> None:
         raise wrong from None
     if any(name.startswith("ssl") for name, _ in parse_qsl(url.query, keep_blank_values=True)):
         raise ValueError("TLS is set by PEERLANE_REDIS_CA, _CLIENT_CERT and _CLIENT_KEY, not in the URL")
-    if not text.isprintable() or "#" in text or not (_is_tcp(url) or _is_socket(url)):
+    # As it stands: redis-py takes no other spelling of a scheme, and what begins with rediss:// is TLS everywhere.
+    known = text.startswith(_SCHEMES)
+    if not known or not text.isprintable() or "#" in text or not (_is_tcp(url) or _is_socket(url)):
         # Nothing of it is quoted: a password with a /, ? or # that is not percent-encoded may stand anywhere.
         raise wrong
     if url.query and url.scheme != "unix":

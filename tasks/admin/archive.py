@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -128,6 +129,8 @@ def entries(path: Path) -> Iterator[Entry]:
 def _unpacked(path: Path) -> Generator[Iterator[bytes]]:
     """The lines of a gzipped file, without their ends."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Invalid(f"{path} cannot be read: it is no regular file, and it is read more than once")
         with gzip.open(path) as file:
             yield _lines(path, cast("IO[bytes]", file))
     except OSError as error:  # gzip's own BadGzipFile is one

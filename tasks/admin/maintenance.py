@@ -14,7 +14,7 @@ from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.request import seconds_of
 from peerlane.tasks.lane.result import LaneResult
-from peerlane.tasks.redis.errors import SEND_ERRORS, reading, unknown
+from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, may_not_send, reading, unknown
 from peerlane.tasks.redis.server_clock import milliseconds
 from peerlane.tasks.status.gateway_status import observer_is_live, observer_silence
 from peerlane.tasks.wire.model import parse
@@ -60,6 +60,8 @@ def _ask(
     try:
         app.send_task(task, kwargs=arguments, task_id=request_id)
     except SEND_ERRORS as error:
+        if is_refused(error):
+            raise may_not_send() from error
         raise unknown(error, "whether it was asked is unknown", request_id) from error
     result = LaneResult(request_id, backend=app.backend, app=app)
     result.deadline = arguments["deadline"]

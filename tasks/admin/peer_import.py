@@ -56,6 +56,9 @@ class UnreadableConf(Invalid):
         super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
         self.problems = tuple(problems)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
     def as_dict(self) -> dict[str, object]:
         problems = [{"line": problem.line, "message": problem.sentence} for problem in self.problems]
         return {**super().as_dict(), "problems": problems}
@@ -69,6 +72,9 @@ class ImportClash(Conflict):
         more = f"; and {len(clashing) - 1} more" if len(clashing) > 1 else ""
         super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
         self.clashes = tuple(clashing)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.clashes,)
 
     def as_dict(self) -> dict[str, object]:
         clashes = [
@@ -97,6 +103,9 @@ class AdoptionClash(Conflict):
         more = f"; and {count - 1} more" if count > 1 else ""
         super().__init__(f"nothing was imported: {first.public_key}: {first.message}{more}")
         self.not_taken, self.unlisted = tuple(not_taken), unlisted
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.not_taken, self.unlisted)
 
     def as_dict(self) -> dict[str, object]:
         clashes = {"conflicts": [peer.model_dump() for peer in self.not_taken], "unlisted": self.unlisted}

@@ -16,9 +16,9 @@ from typing import Any, Self
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission.drain import Switched
-from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_lane import AsyncLane
 from peerlane.tasks.client.aio_lists import ask_slices
+from peerlane.tasks.client.aio_waits import Calls
 from peerlane.tasks.client.gateway import Gateway, create_arguments
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.lane.request import Timeout, checked, seconds_of
@@ -49,7 +49,7 @@ class AsyncGateway:
         self._delete = tasks.task_of(self._app, names.DELETE_PEER)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"peerlane-{name}")
         self._lane: AsyncLane | None = None
-        self._asks: set[asyncio.Task[dict[str, Any]]] = set()
+        self._calls = Calls()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -63,7 +63,7 @@ class AsyncGateway:
         self._closed = True
         self._reader.shutdown(wait=False, cancel_futures=True)
         try:
-            await end(self._asks)  # before the connections that they use
+            await self._calls.end()  # before the connections that they use
         finally:
             lane, self._lane = self._lane, None
             if lane is not None:
@@ -192,16 +192,11 @@ class AsyncGateway:
     ) -> dict[str, Any]:
         if self._closed:
             raise RuntimeError(f"this client of {self.name} is closed")
-        # A task of its own: closing can end it, wherever it is, and wait for its end.
-        asking = asyncio.create_task(self._outcome(task, arguments, timeout, request_id, bulk=bulk))
-        self._asks.add(asking)
-        asking.add_done_callback(self._ended)
-        return await asking
-
-    def _ended(self, asking: asyncio.Task[dict[str, Any]]) -> None:
-        self._asks.discard(asking)
-        if not asking.cancelled():
-            asking.exception()  # a caller that was cancelled at this moment does not ask for it
+        call = self._calls.enter()
+        try:
+            return await self._outcome(task, arguments, timeout, request_id, bulk=bulk)
+        finally:
+            self._calls.leave(call)
 
     async def _outcome(
         self,

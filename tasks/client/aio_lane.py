@@ -16,8 +16,8 @@ from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_cancel import Canceller
 from peerlane.tasks.client.aio_connections import is_silent
-from peerlane.tasks.client.aio_deadlines import Deadlines
 from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
+from peerlane.tasks.client.aio_waits import Deadlines
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.ask import watched
 from peerlane.tasks.lane.request import Request

@@ -34,8 +34,6 @@ def hash_pages(redis: Redis, key: str, *, count: int = PAGE) -> Generator[list[E
             yield list(zip(flat[::2], flat[1::2], strict=True))
             if not waiting:
                 return
-    except GeneratorExit:
-        raise
     except Exception:
         connection.disconnect()
         waiting = False

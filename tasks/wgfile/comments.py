@@ -57,7 +57,8 @@ def read(comment: str) -> tuple[Note, ...] | None:
     if _NOTHING.fullmatch(comment):
         return ()
     if match := next(filter(None, (pattern.fullmatch(comment) for pattern in _NAMES)), None):
-        return (Note(NAME, "", _bare(match[1], match.re)),)
+        name = _bare(match[1], match.re)
+        return (Note(NAME, "", name),) if name else ()
     if not (match := _PAIR.fullmatch(comment)):
         return None
     key = match[1].lower()

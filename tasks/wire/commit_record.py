@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from peerlane.tasks.errors import ERROR_MODULE, ERRORS, Conflict, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
+from peerlane.tasks.wire.compact_json import compact_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -42,7 +43,7 @@ def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError, wish: st
     }
     if wish:
         meta["wish"] = wish
-    return json.dumps(meta, separators=(",", ":"))
+    return compact_json(meta)
 
 
 def tombstone(request_id: str, message: str = "cancelled: its caller had stopped waiting") -> str:

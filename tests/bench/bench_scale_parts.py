@@ -224,7 +224,7 @@ def own_adds(directory: str, first: int, count: int) -> Figures:
         private_key_file=Path(directory) / "own.key",
         dataplane="kernel",
         listen_port=51_999,
-        pools=POOLS,
+        pools=("172.31.0.0/16",),  # not those of a gateway that runs here
         endpoint="vpn.example.com:51999",
     )
     plane = open_plane(settings).writer

@@ -58,6 +58,8 @@ def _emptied(two: list[GatewayProcess], client: MakeClient) -> Iterator[None]:  
         each.resume()
         lane = client(each)
         lane.delete_peers([peer.public_key for peer in lane.peers()], timeout=30)
+        # Placement goes by what the last heartbeat told.
+        eventually(lambda lane=lane: int(lane.info().peers) == 0, "the gateway telling of no peers")
 
 
 def held(client: MakeClient, site: GatewayProcess) -> set[str]:

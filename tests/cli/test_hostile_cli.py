@@ -257,6 +257,19 @@ def test_a_port_that_is_none_is_a_usage_error(port: str) -> None:
     assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (2, "usage")
 
 
+@pytest.mark.parametrize("words", [("top", "--once", "--interval", "0.2"), ("gateway", "list")], ids=" ".join)
+def test_a_document_is_sound_where_the_output_takes_only_ascii(
+    words: tuple[str, ...], shared_gateway: GatewayProcess, redis_server: RedisServer
+) -> None:
+    alarms = names.alarms_key(shared_gateway.name)
+    redis_server.redis.hset(alarms, "clock", '{"message": "caf\\u00e9", "since": 1, "detail": {}}')
+    environment = {"PEERLANE_REDIS_URL": redis_server.url, "PYTHONIOENCODING": "ascii"}
+    status, out, _ = run((*words, "--json"), environment=environment)
+    redis_server.redis.delete(alarms)
+    assert status == 0
+    assert "caf\u00e9" in json.dumps(json.loads(out), ensure_ascii=False)
+
+
 def test_what_others_wrote_moves_no_cursor(gateway: MakeGateway, client: MakeClient, redis_server: RedisServer) -> None:
     iad: GatewayProcess = gateway()
     client(iad).create_peer(some_key())

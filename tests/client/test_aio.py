@@ -140,6 +140,57 @@ def test_closing_ends_every_wait_and_a_closed_client_opens_nothing(
     site.resume()
 
 
+def test_closing_cancels_calls_and_not_their_callers(
+    gateway: MakeGateway, make_app: Callable[..., PeerlaneApp]
+) -> None:
+    site, app = gateway(), make_app()
+
+    async def close_it() -> list[str]:
+        lane = AsyncGateway(site.name, app=app)
+        await lane.create_peer(some_key(), timeout=PATIENCE)
+        site.pause(alive=True)
+
+        async def caller() -> str:
+            with pytest.raises(asyncio.CancelledError):
+                await lane.create_peer(some_key(), timeout=PATIENCE)
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.sleep(0.01)
+            return "went on"
+
+        callers = [asyncio.create_task(caller()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        await lane.close()
+        return await asyncio.gather(*callers)
+
+    assert run_and_leave_nothing(close_it) == ["went on"] * 3
+    site.resume()
+
+
+def test_a_caller_that_is_cancelled_while_its_client_is_closed_is_cancelled(
+    gateway: MakeGateway, make_app: Callable[..., PeerlaneApp]
+) -> None:
+    site, app = gateway(), make_app()
+
+    async def close_it() -> bool:
+        lane = AsyncGateway(site.name, app=app)
+        await lane.create_peer(some_key(), timeout=PATIENCE)
+        site.pause(alive=True)
+        calling = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE))
+        await asyncio.sleep(0.1)
+        closing = asyncio.create_task(lane.close())
+        await asyncio.sleep(0)
+        calling.cancel()
+        await closing
+        await asyncio.wait([calling])
+        return calling.cancelled() and calling.cancelling() == 1
+
+    assert run_and_leave_nothing(close_it)
+    site.resume()
+
+
 @pytest.mark.parametrize("moment", [0.0, 0.01, 0.3])
 def test_a_fleet_that_is_closed_under_its_callers_leaves_no_connection(
     gateway: MakeGateway, make_app: Callable[..., PeerlaneApp], moment: float

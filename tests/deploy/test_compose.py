@@ -68,7 +68,7 @@ def test_a_service_says_only_what_compose_knows_and_names_only_what_is_there(ser
     # Those of the Compose specification that stand here: a misspelled one would be refused only by an engine.
     known = {"build", "cap_add", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image"}
     known |= {"network_mode", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes"}
-    known |= {"logging", "profiles"}
+    known |= {"init", "logging", "pids_limit", "profiles", "ulimits"}
     assert set(told) <= known
     assert set(told.get("depends_on", {})) <= set(SERVICES)
     sources = {volume.partition(":")[0] for volume in told.get("volumes", [])}
@@ -102,6 +102,26 @@ def test_a_service_keeps_no_capability_but_the_gateway_may_configure_the_network
 def test_a_service_cannot_write_to_its_image_or_gain_privileges(service: str) -> None:
     assert SERVICES[service]["read_only"] is True
     assert SERVICES[service]["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_ours_have_limits_an_init_and_no_core_files(service: str) -> None:
+    told = SERVICES[service]
+    assert (told["init"], told["pids_limit"], told["ulimits"]) == (True, 256, {"core": 1})
+
+
+@every_service
+def test_what_is_written_to_memory_has_a_limit(service: str) -> None:
+    assert all(":size=" in place for place in SERVICES[service].get("tmpfs", []))
+
+
+def test_a_redis_that_reads_a_large_file_is_waited_for() -> None:
+    assert SERVICES["redis"]["healthcheck"]["start_period"] == "5m"
+    assert SERVICES["redis"]["stop_grace_period"] == "1m"
+
+
+def test_the_images_user_has_the_same_number_in_each_image() -> None:
+    assert re.search(r"useradd --system --uid \d{3} ", (ROOT / "Dockerfile").read_text())
 
 
 @pytest.mark.parametrize("service", OURS)

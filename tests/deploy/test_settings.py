@@ -86,6 +86,9 @@ class TestWhatIsWrongIsNamed:
             ("REDIS_URL", "unix:///run/r.sock?socket_timeout=9"),
             ("REDIS_URL", "unix://"),
             ("REDIS_URL", "redis://h h/0"),
+            ("REDIS_URL", "REDIS://h/0"),
+            ("REDIS_URL", "Rediss://h/0"),
+            ("REDIS_URL", " redis://h/0"),
             ("ENDPOINT", "vpn.example.com"),
             ("ENDPOINT", "vpn.example.com:0"),
             ("ENDPOINT", ""),
@@ -135,6 +138,20 @@ class TestWhatIsWrongIsNamed:
         with pytest.raises(BadSettings) as refused:
             read()
         assert str(refused.value) == f"no such setting: {name} ({meant})"
+
+    @pytest.mark.parametrize(
+        ("name", "value", "says"),
+        [
+            ("REGION", "EU", "expected a name of a-z, 0-9 and -"),
+            ("INTERFACE", "-wg0", "expected a device's name: at most 15 letters"),
+            ("FAIR_LABEL", "Tenant", "expected a label's name"),
+            ("ENDPOINT", "b\u00fccher.example:51820", "an international name as xn--"),
+        ],
+    )
+    def test_in_words(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+        monkeypatch.setenv(f"PEERLANE_{name}", value)
+        with pytest.raises(BadSettings, match=says):
+            read()
 
     def test_all_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PEERLANE_ENDPOINT", "nowhere")

@@ -63,6 +63,13 @@ def test_systemd_has_nothing_to_complain_of(unit: Path, tmp_path: Path) -> None:
 
 
 @every_unit
+def test_a_service_leaves_no_core_file_and_says_what_it_needs(unit: Path) -> None:
+    assert "\nLimitCORE=1\n" in unit.read_text()
+    assert "%d/" in unit.read_text(), "which older ones do not know"
+    assert "# Needs systemd 250 or newer" in unit.read_text()
+
+
+@every_unit
 def test_a_service_whose_settings_are_refused_is_not_started_again(unit: Path, tmp_path: Path) -> None:
     refused = subprocess.run(
         started_by(unit),

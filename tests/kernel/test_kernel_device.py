@@ -17,6 +17,7 @@ from keys import key_number, some_key
 
 from peerlane.tasks.errors import KernelError, SettingsError
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
 from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available
 from peerlane.workers.dataplane.netlink.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
@@ -31,10 +32,12 @@ from peerlane.workers.dataplane.netlink.framing import (
 )
 from peerlane.workers.dataplane.netlink.routes import PER_PEER, RTM_DELROUTE, Route, encode_route
 from peerlane.workers.dataplane.netlink.wireguard_encode import encode_get
+from peerlane.workers.peers.table import Loaded, Policy
+from peerlane.workers.start.recovery import recover
 
 pytestmark = pytest.mark.kernel
 
-ALICE = some_key()
+ALICE, BOB = some_key(), some_key()
 
 
 @pytest.fixture
@@ -336,6 +339,23 @@ def test_per_peer_routes_carry_a_number_of_their_own(rig: Rig) -> None:
     assert any(line.startswith("2001:db8::/48 proto 157") for line in ip_routes(rig, 6))
     rig.plane.apply([RemoveRoute(prefix("192.0.2.0/24")), RemoveRoute(prefix("2001:db8::/48"))])
     assert not any("proto 157" in line for line in ip_routes(rig) + ip_routes(rig, 6))
+
+
+@pytest.mark.parametrize("text", ["192.0.2.0/24", "2001:db8::/48"])
+def test_a_start_does_without_a_route_that_leads_elsewhere(
+    rig: Rig, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("ip", "route", "add", text, "dev", "lo")
+    try:
+        loaded = Loaded()
+        for key, allowed in ((ALICE, text), (BOB, "198.51.100.0/24")):
+            loaded.take(StoredPeer(key, (prefix(allowed),)))
+        recover(Policy("iad", "", ()), loaded, rig.plane)
+        assert set(rig.plane.peers()) == {ALICE, BOB}
+        assert rig.plane.routes() == prefixes("198.51.100.0/24")
+        assert f"{text} could not be made" in caplog.text
+    finally:
+        run("ip", "route", "del", text, "dev", "lo")
 
 
 @pytest.mark.parametrize("text", ["192.0.2.0/24", "2001:db8::/48"])

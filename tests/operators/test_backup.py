@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import random
 import stat
 import threading
@@ -319,6 +320,12 @@ def test_what_a_file_says_of_a_process_is_not_restored(
     restore_state(settings(), stopped.name, file, force=True)
     facts = redis_server.redis.hgetall(names.gateway_key(stopped.name))
     assert (facts.get("heartbeat"), facts["region"], facts["phase"]) == (None, "eu", "stopped")
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(settings: MakeSettings, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Invalid, match="no regular file, and it is read more than once"):
+        restore_state(settings(), "iad", tmp_path / "pipe")
 
 
 def test_any_flipped_bit_is_found(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -22,20 +23,33 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
+from peerlane.tasks.admin.import_conflicts import Clash
 from peerlane.tasks.admin.peer_import import (
+    AdoptionClash,
     ImportClash,
     Imported,
+    NotTaken,
     UnreadableConf,
     carry_out,
     check_file,
     import_file,
     import_live,
 )
-from peerlane.tasks.errors import Conflict, Draining, Invalid, PoolExhausted, Refused, TimedOut, Unavailable
+from peerlane.tasks.errors import (
+    Conflict,
+    Draining,
+    Invalid,
+    PeerlaneError,
+    PoolExhausted,
+    Refused,
+    TimedOut,
+    Unavailable,
+)
 from peerlane.tasks.lane import tasks
 from peerlane.tasks.values.keys import make_key_pair, make_preshared_key
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import render_in_order
+from peerlane.tasks.wgfile.parser import Problem
 from peerlane.tasks.wire.stored_peer import Peer
 from peerlane.workers.upkeep.lifetimes import lifetimes
 from peerlane.workers.upkeep.sweep_policy import Limits, Sight, decide
@@ -470,3 +484,17 @@ def test_the_command_line_drains_resumes_and_shows_it(gateway: MakeGateway, redi
     assert (status, "takes peers again" in out) == (0, True)
     status, _, error = peerlane(redis_server, "gateway", "drain", "nobody")
     assert (status, "no gateway nobody" in error) == (3, True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnreadableConf([Problem(1, "no such section"), Problem(2, "no key")]),
+        ImportClash([Clash(1, "k", "overlap", "10.8.0.2/32 overlaps")]),
+        AdoptionClash([NotTaken(public_key="k", kind="no_allowed_ips", message="none")], 2),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_lists_conflicts_can_be_pickled(error: PeerlaneError) -> None:
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert (type(again), again.as_dict(), str(again)) == (type(error), error.as_dict(), str(error))

@@ -183,6 +183,22 @@ class TestAName:
         (line,) = conf.unread
         assert text.splitlines()[line - 1].count("#") == 1
 
+    @pytest.mark.parametrize(
+        ("comment", "name"),
+        [
+            ("### begin anna ###", "anna"),
+            ("## begin anna lee##", "anna lee"),
+            ("## begin #####", None),
+            ("# Client: anna (0b2f3c4d-0000-4000-8000-0123456789ab)", "anna"),
+            ("# Name: anna(0B2F3C4D-0000-4000-8000-0123456789AB)", "anna"),
+            ("# Name:   anna (home)", "anna (home)"),
+        ],
+    )
+    def test_is_bare_of_what_programs_write_around_it(self, comment: str, name: str | None) -> None:
+        conf = read(f"{comment}\n{a_peer()}")
+        assert [one.peer.labels for one in conf.peers] == [{} if name is None else {"name": name}]
+        assert not conf.unread
+
     def test_comes_first_and_another_one_is_told(self) -> None:
         anna, bob = a_peer(), a_peer("AllowedIPs = 10.8.0.3", key=BOB)
         conf = read(f"### begin anna ###\n{anna}### end anna ###\n### begin bob ###\n# phone\n{bob}")

@@ -8,13 +8,14 @@ from typing import Any, cast
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from keys import key_number
+from keys import key_number, some_key
 
 from peerlane.tasks.errors import StorageError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import MAX_PREFIXES, MAX_TTL
 from peerlane.tasks.wire.psk_cipher import PskCipher
 from peerlane.tasks.wire.stored_peer import Peer, StoredPeer, raw_key, text_key
+from peerlane.workers.peers import peer_records
 from peerlane.workers.peers.peer_records import PeerRecords
 from peerlane.workers.peers.table import PeerTable, Policy
 
@@ -181,6 +182,30 @@ class TestRecords:
         assert records.get(KEY) is None
         with pytest.raises(KeyError):
             records["no key"]
+
+    def test_hold_what_was_put_last_as_it_is_and_as_a_record_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(peer_records, "_FRESH", 2)
+        records = PeerRecords()
+        peers = [StoredPeer(some_key(), (Prefix.parse(f"10.8.0.{n}"),)) for n in range(1, 6)]
+        for peer in peers:
+            records.put(peer)
+            assert records.get(peer.public_key) == peer
+        assert records.get(peers[-1].public_key) is peers[-1], "as it is"
+        assert records.get(peers[0].public_key) is not peers[0], "from its record"
+        assert dict(records) == {peer.public_key: peer for peer in peers}
+        assert len(records) == len(peers)
+        assert not records.add(peers[-1], b"another record")
+        copied = records.copy()
+        for peer in (peers[0], peers[-1]):
+            records.drop(peer.public_key)
+            assert peer.public_key not in records
+            assert peer.public_key in copied
+        changed = peers[1]._replace(keepalive=9)
+        records.put(changed)
+        assert records.record(raw_key(changed.public_key) or b"") == changed.record().encode()
+        keys = [raw_key(peer.public_key) for peer in peers[1:-1]]
+        assert sorted(records.raw_keys()) == sorted(raw for raw in keys if raw is not None)
+        assert dict(records) == {peer.public_key: peer for peer in (changed, *peers[2:-1])}
 
     def test_hold_a_roomy_record_as_this_program_writes_it(self) -> None:
         records = PeerRecords()

@@ -25,6 +25,8 @@ from peerlane.workers.lane.taking import (
     MOST_DELETES,
     MOST_IN_A_GROUP,
     MOST_STRUCK_OUT,
+    Dead,
+    Noted,
     Taker,
 )
 from peerlane.workers.store.store import Answer
@@ -223,15 +225,26 @@ class TestALateLane:
         lane.wake()
         assert answered(lane, behind) == [True] * 5
 
-    def test_is_taken_in_its_order_by_a_user_who_may_not_look(self, lane: GroupedLane) -> None:
+    def without_the_right_to_look(self, lane: GroupedLane) -> tuple[list[Noted], list[Dead]]:
+        """One step of a user whose rights an earlier version has printed."""
         lane.redis.acl_setuser(
             "old", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-lrange"]
         )
-        sent = lane.send(*late(lane, 2), *fresh(lane, MOST_IN_A_GROUP + 5))
         raw = cast("bytes", lane.redis.rpop(lane.queue))
         path = cast("Any", lane.redis.connection_pool.connection_kwargs)["path"]
         with Redis(unix_socket_path=path, username="old", password="x") as old:
-            taken, dead = Taker(old, lane.name, result_ttl=600)(lane.queue, raw)
+            return Taker(old, lane.name, result_ttl=600)(lane.queue, raw)
+
+    def test_occupies_redis_for_a_moment_only_also_for_a_user_who_may_not_look(self, lane: GroupedLane) -> None:
+        lane.send(*late(lane, 2 * MOST_STRUCK_OUT))
+        taken, dead = self.without_the_right_to_look(lane)
+        assert not taken
+        assert len(dead) <= MOST_STRUCK_OUT + 1, "and the one that was popped"
+        assert lane.redis.llen(lane.queue) >= MOST_STRUCK_OUT - 1
+
+    def test_is_taken_in_its_order_by_a_user_who_may_not_look(self, lane: GroupedLane) -> None:
+        sent = lane.send(*late(lane, 2), *fresh(lane, MOST_IN_A_GROUP + 5))
+        taken, dead = self.without_the_right_to_look(lane)
         assert [each.request_id for each in dead] == sent[:2]
         assert [request for each in taken for request in sent if request.encode() in each.message] == sent[2:66]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from keys import key_number
 
+from peerlane.tasks.errors import KernelError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
@@ -91,6 +92,43 @@ class TestWhatRedisHolds:
         )
         assert told[-1] == (600, 600)
         assert len(told) > 1
+
+
+class Elsewhere(Recording):
+    """A device on a host where somebody has a route of his own to one of the peers' prefixes."""
+
+    taken = Prefix.parse("192.168.5.0/24")
+    breaks = False
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if self.breaks or (isinstance(change, AddRoute) and change.prefix == self.taken):
+                raise KernelError("cannot add routes to wg0: 192.168.5.0/24 is routed elsewhere already")
+            super().apply([change])
+
+
+class TestARouteThatIsSomebodyElses:
+    """The host has got another network since the peer was created: the gateway serves all the others."""
+
+    @pytest.fixture
+    def plane(self, tmp_path: Path) -> Elsewhere:
+        made = Elsewhere()
+        made.open(DeviceSpec("wg0", tmp_path / "key", 51820, routes=(POOL,)))
+        return made
+
+    def test_keeps_no_gateway_from_starting(self, plane: Elsewhere, caplog: pytest.LogCaptureFixture) -> None:
+        prefixes = [Prefix.parse(text) for text in ("192.168.4.0/24", "192.168.5.0/24", "192.168.6.0/24")]
+        peers = [peer(n)._replace(allowed_ips=(prefix,)) for n, prefix in enumerate(prefixes, 1)]
+        done = recover(policy(), loaded(*peers, peer(9)), plane)
+        assert set(plane.peers()) == {*(each.public_key for each in peers), key_number(9)}
+        assert plane.routes() == {prefixes[0], prefixes[2]}
+        assert done.mended == {"missing": 4, "missing_route": 3}
+        assert "192.168.5.0/24 could not be made" in caplog.text
+
+    def test_is_no_excuse_for_a_device_that_takes_nothing(self, plane: Elsewhere) -> None:
+        plane.breaks = True
+        with pytest.raises(KernelError):
+            recover(policy(), loaded(peer(1)._replace(allowed_ips=(plane.taken,))), plane)
 
 
 class TestWhatOnlyTheDeviceKnows:

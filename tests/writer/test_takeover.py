@@ -73,6 +73,14 @@ def test_a_writer_elsewhere_that_has_fallen_silent_is_waited_out(store: Store, m
     assert watch.seconds > 0.5, "it may live on for so long without being heard"
 
 
+def test_so_is_one_whose_last_heartbeat_is_of_the_future(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis' clock was set back by an hour after that writer had died with its host."""
+    monkeypatch.setattr(takeover, "LIVE_FOR_MS", 1_000)
+    store.heartbeat(holder_lock="another boot/net:[1]/wg0", holder_host="vpn-7", holder_pid=77)
+    store.redis.hset(names.gateway_key(store.gateway), "heartbeat", store.clock.now_ms() + 3_600_000)
+    await_predecessor(store, DEVICE)
+
+
 def never(seconds: float) -> None:
     pytest.fail(f"there is nobody to wait for, {seconds} s")
 

@@ -6,11 +6,12 @@ First it repairs what is wrong on the device, then it adds the peers that are pr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.errors import KernelError, PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
@@ -21,6 +22,8 @@ from peerlane.workers.peers.drift import MANY_UNKNOWN, Drift, Unknown, counted, 
 from peerlane.workers.peers.handlers import plan_many
 from peerlane.workers.peers.plan import Plan, as_set_peer
 from peerlane.workers.peers.table import Coming, Loaded, PeerTable, Policy, build_table
+
+log = logging.getLogger(__name__)
 
 #: Changes sent to the device between two reports of progress.
 BATCH = 256
@@ -73,7 +76,7 @@ def recover(
     in the table's ``coming``.
 
     Raises:
-        KernelError: the device could not be read or changed.
+        KernelError: the device could not be read or changed. Not where a peer's route leads elsewhere: that is logged.
     """
     table = build_table(policy, loaded)
     device = plane.peers()
@@ -121,10 +124,28 @@ def recover(
 
 def _change(plane: DataPlane, changes: Iterator[Change], total: int, progress: Progress | None) -> None:
     for done in range(0, total, BATCH):
-        plane.apply(list(islice(changes, BATCH)))
+        _make(plane, list(islice(changes, BATCH)))
         failpoints.reach("between_batches")
         if progress is not None:
             progress(min(done + BATCH, total), total)
+
+
+def _make(plane: DataPlane, changes: Sequence[Change]) -> None:
+    """Make changes. A route that the kernel refuses, because somebody else has one, is left out: the rest is needed."""
+    try:
+        plane.apply(changes)
+    except KernelError:
+        if not any(isinstance(change, AddRoute) for change in changes) or not plane.alive():
+            raise
+    else:
+        return
+    for change in changes:  # each says what should be, so that making it twice does no harm
+        try:
+            plane.apply([change])
+        except KernelError as error:
+            if not isinstance(change, AddRoute):
+                raise
+            log.error("the route to the peer with %s could not be made: %s", change.prefix, error)
 
 
 def _by_heat(missing: list[bytes], seen: Seen | None, at_once: int) -> tuple[Sequence[bytes], Sequence[bytes]]:

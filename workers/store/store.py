@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
@@ -13,6 +12,7 @@ from peerlane.tasks.errors import StorageError
 from peerlane.tasks.redis.hash_pages import hash_pages, some_fields
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.compact_json import compact_json
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.plan import Plan
@@ -97,7 +97,7 @@ class Store:
         """A commit's changes as the script takes them, and whether they contain a preshared key in clear."""
         changes = [change_of(plan, self._record(plan)) for plan in plans]
         clear = any(plan.after is not None and plan.after.preshared_key is not None for plan in plans)
-        return json.dumps(changes, separators=(",", ":")), clear and not self.cipher.seals
+        return compact_json(changes), clear and not self.cipher.seals
 
     def peer(self, public_key: str) -> StoredPeer | None:
         """One peer as stored.

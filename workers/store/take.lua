@@ -196,6 +196,7 @@ local function take_more(queue, looked)
       if has_room() then take_newest(queue) end
       if not in_order then return end
     end
+    if struck_out >= enough then return end
   end
 end
 local function answer()

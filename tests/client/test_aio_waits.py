@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from waiting import PATIENCE
 
-from peerlane.tasks.client.aio_deadlines import SLICE, Deadlines
+from peerlane.tasks.client.aio_waits import SLICE, Deadlines
 
 
 def test_waits_end_at_their_time_and_not_before() -> None:
