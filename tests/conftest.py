@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import preloaded
 import pytest
+from celery.worker import state as worker_state
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from grouped_lane import GroupedLane
 from hypothesis import HealthCheck
@@ -44,6 +45,12 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # py
     for name in [name for name in os.environ if name.startswith("PEERLANE_") and not name.startswith("PEERLANE_TEST_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr("peerlane.config.settings.DEFAULT_SETTINGS_FILE", "/nonexistent/peerlane.toml")
+
+
+@pytest.fixture(autouse=True)
+def _no_order_to_stop_from_the_test_before(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """A writer within the tests' process that is replaced tells Celery's worker there, by a global, to stop."""
+    monkeypatch.setattr(worker_state, "should_stop", None)
 
 
 @pytest.fixture(scope="session")

@@ -250,8 +250,8 @@ def test_what_is_shown_of_a_list_holds_no_preshared_key(shared_gateway: GatewayP
     create = task_of(app, names.CREATE_PEERS)
     wish = {"public_key": some_key(), "preshared_key": secret}
     sent = create.apply_async(kwargs={"gateway": name, "wishes": [wish]}, expires=PATIENCE)
-    (message,) = cast("list[bytes]", lanes_of(app).redis.lrange(names.bulk_queue(name), 0, -1))
-    headers = json.loads(message)["headers"]
+    waiting = cast("list[bytes]", lanes_of(app).redis.lrange(names.bulk_queue(name), 0, -1))
+    (headers,) = [of for of in (json.loads(message)["headers"] for message in waiting) if of["id"] == sent.id]
     shared_gateway.resume()
     assert secret not in json.dumps(headers)
     assert len(headers["wish"]) == 32
