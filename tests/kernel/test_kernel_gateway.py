@@ -154,6 +154,7 @@ class TestADeviceWithManyPeers:
 
         site.start()
         assert f"{MANY} peers, {MANY} missing" in site.log
+        eventually(lambda: not int(site.look().facts.get("recovering") or 0), "the last peer being back")
         dump = hosts.on_gateway("wg", "show", "wg0", "dump")
         held = {row[0]: row for row in (line.split("\t") for line in dump.splitlines()[1:])}
         assert len(held) == MANY
