@@ -147,6 +147,17 @@ class TestTheDead:
         assert lane.kinds(sent) == [TimedOut, TimedOut, "created", "created"]
         assert lane.commits == [2]
 
+    def test_that_come_after_one_that_was_delivered_before_are_struck_out_for_a_moment_only(
+        self, lane: GroupedLane
+    ) -> None:
+        count = MANY + 2 * MOST_STRUCK_OUT
+        sent = lane.send(*late(lane, 1), redelivered=True) + lane.send(*late(lane, count))
+        lane.wake()
+        assert MOST_STRUCK_OUT < sum(answered(lane, sent)) <= 1 + MOST_STRUCK_OUT + MOST_IN_A_GROUP
+        while lane.redis.llen(lane.queue):
+            lane.wake()
+        assert all(answered(lane, sent))
+
     def test_are_dead_for_certain_where_the_answer_was_lost(self, lane: GroupedLane) -> None:
         sent = lane.send(*late(lane, 2), *fresh(lane, 3))
         raw = cast("bytes", lane.redis.rpop(lane.queue))

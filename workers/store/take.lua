@@ -139,10 +139,12 @@ end
 -- waits for those that would not.
 local function take_deletes(queue)
   local left, nearly, limit = tonumber(ARGV[13]), {}, #taken + tonumber(ARGV[14])
+  -- What this call has popped off the queue's old end is not there any more.
+  unseen[queue] = math.min(unseen[queue], redis.call('LLEN', queue))
   while left > 0 and unseen[queue] > 0 and #taken < limit and has_room() do
     local first = math.max(0, unseen[queue] - math.min(left, 128))
     local messages = redis.pcall('LRANGE', queue, first, unseen[queue] - 1)
-    if messages.err then return end  -- without the right to look: in their order, as ever
+    if messages.err or #messages == 0 then return end  -- without the right to look: in their order, as ever
     for at = #messages, 1, -1 do
       if #taken >= limit or not has_room() then break end
       local raw, place = messages[at], first + at - 1
