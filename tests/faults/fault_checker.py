@@ -66,6 +66,8 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
             allowed.append(None)
         if key in evidence.residents and evidence.upkeep.may_go(key, evidence.residents[key].life) <= final.now:
             allowed.append(None)
+        if _deleted_all_the_same(key, calls, evidence):
+            allowed.append(None)
         there = final.redis.get(key)
         now = None if there is None else there.addresses
         if now in allowed:
@@ -122,6 +124,24 @@ def _may_be_lost(calls: Sequence[Call], evidence: Evidence, *, there: bool) -> b
     if not confirmed:
         return there and any(call.outlived and call.act == "create" and call.began <= lost_at for call in calls)
     return evidence.redo_alone and not there and all(call.secret for call in _last_words(calls))
+
+
+def _deleted_all_the_same(key: str, calls: Sequence[Call], evidence: Evidence) -> bool:
+    """Whether a delete may stand although its caller cancelled it: Redis had lost it, and he had not heard of it.
+
+    One of its addresses had been confirmed to another peer before that; both cannot be there.
+    """
+    lost_at = evidence.lost_at
+    cancelled = [call for call in calls if call.act == "delete" and call.outcome == "timed_out" and call.ended]
+    if lost_at is None or not any(call.began <= lost_at < (call.ended or 0.0) for call in cancelled):
+        return False
+    resident = evidence.residents.get(key)
+    freed = {address for call in _last_words(calls) for address in call.addresses}
+    freed |= resident.addresses if resident else frozenset()
+    return any(
+        other.end == "ok" and other.key != key and other.ended and other.ended <= lost_at and freed & {*other.addresses}
+        for other in evidence.calls
+    )
 
 
 def _kernel_is_redis(final: Final) -> Iterable[Violation]:

@@ -70,6 +70,17 @@ class TestWhatWasConfirmed:
         lost = replace(SOUND.final, kernel={key: held for key, held in SOUND.final.kernel.items() if key != "b"})
         assert broken(replace(SOUND, final=lost)) == {"I2"}
 
+    def test_gives_way_to_the_heir_of_its_address_after_a_delete_that_was_lost_and_cancelled(
+        self,
+    ) -> None:
+        delete = call(2, "delete", "a", 2.0, end="refused", outcome="timed_out", ended=4.5)
+        calls = [call(1, "create", "a", 1.0), delete, call(3, "create", "b", 2.3)]
+        heir = replace(SOUND, calls=calls, final=final(b=ONE, old="10.8.0.9/32"), lost_at=3.2)
+        assert broken(heir) == set()
+        assert broken(replace(heir, lost_at=None)) == {"I1", "I4"}
+        assert broken(replace(heir, lost_at=5.0)) == {"I1"}, "it was cancelled before"
+        assert broken(replace(heir, calls=calls[:2], final=final(old="10.8.0.9/32"))) == {"I1"}, "there is no heir"
+
     def test_must_be_gone_once_its_delete_was_confirmed(self) -> None:
         assert "I1" in broken(replace(SOUND, final=final(a=ONE, d=TWO, old="10.8.0.9/32")))
 

@@ -42,7 +42,7 @@ IN_LANE = (
         "redo-over-anothers-address",
         "what is made true again takes an address that another peer has by now",
         "workers/store/redo.lua",
-        "      if owner and owner ~= change.key then return 'lost' end\n",
+        "        if not removal or removal.key ~= owner then return 'lost' end\n",
         "",
         (SEQUENCE,),
     ),

@@ -151,10 +151,10 @@ class TestARedisThatIsBehind:
         commits: Any = bench.writer.store.sequence
         make_again, pulses = commits._make_again, list[tuple[float, float]]()  # noqa: SLF001 - one step
 
-        def watched(made: Any, seq: int) -> Any:
+        def watched(made: Any, *others: Any) -> Any:
             if made:
                 pulses.append((PULSE.turned, PULSE.within))
-            return make_again(made, seq)
+            return make_again(made, *others)
 
         monkeypatch.setattr(commits, "_make_again", watched)
         PULSE.turn(SOON)
@@ -272,6 +272,44 @@ class TestARedisThatIsBehind:
         assert key not in bench.records
         bench.agree()
         assert bench.alarm is None, "nobody was told otherwise"
+
+    @pytest.mark.parametrize("at_once", [sequence.AT_ONCE, 1], ids=["in one call", "in several"])
+    @pytest.mark.parametrize("again", ["another", "the same"])
+    def test_makes_a_cancelled_delete_all_the_same_where_its_address_was_confirmed_to_somebody_since(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, again: str, at_once: int
+    ) -> None:
+        monkeypatch.setattr(sequence, "AT_ONCE", at_once)
+        left, request = some_key(), bench.request()
+        granted = bench.create(left)["allowed_ips"]
+        before = bench.moment()
+        bench.delete(left, request=request)
+        heir = some_key() if again == "another" else left
+        wish: dict[str, Any] = {} if again == "another" else {"allowed_ips": ["192.168.77.0/28"]}
+        confirmed_since = bench.create(heir, **wish)["allowed_ips"]
+        assert again != "another" or confirmed_since == granted
+        before.come_back()
+        Lanes(bench.bytes, result_ttl=600).cancel(request)
+        bench.create()
+        bench.create()
+        assert bench.refusal(request) is TimedOut
+        assert json.loads(bench.records[heir])["allowed_ips"] == confirmed_since
+        assert (left in bench.records) == (heir == left)
+        assert set(bench.raw.hvals(names.addresses_key(bench.name))) <= bench.records.keys()
+        bench.agree()
+
+    def test_leaves_a_peer_whose_delete_was_cancelled_where_nobody_else_has_its_address(self, bench: Bench) -> None:
+        left, request = some_key(), bench.request()
+        bench.create(left)
+        before = bench.moment()
+        bench.delete(left, request=request)
+        bench.create(allowed_ips=["192.168.77.0/28"])
+        before.come_back()
+        Lanes(bench.bytes, result_ttl=600).cancel(request)
+        bench.create()
+        bench.create()
+        assert bench.refusal(request) is TimedOut
+        assert left in bench.records
+        bench.agree()
 
 
 class TestTwoWritersWithOneNumber:

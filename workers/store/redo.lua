@@ -2,10 +2,22 @@
 -- They were in time and allowed when they were made, so neither deadline nor draining is asked about again.
 -- KEYS  as for commit
 -- ARGV  1 epoch of this writer  2 its token  3 the sequence after these commits  4 a result's least TTL in s
+--       5 removals among the commits before these that were found cancelled
 --       then four for each request: result, changes, tag, id
 -- Returns {'fenced'}, or {'current', then for each request whether it is true: 'made', 'known' or 'lost'}
 local current, seq = standing(KEYS[1], KEYS[4], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
 if current == 'fenced' then return {'fenced'} end
+-- Removals whose callers have cancelled them meanwhile, by key and by prefix. They are made all the same if a peer of
+-- which a caller may have heard since has one of their addresses, or their key: it was confirmed last.
+local cancelled = {}
+local function note_cancelled(changes)
+  for _, change in ipairs(changes) do
+    if not change.record and not change.kept then
+      cancelled[change.key] = change
+      for _, prefix in ipairs(change.gone) do cancelled[prefix] = change end
+    end
+  end
+end
 local function redo(key, share, result, changes, tag, id)
   local stored = redis.call('GET', key)
   -- What waited past its deadline is answered as it is taken, before anybody has seen that its outcome was lost.
@@ -13,17 +25,24 @@ local function redo(key, share, result, changes, tag, id)
   if stored and (stored == result or not string.find(stored, late, 1, true)) then
     leave_share(key, share, id)
     acknowledge(tag)
+    if stored ~= result then note_cancelled(cjson.decode(changes)) end
     -- Something else: its caller had not heard of it, and has cancelled it meanwhile.
     return stored == result and 'known' or 'lost'
   end
   changes = cjson.decode(changes)
+  local removals = {}
   for _, change in ipairs(changes) do
     if change.kept and redis.call('HEXISTS', KEYS[2], change.key) == 0 then return 'lost' end
+    if change.record and not change.before then removals[#removals + 1] = cancelled[change.key] end
     for _, prefix in ipairs(change.taken) do
-      local owner = redis.call('HGET', KEYS[3], prefix)
-      if owner and owner ~= change.key then return 'lost' end
+      local owner, removal = redis.call('HGET', KEYS[3], prefix), cancelled[prefix]
+      if owner and owner ~= change.key then
+        if not removal or removal.key ~= owner then return 'lost' end
+        removals[#removals + 1] = removal
+      end
     end
   end
+  apply(removals)
   apply(changes)
   settle(key, share, tag, id, result, ARGV[4])
   return 'made'
@@ -31,8 +50,9 @@ end
 local newest = tonumber(redis.call('GET', KEYS[1]) or '0')
 if newest < tonumber(ARGV[1]) then redis.call('INCRBY', KEYS[1], tonumber(ARGV[1]) - newest) end
 local answers = {'current'}
+note_cancelled(cjson.decode(ARGV[5]))
 for number = 0, (#KEYS - 6) / 2 - 1 do
-  local key, at = 7 + number * 2, 5 + number * 4
+  local key, at = 7 + number * 2, 6 + number * 4
   local ok, answer = pcall(redo, KEYS[key], KEYS[key + 1], unpack(ARGV, at, at + 3))
   answers[#answers + 1] = ok and answer or 'lost'
 end

@@ -213,13 +213,14 @@ class CommitSequence:
         if lost.outcomes:
             # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
             self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + lost.outcomes)
+        cancelled: list[dict[str, object]] = []
         for some in _slices(steps):
             PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
             whole = [each for step in some for each in step.made if each.changes]
-            verdicts = self._make_again(whole, some[-1].seq)
+            verdicts = self._make_again(whole, some[-1].seq, cancelled)
             if verdicts is None:
                 return  # a newer writer: whoever asks next learns it
-            _count(lost, whole, verdicts)
+            cancelled += _count(lost, whole, verdicts)
         if self._make_again([], self.known) is None:
             return
         if self.facts:
@@ -228,10 +229,15 @@ class CommitSequence:
         self.lost.add(lost)
         log.warning("gateway %s: %d outcomes were made true again", self.gateway, lost.redone)
 
-    def _make_again(self, made: Sequence[Made], seq: int) -> list[str] | None:
-        """Repeat outcomes; returns the verdicts, or None if a newer writer has started."""
+    def _make_again(
+        self, made: Sequence[Made], seq: int, cancelled: Sequence[dict[str, object]] = ()
+    ) -> list[str] | None:
+        """Repeat outcomes; returns the verdicts, or None if a newer writer has started.
+
+        ``cancelled`` are the removals before these that were not repeated.
+        """
         keys = list(self._keys)
-        args: list[str | int | bytes] = [self.epoch, self.writer, seq, self._result_ttl]
+        args: list[str | int | bytes] = [self.epoch, self.writer, seq, self._result_ttl, json.dumps(list(cancelled))]
         for each in made:
             result_key = names.result_key(each.request_id)
             keys += [result_key, each.share or result_key]
@@ -256,12 +262,16 @@ def _is_own(answer: Answer, commit: Commit) -> bool:
     return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == commit.result)
 
 
-def _count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> None:
+def _count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> list[dict[str, object]]:
+    """Count the verdicts; the removals among what was not repeated."""
+    disputed: list[dict[str, object]] = []
     for each, verdict in zip(made, verdicts, strict=True):
         lost.redone += verdict != "lost"
         if verdict == "lost":
             lost.disputed += 1
-            lost.keys |= {str(change["key"]) for change in cast("list[dict[str, object]]", json.loads(each.changes))}
+            disputed += cast("list[dict[str, object]]", json.loads(each.changes))
+    lost.keys |= {str(change["key"]) for change in disputed}
+    return [change for change in disputed if "record" not in change and "kept" not in change]
 
 
 def _slices(steps: Sequence[Step]) -> Iterator[list[Step]]:
