@@ -47,6 +47,14 @@ IN_LANE = (
         (SEQUENCE,),
     ),
     Mutant(
+        "cancelled-delete-keeps-its-address",
+        "a confirmed create is not repeated because the delete that freed its address was cancelled",
+        "workers/store/redo.lua",
+        "        if not removal or removal.key ~= owner then return 'lost' end\n",
+        "        if true then return 'lost' end\n",
+        (f"{SEQUENCE}::TestARedisThatIsBehind",),
+    ),
+    Mutant(
         "redo-file-not-written",
         "nothing is noted in the redo file",
         "workers/store/journal.py",
