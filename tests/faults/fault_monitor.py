@@ -108,13 +108,14 @@ class Monitor:
         elif command in (b"FCALL", b"EVALSHA", b"EVAL") and self._peers in words:
             count = int(words[2])
             keys, arguments = words[3 : 3 + count], words[3 + count :]
-            # commit and redo: six keys of the gateway, two of each request; four arguments, then seven or four of each.
+            # Six keys of the gateway, two of each request. Arguments: 4, then 7 of each (commit); 5, then 4 (redo).
             requests = keys[6::2]
             if keys[1] == self._peers and requests and requests[0].startswith(self._prefix):
-                each = (len(arguments) - 4) // len(requests)
+                again = len(arguments) == 5 + 4 * len(requests)
+                first, each = (5, 4) if again else (4, 7)
                 for number, key in enumerate(requests):
-                    own = arguments[4 + number * each : 4 + (number + 1) * each]
-                    self._commit(line, key, arguments[0], own[3 if each > 4 else 1], again=each == 4)
+                    own = arguments[first + number * each : first + (number + 1) * each]
+                    self._commit(line, key, arguments[0], own[1 if again else 3], again=again)
         elif command == b"LPUSH" and words[1] in self._lane:
             request, deadline = _asked(words[2])
             self._deadlines[request] = max(deadline, self._deadlines.get(request, 0.0))
