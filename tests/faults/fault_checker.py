@@ -62,6 +62,9 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
     for key in {*by_key, *evidence.residents, *final.redis}:
         calls = by_key.get(key, [])
         allowed = _possible_ends(calls, evidence.residents.get(key))
+        if taken_back := _taken_back(calls, evidence.lost_at):
+            others = [call for call in calls if call.request not in taken_back]
+            allowed += _possible_ends(others, evidence.residents.get(key))
         if any(_may_go(evidence, call) <= final.now for call in _last_words(calls) if call.act == "create"):
             allowed.append(None)
         if key in evidence.residents and evidence.upkeep.may_go(key, evidence.residents[key].life) <= final.now:
@@ -124,6 +127,19 @@ def _may_be_lost(calls: Sequence[Call], evidence: Evidence, *, there: bool) -> b
     if not confirmed:
         return there and any(call.outlived and call.act == "create" and call.began <= lost_at for call in calls)
     return evidence.redo_alone and not there and all(call.secret for call in _last_words(calls))
+
+
+def _taken_back(calls: Sequence[Call], lost_at: float | None) -> set[str]:
+    """Requests of which a caller had the outcome, that it asked again, and cancelled after Redis had lost the outcome.
+
+    Its last word on the request is that it has no effect.
+    """
+    if lost_at is None:
+        return set()
+    cancelled = {
+        call.request for call in calls if call.outcome == "timed_out" and call.began <= lost_at < (call.ended or 0.0)
+    }
+    return {call.request for call in calls if call.end == "ok" and (call.ended or lost_at) < lost_at} & cancelled
 
 
 def _deleted_all_the_same(key: str, calls: Sequence[Call], evidence: Evidence) -> bool:

@@ -81,6 +81,20 @@ class TestWhatWasConfirmed:
         assert broken(replace(heir, lost_at=5.0)) == {"I1"}, "it was cancelled before"
         assert broken(replace(heir, calls=calls[:2], final=final(old="10.8.0.9/32"))) == {"I1"}, "there is no heir"
 
+    def test_counts_no_more_once_its_caller_asked_again_and_cancelled_what_redis_had_lost(self) -> None:
+        deleted = call(2, "delete", "a", 2.0)
+        again = replace(deleted, number="3", began=2.5, end="refused", outcome="timed_out", ended=4.5)
+        back = replace(
+            SOUND,
+            calls=[call(1, "create", "a", 1.0), deleted, again],
+            final=final(a=ONE, old="10.8.0.9/32"),
+            lost_at=3.2,
+        )
+        assert broken(back) == set()
+        assert broken(replace(back, calls=back.calls[:2])) == {"I1"}, "nobody has cancelled it"
+        assert broken(replace(back, lost_at=5.0)) == {"I1"}, "it was cancelled before"
+        assert broken(replace(back, final=final(old="10.8.0.9/32"))) == set(), "or Redis has not lost it"
+
     def test_must_be_gone_once_its_delete_was_confirmed(self) -> None:
         assert "I1" in broken(replace(SOUND, final=final(a=ONE, d=TWO, old="10.8.0.9/32")))
 
