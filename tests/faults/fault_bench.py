@@ -267,6 +267,7 @@ class Bench:
         fresh = sorted(key for key in final.redis if key not in residents)
         staying = [key for key in fresh if _stays(final.redis[key])][: min(spare, 3)]
         leaving = [*(key for key in fresh if key not in staying), *sorted(residents)[RESIDENTS:]]
+        leaving += sorted(final.kernel.keys() - final.redis.keys())  # kept on the device when Redis had lost them
         self.site.callers.write_to(f"clearing-{self._count}")
         for start in range(0, len(leaving), 50):
             self.site.callers.ask(

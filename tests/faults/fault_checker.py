@@ -38,8 +38,8 @@ def judge(evidence: Evidence) -> Verdict:
     forgiven: list[str] = []
     found = [
         *_promised(evidence, forgiven),
-        *_kernel_is_redis(evidence.final),
-        *facts_violations(evidence),
+        *_kernel_is_redis(evidence.final, forgiven),
+        *facts_violations(evidence, len(evidence.final.kernel.keys() & {*forgiven})),
         *_nothing_twice(evidence),
         *_one_commit_each(evidence),
         *_epochs(evidence.commits, lenient=evidence.lost_at is not None),
@@ -160,9 +160,12 @@ def _deleted_all_the_same(key: str, calls: Sequence[Call], evidence: Evidence) -
     )
 
 
-def _kernel_is_redis(final: Final) -> Iterable[Violation]:
+def _kernel_is_redis(final: Final, lost: Sequence[str]) -> Iterable[Violation]:
+    """``lost``: what Redis had confirmed and has lost for good. The device may keep it, with an alarm."""
     for key in sorted({*final.redis, *final.kernel}):
         stored, held = final.redis.get(key), final.kernel.get(key)
+        if stored is None and key in lost:
+            continue
         if stored is None:
             yield Violation("I2", f"{key} is in the kernel and not in Redis")
         elif held is None:
@@ -175,7 +178,8 @@ def _kernel_is_redis(final: Final) -> Iterable[Violation]:
             yield Violation(
                 "I2", f"{address}: its record is {owned.get(address)}'s, its entry {final.owners.get(address)}'s"
             )
-    for route in sorted(final.routes ^ final.routes_needed):
+    kept = {address for key in lost if key in final.kernel for address in final.kernel[key].addresses}
+    for route in sorted((final.routes ^ final.routes_needed) - kept):
         yield Violation("I2", f"the route {route} is {'stray' if route in final.routes else 'missing'}")
 
 

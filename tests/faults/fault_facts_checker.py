@@ -16,8 +16,8 @@ GIVEN = ("public_key", "endpoint", "listen_port", "pools", "serves", "interface"
 FRESH = 5.0
 
 
-def facts_violations(evidence: Evidence) -> Iterable[Violation]:
-    """Every violation of I12 that the evidence shows."""
+def facts_violations(evidence: Evidence, kept: int = 0) -> Iterable[Violation]:
+    """Every violation of I12 that the evidence shows. ``kept``: peers on the device that Redis has lost for good."""
     facts, before = evidence.final.facts, evidence.facts_before
     if facts is None:
         return
@@ -26,7 +26,7 @@ def facts_violations(evidence: Evidence) -> Iterable[Violation]:
         "phase": "serving",
         "state": "active",
         "epoch": str(facts.epoch),
-        "peers": str(len(evidence.final.redis)),
+        "peers": str(len(evidence.final.redis) + kept),
         "public_key": facts.public_key,
         "listen_port": facts.listen_port,
         "holder_pid": facts.writer,

@@ -110,6 +110,9 @@ class TestWhatWasConfirmed:
         calls = [replace(one, secret=one.key == "b") for one in SOUND.calls]
         lost = replace(SOUND, calls=calls, final=final(d=TWO, old="10.8.0.9/32"), lost_at=3.2, redo_alone=True)
         assert (judge(lost).violations, judge(lost).lost) == ((), 1)
+        kept = replace(lost.final, kernel=SOUND.final.kernel)
+        assert broken(replace(lost, final=kept)) == set(), "the device may keep it"
+        assert broken(replace(lost, final=kept, redo_alone=False)) == {"I1", "I2"}
         assert broken(replace(lost, redo_alone=False)) == {"I1"}, "a writer that lives knows it"
         assert broken(replace(lost, lost_at=3.0)) == {"I1"}, "it was confirmed after Redis came back"
 
