@@ -40,7 +40,7 @@ hypothesis_settings.load_profile("ci" if os.environ.get("CI") == "true" else "de
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction] - pytest uses it
     """Tests see the defaults, whatever the environment and /etc/peerlane say."""
     for name in [name for name in os.environ if name.startswith("PEERLANE_") and not name.startswith("PEERLANE_TEST_")]:
         monkeypatch.delenv(name)
@@ -48,7 +48,7 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:  # py
 
 
 @pytest.fixture(autouse=True)
-def _no_order_to_stop_from_the_test_before(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+def _no_order_to_stop_from_the_test_before(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction] - pytest uses it
     """A writer within the tests' process that is replaced tells Celery's worker there, by a global, to stop."""
     monkeypatch.setattr(worker_state, "should_stop", None)
 

@@ -52,7 +52,7 @@ def two(
 
 
 @pytest.fixture(autouse=True)
-def _emptied(two: list[GatewayProcess], client: MakeClient) -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+def _emptied(two: list[GatewayProcess], client: MakeClient) -> Iterator[None]:  # pyright: ignore[reportUnusedFunction] - pytest uses it
     yield
     for each in two:
         each.resume()

@@ -126,7 +126,7 @@ class TestAnEndpoint:
 
 class TestDoctorOfAGateway:
     @pytest.fixture(autouse=True)
-    def _as_on_its_host(self, site: GatewayProcess, monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _as_on_its_host(self, site: GatewayProcess, monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction] - pytest uses it
         monkeypatch.setenv("PEERLANE_DATAPLANE", "memory")
         monkeypatch.setenv("PEERLANE_PRIVATE_KEY_FILE", str(key_file(site)))
 
