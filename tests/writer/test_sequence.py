@@ -439,7 +439,7 @@ class TestMoreIsLostThanIsKept:
             bench.succeed()
         else:
             bench.writer.store.sequence.catch_up()
-        left, longest = (cast("int", bench.raw.ttl(names.result_key(request))) for request in (made, refused))
+        left, longest = (bench.raw.ttl(names.result_key(request)) for request in (made, refused))
         assert 7_200 < left <= 7_260
         assert longest == 90_000, "a deadline is at most a day ahead, whatever its caller says"
 
