@@ -179,8 +179,15 @@ def outcome_by(
         return commit_record.decode(record, wish)
     leave(wait, request_id, within)
     record = settle(lanes, request_id, deadline, until=until + GRACE)
-    if within is None:
-        return commit_record.decode(record, wish)
+    return commit_record.decode(record, wish) if within is None else decided(record, within, wish)
+
+
+def decided(record: str, within: float, wish: str) -> dict[str, Any]:
+    """The result in the record that decides a request whose time is up.
+
+    Raises:
+        PeerlaneError: its refusal; TimedOut where it is cancelled.
+    """
     # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
     return result_of(record, timed_out(round(within, 1) or within), wish)
 
