@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from writer_alone import WriterAlone
 
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
-from peerlane.tasks.errors import Conflict, Fenced, TimedOut
+from peerlane.tasks.errors import Conflict, Fenced, Invalid, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE, SOON
@@ -423,6 +424,39 @@ class TestMoreIsLostThanIsKept:
         assert bench.alarm is not None
         bench.succeed()
         assert set(bench.plane.peers()) == kept, "once a person was told, Redis is followed"
+
+    @pytest.mark.parametrize("by_file", [False, True], ids=["by its writer", "out of the redo file"])
+    def test_an_outcome_is_kept_as_long_as_its_request_may_be_asked_again(self, bench: Bench, *, by_file: bool) -> None:
+        bench.keep_file()
+        bench.writer.recover()
+        before, key, made, refused = bench.moment(), some_key(), bench.request(), bench.request()
+        in_two_hours = bench.now() + 7_200_000
+        bench.create(key, request=made, deadline=in_two_hours)
+        with pytest.raises(Invalid):
+            bench.create(request=refused, deadline=2**60)
+        before.come_back()
+        if by_file:
+            bench.succeed()
+        else:
+            bench.writer.store.sequence.catch_up()
+        left, longest = (bench.raw.ttl(names.result_key(request)) for request in (made, refused))
+        assert 7_200 < left <= 7_260
+        assert longest == 90_000, "a deadline is at most a day ahead, whatever its caller says"
+
+    def test_the_redo_file_of_an_earlier_version_has_no_deadlines(self, bench: Bench) -> None:
+        bench.keep_file()
+        bench.writer.recover()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+        path = bench.directory / f"{bench.name}.redo"
+        lines = [json.loads(line[9:]) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["made"] = [made[:5] for made in line["made"]] if "made" in line else None
+        texts = [json.dumps({k: v for k, v in line.items() if v is not None}) for line in lines]
+        path.write_text("".join(f"{zlib.crc32(text.encode()):08x} {text}\n" for text in texts))
+        before.come_back()
+        bench.succeed()
+        assert key in bench.records
 
     def test_a_redis_that_was_emptied_has_lost_its_data_and_no_newer_writer(self, bench: Bench) -> None:
         kept, gone, _ = confirmed(bench)
