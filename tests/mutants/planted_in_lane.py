@@ -202,10 +202,10 @@ IN_LANE = (
     ),
     Mutant(
         "list-leaves-its-plans",
-        "what a list has planned stays in the table",
-        "workers/peers/lists.py",
-        "    finally:\n        _undo(table, entered)\n",
-        "    finally:\n        pass\n",
+        "what a list has planned and not committed stays in the table",
+        "workers/writer/writer.py",
+        "        finally:\n            self.take_out_uncommitted()\n",
+        "        finally:\n            pass\n",
         (LISTS,),
     ),
     Mutant(
