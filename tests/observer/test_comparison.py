@@ -82,7 +82,7 @@ class Gateway(WriterAlone):
         return self.sides.in_full(suspects)
 
     def found(self, between: Callable[[], object] = lambda: None) -> set[tuple[str, str]]:
-        return {(kind, subject) for kind, subject in self.compared(between).found}
+        return {(kind, subject) for kind, subject in self.compared(between).differences}
 
 
 @pytest.fixture
@@ -135,9 +135,11 @@ class TestADifference:
             ("unknown_route", "192.168.9.0/24"),
         }
         compared = gateway.compared()
-        assert [found.kind for found in compared.found[:2]] == ["unknown", "allowed_ips"], "those who took come first"
+        assert [difference.kind for difference in compared.differences[:2]] == ["unknown", "allowed_ips"], (
+            "those who took come first"
+        )
         assert compared.peers == 6
-        assert right not in {found.subject for found in compared.found}
+        assert right not in {difference.subject for difference in compared.differences}
 
     def test_that_was_only_a_request_in_flight_is_none(self, gateway: Gateway) -> None:
         created, deleted, routed = (some_key() for _ in range(3))
@@ -172,7 +174,7 @@ class TestADifference:
         there = gateway.plane.peers()[changed].allowed_ips
         gateway.plane.apply([RemovePeer(cold), SetPeer(changed, there, keepalive=9)])
         gateway.raw.hset(names.gateway_key(gateway.name), "recovering", "1")
-        assert cold not in {found.subject for found in gateway.compared().found}
+        assert cold not in {difference.subject for difference in gateway.compared().differences}
         assert gateway.found() == {("keepalive", changed)}
         assert gateway.compared().coming == 1
         gateway.raw.hset(names.gateway_key(gateway.name), "recovering", "0")

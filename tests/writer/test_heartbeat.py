@@ -48,11 +48,11 @@ class FailsTwice(Pace):
         super().__init__()
         self._left = 2
 
-    def told(self) -> dict[str, str]:
+    def heartbeat_fields(self) -> dict[str, str]:
         self._left -= 1
         if self._left >= 0:
             raise ZeroDivisionError("nobody foresaw this")
-        return super().told()
+        return super().heartbeat_fields()
 
 
 def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:

@@ -52,16 +52,16 @@ end
 local answers, made, alone = {now, seq}, 0, #KEYS == 8
 for number = 0, (#KEYS - 6) / 2 - 1 do
   local key, at = 7 + number * 2, 5 + number * 7
-  local function one()
+  local function attempt()
     return commit(KEYS[key], KEYS[key + 1], tonumber(ARGV[at]), unpack(ARGV, at + 1, at + 6))
   end
   local answer
   if alone then
-    answer = one()
+    answer = attempt()
   else
     -- A key of a foreign kind, or a right that this user lacks, is that request's own misfortune.
-    local ok, told = pcall(one)
-    answer = ok and told or {'failed', ''}
+    local ok, verdict = pcall(attempt)
+    answer = ok and verdict or {'failed', ''}
   end
   if answer[1] == 'committed' or answer[1] == 'expired' then made = made + 1 end
   answers[#answers + 1] = answer
