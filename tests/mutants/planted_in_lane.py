@@ -244,7 +244,7 @@ IN_LANE = (
     Mutant(
         "patience-ignored",
         "who would wait in vain is not refused at once",
-        "tasks/admission/lane_state.py",
+        "tasks/admission/lanes.py",
         "        return sum((self.waiting[at]",
         "        return 0.0 * sum((self.waiting[at]",
         (f"{OVERLOAD}::TestALaneWhoseWriterTellsItsPace",),
