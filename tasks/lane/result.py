@@ -195,9 +195,9 @@ def decided(record: str, within: float, wish: str) -> dict[str, Any]:
 def leave(wait: Wait | None, request_id: str, within: float | None) -> None:
     """Raises OutcomeUnknown where others of this process still wait for the request: it is theirs to cancel."""
     if wait is not None and not wait.leave():
-        time_told = "no outcome yet" if within is None else f"no outcome within {round(within, 1) or within:g} s"
+        outcome = "no outcome yet" if within is None else f"no outcome within {round(within, 1) or within:g} s"
         why = "another call in this program waits for the same request; ask again with the same id"
-        raise OutcomeUnknown(f"{time_told}; {why}", request_id)
+        raise OutcomeUnknown(f"{outcome}; {why}", request_id)
 
 
 def await_record(lanes: Lanes, request_id: str, until: float, listening: Listening | None = None) -> str | None:

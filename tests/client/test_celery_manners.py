@@ -81,10 +81,10 @@ class TestAGroup:
         assert [type(each) for each in outcomes] == [TimedOut, TimedOut, Unavailable]
 
     def test_calls_back_with_each_outcome(self, site: GatewayProcess, create: Any) -> None:
-        keys, told = [some_key() for _ in range(3)], dict[str, Any]()
+        keys, values = [some_key() for _ in range(3)], dict[str, Any]()
         sent: Any = group(create.s(gateway=site.name, public_key=key) for key in keys).apply_async()
-        assert sent.get(timeout=PATIENCE, callback=told.__setitem__) == []
-        assert [told[result.id]["public_key"] for result in sent.results] == keys
+        assert sent.get(timeout=PATIENCE, callback=values.__setitem__) == []
+        assert [values[result.id]["public_key"] for result in sent.results] == keys
 
 
 class TestWhatALaneCannotDo:
@@ -105,14 +105,14 @@ class TestWhatALaneCannotDo:
             create.apply_async(kwargs={"gateway": "nowhere", "public_key": some_key()}, **{option: value})
 
     def test_callbacks_are_refused(self, create: Any) -> None:
-        one, other = (create.si(gateway="nowhere", public_key=some_key()) for _ in range(2))
+        first, second = (create.si(gateway="nowhere", public_key=some_key()) for _ in range(2))
         for option in ("link", "link_error"):
             with pytest.raises(Invalid, match=rf"takes no {option}: a gateway runs no callbacks"):
-                create.apply_async(kwargs=one.kwargs, **{option: [other]})
+                create.apply_async(kwargs=first.kwargs, **{option: [second]})
         with pytest.raises(Invalid, match="takes no chain: a gateway runs no callbacks"):
-            chain(one, other).apply_async()
+            chain(first, second).apply_async()
         with pytest.raises(Invalid, match="takes no chord: a gateway runs no callbacks"):
-            chord([create.si(**one.kwargs), create.si(**other.kwargs)], other).apply_async()
+            chord([create.si(**first.kwargs), create.si(**second.kwargs)], second).apply_async()
 
     def test_is_not_sent_where_no_gateway_takes_it(self, create: Any) -> None:
         wish = {"gateway": "nowhere", "public_key": some_key()}
@@ -145,19 +145,19 @@ class TestAResult:
 
     def test_has_celerys_other_name_for_get(self, site: GatewayProcess, create: Any) -> None:
         site.hold()
-        sent, told = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}), dict[str, Any]()
+        sent, values = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}), dict[str, Any]()
         with pytest.raises(TimedOut, match="will never take effect"):
             sent.wait(timeout=0.5)
         site.resume()
         done = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
-        done.get(timeout=PATIENCE, callback=told.__setitem__)
-        assert list(told) == [done.id]
+        done.get(timeout=PATIENCE, callback=values.__setitem__)
+        assert list(values) == [done.id]
 
     def test_of_an_id_is_a_lanes(self, app: PeerlaneApp, site: GatewayProcess) -> None:
-        found = app.AsyncResult(names.request_id(site.name, uuid.uuid4().hex))
-        assert isinstance(found, LaneResult)
+        result = app.AsyncResult(names.request_id(site.name, uuid.uuid4().hex))
+        assert isinstance(result, LaneResult)
         with pytest.raises(TimedOut, match="cancelled and will never take effect"):
-            found.get(timeout=0.1)
+            result.get(timeout=0.1)
 
 
 class TestSendTask:
@@ -174,21 +174,21 @@ def test_tasks_are_registered_once_whoever_asks_at_once(settings: MakeSettings) 
     for _ in range(5):
         app = PeerlaneApp(settings())
         app.finalize()
-        start, found = threading.Barrier(8), list[Any]()
+        start, tasks = threading.Barrier(8), list[Any]()
 
-        def ask(app: PeerlaneApp = app, start: threading.Barrier = start, found: list[Any] = found) -> None:
+        def ask(app: PeerlaneApp = app, start: threading.Barrier = start, tasks: list[Any] = tasks) -> None:
             start.wait()
-            found.append(task_of(app, names.CREATE_PEER))
+            tasks.append(task_of(app, names.CREATE_PEER))
 
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             threads = [threading.Thread(target=ask) for _ in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-        assert [str(each.message) for each in told] == []
-        assert len({id(task) for task in found}) == 1
+        assert [str(each.message) for each in warned] == []
+        assert len({id(task) for task in tasks}) == 1
         close(app)
 
 

@@ -53,13 +53,13 @@ class Monitor:
         """Commits since the last call."""
         assert self._thread.is_alive(), "nobody reads what Redis says"
         self._finish()
-        found, self._commits = self._commits, []
-        return found
+        commits, self._commits = self._commits, []
+        return commits
 
     def sightings(self) -> Sequence[Sighting]:
         """What the observer has written down since the last call."""
-        found, self._sightings = self._sightings, []
-        return found
+        sightings, self._sightings = self._sightings, []
+        return sightings
 
     def forget_epochs(self) -> None:
         """Redis has lost its last second, and may give an epoch again."""
@@ -136,7 +136,7 @@ class Monitor:
     def _commit(self, line: bytes, result_key: bytes, epoch: bytes, changes: bytes, *, again: bool) -> None:
         """``again``: it was in time when it was made, and is made true again."""
         moment = _MOMENT.match(line)
-        found = cast("list[dict[str, Any]]", json.loads(_plain(changes)))
+        records = cast("list[dict[str, Any]]", json.loads(_plain(changes)))
         request = result_key.decode().removeprefix(names.RESULT_PREFIX)
         self._running[request] = Commit(
             request=request,
@@ -146,8 +146,8 @@ class Monitor:
             changed=False,
             at=float(moment[1]) if moment else 0.0,
             deadline=0.0 if again else self._deadlines.get(request, 0.0),
-            stores={change["key"]: _life(change["record"]) for change in found if "record" in change},
-            removes=frozenset(change["key"] for change in found if "record" not in change and not change.get("kept")),
+            stores={change["key"]: _life(change["record"]) for change in records if "record" in change},
+            removes=frozenset(change["key"] for change in records if "record" not in change and not change.get("kept")),
         )
 
     def _finish(self) -> None:

@@ -87,8 +87,8 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
-        told = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
-        self.lost.outcomes += int(told) if told.isdigit() else 0
+        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
+        self.lost.outcomes += int(stored) if stored.isdigit() else 0
         kept = file.read()
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers

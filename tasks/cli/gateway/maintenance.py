@@ -222,5 +222,5 @@ def _last(status: GatewayStatus, report: Mapping[str, Any], fields: tuple[str, s
     sentence = f"{report.get('outcome')} {span(status.ago(report.get('at')))} ago: {counted} {fields[0]}"
     why: Any = report.get("stopped") or report.get("refusal")
     failed = bool(why) or missed_count(report) > 0
-    told = f"; {why['message']}" if isinstance(why, dict) and "message" in why else ""
-    return Text(f"{sentence}{told}", "red" if failed else "")
+    reason = f"; {why['message']}" if isinstance(why, dict) and "message" in why else ""
+    return Text(f"{sentence}{reason}", "red" if failed else "")
