@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 from servers import RedisServer
 from waiting import eventually
-from writer_alone import WriterAlone
+from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
@@ -424,6 +424,77 @@ class TestMoreIsLostThanIsKept:
         assert bench.alarm is not None
         bench.succeed()
         assert set(bench.plane.peers()) == kept, "once a person was told, Redis is followed"
+
+    @pytest.mark.parametrize("asked", ["alone", "in a list"])
+    def test_a_peer_that_was_asked_for_again_meanwhile_is_put_back_too(self, bench: Bench, asked: str) -> None:
+        there, others = some_key(), [some_key() for _ in range(3)]
+        bench.create(there)
+        bench.writer = bench.new_writer()  # which keeps no earlier commit
+        if asked == "alone":
+            assert bench.create(there)["outcome"] == "existing"
+            for key in others:
+                bench.create(key)
+        else:
+            wishes = [{"public_key": key} for key in (there, *others)]
+            carry_out(bench.writer, names.CREATE_PEERS, bench.request(), {"gateway": bench.name, "wishes": wishes})
+        bench.bytes.delete(*cast("list[str]", bench.bytes.keys(f"*{bench.name}*")))
+        bench.create()
+        bench.create()
+        assert {there, *others} <= set(bench.records)
+        bench.agree()
+        assert bench.alarm is not None
+
+    def test_a_peer_whose_address_was_freed_by_a_delete_that_is_lost_is_put_back(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST", 1)
+        first, second = some_key(), some_key()
+        address = bench.create(first)["allowed_ips"]
+        before = bench.moment()
+        bench.delete(first)
+        assert bench.create(second)["allowed_ips"] == address
+        before.come_back()
+        bench.create()
+        bench.create()
+        assert second in bench.records
+        assert first not in bench.records
+        bench.agree()
+
+    def test_a_redis_that_goes_away_in_the_middle_is_told_of_all_of_it_afterwards(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST", 4)
+        monkeypatch.setattr(sequence, "AT_ONCE", 1)
+        before = bench.moment()
+        keys = [bench.create()["public_key"] for _ in range(8)]
+        before.come_back()
+        commits = bench.writer.store.sequence
+        made: list[int] = []
+        redo = commits._redo  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a Redis that goes away between two calls
+
+        def broken(*args: Any, **options: Any) -> object:
+            made.append(1)
+            if len(made) == 3:
+                raise RedisConnectionError("gone")
+            return redo(*args, **options)
+
+        monkeypatch.setattr(commits, "_redo", broken)
+        with pytest.raises(RedisConnectionError):
+            commits.catch_up()
+        bench.create()
+        bench.create()
+        assert set(keys) <= set(bench.records)
+        bench.agree()
+        assert bench.alarm is not None
+        assert bench.alarm["outcomes"] == 4
+
+    def test_a_delete_of_what_was_not_there_is_true_again(self, bench: Bench) -> None:
+        before, request = bench.moment(), bench.request()
+        outcome = bench.delete(some_key(), request=request)
+        before.come_back()
+        bench.create()
+        assert bench.outcome(request) == outcome
+        assert not bench.writer.store.sequence.lost
 
     @pytest.mark.parametrize("by_file", [False, True], ids=["by its writer", "out of the redo file"])
     def test_an_outcome_is_kept_as_long_as_its_request_may_be_asked_again(self, bench: Bench, *, by_file: bool) -> None:
