@@ -74,8 +74,8 @@ IN_LANE = (
         "secret-in-the-redo-file",
         "a preshared key in clear is written to the redo file",
         "workers/store/redo_file.py",
-        "None if each.secret else each.changes",
-        "each.changes",
+        "None if made.secret else made.changes",
+        "made.changes",
         (f"{SEQUENCE}::TestTheRedoFile",),
     ),
     Mutant(
