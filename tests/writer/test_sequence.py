@@ -702,6 +702,27 @@ class TestTheRedoFile:
         assert "is ignored: another writer has served the gateway since" in caplog.text
         assert bench.alarm is None
 
+    def test_is_used_by_the_next_start_where_redis_goes_away_during_this_one(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench.keep_file()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+
+        def gone(*_: object) -> None:
+            raise RedisConnectionError("gone")
+
+        with monkeypatch.context() as away:
+            away.setattr(Redis, "hget", gone)
+            with pytest.raises(RedisConnectionError):
+                bench.succeed()
+        bench.succeed()
+        assert "is ignored" not in caplog.text
+        before.come_back()
+        bench.succeed()
+        assert key in bench.records
+        assert bench.alarm is None
+
     def test_of_another_redis_is_ignored_and_told(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
         bench.keep_file()
         key = some_key()

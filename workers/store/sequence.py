@@ -87,8 +87,6 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
-        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
-        self.lost.outcomes += int(stored) if stored.isdigit() else 0
         kept = file.read()
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
@@ -102,6 +100,9 @@ class CommitSequence:
             self.lost.unknown = 0 if newer else kept.seq
         file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
         self.journal.record = file
+        # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
+        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
+        self.lost.outcomes += int(stored) if stored.isdigit() else 0
 
     def made_up_for(self) -> None:
         """Note in Redis that whatever was lost is made up for, or told to a person."""
