@@ -103,12 +103,12 @@ class LaneState:
         if not self.facts:
             return unknown_gateway(self.gateway)
         if not self.live:
-            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
+            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", spread(5.0))
         if self.stuck:
             why = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
-            return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", 5.0)
+            return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", spread(5.0))
         if self.state == "recovering":
-            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
+            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", spread(2.0))
         if waiting >= self.most_waiting(create=create):
             return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
         if create and self.state == "draining":
