@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -137,3 +137,15 @@ class Journal:
     def after(self, seq: int) -> list[Step]:
         """The kept steps that a Redis at this sequence lacks. It may lack others too, that are not kept."""
         return [step for step in self._steps if step.seq > seq]
+
+
+def in_slices(steps: Iterable[Step], most: int) -> Iterator[list[Step]]:
+    """The steps in order, as many together as have ``most`` outcomes; at least one."""
+    some: list[Step] = []
+    for step in steps:
+        if some and sum(len(each.made) for each in some) + len(step.made) > most:
+            yield some
+            some = []
+        some.append(step)
+    if some:
+        yield some

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
+
+from peerlane.workers.store.journal import Made
 
 #: The field of the gateway's hash that says how many outcomes are lost and not made up for.
 LOST = "lost"
@@ -38,3 +43,25 @@ class Lost:
 
     def __bool__(self) -> bool:
         return self.incomplete or self.disputed > 0
+
+
+def count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> list[dict[str, object]]:
+    """Count what became of outcomes that were repeated; returns the removals among those that were cancelled.
+
+    What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right about it.
+    """
+    removals: list[dict[str, object]] = []
+    for each, verdict in zip(made, verdicts, strict=True):
+        if verdict not in ("cancelled", "lost"):
+            lost.redone += 1
+            continue
+        changes = cast("list[dict[str, object]]", json.loads(each.changes))
+        keys = {str(change["key"]) for change in changes}
+        if verdict == "lost":
+            lost.outcomes += 1
+            lost.keys -= keys
+        else:
+            lost.disputed += 1
+            lost.keys |= keys
+            removals += [change for change in changes if "record" not in change and "kept" not in change]
+    return removals
