@@ -46,21 +46,21 @@ def calm(client: Gateway, samples: int, advance: Advance) -> list[float]:
     """Creates on an idle gateway."""
     for _ in range(20):
         one_create(client)  # connections, scripts
-    found: list[float] = []
-    while len(found) < samples:
-        advance("creates on an idle gateway", len(found) / samples / 2)
-        found.append(one_create(client))
+    seconds: list[float] = []
+    while len(seconds) < samples:
+        advance("creates on an idle gateway", len(seconds) / samples / 2)
+        seconds.append(one_create(client))
         time.sleep(EVERY)
-    return found
+    return seconds
 
 
 def flooded(
     gateway: GatewayProcess, client: Gateway, url: str, chosen: argparse.Namespace, advance: Advance
 ) -> tuple[list[float], str]:
     """Creates that were served while bulk creates were waiting, and what the floods were like."""
-    found: list[float] = []
+    seconds: list[float] = []
     floods, most = 0, 0
-    while len(found) < chosen.samples:
+    while len(seconds) < chosen.samples:
         sender = start_program(__file__, SENDER, url, str(chosen.flood))
         floods += 1
         eventually(lambda: gateway.look().waiting_bulk > 0, "the flood")
@@ -68,10 +68,10 @@ def flooded(
             most = max(most, lane.waiting_bulk)
             took = one_create(client)
             if gateway.look().waiting_bulk:
-                found.append(took)
-            advance("creates in a flood", 0.5 + min(1.0, len(found) / chosen.samples) / 2)
+                seconds.append(took)
+            advance("creates in a flood", 0.5 + min(1.0, len(seconds) / chosen.samples) / 2)
             time.sleep(EVERY)
-    return found, f"{floods} floods of {chosen.flood:,}, up to {most:,} waiting"
+    return seconds, f"{floods} floods of {chosen.flood:,}, up to {most:,} waiting"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         idle = calm(client, chosen.samples, advance)
         busy, floods = flooded(gateway, client, bench.server.url, chosen, advance)
         shown = {
-            kind: {"creates": len(found), **quantiles(found)} for kind, found in (("idle", idle), ("flooded", busy))
+            kind: {"creates": len(times), **quantiles(times)} for kind, times in (("idle", idle), ("flooded", busy))
         }
         return {**shown, "about": f"{floods}; appendfsync {fsync}, memory data plane"}
 

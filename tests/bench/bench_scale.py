@@ -60,8 +60,8 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     points: list[Figures] = []
     for at, size in enumerate(sizes):
 
-        def tell(what: str, share: float, at: int = at, size: int = size) -> None:
-            advance(f"{size:,} peers: {what}", (at + share) / len(sizes))
+        def tell(step: str, share: float, at: int = at, size: int = size) -> None:
+            advance(f"{size:,} peers: {step}", (at + share) / len(sizes))
 
         points.append(one_size(chosen, size, tell))
     base = points[0]
@@ -136,9 +136,9 @@ def reconciled(
     if chosen.plane == "kernel":
         return during(names.RECONCILE, gateway, bench.app, caller, chosen.seconds)
     with apart(reconciling, bench.server.url, NAME, size) as figures:
-        found = creates(caller, chosen.seconds, lambda: not figures.done())
+        times = creates(caller, chosen.seconds, lambda: not figures.done())
         figures.result()
-        return found
+        return times
 
 
 def during(task: str, gateway: GatewayProcess, app: PeerlaneApp, caller: Gateway, seconds: float) -> list[float]:
@@ -200,8 +200,8 @@ def show(figures: Figures) -> Table:
 
 def _cell(point: Figures, path: str) -> str:
     group, _, name = path.rpartition(".")
-    found = point.get(group, {}).get(name) if group else point.get(name)
-    return "" if found is None else f"{found:,}"
+    value = point.get(group, {}).get(name) if group else point.get(name)
+    return "" if value is None else f"{value:,}"
 
 
 def bench(*, needs_kernel: bool) -> Bench:

@@ -55,17 +55,17 @@ def timed(act: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def spread(found: Sequence[float], *shares: int, digits: int = 2) -> Figures:
+def spread(times: Sequence[float], *shares: int, digits: int = 2) -> Figures:
     """How many, and their quantiles in percent, 50 and 99 unless named."""
-    if not found:
+    if not times:
         return {"count": 0}
-    at = {f"p{share}": round(quantile(found, share / 100), digits) for share in shares or (50, 99)}
-    return {"count": len(found), **at}
+    at = {f"p{share}": round(quantile(times, share / 100), digits) for share in shares or (50, 99)}
+    return {"count": len(times), **at}
 
 
-def quantiles(found: Sequence[float], prefix: str = "") -> Figures:
+def quantiles(times: Sequence[float], prefix: str = "") -> Figures:
     """The p50 and the p99 of milliseconds, under the names that begin so."""
-    return {f"{prefix}p{share}_ms": round(quantile(found, share / 100), 3) for share in (50, 99)}
+    return {f"{prefix}p{share}_ms": round(quantile(times, share / 100), 3) for share in (50, 99)}
 
 
 def processor_seconds(pid: int) -> float:

@@ -87,8 +87,8 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
-        told = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
-        self.lost.outcomes += int(told) if told.isdigit() else 0
+        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
+        self.lost.outcomes += int(stored) if stored.isdigit() else 0
         kept = file.read()
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
@@ -113,7 +113,7 @@ class CommitSequence:
         ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
         """
         made = [
-            Made(each.request_id, each.result, change, each.share, each.tag, secret)
+            Made(each.request_id, each.result, change, each.share, each.tag, secret, each.deadline)
             for each, (change, secret) in zip(commits, changes, strict=True)
         ]
         while True:
@@ -241,7 +241,7 @@ class CommitSequence:
         for each in made:
             result_key = names.result_key(each.request_id)
             keys += [result_key, each.share or result_key]
-            args += [each.result, each.changes, each.tag, each.request_id]
+            args += [each.result, each.changes, each.tag, each.request_id, each.deadline]
         current, *verdicts = cast("list[bytes]", self._redo(keys=keys, args=args))
         return None if current == b"fenced" else [verdict.decode() for verdict in verdicts]
 

@@ -208,7 +208,7 @@ def _tell_person(session: Session, made: Made) -> None:
         output.out.print(sentence, style="green")
         gateway = {"gateway's key": made.result.gateway_public_key, "endpoint": made.result.endpoint}
         output.show(
-            facts({**peer_facts(made.result), **{name: told or None for name, told in gateway.items()}, **named})
+            facts({**peer_facts(made.result), **{name: value or None for name, value in gateway.items()}, **named})
         )
         if named:
             output.warn(ONCE.format(" and the ".join(named)))
