@@ -23,7 +23,7 @@ from peerlane.workers.start import loss
 from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.start.startup_commits import adopt, reseal
 from peerlane.workers.store.commit import Answer
-from peerlane.workers.store.lost import Lost
+from peerlane.workers.store.journal import Lost
 from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.store import Store
 
