@@ -30,8 +30,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.request.measurements import Measurements
-from peerlane.workers.request.request import Delivery, Outcome, Request
+from peerlane.workers.request.request import Delivery, Measurements, Outcome, Request
 
 KINDS = ("with", "without")
 
