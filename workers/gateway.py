@@ -197,6 +197,7 @@ class GatewayService:
     def tick(self) -> None:
         """Once a second, between requests, in the writer's thread: stop when replaced, recover when needed."""
         writer, heartbeat = self.writer, self.heartbeat
+        self._lock.heed()
         if writer.fenced or heartbeat.replaced:
             writer.fenced = True
             log.critical("gateway %s: a newer writer has taken over; this one stops", self.name)

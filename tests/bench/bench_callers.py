@@ -61,7 +61,7 @@ IDLE = 10.0
 def client(load: Load | RawLoad, program: Path = CLIENT) -> dict[str, Any]:
     """Have a client process ask; its figures."""
     environment = clean_environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), PROGRAM_PATH])}
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "ignore", str(program), json.dumps(asdict(load))],
         cwd=CLIENT.parent,
         env=environment,
@@ -70,18 +70,18 @@ def client(load: Load | RawLoad, program: Path = CLIENT) -> dict[str, Any]:
         timeout=load.seconds + SLACK,
         check=False,
     )
-    if told.returncode != 0:
-        raise RuntimeError(f"a client ended with status {told.returncode}: {told.stderr[-2000:]}")
-    return cast("dict[str, Any]", json.loads(told.stdout.splitlines()[-1]))
+    if result.returncode != 0:
+        raise RuntimeError(f"a client ended with status {result.returncode}: {result.stderr[-2000:]}")
+    return cast("dict[str, Any]", json.loads(result.stdout.splitlines()[-1]))
 
 
 @contextmanager
 def syncs(pid: int, directory: Path) -> Generator[dict[str, int]]:
     """Count a process' syncs of files, as ``calls``; where there is no perf, or it may not count them, nothing."""
-    found: dict[str, int] = {}
+    counted: dict[str, int] = {}
     program = shutil.which("perf")
     if program is None:
-        yield found
+        yield counted
         return
     output = directory / "syncs"
     events = "syscalls:sys_enter_fdatasync,syscalls:sys_enter_fsync"
@@ -89,14 +89,14 @@ def syncs(pid: int, directory: Path) -> Generator[dict[str, int]]:
     none = subprocess.DEVNULL
     with subprocess.Popen(words, stdin=none, stdout=none, stderr=none) as watching:
         try:
-            yield found
+            yield counted
         finally:
             watching.send_signal(signal.SIGINT)
             watching.wait(20)
     lines = output.read_text().splitlines() if output.exists() else []
     calls = [int(line.split(",")[0]) for line in lines if re.match(r"[0-9]+,", line)]
     if calls:
-        found["calls"] = sum(calls)
+        counted["calls"] = sum(calls)
 
 
 def idle(server: RedisServer, settings: dict[str, Any], directory: Path) -> dict[str, float]:
@@ -158,8 +158,8 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:  # noqa: P
         done += 1
         pid = stock.pid if stock is not None and kind in {noop for _, _, noop in PAIRS.values()} else gateway.pid
         before = cpu_seconds(pid)
-        told = client(Load(kind, server.url, callers, chosen.seconds, timeout))
-        return told | {"writer_us": round((cpu_seconds(pid) - before) / max(told["done"] + WARM_UP, 1) * 1e6, 1)}
+        report = client(Load(kind, server.url, callers, chosen.seconds, timeout))
+        return report | {"writer_us": round((cpu_seconds(pid) - before) / max(report["done"] + WARM_UP, 1) * 1e6, 1)}
 
     try:
         gateway.start()
@@ -177,8 +177,8 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:  # noqa: P
                     rounds.append((beside, asked(kind, callers)))
                 if callers > 1:
                     created = rounds[-1][1]["done"]
-                    told = ratio(counted["calls"], created) if "calls" in counted else None
-                    figures["syncs_per_create"][str(callers)] = told
+                    per_create = ratio(counted["calls"], created) if "calls" in counted else None
+                    figures["syncs_per_create"][str(callers)] = per_create
             figures["pairs"][name] = {
                 which: {field: median(each[at][field] for each in rounds) for _, field in _ROWS}
                 for at, which in enumerate(("noop", "create"))

@@ -146,7 +146,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     for at, count in enumerate(counts):
         share = sum(shares[:at]) / sum(shares)
         points.append(
-            measured(count, chosen.requests, lambda what, n=count, s=share: advance(f"{n:,} peers: {what}", s))
+            measured(count, chosen.requests, lambda step, n=count, s=share: advance(f"{n:,} peers: {step}", s))
         )
     system = f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU"
     return {"about": f"{chosen.requests} requests each, one at a time · fsync always · {system}", "points": points}

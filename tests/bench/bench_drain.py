@@ -177,20 +177,20 @@ def _point(server: RedisServer, workers: dict[str, Worker], waiting: int, rounds
             before = cpu(worker.pid)
             seconds[kind].append(drain(server, worker, waiting))
             used[kind] += cpu(worker.pid) - before
-    found: Figures = {"waiting": waiting}
+    figures: Figures = {"waiting": waiting}
     for kind, worker in workers.items():
         syncs = Syncs(server, directory)
         drain(server, worker, waiting, syncs.begin)
         with suppress(subprocess.TimeoutExpired):
             count = syncs.end()
-            found |= {f"{kind}_syncs": None if count is None else round(count / waiting, 3)}
-        found |= {
+            figures |= {f"{kind}_syncs": None if count is None else round(count / waiting, 3)}
+        figures |= {
             f"{kind}_per_s": round(waiting / median(seconds[kind]), 1),
             f"{kind}_cpu_us": round(used[kind] / (rounds * waiting) * 1e6),
         }
-    found["rate_ratio"] = round(found["create_per_s"] / found["stock_per_s"], 2)
-    found["cpu_ratio"] = round(found["create_cpu_us"] / max(1, found["stock_cpu_us"]), 2)
-    return found
+    figures["rate_ratio"] = round(figures["create_per_s"] / figures["stock_per_s"], 2)
+    figures["cpu_ratio"] = round(figures["create_cpu_us"] / max(1, figures["stock_cpu_us"]), 2)
+    return figures
 
 
 def show(figures: Figures) -> Table:

@@ -67,21 +67,21 @@ def calm(client: Gateway, samples: int, advance: Advance) -> list[float]:
     """Creates on an idle gateway."""
     for _ in range(20):
         one_create(client)  # connections, scripts
-    found: list[float] = []
-    while len(found) < samples:
-        advance("creates on an idle gateway", len(found) / samples / 2)
-        found.append(one_create(client))
+    seconds: list[float] = []
+    while len(seconds) < samples:
+        advance("creates on an idle gateway", len(seconds) / samples / 2)
+        seconds.append(one_create(client))
         time.sleep(EVERY)
-    return found
+    return seconds
 
 
 def flooded(
     gateway: GatewayProcess, client: Gateway, url: str, chosen: argparse.Namespace, advance: Advance
 ) -> tuple[list[float], str]:
     """Creates that were served while bulk creates were waiting, and what the floods were like."""
-    found: list[float] = []
+    seconds: list[float] = []
     floods, most = 0, 0
-    while len(found) < chosen.samples:
+    while len(seconds) < chosen.samples:
         sender = start_flood(url, chosen.flood)
         floods += 1
         eventually(lambda: gateway.look().waiting_bulk > 0, "the flood")
@@ -89,10 +89,10 @@ def flooded(
             most = max(most, lane.waiting_bulk)
             took = one_create(client)
             if gateway.look().waiting_bulk:
-                found.append(took)
-            advance("creates in a flood", 0.5 + min(1.0, len(found) / chosen.samples) / 2)
+                seconds.append(took)
+            advance("creates in a flood", 0.5 + min(1.0, len(seconds) / chosen.samples) / 2)
             time.sleep(EVERY)
-    return found, f"{floods} floods of {chosen.flood:,}, up to {most:,} waiting"
+    return seconds, f"{floods} floods of {chosen.flood:,}, up to {most:,} waiting"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -116,11 +116,11 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         busy, floods = flooded(gateway, client, server.url, chosen, advance)
         shown = {
             kind: {
-                "creates": len(found),
-                "p50_ms": round(quantile(found, 0.5), 3),
-                "p99_ms": round(quantile(found, 0.99), 3),
+                "creates": len(times),
+                "p50_ms": round(quantile(times, 0.5), 3),
+                "p99_ms": round(quantile(times, 0.99), 3),
             }
-            for kind, found in (("idle", idle), ("flooded", busy))
+            for kind, times in (("idle", idle), ("flooded", busy))
         }
         return {**shown, "about": f"{floods}; appendfsync {fsync}, memory data plane"}
     finally:

@@ -89,12 +89,12 @@ def drain(server: RedisServer, pid: int, queue: str, send: Callable[[], Any], re
 
 def round_trips(send: Callable[[], Any], requests: int) -> list[float]:
     """Milliseconds of requests that are awaited one after the other, sorted."""
-    found: list[float] = []
+    times: list[float] = []
     for _ in range(requests):
         began = time.perf_counter()
         send().get(timeout=30)
-        found.append((time.perf_counter() - began) * 1000)
-    return sorted(found)
+        times.append((time.perf_counter() - began) * 1000)
+    return sorted(times)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -95,11 +95,11 @@ def one_create(client: Gateway) -> float:
 
 def creates(client: Gateway, count: int) -> list[float]:
     """Creates now and then."""
-    found: list[float] = []
+    times: list[float] = []
     for _ in range(count):
-        found.append(one_create(client))
+        times.append(one_create(client))
         time.sleep(EVERY)
-    return found
+    return times
 
 
 def beside_lists(gateway: GatewayProcess, client: Gateway, url: str, count: int) -> list[float]:
@@ -148,23 +148,27 @@ def beside_a_device(chosen: argparse.Namespace, advance: Advance) -> Figures:
         gateway.start(wait=False)
         gateway.await_serving(within=120)
         lists(app, 640)  # connections, scripts
-        own, by_lists, writer = list[float](), list[float](), list[float]()
+        own, by_lists = list[float](), list[float]()
+        processes = {"writer": gateway.pid, "redis": server.pid, "client": os.getpid()}
+        used: dict[str, list[float]] = {name: [] for name in processes}
         for number in range(chosen.rounds):
             advance(f"round {number + 1}: a device by itself", number / chosen.rounds)
             first = 1 + number * chosen.peers
             own.append(chosen.peers / alone(own_adds, str(directory), first, chosen.peers)["own_adds_s"])
             advance(f"round {number + 1}: lists", (number + 0.5) / chosen.rounds)
-            before = processor_seconds(gateway.pid)
+            before = {name: processor_seconds(pid) for name, pid in processes.items()}
             by_lists.append(lists(app, chosen.peers))
-            writer.append(chosen.peers / (processor_seconds(gateway.pid) - before))
-        found = {
+            for name, pid in processes.items():
+                used[name].append((processor_seconds(pid) - before[name]) / chosen.peers)
+        rates = {
             "own_adds_per_s": round(median(own), 1),
             "lists_per_s": round(median(by_lists), 1),
-            "writer_per_s": round(median(writer), 1),
+            "writer_per_s": round(1 / median(used["writer"]), 1),
         }
-        return found | {
-            "lists_to_own_adds": round(found["lists_per_s"] / found["own_adds_per_s"], 2),
-            "writer_to_own_adds": round(found["writer_per_s"] / found["own_adds_per_s"], 2),
+        rates |= {f"{name}_us": round(median(shares) * 1e6, 1) for name, shares in used.items()}
+        return rates | {
+            "lists_to_own_adds": round(rates["lists_per_s"] / rates["own_adds_per_s"], 2),
+            "writer_to_own_adds": round(rates["writer_per_s"] / rates["own_adds_per_s"], 2),
             "about": f"appendfsync {fsync}, WireGuard device, medians of {chosen.rounds} rounds",
         }
     finally:
@@ -204,18 +208,18 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         idle = creates(client, chosen.samples)
         advance("creates beside lists", 0.85)
         busy = beside_lists(gateway, client, server.url, chosen.samples)
-        found: Figures = {f"{name}_per_s": round(median(values), 1) for name, values in rates.items()}
-        found |= {
-            f"{name}_{what}_ms": round(quantile(values, share), 3)
+        figures: Figures = {f"{name}_per_s": round(median(values), 1) for name, values in rates.items()}
+        figures |= {
+            f"{name}_{point}_ms": round(quantile(values, share), 3)
             for name, values in (("idle", idle), ("beside", busy))
-            for what, share in (("p50", 0.5), ("p99", 0.99))
+            for point, share in (("p50", 0.5), ("p99", 0.99))
         }
-        found |= {
-            "lists_to_no_op": round(found["lists_per_s"] / found["no_op_per_s"], 2),
-            "lists_to_one_by_one": round(found["lists_per_s"] / found["one_by_one_per_s"], 2),
-            "beside_to_idle_p99": round(found["beside_p99_ms"] / found["idle_p99_ms"], 2),
+        figures |= {
+            "lists_to_no_op": round(figures["lists_per_s"] / figures["no_op_per_s"], 2),
+            "lists_to_one_by_one": round(figures["lists_per_s"] / figures["one_by_one_per_s"], 2),
+            "beside_to_idle_p99": round(figures["beside_p99_ms"] / figures["idle_p99_ms"], 2),
         }
-        return found | {"about": f"appendfsync {fsync}, memory data plane, medians of {chosen.rounds} rounds"}
+        return figures | {"about": f"appendfsync {fsync}, memory data plane, medians of {chosen.rounds} rounds"}
     finally:
         close(app)
         stock.end()
@@ -230,12 +234,12 @@ def show(figures: Figures) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     if "own_adds_per_s" in figures:
         own = f"{figures['own_adds_per_s']:,.0f}"
-        for title, what in (
+        for title, kind in (
             ("peers/s; a device by itself/s", "lists"),
             ("peers a second of its writer; the same", "writer"),
         ):
-            ratio = f"{figures[f'{what}_to_own_adds']:.2f}"
-            table.add_row(title, f"{figures[f'{what}_per_s']:,.0f}", own, ratio, "0.45" if what == "lists" else "")
+            ratio = f"{figures[f'{kind}_to_own_adds']:.2f}"
+            table.add_row(title, f"{figures[f'{kind}_per_s']:,.0f}", own, ratio, "0.45" if kind == "lists" else "")
         return table
     for title, other, ratio, aim in (
         ("peers/s; no-op tasks drained/s", "no_op_per_s", "lists_to_no_op", "10"),

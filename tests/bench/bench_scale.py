@@ -54,11 +54,11 @@ def creates(peers: Gateway, seconds: float, go_on: Callable[[], bool] = lambda: 
     return took
 
 
-def spread(found: list[float]) -> Figures:
+def spread(times: list[float]) -> Figures:
     """In ms."""
-    if not found:
+    if not times:
         return {"count": 0}
-    return {"count": len(found), **{f"p{at}": round(quantile(found, at / 100), 2) for at in (50, 99)}}
+    return {"count": len(times), **{f"p{at}": round(quantile(times, at / 100), 2) for at in (50, 99)}}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +73,8 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     points: list[Figures] = []
     for at, size in enumerate(sizes):
 
-        def tell(what: str, share: float, at: int = at, size: int = size) -> None:
-            advance(f"{size:,} peers: {what}", (at + share) / len(sizes))
+        def tell(step: str, share: float, at: int = at, size: int = size) -> None:
+            advance(f"{size:,} peers: {step}", (at + share) / len(sizes))
 
         points.append(one_size(chosen, size, tell))
         if chosen.plane == "kernel":  # the next has a key of its own, and the same addresses
@@ -159,9 +159,9 @@ def reconciled(
     if chosen.plane == "kernel":
         return during(names.RECONCILE, site, app, caller, chosen.seconds)
     with apart(reconciling, server.url, site.name, size) as figures:
-        found = creates(caller, chosen.seconds, lambda: not figures.done())
+        times = creates(caller, chosen.seconds, lambda: not figures.done())
         figures.result()
-        return found
+        return times
 
 
 def during(task: str, site: GatewayProcess, app: PeerlaneApp, caller: Gateway, seconds: float) -> list[float]:
@@ -223,8 +223,8 @@ def show(figures: Figures) -> Table:
 
 def _cell(point: Figures, path: str) -> str:
     group, _, name = path.rpartition(".")
-    found = point.get(group, {}).get(name) if group else point.get(name)
-    return "" if found is None else f"{found:,}"
+    value = point.get(group, {}).get(name) if group else point.get(name)
+    return "" if value is None else f"{value:,}"
 
 
 def bench(*, needs_kernel: bool) -> Bench:

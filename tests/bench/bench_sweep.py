@@ -64,13 +64,13 @@ class Caller:
         self._peers = peers
         self.made: list[str] = []
 
-    def create(self, count: int, found: list[float]) -> None:
+    def create(self, count: int, times: list[float]) -> None:
         """So many peers; how long each took, in ms, goes into ``found``."""
         took: list[float] = []
         for _ in range(count):
             time.sleep(random.uniform(0, PAUSE))
             self.made.append(create(self._peers, took))
-        found += [seconds * 1000 for seconds in took]
+        times += [seconds * 1000 for seconds in took]
 
 
 class Alternation:
@@ -79,7 +79,7 @@ class Alternation:
     def __init__(self, redis: Redis, observer: Observer, sizes: list[int], size_file: Path) -> None:
         self._redis, self._observer = redis, observer
         self._sizes, self._size_file = sizes, size_file
-        self.found: dict[str, list[float]] = {LOOKING: [], QUIET: [], **{str(size): [] for size in sizes}}
+        self.times: dict[str, list[float]] = {LOOKING: [], QUIET: [], **{str(size): [] for size in sizes}}
         #: While which size's slices were let go, in seconds since 1970.
         self.turns: list[tuple[float, float, str]] = []
 
@@ -88,7 +88,7 @@ class Alternation:
         key, peers = names.result_key(request), names.peers_key(self._observer.name)
         at_first = self._left(peers, caller)
         while not self._redis.exists(key) and self._left(peers, caller) >= at_first:
-            caller.create(1, self.found[LOOKING])
+            caller.create(1, self.times[LOOKING])
         while (stored := self._redis.get(key)) is None:
             self._frozen(caller)
             for size in random.sample(self._sizes, len(self._sizes)):
@@ -103,18 +103,18 @@ class Alternation:
         self._observer.pause()
         try:
             time.sleep(SETTLE)
-            caller.create(TURN, self.found[QUIET])
+            caller.create(TURN, self.times[QUIET])
         finally:
             self._observer.resume()
 
     def _going_on(self, key: str, size: int, caller: Caller) -> None:
-        told = self._size_file.with_suffix(".new")
-        told.write_text(str(size))
-        told.replace(self._size_file)  # whole: the observer may read it at any time
-        began, found = time.time(), list[float]()
-        caller.create(TURN, found)
+        new_file = self._size_file.with_suffix(".new")
+        new_file.write_text(str(size))
+        new_file.replace(self._size_file)  # whole: the observer may read it at any time
+        began, times = time.time(), list[float]()
+        caller.create(TURN, times)
         if not self._redis.exists(key):  # else it ended on the way
-            self.found[str(size)] += found
+            self.times[str(size)] += times
             self.turns.append((began, time.time(), str(size)))
 
 
@@ -147,7 +147,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         application = "bench_sweep_observer" if chosen.slices else "peerlane.workers.observer"
         with ending(observer := Observer(site, wait=False, application=application)):
             # The sweep that it makes by itself at its start is refused: nine of ten are too many.
-            eventually(lambda: observer.told("sweep"), "the observer's start", within=300)
+            eventually(lambda: observer.report("sweep"), "the observer's start", within=300)
             caller.create(20, [])  # connections, scripts
             request = names.request_id(name, "swept-by-the-way")
             app.send_task(names.SWEEP, kwargs={"gateway": name, "force": True}, task_id=request)
@@ -168,8 +168,8 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
             "sound": exact and removed == len(expected.stale),
             "start_s": round(start, 1),
             "sweep_s": report["seconds"],
-            LOOKING: spread(turns.found[LOOKING]),
-            QUIET: spread(turns.found[QUIET]),
+            LOOKING: spread(turns.times[LOOKING]),
+            QUIET: spread(turns.times[QUIET]),
             "slices": [of_size(str(size), turns, site.log) for size in sizes],
         }
     finally:
@@ -184,7 +184,7 @@ def of_size(size: str, turns: Alternation, log: str) -> Figures:
     mine = [turn for turn in turns.turns if turn[2] == size]
     seconds = sum(ended - began for began, ended, _ in mine)
     through = [took * 1000 for at, took in slices_through(log) if any(began <= at <= ended for began, ended, _ in mine)]
-    quiet, busy = turns.found[QUIET], turns.found[size]
+    quiet, busy = turns.times[QUIET], turns.times[size]
     return {
         "size": int(size),
         "creates": spread(busy),
@@ -205,12 +205,12 @@ def slices_through(log: str) -> list[tuple[float, float]]:
     ]
 
 
-def spread(found: list[float]) -> Figures:
+def spread(times: list[float]) -> Figures:
     """In ms."""
-    if not found:
+    if not times:
         return {"count": 0}
-    at = {f"p{share}": round(quantile(found, share / 100), 2) for share in (50, 90, 99)}
-    return {"count": len(found), **at, "max": round(max(found), 2)}
+    at = {f"p{share}": round(quantile(times, share / 100), 2) for share in (50, 90, 99)}
+    return {"count": len(times), **at, "max": round(max(times), 2)}
 
 
 def show(figures: Figures) -> Table:
@@ -226,10 +226,14 @@ def show(figures: Figures) -> Table:
         ("creates, the sweep frozen", figures[QUIET], {}),
         ("creates, the observer decides", figures[LOOKING], {}),
     ]
-    for found in figures["slices"]:
+    for measured in figures["slices"]:
         rows += [
-            (f"creates, slices of {found['size']}", found["creates"], found),
-            (f"slices of {found['size']} in the writer", found["writer"], {"per_second": found["slices_per_s"]}),
+            (f"creates, slices of {measured['size']}", measured["creates"], measured),
+            (
+                f"slices of {measured['size']} in the writer",
+                measured["writer"],
+                {"per_second": measured["slices_per_s"]},
+            ),
         ]
     for title, times, more in rows:
         few = " (few)" if times["count"] < ENOUGH and "slices" not in title.split()[:1] else ""

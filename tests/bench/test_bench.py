@@ -66,10 +66,10 @@ class TestABench:
 
 def test_a_kernels_side_that_dies_is_told_with_its_last_words(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(bench(needs_kernel=True), ["--fail"], ELSEWHERE) == 1
-    told = capfd.readouterr()
-    assert "status 3" in told.err
-    assert "no such device" in told.err
-    assert told.out == ""
+    output = capfd.readouterr()
+    assert "status 3" in output.err
+    assert "no such device" in output.err
+    assert output.out == ""
 
 
 def test_a_quantile_is_one_of_the_values() -> None:

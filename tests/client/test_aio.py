@@ -86,8 +86,8 @@ def test_a_program_that_gives_up_while_redis_is_silent_leaves_no_connection(site
             site.silence()
             asked += [asyncio.create_task(lane.create_peer(some_key(), timeout=0.5)) for _ in range(4)]
             await asyncio.sleep(moment)
-            for one in asked[::2]:
-                one.cancel()
+            for task in asked[::2]:
+                task.cancel()
         return await asyncio.gather(*asked, return_exceptions=True)
 
     for moment in MOMENTS:
@@ -288,9 +288,9 @@ def test_callers_that_are_cancelled_cost_the_others_no_connection(
             await lane.create_peer(some_key(), timeout=PATIENCE)
             before = link.accepted
             asked = [asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE)) for _ in range(200)]
-            for one in asked[::2]:
+            for task in asked[::2]:
                 await asyncio.sleep(0)
-                one.cancel()
+                task.cancel()
             kept = await asyncio.gather(*asked[1::2])
             return link.accepted - before, {result.outcome for result in kept}
 

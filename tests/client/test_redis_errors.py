@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from redis import Connection, Redis, exceptions
+from redis import Redis, exceptions
 from redis._parsers import _HiredisParser, _RESP2Parser, _RESP3Parser
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import MaxConnectionsError, ReadOnlyError, RedisError, ResponseError
@@ -84,7 +84,7 @@ def api(own_redis: RedisServer) -> Iterator[Redis]:
     redis.close()
 
 
-def told(act: Callable[[], object]) -> str:
+def reason_of(act: Callable[[], object]) -> str:
     with pytest.raises(OutcomeUnknown) as caught, reaching():
         act()
     return caught.value.message
@@ -94,24 +94,24 @@ def test_a_full_memory_is_told_without_what_was_sent(own_redis: RedisServer, api
     own_redis.redis.config_set("maxmemory", "1")
     pipe = api.pipeline(transaction=False)
     pipe.lpush("gateway.iad", SECRET)
-    message = told(pipe.execute)
+    message = reason_of(pipe.execute)
     assert message == "Redis refuses (OOM: its memory is full (maxmemory), and it takes no writes)"
-    assert "OOM" in told(lambda: api.set("a", SECRET))
+    assert "OOM" in reason_of(lambda: api.set("a", SECRET))
 
 
 def test_missing_replicas_are_told(own_redis: RedisServer, api: Redis) -> None:
     own_redis.redis.config_set("min-replicas-to-write", "1")
-    assert "NOREPLICAS: fewer replicas follow it" in told(lambda: api.set("a", "b"))
+    assert "NOREPLICAS: fewer replicas follow it" in reason_of(lambda: api.set("a", "b"))
     pipe = api.pipeline(transaction=False)
     pipe.set("a", "b")
-    assert "NOREPLICAS: fewer replicas follow it" in told(pipe.execute)
+    assert "NOREPLICAS: fewer replicas follow it" in reason_of(pipe.execute)
 
 
 def test_a_replica_is_told_and_one_without_its_primary(own_redis: RedisServer, api: Redis) -> None:
     own_redis.redis.replicaof("127.0.0.1", "1")
-    assert "READONLY: it is a replica" in told(lambda: api.set("a", "b"))
+    assert "READONLY: it is a replica" in reason_of(lambda: api.set("a", "b"))
     own_redis.redis.config_set("replica-serve-stale-data", "no")
-    assert "MASTERDOWN: it is a replica that has lost its primary" in told(lambda: api.get("a"))
+    assert "MASTERDOWN: it is a replica that has lost its primary" in reason_of(lambda: api.get("a"))
 
 
 def test_a_disk_that_takes_no_snapshot_is_told(own_redis: RedisServer, api: Redis) -> None:
@@ -119,7 +119,7 @@ def test_a_disk_that_takes_no_snapshot_is_told(own_redis: RedisServer, api: Redi
     own_redis.redis.config_set("save", "3600 1")
     own_redis.redis.bgsave()
     eventually(lambda: own_redis.redis.info("persistence")["rdb_last_bgsave_status"] == "err", "the failed snapshot")
-    assert "MISCONF: it cannot save its data" in told(lambda: api.set("a", "b"))
+    assert "MISCONF: it cannot save its data" in reason_of(lambda: api.set("a", "b"))
 
 
 def test_a_script_that_does_not_end_is_told(own_redis: RedisServer, api: Redis) -> None:
@@ -134,7 +134,7 @@ def test_a_script_that_does_not_end_is_told(own_redis: RedisServer, api: Redis) 
             return True
 
     eventually(busy, "the script occupying the server")
-    assert "BUSY: a script occupies it" in told(lambda: api.get("a"))
+    assert "BUSY: a script occupies it" in reason_of(lambda: api.get("a"))
     api.script_kill()
     endless.disconnect()
     own_redis.redis.connection_pool.release(endless)
@@ -143,14 +143,14 @@ def test_a_script_that_does_not_end_is_told(own_redis: RedisServer, api: Redis) 
 def test_a_server_with_too_many_clients_is_told(own_redis: RedisServer, api: Redis) -> None:
     own_redis.redis.config_set("maxclients", "1")
     # It answers and closes at once: redis-py may find the connection closed before it has read the answer.
-    assert "maxclients" in told(lambda: api.get("a"))
+    assert "maxclients" in reason_of(lambda: api.get("a"))
     reply = exceptions.ConnectionError("max number of clients reached")
     assert failure(reply) == "Redis refuses (it serves as many clients as it may: raise maxclients)"
 
 
 def test_a_server_that_is_gone_could_not_be_reached(own_redis: RedisServer, api: Redis) -> None:
     own_redis.stop()
-    assert told(lambda: api.get("a")) == "Redis could not be reached (there is no such socket)"
+    assert reason_of(lambda: api.get("a")) == "Redis could not be reached (there is no such socket)"
 
 
 def test_a_hash_that_cannot_be_read_to_its_end_is_told(own_redis: RedisServer, api: Redis) -> None:
@@ -176,7 +176,7 @@ def test_a_limit_of_this_process_is_not_told_of_redis(redis_server: RedisServer)
     with connect(read(redis_url=redis_server.url)) as redis, redis.pubsub() as waiting:
         redis.connection_pool.max_connections = 1
         waiting.subscribe("a request")
-        assert told(lambda: redis.get("a")) == "this process has no connection to Redis free"
+        assert reason_of(lambda: redis.get("a")) == "this process has no connection to Redis free"
 
 
 def test_the_cause_of_another_librarys_error_is_told() -> None:
@@ -193,8 +193,9 @@ def test_a_connection_is_closed_where_its_server_is_no_primary(
 ) -> None:
     """Whatever parses its answers: redis-py takes hiredis where that is installed."""
     own_redis.redis.replicaof("127.0.0.1", "1")
-    port = own_redis.redis.connection_pool.connection_kwargs["port"]
-    connection: Any = noticing(Connection)(port=port, parser_class=parser, protocol=protocol)
+    pool: Any = own_redis.redis.connection_pool
+    where = {name: value for name, value in pool.connection_kwargs.items() if name in ("host", "port", "path")}
+    connection: Any = noticing(pool.connection_class)(**where, parser_class=parser, protocol=protocol)
     connection.send_command("SET", "a", "b")
     with pytest.raises(NotPrimary, match="You can't write against a read only replica") as caught:
         connection.read_response()

@@ -34,8 +34,8 @@ def app_of(client: Gateway) -> Any:
 
 def commands(server: RedisServer) -> dict[str, int]:
     """How often the server has carried out each command."""
-    told = cast("dict[str, dict[str, int]]", server.redis.info("commandstats"))
-    return {name.removeprefix("cmdstat_"): figures["calls"] for name, figures in told.items()}
+    stats = cast("dict[str, dict[str, int]]", server.redis.info("commandstats"))
+    return {name.removeprefix("cmdstat_"): figures["calls"] for name, figures in stats.items()}
 
 
 def connections(server: RedisServer) -> int:
@@ -116,7 +116,7 @@ class TestARequest:
         created = api.create_peer(key)
         redis = redis_server.redis
         scan = cast("Iterator[str]", redis.scan_iter(names.result_key(f"{site.name}.*")))
-        (request,) = (one.removeprefix(names.RESULT_PREFIX) for one in scan if key in str(redis.get(one)))
+        (request,) = (name.removeprefix(names.RESULT_PREFIX) for name in scan if key in str(redis.get(name)))
         assert other.create_peer(key, request_id=request) == created
 
 

@@ -111,20 +111,20 @@ def test_each_answer_is_one_that_celery_prints(fleet: GatewayProcess, command: s
 
 def test_the_queues_of_a_node_are_its_lanes(app: PeerlaneApp) -> None:
     writer, observer = nodes(app)
-    found: Any = app.control.inspect().active_queues()
-    assert [queue["name"] for queue in found[writer]] == ["gateway.iad", "gateway.iad.bulk"]
-    assert [queue["name"] for queue in found[observer]] == ["gateway.iad.observer"]
+    queues: Any = app.control.inspect().active_queues()
+    assert [queue["name"] for queue in queues[writer]] == ["gateway.iad", "gateway.iad.bulk"]
+    assert [queue["name"] for queue in queues[observer]] == ["gateway.iad.observer"]
 
 
 def test_stats_tell_state_peers_and_alarms(app: PeerlaneApp, server: RedisServer) -> None:
     writer, _ = nodes(app)
     server.redis.hset(names.alarms_key("iad"), "drill", '{"message": "only a drill", "since": 1, "detail": {}}')
-    found: Any = app.control.inspect(destination=[writer]).stats()
+    answers: Any = app.control.inspect(destination=[writer]).stats()
     server.redis.hdel(names.alarms_key("iad"), "drill")
-    assert list(found) == [writer]
-    told = found[writer]
-    assert (told["state"], told["alarms"]) == ("active", "drill: only a drill")
-    assert told["peers"].startswith("0 of ")
+    assert list(answers) == [writer]
+    stats = answers[writer]
+    assert (stats["state"], stats["alarms"]) == ("active", "drill: only a drill")
+    assert stats["peers"].startswith("0 of ")
 
 
 def test_a_pattern_and_a_limit_are_obeyed(app: PeerlaneApp) -> None:

@@ -50,15 +50,15 @@ def running(words: Sequence[str], log: Path, **settings: str) -> Generator[subpr
 
 def documents(log: Path) -> list[dict[str, Any]]:
     """Every line; AssertionError names one that is no document."""
-    found: list[dict[str, Any]] = []
+    parsed: list[dict[str, Any]] = []
     for line in log.read_text().splitlines():
         try:
             document = json.loads(line)
         except ValueError:
             raise AssertionError(f"no document: {line}") from None
         assert {"time", "level", "process", "logger", "message"} <= set(document), line
-        found.append(document)
-    return found
+        parsed.append(document)
+    return parsed
 
 
 @pytest.fixture
@@ -206,8 +206,8 @@ class TestADocument:
     def formatted(self, message: str, *arguments: object, **extra: Any) -> dict[str, Any]:
         record = logging.LogRecord("peerlane.x", logging.WARNING, "x.py", 1, message, arguments, extra.pop("exc", None))
         record.__dict__.update(extra)
-        found: dict[str, Any] = json.loads(logs.json_formatter("writer", "iad").format(record))
-        return found
+        document: dict[str, Any] = json.loads(logs.json_formatter("writer", "iad").format(record))
+        return document
 
     def test_has_what_the_line_is_about_and_nothing_else(self) -> None:
         document = self.formatted(

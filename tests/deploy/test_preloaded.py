@@ -50,12 +50,12 @@ def test_it_runs_where_and_with_what_it_is_told(tmp_path: Path) -> None:
 def test_a_gateway_has_no_file_of_another_and_a_killed_one_is_told_by_its_signal(
     shared_gateway: GatewayProcess, gateway: MakeGateway
 ) -> None:
-    one = gateway()
-    files = [str(path.readlink()) for path in Path(f"/proc/{one.pid}/fd").iterdir()]
-    assert [file for file in files if file.endswith(".log")] == [f"{one.directory / one.name}.log"] * 2
+    site = gateway()
+    files = [str(path.readlink()) for path in Path(f"/proc/{site.pid}/fd").iterdir()]
+    assert [file for file in files if file.endswith(".log")] == [f"{site.directory / site.name}.log"] * 2
     assert shared_gateway.status is None
-    one.kill()
-    assert one.status == -9
+    site.kill()
+    assert site.status == -9
 
 
 @pytest.mark.parametrize("name", ["PYTHONPATH", "PEERLANE_TEST_FAILPOINTS"])

@@ -96,9 +96,9 @@ class Forked:
 
     def _look(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
-            told = self._ended.recv(_STATUS.size)
-            assert told, "the process that forks is gone"
-            self.returncode = int(_STATUS.unpack(told)[0])
+            status = self._ended.recv(_STATUS.size)
+            assert status, "the process that forks is gone"
+            self.returncode = int(_STATUS.unpack(status)[0])
             self._ended.close()
         return self.returncode
 
@@ -122,9 +122,9 @@ class _Forks:
             asked = json.dumps({"words": list(words), "cwd": str(cwd), "environment": dict(environment)}).encode()
             socket.send_fds(control, [struct.pack("I", len(asked))], [output.fileno(), theirs.fileno()])
             control.sendall(asked)
-            told = control.recv(_STATUS.size)
-            assert told, "the process that forks is gone"
-        return Forked(int(_STATUS.unpack(told)[0]), ours)
+            answer = control.recv(_STATUS.size)
+            assert answer, "the process that forks is gone"
+        return Forked(int(_STATUS.unpack(answer)[0]), ours)
 
     def _open(self) -> socket.socket:
         if self._control is None:
@@ -181,16 +181,16 @@ def _names_of_what_is_needed() -> list[str]:
             importlib.import_module(root)
         for package in [name for name, module in sys.modules.items() if hasattr(module, "__path__")]:
             if package.startswith("peerlane.workers.") and not package.endswith(".dataplane"):
-                for found in pkgutil.iter_modules(sys.modules[package].__path__, f"{package}."):
-                    importlib.import_module(found.name)
-        with os.fdopen(writing, "w") as told:
-            json.dump([name for name in sys.modules if name not in _ROOTS and name != "__main__"], told)
+                for submodule in pkgutil.iter_modules(sys.modules[package].__path__, f"{package}."):
+                    importlib.import_module(submodule.name)
+        with os.fdopen(writing, "w") as pipe:
+            json.dump([name for name in sys.modules if name not in _ROOTS and name != "__main__"], pipe)
         os._exit(0)
     os.close(writing)
-    with os.fdopen(reading) as told:
-        found = json.load(told)
+    with os.fdopen(reading) as pipe:
+        modules = json.load(pipe)
     os.wait()
-    return found
+    return modules
 
 
 def _serve(control: socket.socket) -> tuple[list[str], str]:
@@ -224,10 +224,10 @@ def _received(control: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def _all_of(control: socket.socket, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        found += control.recv(min(_LONGEST, size - len(found)))
-    return found
+    data = b""
+    while len(data) < size:
+        data += control.recv(min(_LONGEST, size - len(data)))
+    return data
 
 
 def _tell(ended: socket.socket, status: int) -> None:

@@ -31,8 +31,8 @@ def commands_of(server: RedisServer, beats: int) -> Counter[str]:
     redis = Redis(unix_socket_path=str(server.socket), socket_timeout=30)
     with redis.monitor() as monitor:
         heard: Any = monitor.listen()
-        for told in heard:
-            counted[told["command"].split(" ")[0]] += 1
+        for command in heard:
+            counted[command["command"].split(" ")[0]] += 1
             if counted["EVALSHA"] + counted["FCALL"] > beats:
                 break
     redis.close()
@@ -130,8 +130,8 @@ class TestAWaitForMessages:
 
 
 def _clients(redis: Redis) -> list[dict[str, str]]:
-    found: Any = redis.client_list()
-    return found
+    clients: Any = redis.client_list()
+    return clients
 
 
 def test_a_writer_that_makes_lost_commits_true_again_is_given_time_for_that(

@@ -35,15 +35,15 @@ class Case:
     code: str
     says: str
     retryable: bool = False
-    told: dict[str, str] = field(default_factory=dict[str, str])
+    variables: dict[str, str] = field(default_factory=dict[str, str])
     #: Goes before the command.
     prefix: Sequence[str] = ()
 
 
 @pytest.fixture
 def stack() -> Generator[ExitStack]:
-    with ExitStack() as found:
-        yield found
+    with ExitStack() as stack:
+        yield stack
 
 
 def free_port() -> str:
@@ -55,83 +55,85 @@ def free_port() -> str:
 def away(_stack: ExitStack, tmp_path: Path) -> Case:
     url = f"unix://{tmp_path}/nothing.sock"
     return Case(
-        3, "redis_away", "Redis cannot be used: there is no such socket", retryable=True, told={"REDIS_URL": url}
+        3, "redis_away", "Redis cannot be used: there is no such socket", retryable=True, variables={"REDIS_URL": url}
     )
 
 
 def nobody_listens(_stack: ExitStack, _tmp_path: Path) -> Case:
     url = f"redis://127.0.0.1:{free_port()}/0"
-    return Case(3, "redis_away", "Redis cannot be used: nobody listens there", retryable=True, told={"REDIS_URL": url})
+    return Case(
+        3, "redis_away", "Redis cannot be used: nobody listens there", retryable=True, variables={"REDIS_URL": url}
+    )
 
 
 def wrong_password(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(requirepass="correct-horse"))
     url = f"unix://:battery-staple@{server.socket}"
-    return Case(3, "redis_refuses", "it knows no such user, or another password", told={"REDIS_URL": url})
+    return Case(3, "redis_refuses", "it knows no such user, or another password", variables={"REDIS_URL": url})
 
 
 def a_cluster(stack: ExitStack, _tmp_path: Path) -> Case:
     port = free_port()
     server = stack.enter_context(serving(**{"cluster-enabled": "yes", "cluster-port": port}))
-    return Case(1, "storage_error", "Redis runs as a cluster", told={"REDIS_URL": server.url})
+    return Case(1, "storage_error", "Redis runs as a cluster", variables={"REDIS_URL": server.url})
 
 
 def a_replica(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(replicaof=f"127.0.0.1 {free_port()}"))
-    return Case(3, "redis_away", "Redis is a replica", retryable=True, told={"REDIS_URL": server.url})
+    return Case(3, "redis_away", "Redis is a replica", retryable=True, variables={"REDIS_URL": server.url})
 
 
 def one_that_evicts(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(maxmemory="100mb", **{"maxmemory-policy": "allkeys-lru"}))
-    return Case(1, "storage_error", "Redis may evict peers", told={"REDIS_URL": server.url})
+    return Case(1, "storage_error", "Redis may evict peers", variables={"REDIS_URL": server.url})
 
 
 def one_that_forgets(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(appendonly="no"))
-    told = {"REDIS_URL": server.url, "REQUIRE_DURABLE": "true"}
-    return Case(1, "storage_error", "PEERLANE_REQUIRE_DURABLE forbids that", told=told)
+    variables = {"REDIS_URL": server.url, "REQUIRE_DURABLE": "true"}
+    return Case(1, "storage_error", "PEERLANE_REQUIRE_DURABLE forbids that", variables=variables)
 
 
 def a_bad_setting(_stack: ExitStack, _tmp_path: Path) -> Case:
-    return Case(2, "settings", "PEERLANE_ENDPOINT: an endpoint is host:port", told={"ENDPOINT": "vpn.example.com"})
+    return Case(2, "settings", "PEERLANE_ENDPOINT: an endpoint is host:port", variables={"ENDPOINT": "vpn.example.com"})
 
 
 def a_misspelled_setting(_stack: ExitStack, _tmp_path: Path) -> Case:
-    return Case(2, "settings", "did you mean PEERLANE_POOLS?", told={"POOL": "10.0.0.0/8"})
+    return Case(2, "settings", "did you mean PEERLANE_POOLS?", variables={"POOL": "10.0.0.0/8"})
 
 
 def an_open_key_file(_stack: ExitStack, tmp_path: Path) -> Case:
     key = tmp_path / "open.key"
     key.write_text("x")
     key.chmod(0o644)
-    return Case(2, "settings", "others may use it (mode 0644)", told={"PRIVATE_KEY_FILE": str(key)})
+    return Case(2, "settings", "others may use it (mode 0644)", variables={"PRIVATE_KEY_FILE": str(key)})
 
 
 def a_key_file_that_holds_none(_stack: ExitStack, tmp_path: Path) -> Case:
     key = tmp_path / "bad.key"
     key.write_bytes(b"\xffSECRETSECRET")
     key.chmod(0o600)
-    return Case(2, "settings", "does not hold a WireGuard key", told={"PRIVATE_KEY_FILE": str(key)})
+    return Case(2, "settings", "does not hold a WireGuard key", variables={"PRIVATE_KEY_FILE": str(key)})
 
 
 def no_sealing_key(_stack: ExitStack, tmp_path: Path) -> Case:
-    return Case(2, "settings", "No such file", told={"PSK_KEY_FILE": str(tmp_path / "none")})
+    return Case(2, "settings", "No such file", variables={"PSK_KEY_FILE": str(tmp_path / "none")})
 
 
 def nobodys_user(_stack: ExitStack, _tmp_path: Path) -> Case:
-    return Case(2, "settings", f"there is no user {NOBODY} on this host", told={"USER": NOBODY})
+    return Case(2, "settings", f"there is no user {NOBODY} on this host", variables={"USER": NOBODY})
 
 
 def no_right_to_devices(_stack: ExitStack, _tmp_path: Path) -> Case:
     without = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"] if os.geteuid() == 0 else []
-    return Case(1, "no_data_plane", "it lacks CAP_NET_ADMIN", told={"DATAPLANE": "kernel"}, prefix=without)
+    return Case(1, "no_data_plane", "it lacks CAP_NET_ADMIN", variables={"DATAPLANE": "kernel"}, prefix=without)
 
 
 def no_wireguard(_stack: ExitStack, _tmp_path: Path) -> Case:
     try:
         open_plane(read()).require()
     except NoDataPlane as error:
-        return Case(1, "no_data_plane", error.message, told={"DATAPLANE": "kernel"})
+        return Case(1, "no_data_plane", error.message, variables={"DATAPLANE": "kernel"})
     pytest.skip("this host has WireGuard")
 
 
@@ -143,10 +145,10 @@ CASES = [
 
 
 def started(
-    words: Sequence[str], redis: str, told: dict[str, str], tmp_path: Path, prefix: Sequence[str] = ()
+    words: Sequence[str], redis: str, variables: dict[str, str], tmp_path: Path, prefix: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     """A process with these settings."""
-    settings = {"REDIS_URL": redis, "DATAPLANE": "memory", "PRIVATE_KEY_FILE": str(tmp_path / "key"), **told}
+    settings = {"REDIS_URL": redis, "DATAPLANE": "memory", "PRIVATE_KEY_FILE": str(tmp_path / "key"), **variables}
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", *words],
         cwd=ROOT,
@@ -189,7 +191,7 @@ def test_a_start_that_fails_is_one_document(
 ) -> None:
     wanted: Case = case(stack, tmp_path)
     words = ("peerlane.workers.cli", "gateway", "run", "iad", "--json", *only)
-    status, out, err = end_of(started(words, redis_server.url, wanted.told, tmp_path, wanted.prefix))
+    status, out, err = end_of(started(words, redis_server.url, wanted.variables, tmp_path, wanted.prefix))
     assert status == wanted.status, err
     error = only_document(out)["error"]
     assert (error["code"], error["retryable"]) == (wanted.code, wanted.retryable)
@@ -207,8 +209,8 @@ def test_and_the_same_sentence_from_celery(
 ) -> None:
     wanted: Case = case(stack, tmp_path)
     words = ("celery", "-A", "peerlane.workers.gateway", "worker", "-l", "info")
-    told = {"GATEWAY": "iad", **wanted.told}
-    status, out, err = end_of(started(words, redis_server.url, told, tmp_path, wanted.prefix))
+    variables = {"GATEWAY": "iad", **wanted.variables}
+    status, out, err = end_of(started(words, redis_server.url, variables, tmp_path, wanted.prefix))
     assert status == wanted.status, err
     assert wanted.says in err
     assert "Traceback" not in out + err
@@ -245,8 +247,8 @@ def test_a_second_one_names_the_first(only: str, says: str, redis_server: RedisS
         assert says in error["message"]
         assert "process" in error["message"]
         if only == "writer":
-            both = ("peerlane.workers.cli", "gateway", "run", "second", "--json")
-            status, out, _ = end_of(started(both, redis_server.url, {}, tmp_path))
+            second_run = ("peerlane.workers.cli", "gateway", "run", "second", "--json")
+            status, out, _ = end_of(started(second_run, redis_server.url, {}, tmp_path))
             assert (status, only_document(out)["error"]["code"]) == (1, "lane_held")
     finally:
         first.send_signal(signal.SIGTERM)

@@ -25,6 +25,8 @@ KEPT_FOR = 600.0
 #: Bytes of one of the two files, and outcomes in it, beyond which the other one is begun.
 LARGEST = 32 * 1024 * 1024
 MOST_IN_ONE = MOST // 2
+#: The largest sequence, epoch or deadline.
+MOST_NUMBER = 2**53 - 1
 #: The field of the gateway's hash that says how many outcomes are lost and not made up for.
 LOST = "lost"
 
@@ -41,6 +43,8 @@ class Made:
     tag: str = ""
     #: Whether its changes hold a preshared key in clear: they go to no file.
     secret: bool = False
+    #: The request's, in ms on Redis' clock; 0 for none. Until then it may be asked again.
+    deadline: int = 0
 
 
 @dataclass(slots=True)
@@ -112,10 +116,7 @@ class RedoFile:
         if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
             self._turn(base)
         self._outcomes += len(made)
-        lines = [
-            [each.request_id, each.result, None if each.secret else each.changes, each.share, each.tag] for each in made
-        ]
-        self._write({"base": base, "made": lines})
+        self._write({"base": base, "made": [_line(each) for each in made]})
 
     def unanswered(self) -> None:
         """Note that no answer to the last step came. The next writer does not repeat it unless it is corrected."""
@@ -161,6 +162,11 @@ class RedoFile:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _line(made: Made) -> tuple[str | int | None, ...]:
+    changes = None if made.secret else made.changes
+    return made.request_id, made.result, changes, made.share, made.tag, min(made.deadline, MOST_NUMBER)
 
 
 class Journal:

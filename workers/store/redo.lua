@@ -1,9 +1,10 @@
 -- Make true again, in their order, commits that Redis had confirmed and lost; the writer's start too, if that is lost.
--- They were in time and allowed when they were made, so neither deadline nor draining is asked about again.
+-- They were in time and allowed when they were made, so neither deadline nor draining is asked about again; an outcome is
+-- kept as long as at first.
 -- KEYS  as for commit
 -- ARGV  1 epoch of this writer  2 its token  3 the sequence after these commits  4 a result's least TTL in s
 --       5 removals among the commits before these that were found cancelled
---       then four for each request: result, changes, tag, id
+--       then five for each request: result, changes, tag, id, deadline (0 for none)
 -- Returns {'fenced'}, or {'current', then for each request whether it is true: 'made', 'known' or 'lost'}
 local current, seq = standing(KEYS[1], KEYS[4], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
 if current == 'fenced' then return {'fenced'} end
@@ -18,7 +19,7 @@ local function note_cancelled(changes)
     end
   end
 end
-local function redo(key, share, result, changes, tag, id)
+local function redo(key, share, result, changes, tag, id, deadline)
   local stored = redis.call('GET', key)
   -- What waited past its deadline is answered as it is taken, before anybody has seen that its outcome was lost.
   local late = 'its deadline had passed before the gateway could commit it'
@@ -44,7 +45,7 @@ local function redo(key, share, result, changes, tag, id)
   end
   apply(removals)
   apply(changes)
-  settle(key, share, tag, id, result, ARGV[4])
+  settle(key, share, tag, id, result, life(tonumber(deadline), ARGV[4]))
   return 'made'
 end
 local newest = tonumber(redis.call('GET', KEYS[1]) or '0')
@@ -52,8 +53,8 @@ if newest < tonumber(ARGV[1]) then redis.call('INCRBY', KEYS[1], tonumber(ARGV[1
 local answers = {'current'}
 note_cancelled(cjson.decode(ARGV[5]))
 for number = 0, (#KEYS - 6) / 2 - 1 do
-  local key, at = 7 + number * 2, 6 + number * 4
-  local ok, answer = pcall(redo, KEYS[key], KEYS[key + 1], unpack(ARGV, at, at + 3))
+  local key, at = 7 + number * 2, 6 + number * 5
+  local ok, answer = pcall(redo, KEYS[key], KEYS[key + 1], unpack(ARGV, at, at + 4))
   answers[#answers + 1] = ok and answer or 'lost'
 end
 redis.call('HSET', KEYS[4], 'writer', ARGV[2])

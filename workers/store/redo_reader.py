@@ -23,7 +23,7 @@ from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.model import check_public_key
 from peerlane.tasks.wire.stored_peer import Peer
-from peerlane.workers.store.journal import LARGEST, Made, Step
+from peerlane.workers.store.journal import LARGEST, MOST_NUMBER, Made, Step
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,9 @@ class _Reader:
         if not step.made:
             self._kept.steps.pop()
 
-    def _made(self, request_id: object, result: object, changes: object, share: object, tag: object) -> Made:
+    def _made(  # noqa: PLR0917 - the fields of a line, in their order; those of an earlier version have no deadline
+        self, request_id: object, result: object, changes: object, share: object, tag: object, deadline: object = 0
+    ) -> Made:
         if not names.is_request_id(self._gateway, request_id):
             raise Unusable("it names a request that is not this gateway's")
         if not isinstance(result, str) or not isinstance(tag, str) or len(tag) > 200:
@@ -170,7 +172,8 @@ class _Reader:
             for change in json.loads(str(changes)):
                 _check(change)
         share_text = None if share is None else str(share)
-        return Made(str(request_id), result, "" if changes is None else str(changes), share_text, tag, changes is None)
+        text = "" if changes is None else str(changes)
+        return Made(str(request_id), result, text, share_text, tag, changes is None, _number(deadline))
 
 
 def _check(change: dict[str, Any]) -> None:
@@ -184,7 +187,7 @@ def _check(change: dict[str, Any]) -> None:
 
 
 def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_NUMBER:
         raise Unusable("it holds what no writer writes")
     return value
 

@@ -112,7 +112,7 @@ class CommitSequence:
         ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
         """
         made = [
-            Made(each.request_id, each.result, change, each.share, each.tag, secret)
+            Made(each.request_id, each.result, change, each.share, each.tag, secret, each.deadline)
             for each, (change, secret) in zip(commits, changes, strict=True)
         ]
         while True:
@@ -240,7 +240,7 @@ class CommitSequence:
         for each in made:
             result_key = names.result_key(each.request_id)
             keys += [result_key, each.share or result_key]
-            args += [each.result, each.changes, each.tag, each.request_id]
+            args += [each.result, each.changes, each.tag, each.request_id, each.deadline]
         current, *verdicts = cast("list[bytes]", self._redo(keys=keys, args=args))
         return None if current == b"fenced" else [verdict.decode() for verdict in verdicts]
 
