@@ -16,7 +16,7 @@ from waiting import eventually
 
 from peerlane.config import names
 from peerlane.tasks.errors import Conflict
-from peerlane.workers.request.measurements import Measurements, Pace
+from peerlane.workers.request.request import Measurements, Pace
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat
 from peerlane.workers.writer.writer import Writer
