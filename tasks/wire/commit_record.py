@@ -23,6 +23,8 @@ HEADER = "wish"
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _to_json = TypeAdapter(Any).serializer.to_json
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+#: The fields of a wish that names a public key and nothing else, as nearly all in a list do: it needs no dump.
+_PLAIN = {"gateway", "public_key"}
 _encode_sorted = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
@@ -144,7 +146,12 @@ def wish_digest(task: str, *wishes: BaseModel) -> str:
     A record without one, as earlier versions and other senders make it, matches any wish. What is left out and what is
     named as the default are the same. The digest reveals nothing of a preshared key, which is 32 random bytes.
     """
-    fields: list[dict[str, Any]] = [wish.model_dump(exclude={"deadline"}, exclude_defaults=True) for wish in wishes]
+    fields: list[dict[str, Any]] = [
+        {name: getattr(wish, name) for name in _PLAIN}
+        if wish.model_fields_set == _PLAIN
+        else wish.model_dump(exclude={"deadline"}, exclude_defaults=True)
+        for wish in wishes
+    ]
     return hashlib.sha256(_encode_sorted([task, *fields]).encode()).hexdigest()[:32]
 
 
