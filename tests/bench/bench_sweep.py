@@ -65,7 +65,7 @@ class Caller:
         self.made: list[str] = []
 
     def create(self, count: int, times: list[float]) -> None:
-        """So many peers; how long each took, in ms, goes into ``found``."""
+        """So many peers; how long each took, in ms, goes into ``times``."""
         took: list[float] = []
         for _ in range(count):
             time.sleep(random.uniform(0, PAUSE))
