@@ -148,20 +148,24 @@ def beside_a_device(chosen: argparse.Namespace, advance: Advance) -> Figures:
         gateway.start(wait=False)
         gateway.await_serving(within=120)
         lists(app, 640)  # connections, scripts
-        own, by_lists, writer = list[float](), list[float](), list[float]()
+        own, by_lists = list[float](), list[float]()
+        processes = {"writer": gateway.pid, "redis": server.pid, "client": os.getpid()}
+        used: dict[str, list[float]] = {name: [] for name in processes}
         for number in range(chosen.rounds):
             advance(f"round {number + 1}: a device by itself", number / chosen.rounds)
             first = 1 + number * chosen.peers
             own.append(chosen.peers / alone(own_adds, str(directory), first, chosen.peers)["own_adds_s"])
             advance(f"round {number + 1}: lists", (number + 0.5) / chosen.rounds)
-            before = processor_seconds(gateway.pid)
+            before = {name: processor_seconds(pid) for name, pid in processes.items()}
             by_lists.append(lists(app, chosen.peers))
-            writer.append(chosen.peers / (processor_seconds(gateway.pid) - before))
+            for name, pid in processes.items():
+                used[name].append((processor_seconds(pid) - before[name]) / chosen.peers)
         rates = {
             "own_adds_per_s": round(median(own), 1),
             "lists_per_s": round(median(by_lists), 1),
-            "writer_per_s": round(median(writer), 1),
+            "writer_per_s": round(1 / median(used["writer"]), 1),
         }
+        rates |= {f"{name}_us": round(median(shares) * 1e6, 1) for name, shares in used.items()}
         return rates | {
             "lists_to_own_adds": round(rates["lists_per_s"] / rates["own_adds_per_s"], 2),
             "writer_to_own_adds": round(rates["writer_per_s"] / rates["own_adds_per_s"], 2),

@@ -280,6 +280,27 @@ def test_a_program_that_stood_still_learns_what_became_of_its_request(
         assert isinstance(end, (PeerResult, TimedOut)), end
 
 
+def test_a_program_that_stands_still_while_it_cancels_learns_the_truth(
+    gateway: MakeGateway, make_app: Callable[..., PeerlaneApp], link: FaultProxy
+) -> None:
+    site = gateway()
+    app = make_app(redis_url=link.url)
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        async with AsyncGateway(site.name, app=app) as iad:
+            await iad.create_peer(some_key(), timeout=PATIENCE)
+            site.hold()
+            link.latency = 0.1  # the cancel's answer is on its way while nothing runs, and comes before that ends
+            asking = asyncio.create_task(iad.create_peer(some_key(), timeout=0.5))
+            loop.call_later(0.6, time.sleep, 1.5)
+            with pytest.raises(TimedOut):
+                await asking
+
+    asyncio.run(ask())
+    site.resume()
+
+
 def test_callers_that_are_cancelled_cost_the_others_no_connection(
     gateway: MakeGateway, make_app: Callable[..., PeerlaneApp], link: FaultProxy
 ) -> None:

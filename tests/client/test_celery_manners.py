@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import uuid
 import warnings
@@ -16,6 +18,7 @@ from waiting import PATIENCE
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable, WriterError
+from peerlane.tasks.lane import result
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 
@@ -187,3 +190,25 @@ def test_tasks_are_registered_once_whoever_asks_at_once(settings: MakeSettings) 
         assert [str(each.message) for each in warned] == []
         assert len({id(task) for task in tasks}) == 1
         close(app)
+
+
+class TestAPickledResult:
+    def test_is_its_request_and_holds_no_password(
+        self, site: GatewayProcess, monkeypatch: pytest.MonkeyPatch, create: Any
+    ) -> None:
+        sent = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
+        monkeypatch.setattr(result, "default_app", create.app)  # else it is made from the environment
+        pickled = pickle.dumps(sent)
+        assert str(site.settings["redis_url"]).encode() not in pickled
+        restored = pickle.loads(pickled)  # noqa: S301 - its own
+        for again in (restored, copy.copy(sent), copy.deepcopy(sent)):
+            assert (again.deadline, again.wish) == (sent.deadline, sent.wish)
+            assert again.get(timeout=PATIENCE)["outcome"] == "created"
+
+    def test_is_none_where_its_app_has_settings_of_its_own(self, settings: MakeSettings) -> None:
+        app = PeerlaneApp(settings(redis_url="redis://user:secret@127.0.0.1:1/0"))
+        try:
+            with pytest.raises(TypeError, match="keep its id"):
+                pickle.dumps(task_of(app, names.CREATE_PEER).AsyncResult("iad.abc"))
+        finally:
+            close(app)

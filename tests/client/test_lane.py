@@ -14,8 +14,7 @@ from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.tasks.admission.lane_state import BELIEVED_FOR
-from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.admission.lanes import BELIEVED_FOR, lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
 from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.wire.commit_record import decode

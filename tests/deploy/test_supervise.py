@@ -27,7 +27,15 @@ from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.workers.host.pulse import LONG, SILENCE
-from peerlane.workers.host.supervisor import AWAY, GRACE, LONGEST, observer_is_final, pause_after, writer_is_final
+from peerlane.workers.host.supervisor import (
+    AWAY,
+    GRACE,
+    HELD,
+    LONGEST,
+    observer_is_final,
+    pause_after,
+    writer_is_final,
+)
 
 
 def alive(pid: int) -> bool:
@@ -48,7 +56,7 @@ class Supervised:
         self.directory = directory
         parts = "".join(
             f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}, 'part'],"
-            f" {'writer' if name == 'writer' else 'observer'}_is_final,"
+            f" {'writer' if name.endswith('writer') else 'observer'}_is_final,"
             f" watched={name.startswith('watched')}, needed={name == 'watched'}),"
             for name, script in scripts.items()
         )
@@ -285,9 +293,29 @@ def test_a_writer_that_must_not_run_ends_all_with_its_status(
     assert not any(alive(pid) for pid in run.pids("observer"))
 
 
+def test_a_writer_that_has_served_is_started_again_however_it_fails(supervised: MakeSupervised, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    script = f"[ -e {served} ] && exit 1; touch {served}; echo '600 serving' >&$2; exit 1"
+    both = supervised(watched_writer=script, observer=STAY)
+    both.nth("watched_writer", 3)
+    assert both.process.poll() is None
+    assert len(both.pids("observer")) == 1, "the other is left alone"
+
+
+def test_but_not_if_its_lane_is_anothers(supervised: MakeSupervised) -> None:
+    both = supervised(watched_writer=f"echo '600 serving' >&$2; exit {HELD}")
+    assert both.process.wait(20) == 1
+    assert len(both.pids("watched_writer")) == 1
+
+
+def test_a_first_start_that_fails_at_once_ends_all(supervised: MakeSupervised) -> None:
+    assert supervised(watched_writer="exit 1").process.wait(20) == 1
+
+
 def test_what_is_final_and_what_is_a_crash() -> None:
     assert writer_is_final(1, 5)
     assert not writer_is_final(1, 3600)
+    assert writer_is_final(HELD, 3600)
     assert not any(writer_is_final(status, 5) for status in (0, 3, -9))
     assert observer_is_final(2, 0)
     assert not any(observer_is_final(status, 5) for status in (0, 1, 3, -9))

@@ -108,11 +108,11 @@ class Monitor:
         elif command in (b"FCALL", b"EVALSHA", b"EVAL") and self._peers in words:
             count = int(words[2])
             keys, arguments = words[3 : 3 + count], words[3 + count :]
-            # Six keys of the gateway, two of each request. Arguments: 4, then 7 of each (commit); 5, then 4 (redo).
+            # Six keys of the gateway, two of each request. Arguments: 4, then 7 of each (commit); 5, then 5 (redo).
             requests = keys[6::2]
             if keys[1] == self._peers and requests and requests[0].startswith(self._prefix):
-                again = len(arguments) == 5 + 4 * len(requests)
-                first, each = (5, 4) if again else (4, 7)
+                again = len(arguments) == 5 + 5 * len(requests)
+                first, each = (5, 5) if again else (4, 7)
                 for number, key in enumerate(requests):
                     own = arguments[first + number * each : first + (number + 1) * each]
                     self._commit(line, key, arguments[0], own[1 if again else 3], again=again)
