@@ -127,19 +127,12 @@ class Link:
         self._connection.send_command(*command, check_health=False)
 
     def _until(self, until: float, awaited: Callable[[object], bool]) -> object:
-<<<<<<< HEAD
-        while (left := until - time.monotonic()) > 0:
-            if self._connection.can_read(timeout=left):
-                if awaited(message := self._read()):
-                    return message
-                self._put_aside(message)
-=======
         late = 0
         while late < MOST_LATE and self._connection.can_read(timeout=max(0.0, until - time.monotonic())):
             if awaited(message := self._read()):
                 return message
+            self._put_aside(message)
             late += time.monotonic() >= until  # it may have come in time, while this process stood still
->>>>>>> main
         raise RedisTimeoutError("Redis does not answer")
 
     def _put_aside(self, message: object) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from peerlane.tasks.errors import SettingsError
+from peerlane.tasks.values.private_file import NotPrivate, read_private
 from peerlane.tasks.wire.stored_peer import decoded_key, text_key
 
 #: Longest key file that is read at all; a well-formed one has 44 characters and a newline.
@@ -100,19 +100,10 @@ def clamp(private: bytes) -> bytes:
 
 
 def _load(path: Path) -> bytes:
-    # O_NONBLOCK: a FIFO by that name must not hang the start.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"private key file {path}: is not a regular file")
-        if status.st_mode & 0o077:
-            raise SettingsError(
-                f"private key file {path}: others may use it (mode {stat.S_IMODE(status.st_mode):04o}); chmod 600 it,"
-                " or make a new key if somebody may have read it"
-            )
-        if status.st_uid not in (0, os.geteuid()):
-            raise SettingsError(f"private key file {path}: belongs to another user (uid {status.st_uid})")
-        content = file.read(_LIMIT)
+    try:
+        content = read_private(path, _LIMIT)
+    except NotPrivate as refusal:
+        raise SettingsError(f"private key file {path}: {refusal}") from None
     try:
         private = decoded_key(content.decode("ascii").strip())
     except ValueError:
