@@ -21,7 +21,7 @@ from writer_alone import WriterAlone, carry_out
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.workers.store import journal, sequence
-from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.journal import RedoFile
 from peerlane.workers.store.store import Store
 
 #: More of them: LOSSES=2000 pytest tests/writer/test_loss_at_random.py
@@ -79,10 +79,10 @@ class Play(WriterAlone):
 
     def break_redis(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A few commands fail from now on; half of them have been carried out."""
-        redis, left = self.writer.store.redis, [self.chance.randint(0, 4)]
-        real = redis.execute_command
+        redis: Any = self.writer.store.redis
+        left, real = [self.chance.randint(0, 4)], redis.execute_command
 
-        def broken(*words: Any, **options: Any) -> object:
+        def broken(*words: Any, **options: Any) -> Any:
             if left[0] and self.chance.random() < 0.2:
                 left[0] -= 1
                 if self.chance.random() < 0.5:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,10 +22,9 @@ from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.commit import Answer, Commit, Verdict
-from peerlane.workers.store.journal import Journal, Made, in_slices
-from peerlane.workers.store.lost import LOST, Lost, count
+from peerlane.workers.store.journal import LOST, Journal, Lost, Made, RedoFile, Step
 from peerlane.workers.store.procedures import Procedure
-from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.redo_reader import read_redo
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
-        kept = file.read()
+        kept = read_redo(self.gateway, file.paths)
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
         if usable:
@@ -100,7 +99,7 @@ class CommitSequence:
             why = "another writer has served the gateway since" if newer else "this Redis knows none of its writers"
             log.warning("gateway %s: the redo file is ignored: %s", self.gateway, why)
             self.lost.unknown = 0 if newer else kept.seq
-        file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
+        file.begin(self.epoch, self.writer, self.known, before, anew=not usable, torn=kept.torn)
         self.journal.record = file
         # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
         stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
@@ -155,7 +154,7 @@ class CommitSequence:
         keys = list(self._keys)
         args: list[str | int | bytes] = [*self._fence, self._result_ttl]
         for each, (change, _) in zip(commits, changes, strict=True):
-            result_key = names.result_key(each.request_id)
+            result_key = names.RESULT_PREFIX + each.request_id
             keys += [result_key, each.share or result_key]
             args += [each.deadline, each.result, commit_record.late(each.request_id), change]
             args += [int(each.creates), each.tag, each.request_id]
@@ -225,13 +224,13 @@ class CommitSequence:
         # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
         self._tell_of(lost)
         cancelled: list[dict[str, object]] = []
-        for some in (*in_slices(steps, AT_ONCE), []):
+        for some in (*_slices(steps, AT_ONCE), []):
             PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
             whole = [each for step in some for each in step.made if each.changes]
             verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
                 return  # a newer writer: whoever asks next learns it
-            cancelled += count(lost, whole, verdicts)
+            cancelled += lost.count(whole, verdicts)
             if "lost" in verdicts:
                 self._tell_of(lost)
         if self.facts:
@@ -277,3 +276,15 @@ class CommitSequence:
 
 def _is_own(answer: Answer, commit: Commit) -> bool:
     return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == commit.result)
+
+
+def _slices(steps: Sequence[Step], most: int) -> Iterator[list[Step]]:
+    """The steps in order, as many together as have ``most`` outcomes; at least one."""
+    some: list[Step] = []
+    for step in steps:
+        if some and sum(len(each.made) for each in some) + len(step.made) > most:
+            yield some
+            some = []
+        some.append(step)
+    if some:
+        yield some

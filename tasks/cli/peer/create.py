@@ -144,7 +144,7 @@ class Made:
     failure: PeerlaneError | None = None
 
     def configure(self, ask: Callable[[], GatewayInfo]) -> None:
-        """Render and write the configuration. The peer is there: nothing is raised, not by Ctrl-C; its key is shown."""
+        """Render and write the configuration. The peer exists, its key is shown: it raises nothing, not even Ctrl-C."""
         try:
             self.config = client_config(
                 self.result, ask(), private_key=self.keys.private, preshared_key=self.keys.preshared
