@@ -71,6 +71,11 @@ class PeerRecords(Mapping[str, StoredPeer]):
         peer = self._fresh.get(raw)
         return self._records.get(raw) if peer is None else peer.record().encode()
 
+    def by_raw_key(self, raw: bytes) -> StoredPeer | None:
+        """The peer with this key of 32 bytes, if it has a usable record."""
+        record = self._records.get(raw)
+        return self._fresh.get(raw) if record is None else StoredPeer.from_record(text_key(raw), record)
+
     def _settle(self) -> None:
         """Hold the fresh peers as records from now on."""
         for raw, peer in self._fresh.items():
