@@ -18,8 +18,10 @@ async def main(name: str, count: int) -> int:
             began = time.perf_counter()
             answers = await asyncio.gather(*(act(key, bulk=True) for key in keys), return_exceptions=True)
             took = time.perf_counter() - began
-            told = Counter(a.code if isinstance(a, PeerlaneError) else getattr(a, "outcome", repr(a)) for a in answers)
-            print(", ".join(f"{number} {what}" for what, number in told.items()), f"in {took:.1f} s")
+            counts = Counter(
+                a.code if isinstance(a, PeerlaneError) else getattr(a, "outcome", repr(a)) for a in answers
+            )
+            print(", ".join(f"{number} {code}" for code, number in counts.items()), f"in {took:.1f} s")
     return 0
 
 

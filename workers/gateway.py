@@ -30,8 +30,8 @@ from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import WriterLock
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.host.pulse import LONG, PULSE
+from peerlane.workers.lane.group import LaneWriter
 from peerlane.workers.lane.result_backend import CommitBackend
-from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import keys_in_hand, take_back
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.start.recovery import Progress, Recovered
@@ -82,8 +82,8 @@ class GatewayService:
         self._writer: Writer | None = None
         self._heartbeat: Heartbeat | None = None
         self._filling: Filling | None = None
-        #: When the log was told last how far a start is, on the monotonic clock.
-        self._told_at = time.monotonic()
+        #: When the progress of a start was last logged, on the monotonic clock.
+        self._logged_at = time.monotonic()
 
     def start(self) -> None:
         """Take the lock, open an epoch, recover the device; afterwards the lane may be consumed.
@@ -197,6 +197,7 @@ class GatewayService:
     def tick(self) -> None:
         """Once a second, between requests, in the writer's thread: stop when replaced, recover when needed."""
         writer, heartbeat = self.writer, self.heartbeat
+        self._lock.heed()
         if writer.fenced or heartbeat.replaced:
             writer.fenced = True
             log.critical("gateway %s: a newer writer has taken over; this one stops", self.name)
@@ -205,7 +206,7 @@ class GatewayService:
         writer.state = heartbeat.state
         if self.store.sequence.behind:
             self._catch_up()
-        writer.measurements.pools = {str(pool.prefix): (pool.held, pool.size) for pool in writer.table.pools}
+        writer.measurements.pools = {str(pool.prefix): (pool.in_use, pool.size) for pool in writer.table.pools}
         if heartbeat.redis_restarted:
             heartbeat.redis_restarted = False
             writer.recovery_needed = "Redis has restarted"
@@ -246,8 +247,8 @@ class GatewayService:
     def _on_loading(self, done: int, total: int) -> None:
         PULSE.turn(LONG)
         self.heartbeat.loaded = f"{done}/{total}"
-        if time.monotonic() - self._told_at >= TELL_EVERY:
-            self._told_at = time.monotonic()
+        if time.monotonic() - self._logged_at >= TELL_EVERY:
+            self._logged_at = time.monotonic()
             log.info("gateway %s: %d of %d peers are read from Redis", self.name, done, total)
 
     def _tell_of_coming(self, done: Recovered) -> None:

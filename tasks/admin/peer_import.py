@@ -142,10 +142,10 @@ class Checked:
     #: Lines of comments of which nothing is kept.
     unread: tuple[int, ...] = ()
 
-    def told(self, done: Imported) -> Imported:
-        """The result, with the facts that only the file has."""
+    def with_comments(self, imported: Imported) -> Imported:
+        """The result with the lines of the comments of which nothing was kept."""
         left = {"comments_left_out": len(self.unread), "comment_lines": self.unread[:MAX_LINES]}
-        return done.model_copy(update=left)
+        return imported.model_copy(update=left)
 
 
 def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
@@ -192,7 +192,9 @@ def import_file(
     checked = check_file(data, gateway, app=app)
     if dry_run:
         created, existing = len(checked.fresh), len(checked.existing)
-        return checked.told(Imported(outcome="would_import", gateway=gateway, created=created, existing=existing))
+        return checked.with_comments(
+            Imported(outcome="would_import", gateway=gateway, created=created, existing=existing)
+        )
     return carry_out(checked, app=app, timeout=timeout)
 
 
@@ -261,9 +263,9 @@ def carry_out(checked: Checked, *, app: PeerlaneApp | None = None, timeout: floa
         arguments = {"gateway": checked.gateway, "token": token, "count": len(entries), "digest": digest}
         sent = task.apply_async(kwargs=arguments, expires=timeout)
         try:
-            return checked.told(Imported.model_validate(sent.get(timeout=timeout)))
+            return checked.with_comments(Imported.model_validate(sent.get(timeout=timeout)))
         except KeyboardInterrupt:  # cancelled now, or done already: either is an answer
-            return checked.told(Imported.model_validate(sent.get(timeout=0.01)))
+            return checked.with_comments(Imported.model_validate(sent.get(timeout=0.01)))
     finally:
         with suppress(RedisError):  # it goes away by itself too
             lanes.redis.delete(key)

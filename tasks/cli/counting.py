@@ -25,12 +25,12 @@ class Counting:
         #: How many have gone by.
         self.count = 0
 
-    def __call__(self, things: Iterable[_T]) -> Iterator[_T]:
-        for thing in things:
+    def __call__(self, items: Iterable[_T]) -> Iterator[_T]:
+        for item in items:
             self.count += 1
             if self.count % _STEP == 0:
                 self._bar.update(self._task, completed=self.count)
-            yield thing
+            yield item
 
 
 @contextmanager

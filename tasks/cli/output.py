@@ -49,7 +49,7 @@ class Output:
         text = json.dumps(content, indent=indent, ensure_ascii=not takes_all_of_unicode())
         sys.stdout.write(without_surrogates(text) + "\n")
 
-    def listing(self, about: Mapping[str, Any], name: str, things: Iterable[Mapping[str, Any]]) -> None:
+    def listing(self, about: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> None:
         """The one JSON document, with a list in it that is written item by item.
 
         Whatever ends it on the way goes on to ``error``, which stands in it and completes it.
@@ -58,9 +58,9 @@ class Output:
         head = json.dumps({**about, name: []}, ensure_ascii=ascii_only)
         sys.stdout.write(without_surrogates(head[: -len("]}")]))
         self._begun = True
-        for thing in things:
-            item = without_surrogates(json.dumps(thing, ensure_ascii=ascii_only))
-            sys.stdout.write(between + item)
+        for item in items:
+            text = without_surrogates(json.dumps(item, ensure_ascii=ascii_only))
+            sys.stdout.write(between + text)
             between = ", "
         sys.stdout.write("]}\n")
         self._begun = False

@@ -181,8 +181,8 @@ class Fleet:
         ]
         sent = ask_slices(self._app, interleaved(lists), timeout=within, window=window * len(asked))
         with counted_for(asked), closing(sent) as answered:
-            for one, answers in answered:
-                yield one.gateway, list(islice(left[one.gateway], len(answers))), answers
+            for part, answers in answered:
+                yield part.gateway, list(islice(left[part.gateway], len(answers))), answers
 
     def place_list(
         self, wishes: Sequence[object], region: str | None, where: Mapping[str, str] | None

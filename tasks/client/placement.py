@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from peerlane.tasks.admission.lane_state import spread
 from peerlane.tasks.errors import Draining, PeerlaneError, PoolExhausted, StorageError, TimedOut, Unavailable
 from peerlane.tasks.lane.slices import PeerAnswer
 from peerlane.tasks.status.gateway_info import GatewayInfo
@@ -21,7 +22,7 @@ from peerlane.tasks.wire.stored_peer import Peer
 #: is up. Not OutcomeUnknown: the peer may be there, and asking elsewhere could make it twice.
 RETRY_ELSEWHERE = (Unavailable, Draining, PoolExhausted)
 #: Gateways named in a refusal.
-TOLD = 50
+LISTED = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Placement:
         for info in self._choice.candidates:
             left = self._until - time.monotonic()
             if left <= 0:
-                raise TimedOut(f"no gateway has taken the peer within {self._within:g} s: {self._told()}")
+                raise TimedOut(f"no gateway has taken the peer within {self._within:g} s: {self._listed()}")
             yield info.name, left
 
     def refused(self, gateway: str, refusal: PeerlaneError) -> None:
@@ -95,13 +96,13 @@ class Placement:
         """The error if all have refused."""
         if not self._reasons and not self._choice.elsewhere:
             return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
-        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._told()}", 5.0)
+        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._listed()}", spread(5.0))
 
-    def _told(self) -> str:
+    def _listed(self) -> str:
         """The reasons, gateway by gateway; those of another region or other labels come last."""
         reasons = [*sorted(self._reasons.items()), *self._choice.elsewhere.items()]
-        more = f"; and {len(reasons) - TOLD} more" if len(reasons) > TOLD else ""
-        return "; ".join(f"{name}: {reason}" for name, reason in reasons[:TOLD]) + more
+        more = f"; and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons[:LISTED]) + more
 
 
 def asked_for(region: str | None, where: Mapping[str, str] | None) -> str:
@@ -243,8 +244,8 @@ class ListRemoval:
         ]
 
 
-def _weight(told: ListAnswer) -> int:
+def _weight(reply: ListAnswer) -> int:
     """How much an answer tells of a key: of an error, the peer may still be there."""
-    if not isinstance(told.answer, PeerResult):
+    if not isinstance(reply.answer, PeerResult):
         return 3
-    return 1 if told.answer.outcome == "absent" else 2
+    return 1 if reply.answer.outcome == "absent" else 2

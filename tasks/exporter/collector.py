@@ -74,7 +74,7 @@ class FleetCollector:
             pipe.info("persistence")
             pipe.info("memory")
             persistence, memory = cast("tuple[object, object]", tuple(pipe.execute(raise_on_error=False)))
-        self._of_redis(families, _told(persistence), _told(memory))
+        self._of_redis(families, _info(persistence), _info(memory))
         if self._per_peer:
             with reading():
                 self._of_peers(families, snapshot)
@@ -111,7 +111,7 @@ class FleetCollector:
             log.warning("the fleet can be read again")
 
 
-def _told(answer: object) -> dict[str, Any]:
+def _info(answer: object) -> dict[str, Any]:
     """Redis' INFO; empty if this user may not read it."""
     if isinstance(answer, RedisError):
         log.debug("Redis does not describe itself: %s", failure(answer))

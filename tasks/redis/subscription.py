@@ -31,6 +31,8 @@ SILENT_FOR = 1.0
 #: Seconds after which a kept connection is asked before it is used, and after which one that nobody needs is closed.
 DOUBTED_AFTER = 2.0
 IDLE_FOR = 60.0
+#: Messages of others that are read after the time for an answer is up, as the answer may lie behind them.
+MOST_LATE = 1_000
 
 _T = TypeVar("_T")
 #: Makes a connection ready for a request, in so many seconds.
@@ -78,6 +80,11 @@ class Link:
         self._send("LPUSH", queue, message)
         return cast("int", self._until(time.monotonic() + ANSWERED_WITHIN, lambda answer: isinstance(answer, int)))
 
+    def command(self, *words: str | int, within: float) -> object:
+        """The answer to another command. Raises redis.RedisError."""
+        self._send(*words)
+        return self._until(time.monotonic() + within, lambda answer: not isinstance(answer, list))
+
     def still_hears(self, within: float = ANSWERED_WITHIN) -> None:
         """Check that the connection still works. Raises redis.RedisError if it does not."""
         self._send("PING")
@@ -110,13 +117,15 @@ class Link:
                     pass
         return None
 
-    def _send(self, *command: str | bytes) -> None:
+    def _send(self, *command: str | bytes | int) -> None:
         self._connection.send_command(*command, check_health=False)
 
     def _until(self, until: float, awaited: Callable[[object], bool]) -> object:
-        while (left := until - time.monotonic()) > 0:
-            if self._connection.can_read(timeout=left) and awaited(message := self._read()):
+        late = 0
+        while late < MOST_LATE and self._connection.can_read(timeout=max(0.0, until - time.monotonic())):
+            if awaited(message := self._read()):
                 return message
+            late += time.monotonic() >= until  # it may have come in time, while this process stood still
         raise RedisTimeoutError("Redis does not answer")
 
     def _read(self) -> Any:
@@ -159,6 +168,16 @@ class Listening:
             redis.RedisError: the connection is lost.
         """
         return self._doing(lambda: self._link.record(self.request_id, until))
+
+    def command(self, *words: str | int) -> object:
+        """The answer to another command, on the same connection.
+
+        Raises:
+            redis.RedisError: it may have been carried out all the same.
+        """
+        answer = self._doing(lambda: self._link.command(*words, within=AGAIN_WITHIN))
+        self._sound = True
+        return answer
 
     def _doing(self, act: Callable[[], _T]) -> _T:
         self._sound = False  # whatever interrupts it, a half-read answer say

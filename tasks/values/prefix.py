@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from typing import NamedTuple
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -47,10 +48,7 @@ class Prefix(NamedTuple):
         return self.contains(other) or other.contains(self)
 
     def __str__(self) -> str:
-        version, network, length = self
-        if version == 4:
-            return f"{socket.inet_ntop(socket.AF_INET, network.to_bytes(4, 'big'))}/{length}"
-        return f"{socket.inet_ntop(socket.AF_INET6, network.to_bytes(16, 'big'))}/{length}"
+        return _text(*self)
 
     @classmethod
     def host(cls, version: int, address: int) -> Prefix:
@@ -97,3 +95,11 @@ class Prefix(NamedTuple):
         if value != prefix.network:
             raise ValueError(f"has host bits set; did you mean {prefix}?")
         return prefix
+
+
+@lru_cache(maxsize=2048)
+def _text(version: int, network: int, length: int) -> str:
+    """A prefix as text. Kept for a while, because a create's record, answer and addresses all contain it."""
+    if version == 4:
+        return f"{socket.inet_ntop(socket.AF_INET, network.to_bytes(4, 'big'))}/{length}"
+    return f"{socket.inet_ntop(socket.AF_INET6, network.to_bytes(16, 'big'))}/{length}"

@@ -80,7 +80,7 @@ class _Section:
     line: int
     keys: set[str] = field(default_factory=set[str])
     labels: dict[str, str] = field(default_factory=dict[str, str])
-    found: dict[str, Any] = field(default_factory=dict[str, Any])
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
     #: The line of each prefix of AllowedIPs; that of the first key; comments that say nothing known.
     prefixes: dict[Prefix, int] = field(default_factory=dict["Prefix", int])
     first_key: int | None = None
@@ -90,9 +90,9 @@ class _Section:
     def keep(self, field_name: str, parsed: object, line: int) -> None:
         """Keep a value; lists add up over repeated lines."""
         if not isinstance(parsed, tuple):
-            self.found[field_name] = parsed
+            self.values[field_name] = parsed
             return
-        self.found.setdefault(field_name, []).extend(cast("tuple[object, ...]", parsed))
+        self.values.setdefault(field_name, []).extend(cast("tuple[object, ...]", parsed))
         if field_name == "allowed_ips":
             for prefix in cast("tuple[Prefix, ...]", parsed):
                 self.prefixes.setdefault(prefix, line)
@@ -107,15 +107,15 @@ class _Reader:
         self._peers: list[ConfPeer] = []
         self._problems: list[Problem] = []
         self._unread: list[int] = []
-        self._untold = False
+        self._too_many = False
         #: Comments since the last key or section: those before the first blank line, and those after.
         self._near: list[tuple[int, str]] = []
         self._far: list[tuple[int, str]] = []
         self._gap = False
 
     def take(self, number: int, raw: bytes) -> None:
-        if self._untold:
-            return  # nothing is imported, and nothing more is told
+        if self._too_many:
+            return  # nothing is imported, and no more problems are listed
         if len(raw) > MAX_LINE:
             self._problem(number, f"the line is longer than {MAX_LINE} bytes")
             return
@@ -146,8 +146,8 @@ class _Reader:
         self._close()
         self._unread += [number for number, _ in self._far]
         self._refuse_duplicates()
-        interface = self._interface.found if self._interface else {}
-        if self._untold:
+        interface = self._interface.values if self._interface else {}
+        if self._too_many:
             self._problems.append(Problem(last, f"more problems than {MAX_PROBLEMS}: the rest is not listed"))
         return ParsedConf(
             public_key=interface.get("public_key"),
@@ -164,7 +164,7 @@ class _Reader:
         if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(Problem(line, sentence))
         else:
-            self._untold = True
+            self._too_many = True
 
     def _open(self, number: int, header: str) -> None:
         # What follows a blank line, or touches the next section, is the next one's.
@@ -194,14 +194,14 @@ class _Reader:
         self._name(section)
         if "PublicKey" not in section.keys:
             self._problem(section.line, "the peer has no PublicKey", section)
-        elif not section.found.get("allowed_ips") and section.sound:
+        elif not section.values.get("allowed_ips") and section.sound:
             self._problem(section.line, "the peer has no AllowedIPs", section)
         elif nested := next(overlaps(section.prefixes.items()), None):
-            (wide, one), (narrow, other) = nested
-            self._problem(max(one, other), f"AllowedIPs: {wide} and {narrow} overlap", section)
+            (wide, wide_line), (narrow, narrow_line) = nested
+            self._problem(max(wide_line, narrow_line), f"AllowedIPs: {wide} and {narrow} overlap", section)
         if not section.sound:
             return
-        fields = {name: value for name, value in section.found.items() if name != "endpoint"}
+        fields = {name: value for name, value in section.values.items() if name != "endpoint"}
         fields["labels"] = section.labels
         if fields.get("pinned") and fields.keys() & {"ttl", "expires_at"}:
             self._problem(section.line, "a pinned peer never expires: ttl or pinned, not both", section)
@@ -212,7 +212,7 @@ class _Reader:
             self._problem(section.line, str(error), section)
             return
         named = frozenset(fields) - (set() if section.labels else {"labels"})
-        self._peers.append(ConfPeer(section.line, peer, named, section.found.get("endpoint")))
+        self._peers.append(ConfPeer(section.line, peer, named, section.values.get("endpoint")))
 
     def _key(self, number: int, content: str) -> None:
         section = self._section
@@ -263,7 +263,7 @@ class _Reader:
                 section.unread.append((number, comment))
             for note in notes or ():
                 if note.label is None:
-                    section.found.setdefault(note.field, note.value)
+                    section.values.setdefault(note.field, note.value)
                 else:
                     section.labels.setdefault(note.label, str(note.value))
 
@@ -283,15 +283,15 @@ class _Reader:
             other = first.setdefault(peer.peer.public_key, peer.line)
             if other != peer.line:
                 self._problem(peer.line, f"the peer {peer.peer.public_key} stands at line {other} already")
-        if self._untold:
+        if self._too_many:
             return
         owned = ((prefix, peer) for peer in self._peers for prefix in peer.peer.allowed_ips)
-        for (wide, one), (narrow, other) in overlaps(owned):
-            if one.peer.public_key == other.peer.public_key:
+        for (wide, wide_peer), (narrow, narrow_peer) in overlaps(owned):
+            if wide_peer.peer.public_key == narrow_peer.peer.public_key:
                 continue
             (earlier, mine), (later, theirs) = sorted(
-                ((one.line, wide), (other.line, narrow)), key=lambda pair: pair[0]
+                ((wide_peer.line, wide), (narrow_peer.line, narrow)), key=lambda pair: pair[0]
             )
             self._problem(later, f"AllowedIPs: {theirs} overlaps {mine} of the peer at line {earlier}")
-            if self._untold:
+            if self._too_many:
                 return

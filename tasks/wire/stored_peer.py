@@ -141,11 +141,13 @@ class StoredPeer(NamedTuple):
 
 def record_of(peer: Peer | StoredPeer) -> str:
     """The stored record (JSON). Without the key, which is the field's name in the hash, and without default values."""
-    fields: dict[str, Any] = {"v": RECORD_VERSION, "allowed_ips": [str(prefix) for prefix in peer.allowed_ips]}
-    for name in _OPTIONAL:
-        if value := getattr(peer, name):
-            fields[name] = value
-    return _encode(fields)
+    prefixes = '","'.join([str(prefix) for prefix in peer.allowed_ips])
+    optional = [
+        f',"{name}":{value if type(value) is int else _encode(value)}'
+        for name in _OPTIONAL
+        if (value := getattr(peer, name))
+    ]
+    return f'{{"v":{RECORD_VERSION},"allowed_ips":["{prefixes}"]{"".join(optional)}}}'
 
 
 def public_fields(peer: Peer | StoredPeer) -> dict[str, Any]:

@@ -10,7 +10,7 @@ IN_PLANS = (
         "broken-addresses-given-away",
         "the addresses of a record that does not parse are given to others after a restart",
         "workers/store/loading.py",
-        "                    self._held.setdefault(owner, []).append(Prefix.parse(text))\n",
+        "                    self._prefixes.setdefault(owner, []).append(Prefix.parse(text))\n",
         "                    pass\n",
         (AGREEMENT,),
     ),

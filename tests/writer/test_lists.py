@@ -32,6 +32,7 @@ from peerlane.tasks.wire.lists import ANSWER_BYTES, read_answers, wish_of
 from peerlane.tasks.wire.model import DeletePeer, PeerResult, parse
 from peerlane.workers.dataplane import Change, SetPeer
 from peerlane.workers.peers.handlers import PlanningContext, decide
+from peerlane.workers.peers.plan import take_out
 from peerlane.workers.peers.table import PeerTable, Policy
 from peerlane.workers.store.store import Answer
 
@@ -338,10 +339,10 @@ class TestTheAnswers:
     def test_of_anybody_elses_making_are_errors_of_ours(self, answers: object) -> None:
         wishes = [wish_of("iad", {"public_key": key_number(number)}) for number in (1, 2)]
         try:
-            found = read_answers({"gateway": "iad", "answers": answers}, wishes)
+            results = read_answers({"gateway": "iad", "answers": answers}, wishes)
         except PeerlaneError as error:
-            found = [error, error]
-        assert [isinstance(each, PeerlaneError) for each in found] == [True, True]
+            results = [error, error]
+        assert [isinstance(each, PeerlaneError) for each in results] == [True, True]
 
     @pytest.mark.parametrize(
         "error", [Conflict("taken"), Unavailable("full", 2.5), KernelError("no"), Invalid("x")], ids=lambda e: e.code
@@ -436,16 +437,16 @@ def enter(table: PeerTable, decision: Any) -> None:
 
 
 def one_by_one(table: PeerTable, task: str, wishes: Sequence[dict[str, Any]]) -> list[str]:
-    found: list[str] = []
+    codes: list[str] = []
     for wish in wishes:
         try:
             decision = decide(task, context_of(table), {"gateway": "iad", **wish})
         except PeerlaneError as error:
-            found.append(error.code)
+            codes.append(error.code)
             continue
         enter(table, decision)
-        found.append(str(decision.result["outcome"]))
-    return found
+        codes.append(str(decision.result["outcome"]))
+    return codes
 
 
 @given(
@@ -459,10 +460,13 @@ def test_a_list_comes_to_the_same_as_its_wishes_one_by_one(
     listed, alone = PeerTable(POLICY), PeerTable(POLICY)
     for table in (listed, alone):
         one_by_one(table, names.CREATE_PEER, before)
-    untouched = dict(listed.peers)
+    untouched, taken = dict(listed.peers), sorted(listed.index)
     decision = decide(names.CREATE_PEERS, context_of(listed), {"gateway": "iad", "wishes": wishes})
-    assert listed.peers == untouched, "planning changes nothing"
-    enter(listed, decision)
+    assert decision.entered
+    take_out(listed, decision.plans)
+    assert listed.peers == untouched, "not committed, nothing of it stays"
+    assert sorted(listed.index) == taken
+    assert decide(names.CREATE_PEERS, context_of(listed), {"gateway": "iad", "wishes": wishes}) == decision
     assert kinds(dict(decision.result)) == one_by_one(alone, names.CREATE_PEER, wishes)
     assert listed.peers == alone.peers
     assert sorted(listed.index) == sorted(alone.index)

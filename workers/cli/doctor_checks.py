@@ -21,7 +21,7 @@ from peerlane.tasks.status.gateway_status import GatewayStatus, missed_count
 from peerlane.workers.cli.check import Check, Verdict
 from peerlane.workers.cli.doctor_gateway import forwarding, on_this_host
 from peerlane.workers.dataplane.factory import open_plane
-from peerlane.workers.store.redis_checks import judge, memory, told_appendfsync
+from peerlane.workers.store.redis_checks import judge, memory, read_appendfsync
 
 #: Seconds by which a host's clock may differ from Redis' before it is worth a word; deadlines use Redis' alone.
 CLOCK_APART = 5.0
@@ -72,7 +72,7 @@ def _redis(redis: Redis, stated: str | None) -> Iterator[Check]:
         yield Check("clock", "warning", sentence)
     if (scarce := memory(info)) is not None:
         yield Check("memory", "failed" if scarce.fatal else "warning", scarce.sentence)
-    sentence = told_appendfsync(redis)
+    sentence = read_appendfsync(redis)
     findings = judge(info, sentence or stated)
     for item in findings:
         yield Check("durability", "failed" if item.fatal else "warning", item.sentence)
@@ -95,53 +95,55 @@ def _gateways(redis: Redis) -> Iterator[Check]:
 
 
 def _gateway(status: GatewayStatus) -> Iterator[Check]:
-    what, lane = f"gateway {status.gateway}", status.lane
+    subject, lane = f"gateway {status.gateway}", status.lane
     peers, waiting_all = number(lane.facts.get("peers", "")), lane.waiting + lane.waiting_bulk
     waiting = f"{_counted(peers, 'peer')}, {_counted(waiting_all, 'request')} waiting"
     if lane.waiting_bulk:
         waiting += f", {lane.waiting_bulk:,} of them in bulk"
     if lane.stuck:
         sentence = f"stuck: its writer has served nothing for {lane.idle_for or 0:.0f} s; its log says what it does"
-        yield Check(what, "failed", f"{sentence}; {waiting}")
+        yield Check(subject, "failed", f"{sentence}; {waiting}")
     elif lane.live:
-        yield Check(what, "ok", f"{lane.state}, {waiting}")
+        yield Check(subject, "ok", f"{lane.state}, {waiting}")
     elif lane.stopped:
-        yield Check(what, "failed", f"its writer was stopped, so it has no live writer; {waiting}")
+        yield Check(subject, "failed", f"its writer was stopped, so it has no live writer; {waiting}")
     else:
         silent = "never gave a sign of life" if lane.silent_for is None else "has no live writer"
-        yield Check(what, "failed", f"{silent}; {waiting}")
+        yield Check(subject, "failed", f"{silent}; {waiting}")
     if max(lane.waiting, lane.waiting_bulk) >= lane.cap:
-        yield Check(what, "failed", f"its lane is full, {lane.cap:,} requests wait: more are refused")
-    yield from _start(what, status)
+        yield Check(subject, "failed", f"its lane is full, {lane.cap:,} requests wait: more are refused")
+    yield from _start(subject, status)
     for alarm in status.alarms:
-        yield Check(what, "failed", f"ALARM {alarm.kind}: {alarm.message} ({alarm.runbook})")
+        yield Check(subject, "failed", f"ALARM {alarm.kind}: {alarm.message} ({alarm.runbook})")
     if not status.visible:
-        yield Check(what, "warning", "this Redis user may not see its alarms, observer and sweeps")
+        yield Check(subject, "warning", "this Redis user may not see its alarms, observer and sweeps")
     elif lane.live and not status.observed:
-        yield Check(what, "warning", f"{_unobserved(status)}: nothing is swept or reconciled")
+        yield Check(subject, "warning", f"{_unobserved(status)}: nothing is swept or reconciled")
     if status.set_aside:
         count = "1 message was" if status.set_aside == 1 else f"{status.set_aside:,} messages were"
-        yield Check(what, "warning", f"{count} set aside: peerlane gateway poison {status.gateway}")
-    yield from _sweep(what, status)
+        yield Check(subject, "warning", f"{count} set aside: peerlane gateway poison {status.gateway}")
+    yield from _sweep(subject, status)
 
 
-def _sweep(what: str, status: GatewayStatus) -> Iterator[Check]:
+def _sweep(subject: str, status: GatewayStatus) -> Iterator[Check]:
     if (missed := missed_count(status.sweep)) or status.sweep.get("stopped"):
         stopped: Mapping[str, Any] = status.sweep.get("stopped") or {}
         why = f": {stopped['message']}" if "message" in stopped else ""
-        yield Check(what, "warning", f"its last sweep left {_counted(missed, 'stale peer')} in place{why}")
+        yield Check(subject, "warning", f"its last sweep left {_counted(missed, 'stale peer')} in place{why}")
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _start(what: str, status: GatewayStatus) -> Iterator[Check]:
+def _start(subject: str, status: GatewayStatus) -> Iterator[Check]:
     if status.restarted:
         again = f"its writer was started again {status.writer_age or 0:.0f} s ago"
-        yield Check(what, "warning", f"{again}, epoch {status.lane.facts['epoch']}: its log says why")
+        yield Check(subject, "warning", f"{again}, epoch {status.lane.facts['epoch']}: its log says why")
     if status.recovering:
-        yield Check(what, "warning", f"{status.recovering:,} peers are still to be added to its device after a start")
+        yield Check(
+            subject, "warning", f"{status.recovering:,} peers are still to be added to its device after a start"
+        )
 
 
 def _unobserved(status: GatewayStatus) -> str:

@@ -64,11 +64,11 @@ def _endpoint(settings: Settings, endpoint: str) -> Iterator[Check]:
         yield Check("endpoint", "warning", f"{endpoint}: {doubt}")
         return
     try:
-        found = socket.getaddrinfo(endpoint_host(endpoint), None, type=socket.SOCK_DGRAM)
+        entries = socket.getaddrinfo(endpoint_host(endpoint), None, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         yield Check("endpoint", "failed", f"{endpoint} cannot be looked up here: {error}")
         return
-    addresses = ", ".join(sorted({str(entry[4][0]) for entry in found}))
+    addresses = ", ".join(sorted({str(entry[4][0]) for entry in entries}))
     yield Check("endpoint", "ok", f"{endpoint} is {addresses}; its UDP port has to be open from where clients are")
 
 

@@ -138,8 +138,8 @@ class KernelDataPlane:
         """See ``DataPlane.routes``: those with the protocol number ``routes.PER_PEER``."""
         self._require_open()
         with translated(f"read the routes to {self._interface}"):
-            found = self._routes.read(self._index)
-            return frozenset(route.prefix for route in found if route.protocol == routes.PER_PEER)
+            device_routes = self._routes.read(self._index)
+            return frozenset(route.prefix for route in device_routes if route.protocol == routes.PER_PEER)
 
     def apply(self, changes: Sequence[Change]) -> None:
         """See ``DataPlane.apply``."""

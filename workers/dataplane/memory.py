@@ -53,7 +53,7 @@ class MemoryDataPlane:
         if self._private is not None:
             keyfile.refuse_other(spec.private_key_file, spec.interface, self._private, private)
         public = keyfile.public_key(private)
-        self._fail_if_told("open")
+        self._fail_if_scripted("open")
         self._private = private
         port = spec.listen_port or (self._facts.listen_port if self._facts else _PICKED_PORT)
         self._facts = DeviceFacts(public, port, made=self._facts is None)
@@ -64,13 +64,13 @@ class MemoryDataPlane:
     def peers(self) -> Mapping[str, DevicePeer]:
         """See ``DataPlane.peers``. A copy."""
         self._require_open()
-        self._fail_if_told("peers")
+        self._fail_if_scripted("peers")
         return dict(self._peers)
 
     def routes(self) -> frozenset[Prefix]:
         """See ``DataPlane.routes``."""
         self._require_open()
-        self._fail_if_told("routes")
+        self._fail_if_scripted("routes")
         return frozenset(self._routes)
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -118,7 +118,7 @@ class MemoryDataPlane:
         if not self._open:
             raise KernelError("no device is open")
 
-    def _fail_if_told(self, method: Method) -> None:
+    def _fail_if_scripted(self, method: Method) -> None:
         if method in self._failures:
             raise KernelError(self._failures.pop(method)[0])
 

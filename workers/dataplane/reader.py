@@ -90,10 +90,10 @@ class KernelView:
         if not index:
             raise KernelError(f"there is no device {self._interface}")
         with translated(f"read the routes to {self._interface}"):
-            found = self._routes.read(index)
+            device_routes = self._routes.read(index)
         return (
-            frozenset(route.prefix for route in found if route.protocol == routes.PER_PEER),
-            frozenset(route.prefix for route in found if route.protocol != routes.PER_PEER),
+            frozenset(route.prefix for route in device_routes if route.protocol == routes.PER_PEER),
+            frozenset(route.prefix for route in device_routes if route.protocol != routes.PER_PEER),
         )
 
     def index(self) -> int:

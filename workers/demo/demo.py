@@ -37,14 +37,14 @@ SHORT_LIVED = 250
 
 
 class Demo:
-    """The steps of the demo, in their order. ``found`` collects the result for programs."""
+    """The steps of the demo, in their order. ``result`` collects the result for programs."""
 
     def __init__(self, fleet: Fleet, output: Output, ending: Ending, *, peers: int) -> None:
         self.fleet = fleet
         self.output = output
         self.ending = ending
         self.peers = peers
-        self.found: dict[str, Any] = {}
+        self.result: dict[str, Any] = {}
         self._there: list[Ask] = []
 
     def start(self, why: str) -> None:
@@ -68,8 +68,8 @@ class Demo:
         self._say(Text("Peerlane on this machine", "bold"))
         self._say(facts(running))
         self._say(Text(f"  ready in {seconds:.1f} s", "dim"))
-        self.found |= {"dataplane": fleet.dataplane, "dataplane_reason": why, "gateways": list(fleet.names)}
-        self.found |= {"server": server.version, "redis_url": fleet.url, "flower_url": fleet.flower_url}
+        self.result |= {"dataplane": fleet.dataplane, "dataplane_reason": why, "gateways": list(fleet.names)}
+        self.result |= {"server": server.version, "redis_url": fleet.url, "flower_url": fleet.flower_url}
 
     def create(self) -> None:
         """Create the peers, some of them one at a time."""
@@ -108,7 +108,7 @@ class Demo:
             )
         self._say(Text(f"  removed: {count:,} expired peers, in {seconds:.2f} s", "bold green"))
         self._say(Text(f"  left: the other {len(left):,} peers", "dim"))
-        self.found["swept"] = {"count": count, "left": len(left), "seconds": round(seconds, 3)}
+        self.result["swept"] = {"count": count, "left": len(left), "seconds": round(seconds, 3)}
 
     def _await_expiry(self, last: Sequence[Ask]) -> None:
         """Wait until the gateways' last peers have expired on Redis' clock, which sweeps use."""
@@ -162,7 +162,7 @@ class Demo:
         self._say(Text(f"$ peerlane {' '.join(words[:5])} \\\n      {' '.join(words[5:])}", "bold"))
         self._say(Text(ran.stderr.strip(), "red"))
         self._say(Text("$ echo $?\n1", "bold"))
-        self.found["conflict"] = ran.stderr.strip().removeprefix("error: ")
+        self.result["conflict"] = ran.stderr.strip().removeprefix("error: ")
 
     def time_out(self) -> None:
         """Show a timeout in an API, and that the peer does not appear later."""
@@ -186,7 +186,7 @@ class Demo:
         self._say(Text(f"TimedOut: {refusal}", "red"))
         self._say(Text(f'>>> Gateway("{name}").delete_peer(key).outcome    # {name} goes on', "bold"))
         self._say(Text(f"'{after}'"))
-        self.found["timeout"] = as_document(refusal)
+        self.result["timeout"] = as_document(refusal)
 
     def delete(self) -> None:
         """Delete every peer, and check that none is left."""
@@ -227,7 +227,7 @@ class Demo:
 
     def _figures(self, verb: str, first: Figures | None, many: Figures) -> None:
         self._say(figures_table(verb, first, many))
-        self.found[verb] = many.as_dict() | ({"alone": first.as_dict()} if first is not None else {})
+        self.result[verb] = many.as_dict() | ({"alone": first.as_dict()} if first is not None else {})
 
     def _part(self, title: str) -> None:
         self._say(Text())
@@ -260,6 +260,6 @@ def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool
             demo.keep()
     seconds = time.monotonic() - began
     if output.json:
-        output.document({**demo.found, "seconds": round(seconds, 1)})
+        output.document({**demo.result, "seconds": round(seconds, 1)})
     else:
         output.show(Text(f"\nEverything that was started has been stopped. {seconds:.1f} s in all.", "green"))

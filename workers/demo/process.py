@@ -62,7 +62,7 @@ class Child:
         said = self.log.read_text(errors="replace").splitlines()[-lines:]
         return "\n".join(f"  {line}" for line in said) or "  (it said nothing)"
 
-    def until(self, what: str, ready: Callable[[], bool], *, within: float) -> None:
+    def until(self, awaited: str, ready: Callable[[], bool], *, within: float) -> None:
         """Wait until ``ready`` returns true.
 
         Raises:
@@ -71,9 +71,9 @@ class Child:
         deadline = time.monotonic() + within
         while not ready():
             if (status := self.status()) is not None:
-                raise StartFailed(f"{self.name} ended with status {status} before {what}; it said:\n{self.tail()}")
+                raise StartFailed(f"{self.name} ended with status {status} before {awaited}; it said:\n{self.tail()}")
             if time.monotonic() > deadline:
-                raise StartFailed(f"{self.name}: waited {within:g} s for {what} in vain; it said:\n{self.tail()}")
+                raise StartFailed(f"{self.name}: waited {within:g} s for {awaited} in vain; it said:\n{self.tail()}")
             time.sleep(LOOK)
 
     def pause(self) -> None:

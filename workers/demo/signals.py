@@ -20,7 +20,7 @@ class Ending:
     """
 
     def __init__(self) -> None:
-        self._told: int | None = None
+        self._number: int | None = None
         self._waiting = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -36,14 +36,14 @@ class Ending:
 
     def check(self) -> None:
         """Raise the exception of a signal that has come."""
-        if self._told == signal.SIGINT:
+        if self._number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._told is not None:
-            raise SystemExit(128 + self._told)
+        if self._number is not None:
+            raise SystemExit(128 + self._number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self._told = number
+        self._number = number
         if not self._waiting:
             self.check()
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 SHORTEST, LONGEST = 1.0, 30.0
 #: Seconds of life after which a process counts as healthy, and the next crash as its first.
 HEALTHY = 60.0
+#: Exit status of a supervised writer whose lane is another's; the supervisor itself then ends with 1.
+HELD = 4
 #: Exit status of a process that could not use Redis, and the longest pause before it is started again.
 AWAY, AWAY_LONGEST = 3, 4.0
 #: Seconds after which a part that follows is started, whether the others serve or not.
@@ -21,7 +23,8 @@ class Part:
 
     name: str
     command: Sequence[str]
-    #: Whether an exit status says that starting it again would not help, given how many seconds it had lived.
+    #: Whether an exit status says that starting it again would not help, given how many seconds it had lived: without
+    #: end, once a watched part has served.
     final: Callable[[int, float], bool]
     #: Whether a first start that fails, and says why on standard output, ends all. Asked where somebody hears it.
     decides: bool = False
@@ -35,8 +38,8 @@ class Part:
 
 
 def writer_is_final(status: int, lived: float) -> bool:
-    """Whether a writer's status is final. 2: bad settings. 1 soon after its start: lane held or device unusable."""
-    return status == 2 or (status == 1 and lived < HEALTHY)
+    """Whether a writer's status is final. 2: bad settings. ``HELD``. 1 soon after a start: the device is unusable."""
+    return status in (2, HELD) or (status == 1 and lived < HEALTHY)
 
 
 def observer_is_final(status: int, lived: float) -> bool:

@@ -36,7 +36,7 @@ class AddressPool:
         return self._end - self._first + 1 - sum(self._first <= address <= self._end for address in self._reserved)
 
     @property
-    def held(self) -> int:
+    def in_use(self) -> int:
         """How many prefixes in it are held; nearly always single addresses."""
         return self._index.count_within(self.prefix)
 

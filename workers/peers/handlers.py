@@ -1,7 +1,7 @@
 """The planners, one for each task: what to change on the device and in Redis, and what to answer.
 
 A planner takes checked arguments. It reads the table, and for imports the device and the staged peers. It changes
-nothing.
+nothing, except that a list's creates are in the table afterwards (``Decision.entered``).
 """
 
 from __future__ import annotations

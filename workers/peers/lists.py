@@ -1,6 +1,8 @@
 """Plans lists: each wish by itself, one after the other, for one commit.
 
 A refusal may depend on an address that another wish of the list has taken. One commit makes both true, or neither.
+Creates are entered in the table when they are planned (``Decision.entered``), because the next plan must see them, and
+stay there if they are committed.
 """
 
 from __future__ import annotations
@@ -12,8 +14,7 @@ from peerlane.tasks.errors import Conflict, PeerlaneError, Unavailable
 from peerlane.tasks.wire.lists import ANSWER_BYTES, CreatePeers, DeletePeers, delete_of, error_answer, wish_of
 from peerlane.tasks.wire.model import CreatePeer
 from peerlane.tasks.wire.stored_peer import StoredPeer
-from peerlane.workers.peers.plan import Decision, Plan, PlanningContext, check_lane, plan_create, plan_delete
-from peerlane.workers.peers.table import PeerTable
+from peerlane.workers.peers.plan import Decision, Plan, PlanningContext, check_lane, plan_create, plan_delete, take_out
 
 
 class _Answers:
@@ -47,15 +48,15 @@ class _Answers:
     def refuse(self, error: PeerlaneError) -> None:
         self.answers.append(error_answer(error))
 
-    def decision(self, gateway: str, deadline: int | None, **facts: str) -> Decision:
+    def decision(self, gateway: str, deadline: int | None, *, entered: bool = False, **facts: str) -> Decision:
         plans = tuple(self.plans.values())
         changes = tuple(change for plan in plans for change in plan.changes)
         result = {"outcome": "listed", "gateway": gateway, "answers": self.answers, **facts}
-        return Decision(plans, changes, result, deadline or 0, indexes=tuple(self.indexes))
+        return Decision(plans, changes, result, deadline or 0, indexes=tuple(self.indexes), entered=entered)
 
 
 def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
-    """Plan a list of creates."""
+    """Plan a list of creates, and enter them in the table."""
     table = context.table
     check_lane(table.policy, wish.gateway)
     answers = _Answers()
@@ -75,19 +76,12 @@ def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
                 continue  # of a create there is none
             answers.add(plan, _granted(plan, each, plan.after))
             if plan.before is not plan.after:
-                table.put(plan.after)
+                table.add(plan.after) if plan.before is None else table.put(plan.after)
                 entered.append(plan)
-    finally:
-        _undo(table, entered)
-    return answers.decision(wish.gateway, wish.deadline, **context.facts)
-
-
-def _undo(table: PeerTable, entered: list[Plan]) -> None:
-    for plan in reversed(entered):
-        if plan.before is not None:
-            table.put(plan.before)
-        else:
-            table.drop(plan.public_key)
+    except BaseException:
+        take_out(table, entered)
+        raise
+    return answers.decision(wish.gateway, wish.deadline, entered=True, **context.facts)
 
 
 def _granted(plan: Plan, wish: CreatePeer, peer: StoredPeer) -> dict[str, Any]:

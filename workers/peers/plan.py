@@ -1,6 +1,7 @@
 """Plans a create or delete: the changes of table and device, or a refusal. Pure: no I/O, no clock.
 
-``plan_create`` and ``plan_delete`` change nothing. ``PeerTable.put`` and ``drop`` enter a committed plan in the table.
+``plan_create`` and ``plan_delete`` change nothing. ``PeerTable.put`` and ``drop`` enter a plan in the table, and
+``take_out`` undoes creates that were entered and are not committed.
 A planner (``handlers``, ``lists``) makes the ``Decision`` about a request of its ``Plan``s, from a ``PlanningContext``.
 """
 
@@ -51,6 +52,8 @@ class Decision:
     reopen: bool = False
     #: Of a list: which of its wishes each plan is for. One that cannot be carried out does not touch the others.
     indexes: tuple[int, ...] = ()
+    #: Whether the creates among ``plans`` are in the table already, as a list's are, though not committed.
+    entered: bool = False
 
     @property
     def removes(self) -> bool:
@@ -105,6 +108,8 @@ def device_changes(table: PeerTable, before: StoredPeer | None, after: StoredPee
 
     A peer that is still coming is not on the device; its routes are.
     """
+    if before is None and after is not None:
+        return (as_set_peer(after), *(AddRoute(p) for p in after.allowed_ips if table.needs_route(p)))
     changes: list[Change] = []
     old = {p for p in before.allowed_ips if table.needs_route(p)} if before else set[Prefix]()
     new = {p for p in after.allowed_ips if table.needs_route(p)} if after else set[Prefix]()
@@ -179,6 +184,17 @@ def draining(policy: Policy) -> Draining:
     return Draining(f"the gateway {policy.gateway} is being drained and takes no new peers; use another gateway")
 
 
+def take_out(table: PeerTable, plans: Sequence[Plan]) -> None:
+    """Undo the creates of plans that were entered in the table one after the other."""
+    for plan in reversed(plans):
+        if plan.before is plan.after or plan.after is None:
+            continue
+        if plan.before is not None:
+            table.put(plan.before)
+        else:
+            table.drop(plan.public_key)
+
+
 def plan_delete(table: PeerTable, wish: DeletePeer) -> Plan:
     """Plan a delete. Deleting a peer that does not exist is ``absent``, no error.
 
@@ -219,8 +235,7 @@ def _differences(present: StoredPeer, wish: CreatePeer) -> list[str]:
 def _allocate(table: PeerTable) -> tuple[Prefix, ...]:
     """One address for each family that has pools, from the first pool of the family with room."""
     prefixes: list[Prefix] = []
-    for version in (4, 6):
-        pools = [pool for pool in table.pools if pool.prefix.version == version]
+    for version, pools in table.pools_of.items():
         free = next((address for pool in pools if (address := pool.smallest_free()) is not None), None)
         if free is not None:
             prefixes.append(free)

@@ -131,6 +131,8 @@ class PeerTable:
         reserved = frozenset(address.network for address in policy.own_addresses)
         self.index = index
         self.pools = [AddressPool(pool, index, reserved) for pool in policy.pools]
+        #: The pools of each family, for allocating.
+        self.pools_of = {version: [pool for pool in self.pools if pool.prefix.version == version] for version in (4, 6)}
         self._covered = [(pool.version, pool.network, pool.last, pool.length) for pool in policy.pools]
 
     def copy(self) -> PeerTable:
@@ -152,6 +154,10 @@ class PeerTable:
     def put(self, peer: StoredPeer) -> None:
         """Put a peer in place of any with the same key."""
         self._leave(peer.public_key)
+        self.add(peer)
+
+    def add(self, peer: StoredPeer) -> None:
+        """Put a peer whose key is not there."""
         self.peers.put(peer)
         for prefix in peer.allowed_ips:
             self.index.add(prefix)

@@ -110,6 +110,6 @@ class Pace:
                 self._paces[was_bulk] = pace
         self._last = (now, count, bulk, full)
 
-    def told(self) -> dict[str, str]:
+    def heartbeat_fields(self) -> dict[str, str]:
         """The fields for the heartbeat."""
         return {name: f"{pace:.1f}" for name, pace in zip(("pace", "pace_bulk"), self._paces, strict=True) if pace}

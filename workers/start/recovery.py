@@ -192,8 +192,8 @@ def _routes_of_adopted(adopted: Sequence[Plan], there: Collection[Prefix]) -> li
     return [Drift("missing_route", str(change.prefix), change) for change in wanted if change.prefix not in there]
 
 
-def keep(table: PeerTable, held: DevicePeer | StoredPeer, reason: str) -> None:
+def keep(table: PeerTable, unknown: DevicePeer | StoredPeer, reason: str) -> None:
     """Enter a peer of the device that Redis does not know, so that no other peer gets its addresses."""
-    peer = StoredPeer(held.public_key, tuple(sorted(held.allowed_ips)), held.preshared_key, held.keepalive)
+    peer = StoredPeer(unknown.public_key, tuple(sorted(unknown.allowed_ips)), unknown.preshared_key, unknown.keepalive)
     table.keep(peer, f"the device holds this peer, {reason}")
-    table.foreign.add(held.public_key)
+    table.foreign.add(unknown.public_key)

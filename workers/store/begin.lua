@@ -3,6 +3,6 @@
 -- Returns {its epoch, sequence, the epoch before, the writer before}
 local before = redis.call('GET', KEYS[1]) or '0'
 local epoch = redis.call('INCRBY', KEYS[1], 1)
-local told = redis.call('HMGET', KEYS[2], 'writer', 'seq')
+local fields = redis.call('HMGET', KEYS[2], 'writer', 'seq')
 redis.call('HSET', KEYS[2], 'writer', ARGV[1])
-return {epoch, tonumber(told[2] or '0') or 0, tonumber(before) or 0, told[1] or ''}
+return {epoch, tonumber(fields[2] or '0') or 0, tonumber(before) or 0, fields[1] or ''}

@@ -36,32 +36,32 @@ local function commit(key, share, deadline, result, late, changes, creates, tag,
   end
   if creates == '1' and redis.call('HGET', KEYS[4], 'state') == 'draining' then return {'draining', ''} end
   changes = cjson.decode(changes)
-  for _, change in ipairs(changes) do
-    if (redis.call('HEXISTS', KEYS[2], change.key) == 1) ~= change.before then return {'stale', 'record'} end
-    for _, prefix in ipairs(change.taken) do
-      local owner = redis.call('HGET', KEYS[3], prefix)
-      if owner and owner ~= change.key then return {'stale', 'address'} end
-    end
+  local peers = {}
+  for at, change in ipairs(changes) do peers[at] = change.key end
+  for at, record in ipairs(values(KEYS[2], peers)) do
+    if (record ~= false) ~= changes[at].before then return {'stale', 'record'} end
+  end
+  local taken, keys = prefixes_of(changes, 'taken')
+  for at, owner in ipairs(values(KEYS[3], taken)) do
+    if owner and owner ~= keys[at] then return {'stale', 'address'} end
   end
   apply(changes)
-  -- As long as the request may be delivered again, its outcome is known; a deadline is at most a day ahead.
-  local left = math.ceil((deadline - now) / 1000) + 60
-  settle(key, share, tag, id, result, math.max(tonumber(ARGV[4]), math.min(left, 90000)))
+  settle(key, share, tag, id, result, life(deadline, ARGV[4]))
   return {'committed', ''}
 end
 local answers, made, alone = {now, seq}, 0, #KEYS == 8
 for number = 0, (#KEYS - 6) / 2 - 1 do
   local key, at = 7 + number * 2, 5 + number * 7
-  local function one()
+  local function attempt()
     return commit(KEYS[key], KEYS[key + 1], tonumber(ARGV[at]), unpack(ARGV, at + 1, at + 6))
   end
   local answer
   if alone then
-    answer = one()
+    answer = attempt()
   else
     -- A key of a foreign kind, or a right that this user lacks, is that request's own misfortune.
-    local ok, told = pcall(one)
-    answer = ok and told or {'failed', ''}
+    local ok, verdict = pcall(attempt)
+    answer = ok and verdict or {'failed', ''}
   end
   if answer[1] == 'committed' or answer[1] == 'expired' then made = made + 1 end
   answers[#answers + 1] = answer

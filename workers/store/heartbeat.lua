@@ -2,12 +2,12 @@
 -- KEYS  1 gateway  2 epoch; with measurements  3 their hash  4 interactive queue  5 bulk queue
 -- ARGV  1 epoch of this writer  2 its token  3 the sequence as it knows it  4 'brief': where the gateway's hash has the
 --       token of this writer, the epoch is not asked for as well  then pairs field, value; with measurements, these at last
--- Returns {current | behind | fenced, the gateway's state}; only the first has told anything
+-- Returns {current | behind | fenced, the gateway's state}; only if it is current anything was written
 local current, state
 if ARGV[4] == 'brief' then
-  local told = redis.call('HMGET', KEYS[1], 'writer', 'seq', 'state')
-  state = told[3]
-  if told[1] == ARGV[2] and (tonumber(told[2] or '0') or 0) >= tonumber(ARGV[3]) then current = 'current' end
+  local fields = redis.call('HMGET', KEYS[1], 'writer', 'seq', 'state')
+  state = fields[3]
+  if fields[1] == ARGV[2] and (tonumber(fields[2] or '0') or 0) >= tonumber(ARGV[3]) then current = 'current' end
 end
 if not current then
   local seq, newest

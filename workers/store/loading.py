@@ -24,7 +24,7 @@ class Loading:
     def __init__(self, gateway: str, cipher: PskCipher, loaded: Loaded) -> None:
         self._gateway, self._cipher = gateway, cipher
         self.loaded = loaded
-        self._held: dict[str, list[Prefix]] = {}
+        self._prefixes: dict[str, list[Prefix]] = {}
         #: Records taken in.
         self.records = 0
         #: Why the records of these keys cannot be used.
@@ -63,7 +63,7 @@ class Loading:
             text, owner = name.decode(errors="replace"), value.decode(errors="replace")
             if owner in self.broken:
                 try:
-                    self._held.setdefault(owner, []).append(Prefix.parse(text))
+                    self._prefixes.setdefault(owner, []).append(Prefix.parse(text))
                 except ValueError:
                     log.warning("gateway %s: the address entry %.64r does not parse", self._gateway, text)
 
@@ -71,6 +71,6 @@ class Loading:
         """The loaded peers, after the last page."""
         for key, reason in self.broken.items():
             log.error("gateway %s: %s; left as it is", self._gateway, reason)
-            self.loaded.broken[key] = StoredPeer(key, tuple(sorted(self._held.get(key, []))))
+            self.loaded.broken[key] = StoredPeer(key, tuple(sorted(self._prefixes.get(key, []))))
             self.loaded.reasons[key] = reason
         return self.loaded

@@ -24,7 +24,7 @@ OLDEST = (7, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Finding:
     """A finding about a server, for the gateway's operator."""
 
     sentence: str
@@ -34,46 +34,46 @@ class Found:
     passing: bool = False
 
 
-def judge(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
+def judge(info: Mapping[str, Any], appendfsync: str | None) -> list[Finding]:
     """The findings about a server, worst first, from its INFO; ``appendfsync`` is None if it is not known."""
     return [*_fatal(info), *_lossy(info, appendfsync)]
 
 
-def _fatal(info: Mapping[str, Any]) -> list[Found]:
-    findings: list[Found] = []
+def _fatal(info: Mapping[str, Any]) -> list[Finding]:
+    findings: list[Finding] = []
     version = str(info.get("redis_version", "0"))
     if "valkey_version" not in info and _numbers(version) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        findings.append(Found(f"Redis {version} is too old: {oldest} or newer is needed, or any Valkey", fatal=True))
+        findings.append(Finding(f"Redis {version} is too old: {oldest} or newer is needed, or any Valkey", fatal=True))
     if str(info.get("cluster_enabled", "0")) == "1" or info.get("redis_mode") == "cluster":
         sentence = "Redis runs as a cluster, where queues and peers are on different servers: use one server per fleet"
-        findings.append(Found(sentence, fatal=True))
+        findings.append(Finding(sentence, fatal=True))
     if str(info.get("role", "master")) != "master":
         sentence = "Redis is a replica, and takes no writes: name the primary in PEERLANE_REDIS_URL"
-        findings.append(Found(sentence, fatal=True, passing=True))
+        findings.append(Finding(sentence, fatal=True, passing=True))
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if str(info.get("maxmemory", "0")) != "0" and policy != "noeviction":
-        findings.append(Found(f"Redis may evict peers (maxmemory-policy {policy}): set it to noeviction", fatal=True))
+        findings.append(Finding(f"Redis may evict peers (maxmemory-policy {policy}): set it to noeviction", fatal=True))
     return findings
 
 
-def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
-    findings: list[Found] = []
+def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Finding]:
+    findings: list[Finding] = []
     if str(info.get("aof_enabled", "0")) != "1":
         findings.append(
-            Found("Redis keeps no append-only file: CONFIRMED PEERS ARE LOST WHEN IT STOPS (set appendonly yes)")
+            Finding("Redis keeps no append-only file: CONFIRMED PEERS ARE LOST WHEN IT STOPS (set appendonly yes)")
         )
     elif appendfsync is None:
-        findings.append(Found(_UNKNOWN))
+        findings.append(Finding(_UNKNOWN))
     elif appendfsync != "always":
         sentence = f"Redis syncs its append-only file {appendfsync}: a power loss can lose confirmed peers"
-        findings.append(Found(f"{sentence} (appendfsync always keeps all)"))
+        findings.append(Finding(f"{sentence} (appendfsync always keeps all)"))
     if str(info.get("aof_last_write_status", "ok")) != "ok":
-        findings.append(Found("Redis could not write its append-only file the last time: is its disk full?"))
+        findings.append(Finding("Redis could not write its append-only file the last time: is its disk full?"))
     replicas = str(info.get("connected_slaves", "0"))
     if replicas != "0" and "min_slaves_good_slaves" not in info:
         sentence = f"Redis has {replicas} replicas and confirms without them: a failover can lose confirmed peers"
-        findings.append(Found(f"{sentence} (set min-replicas-to-write 1)"))
+        findings.append(Finding(f"{sentence} (set min-replicas-to-write 1)"))
     return findings
 
 
@@ -81,15 +81,15 @@ def _lossy(info: Mapping[str, Any], appendfsync: str | None) -> list[Found]:
 NEARLY_FULL = 0.9
 
 
-def memory(info: Mapping[str, Any]) -> Found | None:
+def memory(info: Mapping[str, Any]) -> Finding | None:
     """The finding that Redis' memory is full (``fatal``) or nearly full; None if it is not, or has no limit."""
     used, most = (int(info.get(name) or 0) for name in ("used_memory", "maxmemory"))
     if most == 0 or used < most * NEARLY_FULL:
         return None
     size = f"{used / 2**20:,.0f} of {most / 2**20:,.0f} MiB (maxmemory)"
     if used < most:
-        return Found(f"Redis has used {size}: beyond that nothing can be asked for, deletes and sweeps included")
-    return Found(
+        return Finding(f"Redis has used {size}: beyond that nothing can be asked for, deletes and sweeps included")
+    return Finding(
         f"Redis' memory is full, {size}: no request can be put into a lane, deletes and sweeps included, until "
         "there is room (`CONFIG SET maxmemory` needs no restart)",
         fatal=True,
@@ -103,12 +103,12 @@ _UNKNOWN = (
 )
 
 
-def told_appendfsync(redis: Redis) -> str | None:
+def read_appendfsync(redis: Redis) -> str | None:
     """Redis' appendfsync; None if this user may not read it. Raises redis.RedisError."""
     try:
         return cast("dict[str, str]", redis.config_get("appendfsync")).get("appendfsync")
     except ResponseError as error:
-        log.debug("appendfsync is not told: %s", reason(error))
+        log.debug("appendfsync cannot be read: %s", reason(error))
         return None
 
 
@@ -119,7 +119,7 @@ def check_durability(redis: Redis, *, require: bool = False, stated: str | None 
         StorageError: the server is not fit to hold a gateway; with ``require``, whatever else could lose a peer too.
     """
     info = redis.info()
-    appendfsync = told_appendfsync(redis)
+    appendfsync = read_appendfsync(redis)
     if appendfsync is None and stated is not None:
         log.info("appendfsync is %s, as PEERLANE_REDIS_APPENDFSYNC states; this Redis user may not read it", stated)
     for finding in judge(info, appendfsync or stated):

@@ -4,11 +4,11 @@
 local function standing(epoch_key, gateway_key, epoch, writer, known)
   local stored = redis.call('GET', epoch_key)
   local newest = tonumber(stored or '0')
-  local told = redis.call('HMGET', gateway_key, 'writer', 'seq', 'state')
-  local seq = tonumber(told[2] or '0') or 0
-  if not newest or newest > epoch or (newest == epoch and told[1] and told[1] ~= writer) then
-    return 'fenced', seq, stored or '', told[3]
+  local fields = redis.call('HMGET', gateway_key, 'writer', 'seq', 'state')
+  local seq = tonumber(fields[2] or '0') or 0
+  if not newest or newest > epoch or (newest == epoch and fields[1] and fields[1] ~= writer) then
+    return 'fenced', seq, stored or '', fields[3]
   end
-  if newest < epoch or not told[1] or seq < known then return 'behind', seq, '', told[3] end
-  return 'current', seq, '', told[3]
+  if newest < epoch or not fields[1] or seq < known then return 'behind', seq, '', fields[3] end
+  return 'current', seq, '', fields[3]
 end

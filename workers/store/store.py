@@ -143,7 +143,7 @@ class Store:
         self.sequence.catch_up()
         loading = Loading(self.gateway, self.cipher, into or Loaded())
         loading.loaded.at = self.clock.now_ms() // 1000
-        total = self._told("peers") if progress is not None else 0
+        total = self._number("peers") if progress is not None else 0
         peers = hash_pages(self.redis, self._peers) if only is None else some_fields(self.redis, self._peers, only)
         for page in peers:
             loading.take(page)
@@ -154,7 +154,7 @@ class Store:
                 loading.hold(page)
         return loading.ended()
 
-    def held(self, prefixes: Collection[Prefix]) -> set[Prefix]:
+    def assigned(self, prefixes: Collection[Prefix]) -> set[Prefix]:
         """Those of the prefixes that a peer holds."""
         texts = {str(prefix): prefix for prefix in prefixes}
         pages = some_fields(self.redis, self._addresses, texts)
@@ -162,9 +162,9 @@ class Store:
 
     def coming(self) -> int:
         """How many peers the writer still has to add to its device, as its heartbeat says."""
-        return self._told("recovering")
+        return self._number("recovering")
 
-    def _told(self, fact: str) -> int:
+    def _number(self, fact: str) -> int:
         """A number in a writer's fields."""
         stored = cast("bytes | None", self.redis.hget(self._gateway, fact)) or b""
         return int(stored) if stored.isdigit() and len(stored) < 10 else 0

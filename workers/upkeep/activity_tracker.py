@@ -52,7 +52,7 @@ class ActivityTracker:
         #: Bytes received from peers and sent to them since this process began to watch.
         self._moved = (0, 0)
         #: When ``reading`` told last, on the monotonic clock, and what had moved by then; None before the first time.
-        self._told: tuple[float, tuple[int, int]] | None = None
+        self._reported: tuple[float, tuple[int, int]] | None = None
 
     def known(self, keys: Sequence[str]) -> dict[str, StoredActivity]:
         """What is stored of these peers' activity."""
@@ -124,7 +124,7 @@ class ActivityTracker:
         shown = len(self.sight.shown) if self.sight is not None else 0
         report: dict[str, Any] = {"at": now, "peers": shown, "seconds": round(self.took, 3), "trouble": self.trouble}
         if self.trouble is None:
-            before, self._told = self._told, (self.read_at, self._moved)
+            before, self._reported = self._reported, (self.read_at, self._moved)
             if before is not None and (seconds := self.read_at - before[0]) > 0:
                 rx, tx = (round((n - m) / seconds) for n, m in zip(self._moved, before[1], strict=True))
                 report |= {"rx_per_second": rx, "tx_per_second": tx}

@@ -76,7 +76,7 @@ class ClockMonitor:
                 self.sure_since = int(server)
         return int(server)
 
-    def held(self) -> list[Refusal]:
+    def refusals(self) -> list[Refusal]:
         """Why a sweep must not use the time of the last ``look``; empty if it may."""
         if self._watch.jumped is None:
             return []

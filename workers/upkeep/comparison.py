@@ -28,7 +28,7 @@ TRIES = 3
 BREATH = 1_000
 
 
-class Found(NamedTuple):
+class Difference(NamedTuple):
     """One difference. ``subject`` is a public key or a prefix."""
 
     kind: Kind
@@ -40,7 +40,7 @@ class Comparison:
     """The result of a comparison."""
 
     #: In a safe order of repair.
-    found: Sequence[Found]
+    differences: Sequence[Difference]
     #: Peers on the device.
     peers: int
     #: What is wrong with the device itself: down, a covering route that is not there, another key, port or MTU.
@@ -51,7 +51,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """What the first step has found."""
+    """The result of the first step."""
 
     #: Keys, of 32 bytes, of peers that differ.
     keys: AbstractSet[bytes]
@@ -59,7 +59,7 @@ class Suspects:
     routes: AbstractSet[Prefix]
     #: Keys whose records cannot be used: their peers are left alone.
     untouchable: frozenset[str]
-    #: Nothing is ``found`` yet.
+    #: Its ``differences`` are still empty.
     comparison: Comparison
 
     def __bool__(self) -> bool:
@@ -99,13 +99,13 @@ class BothSides:
         table = build_table(self._policy, loaded)
         differing, peers = self._differing(table, suspects)
         missing = () if coming else differing.missing
-        wanted = {prefix for prefix in self._store.held(suspects.routes) if table.needs_route(prefix)}
+        wanted = {prefix for prefix in self._store.assigned(suspects.routes) if table.needs_route(prefix)}
         routes, others = self._view.routes()
-        found = [Found(drift.kind, drift.subject) for drift in differing.first]
-        found += [Found("missing", text_key(raw)) for raw in missing]
-        found += [Found(drift.kind, drift.subject) for drift in route_drifts(wanted, routes & suspects.routes)]
-        wrong = tuple(what for what in self._wrong(routes | others) if what in first.device)
-        return Comparison(found, peers, wrong, coming)
+        ordered = [Difference(drift.kind, drift.subject) for drift in differing.first]
+        ordered += [Difference("missing", text_key(raw)) for raw in missing]
+        ordered += [Difference(drift.kind, drift.subject) for drift in route_drifts(wanted, routes & suspects.routes)]
+        wrong = tuple(fault for fault in self._wrong(routes | others) if fault in first.device)
+        return Comparison(ordered, peers, wrong, coming)
 
     def _differing(self, table: PeerTable, suspects: Suspects) -> tuple[Differences, int]:
         """The differences among the suspects, and how many peers the device has."""
@@ -115,8 +115,8 @@ class BothSides:
         while True:
             tries += 1
             device = Reading(self._view, self._go_on)
-            these = (peer for peer in device if raw_key(peer.public_key) in suspects.keys)
-            differing = differences(table, these, untouchable)
+            suspected = (peer for peer in device if raw_key(peer.public_key) in suspects.keys)
+            differing = differences(table, suspected, untouchable)
             # A reading that a change has interrupted may lack peers that are there.
             missing = set(differing.missing) if missing is None else missing.intersection(differing.missing)
             if self._view.complete or not missing or tries == TRIES:

@@ -65,15 +65,15 @@ class Reconciler:
             time.sleep(PAUSE)  # a request in flight has changed one side and not yet the other
             failpoints.reach("between_looks")
             look = sides.in_full(suspects)
-        counts = counted(look.found) | ({"device": len(look.device)} if look.device else {})
+        counts = counted(look.differences) | ({"device": len(look.device)} if look.device else {})
         held_back = self._held_back(look)
         if look.coming:
             report["recovering"] = look.coming
         report |= {"found": counts, "held_back": held_back, "device": list(look.device), "peers": look.peers}
         if wish.dry_run:
             report["outcome"] = "listed"
-            report["drifts"] = [{"kind": drift.kind, "subject": drift.subject} for drift in look.found[:LISTED]]
-            report["unlisted"] = max(0, len(look.found) - LISTED)
+            report["drifts"] = [{"kind": drift.kind, "subject": drift.subject} for drift in look.differences[:LISTED]]
+            report["unlisted"] = max(0, len(look.differences) - LISTED)
         else:
             self._alarms(look, held_back)
             report |= self._mend(look, held_back, go_on)
@@ -83,7 +83,7 @@ class Reconciler:
 
     def _held_back(self, look: Comparison) -> str | None:
         """Why unknown peers are left alone; None if they are not."""
-        unknown = sum(drift.kind == "unknown" for drift in look.found)
+        unknown = sum(drift.kind == "unknown" for drift in look.differences)
         if not unknown or self.unknown == "adopt":
             return None
         if self.unknown == "keep":
@@ -103,21 +103,23 @@ class Reconciler:
             clear_alarm(self.store.redis, self.policy.gateway, DEVICE_ALARM)
         if held_back is not None and self.unknown == "remove":
             raise_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM, held_back, now=self.clock.look())
-        elif not any(drift.kind == "unknown" for drift in look.found):
+        elif not any(drift.kind == "unknown" for drift in look.differences):
             clear_alarm(self.store.redis, self.policy.gateway, UNKNOWN_ALARM)
 
     def _mend(self, look: Comparison, held_back: str | None, go_on: GoOn) -> dict[str, Any]:
         mended: dict[str, int] = {}
         strangers = held_back is None and self.unknown == "remove"
-        keys = [d.subject for d in look.found if not d.kind.endswith("_route") and (d.kind != "unknown" or strangers)]
-        routes = [d.subject for d in look.found if d.kind.endswith("_route")]
+        keys = [
+            d.subject for d in look.differences if not d.kind.endswith("_route") and (d.kind != "unknown" or strangers)
+        ]
+        routes = [d.subject for d in look.differences if d.kind.endswith("_route")]
         report: dict[str, Any] = {}
 
         def wanted() -> bool:
             return go_on({"mended": sum(mended.values()), "of": len(keys) + len(routes)})
 
         try:
-            if self.unknown == "adopt" and any(drift.kind == "unknown" for drift in look.found):
+            if self.unknown == "adopt" and any(drift.kind == "unknown" for drift in look.differences):
                 report = self._adopt(mended, wanted)
             requests = _requests(keys, routes, device=bool(look.device))
             for result in self.errands.run(names.MEND_PEERS, requests, wanted):

@@ -109,7 +109,7 @@ class Sweeper:
         now = self.clock.look()
         # First of all: who is on the device by then is missing from no reading that follows.
         coming = self._coming()
-        refusals: list[Refusal] = self.clock.held()
+        refusals: list[Refusal] = self.clock.refusals()
         counted = self.counted
         if counted is None:
             return self._judged(now, go_on, KeySet()).decision(refusals=refusals, force=force)

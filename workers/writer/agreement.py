@@ -16,7 +16,7 @@ from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.host import garbage
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.peers.drift import Unknown
-from peerlane.workers.peers.plan import Plan
+from peerlane.workers.peers.plan import Plan, take_out
 from peerlane.workers.peers.table import Loaded, PeerTable, Policy
 from peerlane.workers.request.measurements import Measurements
 from peerlane.workers.start import loss
@@ -62,6 +62,8 @@ class Agreement:
         self._garbage = garbage.Garbage()
         self.until_answered = RetryUntilShutdown(shutdown_requested)
         self.spec = spec
+        #: Plans whose creates are in the table and not committed yet.
+        self.uncommitted: Sequence[Plan] = ()
         self._unknown: Unknown = unknown
 
     @property
@@ -109,7 +111,7 @@ class Agreement:
             raise
         if lost.incomplete:
             self.until_answered(self.store.sequence.made_up_for)
-        self.table = done.table
+        self.table, self.uncommitted = done.table, ()
         self.state = self.until_answered(self.store.state)
         self.recovery_needed = None
         self.measurements.recovered(began)
@@ -157,7 +159,8 @@ class Agreement:
         return answer
 
     def enter(self, plans: Sequence[Plan], *, planned: bool = False) -> None:
-        """Make the table equal to what was committed. ``planned``: the creates are in it already, as a group's are."""
+        """Make the table equal to what was committed. ``planned``: the creates are in it already."""
+        self.uncommitted = ()
         for plan in plans:
             if plan.before is plan.after:
                 continue
@@ -169,8 +172,14 @@ class Agreement:
                 self.table.put(plan.after)
         self._garbage.grown(sum(plan.outcome == "created" for plan in plans))
 
+    def take_out_uncommitted(self) -> None:
+        """Take creates out of the table that are not committed."""
+        take_out(self.table, self.uncommitted)
+        self.uncommitted = ()
+
     def settle(self, plans: Sequence[Plan]) -> None:
         """Make device and table equal to Redis for these peers; if that fails, everything is read again."""
+        self.take_out_uncommitted()
         if not plans:
             return
         if len(plans) > SETTLED_ONE_BY_ONE:

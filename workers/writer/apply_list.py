@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from peerlane.tasks.errors import KernelError, PeerlaneError
 from peerlane.workers.dataplane import DataPlane
-from peerlane.workers.peers.handlers import decide
-from peerlane.workers.peers.plan import Decision, Plan, PlanningContext
+from peerlane.workers.peers.plan import Decision, Plan
 from peerlane.workers.request.request import Request
 
 
@@ -21,7 +19,7 @@ class Applies(Protocol):
     @property
     def recovery_needed(self) -> str | None: ...
     def apply(self, request: Request, decision: Decision) -> None: ...
-    def planning_context(self) -> PlanningContext: ...
+    def decide(self, request: Request, refused: Mapping[int, PeerlaneError]) -> Decision: ...
     def settle(self, plans: Sequence[Plan]) -> None: ...
 
 
@@ -38,8 +36,7 @@ def apply_others(writer: Applies, request: Request, decision: Decision, error: K
             raise error
         refused |= bad
         # What another wish was refused for may rest on one that the device has refused: all is planned anew.
-        context = replace(writer.planning_context(), refused=refused)
-        decision = decide(request.task, context, request.arguments)
+        decision = writer.decide(request, refused)
         try:
             writer.apply(request, decision)
         except KernelError as refusal:

@@ -30,7 +30,7 @@ from peerlane.tasks.wire import commit_record
 from peerlane.workers import failpoints
 from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.handlers import decide
-from peerlane.workers.peers.plan import Decision, PeerTable, Plan
+from peerlane.workers.peers.plan import Decision, PeerTable, Plan, take_out
 from peerlane.workers.request.request import Outcome, Request
 from peerlane.workers.store.store import Answer, Commit
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
@@ -118,13 +118,7 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
 def _undo(table: PeerTable, group: Sequence[_Planned]) -> None:
     """Restore the table to its state before the group's creates were planned."""
     for planned in reversed(group):
-        for plan in planned.decision.plans:
-            if plan.before is plan.after or plan.after is None:
-                continue
-            if plan.before is not None:
-                table.put(plan.before)
-            else:
-                table.drop(plan.public_key)
+        take_out(table, planned.decision.plans)
 
 
 def _changing(group: Sequence[_Planned]) -> list[Plan]:

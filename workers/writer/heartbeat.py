@@ -106,7 +106,7 @@ class Heartbeat(threading.Thread):
             metrics = self._metrics()
             began = time.monotonic()
             state = self._store.heartbeat(
-                redis, metrics=metrics, brief=brief, **progress, **done, **turned, **writer.pace.told()
+                redis, metrics=metrics, brief=brief, **progress, **done, **turned, **writer.pace.heartbeat_fields()
             )
             writer.measurements.round_trip = round(time.monotonic() - began, 6)
         self._beats += 1

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -114,7 +115,19 @@ class Writer(Agreement):
     def _carry_out(self, request: Request) -> Outcome:
         if self.recovery_needed is not None:
             self.recover()
-        decision = decide(request.task, self.planning_context(), request.arguments)
+        try:
+            return self._carry_out_decision(request, self.decide(request))
+        finally:
+            self.take_out_uncommitted()
+
+    def decide(self, request: Request, refused: Mapping[int, PeerlaneError] | None = None) -> Decision:
+        """Decide a request. ``refused`` are the wishes of a list, by index, that the device has just refused."""
+        context = self.planning_context()
+        decision = decide(request.task, replace(context, refused=refused) if refused else context, request.arguments)
+        self.uncommitted = decision.plans if decision.entered else ()
+        return decision
+
+    def _carry_out_decision(self, request: Request, decision: Decision) -> Outcome:
         if self._doubtful(request, decision) and (known := self._ask_first(request, decision)) is not None:
             return known
         try:
@@ -126,7 +139,7 @@ class Writer(Agreement):
             log.info("request %s: an earlier try of this commit had reached Redis", request.id)
         elif answer.verdict != "committed":
             return self._not_committed(request, answer, decision, applied=bool(decision.changes))
-        self.enter(decision.plans)
+        self.enter(decision.plans, planned=decision.entered)
         return Outcome(dict(decision.result), acknowledged=True)
 
     def planning_context(self) -> PlanningContext:

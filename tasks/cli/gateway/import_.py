@@ -68,7 +68,7 @@ def import_peers(
         try:
             done = import_live(name, app=session.app, leave_out=leave_out, dry_run=dry_run, timeout=timeout)
         except AdoptionClash as error:
-            raise _told_of_device(session, error) from None
+            raise _print_not_taken(session, error) from None
         _tell(session, done)
         return
     try:
@@ -78,7 +78,7 @@ def import_peers(
     try:
         _tell(session, import_file(data, name, app=session.app, dry_run=dry_run, timeout=timeout))
     except (UnreadableConf, ImportClash) as error:
-        raise _told(session, error) from None
+        raise _print_refusal(session, error) from None
 
 
 def _tell(session: Session, done: Imported) -> None:
@@ -103,7 +103,7 @@ def _tell(session: Session, done: Imported) -> None:
         )
 
 
-def _told(session: Session, error: UnreadableConf | ImportClash) -> Exit:
+def _print_refusal(session: Session, error: UnreadableConf | ImportClash) -> Exit:
     output = session.output
     if output.json:
         output.error(as_document(error))
@@ -127,7 +127,7 @@ def _told(session: Session, error: UnreadableConf | ImportClash) -> Exit:
     return Exit(error.exit_code)
 
 
-def _told_of_device(session: Session, error: AdoptionClash) -> Exit:
+def _print_not_taken(session: Session, error: AdoptionClash) -> Exit:
     output, count = session.output, len(error.not_taken) + error.unlisted
     if output.json:
         output.error(as_document(error))

@@ -63,8 +63,6 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
         if report["kept"]:
             session.output.note(f"kept after all: {_counts(report['kept'])}")
     _end(session, report)
-    if report["outcome"] == "skipped":
-        raise Exit(1)
 
 
 @click.command(cls=Command)
@@ -79,7 +77,7 @@ def reconcile(session: Session, name: str, timeout: float, *, dry_run: bool) -> 
     if session.output.json:
         session.output.document(report)
     elif report["outcome"] == "skipped":
-        session.output.note(f"{name}: {report['note']}")
+        session.output.warn(f"{name}: nothing was compared: {report['note']}")
     elif not report["found"]:
         session.output.show(f"{name}: device and Redis agree")
     else:
@@ -96,13 +94,13 @@ def reconcile(session: Session, name: str, timeout: float, *, dry_run: bool) -> 
 
 
 def _end(session: Session, report: Mapping[str, Any]) -> None:
-    """Say why it was refused or stopped, and end with the status for that."""
+    """Say why it was refused or stopped, and end with the status for that; also where nothing was done at all."""
     if refusal := report.get("refusal"):
         which = "a sweep would be refused" if report["outcome"] == "listed" else "refused"
         session.output.warn(f"{which}: {refusal['message']}")
     if stopped := report.get("stopped"):
         session.output.warn(f"stopped before its end: {stopped['message']}")
-    if report["outcome"] == "refused" or stopped:
+    if report["outcome"] in ("refused", "skipped") or stopped:
         raise Exit(1)
 
 
@@ -224,5 +222,5 @@ def _last(status: GatewayStatus, report: Mapping[str, Any], fields: tuple[str, s
     sentence = f"{report.get('outcome')} {span(status.ago(report.get('at')))} ago: {counted} {fields[0]}"
     why: Any = report.get("stopped") or report.get("refusal")
     failed = bool(why) or missed_count(report) > 0
-    told = f"; {why['message']}" if isinstance(why, dict) and "message" in why else ""
-    return Text(f"{sentence}{told}", "red" if failed else "")
+    reason = f"; {why['message']}" if isinstance(why, dict) and "message" in why else ""
+    return Text(f"{sentence}{reason}", "red" if failed else "")

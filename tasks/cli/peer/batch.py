@@ -76,15 +76,15 @@ class Answered:
     @property
     def counts(self) -> Counter[str]:
         """The number of each outcome, and ``failed``."""
-        return Counter(_outcome(told.answer) for told in self.by_place.values())
+        return Counter(_outcome(reply.answer) for reply in self.by_place.values())
 
     @property
     def by_gateway(self) -> dict[str, Counter[str]]:
         """The same for each gateway that gave answers."""
         counts: dict[str, Counter[str]] = {}
-        for told in self.by_place.values():
-            if told.gateway is not None:
-                counts.setdefault(told.gateway, Counter())[_outcome(told.answer)] += 1
+        for reply in self.by_place.values():
+            if reply.gateway is not None:
+                counts.setdefault(reply.gateway, Counter())[_outcome(reply.answer)] += 1
         return dict(sorted(counts.items()))
 
     @property
@@ -93,7 +93,7 @@ class Answered:
         if self.interrupted:
             return INTERRUPTED
         kinds = {
-            told.answer.exit_code if isinstance(told.answer, PeerlaneError) else 0 for told in self.by_place.values()
+            reply.answer.exit_code if isinstance(reply.answer, PeerlaneError) else 0 for reply in self.by_place.values()
         }
         return max(kinds) if len(kinds) == 1 else int(any(kinds))
 
@@ -118,8 +118,8 @@ def ask_many(session: Session, task: str, target: Target, lines: Sequence[Line],
     ):
         progress = bar.add_task(str(target), total=len(lines), rate="")
         try:
-            for told in answers:
-                done.by_place[told.place] = told
+            for reply in answers:
+                done.by_place[reply.place] = reply
                 done.seconds = time.monotonic() - began
                 bar.update(progress, advance=1, rate=f"{len(done.by_place) / max(done.seconds, 1e-6):,.0f}/s")
         except KeyboardInterrupt:
@@ -153,8 +153,8 @@ def _ask_chosen(
     sound = [items[place] for place in places]
     asked = ask(sound, region=target.region, where=target.where, size=size, window=window)
     with closing(asked) as answers:
-        for told in answers:
-            yield ListAnswer(places[told.place], told.answer, told.gateway)
+        for reply in answers:
+            yield ListAnswer(places[reply.place], reply.answer, reply.gateway)
 
 
 def _sizes(batch: Batch) -> tuple[int, int]:
@@ -195,7 +195,7 @@ def tell(output: Output, target: Target, done: Answered, *, numbered: bool) -> N
         output.document(
             {
                 **target.about(),
-                "results": [_object(line, told, target, numbered=numbered) for line, told in done.answers],
+                "results": [_object(line, reply, target, numbered=numbered) for line, reply in done.answers],
                 "summary": {
                     "asked": len(done.lines),
                     "answered": len(done.by_place),
@@ -206,8 +206,8 @@ def tell(output: Output, target: Target, done: Answered, *, numbered: bool) -> N
             }
         )
     else:
-        for line, told in done.answers:
-            output.out.print(_sentence(line, told, target, numbered=numbered), soft_wrap=True)
+        for line, reply in done.answers:
+            output.out.print(_sentence(line, reply, target, numbered=numbered), soft_wrap=True)
         _sums(output, target, done)
     if done.status:
         raise Exit(done.status)
@@ -231,21 +231,21 @@ def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()) if count) or "nothing"
 
 
-def _object(line: Line, told: ListAnswer, target: Target, *, numbered: bool) -> dict[str, Any]:
+def _object(line: Line, reply: ListAnswer, target: Target, *, numbered: bool) -> dict[str, Any]:
     about: dict[str, Any] = {"line": line.number} if numbered else {}
-    if isinstance(told.answer, PeerResult):
-        return about | told.answer.model_dump(mode="json")
+    if isinstance(reply.answer, PeerResult):
+        return about | reply.answer.model_dump(mode="json")
     if line.public_key is not None:
         about["public_key"] = line.public_key
-    if target.chosen and told.gateway is not None:
-        about["gateway"] = told.gateway
-    return {**about, "error": as_document(told.answer)}
+    if target.chosen and reply.gateway is not None:
+        about["gateway"] = reply.gateway
+    return {**about, "error": as_document(reply.answer)}
 
 
-def _sentence(line: Line, told: ListAnswer, target: Target, *, numbered: bool) -> Text:
-    answer = told.answer
+def _sentence(line: Line, reply: ListAnswer, target: Target, *, numbered: bool) -> Text:
+    answer = reply.answer
     where = f"line {line.number}: " if numbered else ""
-    on = f" on {told.gateway}" if target.chosen and told.gateway is not None else ""
+    on = f" on {reply.gateway}" if target.chosen and reply.gateway is not None else ""
     if isinstance(answer, PeerlaneError):
         return Text(f"{where}{answer.code}{on}  {line.public_key or '-'}  {answer.message}", "red")
     parts = (where + answer.outcome + on, answer.public_key, ", ".join(answer.allowed_ips))

@@ -225,8 +225,8 @@ def show(session: Session, gateway: str, key: str) -> None:
     """One peer as it is stored, when it was last seen, and what it has sent and received."""
     client = session.gateway(gateway)
     client.info()  # an unknown gateway is another answer than an unknown peer
-    found = client.peer(key)
-    if found is None:
+    stored = client.peer(key)
+    if stored is None:
         raise NotThere(f"the gateway {gateway} has no peer {key}")
     try:
         activity, visible = client.activity(key), True
@@ -235,9 +235,9 @@ def show(session: Session, gateway: str, key: str) -> None:
         session.output.warn(f"when it was last seen is not shown: {refusal.message}")
     if session.output.json:
         about = {"activity": None if activity is None else activity.as_dict()}
-        session.output.document({"gateway": gateway, **found.public(), **about})
+        session.output.document({"gateway": gateway, **stored.public(), **about})
     else:
-        session.output.show(facts(peer_facts(found) | activity_facts(activity, created=visible)))
+        session.output.show(facts(peer_facts(stored) | activity_facts(activity, created=visible)))
 
 
 @peer.command("list")
@@ -257,11 +257,11 @@ def list_peers(session: Session, gateway: str) -> None:
     with counting(output, f"peers of {gateway}", total) as counted:
         peers = counted(everyone)
         if output.json:
-            documents = ({**found.public(), "activity": seen.as_dict() if seen else None} for found, seen in peers)
+            documents = ({**stored.public(), "activity": seen.as_dict() if seen else None} for stored, seen in peers)
             output.listing({"gateway": gateway}, "peers", documents)
         elif not output.out.is_terminal:
-            for found, activity in peers:
-                output.lines(peer_row(found, activity) + "\n")
+            for stored, activity in peers:
+                output.lines(peer_row(stored, activity) + "\n")
         else:
             first = nsmallest(TABLE, peers, key=lambda pair: (pair[0].allowed_ips, pair[0].public_key))
     if first is not None:

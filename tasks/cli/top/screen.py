@@ -67,10 +67,12 @@ class _Fitting:
 
 def _fitting(rows: Sequence[Row], width: int) -> _Fitting:
     wide = width >= WIDE
-    columns = {one: [one.cell(row) for row in rows] for one in COLUMNS if not (one.narrow if wide else one.wide)}
-    by_title, left_out = {one.title: one for one in columns}, list[str]()
+    columns = {
+        column: [column.cell(row) for row in rows] for column in COLUMNS if not (column.narrow if wide else column.wide)
+    }
+    by_title, left_out = {column.title: column for column in columns}, list[str]()
     while True:
-        widths = [max([len(one.title), *(cell.cell_len for cell in cells)]) for one, cells in columns.items()]
+        widths = [max([len(column.title), *(cell.cell_len for cell in cells)]) for column, cells in columns.items()]
         gap = 2 if sum(widths) + 2 * len(widths) <= width else 1
         # Of all that stands here only a gateway's name may be cut, and not to less than a few letters.
         room = width - sum(widths[1:]) - gap * len(widths)
@@ -86,9 +88,9 @@ def table(rows: Sequence[Row], width: int) -> Table:
     """A table of the gateways in their order, with as many columns as fit."""
     fitting = _fitting(rows, width)
     screen = Table(box=None, padding=(0, fitting.gap, 0, 0), header_style="bold")
-    for one, size in zip(fitting.columns, fitting.widths, strict=True):
-        justify = "right" if one.right else "left"
-        screen.add_column(one.title, justify=justify, no_wrap=True, overflow="ellipsis", width=size)
+    for column, size in zip(fitting.columns, fitting.widths, strict=True):
+        justify = "right" if column.right else "left"
+        screen.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=size)
     for line in zip(*fitting.columns.values(), strict=True):
         screen.add_row(*line)
     return screen
@@ -138,12 +140,12 @@ def _and_more(names: Sequence[str]) -> str:
 
 def _alarms(rows: Sequence[Row], at: float, width: int, room: int | None) -> list[Text]:
     """Every alarm in a few lines each; those that ``room`` is too small for are counted."""
-    found: list[Text] = []
+    texts: list[Text] = []
     alarms = [(row.gateway, alarm) for row in rows for alarm in row.alarms]
     for number, (gateway, alarm) in enumerate(alarms):
         words = f"ALARM {gateway} {alarm.kind}, for {span(max(0, at - alarm.since))}: {alarm.message} ({alarm.runbook})"
         lines = wrap(words, width, max_lines=None if room is None else 3, placeholder="…")
-        if room is not None and len(found) + len(lines) > room:
-            return [*found, Text(f"and {len(alarms) - number} more alarms: see `peerlane gateway list`", "bold red")]
-        found += [Text(line, "bold red") for line in lines]
-    return found
+        if room is not None and len(texts) + len(lines) > room:
+            return [*texts, Text(f"and {len(alarms) - number} more alarms: see `peerlane gateway list`", "bold red")]
+        texts += [Text(line, "bold red") for line in lines]
+    return texts

@@ -40,6 +40,8 @@ from peerlane.workers.dataplane.netlink.wireguard_uapi import (
 MAX_PEERS = 64
 #: One peers attribute holds less than 64 KiB, as its length is a u16; a send fits the default socket buffer.
 MAX_BYTES = 32 * 1024
+#: Allowed IPs that a peer has at most to be encoded before it is known whether it fits into the message.
+_FEW = 8
 
 _GENL = struct.Struct("=BBH")
 # A peer up to its allowed IPs: the nest's header, then whole attributes.
@@ -48,6 +50,7 @@ _HEAD_SHORT = struct.Struct("=HH HH32s HHI")
 # One allowed IP: the nest's header, family, address, length of the prefix.
 _ALLOWED_IP4 = struct.Struct("=HH HHH2x HH4s HHB3x")
 _ALLOWED_IP6 = struct.Struct("=HH HHH2x HH16s HHB3x")
+_INET, _INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
 
 def encode_get(interface: str) -> bytes:
@@ -76,39 +79,64 @@ def encode_changes(
     Raises:
         ValueError: a key or a keepalive is malformed; nothing of that message was yielded.
     """
-    start = _GENL.pack(SET_DEVICE, 1, 0) + attribute(IFINDEX, U32.pack(index))
-    capacity = max_bytes - len(start) - ATTRIBUTE.size
-    parts: list[bytes] = []
-    size = 0
-
-    def take() -> bytes:
-        nonlocal parts, size
-        payload = start + ATTRIBUTE.pack(ATTRIBUTE.size + size, PEERS | NLA_F_NESTED) + b"".join(parts)
-        parts, size = [], 0
-        return payload
-
+    message = _Message(index, max_bytes)
     for change in changes:
         key = decode_key(change.public_key)
         prefixes = sorted(change.allowed_ips) if isinstance(change, SetPeer) else []
-        head = _head_size(change)
-        whole = head + (ATTRIBUTE.size + sum(map(_allowed_ip_size, prefixes)) if prefixes else 0)
-        if parts and (len(parts) == max_peers or size + whole > capacity):
-            yield take()
-        done = 0
-        while True:
-            count, room = done, capacity - size - head - ATTRIBUTE.size
-            while count < len(prefixes) and _allowed_ip_size(prefixes[count]) <= room:
-                room -= _allowed_ip_size(prefixes[count])
-                count += 1
-            part = _encode_peer(len(parts) + 1, change, key, prefixes[done:count], first=done == 0)
-            parts.append(part)
-            size += len(part)
-            if count == len(prefixes):
-                break
-            yield take()
-            done, head = count, _HEAD_SHORT.size
-    if parts:
-        yield take()
+        if len(message.parts) == max_peers:
+            yield message.take()
+        if len(prefixes) > _FEW or not message.add_whole(change, key, prefixes):
+            yield from _add_in_parts(message, change, key, prefixes)
+    if message.parts:
+        yield message.take()
+
+
+class _Message:
+    """The message that is being filled."""
+
+    def __init__(self, index: int, max_bytes: int) -> None:
+        self._start = _GENL.pack(SET_DEVICE, 1, 0) + attribute(IFINDEX, U32.pack(index))
+        self.capacity = max_bytes - len(self._start) - ATTRIBUTE.size
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def add_whole(self, change: SetPeer | RemovePeer, key: bytes, prefixes: Sequence[Prefix]) -> bool:
+        """Add a peer if there is room for all of it; returns whether there was."""
+        part = _encode_peer(len(self.parts) + 1, change, key, prefixes, first=True)
+        if self.size + len(part) > self.capacity:
+            return False
+        self.parts.append(part)
+        self.size += len(part)
+        return True
+
+    def take(self) -> bytes:
+        """The payload; the next message begins."""
+        payload = self._start + ATTRIBUTE.pack(ATTRIBUTE.size + self.size, PEERS | NLA_F_NESTED) + b"".join(self.parts)
+        self.parts, self.size = [], 0
+        return payload
+
+
+def _add_in_parts(
+    message: _Message, change: SetPeer | RemovePeer, key: bytes, prefixes: Sequence[Prefix]
+) -> Iterator[bytes]:
+    """Add a peer that may need several messages; yields those that are full."""
+    head = _head_size(change)
+    whole = head + (ATTRIBUTE.size + sum(map(_allowed_ip_size, prefixes)) if prefixes else 0)
+    if message.parts and message.size + whole > message.capacity:
+        yield message.take()
+    done = 0
+    while True:
+        count, room = done, message.capacity - message.size - head - ATTRIBUTE.size
+        while count < len(prefixes) and _allowed_ip_size(prefixes[count]) <= room:
+            room -= _allowed_ip_size(prefixes[count])
+            count += 1
+        part = _encode_peer(len(message.parts) + 1, change, key, prefixes[done:count], first=done == 0)
+        message.parts.append(part)
+        message.size += len(part)
+        if count == len(prefixes):
+            return
+        yield message.take()
+        done, head = count, _HEAD_SHORT.size
 
 
 def _head_size(change: SetPeer | RemovePeer) -> int:
@@ -146,7 +174,7 @@ def _encode_peer(
 
 
 def _encode_allowed_ip(number: int, prefix: Prefix) -> bytes:
-    nest = number | NLA_F_NESTED
-    if prefix.version == 4:
-        return _ALLOWED_IP4.pack(28, nest, 6, 1, socket.AF_INET, 8, 2, prefix.packed, 5, 3, prefix.length)
-    return _ALLOWED_IP6.pack(40, nest, 6, 1, socket.AF_INET6, 20, 2, prefix.packed, 5, 3, prefix.length)
+    nest, (version, network, length) = number | NLA_F_NESTED, prefix
+    if version == 4:
+        return _ALLOWED_IP4.pack(28, nest, 6, 1, _INET, 8, 2, network.to_bytes(4, "big"), 5, 3, length)
+    return _ALLOWED_IP6.pack(40, nest, 6, 1, _INET6, 20, 2, network.to_bytes(16, "big"), 5, 3, length)
