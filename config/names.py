@@ -72,10 +72,13 @@ def request_id(gateway: str, token: str) -> str:
 
 def is_request_id(gateway: str, value: object) -> bool:
     """Whether ``value`` is a well-formed request id of this gateway."""
-    if not isinstance(value, str):
-        return False
-    name, _, token = value.partition(".")
-    return name == gateway and REQUEST_TOKEN.fullmatch(token) is not None
+    return isinstance(value, str) and request_ids(gateway).fullmatch(value) is not None
+
+
+@lru_cache(maxsize=4096)
+def request_ids(gateway: str) -> re.Pattern[str]:
+    """The pattern of this gateway's request ids."""
+    return re.compile(rf"{re.escape(gateway)}\.{REQUEST_TOKEN.pattern}")
 
 
 def result_key(request: str) -> str:

@@ -99,17 +99,19 @@ def gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeGate
             url = (redis or cast("RedisServer", request.getfixturevalue("redis_server"))).url
         directory = tmp_path / f"gateway-{len(made)}"
         directory.mkdir()
-        found = GatewayProcess(name or new_name(), str(url), directory, prefix=prefix, dataplane=dataplane, **settings)
-        made.append(found)
+        process = GatewayProcess(
+            name or new_name(), str(url), directory, prefix=prefix, dataplane=dataplane, **settings
+        )
+        made.append(process)
         if start:
-            found.start()
-        return found
+            process.start()
+        return process
 
     yield make
     complaints: list[AssertionError] = []
-    for found in made:
+    for process in made:
         try:
-            found.finish()
+            process.finish()
         except AssertionError as error:
             complaints.append(error)
     if complaints:
@@ -148,15 +150,15 @@ def pushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     A lane holds it a moment earlier, when the caller does not know yet whether its push has succeeded.
     """
-    told: list[str] = []
+    gateways: list[str] = []
     pushed = Lanes.pushed
 
     def tell(lanes: Lanes, gateway: str, length: int, *, bulk: bool) -> None:
         pushed(lanes, gateway, length, bulk=bulk)
-        told.append(gateway)
+        gateways.append(gateway)
 
     monkeypatch.setattr(Lanes, "pushed", tell)
-    return told
+    return gateways
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from peerlane.workers.dataplane.factory import device_spec, open_plane
 from peerlane.workers.host.lock import WriterLock
 from peerlane.workers.host.privileges import confine_gateway
 from peerlane.workers.host.pulse import LONG, PULSE
+from peerlane.workers.lane.group import LaneWriter
 from peerlane.workers.lane.result_backend import CommitBackend
-from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.unacked import keys_in_hand, take_back
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.start.recovery import Progress, Recovered
@@ -197,6 +197,7 @@ class GatewayService:
     def tick(self) -> None:
         """Once a second, between requests, in the writer's thread: stop when replaced, recover when needed."""
         writer, heartbeat = self.writer, self.heartbeat
+        self._lock.heed()
         if writer.fenced or heartbeat.replaced:
             writer.fenced = True
             log.critical("gateway %s: a newer writer has taken over; this one stops", self.name)

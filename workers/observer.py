@@ -173,6 +173,7 @@ class ObserverService:
         That is a heartbeat, at once while no writer serves; a reading; a sweep if the writer has come back.
         """
         counted = self._counted
+        self._lock.heed()
         if time.monotonic() - max(self._ticked, self.handler.ended) > LAPSE:
             self._epoch = None
         try:

@@ -53,7 +53,7 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
         "retry_on_timeout": False,  # would replay LPUSH
         "sentinels": sentinels(settings),  # for our channel (peerlane.config.celery.broker)
         "role": role,  # kombu ignores it, and shares no pool between roles
-        "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.taking; kombu ignores it
+        "result_ttl": settings.result_ttl,  # for peerlane.workers.lane.broker; kombu ignores it
     }
     settings_of_celery: dict[str, Any] = {
         "broker_url": url,
@@ -99,7 +99,9 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
             "unacked_key": names.unacked_key(gateway, part),
             "unacked_index_key": names.unacked_key(gateway, f"{part}_index"),
             "unacked_mutex_key": names.unacked_key(gateway, f"{part}_mutex"),
-            "shared_redis": shared or SharedRedis(settings),  # for peerlane.workers.lane.polling
+            # For peerlane.workers.lane.broker.
+            "gateway": gateway,
+            "shared_redis": shared or SharedRedis(settings),
         }
         settings_of_celery |= {
             "result_backend": f"peerlane.workers.lane.result_backend:CommitBackend+{url.removeprefix('redis+')}",

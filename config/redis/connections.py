@@ -27,6 +27,24 @@ def says_away(error: ResponseError) -> bool:
     return isinstance(error, ReadOnlyError | MasterDownError) or str(error).startswith(_AWAY)
 
 
+class _Telling:
+    """Mixin for a parser of redis-py, which raises such an error at once and closes the connection."""
+
+    @classmethod
+    def parse_error(cls, response: str) -> Exception:
+        error: Exception = getattr(super(), "parse_error")(response)  # noqa: B009 - of the class that this is prepended to
+        if not isinstance(error, ResponseError) or not says_away(error):
+            return error
+        away = NotPrimary(str(error).partition(" script: ")[0])
+        away.__cause__ = error
+        return away
+
+
+@cache
+def _telling(kind: type[Any]) -> type[Any]:
+    return kind if issubclass(kind, _Telling) else type(kind.__name__, (_Telling, kind), {})
+
+
 class _Noticing:
     """Mixin for a connection class of redis-py; ``sentinels``, if given, tell the address."""
 
@@ -34,23 +52,16 @@ class _Noticing:
         self.sentinels = sentinels
         super().__init__(*arguments, **options)
 
+    def set_parser(self, parser_class: type[Any]) -> None:
+        getattr(super(), "set_parser")(_telling(parser_class))  # noqa: B009 - as above
+
 
 class _Blocking(_Noticing):
     def _connect(self) -> Any:
         own: Any = self
         if self.sentinels is not None:
             own.host, own.port = self.sentinels.primary()
-        return getattr(super(), "_connect")()  # noqa: B009 - of the class that this is prepended to
-
-    def read_response(self, *arguments: Any, **options: Any) -> Any:
-        own: Any = self
-        try:
-            return getattr(super(), "read_response")(*arguments, **options)  # noqa: B009 - as above
-        except ResponseError as error:
-            if not says_away(error):
-                raise
-            own.disconnect()
-            raise NotPrimary(str(error).partition(" script: ")[0]) from error
+        return getattr(super(), "_connect")()  # noqa: B009 - as above
 
 
 class _Async(_Noticing):
@@ -59,16 +70,6 @@ class _Async(_Noticing):
         if self.sentinels is not None:
             own.host, own.port = await self.sentinels.primary_async()
         return await getattr(super(), "_connect")()  # noqa: B009 - as above
-
-    async def read_response(self, *arguments: Any, **options: Any) -> Any:
-        own: Any = self
-        try:
-            return await getattr(super(), "read_response")(*arguments, **options)  # noqa: B009 - as above
-        except ResponseError as error:
-            if not says_away(error):
-                raise
-            await own.disconnect(nowait=True)
-            raise NotPrimary(str(error).partition(" script: ")[0]) from error
 
 
 @cache

@@ -1,10 +1,9 @@
-"""One look at a lane, used for a second or some requests, and the refusals that follow from it."""
+"""One look at a lane, and the refusals that follow from it."""
 
 from __future__ import annotations
 
 import random
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,16 +16,6 @@ DEFAULT_CAP = 20_000
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _PACE = re.compile(r"[0-9]{1,9}\.[0-9]")
-#: Seconds for which an answer about a lane is believed.
-BELIEVED_FOR = 1.0
-#: Share, and maximum, of the free places in a queue that one process may fill before it reads the queue's length again:
-#: other processes fill them too.
-BELIEVED_ROOM = 1 / 8
-BELIEVED_REQUESTS = 64
-#: Requests that may wait whatever the pace of a lane: what a writer takes at once.
-ALWAYS_WAIT = 64
-#: The part of a caller's time that a request may be expected to wait.
-PATIENCE = 0.8
 
 
 def number(text: str, otherwise: int = 0) -> int:
@@ -114,62 +103,14 @@ class LaneState:
         if not self.facts:
             return unknown_gateway(self.gateway)
         if not self.live:
-            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
+            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", spread(5.0))
         if self.stuck:
             why = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
-            return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", 5.0)
+            return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", spread(5.0))
         if self.state == "recovering":
-            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
+            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", spread(2.0))
         if waiting >= self.most_waiting(create=create):
             return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
         if create and self.state == "draining":
             return Draining(f"the gateway {self.gateway} is being drained and takes no new peers; use another gateway")
         return None
-
-
-class Believed:
-    """One look at a lane, and the requests that this process has sent there since."""
-
-    __slots__ = ("_at", "_cap", "_full", "_paces", "_refused", "lane", "passed", "waiting")
-
-    def __init__(self, lane: LaneState, at: float) -> None:
-        self.lane, self._at = lane, at
-        # Read once: these are the same for all requests of a look. Pairs by ``create``, and the paces by ``bulk``.
-        self._cap = lane.cap
-        self._refused = [lane.refusal(waiting=0, create=create) is not None for create in (False, True)]
-        self._full = [lane.most_waiting(create=create) for create in (False, True)]
-        self._paces = [lane.pace(bulk=bulk) for bulk in (False, True)]
-        #: By queue, interactive and bulk: requests waiting, and those let pass since that was told.
-        self.waiting = [lane.waiting, lane.waiting_bulk]
-        self.passed = [0, 0]
-
-    def pushed(self, length: int, *, bulk: bool) -> None:
-        """Take note of a queue's length."""
-        self.waiting[bulk] = length
-        self.passed[bulk] = 0
-
-    def holds(self, *, bulk: bool) -> bool:
-        """Whether the look is recent enough, and has room enough, for another request."""
-        return time.monotonic() - self._at <= BELIEVED_FOR and self.passed[bulk] < self.most(bulk=bulk)
-
-    def most(self, *, bulk: bool) -> float:
-        """How many requests may pass on this look."""
-        return min((self._cap - self.waiting[bulk]) * BELIEVED_ROOM, BELIEVED_REQUESTS)
-
-    def refusal(self, bulk: bool, create: bool, within: float) -> PeerlaneError | None:  # noqa: FBT001 - asked for each request
-        """Why a request is refused now; None if it is not."""
-        ahead = self.waiting[bulk] + self.passed[bulk]
-        if self._refused[create] or ahead >= self._full[create]:
-            return self.lane.refusal(waiting=ahead, create=create)
-        if not create or not within or ahead <= ALWAYS_WAIT:
-            return None
-        wait = self._expected_wait(bulk=bulk)
-        if wait <= within * PATIENCE:
-            return None
-        why = f"{ahead} requests wait at {self.lane.gateway}, about {wait:.1f} s"
-        return Unavailable(f"{why}: too long for one that waits {within:g} s", spread(wait - within * PATIENCE))
-
-    def _expected_wait(self, *, bulk: bool) -> float:
-        """Seconds until a request sent now is carried out."""
-        queues = (False, True) if bulk else (False,)
-        return sum((self.waiting[at] + self.passed[at]) / pace for at in queues if (pace := self._paces[at]))

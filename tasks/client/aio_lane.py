@@ -128,16 +128,17 @@ class AsyncLane:
     async def _admit(self, request: Request, until: float) -> None:
         """As tasks.lane.request.admit, without blocking the loop while Redis answers."""
         lanes, bulk, create, within = self._lanes, request.bulk, request.creates, request.within
-        lane = None
-        if not self._queued and lanes.clock.fresh:
-            lane = lanes.believed(self._gateway, bulk=bulk, create=create, within=within)
-        if lane is None:
+        admitted = None
+        if not self._queued:
+            admitted = lanes.believed(self._gateway, bulk=bulk, create=create, within=within)
+        if admitted is None:
             await self._look(until, bulk=bulk)
-            lane = lanes.admit(self._gateway, bulk=bulk, create=create, within=within)
-        if (share := request.enter(lane, lanes)) is not None:
+            admitted = lanes.admit(self._gateway, bulk=bulk, create=create, within=within)
+        lane = admitted.lane
+        if (share := request.enter(admitted)) is not None:
             labels = request.labels or {}
             pipe = self._listener.redis.pipeline(transaction=True)
-            quota.count(pipe, share, request.id, now=lanes.clock.now_ms(), deadline=request.deadline)
+            quota.count(pipe, share, request.id, now=request.sent_at, deadline=request.deadline)
             if (refusal := quota.verdict(lane, labels, await pipe.execute())) is not None:
                 await self._listener.redis.zrem(share, request.id)
                 raise refusal

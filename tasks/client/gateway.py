@@ -290,6 +290,7 @@ def gateways(app: PeerlaneApp | None = None) -> list[GatewayInfo]:
     """
     lanes = lanes_of(app or tasks.app)
     snapshot = FleetReader(lanes.redis, lanes_only=True).read()
-    for status in snapshot.gateways:
-        lanes.believe(status.lane)
+    with reading():
+        for status in snapshot.gateways:
+            lanes.believe(status.lane)
     return [status.info for status in snapshot.gateways]

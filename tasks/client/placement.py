@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from peerlane.tasks.admission.lane_state import spread
 from peerlane.tasks.errors import Draining, PeerlaneError, PoolExhausted, StorageError, TimedOut, Unavailable
 from peerlane.tasks.lane.slices import PeerAnswer
 from peerlane.tasks.status.gateway_info import GatewayInfo
@@ -95,7 +96,7 @@ class Placement:
         """The error if all have refused."""
         if not self._reasons and not self._choice.elsewhere:
             return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
-        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._listed()}", 5.0)
+        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._listed()}", spread(5.0))
 
     def _listed(self) -> str:
         """The reasons, gateway by gateway; those of another region or other labels come last."""

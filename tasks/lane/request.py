@@ -19,8 +19,7 @@ from pydantic import TypeAdapter
 
 from peerlane.config import names
 from peerlane.tasks.admission import list_quota, quota
-from peerlane.tasks.admission.lane_state import LaneState
-from peerlane.tasks.admission.lanes import Lanes
+from peerlane.tasks.admission.lanes import Admitted, Lanes
 from peerlane.tasks.errors import Invalid, TimedOut
 from peerlane.tasks.lane.telemetry import trace_headers
 from peerlane.tasks.wire.bulk import ImportPeers
@@ -90,12 +89,9 @@ class Request:
             f'"properties":{_joined(properties, same_properties)}}}'
         )
 
-    def enter(self, lane: LaneState, lanes: Lanes) -> str | None:
-        """Set the sending time, and the deadline if it has none. Returns the key of its share, if the lane has shares.
-
-        Raises redis.RedisError where Redis' clock has to be asked, which it need not be right after a look.
-        """
-        self.sent_at = lanes.clock.now_ms()
+    def enter(self, admitted: Admitted) -> str | None:
+        """Set the sending time, and the deadline if it has none; returns the key of its share, if there is one."""
+        lane, self.sent_at = admitted
         if not self.deadline:
             self.deadline = self.arguments["deadline"] = self.sent_at + int(self.within * 1000)
         label = lane.facts.get("fair_label")
@@ -149,11 +145,11 @@ def admit(lanes: Lanes, request: Request) -> None:
         Unavailable: no live writer, a full lane, a share that is used up, or more waiting than its time allows for.
         Draining: a create for a gateway that is being emptied.
     """
-    lane = lanes.check(request.gateway, bulk=request.bulk, create=request.creates, within=request.within)
-    if (share := request.enter(lane, lanes)) is not None:
-        quota.join(lanes, lane, share, request.labels or {}, request.id, deadline=request.deadline)
+    admitted = lanes.check(request.gateway, bulk=request.bulk, create=request.creates, within=request.within)
+    if (share := request.enter(admitted)) is not None:
+        quota.join(lanes, admitted.lane, share, request.labels or {}, request.id, deadline=request.deadline)
     elif request.listed:
-        list_quota.join(lanes, lane, request.id, request.arguments, deadline=request.deadline)
+        list_quota.join(lanes, admitted.lane, request.id, request.arguments, deadline=request.deadline)
 
 
 def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:

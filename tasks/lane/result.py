@@ -11,6 +11,7 @@ from celery import result as celery_result
 from celery.result import AsyncResult
 from redis.exceptions import RedisError
 
+from peerlane.config.celery.app import app as default_app
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
@@ -138,8 +139,33 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             return callback
         raise Invalid("a request calls nobody back: get() its outcome, or use AsyncGateway")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: its id and what its request is known by, never a password.
+
+        Raises:
+            TypeError: it is of an app with settings of its own, which hold a password.
+        """
+        if self.app is not default_app:
+            raise TypeError("a result of an app of your own is not pickled: keep its id, and use app.AsyncResult(id)")
+        return _restored, (str(self.id), self.deadline, self.wish, self.refusal)
+
+    def __copy__(self) -> LaneResult:
+        copied = cast("LaneResult", super().__copy__())
+        copied.deadline, copied.wish, copied.refusal = self.deadline, self.wish, self.refusal
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LaneResult:
+        return self.__copy__()
+
     def forget(self) -> None:
         """Does nothing. The commit record stays, because it makes a redelivery harmless."""
+
+
+def _restored(request_id: str, deadline: int, wish: str, refusal: PeerlaneError | None) -> LaneResult:
+    """A result out of a pickle, of the app that is made from the environment."""
+    result = LaneResult(request_id, backend=default_app.backend, app=default_app)
+    result.deadline, result.wish, result.refusal = deadline, wish, refusal
+    return result
 
 
 def outcome_by(
@@ -167,8 +193,15 @@ def outcome_by(
         return commit_record.decode(record, wish)
     leave(wait, request_id, within)
     record = settle(lanes, request_id, deadline, until=until + GRACE)
-    if within is None:
-        return commit_record.decode(record, wish)
+    return commit_record.decode(record, wish) if within is None else decided(record, within, wish)
+
+
+def decided(record: str, within: float, wish: str) -> dict[str, Any]:
+    """The result in the record that decides a request whose time is up.
+
+    Raises:
+        PeerlaneError: its refusal; TimedOut where it is cancelled.
+    """
     # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
     return result_of(record, timed_out(round(within, 1) or within), wish)
 

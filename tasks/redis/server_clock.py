@@ -32,13 +32,19 @@ class ServerClock:
         return self._offset is not None and time.monotonic() - self._asked_at <= RESYNC
 
     def now_ms(self) -> int:
-        """The server's time now; asks the server if the last answer is old. Raises what ``ask`` raises."""
-        local = time.monotonic()
+        """The server's time now. Raises as ``lead`` does."""
+        lead = self.lead()
+        return int(time.monotonic() * 1000 + lead)
+
+    def lead(self) -> float:
+        """The server's lead over this host's monotonic clock in ms; asks the server if the last answer is old.
+
+        Raises what ``ask`` raises.
+        """
         offset = self._offset
-        if offset is None or local - self._asked_at > RESYNC:
+        if offset is None or time.monotonic() - self._asked_at > RESYNC:
             offset = self.heard(milliseconds(self._ask()))
-            local = time.monotonic()
-        return int(local * 1000 + offset)
+        return offset
 
     def at(self, moment: float) -> float | None:
         """The server's time at a moment of this host's monotonic clock, in ms; None before the server was asked."""

@@ -31,6 +31,8 @@ SILENT_FOR = 1.0
 #: Seconds after which a kept connection is asked before it is used, and after which one that nobody needs is closed.
 DOUBTED_AFTER = 2.0
 IDLE_FOR = 60.0
+#: Messages of others that are read after the time for an answer is up, as the answer may lie behind them.
+MOST_LATE = 1_000
 
 _T = TypeVar("_T")
 #: Makes a connection ready for a request, in so many seconds.
@@ -48,8 +50,8 @@ class Link:
         self._channels: set[bytes] = set()
         self._token = uuid.uuid4().hex
         self._asked = 0
-        #: Records that came while something else was waited for; None: they are of no interest.
-        self.aside: list[bytes] | None = None
+        #: Is given what comes while something else is waited for.
+        self.put_aside: Callable[[object], None] = ignore
         self._closed = False
         self.used_at = time.monotonic()
 
@@ -80,6 +82,11 @@ class Link:
         self._send("LPUSH", queue, message)
         return cast("int", self._until(time.monotonic() + ANSWERED_WITHIN, lambda answer: isinstance(answer, int)))
 
+    def command(self, *words: str | int, within: float) -> object:
+        """The answer to another command. Raises redis.RedisError."""
+        self._send(*words)
+        return self._until(time.monotonic() + within, lambda answer: not isinstance(answer, list))
+
     def still_hears(self, within: float = ANSWERED_WITHIN) -> None:
         """Check that the connection still works. Raises redis.RedisError if it does not."""
         self._send("PING")
@@ -97,10 +104,6 @@ class Link:
             redis.RedisError: the connection is lost.
         """
         whose = f'"{request_id}"'.encode()  # Celery's backend writes its JSON with other spaces than we do
-        for record in self.aside or ():
-            if whose in record:
-                self.aside = [each for each in self.aside or () if each is not record]
-                return record.decode(errors="replace")
         while (left := until - time.monotonic()) > 0:
             if not self._connection.can_read(timeout=min(left, SILENT_FOR)):
                 if left > SILENT_FOR:
@@ -108,31 +111,24 @@ class Link:
                     if not self._connection.can_read(timeout=ANSWERED_WITHIN):
                         raise RedisTimeoutError("the connection has died without a word")
                 continue
-            message = self._read()
-            match message:
+            match message := self._read():
                 case [b"message", bytes(), bytes(record)] if whose in record:
                     return record.decode(errors="replace")
                 case _:
-                    self._put_aside(message)
+                    self.put_aside(message)
         return None
 
-    def _send(self, *command: str | bytes) -> None:
+    def _send(self, *command: str | bytes | int) -> None:
         self._connection.send_command(*command, check_health=False)
 
     def _until(self, until: float, awaited: Callable[[object], bool]) -> object:
-        while (left := until - time.monotonic()) > 0:
-            if self._connection.can_read(timeout=left):
-                if awaited(message := self._read()):
-                    return message
-                self._put_aside(message)
+        late = 0
+        while late < MOST_LATE and self._connection.can_read(timeout=max(0.0, until - time.monotonic())):
+            if awaited(message := self._read()):
+                return message
+            self.put_aside(message)
+            late += time.monotonic() >= until  # it may have come in time, while this process stood still
         raise RedisTimeoutError("Redis does not answer")
-
-    def _put_aside(self, message: object) -> None:
-        match message:
-            case [b"message", bytes(), bytes(record)] if self.aside is not None:
-                self.aside.append(record)
-            case _:
-                pass
 
     def _read(self) -> Any:
         return self._connection.read_response(push_request=True)
@@ -143,6 +139,10 @@ class Link:
             self._closed = True
             self._connection.disconnect()
             self._pool.release(self._connection)
+
+
+def ignore(message: object) -> None:
+    """What is late is nobody's."""
 
 
 def _confirms(message: object, channel: bytes) -> bool:
@@ -174,6 +174,16 @@ class Listening:
             redis.RedisError: the connection is lost.
         """
         return self._doing(lambda: self._link.record(self.request_id, until))
+
+    def command(self, *words: str | int) -> object:
+        """The answer to another command, on the same connection.
+
+        Raises:
+            redis.RedisError: it may have been carried out all the same.
+        """
+        answer = self._doing(lambda: self._link.command(*words, within=AGAIN_WITHIN))
+        self._sound = True
+        return answer
 
     def _doing(self, act: Callable[[], _T]) -> _T:
         self._sound = False  # whatever interrupts it, a half-read answer say

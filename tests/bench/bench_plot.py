@@ -128,14 +128,14 @@ def apart(places: Sequence[float], least: float) -> list[int]:
 
 def spread(places: Sequence[float]) -> list[float]:
     """The places, in their order, moved just far enough apart to be read."""
-    found = list(places)
-    order = sorted(range(len(found)), key=lambda at: found[at])
+    spots = list(places)
+    order = sorted(range(len(spots)), key=lambda at: spots[at])
     for _ in range(100):
         for upper, lower in pairwise(order):
-            if (near := APART - (found[lower] - found[upper])) > 0:
-                found[upper] -= near / 2
-                found[lower] += near / 2
-    return [round(at, 1) for at in found]
+            if (near := APART - (spots[lower] - spots[upper])) > 0:
+                spots[upper] -= near / 2
+                spots[lower] += near / 2
+    return [round(at, 1) for at in spots]
 
 
 if __name__ == "__main__":

@@ -83,11 +83,11 @@ class Heard:
         """What has come, once anything has, or ``timeout`` has passed."""
         self._read(timeout)
         at = 0
-        while (found := _MESSAGE.match(self._buffer, at)) is not None:
-            ends = found.end() + int(found[1])
+        while (head := _MESSAGE.match(self._buffer, at)) is not None:
+            ends = head.end() + int(head[1])
             if len(self._buffer) < ends + 2:
                 break
-            yield self._buffer[found.end() : ends]
+            yield self._buffer[head.end() : ends]
             at = ends + 2
         self._buffer = self._buffer[at:]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateways import ROOT
+from bench_folders import ROOT
 from kernel_bridge import MISSING, find_kernel
 from program_path import PROGRAM_PATH
 from rich.console import Console, RenderableType
@@ -75,7 +75,7 @@ def run(bench: Bench, words: Sequence[str] | None = None, kernel: Sequence[str] 
     chosen = parser.parse_args(given)
     if chosen.report_to is not None:
         reports: Path = chosen.report_to
-        _append(reports, figures=bench.measure(chosen, lambda what, share: _append(reports, progress=[what, share])))
+        _append(reports, figures=bench.measure(chosen, lambda step, share: _append(reports, progress=[step, share])))
         return 0
     with bar() as advance:
         if not bench.needs_kernel:
@@ -107,13 +107,13 @@ def bar() -> Generator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, expand=True, transient=True) as shown:
         task = shown.add_task("starting", total=1.0)
-        yield lambda what, share: shown.update(task, description=what, completed=share)
+        yield lambda step, share: shown.update(task, description=step, completed=share)
 
 
-def _append(file: Path, **what: Any) -> None:
+def _append(file: Path, **fields: Any) -> None:
     # Opened and closed each time: that is when a guest's file system hands the line to the host.
     with file.open("a", encoding="utf-8") as sink:
-        sink.write(json.dumps(what) + "\n")
+        sink.write(json.dumps(fields) + "\n")
 
 
 def _measure_there(command: Sequence[str], advance: Advance) -> Figures:
@@ -129,7 +129,7 @@ def _measure_there(command: Sequence[str], advance: Advance) -> Figures:
     reports, output = directory / "reports", directory / "output"
     reports.touch()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), PROGRAM_PATH])}
-    found: Figures | None = None
+    figures: Figures | None = None
     try:
         with (
             output.open("wb") as sink,
@@ -147,16 +147,16 @@ def _measure_there(command: Sequence[str], advance: Advance) -> Figures:
             while True:
                 ended = process.poll() is not None  # before the last look: what it wrote until then is still read
                 *lines, rest = (rest + source.read()).split(b"\n")
-                for told in map(json.loads, lines):
-                    if "progress" in told:
-                        advance(*told["progress"])
-                    found = told.get("figures", found)
+                for report in map(json.loads, lines):
+                    if "progress" in report:
+                        advance(*report["progress"])
+                    figures = report.get("figures", figures)
                 if ended:
                     break
                 time.sleep(0.1)
-        if found is None:
+        if figures is None:
             tail = output.read_bytes()[-_TAIL:].decode("utf-8", "replace")
             raise Died(f"the kernel's side ended with status {process.returncode} and no figures; it said:\n{tail}")
-        return found
+        return figures
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -82,8 +82,8 @@ def prefixes_of(number: int) -> list[Prefix]:
 
 def memory(pid: int) -> tuple[int, int]:
     """A process' resident memory, and the most it ever had, in bytes."""
-    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(found["VmRSS"].split()[0]) * 1024, int(found["VmHWM"].split()[0]) * 1024
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024
 
 
 def planning(url: str, gateway: str) -> Figures:
@@ -204,12 +204,12 @@ def archiving(url: str, gateway: str, file: str) -> Figures:
     before, began = memory(multiprocessing.current_process().pid or 0)[0], time.process_time()
     back_up(chosen, gateway, Path(file), replace=True)
     check_archive(Path(file), read_header(Path(file)))
-    told = sum(1 for _ in client.peers_with_activity())
+    listed = sum(1 for _ in client.peers_with_activity())
     seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     close(app)
     return {
-        "archive_listed": told,
+        "archive_listed": listed,
         "archive_grown_mb": round((peak - before) / 1e6),
         "archive_cpu_s": round(seconds, 1),
     }

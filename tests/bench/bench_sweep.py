@@ -14,9 +14,7 @@ import argparse
 import os
 import random
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -24,18 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from bench_report import Advance, Bench, Figures, quantile, run
-from gateways import ROOT, GatewayProcess, close, new_name
+from bench_site import NAME, site
+from bench_timing import spread
 from observers import Observer, ending
 from redis import Redis
 from rich.table import Table
-from servers import RedisServer
 from stale import SETTINGS, create, crowd
 from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.settings import read
 from peerlane.tasks.wire.commit_record import decode
 from peerlane.workers.upkeep import sweeper as sweeping
 
@@ -64,13 +60,13 @@ class Caller:
         self._peers = peers
         self.made: list[str] = []
 
-    def create(self, count: int, found: list[float]) -> None:
-        """So many peers; how long each took, in ms, goes into ``found``."""
+    def create(self, count: int, times: list[float]) -> None:
+        """So many peers; how long each took, in ms, goes into ``times``."""
         took: list[float] = []
         for _ in range(count):
             time.sleep(random.uniform(0, PAUSE))
             self.made.append(create(self._peers, took))
-        found += [seconds * 1000 for seconds in took]
+        times += [seconds * 1000 for seconds in took]
 
 
 class Alternation:
@@ -79,7 +75,7 @@ class Alternation:
     def __init__(self, redis: Redis, observer: Observer, sizes: list[int], size_file: Path) -> None:
         self._redis, self._observer = redis, observer
         self._sizes, self._size_file = sizes, size_file
-        self.found: dict[str, list[float]] = {LOOKING: [], QUIET: [], **{str(size): [] for size in sizes}}
+        self.times: dict[str, list[float]] = {LOOKING: [], QUIET: [], **{str(size): [] for size in sizes}}
         #: While which size's slices were let go, in seconds since 1970.
         self.turns: list[tuple[float, float, str]] = []
 
@@ -88,7 +84,7 @@ class Alternation:
         key, peers = names.result_key(request), names.peers_key(self._observer.name)
         at_first = self._left(peers, caller)
         while not self._redis.exists(key) and self._left(peers, caller) >= at_first:
-            caller.create(1, self.found[LOOKING])
+            caller.create(1, self.times[LOOKING])
         while (stored := self._redis.get(key)) is None:
             self._frozen(caller)
             for size in random.sample(self._sizes, len(self._sizes)):
@@ -103,18 +99,18 @@ class Alternation:
         self._observer.pause()
         try:
             time.sleep(SETTLE)
-            caller.create(TURN, self.found[QUIET])
+            caller.create(TURN, self.times[QUIET])
         finally:
             self._observer.resume()
 
     def _going_on(self, key: str, size: int, caller: Caller) -> None:
-        told = self._size_file.with_suffix(".new")
-        told.write_text(str(size))
-        told.replace(self._size_file)  # whole: the observer may read it at any time
-        began, found = time.time(), list[float]()
-        caller.create(TURN, found)
+        new_file = self._size_file.with_suffix(".new")
+        new_file.write_text(str(size))
+        new_file.replace(self._size_file)  # whole: the observer may read it at any time
+        began, times = time.time(), list[float]()
+        caller.create(TURN, times)
         if not self._redis.exists(key):  # else it ended on the way
-            self.found[str(size)] += found
+            self.times[str(size)] += times
             self.turns.append((began, time.time(), str(size)))
 
 
@@ -124,33 +120,29 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
-    server = RedisServer(directory)
-    server.start()
-    name = new_name()
-    site = GatewayProcess(name, server.url, directory, dataplane="kernel", interface="wgbench", **SETTINGS)
-    app = PeerlaneApp(read(redis_url=server.url))
-    size_file = directory / "slice"
-    sizes = [int(size) for size in chosen.slices.split(",")] if chosen.slices else [sweeping.SLICE]
-    if chosen.slices:
-        os.environ |= {SIZE_FILE: str(size_file), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    size_file.write_text(str(sizes[0]))
-    try:
+    with site("always") as bench:
+        server, app = bench.server, bench.app
+        gateway = bench.gateway(dataplane="kernel", interface="wgbench", **SETTINGS)
+        size_file = bench.directory / "slice"
+        sizes = [int(size) for size in chosen.slices.split(",")] if chosen.slices else [sweeping.SLICE]
+        if chosen.slices:
+            os.environ[SIZE_FILE] = str(size_file)
+        size_file.write_text(str(sizes[0]))
         advance("making peers", 0.0)
-        expected = crowd(server.redis, name, chosen.peers)
+        expected = crowd(server.redis, NAME, chosen.peers)
         advance("the writer's start", 0.05)
         watch = Stopwatch()
-        site.start(wait=False)
-        site.await_serving(within=300)
+        gateway.start(wait=False)
+        gateway.await_serving(within=300)
         start = watch.seconds
-        caller = Caller(Gateway(name, app=app))
+        caller = Caller(bench.client)
         application = "bench_sweep_observer" if chosen.slices else "peerlane.workers.observer"
-        with ending(observer := Observer(site, wait=False, application=application)):
+        with ending(observer := Observer(gateway, wait=False, application=application)):
             # The sweep that it makes by itself at its start is refused: nine of ten are too many.
-            eventually(lambda: observer.told("sweep"), "the observer's start", within=300)
+            eventually(lambda: observer.report("sweep"), "the observer's start", within=300)
             caller.create(20, [])  # connections, scripts
-            request = names.request_id(name, "swept-by-the-way")
-            app.send_task(names.SWEEP, kwargs={"gateway": name, "force": True}, task_id=request)
+            request = names.request_id(NAME, "swept-by-the-way")
+            app.send_task(names.SWEEP, kwargs={"gateway": NAME, "force": True}, task_id=request)
             turns = Alternation(server.redis, observer, sizes, size_file)
             report = turns.drive(
                 request,
@@ -158,7 +150,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
                 lambda share: advance("creates, with the sweep and without", 0.2 + 0.8 * share),
                 stale=len(expected.stale),
             )
-            left = {peer.public_key for peer in Gateway(name, app=app).peers()}
+            left = {peer.public_key for peer in bench.client.peers()}
         removed = sum(report["removed"].values())
         exact = left == {*expected.staying, *caller.made}
         return {
@@ -168,15 +160,10 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
             "sound": exact and removed == len(expected.stale),
             "start_s": round(start, 1),
             "sweep_s": report["seconds"],
-            LOOKING: spread(turns.found[LOOKING]),
-            QUIET: spread(turns.found[QUIET]),
-            "slices": [of_size(str(size), turns, site.log) for size in sizes],
+            LOOKING: longest_too(turns.times[LOOKING]),
+            QUIET: longest_too(turns.times[QUIET]),
+            "slices": [of_size(str(size), turns, gateway.log) for size in sizes],
         }
-    finally:
-        close(app)
-        site.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def of_size(size: str, turns: Alternation, log: str) -> Figures:
@@ -184,15 +171,15 @@ def of_size(size: str, turns: Alternation, log: str) -> Figures:
     mine = [turn for turn in turns.turns if turn[2] == size]
     seconds = sum(ended - began for began, ended, _ in mine)
     through = [took * 1000 for at, took in slices_through(log) if any(began <= at <= ended for began, ended, _ in mine)]
-    quiet, busy = turns.found[QUIET], turns.found[size]
+    quiet, busy = turns.times[QUIET], turns.times[size]
     return {
         "size": int(size),
-        "creates": spread(busy),
+        "creates": longest_too(busy),
         "p50_ratio": round(quantile(busy, 0.5) / quantile(quiet, 0.5), 2),
         "p99_ratio": round(quantile(busy, 0.99) / quantile(quiet, 0.99), 2),
         "seconds": round(seconds, 1),
         "slices_per_s": round(len(through) / seconds, 1),
-        "writer": spread(through),
+        "writer": longest_too(through),
     }
 
 
@@ -205,12 +192,9 @@ def slices_through(log: str) -> list[tuple[float, float]]:
     ]
 
 
-def spread(found: list[float]) -> Figures:
+def longest_too(times: list[float]) -> Figures:
     """In ms."""
-    if not found:
-        return {"count": 0}
-    at = {f"p{share}": round(quantile(found, share / 100), 2) for share in (50, 90, 99)}
-    return {"count": len(found), **at, "max": round(max(found), 2)}
+    return spread(times, 50, 90, 99) | ({"max": round(max(times), 2)} if times else {})
 
 
 def show(figures: Figures) -> Table:
@@ -226,10 +210,14 @@ def show(figures: Figures) -> Table:
         ("creates, the sweep frozen", figures[QUIET], {}),
         ("creates, the observer decides", figures[LOOKING], {}),
     ]
-    for found in figures["slices"]:
+    for measured in figures["slices"]:
         rows += [
-            (f"creates, slices of {found['size']}", found["creates"], found),
-            (f"slices of {found['size']} in the writer", found["writer"], {"per_second": found["slices_per_s"]}),
+            (f"creates, slices of {measured['size']}", measured["creates"], measured),
+            (
+                f"slices of {measured['size']} in the writer",
+                measured["writer"],
+                {"per_second": measured["slices_per_s"]},
+            ),
         ]
     for title, times, more in rows:
         few = " (few)" if times["count"] < ENOUGH and "slices" not in title.split()[:1] else ""

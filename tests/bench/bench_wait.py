@@ -61,12 +61,12 @@ def commits(server: RedisServer, directory: Path, count: int, advance: Callable[
             took["waited" if number % 2 else "alone"].append((time.perf_counter() - began) * 1000)
     finally:
         bench.close()
-    found: Figures = {
+    figures: Figures = {
         f"{name}_p{share}_ms": round(quantile(values, share / 100), 3)
         for name, values in took.items()
         for share in (50, 99)
     }
-    return found | {"ratio_p50": round(found["waited_p50_ms"] / found["alone_p50_ms"], 2), "in_vain": in_vain}
+    return figures | {"ratio_p50": round(figures["waited_p50_ms"] / figures["alone_p50_ms"], 2), "in_vain": in_vain}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -81,10 +81,10 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         for at, fsync in enumerate(("everysec", "always")):
             primary, replica = pair(parent, fsync)
             try:
-                found = commits(
+                figures = commits(
                     primary, parent, chosen.commits, lambda share, at=at, name=fsync: advance(name, (at + share) / 2)
                 )
-                modes.append({"mode": fsync, **found})
+                modes.append({"mode": fsync, **figures})
             finally:
                 replica.kill()
                 primary.kill()

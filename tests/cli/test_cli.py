@@ -70,10 +70,10 @@ def test_help_and_all_that_it_imports_do_without_pyroute2() -> None:
     [(), ("gateway",), ("peer",), ("peer", "create"), ("gateway", "run"), ("gateway", "export"), ("demo",), ("top",)],
 )
 def test_every_command_says_how_it_is_used(words: tuple[str, ...]) -> None:
-    told = peerlane(*words, "--help")
-    assert told.exit_code == 0
-    assert "--json" in told.stdout
-    assert max(len(line) for line in told.stdout.splitlines()) <= 80
+    result = peerlane(*words, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
 
 
 @pytest.mark.parametrize(
@@ -122,35 +122,35 @@ USAGE = [
 
 @pytest.mark.parametrize(("words", "reason"), USAGE)
 def test_a_usage_error_is_a_sentence_and_status_2(words: tuple[str, ...], reason: str) -> None:
-    told = peerlane(*words)
-    assert told.exit_code == 2
-    assert told.stdout == ""
-    assert told.stderr.startswith("error: ")
-    assert reason in told.stderr
+    result = peerlane(*words)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert reason in result.stderr
 
 
 @pytest.mark.parametrize(("words", "reason"), USAGE)
 def test_with_json_a_usage_error_is_one_document(words: tuple[str, ...], reason: str) -> None:
-    told = peerlane(*words, "--json")
-    assert told.exit_code == 2
-    error = document(told)["error"]
+    result = peerlane(*words, "--json")
+    assert result.exit_code == 2
+    error = document(result)["error"]
     assert (error["code"], error["retryable"]) == ("usage", False)
     assert reason in error["message"]
 
 
 def test_a_group_without_a_command_is_a_usage_error_in_json_too() -> None:
-    told = peerlane("--json")
-    assert (told.exit_code, document(told)["error"]["code"]) == (2, "usage")
+    result = peerlane("--json")
+    assert (result.exit_code, document(result)["error"]["code"]) == (2, "usage")
 
 
 @pytest.mark.parametrize("words", [("--json", "gateway", "list"), ("gateway", "--json", "list"), ("gateway", "list")])
 def test_a_bad_setting_is_a_usage_error(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEERLANE_REDIS_ULR", "redis://localhost")
-    told = peerlane(*words)
-    assert told.exit_code == 2
+    result = peerlane(*words)
+    assert result.exit_code == 2
     if "--json" in words:
-        assert document(told)["error"]["code"] == "settings"
-    assert "PEERLANE_REDIS_ULR" in told.output
+        assert document(result)["error"]["code"] == "settings"
+    assert "PEERLANE_REDIS_ULR" in result.output
 
 
 def test_a_bad_setting_in_the_environment_is_no_traceback_either() -> None:
@@ -164,18 +164,18 @@ def test_what_nobody_foresaw_is_a_sentence_and_no_traceback(monkeypatch: pytest.
         raise ZeroDivisionError("unheard of")
 
     monkeypatch.setattr(Gateway, "info", broken)
-    told = peerlane("peer", "list", "iad", "--json")
-    assert told.exit_code == 1
-    error = document(told)["error"]
+    result = peerlane("peer", "list", "iad", "--json")
+    assert result.exit_code == 1
+    error = document(result)["error"]
     assert error["code"] == "unforeseen"
     assert "ZeroDivisionError: unheard of" in error["message"]
-    assert "Traceback" not in told.output
+    assert "Traceback" not in result.output
 
 
 def test_where_redis_is_not_the_outcome_is_unknown_and_a_fresh_key_is_not_lost() -> None:
-    told = peerlane("peer", "create", "iad", "--json")
-    assert told.exit_code == 3
-    error = document(told)["error"]
+    result = peerlane("peer", "create", "iad", "--json")
+    assert result.exit_code == 3
+    error = document(result)["error"]
     assert (error["code"], error["retryable"], error["gateway"]) == ("outcome_unknown", True, "iad")
     assert PUBLIC.fullmatch(error["private_key"])
     assert error["request_id"].startswith("iad.")
@@ -186,10 +186,10 @@ def test_where_the_outcome_is_unknown_the_advice_repeats_the_whole_wish(tmp_path
     secret.write_text(psk := some_key())
     options = ["--ttl", "3600", "--keepalive", "25", "--label", "user=ada lovelace", "--allowed-ip", "10.8.7.0/28"]
     words = ["peer", "create", "iad", "--public-key", key, *options, "--preshared-key-file", str(secret)]
-    told = peerlane(*words)
-    assert told.exit_code == 3
+    result = peerlane(*words)
+    assert result.exit_code == 3
     advice = shlex.split(
-        next(line for line in told.stderr.splitlines() if "ask again: " in line).split("ask again: ")[1]
+        next(line for line in result.stderr.splitlines() if "ask again: " in line).split("ask again: ")[1]
     )
     assert advice[:4] == ["peerlane", "peer", "create", "iad"]
     said = dict(zip(advice[4::2], advice[5::2], strict=True))
@@ -199,7 +199,7 @@ def test_where_the_outcome_is_unknown_the_advice_repeats_the_whole_wish(tmp_path
         "--public-key": key,
         "--preshared-key-file": "FILE",
     }
-    assert psk not in told.output + " ".join(advice), "a key from a file is its caller's to keep"
+    assert psk not in result.output + " ".join(advice), "a key from a file is its caller's to keep"
     deleted = peerlane("peer", "delete", "iad", key)
     assert f"ask again: peerlane peer delete iad {key}" in deleted.stderr
 
@@ -233,7 +233,7 @@ def test_a_gateway_is_shown_with_all_that_clients_need(iad: GatewayProcess, shel
     assert PUBLIC.fullmatch(shown["public_key"])
     assert shown["pools"] == ["10.8.0.0/16", "fd00:8::/64"]
     listed = shell.ask("gateway", "list")["gateways"]
-    assert [one["public_key"] for one in listed if one["name"] == iad.name] == [shown["public_key"]]
+    assert [row["public_key"] for row in listed if row["name"] == iad.name] == [shown["public_key"]]
 
 
 def test_json_may_stand_before_the_command_or_behind_it(iad: GatewayProcess, shell: Shell) -> None:
@@ -313,26 +313,26 @@ def test_the_private_key_never_passes_through_redis_nor_into_a_log(
 
 
 def test_to_a_person_the_private_key_is_shown_once_with_a_warning(iad: GatewayProcess, shell: Shell) -> None:
-    told = shell.run("peer", "create", iad.name)
-    assert told.exit_code == 0
-    assert "created on" in told.stdout
-    assert told.stdout.count("private key") == 1
+    result = shell.run("peer", "create", iad.name)
+    assert result.exit_code == 0
+    assert "created on" in result.stdout
+    assert result.stdout.count("private key") == 1
     # Without these two it is of no use.
     info = shell.ask("gateway", "show", iad.name)
-    assert f"gateway's key  {info['public_key']}\n" in told.stdout
-    assert f"endpoint       {info['endpoint']}" in told.stdout
-    assert told.stderr == "Shown this once, and never again: the private key.\n"
+    assert f"gateway's key  {info['public_key']}\n" in result.stdout
+    assert f"endpoint       {info['endpoint']}" in result.stdout
+    assert result.stderr == "Shown this once, and never again: the private key.\n"
 
 
 def test_a_configuration_is_written_once_for_its_owner_alone(iad: GatewayProcess, shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "laptop.conf"
-    told = shell.run("peer", "create", iad.name, "--conf", path, "--preshared-key")
-    assert told.exit_code == 0, told.output
+    result = shell.run("peer", "create", iad.name, "--conf", path, "--preshared-key")
+    assert result.exit_code == 0, result.output
     text = path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     secrets = re.findall(r"^(?:PrivateKey|PresharedKey) = (.*)$", text, flags=re.MULTILINE)
     assert len(secrets) == 2
-    assert not any(secret in told.output for secret in secrets)
+    assert not any(secret in result.output for secret in secrets)
     assert "Endpoint = vpn.example.com:51820\n" in text
     assert f"PublicKey = {shell.ask('gateway', 'show', iad.name)['public_key']}\n" in text
 
@@ -348,9 +348,9 @@ def test_a_configuration_is_written_once_for_its_owner_alone(iad: GatewayProcess
 
 
 def test_a_configuration_can_go_to_standard_output(iad: GatewayProcess, shell: Shell) -> None:
-    told = shell.run("peer", "create", iad.name, "--conf", "-")
-    assert told.stdout.startswith("[Interface]\nPrivateKey = ")
-    assert "created on" in told.stderr
+    result = shell.run("peer", "create", iad.name, "--conf", "-")
+    assert result.stdout.startswith("[Interface]\nPrivateKey = ")
+    assert "created on" in result.stderr
     made = shell.ask("peer", "create", iad.name, "--conf", "-")
     assert "private_key" not in made
     assert made["conf"].startswith("[Interface]\nPrivateKey = ")
@@ -359,19 +359,19 @@ def test_a_configuration_can_go_to_standard_output(iad: GatewayProcess, shell: S
 def test_where_a_configuration_cannot_be_written_the_key_is_shown_all_the_same(
     iad: GatewayProcess, shell: Shell
 ) -> None:
-    told = shell.run("peer", "create", iad.name, "--conf", "/proc/laptop.conf")
-    assert told.exit_code == 1
-    assert re.search(r"private key +[A-Za-z0-9+/]{43}=", told.stdout)
-    assert "the peer is there, but no configuration was written" in told.stderr
-    found = shell.ask("peer", "create", iad.name, "--conf", "/proc/laptop.conf", status=1)
-    assert (found["outcome"], found["error"]["code"]) == ("created", "not_written")
-    assert PUBLIC.fullmatch(found["private_key"])
+    result = shell.run("peer", "create", iad.name, "--conf", "/proc/laptop.conf")
+    assert result.exit_code == 1
+    assert re.search(r"private key +[A-Za-z0-9+/]{43}=", result.stdout)
+    assert "the peer is there, but no configuration was written" in result.stderr
+    answer = shell.ask("peer", "create", iad.name, "--conf", "/proc/laptop.conf", status=1)
+    assert (answer["outcome"], answer["error"]["code"]) == ("created", "not_written")
+    assert PUBLIC.fullmatch(answer["private_key"])
     assert count(shell, iad) == 2
 
 
 def test_a_qr_code_is_drawn_in_half_blocks(iad: GatewayProcess, shell: Shell) -> None:
-    told = shell.run("peer", "create", iad.name, "--conf", "-", "--qr")
-    drawn = [line for line in told.stdout.splitlines() if set(line) <= set("█▀▄ ") and line.strip()]
+    result = shell.run("peer", "create", iad.name, "--conf", "-", "--qr")
+    drawn = [line for line in result.stdout.splitlines() if set(line) <= set("█▀▄ ") and line.strip()]
     assert len(drawn) > 20
     assert len({len(line) for line in drawn}) == 1
     assert len(drawn[0]) <= 80
@@ -384,10 +384,10 @@ def test_the_same_wish_exists_and_another_one_is_a_conflict(iad: GatewayProcess,
     assert shell.ask(*wish)["outcome"] == "existing"
     error = shell.ask(*wish, "--keepalive", "25", status=1)["error"]
     assert (error["code"], error["retryable"], error["gateway"]) == ("conflict", False, iad.name)
-    told = shell.run(*wish, "--keepalive", "25")
-    assert (told.exit_code, told.stdout) == (1, "")
-    assert told.stderr.startswith("error: the peer is there already")
-    assert told.stderr.count("\n") == 1
+    result = shell.run(*wish, "--keepalive", "25")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: the peer is there already")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_same_request_id_is_the_same_request(iad: GatewayProcess, shell: Shell) -> None:
@@ -470,10 +470,10 @@ def test_a_delete_is_done_or_there_was_nothing_to_do(iad: GatewayProcess, shell:
 
 def test_many_are_deleted_at_once_and_each_is_answered(iad: GatewayProcess, shell: Shell) -> None:
     keys = [shell.ask("peer", "create", iad.name)["public_key"] for _ in range(3)]
-    found = shell.ask("peer", "delete", iad.name, *keys, some_key(), "short", status=1)
-    assert [one.get("outcome") for one in found["results"]] == ["deleted"] * 3 + ["absent", None]
-    assert found["results"][4]["error"]["code"] == "invalid"
-    assert found["summary"]["deleted"] == 3
+    answer = shell.ask("peer", "delete", iad.name, *keys, some_key(), "short", status=1)
+    assert [entry.get("outcome") for entry in answer["results"]] == ["deleted"] * 3 + ["absent", None]
+    assert answer["results"][4]["error"]["code"] == "invalid"
+    assert answer["summary"]["deleted"] == 3
     assert count(shell, iad) == 0
 
 
@@ -550,9 +550,9 @@ def test_a_csv_is_answered_line_by_line_and_a_bad_line_stops_no_other(
         ",10.8.7.77,,,,\n",
         encoding="utf-8-sig",
     )
-    found = shell.ask("peer", "create", iad.name, "--from", path, status=1)
-    told = [(one["line"], one.get("outcome") or one["error"]["code"]) for one in found["results"]]
-    assert told == [
+    answer = shell.ask("peer", "create", iad.name, "--from", path, status=1)
+    outcomes = [(entry["line"], entry.get("outcome") or entry["error"]["code"]) for entry in answer["results"]]
+    assert outcomes == [
         (2, "created"),
         (3, "created"),
         (4, "invalid"),
@@ -562,10 +562,10 @@ def test_a_csv_is_answered_line_by_line_and_a_bad_line_stops_no_other(
         (9, "invalid"),
         (10, "invalid"),
     ]
-    assert found["results"][0]["labels"] == {"team": "a b", "user": "ada"}
-    assert [(one["ttl"], one["pinned"]) for one in found["results"][:2]] == [(3600, False), (None, True)]
-    assert found["results"][1]["allowed_ips"] == ["10.8.7.0/28", "fd00:8::77/128"]
-    assert found["summary"] | {"seconds": 0} == {"asked": 8, "answered": 8, "created": 2, "failed": 6, "seconds": 0}
+    assert answer["results"][0]["labels"] == {"team": "a b", "user": "ada"}
+    assert [(entry["ttl"], entry["pinned"]) for entry in answer["results"][:2]] == [(3600, False), (None, True)]
+    assert answer["results"][1]["allowed_ips"] == ["10.8.7.0/28", "fd00:8::77/128"]
+    assert answer["summary"] | {"seconds": 0} == {"asked": 8, "answered": 8, "created": 2, "failed": 6, "seconds": 0}
     assert count(shell, iad) == 2
 
 
@@ -583,12 +583,12 @@ def test_json_lines_are_read_from_standard_input_and_options_fill_what_they_leav
         "{nonsense",
     ]
     options = ("--ttl", "1h", "--label", "batch=7", "--keepalive", "25")
-    found = shell.ask("peer", "create", iad.name, "--from", "-", *options, status=1, stdin="\n".join(lines))
-    made = found["results"]
+    answer = shell.ask("peer", "create", iad.name, "--from", "-", *options, status=1, stdin="\n".join(lines))
+    made = answer["results"]
     assert (made[0]["ttl"], made[0]["keepalive"], made[0]["labels"]) == (7200, 25, {"batch": "7", "user": "ada"})
     assert (made[1]["ttl"], made[1]["keepalive"], made[1]["labels"]) == (3600, 5, {"batch": "7"})
     assert (made[2]["ttl"], made[2]["pinned"]) == (None, True), "a pinned peer never expires"
-    assert [one["error"]["code"] for one in made[3:]] == ["invalid"] * 4
+    assert [entry["error"]["code"] for entry in made[3:]] == ["invalid"] * 4
 
 
 def test_deletes_are_read_from_a_list_too(iad: GatewayProcess, shell: Shell) -> None:
@@ -596,8 +596,8 @@ def test_deletes_are_read_from_a_list_too(iad: GatewayProcess, shell: Shell) -> 
     wishes = "\n".join(json.dumps({"public_key": key}) for key in keys)
     assert shell.run("peer", "create", iad.name, "--from", "-", stdin=wishes).exit_code == 0
     lines = "\n".join([*keys[:66], "short", some_key()])
-    found = shell.ask("peer", "delete", iad.name, "--from", "-", stdin=lines, status=1)
-    assert found["summary"] | {"seconds": 0} == {
+    answer = shell.ask("peer", "delete", iad.name, "--from", "-", stdin=lines, status=1)
+    assert answer["summary"] | {"seconds": 0} == {
         "asked": 68,
         "answered": 68,
         "deleted": 66,
@@ -605,8 +605,8 @@ def test_deletes_are_read_from_a_list_too(iad: GatewayProcess, shell: Shell) -> 
         "failed": 1,
         "seconds": 0,
     }
-    assert [one["line"] for one in found["results"]] == list(range(1, 69))
-    assert found["results"][66]["error"]["code"] == "invalid"
+    assert [entry["line"] for entry in answer["results"]] == list(range(1, 69))
+    assert answer["results"][66]["error"]["code"] == "invalid"
     as_array = json.dumps([keys[66], {"public_key": keys[67], "ttl": 60}])
     assert shell.ask("peer", "delete", iad.name, "--from", "-", stdin=as_array)["summary"]["deleted"] == 2
     as_csv = f"public_key;ttl\n{keys[68]};\n"
@@ -628,12 +628,12 @@ def test_no_line_gets_more_than_its_timeout_where_the_writer_is_frozen(iad: Gate
     lines = "\n".join(json.dumps({"public_key": some_key()}) for _ in range(20))
     iad.pause(alive=True)
     watch = Stopwatch()
-    found = shell.ask(
+    answer = shell.ask(
         "peer", "create", iad.name, "--from", "-", "--timeout", "1", "--window", "20", stdin=lines, status=3
     )
     assert watch.seconds < 15, "they wait side by side"
     iad.resume()
-    assert {one["error"]["code"] for one in found["results"]} == {"timed_out"}
+    assert {entry["error"]["code"] for entry in answer["results"]} == {"timed_out"}
     assert shell.ask("peer", "create", iad.name, "--timeout", "30")["outcome"] == "created"
     assert count(shell, iad) == 1
 
@@ -725,5 +725,5 @@ def test_a_configuration_that_no_qr_code_holds_is_told_and_its_peer_kept(gateway
     ],
 )
 def test_rights_are_for_the_database_of_the_url(url: str, database: int) -> None:
-    told = peerlane("acl", "iad", "--role", "writer", redis=url)
-    assert f"&/{database}.celeryev/*" in told.stdout
+    result = peerlane("acl", "iad", "--role", "writer", redis=url)
+    assert f"&/{database}.celeryev/*" in result.stdout

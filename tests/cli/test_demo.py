@@ -38,15 +38,15 @@ def demo(here: Path, *words: str) -> subprocess.Popen[str]:
 
 def left_of(here: Path) -> list[str]:
     """Processes that the demo started and that still live, by their command lines."""
-    found: list[str] = []
+    processes: list[str] = []
     mark = f"DEMO_OF_A_TEST={here}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                processes.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
             continue
-    return found
+    return processes
 
 
 @again
@@ -77,15 +77,15 @@ def test_it_shows_what_it_promises_and_ends_by_itself(here: Path) -> None:
 def test_with_json_it_is_one_document(here: Path) -> None:
     status, out, err = ended(demo(here, "--peers", "20", "--gateways", "1", "--no-flower", "--json"), PATIENCE)
     assert (status, err) == (0, ""), out + err
-    found = json.loads(out)
-    assert found["gateways"] == ["iad"]
-    assert found["dataplane"] in {"kernel", "memory"}
-    assert found["flower_url"] is None
-    assert found["created"]["count"] == 18
-    assert found["deleted"]["count"] == 21
-    assert (found["swept"]["count"], found["swept"]["left"]) == (5, 20)
-    assert found["deleted"]["p99_ms"] >= found["deleted"]["p50_ms"] > 0
-    assert found["timeout"]["code"] == "timed_out"
+    answer = json.loads(out)
+    assert answer["gateways"] == ["iad"]
+    assert answer["dataplane"] in {"kernel", "memory"}
+    assert answer["flower_url"] is None
+    assert answer["created"]["count"] == 18
+    assert answer["deleted"]["count"] == 21
+    assert (answer["swept"]["count"], answer["swept"]["left"]) == (5, 20)
+    assert answer["deleted"]["p99_ms"] >= answer["deleted"]["p50_ms"] > 0
+    assert answer["timeout"]["code"] == "timed_out"
     assert left_of(here) == []
 
 
@@ -103,17 +103,17 @@ def test_interrupted_while_it_creates_it_stops_all_that_it_started(here: Path) -
 
 
 def _peers(here: Path) -> int:
-    found = 0
+    count = 0
     for socket in here.glob("*/valkey.sock"):
         with Redis(unix_socket_path=str(socket)) as redis:
-            found += redis.hlen(names.peers_key("iad"))
-    return found
+            count += redis.hlen(names.peers_key("iad"))
+    return count
 
 
 def _interrupted(
-    process: subprocess.Popen[str], number: signal.Signals, here: Path, reached: Callable[[], bool], what: str
+    process: subprocess.Popen[str], number: signal.Signals, here: Path, reached: Callable[[], bool], awaited: str
 ) -> None:
-    eventually(lambda: reached() or process.poll() is not None, what, within=PATIENCE)
+    eventually(lambda: reached() or process.poll() is not None, awaited, within=PATIENCE)
     process.send_signal(number)
     status, out, err = ended(process, PATIENCE)
     assert status == 128 + number, err

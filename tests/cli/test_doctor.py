@@ -14,16 +14,16 @@ from peerlane.config import names
 from peerlane.tasks.status.alarms import raise_alarm
 
 
-def found(told: dict[str, Any], what: str) -> list[tuple[str, str]]:
-    return [(check["verdict"], check["sentence"]) for check in told["checks"] if check["what"] == what]
+def checks_of(document: dict[str, Any], name: str) -> list[tuple[str, str]]:
+    return [(check["verdict"], check["sentence"]) for check in document["checks"] if check["what"] == name]
 
 
 class TestAFleetInGoodOrder:
     def test_is_told_as_such(self, gateway: MakeGateway) -> None:
         site = gateway()
-        told = document(Shell(site).run("doctor", "--json"))
-        assert found(told, "durability") == [("ok", "what is confirmed is on disk first")]
-        (verdict, sentence), unobserved = found(told, f"gateway {site.name}")
+        answer = document(Shell(site).run("doctor", "--json"))
+        assert checks_of(answer, "durability") == [("ok", "what is confirmed is on disk first")]
+        (verdict, sentence), unobserved = checks_of(answer, f"gateway {site.name}")
         assert unobserved == ("warning", "no observer is running: nothing is swept or reconciled")
         assert verdict == "ok"
         assert sentence.startswith("active, 0 peers")
@@ -33,14 +33,14 @@ class TestWhatIsWrong:
     def test_is_a_redis_that_cannot_be_reached(self) -> None:
         result = peerlane("doctor", "--json")
         assert result.exit_code == 1
-        ((verdict, sentence),) = found(document(result), "Redis")
+        ((verdict, sentence),) = checks_of(document(result), "Redis")
         assert verdict == "failed"
         assert "PEERLANE_REDIS_URL" in sentence
 
     def test_is_a_redis_that_may_lose_peers(self, own_redis: RedisServer) -> None:
         own_redis.redis.config_set("appendfsync", "everysec")
-        told = document(peerlane("doctor", "--json", redis=own_redis.url))
-        ((verdict, sentence),) = found(told, "durability")
+        answer = document(peerlane("doctor", "--json", redis=own_redis.url))
+        ((verdict, sentence),) = checks_of(answer, "durability")
         assert verdict == "warning"
         assert "appendfsync always" in sentence
 
@@ -54,7 +54,7 @@ class TestWhatIsWrong:
     def test_is_an_observer_that_hangs(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
         site = gateway(redis=own_redis)
         own_redis.redis.hset(names.observer_key(site.name), "heartbeat", (own_redis.redis.time()[0] - 60) * 1000)
-        _, (verdict, sentence) = found(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
+        _, (verdict, sentence) = checks_of(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
         assert verdict == "warning"
         assert sentence.startswith("its observer has been silent for 6")
         assert "hangs" in sentence
@@ -71,23 +71,23 @@ class TestWhatIsWrong:
     ) -> None:
         site = gateway(redis=own_redis)
         own_redis.redis.lpush(names.poison_key(site.name), "{}")
-        told = found(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
-        assert ("warning", f"1 message was set aside: peerlane gateway poison {site.name}") in told
+        checks = checks_of(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
+        assert ("warning", f"1 message was set aside: peerlane gateway poison {site.name}") in checks
 
     def test_is_one_stale_peer_that_a_sweep_has_left(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
         site = gateway(redis=own_redis)
         report = {"outcome": "swept", "at": 1, "stale": {"expired": 2}, "removed": {"expired": 1}}
         own_redis.redis.hset(names.observer_key(site.name), "sweep", json.dumps(report))
-        told = found(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
-        assert ("warning", "its last sweep left 1 stale peer in place") in told
+        checks = checks_of(document(Shell(site).run("doctor", "--json")), f"gateway {site.name}")
+        assert ("warning", "its last sweep left 1 stale peer in place") in checks
 
     def test_is_a_writer_of_this_host_on_another_device(self, gateway: MakeGateway, own_redis: RedisServer) -> None:
         site = gateway(redis=own_redis)
-        told = document(Shell(site).run("doctor", site.name, "--json"))
-        ((verdict, sentence),) = found(told, "host")
+        answer = document(Shell(site).run("doctor", site.name, "--json"))
+        ((verdict, sentence),) = checks_of(answer, "host")
         assert verdict == "warning"
         assert sentence.startswith("its writer is on this host with another device or data plane")
-        assert "only gateways need it" not in str(found(told, "data plane"))
+        assert "only gateways need it" not in str(checks_of(answer, "data plane"))
 
 
 class TestItsSettings:

@@ -62,7 +62,7 @@ def _emptied(two: list[GatewayProcess], client: MakeClient) -> Iterator[None]:  
         eventually(lambda lane=lane: int(lane.info().peers) == 0, "the gateway telling of no peers")
 
 
-def held(client: MakeClient, site: GatewayProcess) -> set[str]:
+def keys_on(client: MakeClient, site: GatewayProcess) -> set[str]:
     return {peer.public_key for peer in client(site).peers()}
 
 
@@ -80,14 +80,14 @@ def test_a_list_is_spread_and_each_answer_names_its_gateway(
     two: list[GatewayProcess], region: str, client: MakeClient
 ) -> None:
     keys = [some_key() for _ in range(70)]
-    told = run(two, "peer", "create", "--region", region, "--from", "-", "--timeout", "30", stdin=lines_of(keys))
-    assert told["region"] == region
-    assert "gateway" not in told
-    assert [one["public_key"] for one in told["results"]] == keys
-    assert [one["line"] for one in told["results"]] == list(range(1, 71))
-    by_gateway = Counter(one["gateway"] for one in told["results"])
+    answer = run(two, "peer", "create", "--region", region, "--from", "-", "--timeout", "30", stdin=lines_of(keys))
+    assert answer["region"] == region
+    assert "gateway" not in answer
+    assert [entry["public_key"] for entry in answer["results"]] == keys
+    assert [entry["line"] for entry in answer["results"]] == list(range(1, 71))
+    by_gateway = Counter(entry["gateway"] for entry in answer["results"])
     assert by_gateway == {site.name: 35 for site in two}
-    assert told["summary"] | {"seconds": 0} == {
+    assert answer["summary"] | {"seconds": 0} == {
         "asked": 70,
         "answered": 70,
         "created": 70,
@@ -95,25 +95,27 @@ def test_a_list_is_spread_and_each_answer_names_its_gateway(
         "seconds": 0,
     }
     for site in two:
-        assert held(client, site) == {one["public_key"] for one in told["results"] if one["gateway"] == site.name}
+        assert keys_on(client, site) == {
+            entry["public_key"] for entry in answer["results"] if entry["gateway"] == site.name
+        }
 
     again = run(two, "peer", "create", "--region", region, "--from", "-", stdin=lines_of(keys))
-    assert [(one["outcome"], one["gateway"]) for one in again["results"]] == [
-        ("existing", one["gateway"]) for one in told["results"]
+    assert [(entry["outcome"], entry["gateway"]) for entry in again["results"]] == [
+        ("existing", entry["gateway"]) for entry in answer["results"]
     ]
 
 
 def test_a_person_reads_where_each_peer_is(two: list[GatewayProcess], region: str) -> None:
     keys = [some_key() for _ in range(2)]
     url = str(two[0].settings["redis_url"])
-    told = peerlane("peer", "create", "--region", region, "--from", "-", redis=url, stdin=lines_of(keys))
-    assert told.exit_code == 0, told.output
-    first, second = told.stdout.splitlines()
+    result = peerlane("peer", "create", "--region", region, "--from", "-", redis=url, stdin=lines_of(keys))
+    assert result.exit_code == 0, result.output
+    first, second = result.stdout.splitlines()
     places = {f"created on {site.name}" for site in two}
     assert {line.partition(": ")[2].split("  ")[0] for line in (first, second)} == places
     assert first.startswith("line 1: created on ")
     assert keys[0] in first
-    assert all(f"on {site.name}: 1 created" in told.stderr for site in two)
+    assert all(f"on {site.name}: 1 created" in result.stderr for site in two)
     gone = peerlane("peer", "delete", "--region", region, *keys, redis=url)
     assert gone.exit_code == 0, gone.output
     assert {line.split("  ")[0] for line in gone.stdout.splitlines()} == {f"deleted on {site.name}" for site in two}
@@ -124,30 +126,30 @@ def test_labels_choose_too_and_what_is_refused_names_its_gateway(
 ) -> None:
     key, name = some_key(), two[1].name
     by_label = ("--region", region, "--where", "tier=b")
-    told = run(two, "peer", "create", *by_label, "--from", "-", stdin=lines_of([key]))
-    assert told["where"] == {"tier": "b"}
-    assert told["results"][0]["gateway"] == name
+    answer = run(two, "peer", "create", *by_label, "--from", "-", stdin=lines_of([key]))
+    assert answer["where"] == {"tier": "b"}
+    assert answer["results"][0]["gateway"] == name
     list_of = [{"public_key": key, "keepalive": 9}, {"public_key": "short"}, {"ttl": 60}, {"public_key": some_key()}]
     bad = run(two, "peer", "create", *by_label, "--from", "-", stdin=json.dumps(list_of), status=1)
-    assert [one["error"]["code"] for one in bad["results"][:3]] == ["conflict", "invalid", "invalid"]
+    assert [entry["error"]["code"] for entry in bad["results"][:3]] == ["conflict", "invalid", "invalid"]
     assert bad["results"][0]["gateway"] == name
     assert "gateway" not in bad["results"][2], "a line that could not be read belongs to none"
     assert bad["results"][3]["outcome"] == "created"
     assert bad["summary"]["gateways"][name] == {"created": 1, "failed": 2}
-    assert held(client, two[0]) == set()
+    assert keys_on(client, two[0]) == set()
 
 
 def test_what_no_gateway_takes_is_refused_and_the_rest_is_done(two: list[GatewayProcess], region: str) -> None:
     keys = [some_key() for _ in range(2 * ROOM + 3)]
     words = ("peer", "create", "--region", region, "--from", "-", "--timeout", "30")
-    told = run(two, *words, stdin=lines_of(keys), status=1)
-    assert told["summary"]["created"] == 2 * ROOM
-    refused = [one for one in told["results"] if "error" in one]
-    assert {one["error"]["code"] for one in refused} == {"unavailable"}
-    assert [one["public_key"] for one in refused] == [
-        one["public_key"] for one in told["results"] if "gateway" not in one
+    answer = run(two, *words, stdin=lines_of(keys), status=1)
+    assert answer["summary"]["created"] == 2 * ROOM
+    refused = [entry for entry in answer["results"] if "error" in entry]
+    assert {entry["error"]["code"] for entry in refused} == {"unavailable"}
+    assert [entry["public_key"] for entry in refused] == [
+        entry["public_key"] for entry in answer["results"] if "gateway" not in entry
     ]
-    assert all(two[0].name in one["error"]["message"] for one in refused)
+    assert all(two[0].name in entry["error"]["message"] for entry in refused)
 
 
 def test_of_a_region_without_gateways_each_line_is_unavailable_and_a_bad_one_still_invalid(
@@ -157,11 +159,11 @@ def test_of_a_region_without_gateways_each_line_is_unavailable_and_a_bad_one_sti
         ("peer", "create", "--region", "mars", "--from", "-"),
         ("peer", "delete", "--region", "mars", "--from", "-"),
     ):
-        told = run(two, *words, stdin=lines_of([some_key()]), status=3)
-        assert [one["error"]["code"] for one in told["results"]] == ["unavailable"]
-        assert told["summary"]["gateways"] == {}
-    told = run(two, "peer", "create", "--region", "mars", "--from", "-", stdin='{"ttl": 60}\n{', status=1)
-    assert [one["error"]["code"] for one in told["results"]] == ["invalid", "invalid"]
+        answer = run(two, *words, stdin=lines_of([some_key()]), status=3)
+        assert [entry["error"]["code"] for entry in answer["results"]] == ["unavailable"]
+        assert answer["summary"]["gateways"] == {}
+    answer = run(two, "peer", "create", "--region", "mars", "--from", "-", stdin='{"ttl": 60}\n{', status=1)
+    assert [entry["error"]["code"] for entry in answer["results"]] == ["invalid", "invalid"]
 
 
 def test_peers_are_deleted_wherever_they_are(two: list[GatewayProcess], region: str, client: MakeClient) -> None:
@@ -171,18 +173,18 @@ def test_peers_are_deleted_wherever_they_are(two: list[GatewayProcess], region: 
     client(two[1]).create_peer(twice)
     stranger = some_key()
     listed = "\n".join([*keys, stranger, twice, "short"])
-    told = run(two, "peer", "delete", "--region", region, "--from", "-", "--timeout", "30", stdin=listed, status=1)
-    assert [one.get("outcome") for one in told["results"]] == ["deleted"] * 68 + ["absent", "deleted", None]
-    assert told["results"][-1]["error"]["code"] == "invalid"
-    assert (told["summary"]["deleted"], told["summary"]["absent"], told["summary"]["failed"]) == (69, 1, 1)
-    assert held(client, two[0]) | held(client, two[1]) == set()
+    answer = run(two, "peer", "delete", "--region", region, "--from", "-", "--timeout", "30", stdin=listed, status=1)
+    assert [entry.get("outcome") for entry in answer["results"]] == ["deleted"] * 68 + ["absent", "deleted", None]
+    assert answer["results"][-1]["error"]["code"] == "invalid"
+    assert (answer["summary"]["deleted"], answer["summary"]["absent"], answer["summary"]["failed"]) == (69, 1, 1)
+    assert keys_on(client, two[0]) | keys_on(client, two[1]) == set()
     assert run(two, "peer", "delete", "--region", region, stranger)["results"][0]["outcome"] == "absent"
 
 
 def test_without_redis_nothing_was_sent() -> None:
-    told = peerlane("peer", "create", "--region", "eu", "--from", "-", "--json", stdin=lines_of([some_key()]))
-    assert told.exit_code == 3
-    error = document(told)["error"]
+    result = peerlane("peer", "create", "--region", "eu", "--from", "-", "--json", stdin=lines_of([some_key()]))
+    assert result.exit_code == 3
+    error = document(result)["error"]
     assert error["code"] == "outcome_unknown"
     assert "nothing was" in error["message"]
 
@@ -206,4 +208,4 @@ def test_ctrl_c_cancels_what_is_outstanding_on_every_gateway(
     assert json.loads(out)["summary"]["answered"] == 0
     for site in two:
         client(site).create_peer(key := some_key(), timeout=30)
-        assert held(client, site) == {key}, "what was cancelled never takes effect"
+        assert keys_on(client, site) == {key}, "what was cancelled never takes effect"

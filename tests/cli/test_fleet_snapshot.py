@@ -32,8 +32,8 @@ def register(redis: Redis, name: str, **facts: object) -> None:
     """A gateway as its writer and its observer leave it in Redis."""
     now = int(redis.time()[0])
     redis.sadd(names.GATEWAYS_KEY, name)
-    told = {"public_key": "k", "phase": "serving", "heartbeat": now * 1000, "peers": 3, "max_peers": 10, **facts}
-    redis.hset(names.gateway_key(name), mapping={key: str(value) for key, value in told.items()})
+    fields = {"public_key": "k", "phase": "serving", "heartbeat": now * 1000, "peers": 3, "max_peers": 10, **facts}
+    redis.hset(names.gateway_key(name), mapping={key: str(value) for key, value in fields.items()})
     redis.hset(names.observer_key(name), mapping={"heartbeat": now * 1000, "asked_at": now - 40})
 
 
@@ -96,16 +96,16 @@ class TestWhatItCosts:
 class TestWhatItTells:
     def test_is_the_same_by_every_command(self, fleet: RedisServer) -> None:
         listed = {
-            one["name"]: one for one in document(peerlane("gateway", "list", "--json", redis=fleet.url))["gateways"]
+            row["name"]: row for row in document(peerlane("gateway", "list", "--json", redis=fleet.url))["gateways"]
         }
         shown = document(peerlane("gateway", "show", "gw-07", "--json", redis=fleet.url))
         rows = document(peerlane("top", "--once", "--json", "--interval", "0.2", redis=fleet.url))["gateways"]
         (top,) = [row for row in rows if row["gateway"] == "gw-07"]
         assert shown["alarms"] == listed["gw-07"]["alarms"] == top["alarms"]
         assert [alarm["kind"] for alarm in shown["alarms"]] == ["clock"]
-        for told in (shown, listed["gw-07"], top):
-            assert 40 <= told["beat_silent_for"] < 100
-            assert told["observer_silent_for"] < 15
+        for view in (shown, listed["gw-07"], top):
+            assert 40 <= view["beat_silent_for"] < 100
+            assert view["observer_silent_for"] < 15
 
     def test_is_messages_that_were_set_aside(self, fleet: RedisServer) -> None:
         assert document(peerlane("gateway", "show", "gw-08", "--json", redis=fleet.url))["set_aside"] == 2
@@ -132,8 +132,8 @@ class TestWhatItTells:
             "beat has asked for nothing for 60 min"
             in peerlane("top", "--once", "--interval", "0.2", redis=fleet.url).stdout
         )
-        told = document(peerlane("doctor", "--json", redis=fleet.url))["checks"]
-        assert [check["verdict"] for check in told if check["what"] == "beat"] == ["warning"]
+        answer = document(peerlane("doctor", "--json", redis=fleet.url))["checks"]
+        assert [check["verdict"] for check in answer if check["what"] == "beat"] == ["warning"]
 
     def test_is_a_full_lane(self, own_redis: RedisServer) -> None:
         register(own_redis.redis, "iad", lane_cap=2)
@@ -152,9 +152,9 @@ class TestWhatItTells:
         assert re.search(
             rf"^{site.name} +stopped ", peerlane("gateway", "list", redis=own_redis.url).stdout, re.MULTILINE
         )
-        told = document(peerlane("gateway", "show", site.name, "--json", redis=own_redis.url))
-        assert (told["state"], told["stopped"], told["silent_for"]) == ("down", True, None)
-        assert abs(told["stopped_at"] - int(own_redis.redis.time()[0])) < 60
+        answer = document(peerlane("gateway", "show", site.name, "--json", redis=own_redis.url))
+        assert (answer["state"], answer["stopped"], answer["silent_for"]) == ("down", True, None)
+        assert abs(answer["stopped_at"] - int(own_redis.redis.time()[0])) < 60
         assert "1 stopped" in peerlane("top", "--once", "--interval", "0.2", redis=own_redis.url).stdout
 
     def test_is_when_an_alarms_numbers_were_written(self, own_redis: RedisServer) -> None:

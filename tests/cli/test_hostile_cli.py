@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import preloaded
 import pytest
 from commands import Shell, peerlane
 from gateways import ROOT, GatewayProcess, MakeClient, MakeGateway, clean_environment
@@ -33,9 +34,9 @@ def commands(command: click.Command = main, path: tuple[str, ...] = ()) -> Itera
     yield path
     if isinstance(command, click.Group):
         for name in command.list_commands(click.Context(command)):
-            one = command.get_command(click.Context(command), name)
-            assert one is not None
-            yield from commands(one, (*path, name))
+            subcommand = command.get_command(click.Context(command), name)
+            assert subcommand is not None
+            yield from commands(subcommand, (*path, name))
 
 
 EVERY = list(commands())
@@ -48,10 +49,12 @@ def run(
     """A command as a process; with ``streams``, what is done to its streams, as in ``"$@" | head``."""
     command = [sys.executable, "-m", "peerlane.workers.cli", *words]
     settings = {"PEERLANE_REDIS_URL": "unix:///nonexistent/redis.sock", **(environment or {})}
-    told = {name: value for name, value in (clean_environment() | settings).items() if name not in drop.split()}
-    if streams is not None:
+    variables = {name: value for name, value in (clean_environment() | settings).items() if name not in drop.split()}
+    if streams is None:
+        done = preloaded.run(command, ROOT, variables)
+    else:
         command = ["bash", "-c", streams, "sh", *command]
-    done = subprocess.run(command, env=told, input=b"", capture_output=True, check=False, timeout=90, cwd=ROOT)
+        done = subprocess.run(command, env=variables, input=b"", capture_output=True, check=False, timeout=90, cwd=ROOT)
     for text in (done.stdout, done.stderr):
         assert b"Traceback" not in text
         assert b"Exception ignored" not in text
@@ -64,10 +67,10 @@ def test_help_is_there_whatever_the_terminal_is(path: tuple[str, ...], monkeypat
     for columns in ("1", "40", "x"):
         monkeypatch.setenv("COLUMNS", columns)
         monkeypatch.setenv("NO_COLOR", "1")
-        told = peerlane(*path, "--help")
-        assert told.exit_code == 0
-        assert "Usage:" in told.stdout
-        assert "\x1b" not in told.stdout
+        result = peerlane(*path, "--help")
+        assert result.exit_code == 0
+        assert "Usage:" in result.stdout
+        assert "\x1b" not in result.stdout
 
 
 @named
@@ -84,12 +87,12 @@ def test_what_is_missing_or_wrong_is_one_document(path: tuple[str, ...]) -> None
     if path == ("top",):
         tries = tries[:1]  # it watches until Ctrl-C, with any names
     for words in [*tries, *([[]] if path in {(), ("gateway",), ("peer",)} else [])]:
-        told = peerlane(*path, "--json", *words)
-        assert told.exit_code in DOCUMENTED
-        document = json.loads(told.stdout)
-        assert '"unforeseen"' not in told.stdout
+        result = peerlane(*path, "--json", *words)
+        assert result.exit_code in DOCUMENTED
+        document = json.loads(result.stdout)
+        assert '"unforeseen"' not in result.stdout
         # A list of peers has an answer for each.
-        if told.exit_code and (path != ("peer", "delete") or "error" in document):
+        if result.exit_code and (path != ("peer", "delete") or "error" in document):
             assert isinstance(document["error"]["message"], str)
 
 
@@ -124,8 +127,8 @@ def test_without_a_home_a_user_or_a_path_it_works() -> None:
 def test_an_output_that_is_closed_or_full_is_no_accident(
     words: tuple[str, ...], shell: str, status: tuple[int, ...]
 ) -> None:
-    found, _, err = run(words, streams=shell)
-    assert found in status
+    ended, _, err = run(words, streams=shell)
+    assert ended in status
     if status == (1,):
         assert err == b"error: standard output cannot be written: No space left on device\n"
 
@@ -168,9 +171,9 @@ def test_a_file_that_is_none_of_ours_is_refused(words: tuple[str, ...], name: st
     elif name == "a loop":
         file.symlink_to(file)
     file = {"too long": Path("a" * 300), "not utf-8": Path(NOT_UTF8), "/dev/full": Path("/dev/full")}.get(name, file)
-    told = peerlane(*words, file, "--json")
-    assert told.exit_code in (1, 2, 3)
-    error = json.loads(told.stdout)["error"]
+    result = peerlane(*words, file, "--json")
+    assert result.exit_code in (1, 2, 3)
+    error = json.loads(result.stdout)["error"]
     assert error["code"] != "unforeseen", error
 
 
@@ -206,8 +209,8 @@ def test_a_file_that_cannot_be_made_is_refused(
     ids=lambda words: " ".join(words[:2]),
 )
 def test_a_timeout_that_is_none_is_a_usage_error(words: tuple[str, ...], timeout: str) -> None:
-    told = peerlane(*words, "--timeout", timeout, "--json")
-    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (2, "usage")
+    result = peerlane(*words, "--timeout", timeout, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (2, "usage")
 
 
 @pytest.mark.parametrize(
@@ -221,9 +224,9 @@ def test_a_timeout_that_is_none_is_a_usage_error(words: tuple[str, ...], timeout
     ],
 )
 def test_an_argument_that_is_no_text_is_a_usage_error(words: tuple[str, ...]) -> None:
-    told = peerlane(*words, "--json")
-    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (2, "usage")
-    assert "it is not UTF-8" in told.stdout
+    result = peerlane(*words, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (2, "usage")
+    assert "it is not UTF-8" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["POOLS", "REDIS_CA", "ENDPOINT", "LABELS", "GATEWAY", "USER"])
@@ -245,16 +248,16 @@ def test_a_list_that_is_not_written_to_its_end_is_one_document(error: Any, capsy
     with pytest.raises((KeyboardInterrupt, OutcomeUnknown)) as caught:
         output.listing({"gateway": "iad"}, "peers", items())
     output.error({"message": type(caught.value).__name__})
-    told = json.loads(capsys.readouterr().out)
-    assert told == {"gateway": "iad", "peers": [{"number": 1}], "error": {"message": type(caught.value).__name__}}
+    written = json.loads(capsys.readouterr().out)
+    assert written == {"gateway": "iad", "peers": [{"number": 1}], "error": {"message": type(caught.value).__name__}}
 
 
 @pytest.mark.parametrize(
     "port", ["65536", "9" * 5000, "x", "", "-1"], ids=["one-too-many", "huge", "word", "none", "minus"]
 )
 def test_a_port_that_is_none_is_a_usage_error(port: str) -> None:
-    told = peerlane("exporter", "--listen", f"127.0.0.1:{port}", "--json")
-    assert (told.exit_code, json.loads(told.stdout)["error"]["code"]) == (2, "usage")
+    result = peerlane("exporter", "--listen", f"127.0.0.1:{port}", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (2, "usage")
 
 
 @pytest.mark.parametrize("words", [("top", "--once", "--interval", "0.2"), ("gateway", "list")], ids=" ".join)
@@ -276,8 +279,8 @@ def test_what_others_wrote_moves_no_cursor(gateway: MakeGateway, client: MakeCli
     redis_server.redis.hset(names.gateway_key(iad.name), "endpoint", "\x1b]0;title\x07\x1b[31mred\x9b2J\u202e:51820")
     redis_server.redis.hset(names.gateway_key(iad.name), "region", "a\rb")
     for words in (("gateway", "list"), ("gateway", "show", iad.name), ("peer", "list", iad.name), ("doctor",)):
-        told = Shell(iad).run(*words)
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", told.stdout), told.stdout
+        result = Shell(iad).run(*words)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", result.stdout), result.stdout
 
 
 def test_every_command_is_tried_here() -> None:

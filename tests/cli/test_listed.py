@@ -48,12 +48,12 @@ def test_no_text_makes_reading_fail_but_by_a_refusal(text: str) -> None:
         min_size=1,
     )
 )
-def test_a_list_reads_the_same_as_csv_and_as_json_lines(found: list[dict[str, Any]]) -> None:
-    as_json = "\n".join(json.dumps(one) for one in found)
+def test_a_list_reads_the_same_as_csv_and_as_json_lines(listed: list[dict[str, Any]]) -> None:
+    as_json = "\n".join(json.dumps(wish) for wish in listed)
     page = io.StringIO()
-    rows = [{**one, "allowed_ips": ";".join(one.get("allowed_ips", []))} for one in found]
+    rows = [{**wish, "allowed_ips": ";".join(wish.get("allowed_ips", []))} for wish in listed]
     csv.writer(page).writerows([FIELDS, *([row.get(name, "") for name in FIELDS] for row in rows)])
-    assert wishes(as_json) == wishes(page.getvalue()) == found
+    assert wishes(as_json) == wishes(page.getvalue()) == listed
 
 
 def test_a_line_number_is_what_an_editor_shows() -> None:
@@ -94,10 +94,10 @@ def test_a_pinned_line_is_not_given_a_time_to_live(
 )
 def test_a_bad_json_line_says_what_is_wrong_with_it(line: str, reason: str) -> None:
     good = json.dumps({"public_key": some_key()})
-    found = wishes(f"{good}\n{line}\n{good}")
-    assert isinstance(found[1], Invalid)
-    assert reason in found[1].message
-    assert not any(isinstance(other, Invalid) for other in (found[0], found[2]))
+    lines = wishes(f"{good}\n{line}\n{good}")
+    assert isinstance(lines[1], Invalid)
+    assert reason in lines[1].message
+    assert not any(isinstance(other, Invalid) for other in (lines[0], lines[2]))
 
 
 def test_a_secret_in_a_list_does_not_show_in_its_error() -> None:
@@ -163,15 +163,15 @@ def test_what_is_no_list_is_refused_in_a_sentence(text: str, reason: str) -> Non
 
 
 def test_keys_are_read_a_line_each_or_from_any_list() -> None:
-    one, other = key_number(1), key_number(2)
+    first, second = key_number(1), key_number(2)
     for text in (
-        f"{one}\n\n{other}\n",
-        f"{one}\r\n\r\n{other}",
-        f"public_key,ttl\n{one},60\n\n{other},\n",
+        f"{first}\n\n{second}\n",
+        f"{first}\r\n\r\n{second}",
+        f"public_key,ttl\n{first},60\n\n{second},\n",
     ):
-        assert [line.public_key for line in read_keys(text)] == [one, other]
-    assert [line.number for line in read_keys(f"{one}\n\n{other}\n")] == [1, 3]
-    assert [line.public_key for line in read_keys(json.dumps([one, {"public_key": other}]))] == [one, other]
+        assert [line.public_key for line in read_keys(text)] == [first, second]
+    assert [line.number for line in read_keys(f"{first}\n\n{second}\n")] == [1, 3]
+    assert [line.public_key for line in read_keys(json.dumps([first, {"public_key": second}]))] == [first, second]
 
 
 @given(st.text(max_size=200))

@@ -28,8 +28,8 @@ def glance(
     **facts: str,
 ) -> GatewayStatus:
     """A serving gateway with a live observer; ``silent`` seconds after the writer's last beat."""
-    told = {"phase": "serving", "epoch": "1", "heartbeat": int((at - silent) * 1000), **(done or {}), **facts}
-    raw = {key.encode(): str(value).encode() for key, value in told.items()}
+    fields = {"phase": "serving", "epoch": "1", "heartbeat": int((at - silent) * 1000), **(done or {}), **facts}
+    raw = {key.encode(): str(value).encode() for key, value in fields.items()}
     observer = {b"heartbeat": str(int(at * 1000)).encode()}
     return GatewayStatus.of(LaneState.of(name, raw, waiting, bulk, now=int(at * 1000)), now=at, observer=observer)
 
@@ -41,8 +41,8 @@ def counted(answered: int, created: int = 0, deleted: int = 0) -> dict[str, int]
 def row_of(*glances: GatewayStatus) -> Row:
     """The row after one look at each of these, two seconds apart."""
     rates, rows = FleetRates(), list[Row]()
-    for number, one in enumerate(glances):
-        rows = rates.rows(FleetSnapshot(NOW + 2 * number, (one,)))
+    for number, status in enumerate(glances):
+        rows = rates.rows(FleetSnapshot(NOW + 2 * number, (status,)))
     return rows[0]
 
 

@@ -18,10 +18,10 @@ LONG_LABEL = "a-label-of-a-rather-long-name=and-a-value-that-is-longer-than-most
 WIDTHS = [36, 60, 72, 80, 100, 120, 200]
 
 
-def drawn(what: RenderableType, width: int) -> list[str]:
+def drawn(renderable: RenderableType, width: int) -> list[str]:
     console = Console(width=width, markup=False, highlight=False)
     with console.capture() as captured:
-        console.print(what)
+        console.print(renderable)
     return captured.get().splitlines()
 
 

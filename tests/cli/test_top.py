@@ -172,9 +172,9 @@ def iad(own_redis: RedisServer, gateway: MakeGateway) -> Iterator[GatewayProcess
 
 
 def test_once_is_one_table_with_rates(lasting: GatewayProcess) -> None:
-    told = Shell(lasting).run("top", "--once", "--interval", "1.2")
-    assert told.exit_code == 0, told.output
-    summary, head, row = told.stdout.splitlines()
+    result = Shell(lasting).run("top", "--once", "--interval", "1.2")
+    assert result.exit_code == 0, result.output
+    summary, head, row = result.stdout.splitlines()
     assert summary.endswith("1 gateway: 1 active; 0 peers, +0/s -0/s, 0 waiting")
     assert head.split() == EVERYTHING
     assert re.fullmatch(r"iad +active +0 +100,000 +0 +0 +0 +0 +0 +- +- +1s +1s +0, \d+s ago *", row), row
@@ -248,9 +248,9 @@ _COST = ("total_commands_processed", "total_net_output_bytes")
 
 def test_an_unknown_gateway_ends_it_with_3(lasting: GatewayProcess) -> None:
     for words in (("--once",), ()):
-        told = Shell(lasting).run("top", "nowhere", "--json", *words)
-        assert told.exit_code == 3
-        assert document(told)["error"]["code"] == "unavailable"
+        result = Shell(lasting).run("top", "nowhere", "--json", *words)
+        assert result.exit_code == 3
+        assert document(result)["error"]["code"] == "unavailable"
 
 
 # Who may look
@@ -266,9 +266,9 @@ def test_least_rights_show_what_they_allow(capsys: pytest.CaptureFixture[str]) -
             ("fra", True, 0),
         ]
         assert server.redis.acl_log() == []
-        told = peerlane("top", "--once", "--interval", "0.2", redis=server.url_of("api")).stdout
-        assert "alarms, sweeps and observers of 2 are not for this Redis user to see" in told
-        assert re.search(r"^fra +down ", told, flags=re.MULTILINE)
+        output = peerlane("top", "--once", "--interval", "0.2", redis=server.url_of("api")).stdout
+        assert "alarms, sweeps and observers of 2 are not for this Redis user to see" in output
+        assert re.search(r"^fra +down ", output, flags=re.MULTILINE)
         refused: list[dict[str, Any]] = server.redis.acl_log()
         assert sum(entry["count"] for entry in refused) <= 6, "it asks once, not at every look"
 
@@ -277,9 +277,9 @@ def test_least_rights_show_what_they_allow(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_once_without_redis_ends_with_3() -> None:
-    told = peerlane("top", "--once", "--interval", "0.2", "--json")
-    assert told.exit_code == 3
-    assert document(told)["error"]["code"] == "outcome_unknown"
+    result = peerlane("top", "--once", "--interval", "0.2", "--json")
+    assert result.exit_code == 3
+    assert document(result)["error"]["code"] == "outcome_unknown"
 
 
 @pytest.mark.usefixtures("iad")

@@ -37,8 +37,8 @@ class TestAPeersActivity:
         self, site: GatewayProcess, client: MakeClient, redis_server: RedisServer, settings: MakeSettings
     ) -> None:
         iad, key, other = client(site), some_key(), some_key()
-        for one in (key, other):
-            iad.create_peer(one)
+        for public_key in (key, other):
+            iad.create_peer(public_key)
         expected = store(redis_server, site.name, key, last_seen=int(time.time()) + 60)
         assert iad.activity(key) == expected
         assert iad.activity(other) is None
@@ -61,13 +61,13 @@ class TestAPeersActivity:
         self, site: GatewayProcess, client: MakeClient, redis_server: RedisServer
     ) -> None:
         iad, shell, key, other = client(site), Shell(site), some_key(), some_key()
-        for one in (key, other):
-            iad.create_peer(one)
+        for public_key in (key, other):
+            iad.create_peer(public_key)
         at = int(time.time()) + 60  # after it was made, whatever Redis' clock says
         expected = store(redis_server, site.name, key, last_seen=at).as_dict()
         assert shell.ask("peer", "show", site.name, key)["activity"] == expected
         assert shell.ask("peer", "show", site.name, other)["activity"] is None
-        listed = {one["public_key"]: one["activity"] for one in shell.ask("peer", "list", site.name)["peers"]}
+        listed = {row["public_key"]: row["activity"] for row in shell.ask("peer", "list", site.name)["peers"]}
         assert listed == {key: expected, other: None}
         rows = [line.split("\t") for line in shell.run("peer", "list", site.name).stdout.splitlines()]
         assert {row[0]: row[6:] for row in rows} == {
@@ -121,7 +121,7 @@ def test_an_api_host_may_see_it_and_one_with_rights_of_an_earlier_version_is_tol
             assert key in result.stdout
             assert "not shown: Redis refuses" in result.stderr
         listed = document(peerlane("peer", "list", "iad", "--json", redis=server.url_of("api-iad")))["peers"]
-        assert [one["activity"] for one in listed] == [None]
+        assert [row["activity"] for row in listed] == [None]
 
 
 def test_a_table_has_its_columns_only_where_it_may_be_seen() -> None:

@@ -86,8 +86,8 @@ def test_a_program_that_gives_up_while_redis_is_silent_leaves_no_connection(site
             site.silence()
             asked += [asyncio.create_task(lane.create_peer(some_key(), timeout=0.5)) for _ in range(4)]
             await asyncio.sleep(moment)
-            for one in asked[::2]:
-                one.cancel()
+            for task in asked[::2]:
+                task.cancel()
         return await asyncio.gather(*asked, return_exceptions=True)
 
     for moment in MOMENTS:
@@ -278,6 +278,27 @@ def test_a_program_that_stood_still_learns_what_became_of_its_request(
         assert isinstance(end, (PeerResult, TimedOut)), end
 
 
+def test_a_program_that_stands_still_while_it_cancels_learns_the_truth(
+    gateway: MakeGateway, make_app: Callable[..., PeerlaneApp], link: FaultProxy
+) -> None:
+    site = gateway()
+    app = make_app(redis_url=link.url)
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        async with AsyncGateway(site.name, app=app) as iad:
+            await iad.create_peer(some_key(), timeout=PATIENCE)
+            site.hold()
+            link.latency = 0.1  # the cancel's answer is on its way while nothing runs, and comes before that ends
+            asking = asyncio.create_task(iad.create_peer(some_key(), timeout=0.5))
+            loop.call_later(0.6, time.sleep, 1.5)
+            with pytest.raises(TimedOut):
+                await asking
+
+    asyncio.run(ask())
+    site.resume()
+
+
 def test_callers_that_are_cancelled_cost_the_others_no_connection(
     gateway: MakeGateway, make_app: Callable[..., PeerlaneApp], link: FaultProxy
 ) -> None:
@@ -288,9 +309,9 @@ def test_callers_that_are_cancelled_cost_the_others_no_connection(
             await lane.create_peer(some_key(), timeout=PATIENCE)
             before = link.accepted
             asked = [asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE)) for _ in range(200)]
-            for one in asked[::2]:
+            for task in asked[::2]:
                 await asyncio.sleep(0)
-                one.cancel()
+                task.cancel()
             kept = await asyncio.gather(*asked[1::2])
             return link.accepted - before, {result.outcome for result in kept}
 

@@ -26,13 +26,13 @@ from peerlane.tasks.lane.telemetry import MOST_GATEWAYS, REQUESTS, SECONDS, coun
 
 
 def calls(gateway: str, code: str) -> float:
-    told: Any = prometheus_client.REGISTRY.get_sample_value(REQUESTS, {"gateway": gateway, "code": code})
-    return float(told or 0)
+    sample: Any = prometheus_client.REGISTRY.get_sample_value(REQUESTS, {"gateway": gateway, "code": code})
+    return float(sample or 0)
 
 
 def durations(gateway: str) -> float:
-    told: Any = prometheus_client.REGISTRY.get_sample_value(f"{SECONDS}_count", {"gateway": gateway})
-    return float(told or 0)
+    sample: Any = prometheus_client.REGISTRY.get_sample_value(f"{SECONDS}_count", {"gateway": gateway})
+    return float(sample or 0)
 
 
 def test_calls_are_counted_by_how_they_end(shared_gateway: GatewayProcess, client: MakeClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import uuid
 import warnings
@@ -16,6 +18,7 @@ from waiting import PATIENCE
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable, WriterError
+from peerlane.tasks.lane import result
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 
@@ -78,10 +81,10 @@ class TestAGroup:
         assert [type(each) for each in outcomes] == [TimedOut, TimedOut, Unavailable]
 
     def test_calls_back_with_each_outcome(self, site: GatewayProcess, create: Any) -> None:
-        keys, told = [some_key() for _ in range(3)], dict[str, Any]()
+        keys, values = [some_key() for _ in range(3)], dict[str, Any]()
         sent: Any = group(create.s(gateway=site.name, public_key=key) for key in keys).apply_async()
-        assert sent.get(timeout=PATIENCE, callback=told.__setitem__) == []
-        assert [told[result.id]["public_key"] for result in sent.results] == keys
+        assert sent.get(timeout=PATIENCE, callback=values.__setitem__) == []
+        assert [values[result.id]["public_key"] for result in sent.results] == keys
 
 
 class TestWhatALaneCannotDo:
@@ -102,14 +105,14 @@ class TestWhatALaneCannotDo:
             create.apply_async(kwargs={"gateway": "nowhere", "public_key": some_key()}, **{option: value})
 
     def test_callbacks_are_refused(self, create: Any) -> None:
-        one, other = (create.si(gateway="nowhere", public_key=some_key()) for _ in range(2))
+        first, second = (create.si(gateway="nowhere", public_key=some_key()) for _ in range(2))
         for option in ("link", "link_error"):
             with pytest.raises(Invalid, match=rf"takes no {option}: a gateway runs no callbacks"):
-                create.apply_async(kwargs=one.kwargs, **{option: [other]})
+                create.apply_async(kwargs=first.kwargs, **{option: [second]})
         with pytest.raises(Invalid, match="takes no chain: a gateway runs no callbacks"):
-            chain(one, other).apply_async()
+            chain(first, second).apply_async()
         with pytest.raises(Invalid, match="takes no chord: a gateway runs no callbacks"):
-            chord([create.si(**one.kwargs), create.si(**other.kwargs)], other).apply_async()
+            chord([create.si(**first.kwargs), create.si(**second.kwargs)], second).apply_async()
 
     def test_is_not_sent_where_no_gateway_takes_it(self, create: Any) -> None:
         wish = {"gateway": "nowhere", "public_key": some_key()}
@@ -142,19 +145,19 @@ class TestAResult:
 
     def test_has_celerys_other_name_for_get(self, site: GatewayProcess, create: Any) -> None:
         site.hold()
-        sent, told = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}), dict[str, Any]()
+        sent, values = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}), dict[str, Any]()
         with pytest.raises(TimedOut, match="will never take effect"):
             sent.wait(timeout=0.5)
         site.resume()
         done = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
-        done.get(timeout=PATIENCE, callback=told.__setitem__)
-        assert list(told) == [done.id]
+        done.get(timeout=PATIENCE, callback=values.__setitem__)
+        assert list(values) == [done.id]
 
     def test_of_an_id_is_a_lanes(self, app: PeerlaneApp, site: GatewayProcess) -> None:
-        found = app.AsyncResult(names.request_id(site.name, uuid.uuid4().hex))
-        assert isinstance(found, LaneResult)
+        result = app.AsyncResult(names.request_id(site.name, uuid.uuid4().hex))
+        assert isinstance(result, LaneResult)
         with pytest.raises(TimedOut, match="cancelled and will never take effect"):
-            found.get(timeout=0.1)
+            result.get(timeout=0.1)
 
 
 class TestSendTask:
@@ -171,19 +174,41 @@ def test_tasks_are_registered_once_whoever_asks_at_once(settings: MakeSettings) 
     for _ in range(5):
         app = PeerlaneApp(settings())
         app.finalize()
-        start, found = threading.Barrier(8), list[Any]()
+        start, tasks = threading.Barrier(8), list[Any]()
 
-        def ask(app: PeerlaneApp = app, start: threading.Barrier = start, found: list[Any] = found) -> None:
+        def ask(app: PeerlaneApp = app, start: threading.Barrier = start, tasks: list[Any] = tasks) -> None:
             start.wait()
-            found.append(task_of(app, names.CREATE_PEER))
+            tasks.append(task_of(app, names.CREATE_PEER))
 
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             threads = [threading.Thread(target=ask) for _ in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-        assert [str(each.message) for each in told] == []
-        assert len({id(task) for task in found}) == 1
+        assert [str(each.message) for each in warned] == []
+        assert len({id(task) for task in tasks}) == 1
         close(app)
+
+
+class TestAPickledResult:
+    def test_is_its_request_and_holds_no_password(
+        self, site: GatewayProcess, monkeypatch: pytest.MonkeyPatch, create: Any
+    ) -> None:
+        sent = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()})
+        monkeypatch.setattr(result, "default_app", create.app)  # else it is made from the environment
+        pickled = pickle.dumps(sent)
+        assert str(site.settings["redis_url"]).encode() not in pickled
+        restored = pickle.loads(pickled)  # noqa: S301 - its own
+        for again in (restored, copy.copy(sent), copy.deepcopy(sent)):
+            assert (again.deadline, again.wish) == (sent.deadline, sent.wish)
+            assert again.get(timeout=PATIENCE)["outcome"] == "created"
+
+    def test_is_none_where_its_app_has_settings_of_its_own(self, settings: MakeSettings) -> None:
+        app = PeerlaneApp(settings(redis_url="redis://user:secret@127.0.0.1:1/0"))
+        try:
+            with pytest.raises(TypeError, match="keep its id"):
+                pickle.dumps(task_of(app, names.CREATE_PEER).AsyncResult("iad.abc"))
+        finally:
+            close(app)

@@ -202,25 +202,25 @@ class TestWhoStopsEarly:
 class TestASlice:
     def test_holds_64_wishes_or_what_fits_into_a_message(self) -> None:
         small = [{"public_key": key_number(number)} for number in range(1, 151)]
-        assert [len(one.parts) for one in cut(names.CREATE_PEERS, "iad", small, "iad.a")] == [64, 64, 22]
+        assert [len(part.parts) for part in cut(names.CREATE_PEERS, "iad", small, "iad.a")] == [64, 64, 22]
         large = [{**wish, "labels": {f"l{n}": "x" * 256 for n in range(30)}} for wish in small[:10]]
         slices = list(cut(names.CREATE_PEERS, "iad", large, "iad.a"))
-        assert [len(one.parts) for one in slices] == [4, 4, 2]
-        assert all(len(json.dumps(one.arguments)) < SLICE_BYTES + 1_000 for one in slices)
+        assert [len(part.parts) for part in slices] == [4, 4, 2]
+        assert all(len(json.dumps(part.arguments)) < SLICE_BYTES + 1_000 for part in slices)
         huge = [{**wish, "allowed_ips": [f"192.168.{n}.0/28" for n in range(256)]} for wish in small[:3]]
-        assert sum(len(one.parts) for one in cut(names.CREATE_PEERS, "iad", huge * 20, "iad.a")) == 60
+        assert sum(len(part.parts) for part in cut(names.CREATE_PEERS, "iad", huge * 20, "iad.a")) == 60
 
     def test_is_the_same_whenever_the_list_is_cut(self) -> None:
         wishes: list[Any] = [{"public_key": key_number(number)} for number in range(1, 151)]
         wishes[3] = None
         first, again = (list(cut(names.CREATE_PEERS, "iad", wishes, "iad.a", size=50)) for _ in range(2))
-        assert [one.request_id for one in first] == ["iad.a-0", "iad.a-1", "iad.a-2"]
-        assert [one.arguments for one in first] == [one.arguments for one in again]
+        assert [part.request_id for part in first] == ["iad.a-0", "iad.a-1", "iad.a-2"]
+        assert [part.arguments for part in first] == [part.arguments for part in again]
 
     def test_whose_outcome_is_unknown_is_settled_by_the_list_asked_again(self) -> None:
         list_id = new_list_id("iad")
-        (one,) = cut(names.DELETE_PEERS, "iad", [key_number(1), "short"], list_id)
-        unknown, bad = one.answers(OutcomeUnknown("away", one.request_id))
+        (part,) = cut(names.DELETE_PEERS, "iad", [key_number(1), "short"], list_id)
+        unknown, bad = part.answers(OutcomeUnknown("away", part.request_id))
         assert isinstance(unknown, OutcomeUnknown)
         assert unknown.request_id == list_id
         assert isinstance(bad, Invalid)
@@ -259,25 +259,25 @@ def test_what_is_shown_of_a_list_holds_no_preshared_key(shared_gateway: GatewayP
 
 
 def test_a_tenants_list_counts_wish_by_wish(gateway: MakeGateway, app: PeerlaneApp) -> None:
-    one = gateway(lane_cap=200, fair_label="tenant", fair_share=0.5)
+    site = gateway(lane_cap=200, fair_label="tenant", fair_share=0.5)
 
     def wishes(tenant: str, count: int) -> list[dict[str, Any]]:
         return [{**wish, "labels": {"tenant": tenant}} for wish in some(count)]
 
-    one.hold()
-    answers = Gateway(one.name, app=app).create_peers(wishes("a", 64 * 3), timeout=1)
+    site.hold()
+    answers = Gateway(site.name, app=app).create_peers(wishes("a", 64 * 3), timeout=1)
     # 64 and not 128: the second slice would be beyond the share of 100.
     assert kinds(answers) == ["timed_out"] * 64 + ["unavailable"] * 128
     assert "tenant=a" in str(answers[-1])
     sent = task_of(app, names.CREATE_PEERS).apply_async(
-        kwargs={"gateway": one.name, "wishes": wishes("b", 64)}, expires=PATIENCE
+        kwargs={"gateway": site.name, "wishes": wishes("b", 64)}, expires=PATIENCE
     )
-    one.resume()
+    site.resume()
     assert len(sent.get(timeout=PATIENCE)["answers"]) == 64
     redis = lanes_of(app).redis
-    shares = list(cast("Any", redis.scan_iter(match=names.share_key(one.name, "*"))))
+    shares = list(cast("Any", redis.scan_iter(match=names.share_key(site.name, "*"))))
     eventually(lambda: not any(cast("Any", redis.zcard(key)) for key in shares), "both shares being empty")
     eventually(
-        lambda: kinds(Gateway(one.name, app=app).create_peers(wishes("b", 64), timeout=PATIENCE)) == ["created"] * 64,
+        lambda: kinds(Gateway(site.name, app=app).create_peers(wishes("b", 64), timeout=PATIENCE)) == ["created"] * 64,
         "the share of b being free again",
     )

@@ -115,8 +115,8 @@ def test_a_gateway_says_how_much_room_it_has_and_refuses_beyond_it(gateway: Make
 
 
 def info(name: str = "iad", **facts: Any) -> GatewayInfo:
-    found = GatewayInfo.from_state(LaneState(name, {"max_peers": "100"}, 0, 0, 0))
-    return replace(found, **facts)
+    plain = GatewayInfo.from_state(LaneState(name, {"max_peers": "100"}, 0, 0, 0))
+    return replace(plain, **facts)
 
 
 _FLEETS = st.lists(
@@ -129,7 +129,7 @@ _FLEETS = st.lists(
         region=st.sampled_from([None, "eu", "us"]),
         labels=st.dictionaries(st.sampled_from(["tier", "owner"]), st.sampled_from(["a", "b"])),
     ),
-    unique_by=lambda one: one.name,
+    unique_by=lambda info: info.name,
 )
 _WHERE = st.dictionaries(st.sampled_from(["tier", "owner"]), st.sampled_from(["a", "b"]), max_size=2)
 
@@ -138,30 +138,30 @@ _WHERE = st.dictionaries(st.sampled_from(["tier", "owner"]), st.sampled_from(["a
 def test_every_gateway_is_a_candidate_or_passed_over_with_a_reason(
     fleet: list[GatewayInfo], region: str | None, where: dict[str, str]
 ) -> None:
-    found = choose(fleet, region, where)
-    assert sorted([*(one.name for one in found.candidates), *found.passed, *found.elsewhere]) == sorted(
-        one.name for one in fleet
+    choice = choose(fleet, region, where)
+    assert sorted([*(info.name for info in choice.candidates), *choice.passed, *choice.elsewhere]) == sorted(
+        info.name for info in fleet
     )
-    for one in found.candidates:
-        assert one.state == "active"
-        assert region in (None, one.region)
-        assert where.items() <= dict(one.labels).items()
-    assert all({**found.passed, **found.elsewhere}.values())
+    for candidate in choice.candidates:
+        assert candidate.state == "active"
+        assert region in (None, candidate.region)
+        assert where.items() <= dict(candidate.labels).items()
+    assert all({**choice.passed, **choice.elsewhere}.values())
 
 
 @given(_FLEETS, st.randoms(use_true_random=False))
 def test_the_one_with_most_room_is_first_whatever_the_order(fleet: list[GatewayInfo], chance: Any) -> None:
-    found = choose(fleet)
-    if found.candidates:
-        assert found.candidates[0].room == max(one.room for one in fleet if one.state == "active")
+    choice = choose(fleet)
+    if choice.candidates:
+        assert choice.candidates[0].room == max(info.room for info in fleet if info.state == "active")
     shuffled = list(fleet)
     chance.shuffle(shuffled)
-    assert choose(shuffled) == found
+    assert choose(shuffled) == choice
 
 
 def test_equal_room_goes_to_the_shorter_lane_then_by_name() -> None:
     fleet = [info("c", waiting=1), info("b"), info("a"), info("d", room=0)]
-    assert [one.name for one in choose(fleet).candidates] == ["a", "b", "c", "d"]
+    assert [info.name for info in choose(fleet).candidates] == ["a", "b", "c", "d"]
 
 
 def test_no_more_is_asked_once_the_time_is_up() -> None:
@@ -175,16 +175,16 @@ def test_nobody_taking_a_peer_is_told_with_every_reason() -> None:
         choose([info("a", state="down"), info("b", region="us"), info("c", region="eu")], "eu"), 5, " here"
     )
     turns.refused("c", PoolExhausted("c is full"))
-    told = str(turns.nobody())
-    assert told == "no gateway here takes the peer: c: c is full; a: it has no region; b: its region is us"
+    message = str(turns.nobody())
+    assert message == "no gateway here takes the peer: c: c is full; a: it has no region; b: its region is us"
 
 
 def test_in_a_large_fleet_a_near_miss_is_told_before_gateways_of_other_regions() -> None:
     others = [info(f"a{number}", region="us") for number in range(200)]
     turns = Placement(choose([*others, info("z", region="eu", labels={"tier": "b"})], "eu", {"tier": "a"}), 5)
-    told = str(turns.nobody())
-    assert "takes the peer: z: its label tier is b; a0: its region is us" in told
-    assert told.endswith("; and 151 more")
+    message = str(turns.nobody())
+    assert "takes the peer: z: its label tier is b; a0: its region is us" in message
+    assert message.endswith("; and 151 more")
 
 
 def test_a_peer_that_is_somewhere_already_is_asked_for_nowhere_else() -> None:
@@ -202,7 +202,7 @@ def test_a_peer_goes_to_the_gateway_of_its_region_with_most_room(
     small, big = gateway(region=region, max_peers=2), gateway(region=region, max_peers=5)
     gateway(region=f"{region}-other", max_peers=1000)
     assert fleet.create_peer(some_key(), region=region).gateway == big.name
-    assert {one.name for one in fleet.gateways() if one.region == region} == {small.name, big.name}
+    assert {info.name for info in fleet.gateways() if info.region == region} == {small.name, big.name}
 
 
 def test_a_peer_goes_where_the_labels_are(gateway: MakeGateway, fleet: Fleet, region: str) -> None:
@@ -305,29 +305,29 @@ def test_the_command_line_chooses_by_region_and_labels(
     gateway(region=region, labels=("tier=b",), max_peers=1_000_000)
     conf = tmp_path / "client.conf"
     url = redis_server.url
-    found = asked("peer", "create", "--region", region, "--where", "tier=a", "--conf", str(conf), redis_url=url)
-    assert (found["gateway"], found["outcome"]) == (wanted.name, "created")
+    answer = asked("peer", "create", "--region", region, "--where", "tier=a", "--conf", str(conf), redis_url=url)
+    assert (answer["gateway"], answer["outcome"]) == (wanted.name, "created")
     assert "Endpoint = vpn.example.com:51820" in conf.read_text()
-    key = found["public_key"]
+    key = answer["public_key"]
     again = asked("peer", "create", "--region", region, "--public-key", key, redis_url=url)
     assert (again["gateway"], again["outcome"]) == (wanted.name, "existing")
-    told = asked("peer", "create", "--region", region, "--where", "tier=c", redis_url=url, expect=3)["error"]
-    assert (told["code"], "its label tier is" in told["message"]) == ("unavailable", True)
+    answer = asked("peer", "create", "--region", region, "--where", "tier=c", redis_url=url, expect=3)["error"]
+    assert (answer["code"], "its label tier is" in answer["message"]) == ("unavailable", True)
     for arguments in ((), (wanted.name, "--region", region), ("--region", region, "--request-id", "x")):
         assert asked("peer", "create", *arguments, redis_url=url, expect=2)["error"]["code"] == "usage"
 
 
 def test_the_asyncio_fleet_places_many_at_once(gateway: MakeGateway, settings: MakeSettings, region: str) -> None:
-    one, other = gateway(region=region), gateway(region=region, max_peers=1)
+    site, other = gateway(region=region), gateway(region=region, max_peers=1)
     app = PeerlaneApp(settings())
 
     async def place() -> set[str]:
         async with AsyncFleet(app) as fleet:
-            found = await asyncio.gather(*(fleet.create_peer(some_key(), region=region) for _ in range(50)))
-            return {result.gateway for result in found}
+            results = await asyncio.gather(*(fleet.create_peer(some_key(), region=region) for _ in range(50)))
+            return {result.gateway for result in results}
 
     try:
-        assert run_and_leave_nothing(place) == {one.name}
+        assert run_and_leave_nothing(place) == {site.name}
         assert not list(Gateway(other.name, app=app).peers())
     finally:
         close(app)

@@ -61,7 +61,7 @@ def kinds(answers: list[PeerAnswer]) -> list[str]:
     return [each.code if isinstance(each, PeerlaneError) else each.outcome for each in answers]
 
 
-def held(app: PeerlaneApp, site: GatewayProcess) -> set[str]:
+def keys_on(app: PeerlaneApp, site: GatewayProcess) -> set[str]:
     return {peer.public_key for peer in Gateway(site.name, app=app).peers()}
 
 
@@ -77,7 +77,7 @@ class TestALiveFleet:
         by_gateway = Counter(each.gateway for each in answers if isinstance(each, PeerResult))
         assert set(by_gateway) == {site.name for site in two}
         assert max(by_gateway.values()) - min(by_gateway.values()) <= 1
-        assert [held(app, site) for site in two] == [
+        assert [keys_on(app, site) for site in two] == [
             {each.public_key for each in answers if isinstance(each, PeerResult) and each.gateway == site.name}
             for site in two
         ]
@@ -86,7 +86,7 @@ class TestALiveFleet:
         stranger = some_key()
         gone = ask(app, [stranger, *(wish["public_key"] for wish in wishes), "no key"], region=region, delete=True)
         assert kinds(gone) == ["absent"] + ["deleted"] * 70 + ["invalid"]
-        assert held(app, two[0]) | held(app, two[1]) == set()
+        assert keys_on(app, two[0]) | keys_on(app, two[1]) == set()
 
     @BOTH
     def test_answers_what_no_gateway_takes_and_what_is_malformed_in_its_place(
@@ -142,10 +142,10 @@ class TestThePlacementOfAList:
         fleet = [info(f"g{number}", room) for number, room in enumerate(rooms)]
         there = {place: f"g{number}" for place, number in bound.items() if place < count and number < len(rooms)}
         placement = ListPlacement(count, choose(fleet), "", there)
-        left = {one.name: one.room for one in fleet}
+        left = {info.name: info.room for info in fleet}
         asked: Counter[tuple[str, int]] = Counter()
-        while found := placement.next_round():
-            for gateway, places in found.items():
+        while places_of := placement.next_round():
+            for gateway, places in places_of.items():
                 answers: list[PeerAnswer] = []
                 for place in places:
                     asked[gateway, place] += 1

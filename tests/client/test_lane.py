@@ -14,8 +14,7 @@ from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.tasks.admission.lane_state import BELIEVED_FOR
-from peerlane.tasks.admission.lanes import lanes_of
+from peerlane.tasks.admission.lanes import BELIEVED_FOR, lanes_of
 from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable
 from peerlane.tasks.lane.tasks import LaneTask
 from peerlane.tasks.wire.commit_record import decode
@@ -67,17 +66,17 @@ class TestAPeer:
 
     def test_of_many_callers_at_once_is_each_ones_own(self, gateway: MakeGateway, client: MakeClient) -> None:
         iad = client(gateway())
-        found: list[tuple[str, ...]] = []
+        addresses: list[tuple[str, ...]] = []
 
         def create() -> None:
-            found.extend(iad.create_peer(some_key(), timeout=PATIENCE).allowed_ips for _ in range(25))
+            addresses.extend(iad.create_peer(some_key(), timeout=PATIENCE).allowed_ips for _ in range(25))
 
         threads = [threading.Thread(target=create, daemon=True) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
-        assert len(set(found)) == len(found) == 100
+        assert len(set(addresses)) == len(addresses) == 100
         assert len(list(iad.peers())) == 100
 
     def test_of_another_gateway_is_none_of_this_ones(self, gateway: MakeGateway, client: MakeClient) -> None:
@@ -161,7 +160,7 @@ class TestATimeout:
     def test_is_told_in_time_and_the_peer_never_comes(self, gateway: MakeGateway, client: MakeClient) -> None:
         served = gateway()
         iad, key, then = client(served), some_key(), some_key()
-        held = iad.create_peer(some_key())
+        earlier = iad.create_peer(some_key())
         served.pause(alive=True)
         watch = Stopwatch()
         with pytest.raises(TimedOut, match="will never take effect"):
@@ -172,7 +171,7 @@ class TestATimeout:
         # What comes after it in the lane is done: so its own turn has passed.
         created = eventually(lambda: _when_live(iad, then), "the resumed gateway serving")
         assert created.allowed_ips == ("10.8.0.3/32", "fd00:8::3/128"), "it holds no address either"
-        assert {peer.public_key for peer in iad.peers()} == {held.public_key, then}
+        assert {peer.public_key for peer in iad.peers()} == {earlier.public_key, then}
         assert iad.create_peer(key).outcome == "created", "asking anew is another request"
 
     def test_of_a_delete_leaves_the_peer(self, gateway: MakeGateway, client: MakeClient) -> None:
@@ -240,8 +239,8 @@ class TestNobodyServes:
 
     def test_after_a_graceful_stop_callers_are_refused_at_once(self, gateway: MakeGateway, client: MakeClient) -> None:
         served = gateway()
-        held = client(served)
-        held.create_peer(some_key())
+        lane = client(served)
+        lane.create_peer(some_key())
         assert served.stop() == 0
         watch = Stopwatch()
         with pytest.raises(Unavailable, match="no live writer"):
@@ -251,9 +250,9 @@ class TestNobodyServes:
         eventually(lambda: watch.seconds > BELIEVED_FOR, "what was seen being old")
         watch.restart()
         with pytest.raises(Unavailable):
-            held.create_peer(some_key(), timeout=PATIENCE)
+            lane.create_peer(some_key(), timeout=PATIENCE)
         assert watch.seconds < PATIENCE / 2, "the timeout was not waited for"
-        assert held.info().state == "down"
+        assert lane.info().state == "down"
 
     def test_after_a_kill_callers_are_refused_at_once_when_the_silence_is_noticed(
         self, gateway: MakeGateway, client: MakeClient

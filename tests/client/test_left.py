@@ -254,7 +254,7 @@ class TestOneRequestIdAskedAtOnce:
 def test_reading_keeps_no_request_waiting(shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
     done = threading.Event()
 
-    async def both() -> str:
+    async def create_while_reading() -> str:
         async with AsyncGateway(shared_gateway.name, app=app) as lane:
             reading = asyncio.create_task(lane._in_thread(done.wait, 60))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a page that takes long
             try:
@@ -263,4 +263,4 @@ def test_reading_keeps_no_request_waiting(shared_gateway: GatewayProcess, app: P
                 done.set()
                 await reading
 
-    assert run_and_leave_nothing(both) == "created"
+    assert run_and_leave_nothing(create_while_reading) == "created"

@@ -18,6 +18,7 @@ from writer_alone import WriterAlone
 from peerlane import AsyncGateway, Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult
@@ -80,125 +81,145 @@ def counted(server: RedisServer, gateway: GatewayProcess) -> int:
 def test_beyond_the_cap_a_caller_is_refused_at_once_and_told_when_to_come_back(
     gateway: MakeGateway, callers: Any
 ) -> None:
-    one = gateway(lane_cap=CAP)
-    caller = callers(one)
-    one.pause(alive=True)
+    site = gateway(lane_cap=CAP)
+    caller = callers(site)
+    site.pause(alive=True)
     taken, _ = caller.send_until_refused()
     watch = Stopwatch()
-    with pytest.raises(Unavailable, match=rf"the lane of {one.name} is full: 4\d requests wait") as refusal:
+    with pytest.raises(Unavailable, match=rf"the lane of {site.name} is full: 4\d requests wait") as refusal:
         caller.send()
     assert watch.seconds < 10, "a full lane is no reason to wait until it expires"
     assert 5.0 <= (refusal.value.retry_after or 0) <= 10.0, "not the same for all"
     assert taken in {CAP, CAP + 1}, "one may be in the writer's hands"
-    one.resume()
-    eventually(lambda: one.look().waiting == 0, "the lane being empty")
+    site.resume()
+    eventually(lambda: site.look().waiting == 0, "the lane being empty")
     assert caller.send().get(timeout=PATIENCE)["outcome"] == "created"
 
 
+@pytest.mark.parametrize(
+    ("facts", "least"),
+    [
+        ({"heartbeat": "0"}, 5.0),
+        ({"idle_ms": "9000", "idle_may_ms": "5000"}, 5.0),
+        ({"phase": "recovering"}, 2.0),
+        ({"lane_cap": "1"}, 5.0),
+    ],
+    ids=["down", "stuck", "recovering", "full"],
+)
+def test_callers_that_are_refused_at_one_moment_are_not_told_one_moment_to_come_back(
+    facts: dict[str, str], least: float
+) -> None:
+    raw = {name.encode(): value.encode() for name, value in ({"heartbeat": "1000"} | facts).items()}
+    lane = LaneState.of("iad", raw, 1, 0, now=1000)
+    pauses = {refusal.retry_after for _ in range(50) if (refusal := lane.refusal(waiting=1, create=True))}
+    assert len(pauses) > 10
+    assert all(pause is not None and least <= pause <= 2 * least for pause in pauses)
+
+
 def test_a_full_bulk_queue_leaves_the_interactive_one_open(gateway: MakeGateway, callers: Any) -> None:
-    one = gateway(lane_cap=CAP)
-    caller = callers(one)
-    one.pause(alive=True)
+    site = gateway(lane_cap=CAP)
+    caller = callers(site)
+    site.pause(alive=True)
     caller.send_until_refused(bulk=True)
     interactive = caller.send()
-    one.resume()
+    site.resume()
     assert interactive.get(timeout=PATIENCE)["outcome"] == "created"
 
 
 def test_a_burst_from_many_processes_stops_near_the_cap(gateway: MakeGateway, callers: Any) -> None:
     cap, count = 400, 4
-    one = gateway(lane_cap=cap)
-    together = [callers(one) for _ in range(count)]
-    one.pause(alive=True)
+    site = gateway(lane_cap=cap)
+    together = [callers(site) for _ in range(count)]
+    site.pause(alive=True)
     for caller in together:
-        lanes_of(caller.app).check(one.name)  # each believes for a second from now that the lane is empty
+        lanes_of(caller.app).check(site.name)  # each believes for a second from now that the lane is empty
     threads = [threading.Thread(target=caller.send_until_refused) for caller in together]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert cap <= one.look().waiting <= cap * 1.1
-    one.resume()
-    eventually(lambda: one.look().waiting == 0, "the lane being empty")
+    assert cap <= site.look().waiting <= cap * 1.1
+    site.resume()
+    eventually(lambda: site.look().waiting == 0, "the lane being empty")
 
 
 def test_one_tenant_floods_and_anothers_create_is_served(
     gateway: MakeGateway, callers: Any, redis_server: RedisServer
 ) -> None:
-    one = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.5)
-    loud, quiet = callers(one), callers(one)
-    one.pause(alive=True)
+    site = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.5)
+    loud, quiet = callers(site), callers(site)
+    site.pause(alive=True)
     taken, refusal = loud.send_until_refused({"tenant": "loud", "job": "1"})
     assert taken == CAP // 2
-    assert str(refusal) == f"the share of tenant=loud in the lane of {one.name} is used up"
+    assert str(refusal) == f"the share of tenant=loud in the lane of {site.name} is used up"
     assert refusal.retry_after is not None
     with pytest.raises(Unavailable, match="tenant=loud"):
         quiet.send({"tenant": "loud", "job": "2"})  # the share is the tenant's, not the process'
     served = quiet.send({"tenant": "quiet"})
-    one.resume()
+    site.resume()
     assert served.get(timeout=PATIENCE)["labels"] == {"tenant": "quiet"}
-    eventually(lambda: counted(redis_server, one) == 0, "every share being free again")
+    eventually(lambda: counted(redis_server, site) == 0, "every share being free again")
     assert loud.send({"tenant": "loud"}).get(timeout=PATIENCE)["outcome"] == "created"
 
 
 def test_requests_without_the_label_share_one_share_and_deletes_are_not_counted(
     gateway: MakeGateway, callers: Any
 ) -> None:
-    one = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.1)
-    caller = callers(one)
-    one.pause(alive=True)
+    site = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.1)
+    caller = callers(site)
+    site.pause(alive=True)
     taken, refusal = caller.send_until_refused({"job": "1"})
     assert taken == CAP // 10
     assert "requests without the label tenant" in str(refusal)
     gone = caller.send_delete()
-    one.resume()
+    site.resume()
     assert gone.get(timeout=PATIENCE)["outcome"] == "absent"
 
 
 def test_a_refused_create_leaves_its_share_too(gateway: MakeGateway, callers: Any, redis_server: RedisServer) -> None:
-    one = gateway(lane_cap=CAP, fair_label="tenant")
-    caller = callers(one)
+    site = gateway(lane_cap=CAP, fair_label="tenant")
+    caller = callers(site)
     key = some_key()
     create = task_of(caller.app, names.CREATE_PEER)
     for ips in (["10.8.0.7"], ["10.8.0.8"], ["10.8.0.8"]):  # created; a conflict, twice
-        kwargs = {"gateway": one.name, "public_key": key, "allowed_ips": ips, "labels": {"tenant": "a"}}
+        kwargs = {"gateway": site.name, "public_key": key, "allowed_ips": ips, "labels": {"tenant": "a"}}
         create.apply_async(kwargs=kwargs, expires=PATIENCE).get(timeout=PATIENCE, propagate=False)
-    assert counted(redis_server, one) == 0
+    assert counted(redis_server, site) == 0
 
 
 def test_what_was_lost_on_its_way_leaves_its_share_after_its_deadline(
     gateway: MakeGateway, callers: Any, redis_server: RedisServer
 ) -> None:
-    one = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.1)
-    caller = callers(one)
-    one.pause(alive=True)
+    site = gateway(lane_cap=CAP, fair_label="tenant", fair_share=0.1)
+    caller = callers(site)
+    site.pause(alive=True)
     caller.send_until_refused({"tenant": "a"})
     redis = redis_server.redis
-    assert redis.delete(names.lane_queue(one.name)) == 1, "the messages are gone, and nobody will commit them"
-    one.resume()
-    ((key, members),) = shares(redis_server, one).items()
+    assert redis.delete(names.lane_queue(site.name)) == 1, "the messages are gone, and nobody will commit them"
+    site.resume()
+    ((key, members),) = shares(redis_server, site).items()
     for member in members:
         redis.zincrby(key, -120_000, member)  # two minutes later
     assert caller.send({"tenant": "a"}).get(timeout=PATIENCE)["outcome"] == "created"
-    assert counted(redis_server, one) <= 1, "one may have been in the writer's hands"
+    assert counted(redis_server, site) <= 1, "one may have been in the writer's hands"
 
 
 def test_what_waited_beyond_its_deadline_is_told_so_and_leaves_its_share(
     gateway: MakeGateway, client: MakeClient, callers: Any, redis_server: RedisServer
 ) -> None:
-    one = gateway(fair_label="tenant")
-    caller = callers(one)
-    client(one).create_peer(some_key())
-    one.pause(alive=True)
+    site = gateway(fair_label="tenant")
+    caller = callers(site)
+    client(site).create_peer(some_key())
+    site.pause(alive=True)
     late = [caller.send({"tenant": "a"}, expires=0.2) for _ in range(3)]
     with pytest.raises(TimedOut):
         late[0].get(timeout=0.3)
-    one.resume()
+    site.resume()
     for result in late[1:]:
         with pytest.raises(TimedOut):
             result.get(timeout=PATIENCE)
-    eventually(lambda: counted(redis_server, one) == 0, "what came too late leaving its share")
-    assert client(one).create_peer(some_key()).outcome == "created"
+    eventually(lambda: counted(redis_server, site) == 0, "what came too late leaving its share")
+    assert client(site).create_peer(some_key()).outcome == "created"
 
 
 class TestALaneWhoseWriterTellsItsPace:
@@ -207,72 +228,72 @@ class TestALaneWhoseWriterTellsItsPace:
     WAITING = 150
 
     @pytest.fixture
-    def held(self, gateway: MakeGateway, callers: Any, redis_server: RedisServer) -> tuple[GatewayProcess, Caller]:
-        one = gateway()
-        caller = callers(one)
-        one.hold()
+    def held_lane(self, gateway: MakeGateway, callers: Any, redis_server: RedisServer) -> tuple[GatewayProcess, Caller]:
+        site = gateway()
+        caller = callers(site)
+        site.hold()
         for _ in range(self.WAITING):
             caller.send().forget()
-        self.tell(redis_server, one, pace=50.0)
-        return one, caller
+        self.tell(redis_server, site, pace=50.0)
+        return site, caller
 
     @staticmethod
-    def tell(server: RedisServer, one: GatewayProcess, **paces: float) -> None:
-        server.redis.hset(names.gateway_key(one.name), mapping={name: f"{pace:.1f}" for name, pace in paces.items()})
+    def tell(server: RedisServer, site: GatewayProcess, **paces: float) -> None:
+        server.redis.hset(names.gateway_key(site.name), mapping={name: f"{pace:.1f}" for name, pace in paces.items()})
 
     def test_refuses_at_once_who_would_wait_too_long_and_takes_who_has_the_time(
-        self, held: tuple[GatewayProcess, Caller]
+        self, held_lane: tuple[GatewayProcess, Caller]
     ) -> None:
-        one, caller = held
-        lanes_of(caller.app).look(one.name)
+        site, caller = held_lane
+        lanes_of(caller.app).look(site.name)
         watch = Stopwatch()
-        for ask in (Gateway(one.name, app=caller.app).create_peer, _in_asyncio(one, caller.app)):
+        for ask in (Gateway(site.name, app=caller.app).create_peer, _in_asyncio(site, caller.app)):
             with pytest.raises(Unavailable, match=r"15\d requests wait at .*, about 3\.\d s: too long") as refusal:
                 ask(some_key(), timeout=2)
             assert refusal.value.retry_after is not None
             assert 0 < refusal.value.retry_after < 10
         assert watch.seconds < 2, "the timeout was not waited for"
-        assert one.look().waiting == self.WAITING, "and nothing was sent"
+        assert site.look().waiting == self.WAITING, "and nothing was sent"
         kept = caller.send(expires=60)
-        one.resume()
+        site.resume()
         assert kept.get(timeout=PATIENCE)["outcome"] == "created"
 
-    def test_never_refuses_a_delete_for_that(self, held: tuple[GatewayProcess, Caller]) -> None:
-        one, caller = held
-        lanes_of(caller.app).look(one.name)
+    def test_never_refuses_a_delete_for_that(self, held_lane: tuple[GatewayProcess, Caller]) -> None:
+        site, caller = held_lane
+        lanes_of(caller.app).look(site.name)
         with pytest.raises(TimedOut):
-            Gateway(one.name, app=caller.app).delete_peer(some_key(), timeout=1.5)
-        assert one.look().waiting == self.WAITING + 1
-        one.resume()
+            Gateway(site.name, app=caller.app).delete_peer(some_key(), timeout=1.5)
+        assert site.look().waiting == self.WAITING + 1
+        site.resume()
 
     def test_asks_bulk_requests_to_wait_for_both_queues(
-        self, held: tuple[GatewayProcess, Caller], redis_server: RedisServer
+        self, held_lane: tuple[GatewayProcess, Caller], redis_server: RedisServer
     ) -> None:
-        one, caller = held
-        self.tell(redis_server, one, pace=1_000.0, pace_bulk=10.0)
+        site, caller = held_lane
+        self.tell(redis_server, site, pace=1_000.0, pace_bulk=10.0)
         for _ in range(65):
             caller.send(bulk=True).forget()
-        lanes_of(caller.app).look(one.name)
+        lanes_of(caller.app).look(site.name)
         with pytest.raises(Unavailable, match="too long"):
-            Gateway(one.name, app=caller.app).create_peer(some_key(), timeout=2, bulk=True)
+            Gateway(site.name, app=caller.app).create_peer(some_key(), timeout=2, bulk=True)
         with pytest.raises(TimedOut):
-            Gateway(one.name, app=caller.app).create_peer(some_key(), timeout=0.5)  # interactive: it was sent
-        one.resume()
+            Gateway(site.name, app=caller.app).create_peer(some_key(), timeout=0.5)  # interactive: it was sent
+        site.resume()
 
     def test_refuses_nobody_while_few_wait_whatever_it_tells(
         self, gateway: MakeGateway, callers: Any, redis_server: RedisServer
     ) -> None:
-        one = gateway()
-        caller = callers(one)
+        site = gateway()
+        caller = callers(site)
         for _ in range(20):
-            self.tell(redis_server, one, pace=0.1, pace_bulk=0.1)
-            lanes_of(caller.app).look(one.name)
-            assert Gateway(one.name, app=caller.app).create_peer(some_key(), timeout=PATIENCE).outcome == "created"
+            self.tell(redis_server, site, pace=0.1, pace_bulk=0.1)
+            lanes_of(caller.app).look(site.name)
+            assert Gateway(site.name, app=caller.app).create_peer(some_key(), timeout=PATIENCE).outcome == "created"
 
 
-def _in_asyncio(one: GatewayProcess, app: PeerlaneApp) -> Callable[..., Any]:
+def _in_asyncio(site: GatewayProcess, app: PeerlaneApp) -> Callable[..., Any]:
     async def ask(key: str, within: float) -> Any:
-        async with AsyncGateway(one.name, app=app) as lane:
+        async with AsyncGateway(site.name, app=app) as lane:
             return await lane.create_peer(key, timeout=within)
 
     def run(key: str, *, timeout: float) -> Any:
@@ -282,14 +303,14 @@ def _in_asyncio(one: GatewayProcess, app: PeerlaneApp) -> Callable[..., Any]:
 
 
 def test_a_writer_that_had_much_to_do_tells_its_pace(gateway: MakeGateway, callers: Any) -> None:
-    one = gateway()
-    caller = callers(one)
-    one.hold()
+    site = gateway()
+    caller = callers(site)
+    site.hold()
     sent = [caller.send() for _ in range(300)]
-    one.resume()
+    site.resume()
     assert sent[-1].get(timeout=60)["outcome"] == "created"
     caller.send().get(timeout=60)
-    assert eventually(lambda: one.look().pace(bulk=False), "the pace being told") > 1
+    assert eventually(lambda: site.look().pace(bulk=False), "the pace being told") > 1
 
 
 class TestAPace:

@@ -78,7 +78,7 @@ def api(own_redis: RedisServer) -> Iterator[Redis]:
     redis.close()
 
 
-def told(act: Callable[[], object]) -> str:
+def reason_of(act: Callable[[], object]) -> str:
     with pytest.raises(OutcomeUnknown) as caught, reaching():
         act()
     return caught.value.message
@@ -88,24 +88,24 @@ def test_a_full_memory_is_told_without_what_was_sent(own_redis: RedisServer, api
     own_redis.redis.config_set("maxmemory", "1")
     pipe = api.pipeline(transaction=False)
     pipe.lpush("gateway.iad", SECRET)
-    message = told(pipe.execute)
+    message = reason_of(pipe.execute)
     assert message == "Redis refuses (OOM: its memory is full (maxmemory), and it takes no writes)"
-    assert "OOM" in told(lambda: api.set("a", SECRET))
+    assert "OOM" in reason_of(lambda: api.set("a", SECRET))
 
 
 def test_missing_replicas_are_told(own_redis: RedisServer, api: Redis) -> None:
     own_redis.redis.config_set("min-replicas-to-write", "1")
-    assert "NOREPLICAS: fewer replicas follow it" in told(lambda: api.set("a", "b"))
+    assert "NOREPLICAS: fewer replicas follow it" in reason_of(lambda: api.set("a", "b"))
     pipe = api.pipeline(transaction=False)
     pipe.set("a", "b")
-    assert "NOREPLICAS: fewer replicas follow it" in told(pipe.execute)
+    assert "NOREPLICAS: fewer replicas follow it" in reason_of(pipe.execute)
 
 
 def test_a_replica_is_told_and_one_without_its_primary(own_redis: RedisServer, api: Redis) -> None:
     own_redis.redis.replicaof("127.0.0.1", "1")
-    assert "READONLY: it is a replica" in told(lambda: api.set("a", "b"))
+    assert "READONLY: it is a replica" in reason_of(lambda: api.set("a", "b"))
     own_redis.redis.config_set("replica-serve-stale-data", "no")
-    assert "MASTERDOWN: it is a replica that has lost its primary" in told(lambda: api.get("a"))
+    assert "MASTERDOWN: it is a replica that has lost its primary" in reason_of(lambda: api.get("a"))
 
 
 def test_a_disk_that_takes_no_snapshot_is_told(own_redis: RedisServer, api: Redis) -> None:
@@ -113,7 +113,7 @@ def test_a_disk_that_takes_no_snapshot_is_told(own_redis: RedisServer, api: Redi
     own_redis.redis.config_set("save", "3600 1")
     own_redis.redis.bgsave()
     eventually(lambda: own_redis.redis.info("persistence")["rdb_last_bgsave_status"] == "err", "the failed snapshot")
-    assert "MISCONF: it cannot save its data" in told(lambda: api.set("a", "b"))
+    assert "MISCONF: it cannot save its data" in reason_of(lambda: api.set("a", "b"))
 
 
 def test_a_script_that_does_not_end_is_told(own_redis: RedisServer, api: Redis) -> None:
@@ -128,7 +128,7 @@ def test_a_script_that_does_not_end_is_told(own_redis: RedisServer, api: Redis) 
             return True
 
     eventually(busy, "the script occupying the server")
-    assert "BUSY: a script occupies it" in told(lambda: api.get("a"))
+    assert "BUSY: a script occupies it" in reason_of(lambda: api.get("a"))
     api.script_kill()
     endless.disconnect()
     own_redis.redis.connection_pool.release(endless)
@@ -137,14 +137,14 @@ def test_a_script_that_does_not_end_is_told(own_redis: RedisServer, api: Redis) 
 def test_a_server_with_too_many_clients_is_told(own_redis: RedisServer, api: Redis) -> None:
     own_redis.redis.config_set("maxclients", "1")
     # It answers and closes at once: redis-py may find the connection closed before it has read the answer.
-    assert "maxclients" in told(lambda: api.get("a"))
+    assert "maxclients" in reason_of(lambda: api.get("a"))
     reply = exceptions.ConnectionError("max number of clients reached")
     assert failure(reply) == "Redis refuses (it serves as many clients as it may: raise maxclients)"
 
 
 def test_a_server_that_is_gone_could_not_be_reached(own_redis: RedisServer, api: Redis) -> None:
     own_redis.stop()
-    assert told(lambda: api.get("a")) == "Redis could not be reached (there is no such socket)"
+    assert reason_of(lambda: api.get("a")) == "Redis could not be reached (there is no such socket)"
 
 
 def test_a_hash_that_cannot_be_read_to_its_end_is_told(own_redis: RedisServer, api: Redis) -> None:
@@ -170,7 +170,7 @@ def test_a_limit_of_this_process_is_not_told_of_redis(redis_server: RedisServer)
     with connect(read(redis_url=redis_server.url)) as redis, redis.pubsub() as waiting:
         redis.connection_pool.max_connections = 1
         waiting.subscribe("a request")
-        assert told(lambda: redis.get("a")) == "this process has no connection to Redis free"
+        assert reason_of(lambda: redis.get("a")) == "this process has no connection to Redis free"
 
 
 def test_the_cause_of_another_librarys_error_is_told() -> None:

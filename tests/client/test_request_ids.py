@@ -168,7 +168,7 @@ def test_an_empty_id_is_none(ask: Ask, shared_gateway: GatewayProcess, app: Peer
 class TestTwoThreadsThatWaitForOneRequest:
     """As two attempts of a web request may: the one that gives up first takes nothing from the other."""
 
-    def both(self, iad: GatewayProcess, app: PeerlaneApp, within: float) -> tuple[str, Future[PeerResult]]:
+    def two_callers(self, iad: GatewayProcess, app: PeerlaneApp, within: float) -> tuple[str, Future[PeerResult]]:
         """One that waits so long, and another that has given up; the key."""
         request, key = new_request(iad), some_key()
         iad.hold()
@@ -183,11 +183,11 @@ class TestTwoThreadsThatWaitForOneRequest:
         return key, waiting
 
     def test_the_patient_one_gets_its_answer(self, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
-        _, waiting = self.both(shared_gateway, app, 30)
+        _, waiting = self.two_callers(shared_gateway, app, 30)
         assert waiting.result(30).outcome == "created"
 
     def test_the_last_to_give_up_cancels_it(self, shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
-        key, waiting = self.both(shared_gateway, app, 3)
+        key, waiting = self.two_callers(shared_gateway, app, 3)
         with pytest.raises(TimedOut):
             waiting.result(30)
         shared_gateway.resume()
@@ -231,8 +231,8 @@ class TestADigest:
 
     def test_is_another_thing_than_the_deadline(self) -> None:
         fields: dict[str, Any] = {"gateway": "iad", "public_key": self.KEY}
-        one, other = (parse(CreatePeer, fields | {"deadline": at}) for at in (1, 2))
-        assert wish_digest(names.CREATE_PEER, one) == wish_digest(names.CREATE_PEER, other)
+        first, second = (parse(CreatePeer, fields | {"deadline": at}) for at in (1, 2))
+        assert wish_digest(names.CREATE_PEER, first) == wish_digest(names.CREATE_PEER, second)
 
     @pytest.mark.parametrize("header", [None, 7, "", "x" * 32, "0" * 31, "0" * 33, ["0" * 32], '"' * 32])
     def test_that_is_none_is_left_out(self, header: object) -> None:

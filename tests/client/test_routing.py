@@ -65,7 +65,7 @@ class TestTheRowsOfTasks:
 
 class TestNames:
     @given(gateway_names, gateway_names)
-    def test_of_two_gateways_share_nothing(self, one: str, other: str) -> None:
+    def test_of_two_gateways_share_nothing(self, first: str, second: str) -> None:
         def of(gateway: str) -> set[str]:
             return {
                 make(gateway)
@@ -75,8 +75,8 @@ class TestNames:
                 )
             }
 
-        assert len(of(one)) == 8
-        assert one == other or not of(one) & of(other)
+        assert len(of(first)) == 8
+        assert first == second or not of(first) & of(second)
 
     @given(gateway_names, st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True))
     def test_of_requests_tell_their_gateway(self, gateway: str, token: str) -> None:
@@ -103,9 +103,9 @@ class TestTheApp:
         assert route["queue"].name == "gateway.iad"
 
     def test_of_a_writer_serves_its_own_lane_interactive_first_and_no_other(self) -> None:
-        found = celery_settings(read(gateway="iad"), "writer")
-        assert [queue.name for queue in found["task_queues"]] == ["gateway.iad", "gateway.iad.bulk"]
-        assert found["task_create_missing_queues"] is False
+        chosen = celery_settings(read(gateway="iad"), "writer")
+        assert [queue.name for queue in chosen["task_queues"]] == ["gateway.iad", "gateway.iad.bulk"]
+        assert chosen["task_create_missing_queues"] is False
 
     def test_of_a_writer_needs_a_gateway(self) -> None:
         with pytest.raises(ValueError, match="PEERLANE_GATEWAY"):
@@ -113,5 +113,5 @@ class TestTheApp:
 
     @pytest.mark.parametrize("role", ["client", "writer"])
     def test_has_only_settings_that_celery_knows(self, role: str) -> None:
-        found = celery_settings(read(gateway="iad"), "writer" if role == "writer" else "client")
-        assert found.keys() <= SETTING_KEYS
+        chosen = celery_settings(read(gateway="iad"), "writer" if role == "writer" else "client")
+        assert chosen.keys() <= SETTING_KEYS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import threading
 import time
 import uuid
@@ -25,7 +26,7 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.redis.subscription import Listeners
+from peerlane.tasks.redis.subscription import Link, Listeners
 
 
 def app_of(client: Gateway) -> Any:
@@ -34,8 +35,8 @@ def app_of(client: Gateway) -> Any:
 
 def commands(server: RedisServer) -> dict[str, int]:
     """How often the server has carried out each command."""
-    told = cast("dict[str, dict[str, int]]", server.redis.info("commandstats"))
-    return {name.removeprefix("cmdstat_"): figures["calls"] for name, figures in told.items()}
+    stats = cast("dict[str, dict[str, int]]", server.redis.info("commandstats"))
+    return {name.removeprefix("cmdstat_"): figures["calls"] for name, figures in stats.items()}
 
 
 def connections(server: RedisServer) -> int:
@@ -116,7 +117,7 @@ class TestARequest:
         created = api.create_peer(key)
         redis = redis_server.redis
         scan = cast("Iterator[str]", redis.scan_iter(names.result_key(f"{site.name}.*")))
-        (request,) = (one.removeprefix(names.RESULT_PREFIX) for one in scan if key in str(redis.get(one)))
+        (request,) = (name.removeprefix(names.RESULT_PREFIX) for name in scan if key in str(redis.get(name)))
         assert other.create_peer(key, request_id=request) == created
 
 
@@ -150,6 +151,29 @@ class TestThreads:
             thread.start()
             thread.join(PATIENCE)
         assert link.accepted == before
+
+    def test_that_give_up_at_once_cancel_on_the_connections_that_they_have(
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy
+    ) -> None:
+        site = gateway()
+        api = client(site, redis_url=link.url)
+        together = threading.Barrier(8)
+
+        def ask(timeout: float) -> str:
+            together.wait(PATIENCE)
+            try:
+                return api.create_peer(some_key(), timeout=timeout).outcome
+            except TimedOut as error:
+                return error.code
+
+        with ThreadPoolExecutor(8) as threads:
+            assert {*threads.map(ask, [PATIENCE] * 8)} == {"created"}
+            connected = link.accepted
+            site.hold()
+            assert {*threads.map(ask, [0.5] * 8)} == {"timed_out"}
+            site.resume()
+            assert {*threads.map(ask, [PATIENCE] * 8)} == {"created"}
+        assert link.accepted == connected
 
 
 class TestAfterAFork:
@@ -294,6 +318,29 @@ class TestAConnection:
         assert redis_server.redis.delete(queue) == 1
         listeners.close()
         redis.close()
+
+
+def test_what_has_come_while_a_program_stood_still_is_an_answer(redis_server: RedisServer) -> None:
+    link = Link(Redis.from_url(redis_server.url, protocol=3, socket_timeout=PATIENCE))
+    try:
+        link.hear_replies("iad", PATIENCE)
+        channel = names.result_key(link.new_id("iad").rpartition("_")[0])
+        for _ in range(3):
+            redis_server.redis.publish(channel, "a late record of somebody's")
+        link.still_hears(within=PATIENCE)  # reads these first
+        for _ in range(3):
+            redis_server.redis.publish(channel, "a late record of somebody's")
+        link._send("PING")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its answer is to be there before it is read
+        eventually(lambda: b"PONG" in _unread(link), "the answer")
+        stood_still = time.monotonic() - 5
+        assert link._until(stood_still, lambda message: message in (b"PONG", "PONG"))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
+    finally:
+        link.close()
+
+
+def _unread(link: Link) -> bytes:
+    sock = link._connection._sock  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - redis-py hides it
+    return cast("bytes", sock.recv(65536, socket.MSG_PEEK))
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["as-the-commit", "as-celery"])

@@ -57,18 +57,18 @@ def test_a_request_carries_its_callers_span_and_its_stages_follow(
     for request, wish in zip(ids, wishes, strict=True):
         delivery = Delivery(request, sent_at=lane.writer.store.clock.now_ms() - 700, traceparent=SPAN)
         lane.writer.carry_out(names.CREATE_PEER, delivery, wish)
-    told = spans.get_finished_spans()
-    created, refused = (span for span in told if span.name == "peerlane.create")
+    finished = spans.get_finished_spans()
+    created, refused = (span for span in finished if span.name == "peerlane.create")
     parent = created.parent
     assert parent is not None
     assert (f"{parent.trace_id:032x}", f"{parent.span_id:016x}") == (SPAN[3:35], SPAN[36:52])
     assert attributes(created) == {"peerlane.request": ids[0], "peerlane.outcome": "created"}
     assert attributes(refused)["peerlane.code"] == "invalid"
-    stages = [span for span in told if span.parent is not None and span.parent.span_id == span_id(created)]
+    stages = [span for span in finished if span.parent is not None and span.parent.span_id == span_id(created)]
     assert [span.name for span in stages] == ["queue", "plan", "device", "commit"]
     assert stages[0].start_time == created.start_time
     assert stages[-1].end_time == created.end_time
-    assert all(one.end_time == two.start_time for one, two in pairwise(stages))
+    assert all(span.end_time == following.start_time for span, following in pairwise(stages))
     assert 0.6e9 < (stages[0].end_time or 0) - (stages[0].start_time or 0) < 20e9
 
 

@@ -23,8 +23,8 @@ SECRET = keyfile.encode_key(bytes(range(7, 39)))
 
 @pytest.fixture(params=["memory", pytest.param("kernel", marks=pytest.mark.kernel)])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    with (kernel_rig if request.param == "kernel" else memory_rig)(tmp_path) as found:
-        yield found
+    with (kernel_rig if request.param == "kernel" else memory_rig)(tmp_path) as rig:
+        yield rig
 
 
 @pytest.fixture
@@ -142,14 +142,14 @@ def test_a_device_with_a_key_has_it_written_to_a_file_that_is_not_there(opened: 
 
 def test_a_device_with_another_key_than_the_file_is_refused_with_both_public_keys(opened: Rig, tmp_path: Path) -> None:
     opened.plane.apply([SetPeer(ALICE, prefixes("10.8.0.2"))])
-    held, other = opened.plane.open(opened.spec).public_key, tmp_path / "other.key"
+    own, other = opened.plane.open(opened.spec).public_key, tmp_path / "other.key"
     private = keyfile.load_or_make(other)
     with pytest.raises(SettingsError) as caught:
         opened.plane.open(replace(opened.spec, private_key_file=other))
-    assert held in str(caught.value)
+    assert own in str(caught.value)
     assert keyfile.public_key(private) in str(caught.value)
     assert keyfile.encode_key(private) not in str(caught.value)
-    assert opened.plane.open(opened.spec).public_key == held
+    assert opened.plane.open(opened.spec).public_key == own
     assert set(opened.plane.peers()) == {ALICE}
 
 
@@ -200,8 +200,8 @@ def test_changes_are_made_in_order(opened: Rig) -> None:
             SetPeer(CAROL, prefixes("10.8.0.4")),
         ]
     )
-    found = {key: (peer.preshared_key, peer.allowed_ips) for key, peer in opened.plane.peers().items()}
-    assert found == {
+    installed = {key: (peer.preshared_key, peer.allowed_ips) for key, peer in opened.plane.peers().items()}
+    assert installed == {
         ALICE: (None, prefixes("10.8.0.3")),
         BOB: (None, prefixes("10.8.0.2")),
         CAROL: (None, prefixes("10.8.0.4")),
@@ -323,10 +323,10 @@ def test_many_routes_at_once_all_arrive(opened: Rig) -> None:
 def test_counters_name_each_peer_once(opened: Rig) -> None:
     wished = {key_number(number) for number in range(2, 600)}
     opened.plane.apply([SetPeer(key, frozenset()) for key in wished])
-    found = [one for batch in opened.counters.counters() for one in batch]
-    assert len(found) == len(wished)
-    assert {one.public_key for one in found} == wished
-    assert {one[1:] for one in found} == {(0.0, 0, 0, None)}
+    counted = [counters for batch in opened.counters.counters() for counters in batch]
+    assert len(counted) == len(wished)
+    assert {counters.public_key for counters in counted} == wished
+    assert {counters[1:] for counters in counted} == {(0.0, 0, 0, None)}
     assert opened.counters.complete
 
 
@@ -347,20 +347,22 @@ _CHANGES: st.SearchStrategy[Change] = st.one_of(
 @pytest.mark.kernel
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(runs=st.lists(st.lists(_CHANGES, max_size=12), min_size=1, max_size=4))
-def test_memory_and_kernel_agree_after_any_changes(runs: list[list[Change]], both: tuple[Rig, Rig]) -> None:
-    memory, kernel = both
-    for rig in both:
+def test_memory_and_kernel_agree_after_any_changes(
+    runs: list[list[Change]], memory_and_kernel: tuple[Rig, Rig]
+) -> None:
+    memory, kernel = memory_and_kernel
+    for rig in memory_and_kernel:
         rig.plane.apply([RemovePeer(key) for key in rig.plane.peers()])
         rig.plane.apply([RemoveRoute(route) for route in rig.plane.routes()])
     for changes in runs:
-        for rig in both:
+        for rig in memory_and_kernel:
             rig.plane.apply(changes)
         assert memory.plane.peers() == kernel.plane.peers()
         assert memory.plane.routes() == kernel.plane.routes()
 
 
 @pytest.fixture
-def both(tmp_path: Path) -> Iterator[tuple[Rig, Rig]]:
+def memory_and_kernel(tmp_path: Path) -> Iterator[tuple[Rig, Rig]]:
     """Both planes with the same key, so that they share an own key too."""
     with memory_rig(tmp_path) as memory, kernel_rig(tmp_path) as kernel:
         memory.plane.open(memory.spec)

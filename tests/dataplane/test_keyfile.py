@@ -33,8 +33,8 @@ def test_the_file_is_closed_to_others_and_they_cannot_change_its_new_directory(t
 def test_processes_that_race_to_make_it_all_get_the_same_key(tmp_path: Path) -> None:
     path = tmp_path / "private.key"
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        found = set(pool.map(keyfile.load_or_make, [path] * 16, chunksize=1))
-    assert found == {keyfile.load_or_make(path)}
+        loaded = set(pool.map(keyfile.load_or_make, [path] * 16, chunksize=1))
+    assert loaded == {keyfile.load_or_make(path)}
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -15,9 +15,9 @@ from peerlane.workers.dataplane.memory import MemoryDataPlane
 
 @pytest.fixture
 def plane(tmp_path: Path) -> MemoryDataPlane:
-    found = MemoryDataPlane()
-    found.open(spec_for("memory0", tmp_path))
-    return found
+    plane = MemoryDataPlane()
+    plane.open(spec_for("memory0", tmp_path))
+    return plane
 
 
 def test_told_to_fail_it_makes_as_many_changes_as_it_was_told_and_fails_once(plane: MemoryDataPlane) -> None:

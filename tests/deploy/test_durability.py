@@ -34,11 +34,11 @@ SOUND: Mapping[str, Any] = {
 }
 
 
-def refused(one: GatewayProcess) -> str:
+def refused(site: GatewayProcess) -> str:
     """What a gateway says that does not start."""
-    one.start(wait=False)
-    assert one.await_end() != 0
-    return one.log
+    site.start(wait=False)
+    assert site.await_end() != 0
+    return site.log
 
 
 def test_a_sound_server_is_found_sound() -> None:
@@ -58,9 +58,9 @@ def test_a_sound_server_is_found_sound() -> None:
     ],
 )
 def test_what_would_break_a_promise_is_refused(otherwise: Mapping[str, Any], sentence: str) -> None:
-    (found,) = judge({**SOUND, **otherwise}, "always")
-    assert found.fatal
-    assert sentence in found.sentence
+    (finding,) = judge({**SOUND, **otherwise}, "always")
+    assert finding.fatal
+    assert sentence in finding.sentence
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_what_would_break_a_promise_is_refused(otherwise: Mapping[str, Any], sen
 def test_what_may_lose_a_confirmed_peer_is_said(
     otherwise: Mapping[str, Any], appendfsync: str | None, sentence: str
 ) -> None:
-    (found,) = judge({**SOUND, **otherwise}, appendfsync)
-    assert not found.fatal
-    assert sentence in found.sentence
+    (finding,) = judge({**SOUND, **otherwise}, appendfsync)
+    assert not finding.fatal
+    assert sentence in finding.sentence
 
 
 def test_a_valkey_of_any_version_will_do() -> None:
@@ -105,9 +105,9 @@ def test_a_writer_on_a_server_without_a_file_says_so_loudly_and_serves(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
 ) -> None:
     own_redis.redis.config_set("appendonly", "no")
-    one = gateway(redis=own_redis)
-    assert "CONFIRMED PEERS ARE LOST WHEN IT STOPS" in one.log
-    assert client(one).create_peer(some_key()).outcome == "created"
+    site = gateway(redis=own_redis)
+    assert "CONFIRMED PEERS ARE LOST WHEN IT STOPS" in site.log
+    assert client(site).create_peer(some_key()).outcome == "created"
 
 
 @pytest.mark.parametrize(("name", "value"), [("appendonly", "no"), ("appendfsync", "everysec")])
@@ -129,11 +129,11 @@ def test_a_writer_does_not_start_on_a_replica_and_says_that_another_try_may_help
     gateway: MakeGateway, own_redis: RedisServer
 ) -> None:
     own_redis.redis.replicaof("127.0.0.1", "1")
-    one = gateway(redis=own_redis, start=False)
-    assert "Redis is a replica" in refused(one)
-    assert one.status == 3, "a failover makes it the primary: the supervisor tries again"
+    site = gateway(redis=own_redis, start=False)
+    assert "Redis is a replica" in refused(site)
+    assert site.status == 3, "a failover makes it the primary: the supervisor tries again"
     own_redis.redis.replicaof("NO", "ONE")
-    one.start()
+    site.start()
 
 
 def test_info_tells_that_writes_wait_for_replicas(own_redis: RedisServer) -> None:
@@ -150,8 +150,8 @@ def test_info_tells_that_writes_wait_for_replicas(own_redis: RedisServer) -> Non
 
 @pytest.fixture
 def fenced_server(capsys: pytest.CaptureFixture[str]) -> Iterator[FencedServer]:
-    with fenced(printed(capsys, "iad", "--passwords")) as found:
-        yield found
+    with fenced(printed(capsys, "iad", "--passwords")) as fenced_server:
+        yield fenced_server
 
 
 @pytest.fixture
@@ -171,20 +171,20 @@ def make_writer(fenced_server: FencedServer, tmp_path: Path) -> Iterator[Callabl
 def test_a_writer_that_may_not_read_appendfsync_says_so_and_what_to_do(
     make_writer: Callable[..., GatewayProcess],
 ) -> None:
-    one = make_writer()
-    one.start()
-    assert "whether it syncs it at each write is unknown" in one.log
-    assert "state it: PEERLANE_REDIS_APPENDFSYNC=always" in one.log
-    one.stop()
+    site = make_writer()
+    site.start()
+    assert "whether it syncs it at each write is unknown" in site.log
+    assert "state it: PEERLANE_REDIS_APPENDFSYNC=always" in site.log
+    site.stop()
     assert "PEERLANE_REQUIRE_DURABLE forbids that" in refused(make_writer(require_durable=True))
 
 
 def test_an_operator_may_state_it_and_have_the_writer_require_it(make_writer: Callable[..., GatewayProcess]) -> None:
-    one = make_writer(require_durable=True, redis_appendfsync="always")
-    one.start()
-    assert "appendfsync is always, as PEERLANE_REDIS_APPENDFSYNC states" in one.log
-    assert "unknown" not in one.log
-    one.stop()
+    site = make_writer(require_durable=True, redis_appendfsync="always")
+    site.start()
+    assert "appendfsync is always, as PEERLANE_REDIS_APPENDFSYNC states" in site.log
+    assert "unknown" not in site.log
+    site.stop()
     said = refused(make_writer(require_durable=True, redis_appendfsync="everysec"))
     assert "syncs its append-only file everysec" in said
 
@@ -225,28 +225,28 @@ def test_redis_cannot_allow_a_user_to_read_appendfsync_alone(own_redis: RedisSer
     ("used", "most", "fatal"), [(10**9, 0, None), (89, 100, None), (90, 100, False), (100, 100, True), (120, 100, True)]
 )
 def test_a_memory_that_is_full_or_nearly_is_told(used: int, most: int, *, fatal: bool | None) -> None:
-    found = memory({"used_memory": used << 20, "maxmemory": most << 20})
-    assert (found and found.fatal) == fatal
-    if found is not None:
-        assert f"{used} of {most} MiB" in found.sentence
+    finding = memory({"used_memory": used << 20, "maxmemory": most << 20})
+    assert (finding and finding.fatal) == fatal
+    if finding is not None:
+        assert f"{used} of {most} MiB" in finding.sentence
 
 
 def test_while_memory_is_full_the_gateway_says_so_and_is_served_again_afterwards(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
 ) -> None:
-    one = gateway(redis=own_redis)
-    api, shell = client(one, redis=own_redis), Shell(one)
+    site = gateway(redis=own_redis)
+    api, shell = client(site, redis=own_redis), Shell(site)
     key = some_key()
     api.create_peer(key)
-    before = int(one.look().facts["heartbeat"])
+    before = int(site.look().facts["heartbeat"])
     own_redis.redis.config_set("maxmemory", "1")
-    eventually(lambda: "Redis' memory is full" in one.log, "it in the writer's log")
-    eventually(lambda: int(one.look().facts["heartbeat"]) > before + 2_000, "signs of life all the while")
-    assert one.look().state == "active", "it is there"
-    told = {check["what"]: check for check in shell.ask("doctor", status=1)["checks"]}
-    assert told["memory"]["verdict"] == "failed"
+    eventually(lambda: "Redis' memory is full" in site.log, "it in the writer's log")
+    eventually(lambda: int(site.look().facts["heartbeat"]) > before + 2_000, "signs of life all the while")
+    assert site.look().state == "active", "it is there"
+    checks = {check["what"]: check for check in shell.ask("doctor", status=1)["checks"]}
+    assert checks["memory"]["verdict"] == "failed"
     with pytest.raises(OutcomeUnknown, match="OOM: its memory is full"):
         api.delete_peer(key, timeout=2)
     own_redis.redis.config_set("maxmemory", "0")
-    eventually(lambda: "Requests can be made again" in one.log, "the end in the log")
+    eventually(lambda: "Requests can be made again" in site.log, "the end in the log")
     assert api.delete_peer(key, timeout=PATIENCE).outcome == "deleted"

@@ -112,9 +112,9 @@ def test_a_server_on_path_is_preferred(tmp_path: Path, monkeypatch: pytest.Monke
 def test_one_that_is_too_old_is_passed_over_for_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_server(tmp_path, "redis-server", "6.2.14")
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = find_program()
-    assert found.path.parent != tmp_path
-    assert int(found.version.split(".")[0]) >= 8
+    program = find_program()
+    assert program.path.parent != tmp_path
+    assert int(program.version.split(".")[0]) >= 8
 
 
 def test_where_there_is_none_the_sentence_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

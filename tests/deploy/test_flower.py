@@ -43,10 +43,13 @@ READS = (
     *("/api/task/types", "/api/queues/length", "/api/task/info/iad.x", "/api/task/result/iad.x"),
 )
 WRITES = (
-    *(f"/api/worker/{what}/iad@host" for what in ("shutdown", "pool/restart", "pool/grow", "pool/shrink")),
-    *(f"/api/worker/{what}/iad@host" for what in ("pool/autoscale", "queue/add-consumer", "queue/cancel-consumer")),
-    *(f"/api/task/{what}/peerlane.create_peer" for what in ("apply", "async-apply", "send-task", "rate-limit")),
-    *(f"/api/task/{what}/iad.x" for what in ("abort", "timeout", "revoke")),
+    *(f"/api/worker/{command}/iad@host" for command in ("shutdown", "pool/restart", "pool/grow", "pool/shrink")),
+    *(
+        f"/api/worker/{command}/iad@host"
+        for command in ("pool/autoscale", "queue/add-consumer", "queue/cancel-consumer")
+    ),
+    *(f"/api/task/{command}/peerlane.create_peer" for command in ("apply", "async-apply", "send-task", "rate-limit")),
+    *(f"/api/task/{command}/iad.x" for command in ("abort", "timeout", "revoke")),
 )
 
 
@@ -56,12 +59,12 @@ def page(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) ->
     directory = tmp_path_factory.mktemp("flower")
     writer = GatewayProcess("iad", redis_server.url, directory, dataplane="memory")
     app = PeerlaneApp(read(redis_url=redis_server.url))
-    with flower(redis_server.url, directory) as found:
+    with flower(redis_server.url, directory) as page:
         writer.start()
-        eventually(lambda: "iad@" in found.text("/workers"), "the gateway among Flower's workers")
+        eventually(lambda: "iad@" in page.text("/workers"), "the gateway among Flower's workers")
         Gateway("iad", app=app).create_peer(some_key(), preshared_key=some_key())
-        eventually(lambda: "SUCCESS" in found.text("/api/tasks"), "the create among Flower's tasks")
-        yield found
+        eventually(lambda: "SUCCESS" in page.text("/api/tasks"), "the create among Flower's tasks")
+        yield page
     lanes_of(app).redis.close()
     app.close()
     writer.finish()
@@ -83,7 +86,7 @@ def test_nothing_is_changed_through_it(page: Page, path: str) -> None:
 def test_every_path_of_flower_is_known_here() -> None:
     named = (*READS, *WRITES, *OPEN, "/tasks/datatable")
     unknown = [
-        path for path in _patterns() if path not in HARMLESS and not any(re.fullmatch(path, one) for one in named)
+        path for path in _patterns() if path not in HARMLESS and not any(re.fullmatch(path, known) for known in named)
     ]
     assert unknown == []
 

@@ -25,8 +25,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def page(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with shown(server, tmp_path_factory.mktemp("flower")) as found:
-        yield found
+    with shown(server, tmp_path_factory.mktemp("flower")) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")

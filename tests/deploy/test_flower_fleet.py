@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from fenced import fenced, printed
-from flower_scene import DEAD, HOSTILE, KEY, node, raise_alarm, refused_task, row, shown, told
+from flower_scene import DEAD, HOSTILE, KEY, fleet_document, node, raise_alarm, refused_task, row, shown
 from flowers import Page, flower
 from gateways import close
 from servers import RedisServer
@@ -29,8 +29,8 @@ from peerlane.tasks.flower.task_format import formatted, refusal
 
 @pytest.fixture(scope="module")
 def page(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with shown(server, tmp_path_factory.mktemp("flower")) as found:
-        yield found
+    with shown(server, tmp_path_factory.mktemp("flower")) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def words(html: str) -> str:
 
 
 def test_the_gateways_page_shows_each_gateway_and_the_dead_one_first(page: Page) -> None:
-    assert [one["gateway"] for one in told(page)["gateways"]] == ["fra", "sin", "iad"]
+    assert [entry["gateway"] for entry in fleet_document(page)["gateways"]] == ["fra", "sin", "iad"]
     text = words(page.text("/gateways"))
     assert text.index(" fra down ") < text.index(" sin draining none ap ") < text.index(" iad active none eu 1 of ")
     assert "fra down too_many_stale eu 9 of 10 3 of 4 0" in text
@@ -57,12 +57,12 @@ def test_the_gateways_page_shows_each_gateway_and_the_dead_one_first(page: Page)
 
 
 def test_its_document_is_that_of_top(page: Page) -> None:
-    found = row(page, "iad")
-    assert (found["state"], found["region"], found["peers"], found["waiting"]) == ("active", "eu", 1, 0)
-    assert found["epoch"] == 1
-    assert found["alarms"] == []
+    gateway = row(page, "iad")
+    assert (gateway["state"], gateway["region"], gateway["peers"], gateway["waiting"]) == ("active", "eu", 1, 0)
+    assert gateway["epoch"] == 1
+    assert gateway["alarms"] == []
     assert row(page, "fra")["alarms"][0]["kind"] == "too_many_stale"
-    assert told(page)["trouble"] is None
+    assert fleet_document(page)["trouble"] is None
 
 
 def test_rates_appear_and_a_refusal_is_among_them(page: Page) -> None:
@@ -104,7 +104,9 @@ def test_an_observer_has_a_page_too(page: Page) -> None:
 
 
 def test_the_broker_page_shows_all_lanes_of_all_gateways(page: Page) -> None:
-    lengths = {one["name"]: one["messages"] for one in json.loads(page.text("/api/queues/length"))["active_queues"]}
+    lengths = {
+        queue["name"]: queue["messages"] for queue in json.loads(page.text("/api/queues/length"))["active_queues"]
+    }
     lanes = {queue(name) for name in ("fra", "iad") for queue in (names.lane_queue, names.bulk_queue)}
     assert lanes <= set(lengths)
     assert lengths["gateway.fra"] == 3
@@ -174,7 +176,7 @@ def test_without_redis_it_is_not_healthy_and_every_page_says_why(own_redis: Redi
         eventually(lambda: page.status("/healthcheck") == 503, "an unhealthy Flower")
         for path in ("/workers", "/tasks", "/broker", "/gateways"):
             assert "What is shown may be old: " in words(page.text(path))
-        assert "reached" in told(page)["trouble"]
+        assert "reached" in fleet_document(page)["trouble"]
         assert page.get("/healthcheck")[1] == "Redis does not answer"
         own_redis.start()
         eventually(lambda: page.status("/healthcheck") == 200, "a healthy Flower")

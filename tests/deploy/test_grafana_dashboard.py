@@ -33,7 +33,7 @@ def queries() -> Iterator[str]:
             yield str(target["expr"]).replace("$__rate_interval", "5m").replace("$gateway", "iad|fra")
 
 
-def told() -> set[str]:
+def metric_names() -> set[str]:
     names = {REQUESTS, *(SECONDS + end for end in ENDS)}
     for family in ALL:
         names |= {family.name + end for end in (ENDS if family.kind == "histogram" else ("",))}
@@ -78,7 +78,7 @@ def test_a_field_that_grafana_does_not_know_is_noticed() -> None:
 
 
 def test_every_query_asks_for_what_is_told() -> None:
-    assert {name for query in queries() for name in metrics_in(query)} <= told()
+    assert {name for query in queries() for name in metrics_in(query)} <= metric_names()
     assert {name for query in queries() for name in re.findall(r"peerlane:[\w:]+", query)} <= RECORDED
 
 

@@ -268,8 +268,8 @@ HEADERS = [
 def embedding(*parts: str) -> Callable[[Message], object]:
     def make(message: Message) -> None:
         for part in parts:
-            found = elsewhere(message)
-            message.embed[part] = found if part == "chord" else [found]
+            signature = elsewhere(message)
+            message.embed[part] = signature if part == "chord" else [signature]
 
     return make
 
@@ -368,8 +368,8 @@ def version_1(kind: str = "application/json", **fields: Any) -> Callable[[Messag
     """A message of Celery's first protocol: all is in the body."""
 
     def make(message: Message) -> None:
-        found: dict[str, Any] = {"task": names.CREATE_PEER, "id": message.id, "args": [], "kwargs": message.kwargs}
-        message.body = json.dumps(found | {"eta": None, "utc": True} | fields)
+        body: dict[str, Any] = {"task": names.CREATE_PEER, "id": message.id, "args": [], "kwargs": message.kwargs}
+        message.body = json.dumps(body | {"eta": None, "utc": True} | fields)
         message.without = ("headers.id", "headers.task")
         message.envelope["content-type"] = kind
 
@@ -442,9 +442,9 @@ class Target:
 
     def said(self) -> str:
         """What the worker has logged since it was last asked."""
-        found = self.gateway.log[self._read :]
-        self._read += len(found)
-        return found
+        text = self.gateway.log[self._read :]
+        self._read += len(text)
+        return text
 
 
 @pytest.fixture(scope="module")
@@ -452,9 +452,9 @@ def target(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
     gateway = GatewayProcess(new_name(), redis_server.url, tmp_path_factory.mktemp("gateway"), dataplane="memory")
     gateway.start()
     app = PeerlaneApp(read(redis_url=redis_server.url))
-    found = Target(gateway, app)
-    yield found
-    found.close()
+    target = Target(gateway, app)
+    yield target
+    target.close()
     close(app)
     gateway.finish()
 

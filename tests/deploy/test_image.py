@@ -88,10 +88,10 @@ def test_its_own_command_runs_as_its_user(image: Image) -> None:
 def test_it_holds_what_its_lock_says_without_the_builder(image: Image) -> None:
     lock = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "constraints-image.txt").read_text(), flags=re.MULTILINE))
     listed = json.loads(said(image, "python", "-m", "pip", "list", "--format=json", "--disable-pip-version-check"))
-    found = {re.sub(r"[-_.]+", "-", one["name"]).lower() for one in listed} - {"pip", "setuptools"}
-    assert {"peerlane", "celery", "packaging", "pyroute2", "flower"} <= found
-    assert found - {"peerlane"} <= lock
-    assert "hatchling" not in found
+    installed = {re.sub(r"[-_.]+", "-", package["name"]).lower() for package in listed} - {"pip", "setuptools"}
+    assert {"peerlane", "celery", "packaging", "pyroute2", "flower"} <= installed
+    assert installed - {"peerlane"} <= lock
+    assert "hatchling" not in installed
 
 
 def test_its_health_is_a_gateways_where_one_is_named(image: Image, own_redis: RedisServer) -> None:

@@ -41,8 +41,8 @@ KUBERNETES = {
 every_name = pytest.mark.parametrize("name", ["REDIS", "FLOWER", "REDIS_URL", "GATEWAY", "LISTEN", "PRIVATE_KEY", ""])
 
 
-def put(monkeypatch: pytest.MonkeyPatch, name: str, told: dict[str, str]) -> None:
-    for rest, value in told.items():
+def put(monkeypatch: pytest.MonkeyPatch, name: str, variables: dict[str, str]) -> None:
+    for rest, value in variables.items():
         monkeypatch.setenv("_".join(filter(None, ["PEERLANE", name, rest])), value)
 
 
@@ -64,9 +64,9 @@ def test_a_setting_that_is_set_beside_them_holds(monkeypatch: pytest.MonkeyPatch
     put(monkeypatch, "REDIS", KUBERNETES | DOCKER)
     monkeypatch.setenv("PEERLANE_REDIS_URL", "redis://10.96.0.11:6379/0")
     monkeypatch.setenv("PEERLANE_LISTEN_PORT", "4500")
-    found = read()
-    assert found.redis_url.get_secret_value() == "redis://10.96.0.11:6379/0"
-    assert found.listen_port == 4500
+    settings = read()
+    assert settings.redis_url.get_secret_value() == "redis://10.96.0.11:6379/0"
+    assert settings.listen_port == 4500
 
 
 def test_what_the_program_says_wins_over_a_link_of_the_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:

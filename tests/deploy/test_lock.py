@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def entries(name: str) -> dict[str, str]:
     """Every distribution of a lock, with its version and hashes; without the condition under which it is installed."""
-    found = re.findall(
+    matches = re.findall(
         r"^([a-z0-9.-]+)==([^ ]+) (?:; [^\\]*)?\\\n((?: +--hash=.*\n?)+)", (ROOT / name).read_text(), re.MULTILINE
     )
-    return {name: f"{version} {hashes.split()}" for name, version, hashes in found}
+    return {name: f"{version} {hashes.split()}" for name, version, hashes in matches}
 
 
 def test_the_image_has_the_versions_that_were_tested() -> None:

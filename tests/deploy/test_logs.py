@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from flowers import COMPOSE, flower
-from gateways import MakeClient, clean_environment, named_endpoint, new_name
+from gateways import ROOT, MakeClient, clean_environment, named_endpoint, new_name
 from keys import some_key
 from observers import Process
 from redis import Redis
@@ -30,13 +31,11 @@ from peerlane.tasks.errors import Unavailable
 
 
 @contextmanager
-def running(words: Sequence[str], log: Path, **settings: str) -> Generator[subprocess.Popen[bytes]]:
+def running(words: Sequence[str], log: Path, **settings: str) -> Generator[preloaded.Running]:
     """A process with its settings as variables, and all that it says in one file."""
     environment = clean_environment() | {f"PEERLANE_{key.upper()}": value for key, value in settings.items()}
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *words], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        process = preloaded.start([sys.executable, *words], ROOT, environment, output)
     try:
         yield process
     finally:
@@ -50,15 +49,15 @@ def running(words: Sequence[str], log: Path, **settings: str) -> Generator[subpr
 
 def documents(log: Path) -> list[dict[str, Any]]:
     """Every line; AssertionError names one that is no document."""
-    found: list[dict[str, Any]] = []
+    parsed: list[dict[str, Any]] = []
     for line in log.read_text().splitlines():
         try:
             document = json.loads(line)
         except ValueError:
             raise AssertionError(f"no document: {line}") from None
         assert {"time", "level", "process", "logger", "message"} <= set(document), line
-        found.append(document)
-    return found
+        parsed.append(document)
+    return parsed
 
 
 @pytest.fixture
@@ -206,8 +205,8 @@ class TestADocument:
     def formatted(self, message: str, *arguments: object, **extra: Any) -> dict[str, Any]:
         record = logging.LogRecord("peerlane.x", logging.WARNING, "x.py", 1, message, arguments, extra.pop("exc", None))
         record.__dict__.update(extra)
-        found: dict[str, Any] = json.loads(logs.json_formatter("writer", "iad").format(record))
-        return found
+        document: dict[str, Any] = json.loads(logs.json_formatter("writer", "iad").format(record))
+        return document
 
     def test_has_what_the_line_is_about_and_nothing_else(self) -> None:
         document = self.formatted(

@@ -176,8 +176,8 @@ def lint_imports(project: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_import_contracts_hold() -> None:
-    held = lint_imports(ROOT)
-    assert held.returncode == 0, held.stdout
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout
 
 
 #: Imports against a contract: the module, what it imports, and words of the contract's name.

@@ -108,12 +108,12 @@ LATE = 2 * 60 + 30
 
 def scenario(name: str, series: Series, firing: set[str], minutes: int) -> dict[str, Any]:
     """A test of promtool's: which alerts fire after so many minutes, and that no other does."""
-    told = [{"series": each, "values": values} for each, values in series.items() if values != GONE]
+    inputs = [{"series": each, "values": values} for each, values in series.items() if values != GONE]
     # One expression for all: a test of one alert compares its annotations too.
     samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in sorted(firing)]
     query = 'max by (alertname) (ALERTS{alertstate="firing"})'
     tests = [{"expr": query, "eval_time": f"{minutes}m", "exp_samples": samples}]
-    return {"name": name, "interval": "1m", "input_series": told, "promql_expr_test": tests}
+    return {"name": name, "interval": "1m", "input_series": inputs, "promql_expr_test": tests}
 
 
 @pytest.mark.needs("promtool")
@@ -155,10 +155,12 @@ def test_the_head_of_the_file_lists_every_alert() -> None:
 
 
 def test_every_rule_asks_for_what_is_told() -> None:
-    told = {family.name for family in ALL} | {REQUESTS}
-    told |= {family.name + end for family in ALL if family.kind == "histogram" for end in ("_bucket", "_sum", "_count")}
+    known = {family.name for family in ALL} | {REQUESTS}
+    known |= {
+        family.name + end for family in ALL if family.kind == "histogram" for end in ("_bucket", "_sum", "_count")
+    }
     rules = [cast("dict[str, Any]", rule) for group in GROUPS for rule in group["rules"]]
-    assert {name for rule in rules for name in metrics_in(rule["expr"])} <= told
+    assert {name for rule in rules for name in metrics_in(rule["expr"])} <= known
 
 
 def test_metrics_are_found_in_an_expression() -> None:

@@ -25,15 +25,15 @@ COMMANDS: dict[str, dict[str, object]] = {
 
 
 def test_a_broadcast_changes_nothing(own_redis: RedisServer, gateway: MakeGateway, client: MakeClient) -> None:
-    one = gateway("iad", redis=own_redis)
+    site = gateway("iad", redis=own_redis)
     # A stock Celery app on the same server, with all rights.
     stranger = Celery("stranger", broker=f"redis+socket://{own_redis.socket}")
     for command, arguments in COMMANDS.items():
         assert stranger.control.broadcast(command, arguments=arguments, reply=True, timeout=0.5) == []
     stranger.close()
-    assert client(one).create_peer(some_key()).outcome == "created"
-    assert one.status is None
-    assert "gateway.elsewhere" not in one.log
+    assert client(site).create_peer(some_key()).outcome == "created"
+    assert site.status is None
+    assert "gateway.elsewhere" not in site.log
 
 
 def test_nobody_listens_to_the_channel(redis_server: RedisServer, gateway: MakeGateway) -> None:
@@ -45,10 +45,10 @@ def test_a_gateways_broker_is_reached_by_the_guarded_transport(
     gateway: MakeGateway, settings: MakeSettings, redis_server: RedisServer
 ) -> None:
     # Over a socket kombu would take its own, and with it the messages that end a worker.
-    one: GatewayProcess = gateway()
+    site: GatewayProcess = gateway()
     assert celery_url(settings()).startswith("redis+socket://")
-    redis_server.redis.lpush(f"gateway.{one.name}", "no JSON at all", '{"properties": 1}')
-    redis_server.redis.lpush(f"gateway.{one.name}.bulk", "[]")
-    eventually(lambda: one.log.count("was refused: it is") == 3, "three refusals in the log")
-    assert one.status is None
+    redis_server.redis.lpush(f"gateway.{site.name}", "no JSON at all", '{"properties": 1}')
+    redis_server.redis.lpush(f"gateway.{site.name}.bulk", "[]")
+    eventually(lambda: site.log.count("was refused: it is") == 3, "three refusals in the log")
+    assert site.status is None
     assert redis_server.redis.keys("_kombu.binding.gateway.*") == []

@@ -60,9 +60,9 @@ def test_an_alarm_of_another_version_names_the_page() -> None:
 
 
 def test_every_alert_has_its_section_and_links_to_it() -> None:
-    found = dict(alerts())
-    assert set(found) <= set(SECTIONS)
-    for name, rule in found.items():
+    rules = dict(alerts())
+    assert set(rules) <= set(SECTIONS)
+    for name, rule in rules.items():
         annotations = rule.get("annotations", {})
         links = [value for key, value in annotations.items() if key.startswith("runbook")]
         assert [link for link in links if link.partition("#")[2] not in ANCHORS] == [], name

@@ -62,24 +62,24 @@ def test_no_event_shows_one(scene: Scene) -> None:
 def test_no_result_shows_one(scene: Scene) -> None:
     results = {key: value for key, value in scene.redis.items() if key.startswith(names.RESULT_PREFIX)}
     assert len(results) > len(MISPLACED)
-    assert [trace for found in results.items() for part in found for trace in planted.traces(part)] == []
+    assert [trace for content in results.items() for part in content for trace in planted.traces(part)] == []
 
 
 def test_no_page_of_flower_shows_one(scene: Scene) -> None:
     assert any(path.startswith("/task/iad.") and path.endswith(" 200") for path in scene.pages)
-    assert {path: found for path, page in scene.pages.items() if (found := planted.traces(page))} == {}
+    assert {path: traces for path, page in scene.pages.items() if (traces := planted.traces(page))} == {}
 
 
 def test_no_error_shows_one(scene: Scene) -> None:
     assert len(scene.errors) > 2 * len(MISPLACED)
     for error in scene.errors:
-        told = [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
-        assert planted.traces("\n".join(told)) == []
+        texts = [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
+        assert planted.traces("\n".join(texts)) == []
 
 
 def test_no_command_shows_one(scene: Scene) -> None:
     assert all(scene.commands.values())
-    assert {words: found for words, said in scene.commands.items() if (found := planted.traces(said))} == {}
+    assert {words: traces for words, said in scene.commands.items() if (traces := planted.traces(said))} == {}
 
 
 def test_no_command_line_holds_one(scene: Scene) -> None:
@@ -93,8 +93,8 @@ def test_redis_holds_one_only_where_it_was_put_on_purpose(scene: Scene, sealed: 
     assert scene.redis[names.poison_key("iad")]
     peers = {name for name in scene.redis if name == names.peers_key("iad")}
     assert peers
-    told = [trace for trace in planted.traces(scene.redis[names.peers_key("iad")]) if "broken-record" not in trace]
-    assert bool(told) is not sealed
+    traces = [trace for trace in planted.traces(scene.redis[names.peers_key("iad")]) if "broken-record" not in trace]
+    assert bool(traces) is not sealed
 
 
 def test_a_sealed_key_was_never_in_redis_in_clear(scene: Scene, sealed: bool) -> None:  # noqa: FBT001

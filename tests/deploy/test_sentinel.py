@@ -76,12 +76,12 @@ class Caller(threading.Thread):
         return True
 
 
-def confirmed_is_true(callers: list[Caller], held: set[str]) -> tuple[list[str], list[str]]:
+def confirmed_is_true(callers: list[Caller], stored: set[str]) -> tuple[list[str], list[str]]:
     """Creates that are lost, and deletes that are back."""
     words = {key: there for caller in callers for key, there in caller.there.items()}
     return (
-        [key for key, there in words.items() if there and key not in held],
-        [key for key, there in words.items() if not there and key in held],
+        [key for key, there in words.items() if there and key not in stored],
+        [key for key, there in words.items() if not there and key in stored],
     )
 
 
@@ -118,8 +118,8 @@ def test_a_failover_that_loses_the_end_of_the_stream_loses_no_create_and_brings_
     assert back >= after + 20, f"the lane came back: {site.log[-3000:]}"
     assert [caller.broken for caller in callers] == [[], [], []]
     assert site.status is None, "the writer lives"
-    held = {peer.public_key for peer in first.peers()}
-    assert confirmed_is_true(callers, held) == ([], [])
+    stored = {peer.public_key for peer in first.peers()}
+    assert confirmed_is_true(callers, stored) == ([], [])
     assert "Redis is behind its writer" in site.log
     with connect(read(redis_url=fleet.url)) as redis:
         assert [alarm.kind for alarm in read_alarms(redis, site.name)] == []
@@ -158,7 +158,7 @@ def test_every_part_finds_the_primary(fleet: Replicated, gateway: MakeGateway, s
     assert asyncio.run(ask()) == "created"
     environment = clean_environment() | {"PEERLANE_REDIS_URL": fleet.url}
     for command in (["gateway", "list"], ["gateway", "show", site.name], ["peer", "list", site.name], ["doctor"]):
-        told = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "peerlane.workers.cli", *command],
             cwd=ROOT,
             env=environment,
@@ -167,10 +167,10 @@ def test_every_part_finds_the_primary(fleet: Replicated, gateway: MakeGateway, s
             timeout=60,
             check=False,
         )
-        assert told.returncode == 0 or command == ["doctor"], told.stdout + told.stderr
-        assert "Traceback" not in told.stderr
-        assert "data-pw" not in told.stdout + told.stderr
-        assert "watch-pw" not in told.stdout + told.stderr
+        assert result.returncode == 0 or command == ["doctor"], result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        assert "data-pw" not in result.stdout + result.stderr
+        assert "watch-pw" not in result.stdout + result.stderr
     assert "data-pw" not in site.log
     assert "watch-pw" not in site.log
 
@@ -193,10 +193,10 @@ def test_sentinels_that_name_nobody_are_named(client: MakeClient) -> None:
     lane = client("iad", redis_url=url)
     with pytest.raises(OutcomeUnknown) as caught:
         lane.create_peer(some_key(), timeout=2)
-    told = str(caught.value)
-    assert "no Sentinel names a primary of the service peers; 127.0.0.1:1, 127.0.0.1:2: nobody listens there" in told
-    assert "secret" not in told
-    assert "hush" not in told
+    message = str(caught.value)
+    assert "no Sentinel names a primary of the service peers; 127.0.0.1:1, 127.0.0.1:2: nobody listens there" in message
+    assert "secret" not in message
+    assert "hush" not in message
 
 
 @pytest.mark.parametrize(
@@ -213,10 +213,10 @@ def test_sentinels_that_name_nobody_are_named(client: MakeClient) -> None:
     ids=["plain", "password", "tls"],
 )
 def test_a_url_of_sentinels_is_taken_apart(url: str, celery: str, shown: str) -> None:
-    found = read(redis_url=url)
-    assert celery_url(found) == celery
+    chosen = read(redis_url=url)
+    assert celery_url(chosen) == celery
     assert shown_url(url) == shown
-    asked = sentinels(found)
+    asked = sentinels(chosen)
     assert asked is not None
     assert asked.service == "peers"
     assert bool(asked.tls) == url.startswith("rediss")
@@ -250,7 +250,7 @@ def test_a_url_that_is_none_is_refused_without_showing_it(url: str) -> None:
 
 @pytest.mark.parametrize("service", ["auth-db", "AUTH"])
 def test_a_name_is_not_taken_for_a_refused_password(service: str) -> None:
-    with pytest.raises(NoPrimary) as told:
+    with pytest.raises(NoPrimary) as caught:
         Sentinels((("127.0.0.1", 1),), service).primary()
-    assert "nobody listens there" in failure(told.value)
-    assert "password" not in failure(told.value)
+    assert "nobody listens there" in failure(caught.value)
+    assert "password" not in failure(caught.value)

@@ -126,13 +126,13 @@ def test_beat_goes_on_to_ask_for_sweeps(scene: Scene) -> None:
 
 
 def test_the_exporter_tells_the_new_primarys_figures(scene: Scene) -> None:
-    def told(gateway: str, name: str, **labels: str) -> float | None:
+    def figure(gateway: str, name: str, **labels: str) -> float | None:
         return value(scene.exporter.scrape(), name, gateway=gateway, **labels)
 
-    eventually(lambda: told("iad", "peerlane_peers") == 2, "the peers of the new primary")
-    assert told("fra", "peerlane_gateway_state", state="down") == 1
+    eventually(lambda: figure("iad", "peerlane_peers") == 2, "the peers of the new primary")
+    assert figure("fra", "peerlane_gateway_state", state="down") == 1
     assert value(scene.exporter.scrape(), "peerlane_redis_up") == 1
-    eventually(lambda: (told("iad", "peerlane_heartbeat_age_seconds", process="beat") or 99) < 10, "beat's age")
+    eventually(lambda: (figure("iad", "peerlane_heartbeat_age_seconds", process="beat") or 99) < 10, "beat's age")
 
 
 def test_flowers_pages_and_its_health_check_are_of_the_new_primary(scene: Scene) -> None:

@@ -61,8 +61,8 @@ def scene() -> Iterator[Scene]:
     program, directory = program_with_tls(), server_directory()
     authority = Authority(directory)
     ours = authority.issue("client")
-    both = directory / "client.pem"
-    both.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
+    certificate_and_key = directory / "client.pem"
+    certificate_and_key.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
     tls = Tls(program, authority.certificate, authority.issue("server", *HERE))
     made = Replicated(directory, password=WATCHED, sentinel_password=WATCHING, sentinel_users=SENTINEL_USERS, tls=tls)
     functions.load(made.primary.redis)
@@ -70,7 +70,7 @@ def scene() -> Iterator[Scene]:
         words = user.line("setuser", PASSWORD, oldest=True).replace(" (", "\n(").split("\n")
         for server in (made.primary, made.replica):
             server.redis.execute_command(*words[0].split(), *words[1:])
-    yield Scene(made, directory, {"redis_ca": authority.certificate, "redis_client_cert": both})
+    yield Scene(made, directory, {"redis_ca": authority.certificate, "redis_client_cert": certificate_and_key})
     made.end()
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -101,9 +101,9 @@ BAD = (
 @pytest.fixture(params=BAD, ids=lambda bad: bad.name)
 def bad(request: pytest.FixtureRequest, scene: Scene) -> Iterator[tuple[Bad, dict[str, Any]]]:
     """One of them, with the settings of who connects."""
-    found: Bad = request.param
+    bad: Bad = request.param
     settings = {"redis_url": scene.url("api-iad"), **scene.trust}
-    match found.name:
+    match bad.name:
         case "foreign-ca":
             settings["redis_ca"] = Authority(scene.directory, "foreign").certificate
         case "no-client-certificate":
@@ -114,7 +114,7 @@ def bad(request: pytest.FixtureRequest, scene: Scene) -> Iterator[tuple[Bad, dic
             with socket.socket() as silent:
                 silent.bind(("127.0.0.1", 0))
                 silent.listen()
-                yield found, settings | {"redis_url": f"rediss+sentinel://127.0.0.1:{silent.getsockname()[1]}/peers"}
+                yield bad, settings | {"redis_url": f"rediss+sentinel://127.0.0.1:{silent.getsockname()[1]}/peers"}
             return
         case "sentinel-password":
             settings["redis_url"] = scene.url("api-iad", sentinel_password="other-pw")
@@ -124,14 +124,14 @@ def bad(request: pytest.FixtureRequest, scene: Scene) -> Iterator[tuple[Bad, dic
             settings["redis_url"] = scene.url("api-iad", service="others")
         case _:
             settings["redis_url"] = scene.url("api-iad", password="other-pw")
-    yield found, settings
+    yield bad, settings
 
 
-def is_told(bad: Bad, told: str) -> None:
-    assert bad.says in told
-    assert ("no Sentinel names a primary of the service" in told) == (bad.name != "server-password")
+def is_told(bad: Bad, message: str) -> None:
+    assert bad.says in message
+    assert ("no Sentinel names a primary of the service" in message) == (bad.name != "server-password")
     for secret in (PASSWORD, WATCHED, WATCHING, "other-pw", "sentinel-pw", "nobody-pw"):
-        assert secret not in told
+        assert secret not in message
 
 
 def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Bad, dict[str, Any]], client: MakeClient) -> None:
@@ -200,9 +200,9 @@ def test_a_sentinel_that_does_not_answer_is_asked_once(scene: Scene, *, asynchro
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         silent.settimeout(0)
-        found = sentinels(read(redis_url=scene.url("api-iad"), **scene.trust))
-        assert found is not None
-        watched = replace(found, hosts=(("127.0.0.1", int(silent.getsockname()[1])), *found.hosts))
+        asked = sentinels(read(redis_url=scene.url("api-iad"), **scene.trust))
+        assert asked is not None
+        watched = replace(asked, hosts=(("127.0.0.1", int(silent.getsockname()[1])), *asked.hosts))
         addresses = [
             run_and_leave_nothing(watched.primary_async) if asynchronous else watched.primary() for _ in range(3)
         ]

@@ -30,7 +30,7 @@ def test_without_a_socket_nothing_is_said(named: str | None) -> None:
 def test_the_watchdog_is_fed_at_twice_the_pace_it_asks_for(
     usec: str | None, pid: str | None, every: float | None
 ) -> None:
-    told = {"NOTIFY_SOCKET": "/run/systemd/notify"}
-    told |= {} if usec is None else {"WATCHDOG_USEC": usec}
-    told |= {} if pid is None else {"WATCHDOG_PID": str(os.getpid()) if pid == "ours" else pid}
-    assert ServiceManager.of(told) == ServiceManager("/run/systemd/notify", every)
+    environment = {"NOTIFY_SOCKET": "/run/systemd/notify"}
+    environment |= {} if usec is None else {"WATCHDOG_USEC": usec}
+    environment |= {} if pid is None else {"WATCHDOG_PID": str(os.getpid()) if pid == "ours" else pid}
+    assert ServiceManager.of(environment) == ServiceManager("/run/systemd/notify", every)

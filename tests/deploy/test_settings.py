@@ -28,36 +28,36 @@ PASSWORD = "correct-horse-battery"
 
 class TestSettingsAreRead:
     def test_from_defaults_where_nothing_is_said(self) -> None:
-        found = read()
-        assert found.redis_url.get_secret_value() == "redis://127.0.0.1:6379/0"
-        assert found.gateway is None
-        assert found.pools == ("10.8.0.0/16", "fd00:8::/64")
-        assert str(found.key_file) == "/etc/peerlane/wg0.key"
+        chosen = read()
+        assert chosen.redis_url.get_secret_value() == "redis://127.0.0.1:6379/0"
+        assert chosen.gateway is None
+        assert chosen.pools == ("10.8.0.0/16", "fd00:8::/64")
+        assert str(chosen.key_file) == "/etc/peerlane/wg0.key"
 
     def test_from_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PEERLANE_GATEWAY", "iad")
         monkeypatch.setenv("PEERLANE_POOLS", " 10.1.0.0/16, fd01::/64 ,")
         monkeypatch.setenv("PEERLANE_LISTEN_PORT", "4500")
         monkeypatch.setenv("PEERLANE_REDIS_URL", "unix:///run/redis.sock")
-        found = read()
-        assert (found.gateway, found.listen_port) == ("iad", 4500)
-        assert found.pools == ("10.1.0.0/16", "fd01::/64")
-        assert found.redis_url.get_secret_value() == "unix:///run/redis.sock"
+        chosen = read()
+        assert (chosen.gateway, chosen.listen_port) == ("iad", 4500)
+        assert chosen.pools == ("10.1.0.0/16", "fd01::/64")
+        assert chosen.redis_url.get_secret_value() == "unix:///run/redis.sock"
 
     def test_from_a_file_that_a_variable_names(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         file = tmp_path / "p.toml"
         file.write_text('gateway = "fra"\npools = ["10.2.0.0/16"]\nlisten_port = 1\n')
         monkeypatch.setenv("PEERLANE_SETTINGS", str(file))
         monkeypatch.setenv("PEERLANE_LISTEN_PORT", "2")
-        found = read(timeout=9)
-        assert (found.gateway, found.pools) == ("fra", ("10.2.0.0/16",))
-        assert found.listen_port == 2, "a variable wins over the file"
-        assert found.timeout == 9, "what is said in the program wins over both"
+        chosen = read(timeout=9)
+        assert (chosen.gateway, chosen.pools) == ("fra", ("10.2.0.0/16",))
+        assert chosen.listen_port == 2, "a variable wins over the file"
+        assert chosen.timeout == 9, "what is said in the program wins over both"
 
     def test_and_cannot_be_changed_afterwards(self) -> None:
-        found = read()
+        chosen = read()
         with pytest.raises(ValueError, match="frozen"):
-            found.gateway = "x"  # pyright: ignore[reportAttributeAccessIssue] - that is the point
+            chosen.gateway = "x"  # pyright: ignore[reportAttributeAccessIssue] - that is the point
 
 
 class TestWhatIsWrongIsNamed:
@@ -199,10 +199,10 @@ class TestSecretsAreHidden:
     URL = f"redis://user:{PASSWORD}@db.example:6380/2"
 
     def test_where_settings_are_shown(self) -> None:
-        found = read(redis_url=self.URL)
-        for text in (repr(found), str(found), json.dumps(shown(found)), found.model_dump_json()):
+        chosen = read(redis_url=self.URL)
+        for text in (repr(chosen), str(chosen), json.dumps(shown(chosen)), chosen.model_dump_json()):
             assert PASSWORD not in text
-        assert shown(found)["redis_url"] == "redis://user:(hidden)@db.example:6380/2"
+        assert shown(chosen)["redis_url"] == "redis://user:(hidden)@db.example:6380/2"
 
     @pytest.mark.parametrize("url", ["redis://h:1/0", "unix:///run/r.sock", "rediss://[::1]:6379/0", "redis://me@h/1"])
     def test_and_what_is_no_secret_is_not(self, url: str) -> None:
@@ -274,11 +274,11 @@ def test_a_prefix_that_settings_take_is_one_everywhere_and_no_other(text: str) -
 )
 def test_a_redis_url_that_settings_take_is_read_alike_by_all(text: str) -> None:
     try:
-        found = read(redis_url=text)
+        chosen = read(redis_url=text)
     except BadSettings:
         return
-    app = PeerlaneApp(found)
-    ours = connect(found).connection_pool.connection_kwargs
+    app = PeerlaneApp(chosen)
+    ours = connect(chosen).connection_pool.connection_kwargs
     results = cast("dict[str, Any]", cast("Any", app.backend).connparams)
     broker = app.connection_for_write()
     place = (ours.get("host"), ours.get("port", 6379), ours.get("path"), ours.get("db", 0))

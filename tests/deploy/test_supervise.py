@@ -27,7 +27,15 @@ from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.status.fleet_snapshot import read_gateway
 from peerlane.workers.host.pulse import LONG, SILENCE
-from peerlane.workers.host.supervisor import AWAY, GRACE, LONGEST, observer_is_final, pause_after, writer_is_final
+from peerlane.workers.host.supervisor import (
+    AWAY,
+    GRACE,
+    HELD,
+    LONGEST,
+    observer_is_final,
+    pause_after,
+    writer_is_final,
+)
 
 
 def alive(pid: int) -> bool:
@@ -48,7 +56,7 @@ class Supervised:
         self.directory = directory
         parts = "".join(
             f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}, 'part'],"
-            f" {'writer' if name == 'writer' else 'observer'}_is_final,"
+            f" {'writer' if name.endswith('writer') else 'observer'}_is_final,"
             f" watched={name.startswith('watched')}, needed={name == 'watched'}),"
             for name, script in scripts.items()
         )
@@ -99,21 +107,21 @@ def supervised(tmp_path: Path) -> Iterator[MakeSupervised]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.end()
+    for supervisor in made:
+        supervisor.end()
 
 
 STAY = "exec sleep 600"
 
 
 def test_a_part_that_is_killed_is_started_again_and_the_other_is_left_alone(supervised: MakeSupervised) -> None:
-    both = supervised(writer=STAY, observer=STAY)
-    writer, observer = both.nth("writer", 1), both.nth("observer", 1)
+    run = supervised(writer=STAY, observer=STAY)
+    writer, observer = run.nth("writer", 1), run.nth("observer", 1)
     os.kill(writer, signal.SIGKILL)
-    assert both.nth("writer", 2) != writer
+    assert run.nth("writer", 2) != writer
     assert alive(observer)
-    assert both.pids("observer") == [observer]
-    assert "the writer was killed by SIGKILL" in both.log.read_text()
+    assert run.pids("observer") == [observer]
+    assert "the writer was killed by SIGKILL" in run.log.read_text()
 
 
 def test_a_part_that_cannot_be_started_again_for_a_while_ends_nobody(
@@ -123,23 +131,23 @@ def test_a_part_that_cannot_be_started_again_for_a_while_ends_nobody(
     shell, stay = tmp_path / "bin" / "sh", f"exec {shutil.which('sleep')} 600"
     shell.parent.mkdir()
     shell.symlink_to(str(shutil.which("sh")))
-    both = supervised({"PATH": str(shell.parent)}, writer=stay, observer=stay)
-    writer, observer = both.nth("writer", 1), both.nth("observer", 1)
+    run = supervised({"PATH": str(shell.parent)}, writer=stay, observer=stay)
+    writer, observer = run.nth("writer", 1), run.nth("observer", 1)
     shell.unlink()
     os.kill(observer, signal.SIGKILL)
-    eventually(lambda: "the observer could not be started" in both.log.read_text(), "the supervisor saying so")
+    eventually(lambda: "the observer could not be started" in run.log.read_text(), "the supervisor saying so")
     assert alive(writer)
     shell.symlink_to(str(shutil.which("sh")))
-    assert alive(both.nth("observer", 2))
-    assert both.pids("writer") == [writer]
+    assert alive(run.nth("observer", 2))
+    assert run.pids("writer") == [writer]
 
 
 def test_a_part_that_keeps_crashing_is_started_ever_later(supervised: MakeSupervised) -> None:
     watch = Stopwatch()
-    both = supervised(writer=STAY, observer="exit 7")
-    both.nth("observer", 3)
+    run = supervised(writer=STAY, observer="exit 7")
+    run.nth("observer", 3)
     assert watch.seconds >= pause_after(1) + pause_after(2)
-    assert "the observer ended with status 7" in both.log.read_text()
+    assert "the observer ended with status 7" in run.log.read_text()
     assert [pause_after(n) for n in range(1, 8)] == [1, 2, 4, 8, 16, LONGEST, LONGEST]
     assert [pause_after(n, AWAY) for n in range(1, 6)] == [1, 2, 4, 4, 4], "Redis may be back at any moment"
 
@@ -193,19 +201,19 @@ def test_the_service_manager_hears_of_readiness_life_and_the_end(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind("\0" + name[1:] if abstract else name)
         heard.settimeout(20)
-        both = supervised(
+        run = supervised(
             {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"},
             watched=f"exec 3>&$2; echo '600 starting' >&3; while [ ! -e {go_on} ]; do sleep 0.1; done;"
             " echo '600 serving' >&3; exec sleep 600",
             observer=f"env > {tmp_path}/environment; exec sleep 600",
         )
-        both.nth("watched", 1)
+        run.nth("watched", 1)
         assert heard.recv(4096) == b"WATCHDOG=1", "ready is who serves"
         go_on.touch()
         eventually(lambda: heard.recv(4096) == b"READY=1\nSTATUS=the lane is served", "readiness")
         assert heard.recv(4096) == b"WATCHDOG=1"
         assert "NOTIFY_SOCKET" not in (tmp_path / "environment").read_text(), "the children have nothing to say there"
-        both.process.terminate()
+        run.process.terminate()
         eventually(lambda: heard.recv(4096) == b"STOPPING=1\nSTATUS=ending", "the end")
 
 
@@ -226,11 +234,11 @@ def test_an_observer_that_does_not_serve_yet_keeps_no_gateway_from_being_ready(
 def test_an_observer_says_that_it_goes_on(shared_gateway: GatewayProcess, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     command = ["-m", "peerlane.workers.cli", "gateway", "run", shared_gateway.name]
-    told = {f"PEERLANE_{name.upper()}": as_variable(value) for name, value in shared_gateway.settings.items()}
+    variables = {f"PEERLANE_{name.upper()}": as_variable(value) for name, value in shared_gateway.settings.items()}
     with (tmp_path / "log").open("wb") as log, os.fdopen(reading, "rb", buffering=0) as pulse:
         observer = subprocess.Popen(
             [sys.executable, *command, "--only", "observer", "--pulse", str(writing)],
-            env=clean_environment() | told,
+            env=clean_environment() | variables,
             pass_fds=[writing],
             stdout=log,
             stderr=log,
@@ -254,25 +262,25 @@ def test_an_observer_says_that_it_goes_on(shared_gateway: GatewayProcess, tmp_pa
 
 def test_a_socket_that_nobody_listens_on_does_no_harm(supervised: MakeSupervised, tmp_path: Path) -> None:
     gone = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "100000"}
-    both = supervised(gone, watched="echo '600 serving' >&$2; exec sleep 600")
-    both.nth("watched", 1)
-    both.process.terminate()
-    assert both.process.wait(20) == 0
+    run = supervised(gone, watched="echo '600 serving' >&$2; exec sleep 600")
+    run.nth("watched", 1)
+    run.process.terminate()
+    assert run.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_ends_all_and_says_0(supervised: MakeSupervised, how: signal.Signals) -> None:
-    both = supervised(writer=STAY, observer=STAY)
-    pids = [both.nth("writer", 1), both.nth("observer", 1)]
-    both.process.send_signal(how)
-    assert both.process.wait(20) == 0
+    run = supervised(writer=STAY, observer=STAY)
+    pids = [run.nth("writer", 1), run.nth("observer", 1)]
+    run.process.send_signal(how)
+    assert run.process.wait(20) == 0
     assert [pid for pid in pids if alive(pid)] == []
 
 
 def test_nothing_outlives_it_even_if_it_is_killed(supervised: MakeSupervised) -> None:
-    both = supervised(writer=STAY, observer=STAY)
-    pids = [both.nth("writer", 1), both.nth("observer", 1)]
-    both.process.kill()
+    run = supervised(writer=STAY, observer=STAY)
+    pids = [run.nth("writer", 1), run.nth("observer", 1)]
+    run.process.kill()
     eventually(lambda: not any(map(alive, pids)), "the end of what it had started")
 
 
@@ -280,14 +288,34 @@ def test_nothing_outlives_it_even_if_it_is_killed(supervised: MakeSupervised) ->
 def test_a_writer_that_must_not_run_ends_all_with_its_status(
     supervised: MakeSupervised, status: int, tmp_path: Path
 ) -> None:
-    both = supervised(observer=STAY, writer=f"while [ ! -s {tmp_path}/observer ]; do :; done; exit {status}")
-    assert both.process.wait(20) == status
-    assert not any(alive(pid) for pid in both.pids("observer"))
+    run = supervised(observer=STAY, writer=f"while [ ! -s {tmp_path}/observer ]; do :; done; exit {status}")
+    assert run.process.wait(20) == status
+    assert not any(alive(pid) for pid in run.pids("observer"))
+
+
+def test_a_writer_that_has_served_is_started_again_however_it_fails(supervised: MakeSupervised, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    script = f"[ -e {served} ] && exit 1; touch {served}; echo '600 serving' >&$2; exit 1"
+    both = supervised(watched_writer=script, observer=STAY)
+    both.nth("watched_writer", 3)
+    assert both.process.poll() is None
+    assert len(both.pids("observer")) == 1, "the other is left alone"
+
+
+def test_but_not_if_its_lane_is_anothers(supervised: MakeSupervised) -> None:
+    both = supervised(watched_writer=f"echo '600 serving' >&$2; exit {HELD}")
+    assert both.process.wait(20) == 1
+    assert len(both.pids("watched_writer")) == 1
+
+
+def test_a_first_start_that_fails_at_once_ends_all(supervised: MakeSupervised) -> None:
+    assert supervised(watched_writer="exit 1").process.wait(20) == 1
 
 
 def test_what_is_final_and_what_is_a_crash() -> None:
     assert writer_is_final(1, 5)
     assert not writer_is_final(1, 3600)
+    assert writer_is_final(HELD, 3600)
     assert not any(writer_is_final(status, 5) for status in (0, 3, -9))
     assert observer_is_final(2, 0)
     assert not any(observer_is_final(status, 5) for status in (0, 1, 3, -9))
@@ -298,8 +326,8 @@ class GatewayRun:
 
     def __init__(self, name: str, url: str, directory: Path, **environment: str) -> None:
         self.log = directory / f"{os.urandom(4).hex()}.log"
-        told = {"REDIS_URL": url, "PRIVATE_KEY_FILE": str(directory / "key"), "SWEEP_EVERY": "1"}
-        environment |= clean_environment() | {f"PEERLANE_{key}": value for key, value in told.items()}
+        variables = {"REDIS_URL": url, "PRIVATE_KEY_FILE": str(directory / "key"), "SWEEP_EVERY": "1"}
+        environment |= clean_environment() | {f"PEERLANE_{key}": value for key, value in variables.items()}
         command = ["-m", "peerlane.workers.cli", "gateway", "run", name, "--dataplane", "memory"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -318,9 +346,9 @@ def test_gateway_run_serves_and_observes_and_survives_the_loss_of_either(
         return int(redis.hget(key, field) or 0)
 
     def serving(since: int = 0) -> int:
-        told = redis.hgetall(names.gateway_key(name))
-        fresh = told.get("phase") == "serving" and int(told.get("holder_pid", 0)) != since
-        return int(told["holder_pid"]) if fresh else 0
+        fields = redis.hgetall(names.gateway_key(name))
+        fresh = fields.get("phase") == "serving" and int(fields.get("holder_pid", 0)) != since
+        return int(fields["holder_pid"]) if fresh else 0
 
     def observing(since: int = 0) -> int:
         pid = fact(names.observer_key(name), "pid")
@@ -364,8 +392,8 @@ def test_writer_and_observer_that_hang_are_ended_with_their_stacks_in_the_log_an
     lanes, api = lanes_of(app), Gateway(name, app=app)
 
     def observing() -> int:
-        told = redis_server.redis.hgetall(names.observer_key(name))
-        return int(told.get("pid", 0)) if int(told.get("heartbeat", 0)) else 0
+        fields = redis_server.redis.hgetall(names.observer_key(name))
+        return int(fields.get("pid", 0)) if int(fields.get("heartbeat", 0)) else 0
 
     try:
         eventually(lambda: lanes.look(name).state == "active", "a served lane")

@@ -42,9 +42,9 @@ def program() -> Path:
 
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Path]:
-    found = server_directory()
-    yield found
-    shutil.rmtree(found, ignore_errors=True)
+    directory = server_directory()
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def tls_server(
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     here = Path(tempfile.mkdtemp(dir=directory))
-    told = {
+    options = {
         "bind": "127.0.0.1",
         "tls-port": str(port),
         "tls-cert-file": str(own.certificate),
@@ -84,7 +84,7 @@ def tls_server(
         "tls-ca-cert-file": str(authority.certificate),
         "tls-auth-clients": "yes" if ask_clients else "no",
     }
-    server = RedisServer(here, program=program, **told)
+    server = RedisServer(here, program=program, **options)
     server.start()
     try:
         yield TlsServer(port, server)
@@ -94,8 +94,8 @@ def tls_server(
 
 @pytest.fixture(scope="module")
 def sound(program: Path, directory: Path, authority: Authority) -> Iterator[TlsServer]:
-    with tls_server(program, directory, authority.issue("sound", *HERE), authority) as found:
-        yield found
+    with tls_server(program, directory, authority.issue("sound", *HERE), authority) as sound:
+        yield sound
 
 
 # What works
@@ -148,8 +148,8 @@ def test_an_asyncio_client_that_gives_up_on_a_frozen_server_leaves_no_connection
             sound.server.pause()
             asked = [asyncio.create_task(gateway.create_peer(some_key(), timeout=0.5)) for _ in range(4)]
             await asyncio.sleep(moment)
-            for one in asked[::2]:
-                one.cancel()
+            for task in asked[::2]:
+                task.cancel()
         return await asyncio.gather(*asked, return_exceptions=True)
 
     try:
@@ -165,9 +165,9 @@ def test_with_users_functions_client_certificates_beat_and_flower_everything_is_
 ) -> None:
     own = authority.issue("strict", *HERE)
     ours = authority.issue("client")
-    both = tmp_path / "client.pem"
-    both.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
-    tls: dict[str, Any] = {"redis_ca": authority.certificate, "redis_client_cert": both}
+    certificate_and_key = tmp_path / "client.pem"
+    certificate_and_key.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
+    tls: dict[str, Any] = {"redis_ca": authority.certificate, "redis_client_cert": certificate_and_key}
     with tls_server(program, directory, own, authority, ask_clients=True) as strict:
         functions.load(strict.server.redis)
         for user in users(["iad"], ["writer", "api", "beat", "flower"]):
@@ -214,9 +214,9 @@ def bad(
     request: pytest.FixtureRequest, program: Path, directory: Path, authority: Authority
 ) -> Iterator[tuple[Bad, dict[str, Any]]]:
     """One of them, with the settings of who connects."""
-    found: Bad = request.param
+    bad: Bad = request.param
     trust = {"redis_ca": authority.certificate}
-    match found.name:
+    match bad.name:
         case "wrong-host":
             own, by = authority.issue("elsewhere", "redis.example"), authority
         case "expired":
@@ -226,15 +226,15 @@ def bad(
             own = by.issue("foreign-server", *HERE)
         case _:
             own, by = authority.issue("right", *HERE), authority
-    if found.name == "tls-to-plain":
+    if bad.name == "tls-to-plain":
         with plain_server(program, directory) as port:
-            yield found, {"redis_url": f"rediss://127.0.0.1:{port}/0", **trust}
+            yield bad, {"redis_url": f"rediss://127.0.0.1:{port}/0", **trust}
         return
-    with tls_server(program, directory, own, by, ask_clients=found.name == "no-client-certificate") as server:
-        if found.name == "plain-to-tls":
-            yield found, {"redis_url": server.url_at("127.0.0.1", "redis")}
+    with tls_server(program, directory, own, by, ask_clients=bad.name == "no-client-certificate") as server:
+        if bad.name == "plain-to-tls":
+            yield bad, {"redis_url": server.url_at("127.0.0.1", "redis")}
         else:
-            yield found, {"redis_url": server.url, **trust}
+            yield bad, {"redis_url": server.url, **trust}
 
 
 @contextmanager

@@ -39,8 +39,8 @@ class Site:
         recorded = RECORDINGS[recording]
         self.server, self.gateway = server, gateway
         self.stored: dict[str, dict[str, str]] = recorded["stored"]
-        self.messages: dict[str, dict[str, str]] = {one["call"]: one for one in recorded["messages"]}
-        self.results: dict[str, str] = {one["call"]: one["result"] for one in recorded["results"]}
+        self.messages: dict[str, dict[str, str]] = {message["call"]: message for message in recorded["messages"]}
+        self.results: dict[str, str] = {result["call"]: result["result"] for result in recorded["results"]}
 
 
 @pytest.fixture(scope="module", params=RECORDINGS)
@@ -102,8 +102,8 @@ def unlike(old: Any, new: Any, where: str = "") -> Iterator[str]:
         pairs = list(zip(cast("list[Any]", old), cast("list[Any]", new), strict=False))
         if len(pairs) != len(cast("list[Any]", old)):
             yield f"{where} is shorter"
-        for number, (one, other) in enumerate(pairs):
-            yield from unlike(one, other, f"{where}[{number}]")
+        for number, (ours, theirs) in enumerate(pairs):
+            yield from unlike(ours, theirs, f"{where}[{number}]")
     elif cast("object", old).__class__ is not cast("object", new).__class__:
         yield f"{where} is {new!r} and was {old!r}"
 
@@ -122,7 +122,7 @@ def test_a_message_of_an_earlier_release_is_carried_out_and_answered_as_its_clie
 def outcomes(result: Mapping[str, Any]) -> list[str]:
     """What came of a request, or of each wish of a list."""
     answers: list[dict[str, Any]] = result.get("answers", [result])
-    return [one["outcome"] if "outcome" in one else one["error"]["code"] for one in answers]
+    return [answer["outcome"] if "outcome" in answer else answer["error"]["code"] for answer in answers]
 
 
 def test_a_field_that_is_missing_or_another_is_noticed() -> None:
@@ -139,7 +139,7 @@ def test_what_its_writer_answered_is_read_by_todays_client(site: Site) -> None:
         if "as a list" not in call:
             assert PeerResult.model_validate(result).outcome in {"created", "deleted"}
         else:
-            codes = [one.code if isinstance(one, PeerlaneError) else one.outcome for one in listed(result)]
+            codes = [answer.code if isinstance(answer, PeerlaneError) else answer.outcome for answer in listed(result)]
             assert codes == outcomes(result)
 
 
@@ -149,7 +149,7 @@ def listed(result: Mapping[str, Any]) -> list[PeerResult | PeerlaneError]:
 
 
 def test_every_way_to_ask_was_recorded() -> None:
-    recorded = {message["call"] for one in RECORDINGS.values() for message in one["messages"]}
+    recorded = {message["call"] for recording in RECORDINGS.values() for message in recording["messages"]}
     ways = {call.partition(", ")[2] for call in recorded}
     assert ways >= {"plain", "with everything", "by Celery", "by asyncio", "in bulk", "as a list"}
     assert {"create, as a list", "delete, as a list"} <= recorded

@@ -52,7 +52,11 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "verdict": [str(found) for found in self.verdict.violations], "lost": self.verdict.lost}
+        return {
+            **asdict(self),
+            "verdict": [str(violation) for violation in self.verdict.violations],
+            "lost": self.verdict.lost,
+        }
 
 
 class Bench:
@@ -200,8 +204,8 @@ class Bench:
         sightings: list[Sighting] = []
         while True:
             final = self._final(until)
-            if final.facts is not None and final.facts.told.get("seq") != seq:
-                seq = final.facts.told.get("seq")
+            if final.facts is not None and final.facts.fields.get("seq") != seq:
+                seq = final.facts.fields.get("seq")
                 until = max(until, min(time.monotonic() + TOLD_WITHIN, latest))
             commits += self.site.monitor.taken()
             sightings += self.site.monitor.sightings()
@@ -227,9 +231,9 @@ class Bench:
                 upkeep,
             )
             verdict = judge(evidence)
-            mending = any(found.invariant in MENDED for found in verdict.violations)
+            mending = any(violation.invariant in MENDED for violation in verdict.violations)
             # What is about to expire is waited for: only then one sees whether it goes.
-            waiting = work.upkeep and any(_short(held, final.now) for held in final.redis.values())
+            waiting = work.upkeep and any(_short(stored, final.now) for stored in final.redis.values())
             if not (mending or waiting) or time.monotonic() > until:
                 return final, evidence, verdict
             time.sleep(0.3)
@@ -278,10 +282,10 @@ class Bench:
             )
 
 
-def _short(held: Held, now: float) -> bool:
+def _short(stored: Held, now: float) -> bool:
     """Whether a peer's time will soon be up, or is, and it is still there."""
-    return held.life.over(now + SETTLES_WITHIN)
+    return stored.life.over(now + SETTLES_WITHIN)
 
 
-def _stays(held: Held) -> bool:
-    return held.life.pinned or held.life.expires is None
+def _stays(stored: Held) -> bool:
+    return stored.life.pinned or stored.life.expires is None

@@ -91,10 +91,10 @@ class Callers:
             )
             for number in range(order.get("lists", 0))
         ]
-        for one in threads:
-            one.start()
-        for one in threads:
-            one.join()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         return {}
 
     def _begun(self, ask: Ask) -> tuple[Call, float]:
@@ -113,30 +113,30 @@ class Callers:
             time.sleep(choice.rest(done, pace))
 
     async def _coroutines(self, choices: Sequence[Chooser], calls: int, until: float, pace: float) -> None:
-        async def one(choice: Chooser) -> None:
+        async def caller(choice: Chooser) -> None:
             for ask in choice.asks(calls, until):
                 done = await self._call_async(gateway, ask)
                 choice.learn(ask, done)
                 await asyncio.sleep(choice.rest(done, pace))
 
         async with AsyncGateway(self.gateway, app=self._app) as gateway:
-            await asyncio.gather(*(one(choice) for choice in choices))
+            await asyncio.gather(*(caller(choice) for choice in choices))
 
     def _call(self, ask: Ask) -> Call:
         history = cast("History", self._history)
         begun = _begun(history, ask)
         try:
             if ask.deadline is not None:
-                found = self._by_celery(ask, ask.deadline)
+                result = self._by_celery(ask, ask.deadline)
             elif ask.act == "create":
-                found = self._sync.create_peer(
+                result = self._sync.create_peer(
                     ask.key, **ask.arguments(), timeout=ask.timeout, request_id=ask.request, bulk=ask.bulk
                 )
             else:
-                found = self._sync.delete_peer(ask.key, timeout=ask.timeout, request_id=ask.request)
+                result = self._sync.delete_peer(ask.key, timeout=ask.timeout, request_id=ask.request)
         except Exception as error:  # noqa: BLE001 - every end of a call is evidence
             return history.end(begun, *_failed(error))
-        return history.end(begun, *_succeeded(found))
+        return history.end(begun, *_succeeded(result))
 
     def _by_celery(self, ask: Ask, deadline: float) -> PeerResult:
         """As plain Celery does, whose deadlines and patience may differ."""
@@ -152,14 +152,14 @@ class Callers:
         begun = _begun(history, ask)
         try:
             if ask.act == "create":
-                found = await gateway.create_peer(
+                result = await gateway.create_peer(
                     ask.key, **ask.arguments(), timeout=ask.timeout, request_id=ask.request, bulk=ask.bulk
                 )
             else:
-                found = await gateway.delete_peer(ask.key, timeout=ask.timeout, request_id=ask.request)
+                result = await gateway.delete_peer(ask.key, timeout=ask.timeout, request_id=ask.request)
         except Exception as error:  # noqa: BLE001 - every end of a call is evidence
             return history.end(begun, *_failed(error))
-        return history.end(begun, *_succeeded(found))
+        return history.end(begun, *_succeeded(result))
 
 
 def _begun(history: History, ask: Ask) -> tuple[Call, float]:
@@ -176,8 +176,8 @@ def _begun(history: History, ask: Ask) -> tuple[Call, float]:
     )
 
 
-def _succeeded(found: PeerResult) -> tuple[End, str, Sequence[str], str, int | None, int | None]:
-    return "ok", found.outcome, found.allowed_ips, "", found.created_at, found.expires_at
+def _succeeded(result: PeerResult) -> tuple[End, str, Sequence[str], str, int | None, int | None]:
+    return "ok", result.outcome, result.allowed_ips, "", result.created_at, result.expires_at
 
 
 def _failed(error: Exception) -> tuple[End, str, Sequence[str], str]:
@@ -203,8 +203,8 @@ def main() -> None:
     for name in ("--redis", "--gateway", "--name"):
         parser.add_argument(name, required=True)
     parser.add_argument("--histories", type=Path, required=True)
-    told = parser.parse_args()
-    callers = Callers(told.redis, told.gateway, told.histories, told.name)
+    options = parser.parse_args()
+    callers = Callers(options.redis, options.gateway, options.histories, options.name)
     answer({"ready": True})
     for line in sys.stdin:
         answer(callers.obey(json.loads(line)))

@@ -36,7 +36,7 @@ BACK_WITHIN = 35.0
 def judge(evidence: Evidence) -> Verdict:
     """Every violation that the evidence shows."""
     forgiven: list[str] = []
-    found = [
+    violations = [
         *_promised(evidence, forgiven),
         *_kernel_is_redis(evidence.final, forgiven),
         *facts_violations(evidence, len(evidence.final.kernel.keys() & {*forgiven})),
@@ -49,8 +49,8 @@ def judge(evidence: Evidence) -> Verdict:
     for who, after in (("lane", evidence.back_after), ("observer", evidence.upkeep.back_after)):
         if after is None or after > BACK_WITHIN:
             took = "never" if after is None else f"{after:.1f} s"
-            found.append(Violation("I7", f"the {who} came back after the fault's end: {took}"))
-    return Verdict(tuple(found), len(forgiven))
+            violations.append(Violation("I7", f"the {who} came back after the fault's end: {took}"))
+    return Verdict(tuple(violations), len(forgiven))
 
 
 def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
@@ -81,11 +81,13 @@ def _promised(evidence: Evidence, forgiven: list[str]) -> Iterable[Violation]:
         confirmed = any(call.end == "ok" for call in calls) or key in evidence.residents
         expected = " or ".join("nothing" if end is None else ",".join(sorted(end)) for end in allowed)
         shown = "nothing" if now is None else ",".join(sorted(now))
-        what = (
+        cause = (
             "a confirmed create is lost" if now is None else "a confirmed delete came back" if None in allowed else ""
         )
-        told = f"{what}: " if confirmed and what else ""
-        yield Violation("I1" if confirmed else "I3", f"{key}: {told}Redis holds {shown}, the last word was {expected}")
+        prefix = f"{cause}: " if confirmed and cause else ""
+        yield Violation(
+            "I1" if confirmed else "I3", f"{key}: {prefix}Redis holds {shown}, the last word was {expected}"
+        )
 
 
 def _may_go(evidence: Evidence, call: Call) -> float:
@@ -163,16 +165,16 @@ def _deleted_all_the_same(key: str, calls: Sequence[Call], evidence: Evidence) -
 def _kernel_is_redis(final: Final, lost: Sequence[str]) -> Iterable[Violation]:
     """``lost``: what Redis had confirmed and has lost for good. The device may keep it, with an alarm."""
     for key in sorted({*final.redis, *final.kernel}):
-        stored, held = final.redis.get(key), final.kernel.get(key)
+        stored, installed = final.redis.get(key), final.kernel.get(key)
         if stored is None and key in lost:
             continue
         if stored is None:
             yield Violation("I2", f"{key} is in the kernel and not in Redis")
-        elif held is None:
+        elif installed is None:
             yield Violation("I2", f"{key} is in Redis and not in the kernel")
-        elif stored != held:
-            yield Violation("I2", f"{key} differs: Redis {_shown(stored)}, kernel {_shown(held)}")
-    owned = {address: key for key, held in final.redis.items() for address in held.addresses}
+        elif stored != installed:
+            yield Violation("I2", f"{key} differs: Redis {_shown(stored)}, kernel {_shown(installed)}")
+    owned = {address: key for key, stored in final.redis.items() for address in stored.addresses}
     for address in sorted({*owned, *final.owners}):
         if owned.get(address) != final.owners.get(address):
             yield Violation(
@@ -183,9 +185,9 @@ def _kernel_is_redis(final: Final, lost: Sequence[str]) -> Iterable[Violation]:
         yield Violation("I2", f"the route {route} is {'stray' if route in final.routes else 'missing'}")
 
 
-def _shown(held: Held) -> str:
-    return f"{','.join(sorted(held.addresses))} keepalive {held.keepalive}" + (
-        " with a secret" * bool(held.preshared_key)
+def _shown(peer: Held) -> str:
+    return f"{','.join(sorted(peer.addresses))} keepalive {peer.keepalive}" + (
+        " with a secret" * bool(peer.preshared_key)
     )
 
 
@@ -210,15 +212,15 @@ def _nothing_twice(evidence: Evidence) -> Iterable[Violation]:
         )
         given_up = min(given_up, max(call.ended, _may_go(evidence, call) - evidence.final.lead - CLOCKS))
         spans += [(*_range(text), call.ended, given_up, call.key, text) for text in call.addresses]
-    for key, held in evidence.final.redis.items():
-        spans += [(*_range(text), float("inf"), float("inf"), key, text) for text in held.addresses]
+    for key, stored in evidence.final.redis.items():
+        spans += [(*_range(text), float("inf"), float("inf"), key, text) for text in stored.addresses]
     spans.sort()
     for index, (version, _, high, since, until, key, text) in enumerate(spans):
         for other in spans[index + 1 :]:
             if other[0] != version or other[1] > high:
                 break
-            both = max(since, other[3]) < min(until, other[4]) or since == other[3] == float("inf")
-            if other[5] != key and both:
+            overlap = max(since, other[3]) < min(until, other[4]) or since == other[3] == float("inf")
+            if other[5] != key and overlap:
                 yield Violation("I4", f"{text} of {key} and {other[6]} of {other[5]} were held at the same time")
 
 
@@ -240,9 +242,9 @@ def _one_commit_each(evidence: Evidence) -> Iterable[Violation]:
         unstored = call.outcome in ("unavailable", "draining")
         if call.definite and not unstored and not _before(call, evidence.lost_at):
             answers[call.request].add((call.end, call.outcome, tuple(sorted(call.addresses))))
-    for request, told in answers.items():
-        if len(told) > 1:
-            yield Violation("I4", f"request {request} was answered in {len(told)} ways: {sorted(told)}")
+    for request, outcomes in answers.items():
+        if len(outcomes) > 1:
+            yield Violation("I4", f"request {request} was answered in {len(outcomes)} ways: {sorted(outcomes)}")
 
 
 def _before(call: Call, moment: float | None) -> bool:

@@ -61,9 +61,9 @@ class Ask:
 
 def ask_from(fields: dict[str, Any]) -> Ask:
     """From an order's JSON."""
-    told = dict(fields)
-    told["wish"] = tuple(fields["wish"])
-    return Ask(**told)
+    values = dict(fields)
+    values["wish"] = tuple(fields["wish"])
+    return Ask(**values)
 
 
 #: What a create asks for besides its key: allowed IPs, ttl, pinned.
@@ -104,11 +104,11 @@ class Chooser:
         self._count += 1
         request = f"{self.gateway}.{self.name}-{self._count}-{hashlib.sha256(self.seed.encode()).hexdigest()[:12]}"
         timeout = self.rng.choice(self.timeouts)
-        found = (self._of_short_life(request, timeout) if self.upkeep else None) or self._any(request, timeout)
+        ask = (self._of_short_life(request, timeout) if self.upkeep else None) or self._any(request, timeout)
         if self.unlike:
-            found = replace(found, deadline=round(timeout * self.rng.choice([0.3, 0.6, 1.0, 2.5, 10.0]), 2))
-        self._busy.add(found.key)
-        return found
+            ask = replace(ask, deadline=round(timeout * self.rng.choice([0.3, 0.6, 1.0, 2.5, 10.0]), 2))
+        self._busy.add(ask.key)
+        return ask
 
     def _any(self, request: str, timeout: float) -> Ask:
         chance = self.rng.random()

@@ -89,16 +89,16 @@ def look(path: Path, spec: DeviceSpec) -> tuple[Mapping[str, DevicePeer], frozen
 
 def since(path: Path) -> dict[str, float]:
     """Since when each peer has been on the device, on the machine's monotonic clock."""
-    found: dict[str, float] = {}
+    moments: dict[str, float] = {}
     for line in path.read_text().splitlines():
         match json.loads(line):
             case {"set": key, "at": at}:
-                found.setdefault(key, at)
+                moments.setdefault(key, at)
             case {"remove": key}:
-                found.pop(key, None)
+                moments.pop(key, None)
             case _:
                 pass
-    return found
+    return moments
 
 
 def tamper(path: Path, changes: Sequence[Change]) -> None:

@@ -40,7 +40,7 @@ class Facts:
     """What the gateway's hash tells of it, and what that is about."""
 
     #: The hash.
-    told: Mapping[str, str]
+    fields: Mapping[str, str]
     #: The epoch's own key.
     epoch: int
     #: The process of the writer that serves, and the device's public key and port; None where nobody can tell.
@@ -153,10 +153,10 @@ class Violation:
     """An invariant that does not hold, and how one sees it."""
 
     invariant: str
-    told: str
+    sentence: str
 
     def __str__(self) -> str:
-        return f"{self.invariant}: {self.told}"
+        return f"{self.invariant}: {self.sentence}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ def facts_violations(evidence: Evidence, kept: int = 0) -> Iterable[Violation]:
     facts, before = evidence.final.facts, evidence.facts_before
     if facts is None:
         return
-    told = facts.told
+    fields = facts.fields
     expected = {
         "phase": "serving",
         "state": "active",
@@ -32,9 +32,9 @@ def facts_violations(evidence: Evidence, kept: int = 0) -> Iterable[Violation]:
         "holder_pid": facts.writer,
     }
     for name, value in expected.items():
-        if value is not None and told.get(name, "active" if name == "state" else None) != str(value):
-            yield Violation("I12", f"the gateway's hash tells {name} {told.get(name)}, it is {value}")
-    silent = evidence.final.now - _number(told, "heartbeat") / 1000
+        if value is not None and fields.get(name, "active" if name == "state" else None) != str(value):
+            yield Violation("I12", f"the gateway's hash tells {name} {fields.get(name)}, it is {value}")
+    silent = evidence.final.now - _number(fields, "heartbeat") / 1000
     if silent > FRESH:
         yield Violation("I12", f"the writer's last sign of life is {silent:.1f} s old")
     if before is not None:
@@ -43,14 +43,14 @@ def facts_violations(evidence: Evidence, kept: int = 0) -> Iterable[Violation]:
 
 def _kept(before: Facts, facts: Facts) -> Iterable[Violation]:
     for name in GIVEN:
-        if before.told.get(name) != facts.told.get(name):
-            yield Violation("I12", f"{name} was {before.told.get(name)}, and is {facts.told.get(name)}")
-    if _number(facts.told, "seq") < _number(before.told, "seq"):
-        yield Violation("I12", f"the sequence fell from {before.told.get('seq')} to {facts.told.get('seq')}")
+        if before.fields.get(name) != facts.fields.get(name):
+            yield Violation("I12", f"{name} was {before.fields.get(name)}, and is {facts.fields.get(name)}")
+    if _number(facts.fields, "seq") < _number(before.fields, "seq"):
+        yield Violation("I12", f"the sequence fell from {before.fields.get('seq')} to {facts.fields.get('seq')}")
     if facts.epoch < before.epoch:
         yield Violation("I12", f"the epoch fell from {before.epoch} to {facts.epoch}")
 
 
-def _number(told: Mapping[str, str], name: str) -> int:
-    found = told.get(name, "")
-    return int(found) if found.isdecimal() else 0
+def _number(fields: Mapping[str, str], name: str) -> int:
+    value = fields.get(name, "")
+    return int(value) if value.isdecimal() else 0

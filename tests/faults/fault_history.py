@@ -157,7 +157,7 @@ class History:
 
 def read(paths: Iterable[Path]) -> list[Call]:
     """All calls of these histories, by the time they began; a call's later line wins over its earlier one."""
-    found: dict[str, Call] = {}
+    calls: dict[str, Call] = {}
     for path in filter(Path.exists, paths):  # without a single call there is none
         for line in path.read_text().splitlines():
             try:
@@ -165,5 +165,5 @@ def read(paths: Iterable[Path]) -> list[Call]:
             except ValueError:  # the last line of a caller that was killed while it wrote
                 continue
             fields |= {name: tuple(fields[name]) for name in ("wish", "addresses")}
-            found[fields["number"]] = Call(**fields)
-    return sorted(found.values(), key=lambda call: call.began)
+            calls[fields["number"]] = Call(**fields)
+    return sorted(calls.values(), key=lambda call: call.began)

@@ -38,47 +38,47 @@ class Outside:
         """Peers and owners of addresses, as stored."""
         records = cast("dict[str, str]", self._redis.hgetall(names.peers_key(self._gateway)))
         owners = cast("dict[str, str]", self._redis.hgetall(names.addresses_key(self._gateway)))
-        found: dict[str, Held] = {}
+        peers: dict[str, Held] = {}
         for key, text in records.items():
             record = json.loads(text)
-            found[key] = Held(
+            peers[key] = Held(
                 frozenset(record["allowed_ips"]),
                 record.get("preshared_key", ""),
                 record.get("keepalive", 0),
                 Life(record.get("expires_at"), record.get("pinned", False), record["created_at"]),
             )
-        return found, owners
+        return peers, owners
 
     def on_device(self) -> tuple[dict[str, Held], frozenset[str]]:
         """Peers and per-peer routes, as the device holds them."""
         if self._plane == "memory":
             spec, _, _ = device_spec(read(gateway=self._gateway, private_key_file=self._key, serves=SERVES))
             peers, routes = fault_device.look(self._device, spec)
-            held = {
+            installed = {
                 key: Held(frozenset(map(str, peer.allowed_ips)), peer.preshared_key or "", peer.keepalive)
                 for key, peer in peers.items()
             }
-            return held, frozenset(map(str, routes))
+            return installed, frozenset(map(str, routes))
         script = (
             f"wg show {INTERFACE} dump; echo ==; ip -4 route show dev {INTERFACE}; ip -6 route show dev {INTERFACE}"
         )
         dump, _, routing = run("ip", "netns", "exec", self._namespace, "sh", "-c", script).partition("==\n")
-        found: dict[str, Held] = {}
+        installed: dict[str, Held] = {}
         for row in (line.split("\t") for line in dump.splitlines()[1:]):
             addresses = frozenset(row[3].split(",")) if row[3] != "(none)" else frozenset[str]()
             secret = "" if row[1] == "(none)" else row[1]
-            found[row[0]] = Held(addresses, secret, 0 if row[7] == "off" else int(row[7]))
-        return found, frozenset(filter(_served, (line.split()[0] for line in routing.splitlines() if line)))
+            installed[row[0]] = Held(addresses, secret, 0 if row[7] == "off" else int(row[7]))
+        return installed, frozenset(filter(_served, (line.split()[0] for line in routing.splitlines() if line)))
 
     def facts(self, writer: int | None = None) -> Facts:
         """What the gateway's hash tells, and what is so; ``writer`` is the process that serves, where that is known."""
-        told = cast("dict[str, str]", self._redis.hgetall(names.gateway_key(self._gateway)))
+        fields = cast("dict[str, str]", self._redis.hgetall(names.gateway_key(self._gateway)))
         epoch = int(cast("str", self._redis.get(names.epoch_key(self._gateway)) or "0"))
         if self._plane == "memory":
-            return Facts(told, epoch, writer)
+            return Facts(fields, epoch, writer)
         script = f"wg show {INTERFACE} public-key; wg show {INTERFACE} listen-port"
         key, port = run("ip", "netns", "exec", self._namespace, "sh", "-c", script).split()
-        return Facts(told, epoch, writer, key, int(port))
+        return Facts(fields, epoch, writer, key, int(port))
 
     def final(self, writer: int | None = None) -> Final:
         """What is there now: looked at again, for a while, if a request was carried out meanwhile."""
@@ -102,9 +102,9 @@ class Outside:
         seconds, micros = self._redis.time()
         now, steady = seconds + micros / 1e6, time.monotonic()
         stored, owners = self.in_redis()
-        held, routes = self.on_device()
+        installed, routes = self.on_device()
         needed = frozenset(address for peer in stored.values() for address in peer.addresses if _served(address))
-        return Final(stored, owners, held, routes, needed, now, now - steady, self.facts(writer))
+        return Final(stored, owners, installed, routes, needed, now, now - steady, self.facts(writer))
 
     def delete_device(self) -> None:
         """As somebody's ``ip link del``."""

@@ -53,13 +53,13 @@ class Monitor:
         """Commits since the last call."""
         assert self._thread.is_alive(), "nobody reads what Redis says"
         self._finish()
-        found, self._commits = self._commits, []
-        return found
+        commits, self._commits = self._commits, []
+        return commits
 
     def sightings(self) -> Sequence[Sighting]:
         """What the observer has written down since the last call."""
-        found, self._sightings = self._sightings, []
-        return found
+        sightings, self._sightings = self._sightings, []
+        return sightings
 
     def forget_epochs(self) -> None:
         """Redis has lost its last second, and may give an epoch again."""
@@ -108,11 +108,11 @@ class Monitor:
         elif command in (b"FCALL", b"EVALSHA", b"EVAL") and self._peers in words:
             count = int(words[2])
             keys, arguments = words[3 : 3 + count], words[3 + count :]
-            # Six keys of the gateway, two of each request. Arguments: 4, then 7 of each (commit); 5, then 4 (redo).
+            # Six keys of the gateway, two of each request. Arguments: 4, then 7 of each (commit); 5, then 5 (redo).
             requests = keys[6::2]
             if keys[1] == self._peers and requests and requests[0].startswith(self._prefix):
-                again = len(arguments) == 5 + 4 * len(requests)
-                first, each = (5, 4) if again else (4, 7)
+                again = len(arguments) == 5 + 5 * len(requests)
+                first, each = (5, 5) if again else (4, 7)
                 for number, key in enumerate(requests):
                     own = arguments[first + number * each : first + (number + 1) * each]
                     self._commit(line, key, arguments[0], own[1 if again else 3], again=again)
@@ -136,7 +136,7 @@ class Monitor:
     def _commit(self, line: bytes, result_key: bytes, epoch: bytes, changes: bytes, *, again: bool) -> None:
         """``again``: it was in time when it was made, and is made true again."""
         moment = _MOMENT.match(line)
-        found = cast("list[dict[str, Any]]", json.loads(_plain(changes)))
+        records = cast("list[dict[str, Any]]", json.loads(_plain(changes)))
         request = result_key.decode().removeprefix(names.RESULT_PREFIX)
         self._running[request] = Commit(
             request=request,
@@ -146,8 +146,8 @@ class Monitor:
             changed=False,
             at=float(moment[1]) if moment else 0.0,
             deadline=0.0 if again else self._deadlines.get(request, 0.0),
-            stores={change["key"]: _life(change["record"]) for change in found if "record" in change},
-            removes=frozenset(change["key"] for change in found if "record" not in change and not change.get("kept")),
+            stores={change["key"]: _life(change["record"]) for change in records if "record" in change},
+            removes=frozenset(change["key"] for change in records if "record" not in change and not change.get("kept")),
         )
 
     def _finish(self) -> None:

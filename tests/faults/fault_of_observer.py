@@ -191,8 +191,8 @@ def device_tampered(run: Run) -> None:
         run.site.fail_at(f"between_looks:{run.rng.choice(['kill', 'stop'])}:1")
     for number in range(run.rng.randint(1, 3)):
         run.soon(0.2, 1.2)
-        held, _ = run.site.outside.on_device()
-        for key in run.rng.sample(sorted(held), min(len(held), run.rng.randint(1, 4))):
+        peers, _ = run.site.outside.on_device()
+        for key in run.rng.sample(sorted(peers), min(len(peers), run.rng.randint(1, 4))):
             run.site.outside.take_off(key)
         run.site.outside.put_on(key_of(f"{run.seed} stranger {number}"), f"10.8.{200 + number}.7/32")
     if run.site.failpoints_left:

@@ -44,12 +44,12 @@ def own_machine() -> bool:
 
 def playable(plane: Plane) -> list[Scenario]:
     """The scenarios that can be played here."""
-    found = [scenario for scenario in SCENARIOS.values() if plane in scenario.planes]
+    scenarios = [scenario for scenario in SCENARIOS.values() if plane in scenario.planes]
     if not own_machine():
-        found = [scenario for scenario in found if not scenario.needs_own_machine]
+        scenarios = [scenario for scenario in scenarios if not scenario.needs_own_machine]
     if not FAKETIME.exists():
-        found = [scenario for scenario in found if scenario.name != "clocks_jump"]
-    return found
+        scenarios = [scenario for scenario in scenarios if scenario.name != "clocks_jump"]
+    return scenarios
 
 
 def schedule(scenarios: Sequence[Scenario], runs: int, seed: int, shard: tuple[int, int]) -> list[tuple[int, Scenario]]:
@@ -86,13 +86,13 @@ def _line(report: Report) -> str:
     seen = "never" if report.observer_back_after is None else f"{report.observer_back_after:.1f} s"
     backs = f"lane back after {back}, observer after {seen}"
     swept = f", {report.swept} swept" if report.swept else ""
-    told = [f"seed {report.seed} {report.scenario}: {counts}{swept}, {backs}, {report.seconds:.1f} s{notes}"]
-    told += [f"  VIOLATION {found}" for found in report.verdict.violations[:12]]
+    lines = [f"seed {report.seed} {report.scenario}: {counts}{swept}, {backs}, {report.seconds:.1f} s{notes}"]
+    lines += [f"  VIOLATION {violation}" for violation in report.verdict.violations[:12]]
     if report.artefacts:
-        told.append(
+        lines.append(
             f"  kept in {report.artefacts}; again with --seed {report.seed} --scenario {report.scenario} --runs 1"
         )
-    return "\n".join(told)
+    return "\n".join(lines)
 
 
 def summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
@@ -129,8 +129,8 @@ def summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
     }
 
 
-def _told(reports: Sequence[Report], what: str) -> int:
-    return sum(what in found.told for report in reports for found in report.verdict.violations)
+def _told(reports: Sequence[Report], text: str) -> int:
+    return sum(text in violation.sentence for report in reports for violation in report.verdict.violations)
 
 
 def _table(figures: dict[str, Any]) -> Table:
@@ -178,24 +178,25 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--keep", type=Path, default=ROOT / ".faults", help="where failing runs leave their artefacts")
-    told = parser.parse_args()
-    if told.plane == "kernel" and (status := _elsewhere()) is not None:
+    options = parser.parse_args()
+    if options.plane == "kernel" and (status := _elsewhere()) is not None:
         return status
     console = Console(width=None if sys.stdout.isatty() else 150)
-    scenarios = playable(told.plane)
-    if told.scenario:
-        scenarios = [scenario for scenario in scenarios if scenario.name in told.scenario]
+    scenarios = playable(options.plane)
+    if options.scenario:
+        scenarios = [scenario for scenario in scenarios if scenario.name in options.scenario]
     console.print(
-        f"{told.runs} runs from seed {told.seed} on the {told.plane} plane, shard {told.shard}", highlight=False
+        f"{options.runs} runs from seed {options.seed} on the {options.plane} plane, shard {options.shard}",
+        highlight=False,
     )
     began = time.monotonic()
-    reports = play(schedule(scenarios, told.runs, told.seed, told.shard), told.plane, told.keep, console)
+    reports = play(schedule(scenarios, options.runs, options.seed, options.shard), options.plane, options.keep, console)
     figures = summary(reports, time.monotonic() - began)
     console.print(_table(figures))
     told_of = figures["confirmed_creates_lost"], figures["confirmed_deletes_back"]
     console.print("confirmed creates lost, confirmed deletes back: {}, {}".format(*told_of), highlight=False)
-    if told.json is not None:
-        told.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 1 if figures["violations"] else 0
 
 

@@ -89,7 +89,7 @@ class Site:
         )
 
     def _redis_command(self) -> list[str]:
-        told = {
+        options = {
             "port": "0",
             "unixsocket": str(self.socket),
             "dir": str(self.data),
@@ -99,7 +99,7 @@ class Site:
             "save": "",
             "auto-aof-rewrite-percentage": "0",
         }
-        return [str(get_binary_path()), *(word for name, value in told.items() for word in (f"--{name}", value))]
+        return [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def __enter__(self) -> Self:
         if self.plane == "kernel":
@@ -177,7 +177,7 @@ class Site:
         return Supervised("both", [*self._prefix(), *command], self.directory, environment)
 
     def _settings(self, link: FaultProxy) -> dict[str, str]:
-        found = self.environment() | {
+        environment = self.environment() | {
             "PEERLANE_REDIS_URL": link.url,
             "PEERLANE_GATEWAY": self.name,
             "PEERLANE_INTERFACE": INTERFACE if self.plane == "kernel" else self.name,
@@ -186,11 +186,11 @@ class Site:
             "PEERLANE_TEST_FAILPOINTS": str(self.failpoints),
             **{f"PEERLANE_{name.upper()}": str(value) for name, value in {**UPKEEP, **named_endpoint()}.items()},
         }
-        return found | ({fault_device.VARIABLE: str(self.device_file)} if self.plane == "memory" else {})
+        return environment | ({fault_device.VARIABLE: str(self.device_file)} if self.plane == "memory" else {})
 
-    def _prefix(self, told: Sequence[str] | None = None) -> list[str]:
-        if told is not None:
-            return list(told)
+    def _prefix(self, options: Sequence[str] | None = None) -> list[str]:
+        if options is not None:
+            return list(options)
         return ["ip", "netns", "exec", self.namespace] if self.plane == "kernel" else []
 
     def fail_at(self, *lines: str) -> None:

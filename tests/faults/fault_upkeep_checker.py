@@ -33,7 +33,7 @@ def upkeep_violations(evidence: Evidence) -> Iterable[Violation]:
 def _swept(evidence: Evidence) -> Iterable[Violation]:
     """I8, of each removal that no caller had asked for."""
     asked = {call.request for call in evidence.calls}
-    lives: dict[str, Life] = {key: held.life for key, held in evidence.residents.items()}
+    lives: dict[str, Life] = {key: stored.life for key, stored in evidence.residents.items()}
     for commit in evidence.commits:
         if not commit.changed:
             continue
@@ -64,9 +64,9 @@ def _left_over(evidence: Evidence) -> Iterable[Violation]:
     every = evidence.upkeep.every
     if every is None:
         return
-    for key, held in sorted(evidence.final.redis.items()):
-        if held.life.over(evidence.final.now - every):
-            late = evidence.final.now - (held.life.expires or 0)
+    for key, stored in sorted(evidence.final.redis.items()):
+        if stored.life.over(evidence.final.now - every):
+            late = evidence.final.now - (stored.life.expires or 0)
             yield Violation("I9", f"{key} expired {late:.1f} s ago, and is there in spite of sweeps every {every:g} s")
 
 

@@ -92,7 +92,7 @@ class FuzzedLane:
     def captured(self, count: int = 40) -> list[bytes]:
         """Messages as a client sends them; taken off the lane before anybody sees them."""
         create, delete = (task_of(self._app, name) for name in (names.CREATE_PEER, names.DELETE_PEER))
-        found: list[bytes] = []
+        messages: list[bytes] = []
         for number in range(count):
             wish: dict[str, Any] = {"gateway": self.name, "public_key": some_key()}
             if number % 4 == 3:
@@ -100,8 +100,8 @@ class FuzzedLane:
             else:
                 extra = {"preshared_key": some_key(), "labels": {"n": str(number)}} if number % 2 else {}
                 create.apply_async(kwargs=wish | extra, expires=3600, ignore_result=True)
-            found.append(cast("bytes", self.redis.rpop(self.queue)))
-        return found
+            messages.append(cast("bytes", self.redis.rpop(self.queue)))
+        return messages
 
     def take(self, raw: bytes) -> None:
         """One message off the queue, to its end. What a worker does not survive is raised."""
@@ -176,8 +176,8 @@ def named_keys(raw: bytes) -> set[str]:
         arguments = json.loads(body)[1]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return set()
-    found: list[Any] = [arguments.get("public_key"), *(arguments.get("keys") or ())]
-    found += cast("list[Any]", listed) if isinstance(listed := arguments.get("public_keys"), list) else []
+    keys: list[Any] = [arguments.get("public_key"), *(arguments.get("keys") or ())]
+    keys += cast("list[Any]", listed) if isinstance(listed := arguments.get("public_keys"), list) else []
     for name in ("victims", "wishes"):
-        found += [one.get("public_key") for one in arguments.get(name) or () if isinstance(one, dict)]
-    return {key for key in found if isinstance(key, str)}
+        keys += [wish.get("public_key") for wish in arguments.get(name) or () if isinstance(wish, dict)]
+    return {key for key in keys if isinstance(key, str)}

@@ -100,12 +100,12 @@ class Messages:
 
     def _envelope(self, chance: random.Random, task: str | None = None, **arguments: Any) -> dict[str, Any]:
         """A sound request, newly made; of a create, unless told otherwise."""
-        found = cast("dict[str, Any]", json.loads(chance.choice(self._captured)))
+        envelope = cast("dict[str, Any]", json.loads(chance.choice(self._captured)))
         kwargs: dict[str, Any] = {"gateway": self._gateway, "public_key": self._key(chance), **arguments}
-        found["body"] = packed([[], kwargs, {}])
-        found["headers"] |= {"id": f"{self._gateway}.{chance.getrandbits(64):x}", "task": task or names.CREATE_PEER}
-        found["properties"]["delivery_tag"] = f"{chance.getrandbits(64):x}"
-        return found
+        envelope["body"] = packed([[], kwargs, {}])
+        envelope["headers"] |= {"id": f"{self._gateway}.{chance.getrandbits(64):x}", "task": task or names.CREATE_PEER}
+        envelope["properties"]["delivery_tag"] = f"{chance.getrandbits(64):x}"
+        return envelope
 
     @staticmethod
     def _key(chance: random.Random) -> str:
@@ -129,43 +129,43 @@ class Messages:
         return chance.choice((dumped(chance.choice(STRANGE)), nest.encode()))
 
     def _strange_envelope(self, chance: random.Random) -> bytes:
-        found = self._envelope(chance)
+        envelope = self._envelope(chance)
         for _ in range(chance.randrange(1, 4)):
-            put(chance, found, self._strange(chance))
-        return dumped(found)
+            put(chance, envelope, self._strange(chance))
+        return dumped(envelope)
 
     def _less(self, chance: random.Random) -> bytes:
-        found = self._envelope(chance)
+        envelope = self._envelope(chance)
         for _ in range(chance.randrange(1, 3)):
-            place = chance.choice([found, found.get("headers"), found.get("properties")])
+            place = chance.choice([envelope, envelope.get("headers"), envelope.get("properties")])
             if isinstance(place, dict) and place:
                 del place[chance.choice(list(cast("dict[str, Any]", place)))]
-        return dumped(found)
+        return dumped(envelope)
 
     def _headers(self, chance: random.Random) -> bytes:
-        found = self._envelope(chance, chance.choice(TASKS))
+        envelope = self._envelope(chance, chance.choice(TASKS))
         extra = ("eta", "expires", "retries", "group", "timelimit", "root_id", "parent_id", "stamps", "compression")
-        for name in chance.sample([*found["headers"], *extra], k=chance.randrange(1, 6)):
+        for name in chance.sample([*envelope["headers"], *extra], k=chance.randrange(1, 6)):
             if name not in {"id", "task"} or chance.random() < 0.3:
-                found["headers"][name] = self._strange(chance)
-        return dumped(found)
+                envelope["headers"][name] = self._strange(chance)
+        return dumped(envelope)
 
     def _ids(self, chance: random.Random) -> bytes:
-        found = self._envelope(chance)
+        envelope = self._envelope(chance)
         token = list(f"{chance.getrandbits(32):x}")
         token.insert(chance.randrange(len(token) + 1), chance.choice(SEPARATORS.replace("-", "").replace("_", "")))
         gateway = chance.choice((self._gateway, "", "other", f"{self._gateway}x", self._gateway.upper()))
-        told = chance.choice((f"{gateway}.{''.join(token)}", gateway, f".{gateway}", f"{gateway}.", "x" * 5000))
-        found["headers"]["id"] = chance.choice((told, [told], {"id": told}, None, 7))
-        return dumped(found)
+        identity = chance.choice((f"{gateway}.{''.join(token)}", gateway, f".{gateway}", f"{gateway}.", "x" * 5000))
+        envelope["headers"]["id"] = chance.choice((identity, [identity], {"id": identity}, None, 7))
+        return dumped(envelope)
 
     def _types(self, chance: random.Random) -> bytes:
-        found = self._envelope(chance)
-        found["content-type"] = chance.choice(CONTENT_TYPES)
-        found["content-encoding"] = chance.choice(ENCODINGS)
+        envelope = self._envelope(chance)
+        envelope["content-type"] = chance.choice(CONTENT_TYPES)
+        envelope["content-encoding"] = chance.choice(ENCODINGS)
         if chance.random() < 0.3:
-            found["properties"]["body_encoding"] = chance.choice(("base64", "rot13", None, 7, "BASE64"))
-        return dumped(found)
+            envelope["properties"]["body_encoding"] = chance.choice(("base64", "rot13", None, 7, "BASE64"))
+        return dumped(envelope)
 
     def _arguments(self, chance: random.Random) -> bytes:
         task = chance.choice(TASKS[:7])
@@ -190,15 +190,15 @@ class Messages:
         for listed, name in ((names.CREATE_PEERS, "wishes"), (names.DELETE_PEERS, "public_keys")):
             if task == listed and chance.random() < 0.7:
                 arguments = {name: known[name]}
-        found = self._envelope(chance, task)
+        envelope = self._envelope(chance, task)
         kwargs: dict[str, Any] = {"gateway": self._gateway, "public_key": self._key(chance)}
         if task not in {names.CREATE_PEER, names.DELETE_PEER}:
             del kwargs["public_key"]
-        found["body"] = packed([[], kwargs | arguments, {}])
-        return dumped(found)
+        envelope["body"] = packed([[], kwargs | arguments, {}])
+        return dumped(envelope)
 
     def _bodies(self, chance: random.Random) -> bytes:
-        found = self._envelope(chance)
+        envelope = self._envelope(chance)
         kwargs = {"gateway": self._gateway, "public_key": self._key(chance)}
         body: Any = chance.choice(
             cast(
@@ -213,10 +213,10 @@ class Messages:
                 ],
             )
         )
-        found["body"] = chance.choice(
+        envelope["body"] = chance.choice(
             (packed(body), packed([[], kwargs, {}])[:-9], base64.b64encode(chance.randbytes(90)).decode(), "%%%", "{}")
         )
-        return dumped(found)
+        return dumped(envelope)
 
     def _flipped(self, chance: random.Random) -> bytes:
         raw = bytearray(chance.choice(self._captured))
@@ -225,19 +225,19 @@ class Messages:
         return bytes(raw)
 
     def _spliced(self, chance: random.Random) -> bytes:
-        one, other = chance.choice(self._captured), chance.choice(self._captured)
-        start, end = sorted(chance.sample(range(len(one)), 2))
-        return chance.choice((one[:end], one[start:], one[:start] + one[end:], one[:start] + other[start:]))
+        first, second = chance.choice(self._captured), chance.choice(self._captured)
+        start, end = sorted(chance.sample(range(len(first)), 2))
+        return chance.choice((first[:end], first[start:], first[:start] + first[end:], first[:start] + second[start:]))
 
     def _sizes(self, chance: random.Random) -> bytes:
         size = chance.choice((1_000, 10_000, 60_000, 200_000) if chance.random() < 0.05 else (10, 100, 1_000))
-        found = self._envelope(chance, labels={"x": "y" * size})
+        envelope = self._envelope(chance, labels={"x": "y" * size})
         if chance.random() < 0.5:
-            found["headers"]["origin"] = "z" * size
-        return dumped(found)
+            envelope["headers"]["origin"] = "z" * size
+        return dumped(envelope)
 
     def _embedded(self, chance: random.Random) -> bytes:
-        found, other = self._envelope(chance), self._envelope(chance)
+        envelope, other = self._envelope(chance), self._envelope(chance)
         signature: dict[str, Any] = {
             "task": names.CREATE_PEER,
             "args": [],
@@ -246,16 +246,16 @@ class Messages:
         }
         match chance.randrange(4):
             case 0:
-                found["body"] = json.dumps(other)
+                envelope["body"] = json.dumps(other)
             case 1:
-                found["headers"] |= other
+                envelope["headers"] |= other
             case 2:
                 kwargs = {"gateway": self._gateway, "public_key": self._key(chance)}
                 part = chance.choice(("callbacks", "errbacks", "chain", "chord"))
-                found["body"] = packed([[], kwargs, {part: signature if part == "chord" else [signature]}])
+                envelope["body"] = packed([[], kwargs, {part: signature if part == "chord" else [signature]}])
             case _:
-                found["body"] = packed([[], {"gateway": self._gateway, "public_key": found}, {}])
-        return dumped(found)
+                envelope["body"] = packed([[], {"gateway": self._gateway, "public_key": envelope}, {}])
+        return dumped(envelope)
 
     def _sound(self, chance: random.Random) -> bytes:
         task = chance.choice((names.CREATE_PEER, names.CREATE_PEER, names.DELETE_PEER))

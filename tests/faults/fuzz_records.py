@@ -72,20 +72,20 @@ class FuzzedRecords:
         self.records += 2 * PAGE
         before = self._state()
         writer, plane = self._writer()
-        held: dict[Prefix, str] = {}
+        owners: dict[Prefix, str] = {}
         for key, peer in plane.peers().items():
             stored = cast("bytes | None", self.redis.hget(names.peers_key(self.name), key))
             assert stored is not None, "the device holds a peer that Redis does not"
             parsed = Peer.from_record(key, stored)
             assert peer.allowed_ips <= frozenset(parsed.allowed_ips), "the device holds what no record says"
             for prefix in peer.allowed_ips:
-                assert held.setdefault(prefix, key) == key, "two peers have one address"
+                assert owners.setdefault(prefix, key) == key, "two peers have one address"
         assert self._state() == before, "a start changes no record"
         wish = {"gateway": self.name, "public_key": some_key()}
         with suppress(PoolExhausted):  # one strange record may hold all addresses there are
             made = create_peer(writer, f"{self.name}.r{seed}", wish)
             assert made["outcome"] == "created"
-            assert not set(map(Prefix.parse, made["allowed_ips"])) & held.keys(), "an address is given twice"
+            assert not set(map(Prefix.parse, made["allowed_ips"])) & owners.keys(), "an address is given twice"
         self._read_by_others()
 
     def what_a_gateway_says(self, seed: int) -> None:

@@ -68,30 +68,30 @@ def play_records(server: RedisServer, directory: Path, count: int, *, first: int
 
 def play_worker(server: RedisServer, directory: Path, seeds: range) -> int:
     """Messages put on the lane of a real worker; how many it took, all of them without ending."""
-    one = GatewayProcess(new_name(), server.url, directory, dataplane="memory")
-    one.start()
+    site = GatewayProcess(new_name(), server.url, directory, dataplane="memory")
+    site.start()
     app = PeerlaneApp(read(redis_url=server.url))
     redis = Redis.from_url(server.url)
     sender = FuzzedLane(server, directory)
     try:
-        pid = one.pid
+        pid = site.pid
         # Captured for another gateway: only the lane they are put on is this one's.
-        captured = [raw.replace(sender.name.encode(), one.name.encode()) for raw in sender.captured()]
-        messages = Messages(one.name, captured)
+        captured = [raw.replace(sender.name.encode(), site.name.encode()) for raw in sender.captured()]
+        messages = Messages(site.name, captured)
         for start in range(seeds.start, seeds.stop, BATCH):
             batch = [messages.case(seed).raw for seed in range(start, min(start + BATCH, seeds.stop))]
-            redis.lpush(names.lane_queue(one.name), *batch)
-            eventually(lambda: one.look().waiting == 0, f"the messages from seed {start} being taken")
-            assert Gateway(one.name, app=app).create_peer(some_key(), timeout=20).outcome == "created"
-        assert one.status is None
-        assert one.look().facts["holder_pid"] == str(pid), "the worker was another one in between"
-        eventually(lambda: not redis.exists(names.unacked_key(one.name)), "every message being acknowledged")
+            redis.lpush(names.lane_queue(site.name), *batch)
+            eventually(lambda: site.look().waiting == 0, f"the messages from seed {start} being taken")
+            assert Gateway(site.name, app=app).create_peer(some_key(), timeout=20).outcome == "created"
+        assert site.status is None
+        assert site.look().facts["holder_pid"] == str(pid), "the worker was another one in between"
+        eventually(lambda: not redis.exists(names.unacked_key(site.name)), "every message being acknowledged")
         return len(seeds)
     finally:
         sender.close()
         redis.close()
         close(app)
-        one.finish()
+        site.finish()
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
         server.kill()
         shutil.rmtree(directory, ignore_errors=True)
     for family in dict.fromkeys(family for family, _ in sorted(outcomes)):
-        total = sum(count for (one, _), count in outcomes.items() if one == family)
+        total = sum(count for (kind, _), count in outcomes.items() if kind == family)
         sys.stdout.write(f"{family:45} {total:8,}, of which changed the device {outcomes[family, CHANGED]:,}\n")
     total = sum(outcomes.values()) + records + taken
     sys.stdout.write(

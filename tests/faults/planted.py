@@ -29,20 +29,22 @@ def text(name: str) -> str:
 def traces(content: str | bytes) -> list[str]:
     """Where secrets show, with what stands around them."""
     raw = content.encode(errors="surrogateescape") if isinstance(content, str) else content
-    return [found.decode(errors="replace") for found in _traces(raw, _DEPTH)]
+    return [trace.decode(errors="replace") for trace in _traces(raw, _DEPTH)]
 
 
 def named(content: bytes, depth: int = _DEPTH) -> set[str]:
     """The names of the secrets in it."""
-    found = {name.decode() for name in re.findall(MARK + rb"([a-z0-9-]+)", content)}
-    return found.union(*(named(inner, depth - 1) for inner in _decoded(content))) if depth else found
+    marks = {name.decode() for name in re.findall(MARK + rb"([a-z0-9-]+)", content)}
+    return marks.union(*(named(inner, depth - 1) for inner in _decoded(content))) if depth else marks
 
 
 def _traces(raw: bytes, depth: int) -> list[bytes]:
-    found = [raw[max(0, match.start() - 120) : match.end() + 40] for sign in _SIGNS for match in re.finditer(sign, raw)]
+    traces_here = [
+        raw[max(0, match.start() - 120) : match.end() + 40] for sign in _SIGNS for match in re.finditer(sign, raw)
+    ]
     if depth == 0:
-        return found
-    return found + [trace for inner in _decoded(raw) for trace in _traces(inner, depth - 1)]
+        return traces_here
+    return traces_here + [trace for inner in _decoded(raw) for trace in _traces(inner, depth - 1)]
 
 
 def _decoded(raw: bytes) -> Iterator[bytes]:

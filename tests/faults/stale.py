@@ -100,7 +100,7 @@ def percentile(latencies: Sequence[float], share: float) -> float:
     return sorted(latencies)[min(len(latencies) - 1, int(len(latencies) * share))] * 1000
 
 
-def told(title: str, latencies: Sequence[float]) -> str:
+def summary(title: str, latencies: Sequence[float]) -> str:
     """One line for people."""
     figures = "  ".join(f"{name} {percentile(latencies, share):7.2f} ms" for name, share in _SHARES.items())
     return f"{title:<28} {len(latencies):>6} times  {figures}  max {max(latencies) * 1000:7.2f} ms"

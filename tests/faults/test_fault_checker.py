@@ -14,7 +14,7 @@ ONE, TWO = "10.8.0.2/32", "10.8.0.3/32"
 
 
 def call(number: int, act: str, key: str, began: float, **fields: object) -> Call:
-    found = Call(
+    plain = Call(
         number=str(number),
         act="create" if act == "create" else "delete",
         key=key,
@@ -26,12 +26,12 @@ def call(number: int, act: str, key: str, began: float, **fields: object) -> Cal
         outcome=f"{act}d",
         addresses=(ONE,) if act == "create" else (),
     )
-    return replace(found, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
+    return replace(plain, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
 
 
 def final(**peers: str) -> Final:
-    held = {key: Held(frozenset({address})) for key, address in peers.items()}
-    return Final(redis=held, owners={address: key for key, address in peers.items()}, kernel=dict(held))
+    stored = {key: Held(frozenset({address})) for key, address in peers.items()}
+    return Final(redis=stored, owners={address: key for key, address in peers.items()}, kernel=dict(stored))
 
 
 def broken(evidence: Evidence) -> set[str]:
@@ -67,7 +67,7 @@ class TestWhatWasConfirmed:
         assert broken(replace(SOUND, final=final(b="10.8.0.7/32", d=TWO, old="10.8.0.9/32"))) == {"I1"}
 
     def test_must_be_in_the_kernel(self) -> None:
-        lost = replace(SOUND.final, kernel={key: held for key, held in SOUND.final.kernel.items() if key != "b"})
+        lost = replace(SOUND.final, kernel={key: stored for key, stored in SOUND.final.kernel.items() if key != "b"})
         assert broken(replace(SOUND, final=lost)) == {"I2"}
 
     def test_gives_way_to_the_heir_of_its_address_after_a_delete_that_was_lost_and_cancelled(
@@ -107,7 +107,7 @@ class TestWhatWasConfirmed:
         assert broken(lost) == {"I1"}
 
     def test_may_be_lost_with_the_last_second_and_the_writer_where_it_holds_a_secret(self) -> None:
-        calls = [replace(one, secret=one.key == "b") for one in SOUND.calls]
+        calls = [replace(call, secret=call.key == "b") for call in SOUND.calls]
         lost = replace(SOUND, calls=calls, final=final(d=TWO, old="10.8.0.9/32"), lost_at=3.2, redo_alone=True)
         assert (judge(lost).violations, judge(lost).lost) == ((), 1)
         kept = replace(lost.final, kernel=SOUND.final.kernel)
@@ -117,11 +117,11 @@ class TestWhatWasConfirmed:
         assert broken(replace(lost, lost_at=3.0)) == {"I1"}, "it was confirmed after Redis came back"
 
     def test_to_be_gone_may_never_come_back_whatever_is_lost(self) -> None:
-        calls = [replace(one, secret=True) for one in SOUND.calls]
+        calls = [replace(call, secret=True) for call in SOUND.calls]
         back = final(a="10.8.0.7/32", b=ONE, d=TWO, old="10.8.0.9/32")
         lost = judge(replace(SOUND, calls=calls, final=back, lost_at=2.2, redo_alone=True))
         assert [violation.invariant for violation in lost.violations] == ["I1"]
-        assert "a confirmed delete came back" in lost.violations[0].told
+        assert "a confirmed delete came back" in lost.violations[0].sentence
 
 
 class TestATimeout:
@@ -163,14 +163,14 @@ FACTS = Facts(
 
 
 class TestTheGatewaysHash:
-    def told(self, facts: Facts = FACTS, **fields: str) -> Evidence:
-        now = replace(facts, told={**facts.told, **fields})
+    def evidence_with(self, facts: Facts = FACTS, **fields: str) -> Evidence:
+        now = replace(facts, fields={**facts.fields, **fields})
         return replace(SOUND, final=replace(SOUND.final, facts=now, now=100.0), facts_before=FACTS)
 
     def test_tells_what_is_so(self) -> None:
-        assert broken(self.told()) == set()
-        assert broken(self.told(replace(FACTS, writer=None, public_key=None, listen_port=None))) == set()
-        assert broken(self.told(seq="44", state="active", heartbeat="100200")) == set()
+        assert broken(self.evidence_with()) == set()
+        assert broken(self.evidence_with(replace(FACTS, writer=None, public_key=None, listen_port=None))) == set()
+        assert broken(self.evidence_with(seq="44", state="active", heartbeat="100200")) == set()
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -189,14 +189,14 @@ class TestTheGatewaysHash:
         ],
     )
     def test_may_tell_nothing_else(self, name: str, value: str) -> None:
-        assert broken(self.told(FACTS, **{name: value})) == {"I12"}
+        assert broken(self.evidence_with(FACTS, **{name: value})) == {"I12"}
 
     @pytest.mark.parametrize("change", [{"public_key": "another"}, {"listen_port": 1}, {"writer": 8}, {"epoch": 3}])
     def test_may_not_be_left_behind_by_the_device_or_its_writer(self, change: dict[str, object]) -> None:
-        assert broken(self.told(replace(FACTS, **change))) == {"I12"}  # pyright: ignore[reportArgumentType] - likewise
+        assert broken(self.evidence_with(replace(FACTS, **change))) == {"I12"}  # pyright: ignore[reportArgumentType] - likewise
 
     def test_may_not_forget_an_epoch(self) -> None:
-        assert broken(self.told(replace(FACTS, epoch=1), epoch="1")) == {"I12"}
+        assert broken(self.evidence_with(replace(FACTS, epoch=1), epoch="1")) == {"I12"}
 
 
 class TestKernelAndRedis:

@@ -40,9 +40,9 @@ def link(redis_server: RedisServer) -> Iterator[FaultProxy]:
 @pytest.fixture
 def linked(gateway: MakeGateway, link: FaultProxy) -> GatewayProcess:
     """A gateway behind the proxy."""
-    found = gateway(start=False)
-    found.start(redis_url=link.url)
-    return found
+    linked = gateway(start=False)
+    linked.start(redis_url=link.url)
+    return linked
 
 
 class TestAWriterWhoseAcknowledgementIsLost:
@@ -73,10 +73,10 @@ def took(act: Callable[[], object]) -> tuple[float, object]:
     """Seconds, and what came of it: a result, or the error's class."""
     watch = Stopwatch()
     try:
-        found = act()
+        outcome = act()
     except PeerlaneError as error:
-        found = type(error)
-    return watch.seconds, found
+        outcome = type(error)
+    return watch.seconds, outcome
 
 
 class TestManyThreadsWhoseRedisFallsSilent:
@@ -96,7 +96,7 @@ class TestManyThreadsWhoseRedisFallsSilent:
             alone, _ = took(partial(api.create_peer, keys[0], timeout=0.5))
             calls = [threads.submit(took, partial(api.create_peer, key, timeout=0.5)) for key in keys]
             ends = [call.result() for call in calls]
-        assert {found for _, found in ends} == {OutcomeUnknown}
+        assert {outcome for _, outcome in ends} == {OutcomeUnknown}
         # One after the other they would take eight times as long as one alone, which takes a second or two.
         assert max(seconds for seconds, _ in ends) < 3 + 2 * alone
 
@@ -207,15 +207,15 @@ class TestAnAsyncioProgramWhoseRedisFallsSilent:
 
     def test_learns_of_every_call_in_time_however_many_there_are(self, api: Gateway, link: FaultProxy) -> None:
         async def calls(gateway: AsyncGateway, count: int, within: float = 0.5) -> list[tuple[float, object]]:
-            async def one() -> tuple[float, object]:
+            async def create_one() -> tuple[float, object]:
                 watch = Stopwatch()
                 try:
-                    found: object = (await gateway.create_peer(some_key(), timeout=within)).outcome
+                    outcome: object = (await gateway.create_peer(some_key(), timeout=within)).outcome
                 except PeerlaneError as error:
-                    found = type(error)
-                return watch.seconds, found
+                    outcome = type(error)
+                return watch.seconds, outcome
 
-            return list(await asyncio.gather(*(one() for _ in range(count))))
+            return list(await asyncio.gather(*(create_one() for _ in range(count))))
 
         async def program() -> tuple[float, list[tuple[float, object]], list[tuple[float, object]]]:
             async with AsyncGateway(api.name, app=app_of(api)) as gateway:
@@ -230,10 +230,10 @@ class TestAnAsyncioProgramWhoseRedisFallsSilent:
                 return alone, silent, await calls(gateway, 4, PATIENCE)
 
         alone, silent, after = run_and_leave_nothing(program)
-        assert {found for _, found in silent} <= {OutcomeUnknown, TimedOut}
+        assert {outcome for _, outcome in silent} <= {OutcomeUnknown, TimedOut}
         # Side by side: one after the other on eight connections they would take five times as long as one alone.
         assert max(seconds for seconds, _ in silent) < 4 * alone
-        assert {found for _, found in after} == {"created"}
+        assert {outcome for _, outcome in after} == {"created"}
         assert threading.active_count() < 20
 
 

@@ -97,7 +97,7 @@ class TestAnObserverWhoseWriterStandsStill:
             sweep = thread.submit(upkeep.sweep, app, site.name, timeout=PATIENCE)
             key = names.observer_key(observer.name)
             eventually(lambda: int(redis_server.redis.hget(key, "heartbeat") or 0) > asked + 5_000, "signs of life")
-            assert observer.told("sweep")["outcome"] == "running"
+            assert observer.report("sweep")["outcome"] == "running"
             site.resume()
             assert sweep.result()["removed"] == {"expired": 1}
 
@@ -106,7 +106,7 @@ class TestAnObserverWhoseWriterStandsStill:
     ) -> None:
         with pytest.raises(TimedOut):
             upkeep.sweep(app, site.name, timeout=2)
-        eventually(lambda: observer.told("sweep").get("stopped"), "the sweep's end")
+        eventually(lambda: observer.report("sweep").get("stopped"), "the sweep's end")
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,17 @@ def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_
         clock=ClockMonitor(redis, site.name),
         errands=WriterRequests(app, site.name),
     )
-    told: list[dict[str, object]] = []
+    states: list[dict[str, object]] = []
 
     def go_on(state: dict[str, object]) -> bool:
-        told.append(state)
+        states.append(state)
         return False
 
     site.pause(alive=True)
     report = reconciler.reconcile(ReconcileGateway(gateway=site.name), go_on)
     site.resume()
     assert (report["found"], report["mended"], report["stopped"]["code"]) == ({"missing": 1}, {}, "timed_out")
-    assert [state for state in told if state] == [{"mended": 0, "of": 1}]
+    assert [state for state in states if state] == [{"mended": 0, "of": 1}]
     redis.close()
 
 

@@ -17,7 +17,7 @@ LEAD = 1000.0
 
 def created(key: str, began: float, *, ttl: int | None = None, pinned: bool = False, **fields: object) -> Call:
     expires = None if ttl is None else int(LEAD + began) + ttl
-    found = Call(
+    plain = Call(
         number=f"{key}-{began}",
         act="create",
         key=key,
@@ -32,28 +32,28 @@ def created(key: str, began: float, *, ttl: int | None = None, pinned: bool = Fa
         addresses=(ONE if key == "a" else TWO,),
         expires=expires,
     )
-    return replace(found, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
+    return replace(plain, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
 
 
 def stored(call: Call, **fields: object) -> Commit:
     at = LEAD + call.began + 0.05
     lives = {call.key: Life(call.expires, call.pinned)}
-    found = Commit(call.request, 1, 1, wrote=True, changed=True, at=at, deadline=at + 2, stores=lives)
-    return replace(found, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
+    plain = Commit(call.request, 1, 1, wrote=True, changed=True, at=at, deadline=at + 2, stores=lives)
+    return replace(plain, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
 
 
 def swept(key: str, at: float, **fields: object) -> Commit:
     moment = LEAD + at
-    found = Commit(
+    plain = Commit(
         f"gw.sweep-{at}", 1, 1, wrote=True, changed=True, at=moment, deadline=moment + 9, removes=frozenset({key})
     )
-    return replace(found, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
+    return replace(plain, **fields)  # pyright: ignore[reportArgumentType] - whatever the test says
 
 
 def final(now: float, **peers: tuple[str, Life]) -> Final:
-    held = {key: Held(frozenset({address}), life=life) for key, (address, life) in peers.items()}
+    stored_peers = {key: Held(frozenset({address}), life=life) for key, (address, life) in peers.items()}
     owners = {address: key for key, (address, _) in peers.items()}
-    return Final(redis=held, owners=owners, kernel=dict(held), now=LEAD + now, lead=LEAD)
+    return Final(redis=stored_peers, owners=owners, kernel=dict(stored_peers), now=LEAD + now, lead=LEAD)
 
 
 def broken(evidence: Evidence) -> set[str]:

@@ -34,9 +34,9 @@ def quick_redis(own_redis: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def lane(quick_redis: RedisServer, tmp_path: Path) -> Iterator[FuzzedLane]:
-    found = FuzzedLane(quick_redis, tmp_path)
-    yield found
-    found.close()
+    lane = FuzzedLane(quick_redis, tmp_path)
+    yield lane
+    lane.close()
 
 
 def test_the_writer_lives_and_no_device_is_changed_by_what_is_no_request(
@@ -58,9 +58,9 @@ def test_a_real_worker_takes_all_of_it_without_ending(quick_redis: RedisServer, 
 
 
 def test_the_same_seed_is_the_same_case() -> None:
-    one, other = Messages("iad", [b'{"a": {"b": 1}}']), Messages("iad", [b'{"a": {"b": 1}}'])
-    other.case(0)
-    assert one.case(14) == other.case(14)
+    first, second = Messages("iad", [b'{"a": {"b": 1}}']), Messages("iad", [b'{"a": {"b": 1}}'])
+    second.case(0)
+    assert first.case(14) == second.case(14)
 
 
 # What the fuzz has found
@@ -101,7 +101,7 @@ def test_strange_facts_of_one_gateway_do_not_hide_the_others(
         own_redis.redis.sadd(names.GATEWAYS_KEY, "odd", "sound", b"\xff", "no name", "")
         own_redis.redis.hset(names.gateway_key("sound"), "public_key", some_key())
         own_redis.redis.hset(names.gateway_key("odd"), fact, value)  # pyright: ignore[reportArgumentType] - bytes are sent as they are
-        assert [found.name for found in gateways(app)] == ["odd", "sound"]
+        assert [info.name for info in gateways(app)] == ["odd", "sound"]
     finally:
         close(app)
 
@@ -109,12 +109,12 @@ def test_strange_facts_of_one_gateway_do_not_hide_the_others(
 def test_a_state_that_is_no_text_stops_neither_start_nor_heartbeat(
     gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
 ) -> None:
-    one = gateway()
-    redis_server.redis.hset(names.gateway_key(one.name), "state", b"\xff\xfe")  # pyright: ignore[reportArgumentType] - as above
-    before = one.look().facts["heartbeat"]
-    eventually(lambda: int(one.look().facts["heartbeat"]) > int(before) + 1_500, "the heart beating on")
-    assert client(one).delete_peer(some_key()).outcome == "absent"
+    site = gateway()
+    redis_server.redis.hset(names.gateway_key(site.name), "state", b"\xff\xfe")  # pyright: ignore[reportArgumentType] - as above
+    before = site.look().facts["heartbeat"]
+    eventually(lambda: int(site.look().facts["heartbeat"]) > int(before) + 1_500, "the heart beating on")
+    assert client(site).delete_peer(some_key()).outcome == "absent"
     with pytest.raises(Draining):  # whatever it means, it is not that peers are welcome
-        client(one).create_peer(some_key())
-    one.stop()
-    one.start()
+        client(site).create_peer(some_key())
+    site.stop()
+    site.start()

@@ -101,20 +101,21 @@ def test_a_running_device_is_adopted_without_one_lost_packet(
         site.start()
         exported = peerlane("gateway", "export", site.name, redis_url=redis_server.url)["config"]
         assert live.shown() == before
-    found = re.search(r"(\d+) packets transmitted, (\d+) received", "\n".join(words))
-    assert found, words
+    counts = re.search(r"(\d+) packets transmitted, (\d+) received", "\n".join(words))
+    assert counts, words
+    sent, received = int(counts[1]), int(counts[2])
     print(  # noqa: T201 - the figure, for pytest -rA
-        f"\n{MANY} peers adopted from {how} in {seconds:.1f} s; pings {found[1]}, lost {int(found[1]) - int(found[2])}"
+        f"\n{MANY} peers adopted from {how} in {seconds:.1f} s; pings {sent}, lost {sent - received}"
     )
-    assert int(found[1]) > 200
-    assert found[1] == found[2], f"{words}: packets were lost"
+    assert sent > 200
+    assert sent == received, f"{words}: packets were lost"
     assert live.hosts.session(live.client.public_key)[1] > session[1], "the counters went on"
     wanted = live.peers
     if how == "live":
         wanted = {key: peer.model_copy(update={"labels": {}}) for key, peer in live.peers.items()}
     conf = parse_conf(exported.encode())
     assert not conf.problems
-    assert {one.peer.public_key: one.peer.model_copy(update={"created_at": 0}) for one in conf.peers} == wanted
+    assert {entry.peer.public_key: entry.peer.model_copy(update={"created_at": 0}) for entry in conf.peers} == wanted
 
 
 def test_peers_without_allowed_ips_are_told_before_anything_is_taken_or_lost(
@@ -131,7 +132,7 @@ def test_peers_without_allowed_ips_are_told_before_anything_is_taken_or_lost(
 
     for words in ((), ("--dry-run",)):
         refused = ask(*words, expect=1)["error"]
-        assert {one["public_key"]: one["message"] for one in refused["conflicts"]} == dict.fromkeys(
+        assert {conflict["public_key"]: conflict["message"] for conflict in refused["conflicts"]} == dict.fromkeys(
             bare, "it has no allowed IPs"
         )
         assert live.shown() == before
@@ -142,7 +143,7 @@ def test_peers_without_allowed_ips_are_told_before_anything_is_taken_or_lost(
 
     done = ask("--leave-out")
     assert (done["outcome"], done["created"]) == ("imported", MANY)
-    assert sorted(one["public_key"] for one in done["left_out"]) == sorted(bare)
+    assert sorted(entry["public_key"] for entry in done["left_out"]) == sorted(bare)
     assert live.shown() == before, "they are on the device still"
     report = _reconciled(site, redis_server)
     assert live.shown() == before, "and no reconciliation of this writer's takes them away"

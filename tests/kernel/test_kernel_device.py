@@ -42,9 +42,9 @@ ALICE, BOB = some_key(), some_key()
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Generator[Rig]:
-    with kernel_rig(tmp_path) as found:
-        found.plane.open(found.spec)
-        yield found
+    with kernel_rig(tmp_path) as rig:
+        rig.plane.open(rig.spec)
+        yield rig
 
 
 def ip_routes(rig: Rig, version: int = 4) -> list[str]:
@@ -98,12 +98,12 @@ def test_twenty_thousand_peers_and_one_cut_over_messages_are_as_wg_shows_them(ri
     ]
     wide = SetPeer(some_key(), many, some_key())
     rig.plane.apply([*crowd[:10_000], wide, *crowd[10_000:]])
-    found = rig.plane.peers()
-    assert len(found) == 20_001
-    assert found[wide.public_key] == DevicePeer(wide.public_key, wide.preshared_key, 0, many)
-    assert in_the_words_of_wg(found) == as_wg_shows_them(rig)
-    counted = [one.public_key for batch in rig.counters.counters() for one in batch]
-    assert sorted(counted) == sorted(found)
+    peers = rig.plane.peers()
+    assert len(peers) == 20_001
+    assert peers[wide.public_key] == DevicePeer(wide.public_key, wide.preshared_key, 0, many)
+    assert in_the_words_of_wg(peers) == as_wg_shows_them(rig)
+    counted = [counters.public_key for batch in rig.counters.counters() for counters in batch]
+    assert sorted(counted) == sorted(peers)
 
 
 def test_an_allowed_ip_of_a_wide_peer_can_be_taken_away_again(rig: Rig) -> None:

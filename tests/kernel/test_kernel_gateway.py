@@ -32,9 +32,9 @@ def hosts() -> Iterator[Sites]:
 
 def lost(words: Sequence[str]) -> tuple[int, int]:
     """(sent, lost) of a steady ping."""
-    found = re.search(r"(\d+) packets transmitted, (\d+) received", "\n".join(words))
-    assert found, words
-    return int(found[1]), int(found[1]) - int(found[2])
+    counts = re.search(r"(\d+) packets transmitted, (\d+) received", "\n".join(words))
+    assert counts, words
+    return int(counts[1]), int(counts[1]) - int(counts[2])
 
 
 class TestAClientWithNothingButItsFile:
@@ -156,10 +156,10 @@ class TestADeviceWithManyPeers:
         assert f"{MANY} peers, {MANY} missing" in site.log
         eventually(lambda: not int(site.look().facts.get("recovering") or 0), "the last peer being back")
         dump = hosts.on_gateway("wg", "show", "wg0", "dump")
-        held = {row[0]: row for row in (line.split("\t") for line in dump.splitlines()[1:])}
-        assert len(held) == MANY
+        rows = {row[0]: row for row in (line.split("\t") for line in dump.splitlines()[1:])}
+        assert len(rows) == MANY
         for peer in peers:
-            row = held[peer.public_key]
+            row = rows[peer.public_key]
             assert row[1] == (peer.preshared_key or "(none)")
             assert set(row[3].split(",")) == {str(prefix) for prefix in peer.allowed_ips}
             assert row[7] == (str(peer.keepalive) if peer.keepalive else "off")

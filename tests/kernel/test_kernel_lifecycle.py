@@ -13,7 +13,7 @@ from keys import some_key
 from observers import Observer, ending
 from servers import RedisServer
 from sites import ENDPOINT, Sites, peerlane, sites, steady_ping
-from stale import SETTINGS, create_during_a_sweep, crowd, quiet_creates, told
+from stale import SETTINGS, create_during_a_sweep, crowd, quiet_creates, summary
 from waiting import eventually
 
 from peerlane.config import names
@@ -52,9 +52,9 @@ class TestCounters:
         conf = tmp_path / "pl0.conf"
         key = peerlane("peer", "create", site.name, "--conf", str(conf), redis_url=redis_server.url)["public_key"]
 
-        def known(since: StoredActivity, what: str) -> StoredActivity:
+        def known(since: StoredActivity, awaited: str) -> StoredActivity:
             """Once more has gone by than ``since``."""
-            eventually(lambda: activity(redis_server, site.name, key).rx > since.rx, what)
+            eventually(lambda: activity(redis_server, site.name, key).rx > since.rx, awaited)
             return activity(redis_server, site.name, key)
 
         observer = Observer(site)
@@ -263,7 +263,7 @@ class TestSweeps:
             busy: list[float] = []
             made = quiet_creates(peers, 3, quiet)
             report, more = create_during_a_sweep(app, peers, redis_server.redis, busy)
-            print(told("nothing else goes on", quiet), told("during the sweep", busy), sep="\n")  # noqa: T201 - asked for
+            print(summary("nothing else goes on", quiet), summary("during the sweep", busy), sep="\n")  # noqa: T201 - asked for
             assert report["removed"] == {reason: len(expected.stale) // 3 for reason in ("expired", "never", "idle")}
             assert report["kept"] == {}
             left = expected.staying | {*made, *more}
@@ -303,16 +303,16 @@ class TestSweeps:
         crowd(redis_server.redis, site.name, PEERS, stale=0)
         site.start()
         with ending(observer := Observer(site)):
-            reading: dict[str, Any] = eventually(lambda: observer.told("reading"), "a reading")
+            reading: dict[str, Any] = eventually(lambda: observer.report("reading"), "a reading")
             assert reading["peers"] == PEERS
             assert reading["seconds"] < 2
             size = resident(observer)
-            eventually(lambda: observer.told("reading")["at"] > reading["at"] + 5, "five more readings")
+            eventually(lambda: observer.report("reading")["at"] > reading["at"] + 5, "five more readings")
             assert resident(observer) < size * 1.1
 
 
 def resident(process: Observer) -> int:
     """KiB of memory."""
-    found = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(), flags=re.MULTILINE)
-    assert found
-    return int(found[1])
+    size = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(), flags=re.MULTILINE)
+    assert size
+    return int(size[1])

@@ -36,13 +36,13 @@ kernel = pytest.mark.kernel
 @pytest.fixture
 def place(own_redis: RedisServer) -> Iterator[Path]:
     """A directory of the user's; the server can be reached from it."""
-    found = Path(tempfile.mkdtemp(prefix="peerlane-"))
-    found.chmod(0o755)
-    os.chown(found, UID, -1)
+    place = Path(tempfile.mkdtemp(prefix="peerlane-"))
+    place.chmod(0o755)
+    os.chown(place, UID, -1)
     own_redis.directory.chmod(0o755)
     own_redis.socket.chmod(0o777)
-    yield found
-    shutil.rmtree(found, ignore_errors=True)
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
@@ -96,22 +96,22 @@ def gateway(own_redis: RedisServer, place: Path, host: list[str]) -> Iterator[Ma
     made: list[GatewayProcess] = []
 
     def make(*words: str, **settings: object) -> GatewayProcess:
-        found = GatewayProcess("iad", own_redis.url, place, prefix=[*host, *words], dataplane="kernel", **settings)
-        made.append(found)
-        return found
+        process = GatewayProcess("iad", own_redis.url, place, prefix=[*host, *words], dataplane="kernel", **settings)
+        made.append(process)
+        return process
 
     yield make
-    for found in made:
-        found.finish()
+    for process in made:
+        process.finish()
 
 
 @kernel
 def test_root_becomes_the_user_and_a_peer_is_created_end_to_end(
     own_redis: RedisServer, place: Path, host: list[str], gateway: Make, client: MakeClient
 ) -> None:
-    one = gateway(user=USER)
-    one.start()
-    _assert_confined(one.pid, UID)
+    site = gateway(user=USER)
+    site.start()
+    _assert_confined(site.pid, UID)
     key = some_key()
     ours = client("iad", redis=own_redis)
     assert ours.create_peer(key, preshared_key=some_key()).outcome == "created"
@@ -119,26 +119,26 @@ def test_root_becomes_the_user_and_a_peer_is_created_end_to_end(
     assert ours.delete_peer(key).outcome == "deleted"
     file = place / "iad.key"
     assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (UID, 0o600)
-    assert one.stop() == 0
+    assert site.stop() == 0
 
 
 @kernel
 def test_so_does_its_observer(own_redis: RedisServer, gateway: Make, client: MakeClient) -> None:
-    one = gateway(user=USER, observe_every="1")
-    one.start()
+    site = gateway(user=USER, observe_every="1")
+    site.start()
     key = some_key()
     client("iad", redis=own_redis).create_peer(key)
-    with ending(observer := Observer(one)):
+    with ending(observer := Observer(site)):
         _assert_confined(observer.pid, UID)
-        eventually(lambda: observer.told("reading").get("peers"), "the counters to be read")
+        eventually(lambda: observer.report("reading").get("peers"), "the counters to be read")
 
 
 @kernel
 def test_a_device_that_was_lost_comes_back_without_root(
     own_redis: RedisServer, host: list[str], gateway: Make, client: MakeClient
 ) -> None:
-    one = gateway(user=USER, serves=("10.77.0.0/16",))
-    one.start()
+    site = gateway(user=USER, serves=("10.77.0.0/16",))
+    site.start()
     key = some_key()
     client("iad", redis=own_redis).create_peer(key, allowed_ips=["10.77.0.0/24"])
     run(*host[:4], "ip", "link", "del", "wg0")
@@ -157,9 +157,9 @@ def test_a_user_with_the_one_capability_needs_no_root(
     # What deploy/peerlane-gateway@.service has systemd do.
     words = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs"]
     words += ["--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin"]
-    one = gateway(*words)
-    one.start()
-    _assert_confined(one.pid, UID)
+    site = gateway(*words)
+    site.start()
+    _assert_confined(site.pid, UID)
     assert client("iad", redis=own_redis).create_peer(some_key()).outcome == "created"
 
 
@@ -168,9 +168,9 @@ def test_root_that_is_to_stay_root_keeps_one_capability(
     own_redis: RedisServer, place: Path, gateway: Make, client: MakeClient
 ) -> None:
     os.chown(place, 0, -1)
-    one = gateway()
-    one.start()
-    _assert_confined(one.pid, 0)
+    site = gateway()
+    site.start()
+    _assert_confined(site.pid, 0)
     assert client("iad", redis=own_redis).create_peer(some_key()).outcome == "created"
 
 
@@ -178,26 +178,26 @@ def test_root_that_is_to_stay_root_keeps_one_capability(
 def test_both_processes_of_gateway_run_have_given_up_what_root_has(
     own_redis: RedisServer, gateway: Make, client: MakeClient
 ) -> None:
-    one = gateway(user=USER)
-    one.program = ["-m", "peerlane.workers.cli", "gateway", "run", "iad", "--loglevel"]
-    one.start()
+    site = gateway(user=USER)
+    site.program = ["-m", "peerlane.workers.cli", "gateway", "run", "iad", "--loglevel"]
+    site.start()
     eventually(lambda: own_redis.redis.hget(names.observer_key("iad"), "pid"), "the observer")
     writer = own_redis.redis.hget(names.gateway_key("iad"), "holder_pid")
     observer = own_redis.redis.hget(names.observer_key("iad"), "pid")
-    assert len({str(one.pid), writer, observer}) == 3
-    for pid in (one.pid, int(str(writer)), int(str(observer))):
+    assert len({str(site.pid), writer, observer}) == 3
+    for pid in (site.pid, int(str(writer)), int(str(observer))):
         _assert_confined(pid, UID)
     assert client("iad", redis=own_redis).create_peer(some_key()).outcome == "created"
-    assert one.stop() == 0
+    assert site.stop() == 0
 
 
 @kernel
 def test_without_the_capability_a_sentence_says_so(gateway: Make) -> None:
     words = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--bounding-set=-all"]
-    one = gateway(*words, "--inh-caps=-all")
-    one.start(wait=False)
-    assert one.await_end() == 1
-    assert "this process may not change network devices (it lacks CAP_NET_ADMIN)" in one.log
+    site = gateway(*words, "--inh-caps=-all")
+    site.start(wait=False)
+    assert site.await_end() == 1
+    assert "this process may not change network devices (it lacks CAP_NET_ADMIN)" in site.log
 
 
 @kernel
@@ -205,10 +205,10 @@ def test_a_key_that_the_user_may_not_read_is_named(place: Path, gateway: Make) -
     key = place / "iad.key"
     key.write_text(some_key())
     key.chmod(0o600)
-    one = gateway(user=USER)
-    one.start(wait=False)
-    assert one.await_end() == 2
-    assert f"private key file {key}: Permission denied" in one.log
+    site = gateway(user=USER)
+    site.start(wait=False)
+    assert site.await_end() == 2
+    assert f"private key file {key}: Permission denied" in site.log
 
 
 def test_a_user_that_is_not_there_is_named() -> None:

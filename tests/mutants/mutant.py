@@ -29,7 +29,7 @@ class Mutant:
     """One small fault."""
 
     name: str
-    what: str
+    fault: str
     file: str
     before: str
     after: str

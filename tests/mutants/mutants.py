@@ -103,8 +103,8 @@ def run(tree: Path, tests: Sequence[str], timeout: float = TIMEOUT) -> str | Non
         return None
     if ran.returncode != 1:
         raise RuntimeError(f"pytest ended with status {ran.returncode}:\n{said[-3000:]}")
-    found = _FAILED.search(said)
-    return found[1] if found else tests[0]
+    failed = _FAILED.search(said)
+    return failed[1] if failed else tests[0]
 
 
 def judged(mutants: Sequence[Mutant], console: Console) -> list[Verdict]:
@@ -132,16 +132,16 @@ def main() -> int:
     arguments.add_argument("--only", nargs="+", metavar="NAME", help="these faults alone")
     arguments.add_argument("--json", action="store_true", help="one document, for programs")
     arguments.add_argument("--list", action="store_true", help="name every fault, and plant none")
-    told = arguments.parse_args()
+    options = arguments.parse_args()
     console = Console(stderr=True)
     known = {mutant.name: mutant for mutant in MUTANTS}
-    if unknown := [name for name in told.only or () if name not in known]:
+    if unknown := [name for name in options.only or () if name not in known]:
         console.print(f"[red]no such fault: {', '.join(unknown)}; --list names them")
         return 2
-    chosen = [known[name] for name in told.only] if told.only else list(MUTANTS)
-    if told.list:
+    chosen = [known[name] for name in options.only] if options.only else list(MUTANTS)
+    if options.list:
         for mutant in chosen:
-            print(f"{mutant.name}\t{mutant.file}\t{mutant.what}")  # noqa: T201 - a program says it there
+            print(f"{mutant.name}\t{mutant.file}\t{mutant.fault}")  # noqa: T201 - a program says it there
         return 0
     try:
         verdicts = judged(chosen, console)
@@ -149,7 +149,7 @@ def main() -> int:
         console.print(f"[red]{error}")
         return 2
     survivors = [verdict.name for verdict in verdicts if verdict.caught_by is None]
-    if told.json:
+    if options.json:
         document = {"faults": [asdict(verdict) for verdict in verdicts], "survivors": survivors}
         print(json.dumps(document))  # noqa: T201 - likewise
     else:

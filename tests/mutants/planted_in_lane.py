@@ -74,8 +74,8 @@ IN_LANE = (
         "secret-in-the-redo-file",
         "a preshared key in clear is written to the redo file",
         "workers/store/redo_file.py",
-        "None if each.secret else each.changes",
-        "each.changes",
+        "None if made.secret else made.changes",
+        "made.changes",
         (f"{SEQUENCE}::TestTheRedoFile",),
     ),
     Mutant(
@@ -244,7 +244,7 @@ IN_LANE = (
     Mutant(
         "patience-ignored",
         "who would wait in vain is not refused at once",
-        "tasks/admission/lane_state.py",
+        "tasks/admission/lanes.py",
         "        return sum((self.waiting[at]",
         "        return 0.0 * sum((self.waiting[at]",
         (f"{OVERLOAD}::TestALaneWhoseWriterTellsItsPace",),

@@ -78,8 +78,8 @@ class Watched:
 
     def stored(self, key: str) -> int | None:
         """Last seen, as Redis has it."""
-        found = self.redis.hget(names.seen_key(self.name), key)
-        seen = decode(found) if isinstance(found, bytes) else None
+        entry = self.redis.hget(names.seen_key(self.name), key)
+        seen = decode(entry) if isinstance(entry, bytes) else None
         return None if seen is None else seen.last_seen
 
 
@@ -351,8 +351,8 @@ def test_a_reading_tells_how_many_bytes_a_second_have_gone_by(
     counted.read(NOW + 20)  # as a sweep does
     steady[0] += 10
     counted.read(NOW + 30)
-    told = counted.reading(NOW + 30)
-    assert (told["rx_per_second"], told["tx_per_second"]) == (100, 20)
+    reading = counted.reading(NOW + 30)
+    assert (reading["rx_per_second"], reading["tx_per_second"]) == (100, 20)
     steady[0] += 30
     watched.source.fails = True
     counted.read(NOW + 60)

@@ -81,7 +81,7 @@ class Gateway(WriterAlone):
         between()
         return self.sides.in_full(suspects)
 
-    def found(self, between: Callable[[], object] = lambda: None) -> set[tuple[str, str]]:
+    def differences(self, between: Callable[[], object] = lambda: None) -> set[tuple[str, str]]:
         return {(kind, subject) for kind, subject in self.compared(between).differences}
 
 
@@ -125,7 +125,7 @@ class TestADifference:
                 AddRoute(Prefix.parse("192.168.9.0/24")),
             ]
         )
-        assert gateway.found() == {
+        assert gateway.differences() == {
             ("missing", gone),
             ("unknown", stranger),
             ("allowed_ips", widened),
@@ -159,14 +159,14 @@ class TestADifference:
             gateway.plane.apply([SetPeer(routed, frozenset({Prefix.parse(ROUTED)}))])
             gateway.delete(routed)
 
-        assert gateway.found(commits) == set()
+        assert gateway.differences(commits) == set()
         assert gateway.records.keys() == (records.keys() | {created}) - {deleted, routed}
 
     def test_that_comes_later_is_left_to_the_next_time(self, gateway: Gateway) -> None:
         gateway.create(first := some_key())
         gateway.create(second := some_key())
         gateway.plane.apply([RemovePeer(first)])
-        assert gateway.found(lambda: gateway.plane.apply([RemovePeer(second)])) == {("missing", first)}
+        assert gateway.differences(lambda: gateway.plane.apply([RemovePeer(second)])) == {("missing", first)}
 
     def test_is_none_where_the_writer_still_adds_peers(self, gateway: Gateway) -> None:
         gateway.create(cold := some_key())
@@ -175,10 +175,10 @@ class TestADifference:
         gateway.plane.apply([RemovePeer(cold), SetPeer(changed, there, keepalive=9)])
         gateway.raw.hset(names.gateway_key(gateway.name), "recovering", "1")
         assert cold not in {difference.subject for difference in gateway.compared().differences}
-        assert gateway.found() == {("keepalive", changed)}
+        assert gateway.differences() == {("keepalive", changed)}
         assert gateway.compared().coming == 1
         gateway.raw.hset(names.gateway_key(gateway.name), "recovering", "0")
-        assert gateway.found() == {("keepalive", changed), ("missing", cold)}
+        assert gateway.differences() == {("keepalive", changed), ("missing", cold)}
 
 
 class TestAReadingThatAChangeInterrupts:
@@ -187,7 +187,7 @@ class TestAReadingThatAChangeInterrupts:
         gone = keys.pop()
         gateway.plane.apply([RemovePeer(gone)])
         gateway.view.readings = [lambda every: every[:2], lambda every: every[:3], lambda every: every[1:]]
-        assert gateway.found() == {("missing", gone)}
+        assert gateway.differences() == {("missing", gone)}
         assert gateway.view.read == 1 + comparison.TRIES
 
     def test_is_enough_where_it_shows_all_that_was_in_doubt(self, gateway: Gateway) -> None:
@@ -195,7 +195,7 @@ class TestAReadingThatAChangeInterrupts:
         stranger = some_key()
         gateway.plane.apply([SetPeer(stranger, frozenset())])
         gateway.view.readings = [lambda every: every[1:], lambda every: [*every, every[-1]]]
-        assert gateway.found() == {("unknown", stranger)}
+        assert gateway.differences() == {("unknown", stranger)}
         assert gateway.view.read == 2, keys
 
 
@@ -207,15 +207,15 @@ class TestRecordsThatCannotBeUsed:
         for key in (broken, lacking):
             gateway.raw.hset(gateway.peers_key, key, '{"v":99}')
         gateway.plane.apply([SetPeer(broken, frozenset(), keepalive=7), RemovePeer(lacking)])
-        assert gateway.found() == set()
+        assert gateway.differences() == set()
 
     def test_because_two_overlap_leave_the_younger_alone(self, gateway: Gateway) -> None:
         older, younger = some_key(), some_key()
         gateway.create(older, allowed_ips=["192.168.7.0/25"])
         gateway.raw.hset(gateway.peers_key, younger, '{"v":1,"allowed_ips":["192.168.7.9/32"],"created_at":4000000000}')
-        assert gateway.found() == set(), "the device lacks the younger one, and is right"
+        assert gateway.differences() == set(), "the device lacks the younger one, and is right"
         gateway.plane.apply([RemovePeer(older)])
-        assert gateway.found() == {("missing", older)}
+        assert gateway.differences() == {("missing", older)}
 
 
 @st.composite
@@ -242,7 +242,7 @@ def test_finds_what_a_comparison_of_all_in_full_does(
             gateway.create(key_number(number), **outside)
         gateway.plane.apply(history)
         full = drifts(gateway.writer.table, gateway.plane.peers().values(), gateway.plane.routes())
-        assert gateway.found() == {(drift.kind, drift.subject) for drift in full}
+        assert gateway.differences() == {(drift.kind, drift.subject) for drift in full}
     finally:
         gateway.close()
 

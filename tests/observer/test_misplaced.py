@@ -41,7 +41,7 @@ def test_it_leaves_requests_to_the_observer_beside_the_writer(
         redis.hset(names.observer_key(site.name), "heartbeat", 0)
         elsewhere.unlink()
         eventually(lambda: redis.llen(queue) == 0, "the observer to go on once the writer is beside it")
-        eventually(lambda: misplaced.told("sweep"), "a sweep")
+        eventually(lambda: misplaced.report("sweep"), "a sweep")
         assert caller.ask("gateway", "sweep", site.name)["outcome"] == "swept"
 
 

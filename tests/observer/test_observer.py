@@ -80,7 +80,7 @@ def test_a_sweep_removes_exactly_the_expired_peers(gateway: MakeGateway, client:
         assert (report["peers"], report["removed"], report["kept"]) == (81, {"expired": 40}, {})
         assert there(peers) == staying
         assert upkeep.sweep(app, writer.name, timeout=PATIENCE / 2)["stale"] == {}
-        assert observer.told("sweep")["outcome"] == "swept"
+        assert observer.report("sweep")["outcome"] == "swept"
 
 
 def test_peers_that_expired_while_the_writer_was_down_go_when_it_is_back(

@@ -34,10 +34,12 @@ def register(server: RedisServer, name: str, **facts: float) -> str:
 
 def test_two_beats_ask_twice_and_a_slot_is_carried_out_once(own_redis: RedisServer, gateway: MakeGateway) -> None:
     writer = gateway(redis=own_redis, sweep_every=1)
-    one, other = (beat(own_redis.url, writer.directory / f"beat-{n}.log") for n in (1, 2))
-    with ending(one, other, observer := Observer(writer)):
-        eventually(lambda: len(set(slots(one, writer.name)) & set(slots(other, writer.name))) >= 4, "4 slots of both")
-        last = max(slots(one, writer.name))
+    first, second = (beat(own_redis.url, writer.directory / f"beat-{n}.log") for n in (1, 2))
+    with ending(first, second, observer := Observer(writer)):
+        eventually(
+            lambda: len(set(slots(first, writer.name)) & set(slots(second, writer.name))) >= 4, "4 slots of both"
+        )
+        last = max(slots(first, writer.name))
         observer.says(f".sweep-{last}]")
     done = Counter[tuple[str, str]](_CARRIED_OUT.findall(observer.log))
     swept = {slot: count for (slot, outcome), count in done.items() if outcome == "swept"}

@@ -26,10 +26,10 @@ class Scene:
         """What an observer makes at its start."""
         return ScheduleWatchdog(self.redis, self.name, steady=lambda: self.at)
 
-    def alarms(self, one: ScheduleWatchdog, *, after: float, every: float = 60) -> list[str]:
+    def alarms(self, watchdog: ScheduleWatchdog, *, after: float, every: float = 60) -> list[str]:
         """Which stand after so many seconds."""
         self.at += after
-        one.look(lambda: every, int(self.at))
+        watchdog.look(lambda: every, int(self.at))
         return [alarm.kind for alarm in read_alarms(self.redis, self.name)]
 
 
@@ -41,18 +41,18 @@ def scene(settings: MakeSettings) -> Iterator[Scene]:
 
 
 def test_an_alarm_comes_when_nobody_asks_and_goes_when_somebody_does(scene: Scene) -> None:
-    one = scene.attendance()
-    assert scene.alarms(one, after=300) == []
-    assert scene.alarms(one, after=1) == ["unattended"]
-    one.asked()
-    assert scene.alarms(one, after=300) == []
-    assert scene.alarms(one, after=300) == ["unattended"]
+    watchdog = scene.attendance()
+    assert scene.alarms(watchdog, after=300) == []
+    assert scene.alarms(watchdog, after=1) == ["unattended"]
+    watchdog.asked()
+    assert scene.alarms(watchdog, after=300) == []
+    assert scene.alarms(watchdog, after=300) == ["unattended"]
 
 
 def test_a_long_interval_is_waited_for(scene: Scene) -> None:
-    one = scene.attendance()
-    assert scene.alarms(one, after=18_000, every=3_600) == []
-    assert scene.alarms(one, after=1, every=3_600) == ["unattended"]
+    watchdog = scene.attendance()
+    assert scene.alarms(watchdog, after=18_000, every=3_600) == []
+    assert scene.alarms(watchdog, after=1, every=3_600) == ["unattended"]
 
 
 def test_the_alarm_of_an_earlier_observer_stands_until_somebody_asks(scene: Scene) -> None:
@@ -64,7 +64,7 @@ def test_the_alarm_of_an_earlier_observer_stands_until_somebody_asks(scene: Scen
 
 
 def test_a_beat_is_excused_while_redis_is_away(scene: Scene) -> None:
-    one = scene.attendance()
+    watchdog = scene.attendance()
     scene.at += 3_600
-    one.excused()
-    assert scene.alarms(one, after=10) == []
+    watchdog.excused()
+    assert scene.alarms(watchdog, after=10) == []

@@ -49,8 +49,8 @@ def test_what_is_stored_is_read_back(seen: StoredActivity) -> None:
 
 @given(st.one_of(st.binary(max_size=80), st.text(max_size=80)))
 def test_what_is_no_entry_counts_as_never_stored(damaged: bytes | str) -> None:
-    found = decode(damaged)
-    assert found is None or decode(encode(found)) == found
+    activity = decode(damaged)
+    assert activity is None or decode(encode(activity)) == activity
 
 
 def test_an_entry_of_another_version_counts_as_never_stored() -> None:
@@ -69,9 +69,9 @@ def test_a_first_reading_with_a_handshake_counts_as_seen_now() -> None:
 
 
 def test_bytes_without_a_handshake_are_counted_but_no_sign_of_life() -> None:
-    found = advance(None, raw(tx=148), 100)
-    assert found is not None
-    assert (found.last_seen, found.tx) == (0, 148)
+    activity = advance(None, raw(tx=148), 100)
+    assert activity is not None
+    assert (activity.last_seen, activity.tx) == (0, 148)
 
 
 def test_a_reading_that_shows_nothing_new_gives_the_same_object() -> None:
@@ -80,42 +80,42 @@ def test_a_reading_that_shows_nothing_new_gives_the_same_object() -> None:
 
 
 def test_a_new_handshake_moves_last_seen_whatever_the_gateways_clock_says() -> None:
-    found = after((raw(5_000_000_000), 100), (raw(1_000), 200), (raw(9_000_000_000), 300))
-    assert found is not None
-    assert found.last_seen == 300
+    activity = after((raw(5_000_000_000), 100), (raw(1_000), 200), (raw(9_000_000_000), 300))
+    assert activity is not None
+    assert activity.last_seen == 300
 
 
 def test_the_same_handshake_does_not_move_last_seen() -> None:
-    found = after((raw(50, rx=1), 100), (raw(50, rx=2), 9_000))
-    assert found is not None
-    assert (found.last_seen, found.rx) == (100, 2)
+    activity = after((raw(50, rx=1), 100), (raw(50, rx=2), 9_000))
+    assert activity is not None
+    assert (activity.last_seen, activity.rx) == (100, 2)
 
 
 def test_a_device_made_anew_keeps_last_seen_and_totals() -> None:
-    found = after((raw(50, 1_000, 2_000), 100), (raw(), 200), (raw(0, 0, 148), 230))
-    assert found is not None
-    assert (found.last_seen, found.rx, found.tx) == (100, 1_000, 2_148)
+    activity = after((raw(50, 1_000, 2_000), 100), (raw(), 200), (raw(0, 0, 148), 230))
+    assert activity is not None
+    assert (activity.last_seen, activity.rx, activity.tx) == (100, 1_000, 2_148)
 
 
 def test_the_first_handshake_on_a_new_device_is_a_sign_of_life() -> None:
-    found = after((raw(50, 1_000, 2_000), 100), (raw(), 200), (raw(250, 92, 180), 260))
-    assert found is not None
-    assert (found.last_seen, found.rx, found.tx) == (260, 1_092, 2_180)
+    activity = after((raw(50, 1_000, 2_000), 100), (raw(), 200), (raw(250, 92, 180), 260))
+    assert activity is not None
+    assert (activity.last_seen, activity.rx, activity.tx) == (260, 1_092, 2_180)
 
 
 def test_an_endpoint_stays_known_while_the_device_has_forgotten_it() -> None:
-    found = after((raw(50, 1, 1, ("2001:db8::1", 51820)), 100), (raw(), 200))
-    assert found is not None
-    assert found.endpoint == "[2001:db8::1]:51820"
+    activity = after((raw(50, 1, 1, ("2001:db8::1", 51820)), 100), (raw(), 200))
+    assert activity is not None
+    assert activity.endpoint == "[2001:db8::1]:51820"
 
 
 @given(seens, readings, moments)
 def test_totals_never_fall_and_neither_does_last_seen(before: StoredActivity, reading: PeerCounters, now: int) -> None:
-    found = advance(before, reading, now)
-    assert found is not None
-    assert found.rx >= before.rx
-    assert found.tx >= before.tx
-    assert found.last_seen >= before.last_seen
+    activity = advance(before, reading, now)
+    assert activity is not None
+    assert activity.rx >= before.rx
+    assert activity.tx >= before.tx
+    assert activity.last_seen >= before.last_seen
 
 
 @given(st.lists(st.tuples(readings, st.integers(0, 2**33)), min_size=1, max_size=12))

@@ -115,8 +115,8 @@ def test_those_that_expired_first_go_first() -> None:
         TWO: Lifetime(1, 9, pinned=False),
         key_number(3): Lifetime(1, 5, pinned=False),
     }
-    found = decide(peers, {}, NOW, LIMITS, watched(*peers))
-    assert [(victim.reason, victim.since) for victim in found] == [("expired", 5), ("expired", 9), ("never", 1)]
+    victims = decide(peers, {}, NOW, LIMITS, watched(*peers))
+    assert [(victim.reason, victim.since) for victim in victims] == [("expired", 5), ("expired", 9), ("never", 1)]
 
 
 # What holds a sweep back
@@ -126,11 +126,11 @@ def stale(count: int, among: int) -> dict[str, Lifetime]:
     return {key_number(n + 1): Lifetime(1, 5 if n < count else None, pinned=n >= count) for n in range(among)}
 
 
-@pytest.mark.parametrize(("count", "among", "held"), [(50, 50, False), (51, 102, False), (51, 101, True)])
-def test_more_than_the_share_and_more_than_the_floor_needs_a_person(count: int, among: int, held: bool) -> None:  # noqa: FBT001 - a parameter of the test
+@pytest.mark.parametrize(("count", "among", "refused"), [(50, 50, False), (51, 102, False), (51, 101, True)])
+def test_more_than_the_share_and_more_than_the_floor_needs_a_person(count: int, among: int, refused: bool) -> None:  # noqa: FBT001 - a parameter of the test
     decision = judge(stale(count, among), {}, NOW, LIMITS, None)
     assert len(decision.victims) == count
-    assert (decision.refusal is not None) == held
+    assert (decision.refusal is not None) == refused
 
 
 def test_who_expired_while_the_clock_was_watched_does_not_count_a_flood_ends_all_at_once() -> None:
@@ -226,10 +226,10 @@ def test_deciding_again_after_the_removal_finds_nobody(
 def test_who_is_stale_stays_stale(
     peers: dict[str, Lifetime], seen: dict[str, StoredActivity], policy: Limits, sight: Sight | None, later: int
 ) -> None:
-    def found(now: int) -> set[str]:
+    def stale_at(now: int) -> set[str]:
         return {victim.public_key for victim in decide(peers, seen, now, policy, sight)}
 
-    assert found(NOW) <= found(NOW + later)
+    assert stale_at(NOW) <= stale_at(NOW + later)
 
 
 @given(states, activities, limits, sights)
@@ -252,10 +252,10 @@ def test_peers_judged_page_by_page_are_judged_as_if_all_at_once(
     for start in range(0, len(keys), size):
         part = keys[start : start + size]
         paged.take({key: peers[key] for key in part}, {key: seen[key] for key in part if key in seen})
-    found, whole = paged.decision(), judge(peers, seen, NOW, policy, sight)
-    assert (found.peers, found.counts, found.refusal) == (whole.peers, whole.counts, whole.refusal)
-    assert sorted(found.victims) == sorted(whole.victims)
-    assert [(v.reason == "expired", v.since) for v in found.victims] == [
+    decision, whole = paged.decision(), judge(peers, seen, NOW, policy, sight)
+    assert (decision.peers, decision.counts, decision.refusal) == (whole.peers, whole.counts, whole.refusal)
+    assert sorted(decision.victims) == sorted(whole.victims)
+    assert [(v.reason == "expired", v.since) for v in decision.victims] == [
         (v.reason == "expired", v.since) for v in whole.victims
     ]
 

@@ -32,14 +32,14 @@ def test_it_counts_reports_by_outcome_peers_by_reason_and_differences_by_kind() 
     assert without_counters.drift["preshared_key"] == 0, "told from the beginning"
     assert without_counters.received is without_counters.sent is without_counters.read_seconds is None
     counted = cast("ActivityTracker", SimpleNamespace(traffic=(10, 2**60), took=0.125))
-    told = observer_metrics(encoded(measured.document(counted)))
-    assert told is not None
-    assert (told.received, told.sent, told.read_seconds) == (10, 2**60, 0.125)
+    metrics = observer_metrics(encoded(measured.document(counted)))
+    assert metrics is not None
+    assert (metrics.received, metrics.sent, metrics.read_seconds) == (10, 2**60, 0.125)
 
 
 @pytest.mark.parametrize("value", [None, True, "x", [1], {"a b": 1}, {"fine": "x"}, {"Ü": 1}])
 def test_what_others_have_put_there_counts_nothing(value: Any) -> None:
-    told = observer_metrics(json.dumps({"removed": value, "drift": value, "received": value, "began": value}))
-    assert told is not None
-    assert sum(told.removed.values()) == sum(told.drift.values()) == told.began == 0
-    assert told.received == 0
+    metrics = observer_metrics(json.dumps({"removed": value, "drift": value, "received": value, "began": value}))
+    assert metrics is not None
+    assert sum(metrics.removed.values()) == sum(metrics.drift.values()) == metrics.began == 0
+    assert metrics.received == 0

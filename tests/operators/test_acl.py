@@ -32,13 +32,13 @@ from peerlane.workers.cli.main import main
 
 @pytest.fixture
 def server(capsys: pytest.CaptureFixture[str]) -> Iterator[FencedServer]:
-    with fenced(printed(capsys, *GATEWAYS, "--passwords")) as found:
-        yield found
+    with fenced(printed(capsys, *GATEWAYS, "--passwords")) as server:
+        yield server
 
 
 @pytest.fixture
 def writer(server: FencedServer, tmp_path: Path) -> Iterator[GatewayProcess]:
-    found = GatewayProcess(
+    writer = GatewayProcess(
         "iad",
         server.url_of("writer-iad"),
         tmp_path,
@@ -46,9 +46,9 @@ def writer(server: FencedServer, tmp_path: Path) -> Iterator[GatewayProcess]:
         sweep_every="1",
         test_failpoints=tmp_path / "failpoints",
     )
-    found.start()
-    yield found
-    found.finish()
+    writer.start()
+    yield writer
+    writer.finish()
     assert_nobody_was_refused(server)
 
 
@@ -78,21 +78,21 @@ def test_the_commands_make_the_same_users_as_the_file(server: FencedServer, caps
     for line in printed(capsys, *GATEWAYS, "--passwords", "--form", "setuser").splitlines():
         server.redis.execute_command(*_words(line))
 
-    def rights(found: Sequence[object]) -> list[str]:
-        return sorted(" ".join(word for word in str(line).split() if not word.startswith("#")) for line in found)
+    def rights(lines: Sequence[object]) -> list[str]:
+        return sorted(" ".join(word for word in str(line).split() if not word.startswith("#")) for line in lines)
 
     assert rights(server.redis.acl_list()) == rights(before)
 
 
 def _words(line: str) -> list[str]:
     """A command's words; a selector in brackets is one."""
-    found: list[str] = []
+    joined: list[str] = []
     for word in line.split(" "):
-        if found and found[-1].startswith("(") and not found[-1].endswith(")"):
-            found[-1] += f" {word}"
+        if joined and joined[-1].startswith("(") and not joined[-1].endswith(")"):
+            joined[-1] += f" {word}"
         else:
-            found.append(word)
-    return found
+            joined.append(word)
+    return joined
 
 
 def test_one_gateways_users_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,8 +167,8 @@ def test_an_api_creates_reads_lists_and_deletes(writer: GatewayProcess, api: Gat
     key = some_key()
     assert api.create_peer(key, preshared_key=some_key(), labels={"user": "ada"}).outcome == "created"
     assert api.create_peer(some_key(), bulk=True).outcome == "created"
-    found = api.peer(key)
-    assert found is not None
+    stored = api.peer(key)
+    assert stored is not None
     assert key in [peer.public_key for peer in api.peers()]
     assert api.info().state == "active"
     assert api.delete_peer(key).outcome == "deleted"
@@ -178,7 +178,7 @@ def test_an_api_creates_reads_lists_and_deletes(writer: GatewayProcess, api: Gat
 @pytest.mark.usefixtures("writer")
 def test_an_api_lists_all_gateways_that_there_are(server: FencedServer, settings: MakeSettings) -> None:
     app = PeerlaneApp(settings(redis_url=server.url_of("api")))
-    assert [one.name for one in gateways(app)] == ["iad"]
+    assert [info.name for info in gateways(app)] == ["iad"]
     close(app)
 
 
@@ -251,10 +251,10 @@ def test_an_operator_sweeps_drains_resumes_and_imports(
     server: FencedServer, writer: GatewayProcess, settings: MakeSettings
 ) -> None:
     app = PeerlaneApp(settings(redis_url=server.url_of("operator")))
-    one = Gateway("iad", app=app)
+    iad = Gateway("iad", app=app)
     with ending(Observer(writer, redis_url=server.url_of("observer-iad"))):
         assert sweep(app, "iad", timeout=PATIENCE)["outcome"] == "swept"
-    assert (one.drain().after, one.resume().after) == ("draining", "active")
+    assert (iad.drain().after, iad.resume().after) == ("draining", "active")
     conf = f"[Peer]\nPublicKey = {some_key()}\nAllowedIPs = 10.8.0.77/32\n".encode()
     assert import_file(conf, "iad", app=app, timeout=PATIENCE).created == 1
     close(app)
@@ -265,7 +265,7 @@ def test_an_operator_backs_up_and_a_restorer_restores(
 ) -> None:
     key, file = some_key(), tmp_path / "iad.backup"
     api.create_peer(key, preshared_key=some_key(), labels={"user": "ada"})
-    held = server.redis.hgetall(names.peers_key("iad"))
+    records = server.redis.hgetall(names.peers_key("iad"))
     operator, restorer = (settings(redis_url=server.url_of(user)) for user in ("operator", "restorer"))
     assert back_up(operator, "iad", file).peers == 1
     api.delete_peer(key)
@@ -276,7 +276,7 @@ def test_an_operator_backs_up_and_a_restorer_restores(
     with pytest.raises(Conflict, match="--force"):
         restore_state(restorer, "iad", file)
     assert restore_state(restorer, "iad", file, force=True).replaced == 1
-    assert server.redis.hgetall(names.peers_key("iad")) == held
+    assert server.redis.hgetall(names.peers_key("iad")) == records
     writer.start()
     assert api.peer(key) is not None
     assert server.redis.keys("peerlane:{iad}:snapshot:*") == []
@@ -371,9 +371,9 @@ def test_what_is_no_request_is_set_aside_for_the_operator(
     server.redis.lpush(names.lane_queue("iad"), "no request at all")
     app = PeerlaneApp(settings(redis_url=server.url_of("operator")))
     redis = lanes_of(app).redis
-    (found,) = eventually(lambda: poison_messages.set_aside_messages(redis, "iad"), "what was set aside")
-    assert (found.size, found.request) == (len(b"no request at all"), None)
-    poison_messages.drop(redis, "iad", found.id)
+    (message,) = eventually(lambda: poison_messages.set_aside_messages(redis, "iad"), "what was set aside")
+    assert (message.size, message.request) == (len(b"no request at all"), None)
+    poison_messages.drop(redis, "iad", message.id)
     assert poison_messages.set_aside_messages(redis, "iad") == []
     close(app)
     assert writer.status is None

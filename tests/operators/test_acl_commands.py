@@ -59,8 +59,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server() -> Iterator[FencedServer]:
     lines = [user.line(password=_PASSWORD) for user in users(["iad"])]
-    with fenced("\n".join([*lines, "user default off"]) + "\n") as found:
-        yield found
+    with fenced("\n".join([*lines, "user default off"]) + "\n") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

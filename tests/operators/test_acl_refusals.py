@@ -249,8 +249,8 @@ def server() -> Iterator[FencedServer]:
         for user in users(["iad"], ["observer", "operator", "restorer", "beat", "flower", "exporter"])
     ]
     lines += [user.line(password=PASSWORD) for user in users(["iad"], ["admin"])]
-    with fenced("\n".join([*lines, "user default off"]) + "\n") as found:
-        yield found
+    with fenced("\n".join([*lines, "user default off"]) + "\n") as server:
+        yield server
 
 
 @pytest.mark.parametrize("command", [*LUA, *SERVER, *PIDBOX, *FOREIGN], ids=str)

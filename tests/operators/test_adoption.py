@@ -33,7 +33,7 @@ def alone(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
     made.close()
 
 
-def held(number: int, *allowed_ips: str) -> DevicePeer:
+def on_device(number: int, *allowed_ips: str) -> DevicePeer:
     return DevicePeer(key_number(number), None, 0, frozenset(map(Prefix.parse, allowed_ips)))
 
 
@@ -45,10 +45,10 @@ def plan(peers: Iterable[DevicePeer], table: PeerTable | None = None, **flags: b
 
 
 def keys(listed: Iterable[dict[str, Any]]) -> set[str]:
-    return {one["public_key"] for one in listed}
+    return {entry["public_key"] for entry in listed}
 
 
-WITHOUT, WITH = [held(1), held(2)], [held(3, "10.8.0.3/32"), held(4, "10.8.0.4/32")]
+WITHOUT, WITH = [on_device(1), on_device(2)], [on_device(3, "10.8.0.3/32"), on_device(4, "10.8.0.4/32")]
 
 
 def test_a_peer_without_allowed_ips_refuses_the_import_by_name() -> None:
@@ -59,7 +59,7 @@ def test_a_peer_without_allowed_ips_refuses_the_import_by_name() -> None:
 
 def test_left_out_it_is_listed_and_the_others_are_taken() -> None:
     decision = plan([*WITHOUT, *WITH], leave_out=True)
-    assert {one.public_key for one in decision.plans} == {peer.public_key for peer in WITH}
+    assert {plan.public_key for plan in decision.plans} == {peer.public_key for peer in WITH}
     assert decision.result["created"] == 2
     assert decision.result["left_out"] == [
         {"public_key": key, "kind": "no_allowed_ips", "message": NO_ALLOWED_IPS}
@@ -69,7 +69,7 @@ def test_left_out_it_is_listed_and_the_others_are_taken() -> None:
 
 
 def test_a_dry_run_lists_all_and_does_nothing() -> None:
-    outside = held(5, "192.168.0.1/32")
+    outside = on_device(5, "192.168.0.1/32")
     decision = plan([*WITHOUT, *WITH, outside], dry_run=True)
     assert (decision.plans, decision.changes) == ((), ())
     assert decision.result["outcome"] == "would_import"
@@ -82,20 +82,20 @@ def test_a_dry_run_lists_all_and_does_nothing() -> None:
 
 def test_leaving_out_is_for_those_without_allowed_ips_alone() -> None:
     with pytest.raises(Conflict, match=r"192\.168\.0\.1/32"):
-        plan([*WITH, held(5, "192.168.0.1/32")], leave_out=True)
+        plan([*WITH, on_device(5, "192.168.0.1/32")], leave_out=True)
 
 
 def test_what_redis_knows_is_no_stranger() -> None:
     table = PeerTable(POLICY)
-    for one in plan(WITH).plans:
-        assert one.after is not None
-        table.put(one.after)
+    for planned in plan(WITH).plans:
+        assert planned.after is not None
+        table.put(planned.after)
     assert plan(WITH, table).result["created"] == 0
     assert plan(WITH, table, dry_run=True).result["created"] == 0
 
 
 def test_a_long_list_is_cut_and_the_rest_counted() -> None:
-    result = plan([held(number) for number in range(LISTED + 7)], leave_out=True).result
+    result = plan([on_device(number) for number in range(LISTED + 7)], leave_out=True).result
     assert (len(result["left_out"]), result["unlisted"]) == (LISTED, 7)
 
 
@@ -110,26 +110,26 @@ def test_these_words_are_for_a_live_device(flag: str) -> None:
 
 @given(st.sets(st.integers(1, 40), max_size=12), st.sets(st.integers(1, 40), max_size=12))
 def test_every_stranger_is_either_taken_or_told(with_ips: set[int], without: set[int]) -> None:
-    peers = [held(n, f"10.8.1.{n}/32") for n in with_ips] + [held(n) for n in without - with_ips]
+    peers = [on_device(n, f"10.8.1.{n}/32") for n in with_ips] + [on_device(n) for n in without - with_ips]
     decision = plan(peers, leave_out=True)
-    taken = {one.public_key for one in decision.plans}
-    told = keys(decision.result["left_out"])
-    assert taken | told == {peer.public_key for peer in peers}
-    assert not taken & told
+    taken = {plan.public_key for plan in decision.plans}
+    listed = keys(decision.result["left_out"])
+    assert taken | listed == {peer.public_key for peer in peers}
+    assert not taken & listed
 
 
 def test_the_refusal_is_a_document_with_every_key() -> None:
-    found = [NotTaken(public_key=key_number(n), kind="no_allowed_ips", message=NO_ALLOWED_IPS) for n in (1, 2)]
-    told = AdoptionClash(found, 3).as_dict()
-    assert (told["code"], told["unlisted"]) == ("conflict", 3)
-    assert told["conflicts"] == [one.model_dump() for one in found]
-    assert str(told["message"]).endswith("; and 4 more")
+    not_taken = [NotTaken(public_key=key_number(n), kind="no_allowed_ips", message=NO_ALLOWED_IPS) for n in (1, 2)]
+    document = AdoptionClash(not_taken, 3).as_dict()
+    assert (document["code"], document["unlisted"]) == ("conflict", 3)
+    assert document["conflicts"] == [peer.model_dump() for peer in not_taken]
+    assert str(document["message"]).endswith("; and 4 more")
 
 
 def test_the_result_gives_the_list_on() -> None:
     result = dict(plan([*WITHOUT, *WITH], leave_out=True).result)
-    assert [one.public_key for one in Imported.model_validate(result).left_out] == [
-        one["public_key"] for one in result["left_out"]
+    assert [peer.public_key for peer in Imported.model_validate(result).left_out] == [
+        entry["public_key"] for entry in result["left_out"]
     ]
 
 

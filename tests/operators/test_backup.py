@@ -42,8 +42,8 @@ def state(server: RedisServer, name: str) -> dict[str, Mapping[str, str]]:
     """All that a restore may change."""
     redis: Any = server.redis
     hashes = (names.peers_key(name), names.addresses_key(name), names.seen_key(name))
-    found: dict[str, Mapping[str, str]] = {key: redis.hgetall(key) for key in hashes}
-    return found | {"epoch": {"": redis.get(names.epoch_key(name))}}
+    content: dict[str, Mapping[str, str]] = {key: redis.hgetall(key) for key in hashes}
+    return content | {"epoch": {"": redis.get(names.epoch_key(name))}}
 
 
 def peers(server: RedisServer, name: str) -> Mapping[str, str]:
@@ -55,32 +55,32 @@ def no_leftovers(server: RedisServer, name: str) -> bool:
     return not list(redis.scan_iter(names.snapshot_key(name, "*", "*")))
 
 
-def furnish(one: GatewayProcess, client: Gateway, server: RedisServer) -> GatewayProcess:
+def furnish(site: GatewayProcess, client: Gateway, server: RedisServer) -> GatewayProcess:
     """Give a gateway a few peers, and end its writer in good order."""
     for number in range(5):
         client.create_peer(some_key(), preshared_key=make_preshared_key(), labels={"n": str(number)})
     client.create_peer(some_key(), ttl=3600)
-    server.redis.hset(names.seen_key(one.name), some_key(), "1 5 6 7 8 9 10")
-    assert one.stop() == 0
-    return one
+    server.redis.hset(names.seen_key(site.name), some_key(), "1 5 6 7 8 9 10")
+    assert site.stop() == 0
+    return site
 
 
 @pytest.fixture
 def stopped(gateway: MakeGateway, client: MakeClient, redis_server: RedisServer) -> GatewayProcess:
     """A gateway with a few peers, whose writer has ended."""
-    one = gateway()
-    return furnish(one, client(one), redis_server)
+    site = gateway()
+    return furnish(site, client(site), redis_server)
 
 
 @pytest.fixture(scope="module")
 def untouched(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """The same for tests that must not change anything: one gateway for all of them."""
-    one = GatewayProcess(new_name(), redis_server.url, tmp_path_factory.mktemp("gateway"), dataplane="memory")
-    one.start()
+    site = GatewayProcess(new_name(), redis_server.url, tmp_path_factory.mktemp("gateway"), dataplane="memory")
+    site.start()
     app = PeerlaneApp(read(redis_url=redis_server.url))
-    yield furnish(one, Gateway(one.name, app=app), redis_server)
+    yield furnish(site, Gateway(site.name, app=app), redis_server)
     close(app)
-    one.finish()
+    site.finish()
 
 
 def test_what_was_backed_up_comes_back_and_the_writer_serves_it(
@@ -146,12 +146,12 @@ def test_the_epoch_is_never_lowered_and_a_writer_that_slept_is_refused(
 def test_a_backup_taken_while_peers_come_and_go_is_of_one_moment(
     gateway: MakeGateway, client: MakeClient, settings: MakeSettings, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    one = gateway()
+    site = gateway()
     ended = threading.Event()
     confirmed: list[str] = []
 
     def busy(seed: int) -> None:
-        mine, here, chance = client(one), list[str](), random.Random(seed)
+        mine, here, chance = client(site), list[str](), random.Random(seed)
         while not ended.is_set():
             if here and chance.random() < 0.4:
                 mine.delete_peer(here.pop())
@@ -166,29 +166,29 @@ def test_a_backup_taken_while_peers_come_and_go_is_of_one_moment(
         counts: list[int] = []
         for number in range(20):
             file = tmp_path / f"{number}"
-            counts.append(back_up(settings(), one.name, file).peers)
+            counts.append(back_up(settings(), site.name, file).peers)
             check_archive(file, read_header(file))  # each address is its peer's, and each peer's address is taken
             there = {name for part, name, _ in entries(file) if part == "peers"}
-            assert there <= set(confirmed) | set(peers(redis_server, one.name))
+            assert there <= set(confirmed) | set(peers(redis_server, site.name))
     finally:
         ended.set()
         for caller in callers:
             caller.join(30)
     assert len(set(counts)) > 1, "the gateway went on meanwhile"
-    assert no_leftovers(redis_server, one.name)
+    assert no_leftovers(redis_server, site.name)
 
 
 def test_a_live_writer_is_never_restored_over(
     gateway: MakeGateway, client: MakeClient, settings: MakeSettings, redis_server: RedisServer, file: Path
 ) -> None:
-    one = gateway()
-    client(one).create_peer(some_key())
-    back_up(settings(), one.name, file)
-    client(one).create_peer(some_key())
-    before = peers(redis_server, one.name)
+    site = gateway()
+    client(site).create_peer(some_key())
+    back_up(settings(), site.name, file)
+    client(site).create_peer(some_key())
+    before = peers(redis_server, site.name)
     with pytest.raises(Unavailable, match="has a live writer"):
-        restore_state(settings(), one.name, file, force=True)
-    assert peers(redis_server, one.name) == before
+        restore_state(settings(), site.name, file, force=True)
+    assert peers(redis_server, site.name) == before
 
 
 def test_what_is_there_is_replaced_only_where_that_is_said(
@@ -378,11 +378,11 @@ def test_no_error_shows_a_preshared_key(stopped: GatewayProcess, settings: MakeS
 
 
 def test_both_are_one_command_each(stopped: GatewayProcess, redis_server: RedisServer, file: Path) -> None:
-    told = asked("gateway", "backup", stopped.name, str(file), redis_url=redis_server.url)
-    assert told["peers"] == 6
+    answer = asked("gateway", "backup", stopped.name, str(file), redis_url=redis_server.url)
+    assert answer["peers"] == 6
     redis_server.redis.delete(names.peers_key(stopped.name))
     refusal = asked("gateway", "restore", stopped.name, str(file), redis_url=redis_server.url, expect=1)
     assert refusal["error"]["code"] == "conflict"
-    told = asked("gateway", "restore", stopped.name, str(file), "--force", redis_url=redis_server.url)
-    assert told["peers"] == 6
+    answer = asked("gateway", "restore", stopped.name, str(file), "--force", redis_url=redis_server.url)
+    assert answer["peers"] == 6
     assert len(peers(redis_server, stopped.name)) == 6

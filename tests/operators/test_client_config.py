@@ -32,18 +32,18 @@ PRIVATE, PUBLIC, GATEWAY, PRESHARED = (key_number(number) for number in (1, 2, 3
 
 def info(**facts: str) -> GatewayInfo:
     """A gateway as clients see it; ``facts`` are what its hash says."""
-    told = {
+    fields = {
         "public_key": GATEWAY,
         "endpoint": "vpn.example.com:51820",
         "client_allowed_ips": '["10.8.0.0/16", "fd00:8::/64"]',
         "dns": '["10.8.0.1", "corp.example"]',
         "mtu": "1380",
     }
-    return GatewayInfo.from_state(LaneState("iad", {**told, **facts}, 0, 0, 0))
+    return GatewayInfo.from_state(LaneState("iad", {**fields, **facts}, 0, 0, 0))
 
 
 def result(**changes: Any) -> PeerResult:
-    found = PeerResult(
+    plain = PeerResult(
         outcome="created",
         gateway="iad",
         public_key=PUBLIC,
@@ -52,7 +52,7 @@ def result(**changes: Any) -> PeerResult:
         gateway_public_key=GATEWAY,
         endpoint="vpn.example.com:51820",
     )
-    return found.model_copy(update=changes)
+    return plain.model_copy(update=changes)
 
 
 def test_it_holds_all_that_a_client_needs() -> None:
@@ -116,9 +116,9 @@ def test_what_a_gateway_tells_is_refused_where_it_is_not_what_it_claims(name: st
 def test_no_text_brings_a_line_of_its_own(text: str, name: str) -> None:
     unsaid = result(gateway_public_key=None, endpoint=None)
     plain = client_config(unsaid, info(), private_key=PRIVATE).render().count("\n")
-    told = replace(info(), **{name: text})
+    gateway = replace(info(), **{name: text})
     try:
-        rendered = client_config(unsaid, told, private_key=PRIVATE).render()
+        rendered = client_config(unsaid, gateway, private_key=PRIVATE).render()
     except PeerlaneError:
         return
     assert len(rendered.splitlines()) == plain
@@ -126,9 +126,9 @@ def test_no_text_brings_a_line_of_its_own(text: str, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["fe80::1%\nPostUp = true", "fe80::1%eth0 \tx", "fe80::1%", "fe80::1%a%b"])
 def test_the_zone_of_an_address_brings_no_line_either(text: str) -> None:
-    for told in (replace(info(), dns=(text,)), replace(info(), endpoint=f"[{text}]:51820")):
+    for gateway in (replace(info(), dns=(text,)), replace(info(), endpoint=f"[{text}]:51820")):
         with pytest.raises(PeerlaneError, match="does not parse"):
-            client_config(result(gateway_public_key=None, endpoint=None), told, private_key=PRIVATE)
+            client_config(result(gateway_public_key=None, endpoint=None), gateway, private_key=PRIVATE)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_file_is_replaced_when_that_is_asked_for(tmp_path: Path) -> None:
     write_private(path, "secret", replace=True)
     assert path.read_text() == "secret"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [found.name for found in tmp_path.iterdir()] == ["laptop.conf"]
+    assert [path.name for path in tmp_path.iterdir()] == ["laptop.conf"]
 
 
 @pytest.mark.parametrize("how", [False, True])
@@ -217,4 +217,4 @@ def test_only_a_file_or_a_link_is_ever_replaced(name: str, tmp_path: Path) -> No
     with pytest.raises(NotWritten, match="no regular file"):
         write_private(path, "secret", replace=True)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    assert [found.name for found in tmp_path.iterdir()] == ["pipe"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -87,8 +87,8 @@ def everything(redis: Redis, name: str) -> None:
     redis.hset(names.metrics_key(name), "writer", json.dumps(writer))
     reports = {"sweep": {"at": now, "outcome": "swept", "stale": {"idle": 3}, "removed": {"idle": 1}}}
     reports |= {"reconcile": {"at": now, "outcome": "reconciled"}}
-    told = {field: json.dumps(report) for field, report in {**reports, "metrics": observer}.items()}
-    redis.hset(names.observer_key(name), mapping={"heartbeat": now * 1000, "asked_at": now - 40, **told})
+    fields = {field: json.dumps(report) for field, report in {**reports, "metrics": observer}.items()}
+    redis.hset(names.observer_key(name), mapping={"heartbeat": now * 1000, "asked_at": now - 40, **fields})
     for n in range(20):
         raise_alarm(redis, name, f"kind-{n:02}", f"peer {key_number(n)} is wrong", now=now)
     redis.lpush(names.lane_queue(name), "x")
@@ -119,10 +119,10 @@ class TestARealFleet:
                     def whole() -> Scrape | None:
                         scrape = exporter.scrape()
                         refused = {"op": "create", "outcome": "refused", "code": "conflict"}
-                        told = value(scrape, "peerlane_requests_total", gateway="iad", **refused)
+                        requests = value(scrape, "peerlane_requests_total", gateway="iad", **refused)
                         swept = value(scrape, "peerlane_sweeps_total", gateway="iad", outcome="swept")
-                        held = value(scrape, "peerlane_pool_addresses_held", **pool)
-                        return scrape if told and swept and held else None
+                        addresses = value(scrape, "peerlane_pool_addresses_held", **pool)
+                        return scrape if requests and swept and addresses else None
 
                     pool = {"gateway": "iad", "pool": "10.8.0.0/16"}
                     scrape = eventually(whole, "all of it")
@@ -300,9 +300,9 @@ def test_what_is_beyond_the_known_takes_no_known_ones_place() -> None:
         ("other", "other", "other"): 2.0,
         ("z", "x", ""): 4.0,
     }
-    told = list(few("peerlane_requests_total", counted, 3, first=[("z", "x", "")]))
-    assert [labels for _, labels, _ in told] == [("z", "x", ""), ("a", "x", ""), ("other", "other", "other")]
-    assert told[-1][2] == sum(counted.values()) - 5
+    kept = list(few("peerlane_requests_total", counted, 3, first=[("z", "x", "")]))
+    assert [labels for _, labels, _ in kept] == [("z", "x", ""), ("a", "x", ""), ("other", "other", "other")]
+    assert kept[-1][2] == sum(counted.values()) - 5
 
 
 def test_alarms_of_the_known_kinds_are_told_before_others(redis: Redis) -> None:

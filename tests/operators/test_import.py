@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import cast
 
+import preloaded
 import pytest
 from confs import rendered
 from gateways import ROOT, GatewayProcess, MakeClient, MakeGateway, MakeSettings, clean_environment, close
@@ -89,15 +90,18 @@ def peer_lines(key: str, allowed_ips: str, *more: str) -> tuple[str, ...]:
     return ("[Peer]", f"PublicKey = {key}", f"AllowedIPs = {allowed_ips}", *more)
 
 
-def as_wished(found: Iterable[Peer]) -> dict[str, Peer]:
+def as_wished(peers: Iterable[Peer]) -> dict[str, Peer]:
     """By public key, without what only the gateway knows of them."""
-    return {peer.public_key: peer.model_copy(update={"imported_at": None}) for peer in found}
+    return {peer.public_key: peer.model_copy(update={"imported_at": None}) for peer in peers}
 
 
 def stored(server: RedisServer, gateway: GatewayProcess) -> dict[str, str]:
     """Everything of the gateway's peers that Redis holds."""
-    found = server.redis.hgetall(names.peers_key(gateway.name)), server.redis.hgetall(names.addresses_key(gateway.name))
-    return {name: value for part in cast("tuple[dict[str, str], ...]", found) for name, value in part.items()}
+    hashes = (
+        server.redis.hgetall(names.peers_key(gateway.name)),
+        server.redis.hgetall(names.addresses_key(gateway.name)),
+    )
+    return {name: value for part in cast("tuple[dict[str, str], ...]", hashes) for name, value in part.items()}
 
 
 # What comes in
@@ -115,9 +119,9 @@ def test_every_property_of_a_peer_comes_in(
 def test_an_export_is_read_back_by_another_gateway_to_the_same_state(
     gateway: MakeGateway, client: MakeClient, app: PeerlaneApp, own_redis: RedisServer, settings: MakeSettings
 ) -> None:
-    one, other = gateway(), gateway(redis=own_redis)
-    import_file(rendered(peers(40)), one.name, app=app)
-    source = client(one)
+    site, other = gateway(), gateway(redis=own_redis)
+    import_file(rendered(peers(40)), site.name, app=app)
+    source = client(site)
     text = "\n".join(render_in_order(source.info(), source.peers())).encode()
     target = client(other, redis=own_redis)
     elsewhere = PeerlaneApp(settings(redis_url=own_redis.url))
@@ -132,13 +136,13 @@ def test_a_peer_that_a_file_dates_back_is_not_taken_for_one_that_never_came(
     iad, (old,) = shared_gateway, peers(1)
     import_file(rendered([old]), iad.name, app=app)
     redis = connect(settings())
-    found = dict(chain.from_iterable(page.items() for page in lifetimes(redis, iad.name)))
+    lives = dict(chain.from_iterable(page.items() for page in lifetimes(redis, iad.name)))
     redis.close()
-    assert found[old.public_key].created_at == old.created_at
+    assert lives[old.public_key].created_at == old.created_at
     now = int(redis_server.redis.time()[0])
-    watched = Sight(frozenset(found), complete=True, since=0)
-    assert decide(found, {}, now, Limits(), watched) == []
-    assert [victim.reason for victim in decide(found, {}, now + 86_401, Limits(), watched)] == ["never"]
+    watched = Sight(frozenset(lives), complete=True, since=0)
+    assert decide(lives, {}, now, Limits(), watched) == []
+    assert [victim.reason for victim in decide(lives, {}, now + 86_401, Limits(), watched)] == ["never"]
 
 
 def test_importing_twice_changes_nothing(
@@ -188,8 +192,8 @@ def test_a_dry_run_says_what_would_come_in_and_changes_nothing(
     shared_gateway: GatewayProcess, app: PeerlaneApp, redis_server: RedisServer
 ) -> None:
     iad = shared_gateway
-    found = import_file(rendered(peers(5)), iad.name, app=app, dry_run=True)
-    assert (found.outcome, found.created, found.existing) == ("would_import", 5, 0)
+    result = import_file(rendered(peers(5)), iad.name, app=app, dry_run=True)
+    assert (result.outcome, result.created, result.existing) == ("would_import", 5, 0)
     assert not stored(redis_server, iad)
 
 
@@ -223,7 +227,7 @@ def test_every_conflict_is_listed_and_nothing_comes_in(
     )
     with pytest.raises(ImportClash) as caught:
         import_file(data, iad.name, app=app)
-    assert [(one.line, one.kind) for one in caught.value.clashes] == [
+    assert [(clash.line, clash.kind) for clash in caught.value.clashes] == [
         (1, "another_wish"),
         (5, "overlap"),
         (5, "overlap"),
@@ -339,10 +343,10 @@ def test_a_writer_killed_in_the_middle_leaves_all_or_nothing(
         outcome = error
     eventually(lambda: iad.status is not None, "the writer being killed")
     iad.start()
-    found = {peer.public_key: peer for peer in client(iad).peers()}
+    by_key = {peer.public_key: peer for peer in client(iad).peers()}
     if isinstance(outcome, Imported):
         assert point in ("after_commit", "before_acknowledge")
-        assert as_wished(found.values()) == as_wished(wanted)
+        assert as_wished(by_key.values()) == as_wished(wanted)
     else:
         assert point in ("before_apply", "after_apply", "before_commit")
         assert not stored(redis_server, iad)
@@ -372,14 +376,8 @@ def test_a_live_import_where_nothing_is_unknown_takes_nothing(shared_gateway: Ga
 
 
 def peerlane(server: RedisServer, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "peerlane.workers.cli", *arguments],
-        input=stdin,
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env=clean_environment() | {"PEERLANE_REDIS_URL": server.url},
-    )
+    command = [sys.executable, "-m", "peerlane.workers.cli", *arguments]
+    done = preloaded.run(command, ROOT, clean_environment() | {"PEERLANE_REDIS_URL": server.url}, source=stdin)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -437,8 +435,8 @@ def test_names_of_generators_come_in_and_what_else_they_wrote_is_told(
     assert "2 peers would be imported" in out
     assert "of 1 comments nothing is kept (lines 6)" in " ".join(error.split())
     status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, "-", "--json", stdin=data)
-    told = json.loads(out)
-    assert (status, told["comments_left_out"], told["comment_lines"]) == (0, 1, [6])
+    answer = json.loads(out)
+    assert (status, answer["comments_left_out"], answer["comment_lines"]) == (0, 1, [6])
     assert {peer.public_key: peer.labels for peer in client(iad).peers()} == {
         key_number(1): {"name": "anna"},
         key_number(2): {"name": "bob"},
@@ -456,8 +454,8 @@ def test_the_command_line_lists_conflicts_for_people_and_programs(
     assert "10.8.0.2/32 overlaps 10.8.0.2/32" in out
     assert "nothing was imported: 1 conflicts" in error
     status, out, _ = peerlane(redis_server, "gateway", "import", iad.name, "-", "--json", stdin=data)
-    (told,) = json.loads(out)["error"]["conflicts"]
-    assert (status, told["kind"], told["public_key"]) == (1, "overlap", key_number(1))
+    (conflict,) = json.loads(out)["error"]["conflicts"]
+    assert (status, conflict["kind"], conflict["public_key"]) == (1, "overlap", key_number(1))
 
 
 def test_the_command_line_lists_problems_without_a_secret(
@@ -477,7 +475,7 @@ def test_the_command_line_drains_resumes_and_shows_it(gateway: MakeGateway, redi
     status, out, _ = peerlane(redis_server, "gateway", "drain", iad.name, "--json")
     assert (status, json.loads(out)) == (0, {"gateway": iad.name, "before": "active", "after": "draining"})
     status, out, _ = peerlane(redis_server, "gateway", "list", "--json")
-    assert {one["name"]: one["state"] for one in json.loads(out)["gateways"]}[iad.name] == "draining"
+    assert {row["name"]: row["state"] for row in json.loads(out)["gateways"]}[iad.name] == "draining"
     status, out, _ = peerlane(redis_server, "peer", "create", iad.name, "--json")
     assert (status, json.loads(out)["error"]["code"]) == (1, "draining")
     status, out, _ = peerlane(redis_server, "gateway", "resume", iad.name)

@@ -118,10 +118,10 @@ class TestAnEndpoint:
         assert "clients may not reach its endpoint: few clients can look up vm" in site.log
         listed = shell.run("gateway", "list")
         assert f"{site.name}: clients may not reach its endpoint" in listed.output
-        (one,) = [g for g in shell.ask("gateway", "list")["gateways"] if g["name"] == site.name]
-        assert "few clients" in one["endpoint_doubt"]
-        told = document(shell.run("doctor", site.name, "--json"))
-        assert [check["verdict"] for check in told["checks"] if check["what"] == "endpoint"] == ["warning"]
+        (row,) = [g for g in shell.ask("gateway", "list")["gateways"] if g["name"] == site.name]
+        assert "few clients" in row["endpoint_doubt"]
+        answer = document(shell.run("doctor", site.name, "--json"))
+        assert [check["verdict"] for check in answer["checks"] if check["what"] == "endpoint"] == ["warning"]
 
 
 class TestDoctorOfAGateway:
@@ -131,8 +131,8 @@ class TestDoctorOfAGateway:
         monkeypatch.setenv("PEERLANE_PRIVATE_KEY_FILE", str(key_file(site)))
 
     def key(self, site: GatewayProcess) -> dict[str, Any]:
-        told = document(Shell(site).run("doctor", site.name, "--json"))
-        (check,) = [check for check in told["checks"] if check["what"] == "key"]
+        answer = document(Shell(site).run("doctor", site.name, "--json"))
+        (check,) = [check for check in answer["checks"] if check["what"] == "key"]
         return check
 
     def test_knows_the_key_that_clients_were_given(self, site: GatewayProcess) -> None:
@@ -152,11 +152,13 @@ class TestDoctorOfAGateway:
         assert not key_file(site).exists()
 
     def test_looks_at_forwarding_for_both_families(self, site: GatewayProcess) -> None:
-        told = document(Shell(site).run("doctor", site.name, "--json"))
-        assert sum(check["what"] == "forwarding" for check in told["checks"]) == 2
+        answer = document(Shell(site).run("doctor", site.name, "--json"))
+        assert sum(check["what"] == "forwarding" for check in answer["checks"]) == 2
 
     def test_says_of_a_gateway_that_never_registered_that_it_did_not(self, site: GatewayProcess) -> None:
-        told = document(Shell(site).run("doctor", "nobodys", "--json"))
+        answer = document(Shell(site).run("doctor", "nobodys", "--json"))
         assert ("failed", "has not registered") in [
-            (check["verdict"], check["sentence"][:18]) for check in told["checks"] if check["what"] == "gateway nobodys"
+            (check["verdict"], check["sentence"][:18])
+            for check in answer["checks"]
+            if check["what"] == "gateway nobodys"
         ]

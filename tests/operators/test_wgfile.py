@@ -53,9 +53,9 @@ def read(text: str) -> ParsedConf:
 
 
 def the_problem(text: str) -> tuple[int, str]:
-    found = read(text).problems
-    assert len(found) == 1, found
-    return found[0].line, found[0].sentence
+    problems = read(text).problems
+    assert len(problems) == 1, problems
+    return problems[0].line, problems[0].sentence
 
 
 def a_peer(*lines: str, key: str = ALICE) -> str:
@@ -67,9 +67,9 @@ _GATEWAY = GatewayInfo.from_state(LaneState("iad", {"public_key": BOB, "listen_p
 
 class TestAGoodFile:
     def test_says_all_of_a_peer(self) -> None:
-        found = read(A_FILE)
-        assert not found.problems
-        alice, bob = found.peers
+        conf = read(A_FILE)
+        assert not conf.problems
+        alice, bob = conf.peers
         assert (alice.line, bob.line) == (8, 18)
         assert alice.peer.public_key == ALICE
         assert alice.peer.preshared_key == PRESHARED
@@ -80,11 +80,11 @@ class TestAGoodFile:
         assert (bob.peer.keepalive, bob.peer.preshared_key, bob.peer.labels) == (0, None, {})
 
     def test_says_which_gateway_it_is_of_without_its_private_key(self) -> None:
-        found = read(A_FILE)
-        assert found.public_key == SECRET.public_key
-        assert (found.listen_port, found.addresses) == (51820, ("10.8.0.1/16", "fd00:8::1/64"))
-        assert SECRET.private_key not in repr(found)
-        assert PRESHARED not in repr(found)
+        conf = read(A_FILE)
+        assert conf.public_key == SECRET.public_key
+        assert (conf.listen_port, conf.addresses) == (51820, ("10.8.0.1/16", "fd00:8::1/64"))
+        assert SECRET.private_key not in repr(conf)
+        assert PRESHARED not in repr(conf)
 
     def test_has_no_line_that_a_gateway_has_told(self) -> None:
         """wg-quick runs PostUp lines as root."""
@@ -106,16 +106,16 @@ class TestAGoodFile:
         assert read(shouted) == read(A_FILE)
 
     def test_may_have_comments_anywhere(self) -> None:
-        (found,) = read(
+        (entry,) = read(
             f"# head\n[Peer] # one\nPublicKey = {ALICE} # his key\nAllowedIPs = 10.8.0.2 #, 10.8.0.3\n"
         ).peers
-        assert [str(prefix) for prefix in found.peer.allowed_ips] == ["10.8.0.2/32"]
+        assert [str(prefix) for prefix in entry.peer.allowed_ips] == ["10.8.0.2/32"]
 
     def test_may_be_empty(self) -> None:
         assert read("") == ParsedConf(None, None, (), (), ())
 
     def test_may_end_in_the_middle_of_nothing(self) -> None:
-        assert [one.peer.public_key for one in read(A_FILE.rstrip("\n")).peers] == [ALICE, BOB]
+        assert [entry.peer.public_key for entry in read(A_FILE.rstrip("\n")).peers] == [ALICE, BOB]
 
 
 class TestAName:
@@ -137,18 +137,18 @@ class TestAName:
         peer = a_peer()
         inside = peer.replace("[Peer]\n", f"[Peer]\n{comment}\n")
         for text in (f"{comment}\n{peer}", f"{comment}\n\n{peer}", inside, peer + comment, f"{peer}{comment}\n\n"):
-            (found,) = read(text).peers
-            assert found.peer.labels == {"name": "bob"}, text
+            (entry,) = read(text).peers
+            assert entry.peer.labels == {"name": "bob"}, text
 
     @pytest.mark.parametrize("gap", ["", "\n"])
     def test_is_that_of_the_section_it_stands_before(self, gap: str) -> None:
         text = f"### Client a\n{a_peer()}{gap}### Client b\n{a_peer('AllowedIPs = 10.8.0.3', key=BOB)}"
-        assert [one.peer.labels for one in read(text).peers] == [{"name": "a"}, {"name": "b"}]
+        assert [entry.peer.labels for entry in read(text).peers] == [{"name": "a"}, {"name": "b"}]
 
     def test_is_not_every_comment(self) -> None:
         text = "# Client list of Tuesday\n# see https://example.com/?a=b\n# friendly_json = {}\n#\n" + a_peer()
-        (found,) = read(text).peers
-        assert not found.peer.labels
+        (entry,) = read(text).peers
+        assert not entry.peer.labels
         assert read(text).unread == (1, 2), "what is for people alone is told, not dropped in silence"
 
     @pytest.mark.parametrize("where", ["above", "behind the head", "below the head"])
@@ -160,7 +160,7 @@ class TestAName:
             "below the head": peer.replace("[Peer]\n", "[Peer]\n#anna\n"),
         }[where]
         conf = read(text)
-        assert [one.peer.labels for one in conf.peers] == [{"name": "anna"}]
+        assert [entry.peer.labels for entry in conf.peers] == [{"name": "anna"}]
         assert not conf.unread
 
     @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ class TestAName:
     )
     def test_that_is_not_understood_is_told_by_its_line(self, text: str) -> None:
         conf = read(text)
-        assert [one.peer.labels for one in conf.peers] == [{}]
+        assert [entry.peer.labels for entry in conf.peers] == [{}]
         (line,) = conf.unread
         assert text.splitlines()[line - 1].count("#") == 1
 
@@ -196,24 +196,24 @@ class TestAName:
     )
     def test_is_bare_of_what_programs_write_around_it(self, comment: str, name: str | None) -> None:
         conf = read(f"{comment}\n{a_peer()}")
-        assert [one.peer.labels for one in conf.peers] == [{} if name is None else {"name": name}]
+        assert [entry.peer.labels for entry in conf.peers] == [{} if name is None else {"name": name}]
         assert not conf.unread
 
     def test_comes_first_and_another_one_is_told(self) -> None:
         anna, bob = a_peer(), a_peer("AllowedIPs = 10.8.0.3", key=BOB)
         conf = read(f"### begin anna ###\n{anna}### end anna ###\n### begin bob ###\n# phone\n{bob}")
-        assert [one.peer.labels for one in conf.peers] == [{"name": "anna"}, {"name": "bob"}]
+        assert [entry.peer.labels for entry in conf.peers] == [{"name": "anna"}, {"name": "bob"}]
         assert conf.unread == (7,)
 
     def test_comes_with_the_labels_of_its_json(self) -> None:
         text = f'# friendly_json = {{"name": "anna", "username": "a1", "id": 7, "vip": true}}\n{a_peer()}'
-        (found,) = read(text).peers
-        assert found.peer.labels == {"name": "anna", "username": "a1", "id": "7", "vip": "true"}
+        (entry,) = read(text).peers
+        assert entry.peer.labels == {"name": "anna", "username": "a1", "id": "7", "vip": "true"}
 
     def test_of_a_web_interface_is_found_among_what_else_it_writes(self) -> None:
         lines = ("# ID:           c8k2", "# Name:         anna", "# Email:", "# Created at: 2026-01-02", "# Update at:")
         conf = read("\n".join(lines) + "\n" + a_peer())
-        assert [one.peer.labels for one in conf.peers] == [{"name": "anna"}]
+        assert [entry.peer.labels for entry in conf.peers] == [{"name": "anna"}]
         assert conf.unread == (1, 3, 4, 5)
 
     @pytest.mark.parametrize(
@@ -275,15 +275,15 @@ class TestAProblem:
         assert found_line == line
 
     def test_is_a_line_that_is_not_utf8(self) -> None:
-        (found,) = parse_conf(b"[Interface]\n# caf\xe9\n").problems
-        assert (found.line, "UTF-8" in found.sentence) == (2, True)
+        (problem,) = parse_conf(b"[Interface]\n# caf\xe9\n").problems
+        assert (problem.line, "UTF-8" in problem.sentence) == (2, True)
 
     def test_is_every_line_of_a_file_in_utf16(self) -> None:
         assert parse_conf(A_FILE.encode("utf-16")).problems
 
     def test_is_a_line_of_ten_megabytes(self) -> None:
-        (found,) = parse_conf(b"[Interface]\nPostUp = " + b"x" * 10_000_000 + b"\n").problems
-        assert (found.line, str(MAX_LINE) in found.sentence) == (2, True)
+        (problem,) = parse_conf(b"[Interface]\nPostUp = " + b"x" * 10_000_000 + b"\n").problems
+        assert (problem.line, str(MAX_LINE) in problem.sentence) == (2, True)
 
     def test_of_a_hostile_file_takes_no_longer_than_its_length(self) -> None:
         """Before, each of these took hours."""
@@ -294,9 +294,9 @@ class TestAProblem:
             assert len(read(text).problems) <= 101
 
     def test_is_one_of_so_many_at_most(self) -> None:
-        found = parse_conf(b"nonsense\n" * 1_000_000).problems
-        assert len(found) == MAX_PROBLEMS + 1
-        assert "not listed" in found[-1].sentence
+        problems = parse_conf(b"nonsense\n" * 1_000_000).problems
+        assert len(problems) == MAX_PROBLEMS + 1
+        assert "not listed" in problems[-1].sentence
 
     def test_never_quotes_what_may_be_secret(self) -> None:
         for where in (
@@ -312,15 +312,15 @@ class TestAProblem:
             for value in (SECRET.private_key, SECRET.private_key[:-3], SECRET.private_key[20:]):
                 for section in ("Interface", "Peer"):
                     for line in (f"{where} = {value}", f"{where} {value}", value, f"{value} = {where}"):
-                        found = read(f"[{section}]\n{line}\n")
-                        told = " ".join(problem.sentence for problem in found.problems)
-                        assert value.rstrip("=") not in told
-                        assert SECRET.private_key[20:34] not in told
+                        conf = read(f"[{section}]\n{line}\n")
+                        text = " ".join(problem.sentence for problem in conf.problems)
+                        assert value.rstrip("=") not in text
+                        assert SECRET.private_key[20:34] not in text
 
     def test_leaves_the_peer_out(self) -> None:
-        found = read(a_peer("AllowedIPs = nowhere") + a_peer(key=BOB))
-        assert found.problems
-        assert [one.peer.public_key for one in found.peers] == [BOB]
+        conf = read(a_peer("AllowedIPs = nowhere") + a_peer(key=BOB))
+        assert conf.problems
+        assert [entry.peer.public_key for entry in conf.peers] == [BOB]
 
 
 class TestWhateverComes:
@@ -348,32 +348,32 @@ class TestWhateverComes:
                     data[at:at] = data[chance.randrange(len(data)) :][:60]
                 case _:
                     data[at:at] = b"\n"
-        told = " ".join(problem.sentence for problem in parse_conf(bytes(data)).problems)
+        text = " ".join(problem.sentence for problem in parse_conf(bytes(data)).problems)
         for secret in (SECRET.private_key, PRESHARED):
-            assert all(secret[start : start + 12] not in told for start in range(32))
+            assert all(secret[start : start + 12] not in text for start in range(32))
 
     @given(st.integers(0, len(A_FILE)))
     def test_a_file_cut_short_is_read_without_an_error(self, end: int) -> None:
-        found = read(A_FILE[:end])
-        assert [one.peer.public_key for one in found.peers] in ([], [ALICE], [ALICE, BOB], [BOB])
+        conf = read(A_FILE[:end])
+        assert [entry.peer.public_key for entry in conf.peers] in ([], [ALICE], [ALICE, BOB], [BOB])
 
     @given(peer_lists())
     def test_what_was_written_is_read_back_the_same(self, peers: list[Peer]) -> None:
-        found = parse_conf(rendered(peers))
-        assert not found.problems
-        assert [one.peer for one in found.peers] == peers
+        conf = parse_conf(rendered(peers))
+        assert not conf.problems
+        assert [entry.peer for entry in conf.peers] == peers
 
     @given(peer_lists())
     def test_an_export_is_read_back_the_same(self, peers: list[Peer]) -> None:
-        found = parse_conf("\n".join(render_in_order(_GATEWAY, peers)).encode())
-        assert not found.problems
-        assert {one.peer.public_key: one.peer for one in found.peers} == {peer.public_key: peer for peer in peers}
-        assert found.listen_port == 51820
+        conf = parse_conf("\n".join(render_in_order(_GATEWAY, peers)).encode())
+        assert not conf.problems
+        assert {entry.peer.public_key: entry.peer for entry in conf.peers} == {peer.public_key: peer for peer in peers}
+        assert conf.listen_port == 51820
 
 
 @pytest.mark.kernel
 def test_an_export_is_what_wg_takes_and_shows_again(tmp_path: Path) -> None:
-    alice, bob = (one.peer for one in read(A_FILE).peers)
+    alice, bob = (entry.peer for entry in read(A_FILE).peers)
     file = tmp_path / "export.conf"
     file.write_text("\n".join(render_in_order(_GATEWAY, [alice, bob])) + "\n")
     subprocess.run(["ip", "link", "add", "wgexp", "type", "wireguard"], check=True)
@@ -382,7 +382,7 @@ def test_an_export_is_what_wg_takes_and_shows_again(tmp_path: Path) -> None:
         shown = subprocess.run(["wg", "showconf", "wgexp"], check=True, capture_output=True).stdout
     finally:
         subprocess.run(["ip", "link", "del", "wgexp"], check=True)
-    found = parse_conf(shown)
-    assert not found.problems
-    shown_peers = sorted((one.peer for one in found.peers), key=lambda peer: peer.public_key)
+    conf = parse_conf(shown)
+    assert not conf.problems
+    shown_peers = sorted((entry.peer for entry in conf.peers), key=lambda peer: peer.public_key)
     assert shown_peers == [peer.model_copy(update={"labels": {}}) for peer in (alice, bob)]

@@ -21,11 +21,11 @@ HERE = ("localhost", "127.0.0.1")
 
 def program_with_tls() -> Path:
     """Debian's server, because the embedded one has no TLS; the test ends by ``lacking`` where there is none."""
-    found = shutil.which("redis-server")
-    known = subprocess.run([found, "--version"], capture_output=True, check=False) if found else None
-    if found is None or known is None or known.returncode != 0:
+    path = shutil.which("redis-server")
+    known = subprocess.run([path, "--version"], capture_output=True, check=False) if path else None
+    if path is None or known is None or known.returncode != 0:
         lacking("redis-server", "apt-get install redis-server, a build with TLS")
-    return Path(found)
+    return Path(path)
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,12 @@ def ended(process: subprocess.Popen[str], within: float = 60.0) -> tuple[int, st
 
 def processes_of_session(session: int) -> Sequence[int]:
     """Every process of a session that still lives."""
-    found: list[int] = []
+    pids: list[int] = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids

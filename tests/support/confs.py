@@ -24,7 +24,7 @@ _TIMES = st.integers(1, 10**15 - 1)
 @st.composite
 def peer_lists(draw: st.DrawFn) -> list[Peer]:
     """Peers that one gateway can hold."""
-    found: list[Peer] = []
+    peers: list[Peer] = []
     for number in range(draw(st.integers(0, 8))):
         pinned = draw(st.booleans())
         prefixes = [
@@ -32,7 +32,7 @@ def peer_lists(draw: st.DrawFn) -> list[Peer]:
             Prefix(4, (192 << 24) + (168 << 16) + (number << 8), 24),
             Prefix(6, (0xFD << 120) + (number << 64), 64),
         ]
-        found.append(
+        peers.append(
             Peer(
                 public_key=key_number(number + 1),
                 allowed_ips=tuple(draw(st.sets(st.sampled_from(prefixes), min_size=1))),
@@ -45,7 +45,7 @@ def peer_lists(draw: st.DrawFn) -> list[Peer]:
                 created_at=draw(st.just(0) | _TIMES),
             )
         )
-    return found
+    return peers
 
 
 def rendered(peers: list[Peer], head: str = "") -> bytes:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from installations import ROOT, environment_of_a_user, told
+from installations import ROOT, environment_of_a_user, output_of
 
 #: Directories of the image that its steps name; each is one below the directory of the test.
 PLACES = ("/src", "/wheels", "/opt/peerlane", "/var/lib/peerlane", "/etc/peerlane")
@@ -72,7 +72,7 @@ class Image:
                     assert re.fullmatch(r"python:3\.\d+-slim( AS [a-z]+)?", rest), rest
                     stages += 1
                     system = root / f"system-{stages}"
-                    told(base_python(), "-m", "venv", system, cwd=root)
+                    output_of(base_python(), "-m", "venv", system, cwd=root)
                     self.environment = environment_of_a_user()
                     self.environment["PATH"] = f"{system / 'bin'}{os.pathsep}{self.environment['PATH']}"
                 case "WORKDIR":
@@ -106,7 +106,7 @@ class Image:
 
     def here(self, text: str) -> str:
         """The text with the image's directories as they are on this host."""
-        return re.sub(rf"(?<![\w/.])({'|'.join(PLACES)})(?![\w-])", lambda found: f"{self.root}{found[1]}", text)
+        return re.sub(rf"(?<![\w/.])({'|'.join(PLACES)})(?![\w-])", lambda place: f"{self.root}{place[1]}", text)
 
     def _copy(self, rest: str) -> None:
         *sources, target = shlex.split(rest)
@@ -122,4 +122,4 @@ class Image:
     def _run(self, rest: str) -> None:
         script = self.here(re.sub(r"--mount=\S+ +", "", rest))
         script = script.replace("--owner peerlane", f"--owner {self._owner}")
-        told("sh", "-ec", _STAND_INS + script, cwd=self.directory, env=self.environment)
+        output_of("sh", "-ec", _STAND_INS + script, cwd=self.directory, env=self.environment)

@@ -82,12 +82,12 @@ class Telling:
         self._thread = threading.Thread(target=self._tell_each_second, daemon=True)
         now = int(self._redis.time()[0])
         with self._redis.pipeline() as pipe:
-            for one in FLEET:
-                pipe.hset(names.gateway_key(one.name), mapping=_registered(one, now))
-                for queue, waiting in zip((names.lane_queue, names.bulk_queue), one.waiting, strict=True):
+            for gateway in FLEET:
+                pipe.hset(names.gateway_key(gateway.name), mapping=_registered(gateway, now))
+                for queue, waiting in zip((names.lane_queue, names.bulk_queue), gateway.waiting, strict=True):
                     if waiting:
-                        pipe.rpush(queue(one.name), *("{}" for _ in range(waiting)))
-                pipe.sadd(names.GATEWAYS_KEY, one.name)
+                        pipe.rpush(queue(gateway.name), *("{}" for _ in range(waiting)))
+                pipe.sadd(names.GATEWAYS_KEY, gateway.name)
             pipe.execute()
         with Redis(unix_socket_path=str(server.socket)) as redis:
             raise_alarm(redis, "fra", "sweep", STALE, now=now - 1_520)
@@ -99,13 +99,15 @@ class Telling:
         seconds, micros = self._redis.time()
         now = int(seconds) * 1000 + int(micros) // 1000
         with self._redis.pipeline() as pipe:
-            for one in FLEET:
-                if one.live:
+            for gateway in FLEET:
+                if gateway.live:
                     counts = ("answered", "created", "deleted", "refused")
-                    counted = {name: 1_000 + rate * self._beats for name, rate in zip(counts, one.rates, strict=True)}
-                    sent = {"oldest_sent_at": now - one.oldest_for * 1000} if one.oldest_for else {}
-                    pipe.hset(names.gateway_key(one.name), mapping={"heartbeat": now, **counted, **sent})
-                    pipe.hset(names.observer_key(one.name), mapping=_observed(now))
+                    counted = {
+                        name: 1_000 + rate * self._beats for name, rate in zip(counts, gateway.rates, strict=True)
+                    }
+                    sent = {"oldest_sent_at": now - gateway.oldest_for * 1000} if gateway.oldest_for else {}
+                    pipe.hset(names.gateway_key(gateway.name), mapping={"heartbeat": now, **counted, **sent})
+                    pipe.hset(names.observer_key(gateway.name), mapping=_observed(now))
             pipe.execute()
         self._beats += 1
 
@@ -118,30 +120,30 @@ class Telling:
         self._thread.join()
 
 
-def _registered(one: Told, now: int) -> dict[Any, Any]:
+def _registered(gateway: Told, now: int) -> dict[Any, Any]:
     return {
         "phase": "serving",
         "state": "active",
-        "holder_host": f"gw-{one.name}-1",
+        "holder_host": f"gw-{gateway.name}-1",
         "holder_pid": 812,
-        "region": one.region,
-        "endpoint": f"{one.name}.vpn.example.com:51820",
+        "region": gateway.region,
+        "endpoint": f"{gateway.name}.vpn.example.com:51820",
         "listen_port": 51_820,
         "interface": "wg0",
         "dataplane": "kernel",
         "pools": json.dumps(["10.8.0.0/16", "fd00:8::/64"]),
         "version": version("peerlane"),
-        "peers": one.peers,
-        "max_peers": one.max_peers,
+        "peers": gateway.peers,
+        "max_peers": gateway.max_peers,
         "lane_cap": 20_000,
         "sweep_every": 60,
         "epoch": 3,
-        "began": now - one.age,
+        "began": now - gateway.age,
         "idle_ms": 20,
         "idle_may_ms": 5_000,
-        "heartbeat": (now - one.silent_for) * 1000,
-        "oldest_sent_at": (now - one.oldest_for) * 1000 if one.oldest_for else 0,
-    } | dict(one.facts)
+        "heartbeat": (now - gateway.silent_for) * 1000,
+        "oldest_sent_at": (now - gateway.oldest_for) * 1000 if gateway.oldest_for else 0,
+    } | dict(gateway.facts)
 
 
 def _observed(now: int) -> dict[Any, Any]:

@@ -76,14 +76,17 @@ def raise_alarm(server: RedisServer, gateway: str, kind: str, message: str) -> N
     server.redis.hset(names.alarms_key(gateway), kind, raised)
 
 
-def told(page: Page) -> dict[str, Any]:
+def fleet_document(page: Page) -> dict[str, Any]:
     """The Gateways page for programs."""
     return json.loads(page.text("/gateways?json=1"))
 
 
 def row(page: Page, gateway: str) -> dict[str, Any]:
     """A gateway's row of it."""
-    return next((one for one in told(page)["gateways"] if one["gateway"] == gateway), {"observer_silent_for": None})
+    return next(
+        (entry for entry in fleet_document(page)["gateways"] if entry["gateway"] == gateway),
+        {"observer_silent_for": None},
+    )
 
 
 def node(page: Page, gateway: str) -> str:

@@ -29,6 +29,6 @@ class Moment:
         pipe = self._redis.pipeline(transaction=True)
         for key in _keys(self._redis, self._gateway):
             pipe.delete(key)
-        for key, (life, held) in self._held.items():
-            pipe.restore(cast("str", key), life, held)
+        for key, (life, dump) in self._held.items():
+            pipe.restore(cast("str", key), life, dump)
         pipe.execute()

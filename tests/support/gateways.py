@@ -152,9 +152,9 @@ class GatewayProcess:
         # Twice: what the worker had sent last, Redis may read only after the first question.
         for _ in range(2):
             clients: Any = self._redis.client_list()
-            for one in clients:
-                if one["cmd"] == "brpop":  # another gateway's asks again
-                    self._redis.client_unblock(int(one["id"]))
+            for connection in clients:
+                if connection["cmd"] == "brpop":  # another gateway's asks again
+                    self._redis.client_unblock(int(connection["id"]))
 
     def resume(self) -> None:
         """Let it go on after ``pause`` or ``hold``. After a long one, return once it serves again, or has ended."""

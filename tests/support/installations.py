@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent
 
 
-def told(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, within: float = 300) -> str:
+def output_of(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, within: float = 300) -> str:
     """What a command prints that has to succeed."""
     ran = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=within, check=False)
     assert ran.returncode == 0, f"{command} ended with {ran.returncode}:\n{ran.stdout}{ran.stderr}"
@@ -25,7 +25,7 @@ def told(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, 
 
 def build_wheel(target: Path) -> Path:
     """The wheel of this working copy, as `pip wheel` builds it."""
-    told(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target, cwd=ROOT)
+    output_of(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target, cwd=ROOT)
     (wheel,) = target.glob("*.whl")
     return wheel
 
@@ -73,17 +73,17 @@ class Installation:
         """Make it. Versions are the lock's."""
         self.bin = directory / "bin"
         uv = TOOLS / "uv"
-        told(uv, "venv", "--quiet", "--python", sys.executable, directory, cwd=directory.parent)
+        output_of(uv, "venv", "--quiet", "--python", sys.executable, directory, cwd=directory.parent)
         wanted = f"peerlane[{','.join(extras)}] @ {wheel.as_uri()}"
         install = [uv, "pip", "install", "--quiet", "--python", self.bin / "python"]
-        told(*install, "--constraints", ROOT / "constraints.txt", wanted, cwd=directory.parent)
+        output_of(*install, "--constraints", ROOT / "constraints.txt", wanted, cwd=directory.parent)
 
     def run(
         self, program: str, *words: str | Path, cwd: Path, within: float = 120, env: Mapping[str, str] | None = None
     ) -> str:
         """What one of its programs prints; it has to succeed."""
         command = [self.bin / program, *words]
-        return told(*command, cwd=cwd, env=environment_of_a_user(env), within=within)
+        return output_of(*command, cwd=cwd, env=environment_of_a_user(env), within=within)
 
     @contextmanager
     def running(

@@ -61,10 +61,10 @@ def find_kernel(root: Path) -> list[str] | None:
         here = [*_OWN_NAMESPACE, _ENTER, "sh"]
         if subprocess.run([*here, "true"], capture_output=True, check=False).returncode == 0:
             return here
-    told = shlex.split(os.environ.get(COMMAND, ""))
-    if told:
+    command = shlex.split(os.environ.get(COMMAND, ""))
+    if command:
         # A bare name is looked up on PATH.
-        return [str(root / told[0]), *told[1:]] if "/" in told[0] else told
+        return [str(root / command[0]), *command[1:]] if "/" in command[0] else command
     if shutil.which("vng"):
         return ["vng", "--run", "--rw", "--cwd", str(root), "--memory", "4G", "--"]
     return None

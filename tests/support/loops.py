@@ -16,12 +16,12 @@ def run_and_leave_nothing(program: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """What the program returns. AssertionError if it has not closed every connection by then."""
     selector = selectors.DefaultSelector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        found = runner.run(program())
+        result = runner.run(program())
         left = [key.data for key in selector.get_map().values() if _is_open(key.fd)]
         assert len(left) == 1, f"beside the loop's own there are connections left: {left}"
     # What was dropped unclosed tells of it when it is collected: a warning, and so a failure.
     gc.collect()
-    return found
+    return result
 
 
 def _is_open(descriptor: int) -> bool:

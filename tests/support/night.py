@@ -167,7 +167,7 @@ class Night:
     def doctor(self) -> str:
         """What it finds wrong."""
         checks = self.ask("doctor")["checks"]
-        return " ".join(f"{one['what']}: {one['sentence']}" for one in checks if one["verdict"] != "ok")
+        return " ".join(f"{check['what']}: {check['sentence']}" for check in checks if check["verdict"] != "ok")
 
     def is_told_as(self, state: str) -> dict[str, View]:
         """The views of a gateway's state."""
@@ -191,7 +191,7 @@ class Night:
     def watch(self, event: str, views: Mapping[str, View], *, over: View | None = None) -> None:
         """Each view shows the event in time. ``over``: what mends itself is not waited for beyond that."""
         began, seconds = time.monotonic(), dict[str, float | None](dict.fromkeys(views))
-        while left := [place for place, found in seconds.items() if found is None]:
+        while left := [place for place, second in seconds.items() if second is None]:
             for place in left:
                 if _quietly(views[place]):
                     seconds[place] = time.monotonic() - began

@@ -108,17 +108,17 @@ class Observer(Process):
             self.says("ready.")
         if wait and gateway.status is None:
             # The one that it makes by itself at its start is over: the next is the test's.
-            eventually(lambda: self.told("sweep"), "the first sweep")
+            eventually(lambda: self.report("sweep"), "the first sweep")
 
-    def told(self, field: str) -> dict[str, Any]:
+    def report(self, field: str) -> dict[str, Any]:
         """What it has told last of ``reading``, ``sweep`` or ``reconcile``; nothing while it has not."""
-        found: dict[str, Any] = json.loads(str(self._redis.hget(names.observer_key(self.name), field) or "{}"))
-        return found
+        document: dict[str, Any] = json.loads(str(self._redis.hget(names.observer_key(self.name), field) or "{}"))
+        return document
 
     def alarms(self) -> dict[str, dict[str, Any]]:
         """The alarms that stand, by kind."""
-        found = self._redis.hgetall(names.alarms_key(self.name))
-        return {str(kind): json.loads(str(record)) for kind, record in found.items()}
+        records = self._redis.hgetall(names.alarms_key(self.name))
+        return {str(kind): json.loads(str(record)) for kind, record in records.items()}
 
     def close(self) -> None:
         """Let go of the test's own connection."""

@@ -94,8 +94,10 @@ class Prometheus:
 
     def summary(self, name: str) -> str:
         """What a firing alert says."""
-        told = [alert["annotations"]["summary"] for alert in self._alerts() if alert["labels"]["alertname"] == name]
-        return str(told[0])
+        summaries = [
+            alert["annotations"]["summary"] for alert in self._alerts() if alert["labels"]["alertname"] == name
+        ]
+        return str(summaries[0])
 
     def _alerts(self) -> list[dict[str, Any]]:
         answer = self._answer("alerts")

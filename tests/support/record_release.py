@@ -74,7 +74,7 @@ def messages(server: RedisServer) -> list[dict[str, str]]:
     server.redis.hset(names.gateway_key(NAME), mapping={"heartbeat": ahead, "phase": "serving", "public_key": "k"})
     server.redis.sadd(names.GATEWAYS_KEY, NAME)
     app = PeerlaneApp(read(redis_url=server.url))
-    found: list[dict[str, str]] = []
+    recorded: list[dict[str, str]] = []
     for title, ask in calls(app):
         with suppress(PeerlaneError):
             ask()
@@ -83,24 +83,24 @@ def messages(server: RedisServer) -> list[dict[str, str]]:
                 request = json.loads(str(message))["headers"]["id"]
                 # What its client wrote when it gave up, if it did.
                 tombstone = server.redis.get(names.result_key(request)) or ""
-                found.append({"call": title, "queue": queue, "message": str(message), "tombstone": str(tombstone)})
+                recorded.append({"call": title, "queue": queue, "message": str(message), "tombstone": str(tombstone)})
     close(app)
     server.redis.flushall()
-    return found
+    return recorded
 
 
 def results(server: RedisServer, app: PeerlaneApp) -> list[dict[str, str]]:
     """What its writer answers to each call, as stored."""
     known: set[Any] = set(server.redis.keys("celery-task-meta-*"))
-    found: list[dict[str, str]] = []
+    recorded: list[dict[str, str]] = []
     for title, ask in calls(app, 20):
         pending = ask()
         if hasattr(pending, "get"):
             cast("Any", pending).get(timeout=20)
         (key,) = set(server.redis.keys("celery-task-meta-*")) - known
         known.add(key)
-        found.append({"call": title, "result": str(server.redis.get(key))})
-    return found
+        recorded.append({"call": title, "result": str(server.redis.get(key))})
+    return recorded
 
 
 def stored(server: RedisServer, directory: Path) -> dict[str, Any]:

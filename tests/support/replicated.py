@@ -51,13 +51,13 @@ class Tls:
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
-    held = [socket.socket() for _ in range(count)]
+    sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in held:
+        for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
+        return [each.getsockname()[1] for each in sockets]
     finally:
-        for each in held:
+        for each in sockets:
             each.close()
 
 
@@ -109,10 +109,10 @@ class Sentinel:
     def ready(self) -> bool:
         """Whether it knows the replica and both other Sentinels."""
         try:
-            told = cast("dict[str, Any]", self.redis.sentinel_master(SERVICE))
+            state = cast("dict[str, Any]", self.redis.sentinel_master(SERVICE))
         except RedisError:
             return False
-        return told["num-slaves"] >= 1 and told["num-other-sentinels"] >= 2
+        return state["num-slaves"] >= 1 and state["num-other-sentinels"] >= 2
 
     def end(self) -> None:
         self.redis.close()
@@ -135,9 +135,11 @@ class Replicated:
         self._ports = free_ports(5)
         self._password = password
         self._tls = tls
-        told = {"requirepass": password, "masterauth": password} if password else {}
-        self.primary = self._server(directory / "a", self._ports[0], **told)
-        self.replica = self._server(directory / "b", self._ports[1], replicaof=f"127.0.0.1 {self._ports[0]}", **told)
+        passwords = {"requirepass": password, "masterauth": password} if password else {}
+        self.primary = self._server(directory / "a", self._ports[0], **passwords)
+        self.replica = self._server(
+            directory / "b", self._ports[1], replicaof=f"127.0.0.1 {self._ports[0]}", **passwords
+        )
         eventually(
             lambda: cast("Any", self.replica.redis.info("replication"))["master_link_status"] == "up",
             "the replica following its primary",
@@ -167,9 +169,9 @@ class Replicated:
         login = f"{user}:{password}@" if password else ""
         return f"{scheme}+sentinel://{login}{hosts}/{service}/0{'?' + options if options else ''}"
 
-    def _server(self, directory: Path, port: int, **told: str) -> RedisServer:
+    def _server(self, directory: Path, port: int, **options: str) -> RedisServer:
         directory.mkdir()
-        settings: dict[str, Any] = {**told, "port": str(port)}
+        settings: dict[str, Any] = {**options, "port": str(port)}
         if self._tls is not None:
             settings |= {"program": self._tls.program, "port": "0", "tls-port": str(port), **self._tls.settings}
         server = RedisServer(directory, password=self._password or None, **settings)

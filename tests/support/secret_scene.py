@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 import sys
 import threading
 import uuid
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import planted
+import preloaded
 from fenced import FencedServer
 from flowers import Page, flower
 from gateways import GatewayProcess, clean_environment, close
@@ -94,6 +94,7 @@ def play(server: FencedServer, directory: Path, *, sealed: bool) -> Scene:
         server.url_of("writer-iad"),
         directory,
         dataplane="memory",
+        prefix=["env"],  # a forked process has another command line
         private_key_file=private,
         test_failpoints=directory / "failpoints",
         **settings,
@@ -238,24 +239,22 @@ def _command(scene: Scene, server: FencedServer, directory: Path, settings: dict
         (["doctor", "--json"], url),
         (["doctor"], url),
     ):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "peerlane.workers.cli", *words],
-            cwd=ROOT,
-            env=clean_environment() | variables | {"PEERLANE_REDIS_URL": redis},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        # The command line of a forked process is another.
+        command = [*(() if scene.commands else ("env",)), sys.executable, "-m", "peerlane.workers.cli", *words]
+        file = directory / f"said-{len(scene.commands)}"
+        with file.open("wb") as output:
+            environment = clean_environment() | variables | {"PEERLANE_REDIS_URL": redis}
+            process = preloaded.start(command, ROOT, environment, output)
         scene.command_lines |= _command_lines()
-        said, _ = process.communicate(timeout=240)
-        scene.commands[f"{' '.join(words)} {len(scene.commands)}"] = said.decode(errors="replace")
+        process.wait(240)
+        scene.commands[f"{' '.join(words)} {len(scene.commands)}"] = file.read_text(errors="replace")
 
 
 def _read_flower(scene: Scene, page: Page, user: str) -> None:
     eventually(lambda: "FAILURE" in page.get("/api/tasks", user=user)[1], "Flower to hear of a refusal")
     tasks = json.loads(page.get("/api/tasks?limit=500", user=user)[1])
     paths = ["/workers", "/tasks", "/broker", "/api/workers", "/api/tasks?limit=500", "/metrics", "/api/task/types"]
-    for path in [*paths, *(f"/task/{identity}" for identity in tasks), *(f"/api/task/info/{one}" for one in tasks)]:
+    for path in [*paths, *(f"/task/{identity}" for identity in tasks), *(f"/api/task/info/{task}" for task in tasks)]:
         status, body = page.get(path, user=user)
         scene.pages[f"{path} {status}"] = body
     # Without a password and with another one.
@@ -265,20 +264,20 @@ def _read_flower(scene: Scene, page: Page, user: str) -> None:
 def _read_redis(scene: Scene, server: FencedServer) -> None:
     redis = server.redis
     for key in map(str, cast("Iterator[object]", redis.scan_iter(count=1000))):
-        found: object
+        value: object
         match str(redis.type(key)):
             case "string":
-                found = redis.get(key)
+                value = redis.get(key)
             case "hash":
-                found = redis.hgetall(key)
+                value = redis.hgetall(key)
             case "list":
-                found = redis.lrange(key, 0, -1)
+                value = redis.lrange(key, 0, -1)
             case "set":
-                found = redis.smembers(key)
+                value = redis.smembers(key)
             case kind:
                 assert kind == "zset"
-                found = redis.zrange(key, 0, -1)
-        scene.redis[key] = repr(found).encode()
+                value = redis.zrange(key, 0, -1)
+        scene.redis[key] = repr(value).encode()
     scene.history = b"\n".join(
         path.read_bytes() for path in sorted(server.directory.rglob("*")) if path.suffix == ".aof"
     )
@@ -286,13 +285,13 @@ def _read_redis(scene: Scene, server: FencedServer) -> None:
 
 def _command_lines() -> set[bytes]:
     """Those of every process on this machine."""
-    found: set[bytes] = set()
+    lines: set[bytes] = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found.add(path.read_bytes())
+            lines.add(path.read_bytes())
         except OSError:
             continue
-    return found
+    return lines
 
 
 class _Hearing:

@@ -32,10 +32,10 @@ def server_directory() -> Path:
 
 
 @contextmanager
-def serving(**told: Any) -> Generator[RedisServer]:
+def serving(**options: Any) -> Generator[RedisServer]:
     """A server with these settings that is running, and leaves nothing behind."""
     directory = server_directory()
-    server = RedisServer(directory, password=told.get("requirepass"), **told)
+    server = RedisServer(directory, password=options.get("requirepass"), **options)
     try:
         server.start()
         yield server
@@ -55,7 +55,7 @@ class RedisServer:
         user: str | None = None,
         password: str | None = None,
         prefix: Sequence[str] = (),
-        **told: str,
+        **options: str,
     ) -> None:
         """``directory`` has a short path: a socket's name holds 107 bytes. ``told`` are further settings of Redis.
 
@@ -64,7 +64,7 @@ class RedisServer:
         """
         self.directory = directory
         self._program = program or Path(get_binary_path())
-        self._prefix, self._told = prefix, told
+        self._prefix, self._options = prefix, options
         self.socket = directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,7 +97,7 @@ class RedisServer:
     def start(self) -> None:
         """Start, and return once it answers and has loaded its data."""
         assert self._process is None, "the server is running already"
-        told = {
+        options = {
             "port": "0",
             "unixsocket": str(self.socket),
             "dir": str(self.directory),
@@ -106,14 +106,14 @@ class RedisServer:
             "maxmemory-policy": "noeviction",
             "save": "",
             "enable-debug-command": "yes",
-            **self._told,
+            **self._options,
         }
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *self._prefix,
                     str(self._program),
-                    *(word for name, value in told.items() for word in (f"--{name}", value)),
+                    *(word for name, value in options.items() for word in (f"--{name}", value)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

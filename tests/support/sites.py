@@ -127,7 +127,7 @@ def steady_ping(made: Sites, address: str, *, every: float = 0.02) -> Generator[
     finally:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
-        answered = {int(found) for found in re.findall(r"bytes from .* icmp_seq=(\d+) ", out)}
+        answered = {int(number) for number in re.findall(r"bytes from .* icmp_seq=(\d+) ", out)}
         sent = max(answered, default=0)
         lost = 100 * (sent - len(answered)) / sent if sent else 100
         words.append(f"{sent} packets transmitted, {len(answered)} received, {lost:g}% packet loss")

@@ -44,9 +44,9 @@ _LEFT_OUT = pytest.StashKey[Counter[str]]()
 _WORKER_OUTPUT = "peerlane_left_out"
 
 
-def lacking(what: str, how: str) -> NoReturn:
+def lacking(missing: str, how: str) -> NoReturn:
     """End a test that needs ``what``: it is skipped, or fails if CI is true. ``how`` says how to get it."""
-    said = f"needs {what}: {how}"
+    said = f"needs {missing}: {how}"
     if os.environ.get("CI") == "true":
         pytest.fail(said, pytrace=False)
     pytest.skip(said)
@@ -54,10 +54,10 @@ def lacking(what: str, how: str) -> NoReturn:
 
 def require(program: str) -> str:
     """The path of a program; the test ends by ``lacking`` where there is none."""
-    found = shutil.which(program)
-    if found is None:
+    path = shutil.which(program)
+    if path is None:
         lacking(program, f"apt-get install {PACKAGES.get(program, program)}")
-    return found
+    return path
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -134,13 +134,15 @@ def not_run(skipped: Iterable[str], left_out: Counter[str]) -> str:
     others: Counter[str] = Counter()
     for reason in skipped:
         need = re.match(r"needs (.+?)(?::|$)", reason)
-        counter, what = (needs, need[1]) if need else (others, reason)
-        counter[what] += 1
-    told = [f"{_tests(count)} {'needs' if count == 1 else 'need'} {what}" for what, count in needs.most_common()]
-    told += [f"{_tests(count)} ({reason})" for reason, count in others.most_common()]
+        counter, cause = (needs, need[1]) if need else (others, reason)
+        counter[cause] += 1
+    sentences = [
+        f"{_tests(count)} {'needs' if count == 1 else 'need'} {missing}" for missing, count in needs.most_common()
+    ]
+    sentences += [f"{_tests(count)} ({reason})" for reason, count in others.most_common()]
     left = [f"{left_out[mark]} {mark}" for mark in APART if left_out[mark]]
-    parts = {"not run here: ": told, "left to make test-all: ": left}
-    return "; ".join(start + ", ".join(what) for start, what in parts.items() if what)
+    parts = {"not run here: ": sentences, "left to make test-all: ": left}
+    return "; ".join(start + ", ".join(sentences_of) for start, sentences_of in parts.items() if sentences_of)
 
 
 def _tests(count: int) -> str:

@@ -12,13 +12,13 @@ _T = TypeVar("_T")
 PATIENCE = 60.0
 
 
-def eventually(look: Callable[[], _T], what: str, *, within: float = PATIENCE, every: float = 0.02) -> _T:
+def eventually(look: Callable[[], _T], awaited: str, *, within: float = PATIENCE, every: float = 0.02) -> _T:
     """The first true answer of ``look``; AssertionError that names ``what`` if none comes ``within`` seconds."""
     until = time.monotonic() + within
     while True:
-        if found := look():
-            return found
-        assert time.monotonic() < until, f"waited {within:g} s in vain for: {what}"
+        if result := look():
+            return result
+        assert time.monotonic() < until, f"waited {within:g} s in vain for: {awaited}"
         time.sleep(every)
 
 

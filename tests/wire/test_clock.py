@@ -37,9 +37,9 @@ class TestTheClock:
     def test_asks_once_for_many_readings(self) -> None:
         server = Server(0)
         read = ServerClock(server.time)
-        found = [read.now_ms() for _ in range(1000)]
+        readings = [read.now_ms() for _ in range(1000)]
         assert server.asked == 1
-        assert found == sorted(found)
+        assert readings == sorted(readings)
 
     def test_asks_anew_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
         server = Server(0)

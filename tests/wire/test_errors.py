@@ -31,10 +31,10 @@ class TestEveryError:
         assert (type(again), again.args, again.as_dict()) == (kind, error.args, error.as_dict())
 
     def test_says_what_happened_and_whether_asking_again_helps(self, kind: type[PeerlaneError]) -> None:
-        told = kind("what happened").as_dict()
-        assert told["code"] == kind.code
-        assert told["message"] == str(kind("what happened")) == "what happened"
-        assert told["retryable"] in (True, False)
+        document = kind("what happened").as_dict()
+        assert document["code"] == kind.code
+        assert document["message"] == str(kind("what happened")) == "what happened"
+        assert document["retryable"] in (True, False)
         assert kind.exit_code in (1, 2, 3)
 
     def test_stands_in_the_tree_of_the_docstring(self, kind: type[PeerlaneError]) -> None:

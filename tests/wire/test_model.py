@@ -124,8 +124,8 @@ class TestAPresharedKey:
 
 class TestPrefixes:
     def test_are_sorted_and_counted_once(self) -> None:
-        found = wish(allowed_ips=["fd00::1", "10.8.0.9/32", "10.8.0.9", "10.8.0.10"]).allowed_ips
-        assert [str(prefix) for prefix in found or ()] == ["10.8.0.9/32", "10.8.0.10/32", "fd00::1/128"]
+        prefixes = wish(allowed_ips=["fd00::1", "10.8.0.9/32", "10.8.0.9", "10.8.0.10"]).allowed_ips
+        assert [str(prefix) for prefix in prefixes or ()] == ["10.8.0.9/32", "10.8.0.10/32", "fd00::1/128"]
 
     @pytest.mark.parametrize(
         ("prefixes", "says"),
@@ -204,8 +204,8 @@ class TestLimits:
     )
     def test_up_to_them_it_is_taken(self, arguments: dict[str, Any]) -> None:
         name, value = next(iter(arguments.items()))
-        found = getattr(wish(**arguments), name)
-        assert found == (value.total_seconds() if isinstance(value, timedelta) else value)
+        taken = getattr(wish(**arguments), name)
+        assert taken == (value.total_seconds() if isinstance(value, timedelta) else value)
 
     def test_a_pinned_peer_does_not_expire(self) -> None:
         assert "give ttl or pinned, not both" in refusal(ttl=60, pinned=True)
@@ -223,9 +223,9 @@ class TestLimits:
         assert len(refusal(**{f"x{n}" * 100: n for n in range(100)})) < 1000
 
     def test_a_wish_cannot_be_changed(self) -> None:
-        found = wish()
+        fixed = wish()
         with pytest.raises(ValidationError):
-            found.keepalive = 5  # pyright: ignore[reportAttributeAccessIssue] - that is the point
+            fixed.keepalive = 5  # pyright: ignore[reportAttributeAccessIssue] - that is the point
 
 
 hosts = st.integers(0, 2**32 - 1).map(lambda number: Prefix.host(4, number))
@@ -233,7 +233,7 @@ label_names = st.from_regex(r"[a-z0-9]([a-z0-9._/-]{0,20}[a-z0-9])?", fullmatch=
 peers = st.builds(
     Peer,
     public_key=st.integers(1, 2**256 - 1).map(key_number),
-    allowed_ips=st.lists(hosts, min_size=1, max_size=4, unique=True).map(lambda found: tuple(sorted(found))),
+    allowed_ips=st.lists(hosts, min_size=1, max_size=4, unique=True).map(lambda listed: tuple(sorted(listed))),
     preshared_key=st.none() | st.integers(1, 2**256 - 1).map(key_number),
     keepalive=st.integers(0, 65535),
     ttl=st.none() | st.integers(1, MAX_TTL),

@@ -50,9 +50,9 @@ class TestAPrefixMeansWhatIpaddressMeans:
         assert Prefix.from_packed(prefix.packed, prefix.length) == prefix
 
     @given(crowded, crowded)
-    def test_when_asked_for_overlap(self, one: Network, other: Network) -> None:
-        assert of(one).overlaps(of(other)) == one.overlaps(other)
-        assert of(one).contains(of(other)) == (other.subnet_of(one))  # pyright: ignore[reportArgumentType] - both IPv4
+    def test_when_asked_for_overlap(self, first: Network, second: Network) -> None:
+        assert of(first).overlaps(of(second)) == first.overlaps(second)
+        assert of(first).contains(of(second)) == (second.subnet_of(first))  # pyright: ignore[reportArgumentType] - both IPv4
 
     @given(networks(4), networks(6))
     def test_the_families_never_overlap(self, four: Network, six: Network) -> None:
@@ -60,9 +60,9 @@ class TestAPrefixMeansWhatIpaddressMeans:
         assert not of(six).contains(of(four))
 
     @given(st.lists(networks(4)))
-    def test_sorted_by_address_then_length(self, found: list[Network]) -> None:
-        expected = sorted(found, key=lambda n: (int(n.network_address), n.prefixlen))
-        assert [str(p) for p in sorted(of(n) for n in found)] == [str(n) for n in expected]
+    def test_sorted_by_address_then_length(self, networks: list[Network]) -> None:
+        expected = sorted(networks, key=lambda n: (int(n.network_address), n.prefixlen))
+        assert [str(p) for p in sorted(of(n) for n in networks)] == [str(n) for n in expected]
 
     @given(any_network, st.data())
     def test_as_an_interface_with_host_bits(self, network: Network, data: st.DataObject) -> None:

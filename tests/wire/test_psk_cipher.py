@@ -79,12 +79,12 @@ def test_a_changed_byte_is_noticed() -> None:
 
 
 def test_an_old_key_opens_and_the_newest_seals() -> None:
-    old, both = PskCipher([KEY]), PskCipher([OTHER, KEY])
+    old, cipher = PskCipher([KEY]), PskCipher([OTHER, KEY])
     sealed = old.encrypt("iad", PEER, SECRET)
-    assert both.decrypt("iad", PEER, sealed) == SECRET
-    assert not both.current(sealed)
-    assert both.current(both.encrypt("iad", PEER, SECRET))
-    assert not both.current(SECRET)
+    assert cipher.decrypt("iad", PEER, sealed) == SECRET
+    assert not cipher.current(sealed)
+    assert cipher.current(cipher.encrypt("iad", PEER, SECRET))
+    assert not cipher.current(SECRET)
 
 
 def test_another_key_says_which_it_was() -> None:
@@ -127,18 +127,18 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_gateway_whose_file_cannot_be_used_says_so_and_ends(gateway: MakeGateway, tmp_path: Path) -> None:
-    one = gateway(psk_key_file=tmp_path / "absent.key", start=False)
-    one.start(wait=False)
-    assert one.await_end() == 2
-    assert "absent.key: No such file or directory" in one.log
+    site = gateway(psk_key_file=tmp_path / "absent.key", start=False)
+    site.start(wait=False)
+    assert site.await_end() == 2
+    assert "absent.key: No such file or directory" in site.log
 
 
 # Peers
 
 
 def _stored(server: RedisServer, gateway: GatewayProcess, key: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads(str(server.redis.hget(names.peers_key(gateway.name), key)))
-    return found
+    answer: dict[str, object] = json.loads(str(server.redis.hget(names.peers_key(gateway.name), key)))
+    return answer
 
 
 def _is_sealed(server: RedisServer, gateway: GatewayProcess, key: str) -> bool:
@@ -152,14 +152,14 @@ def _exported(client: Gateway) -> str:
 def test_redis_holds_it_sealed_and_who_has_the_key_reads_it(
     redis_server: RedisServer, gateway: MakeGateway, client: MakeClient, key_file: MakeFile
 ) -> None:
-    one = gateway(psk_key_file=key_file(KEY))
-    ours = client(one, psk_key_file=key_file(KEY))
+    site = gateway(psk_key_file=key_file(KEY))
+    ours = client(site, psk_key_file=key_file(KEY))
     key = some_key()
     assert ours.create_peer(key, preshared_key=SECRET).has_preshared_key
-    assert _is_sealed(redis_server, one, key)
-    found = ours.peer(key)
-    assert found is not None
-    assert found.preshared_key == SECRET
+    assert _is_sealed(redis_server, site, key)
+    stored = ours.peer(key)
+    assert stored is not None
+    assert stored.preshared_key == SECRET
     assert f"PresharedKey = {SECRET}" in _exported(ours)
     # Sealed anew each time, and the same wish all the same.
     assert ours.create_peer(key, preshared_key=SECRET).outcome == "existing"
@@ -168,14 +168,14 @@ def test_redis_holds_it_sealed_and_who_has_the_key_reads_it(
 def test_who_has_no_key_sees_that_there_is_one_and_exports_nothing(
     gateway: MakeGateway, client: MakeClient, key_file: MakeFile
 ) -> None:
-    one = gateway(psk_key_file=key_file(KEY))
-    stranger = client(one)
+    site = gateway(psk_key_file=key_file(KEY))
+    stranger = client(site)
     key = some_key()
     # What it sends is clear on its way, and sealed at rest.
     assert stranger.create_peer(key, preshared_key=SECRET).has_preshared_key
-    found = stranger.peer(key)
-    assert found is not None
-    assert found.public()["has_preshared_key"]
+    stored = stranger.peer(key)
+    assert stored is not None
+    assert stored.public()["has_preshared_key"]
     with pytest.raises(SettingsError, match="is sealed: set PEERLANE_PSK_KEY_FILE"):
         _exported(stranger)
 
@@ -183,74 +183,74 @@ def test_who_has_no_key_sees_that_there_is_one_and_exports_nothing(
 def test_a_gateway_without_the_key_refuses_what_it_cannot_open(
     gateway: MakeGateway, client: MakeClient, key_file: MakeFile
 ) -> None:
-    one = gateway()
+    site = gateway()
     with pytest.raises(Invalid, match=r"sealed with the key .*, and PEERLANE_PSK_KEY_FILE is not set"):
-        client(one, psk_key_file=key_file(KEY)).create_peer(some_key(), preshared_key=SECRET)
+        client(site, psk_key_file=key_file(KEY)).create_peer(some_key(), preshared_key=SECRET)
 
 
 def test_an_import_is_sealed_on_its_way(
     redis_server: RedisServer, gateway: MakeGateway, client: MakeClient, key_file: MakeFile
 ) -> None:
-    one = gateway(psk_key_file=key_file(KEY))
-    ours = client(one, psk_key_file=key_file(KEY))
+    site = gateway(psk_key_file=key_file(KEY))
+    ours = client(site, psk_key_file=key_file(KEY))
     key = some_key()
     conf = f"[Peer]\nPublicKey = {key}\nPresharedKey = {SECRET}\nAllowedIPs = 10.8.0.99/32\n".encode()
     app = ours._app  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the import takes the app itself
-    assert import_file(conf, one.name, app=app).created == 1
-    assert _is_sealed(redis_server, one, key)
-    assert import_file(conf, one.name, app=app).existing == 1
+    assert import_file(conf, site.name, app=app).created == 1
+    assert _is_sealed(redis_server, site, key)
+    assert import_file(conf, site.name, app=app).existing == 1
 
 
 def test_keys_that_stand_in_clear_are_sealed_at_the_next_start(
     redis_server: RedisServer, gateway: MakeGateway, client: MakeClient, key_file: MakeFile
 ) -> None:
-    one = gateway()
+    site = gateway()
     keys = [some_key() for _ in range(3)]
     for key in keys:
-        client(one).create_peer(key, preshared_key=SECRET)
+        client(site).create_peer(key, preshared_key=SECRET)
     without = some_key()
-    client(one).create_peer(without)
-    before = _stored(redis_server, one, keys[0])
+    client(site).create_peer(without)
+    before = _stored(redis_server, site, keys[0])
     assert before["preshared_key"] == SECRET
-    one.stop()
+    site.stop()
     path = key_file(KEY)
-    one.start(psk_key_file=path)
-    assert all(_is_sealed(redis_server, one, key) for key in keys)
-    assert "3 preshared keys were sealed anew" in one.log
-    after = _stored(redis_server, one, keys[0])
+    site.start(psk_key_file=path)
+    assert all(_is_sealed(redis_server, site, key) for key in keys)
+    assert "3 preshared keys were sealed anew" in site.log
+    after = _stored(redis_server, site, keys[0])
     assert {**after, "preshared_key": None} == {**before, "preshared_key": None}
-    assert client(one, psk_key_file=path).create_peer(keys[0], preshared_key=SECRET).outcome == "existing"
+    assert client(site, psk_key_file=path).create_peer(keys[0], preshared_key=SECRET).outcome == "existing"
 
 
 def test_keys_are_changed_by_two_starts(
     redis_server: RedisServer, gateway: MakeGateway, client: MakeClient, key_file: MakeFile
 ) -> None:
-    one = gateway(psk_key_file=key_file(KEY))
+    site = gateway(psk_key_file=key_file(KEY))
     key = some_key()
-    client(one).create_peer(key, preshared_key=SECRET)
-    first = _stored(redis_server, one, key)["preshared_key"]
+    client(site).create_peer(key, preshared_key=SECRET)
+    first = _stored(redis_server, site, key)["preshared_key"]
     for keys in ([OTHER, KEY], [OTHER]):
-        one.stop()
-        one.start(psk_key_file=key_file(*keys))
-        assert client(one).create_peer(key, preshared_key=SECRET).outcome == "existing"
-    assert _stored(redis_server, one, key)["preshared_key"] != first
-    assert one.log.count("sealed anew") == 1
+        site.stop()
+        site.start(psk_key_file=key_file(*keys))
+        assert client(site).create_peer(key, preshared_key=SECRET).outcome == "existing"
+    assert _stored(redis_server, site, key)["preshared_key"] != first
+    assert site.log.count("sealed anew") == 1
 
 
 def test_with_the_wrong_key_peers_are_set_aside_and_not_removed(
     redis_server: RedisServer, gateway: MakeGateway, client: MakeClient, key_file: MakeFile
 ) -> None:
-    one = gateway(psk_key_file=key_file(KEY))
+    site = gateway(psk_key_file=key_file(KEY))
     key, plain = some_key(), some_key()
-    address = client(one).create_peer(key, preshared_key=SECRET).allowed_ips[0]
-    client(one).create_peer(plain)
-    before = redis_server.redis.hgetall(names.peers_key(one.name))
-    one.stop()
-    one.start(psk_key_file=key_file(OTHER))
-    assert f"the record of peer {key} cannot be used: its preshared key is sealed with the key" in one.log
-    assert redis_server.redis.hgetall(names.peers_key(one.name)) == before
-    assert client(one).create_peer(plain).outcome == "existing"
-    assert client(one).create_peer(some_key()).allowed_ips[0] != address
-    one.stop()
-    one.start(psk_key_file=key_file(KEY))
-    assert client(one).create_peer(key, preshared_key=SECRET).outcome == "existing"
+    address = client(site).create_peer(key, preshared_key=SECRET).allowed_ips[0]
+    client(site).create_peer(plain)
+    before = redis_server.redis.hgetall(names.peers_key(site.name))
+    site.stop()
+    site.start(psk_key_file=key_file(OTHER))
+    assert f"the record of peer {key} cannot be used: its preshared key is sealed with the key" in site.log
+    assert redis_server.redis.hgetall(names.peers_key(site.name)) == before
+    assert client(site).create_peer(plain).outcome == "existing"
+    assert client(site).create_peer(some_key()).allowed_ips[0] != address
+    site.stop()
+    site.start(psk_key_file=key_file(KEY))
+    assert client(site).create_peer(key, preshared_key=SECRET).outcome == "existing"

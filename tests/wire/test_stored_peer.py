@@ -34,9 +34,9 @@ def prefixes(draw: st.DrawFn) -> Prefix:
     return Prefix(version, draw(st.integers(0, 2**bits - 1)) >> host << host, bits - host)
 
 
-def _disjoint(found: list[Prefix]) -> tuple[Prefix, ...]:
+def _disjoint(prefixes: list[Prefix]) -> tuple[Prefix, ...]:
     kept: list[Prefix] = []
-    for prefix in sorted(set(found)):
+    for prefix in sorted(set(prefixes)):
         if not any(prefix.overlaps(other) for other in kept):
             kept.append(prefix)
     return tuple(kept)
@@ -50,7 +50,7 @@ peers = st.builds(
     keepalive=st.integers(0, 65535),
     ttl=st.none() | st.integers(1, MAX_TTL),
     expires_at=st.none() | times,
-    labels=st.dictionaries(names, texts, max_size=4).map(lambda found: dict(sorted(found.items()))),
+    labels=st.dictionaries(names, texts, max_size=4).map(lambda labels: dict(sorted(labels.items()))),
     pinned=st.booleans(),
     created_at=times,
     imported_at=st.none() | times,

@@ -32,10 +32,10 @@ def test_addresses_of_a_record_that_does_not_parse_are_nobody_elses_after_a_rest
 def test_a_peer_that_redis_has_not_is_settled_out_of_the_table(bench: WriterAlone) -> None:
     """Whoever has changed Redis meanwhile: what is undone is what Redis says, not what the writer had."""
     made = bench.create()
-    held = bench.writer.table.peers[made["public_key"]]
+    peer = bench.writer.table.peers[made["public_key"]]
     bench.raw.hdel(bench.peers_key, made["public_key"])
     bench.raw.hdel(names.addresses_key(bench.name), *made["allowed_ips"])
-    bench.writer.settle([Plan("deleted", made["public_key"], held, None)])
+    bench.writer.settle([Plan("deleted", made["public_key"], peer, None)])
     assert made["public_key"] not in bench.writer.table.peers
     assert made["public_key"] not in bench.plane.peers()
     assert bench.create()["allowed_ips"] == made["allowed_ips"], "its addresses are free"

@@ -45,8 +45,8 @@ class Bench:
         return seconds * 1000 + micros // 1000
 
     def stored(self, request: str) -> str | None:
-        found = cast("bytes | None", self.raw.get(names.result_key(request)))
-        return None if found is None else found.decode()
+        record = cast("bytes | None", self.raw.get(names.result_key(request)))
+        return None if record is None else record.decode()
 
     def life(self, request: str) -> int:
         """Seconds until the request's outcome is forgotten."""
@@ -68,9 +68,9 @@ class Bench:
     def everything(self) -> dict[str, Any]:
         """All that the gateway's hashes hold."""
         keys = (names.peers_key(self.name), names.addresses_key(self.name), names.gateway_key(self.name))
-        held: dict[str, Any] = {key: self.raw.hgetall(key) for key in keys}
-        held[keys[2]].pop(b"seq", None)  # it counts outcomes, refusals too
-        return held | {"epoch": self.raw.get(names.epoch_key(self.name))}
+        content: dict[str, Any] = {key: self.raw.hgetall(key) for key in keys}
+        content[keys[2]].pop(b"seq", None)  # it counts outcomes, refusals too
+        return content | {"epoch": self.raw.get(names.epoch_key(self.name))}
 
     @property
     def peers(self) -> dict[str, str]:
@@ -81,8 +81,8 @@ class Bench:
         return self._hash(names.addresses_key(self.name))
 
     def _hash(self, key: str) -> dict[str, str]:
-        found = cast("dict[bytes, bytes]", self.raw.hgetall(key))
-        return {name.decode(): value.decode() for name, value in found.items()}
+        fields = cast("dict[bytes, bytes]", self.raw.hgetall(key))
+        return {name.decode(): value.decode() for name, value in fields.items()}
 
     def take(self, *tags: str) -> None:
         """What a worker notes of messages that it takes."""
@@ -106,9 +106,9 @@ class Bench:
 
 @pytest.fixture
 def bench(redis_server: RedisServer) -> Iterator[Bench]:
-    found = Bench(redis_server)
-    yield found
-    found.raw.close()
+    bench = Bench(redis_server)
+    yield bench
+    bench.raw.close()
 
 
 def some_peer(*prefixes: str, key: str | None = None, **fields: Any) -> StoredPeer:
@@ -229,9 +229,9 @@ class TestACommit:
         bench.create(peer)
         before = bench.everything()
         request = bench.request()
-        held = peer if outcome == "existing" else None
-        key = peer.public_key if held else some_peer("10.8.0.3").public_key
-        assert bench.commit([Plan(outcome, key, held, held)], request=request) == "committed"
+        stored = peer if outcome == "existing" else None
+        key = peer.public_key if stored else some_peer("10.8.0.3").public_key
+        assert bench.commit([Plan(outcome, key, stored, stored)], request=request) == "committed"
         assert bench.everything() == before
         assert bench.stored(request)
 
@@ -316,15 +316,15 @@ class TestARefusedCommitChangesNothingElse:
         assert bench.stored(request) is None, "the request is still open"
 
     def test_draining_where_the_gateway_takes_no_new_peers(self, bench: Bench) -> None:
-        held = some_peer("10.8.0.2")
-        bench.create(held)
+        stored = some_peer("10.8.0.2")
+        bench.create(stored)
         bench.raw.hset(names.gateway_key(bench.name), "state", "draining")
         before, request = bench.everything(), bench.request()
         assert bench.create(some_peer("10.8.0.3"), request=request) == "draining"
         assert bench.everything() == before
         assert bench.stored(request) is None
-        assert bench.commit([Plan("existing", held.public_key, held, held)]) == "committed"
-        assert bench.commit([Plan("deleted", held.public_key, held, None)]) == "committed"
+        assert bench.commit([Plan("existing", stored.public_key, stored, stored)]) == "committed"
+        assert bench.commit([Plan("deleted", stored.public_key, stored, None)]) == "committed"
 
     def test_of_one_gateway_never_touches_anothers(self, bench: Bench, redis_server: RedisServer) -> None:
         other = Bench(redis_server)
@@ -392,11 +392,11 @@ class TestCancelAgainstCommit:
         winners: dict[str, int] = {"commit": 0, "cancel": 0}
         for number in range(300):
             request, peer = bench.request(), some_peer(f"10.9.{number // 256}.{number % 256}")
-            start, told = threading.Barrier(2), list[str]()
+            start, records = threading.Barrier(2), list[str]()
 
-            def cancel(request: str = request, start: threading.Barrier = start, told: list[str] = told) -> None:
+            def cancel(request: str = request, start: threading.Barrier = start, records: list[str] = records) -> None:
                 start.wait()
-                told.append(lanes.cancel(request))
+                records.append(lanes.cancel(request))
 
             thread = threading.Thread(target=cancel)
             thread.start()
@@ -406,16 +406,16 @@ class TestCancelAgainstCommit:
                 pass
             verdict = bench.create(peer, request=request)
             thread.join()
-            assert told == [bench.stored(request)], "both know the same outcome"
+            assert records == [bench.stored(request)], "both know the same outcome"
             if verdict == "committed":
                 winners["commit"] += 1
-                assert commit_record.decode(told[0]) == {"outcome": "x"}
+                assert commit_record.decode(records[0]) == {"outcome": "x"}
                 assert peer.public_key in bench.peers
             else:
                 winners["cancel"] += 1
                 assert verdict == "duplicate"
                 with pytest.raises(TimedOut):
-                    commit_record.decode(told[0])
+                    commit_record.decode(records[0])
                 assert peer.public_key not in bench.peers
         assert all(winners.values()), f"a race that one side always wins is none: {winners}"
         mine.close()

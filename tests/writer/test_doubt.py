@@ -59,9 +59,9 @@ class Lane(FuzzedLane):
 @pytest.fixture
 def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[Lane]:
     own_redis.redis.config_set("appendfsync", "no")
-    found = Lane(own_redis, tmp_path)
-    yield found
-    found.close()
+    lane = Lane(own_redis, tmp_path)
+    yield lane
+    lane.close()
 
 
 def cancel(lane: Lane, request_id: str) -> None:
@@ -158,8 +158,8 @@ def test_a_create_that_is_asked_again_counts_no_longer_in_its_share_of_the_lane(
     delete_peer(lane.writer, names.request_id(lane.name, "gone"), {"gateway": lane.name, "public_key": key})
     lane.changes.clear()
     lane.redis.zadd(share, {request_id: 1})  # as its caller does
-    found = carry_out(lane.writer, names.CREATE_PEER, request_id, arguments, redelivered=True)
-    assert found["outcome"] == "created"
+    answer = carry_out(lane.writer, names.CREATE_PEER, request_id, arguments, redelivered=True)
+    assert answer["outcome"] == "created"
     assert lane.redis.zcard(share) == 0
     assert lane.changes == []
 

@@ -74,15 +74,15 @@ def watching(app: PeerlaneApp) -> Generator[Watched]:
         watched.end()
 
 
-def start(one: GatewayProcess, form: str, heard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def start(site: GatewayProcess, form: str, heard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     application = "peerlane.workers.gateway" if form == "lean" else "listening_gateway"
     # The heartbeats of which the test awaits two come every 10 s otherwise.
-    one.program = ["-m", "celery", "-A", application, "worker", "--heartbeat-interval", "1", "-l"]
+    site.program = ["-m", "celery", "-A", application, "worker", "--heartbeat-interval", "1", "-l"]
     if form != "lean":
         monkeypatch.setenv("LISTENING_GATEWAY_FILE", str(heard))
         path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
         monkeypatch.setenv("PYTHONPATH", path)
-    one.start()
+    site.start()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -95,25 +95,25 @@ def test_flower_sees_each_request_of_a_group_end_as_it_did(
     monkeypatch: pytest.MonkeyPatch,
     form: str,
 ) -> None:
-    one, heard = gateway(redis=own_redis, start=False), tmp_path / "heard"
-    start(one, form, heard, monkeypatch)
-    client(one).create_peer(some_key())
+    site, heard = gateway(redis=own_redis, start=False), tmp_path / "heard"
+    start(site, form, heard, monkeypatch)
+    client(site).create_peer(some_key())
     app = PeerlaneApp(settings(redis_url=own_redis.url))
     create, delete = task_of(app, names.CREATE_PEER), task_of(app, names.DELETE_PEER)
     keys = [some_key() for _ in range(6)]
     with watching(app) as watched, events_of(own_redis) as messages:
         # An observer of events that is not there yet hears nothing: the heartbeat tells that it is.
-        eventually(lambda: watched.processed(one.name) == 1, "a heartbeat")
-        one.hold()
-        taken = {"gateway": one.name, "allowed_ips": ["10.8.0.77/32"]}
-        wishes: list[tuple[Any, dict[str, Any]]] = [(create, {"gateway": one.name, "public_key": key}) for key in keys]
+        eventually(lambda: watched.processed(site.name) == 1, "a heartbeat")
+        site.hold()
+        taken = {"gateway": site.name, "allowed_ips": ["10.8.0.77/32"]}
+        wishes: list[tuple[Any, dict[str, Any]]] = [(create, {"gateway": site.name, "public_key": key}) for key in keys]
         wishes += [(create, {**taken, "public_key": some_key()}), (create, {**taken, "public_key": some_key()})]
-        wishes += [(delete, {"gateway": one.name, "public_key": some_key()})]
+        wishes += [(delete, {"gateway": site.name, "public_key": some_key()})]
         sent = [task.apply_async(kwargs=arguments, expires=PATIENCE) for task, arguments in wishes]
-        cancelled = create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=PATIENCE)
+        cancelled = create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}, expires=PATIENCE)
         lanes_of(app).cancel(str(cancelled.id))
         messages.clear()
-        one.resume()
+        site.resume()
         answers = [each.get(timeout=PATIENCE, propagate=False) for each in sent]
         everyone = [str(each.id) for each in (*sent, cancelled)]
         eventually(
@@ -121,14 +121,14 @@ def test_flower_sees_each_request_of_a_group_end_as_it_did(
             "the end of every request",
         )
         tasks = watched.tasks()
-        eventually(lambda: watched.processed(one.name) == 1 + len(everyone), "the heartbeat that counts all of them")
+        eventually(lambda: watched.processed(site.name) == 1 + len(everyone), "the heartbeat that counts all of them")
     assert [each["outcome"] for each in answers[:7]] == ["created"] * 7
     assert isinstance(answers[7], Conflict)
     for request, answer, (task, arguments) in zip(sent, answers, wishes, strict=True):
         shown = tasks[str(request.id)]
         assert shown.name == task.name
         assert shown.kwargs == repr({"public_key": arguments["public_key"]})
-        assert shown.worker.hostname.startswith(f"{one.name}@")
+        assert shown.worker.hostname.startswith(f"{site.name}@")
         assert shown.received <= shown.started
         if isinstance(answer, Conflict):
             assert (shown.state, shown.exception) == ("FAILURE", repr(answer))
@@ -157,18 +157,18 @@ def test_flower_sees_each_request_of_a_group_end_as_it_did(
 @contextmanager
 def events_of(server: RedisServer) -> Generator[list[str]]:
     """The routing keys of the messages of events, as they come."""
-    found: list[str] = []
+    channels: list[str] = []
     prefix = "/0.celeryev/"
 
     def note(message: Any) -> None:
-        found.append(message["channel"].removeprefix(prefix))
+        channels.append(message["channel"].removeprefix(prefix))
 
     redis = Redis(unix_socket_path=str(server.socket), decode_responses=True)
     pubsub = redis.pubsub(ignore_subscribe_messages=True)
     pubsub.psubscribe(**{f"{prefix}*": note})
     thread = pubsub.run_in_thread(sleep_time=0.05)
     try:
-        yield found
+        yield channels
     finally:
         thread.stop()
         thread.join(10)
@@ -247,17 +247,17 @@ def test_a_line_of_the_log_tells_of_each_as_celery_does_and_knows_the_errors_cod
 def test_an_end_that_cannot_be_told_harms_neither_the_others_nor_the_worker(
     lane: GroupedLane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    ended_ids: list[str] = []
 
     def ended(_: object, request_id: str, *__: object) -> None:
-        told.append(request_id)
-        if len(told) == 2:
+        ended_ids.append(request_id)
+        if len(ended_ids) == 2:
             raise ZeroDivisionError
 
     monkeypatch.setattr("peerlane.workers.lane.group.TaskEvents.ended", ended)
     sent = lane.send({}, {}, {})
     lane.wake()
-    assert told == sent
+    assert ended_ids == sent
     assert lane.kinds(sent) == ["created"] * 3
     assert not lane.redis.exists(names.unacked_key(lane.name))
     assert lane.channel.qos.can_consume()

@@ -83,9 +83,9 @@ class Filled(WriterAlone):
 
 @pytest.fixture
 def filled(redis_server: RedisServer, tmp_path: Path) -> Iterator[Filled]:
-    found = Filled(redis_server, tmp_path)
-    yield found
-    found.close()
+    filled = Filled(redis_server, tmp_path)
+    yield filled
+    filled.close()
 
 
 class TestAStart:
@@ -171,10 +171,10 @@ class TestAPeerThatIsStillToCome:
             }
             for n, key in ((0, gateway.keys[0]), (3, gateway.keys[3]))
         ]
-        told = carry_out(
+        report = carry_out(
             gateway.writer, names.REMOVE_PEERS, gateway.request(), {"gateway": gateway.name, "victims": victims}
         )
-        assert len(told["removed"]) == 2
+        assert len(report["removed"]) == 2
         gateway.fill()
         assert len(gateway.on_device) == HOT + COLD - 2
         gateway.close()
@@ -189,13 +189,13 @@ class TestAPeerThatIsStillToCome:
     def test_is_settled_in_a_group_too(self, filled: Filled) -> None:
         wanted = [{"public_key": key} for key in filled.keys[:2]] + [{"public_key": some_key()}]
         gone = filled.keys[2]
-        asked = [(names.CREATE_PEER, one) for one in wanted] + [(names.DELETE_PEER, {"public_key": gone})]
+        asked = [(names.CREATE_PEER, wish) for wish in wanted] + [(names.DELETE_PEER, {"public_key": gone})]
         requests = [
             filled.writer.request(task, Delivery(filled.request(), f"tag{n}"), {"gateway": filled.name, **wish})
             for n, (task, wish) in enumerate(asked)
         ]
-        found = carry_out_many(filled.writer, requests)
-        kinds = [outcome.result["outcome"] for outcome in found if outcome and isinstance(outcome.result, dict)]
+        outcomes = carry_out_many(filled.writer, requests)
+        kinds = [outcome.result["outcome"] for outcome in outcomes if outcome and isinstance(outcome.result, dict)]
         assert kinds == ["existing", "existing", "created", "deleted"]
         assert {*filled.keys[:2]} <= filled.on_device
         assert not any(key in filled.writer.table.coming for key in (*filled.keys[:2], gone)), "none is to come again"
@@ -212,8 +212,8 @@ class TestAPeerThatIsStillToCome:
             for n in (0, 1)
         ]
         filled.plane.fail_next(after=1)
-        found = carry_out_many(filled.writer, requests)
-        assert [outcome is not None and isinstance(outcome.result, dict) for outcome in found] == [True, True]
+        outcomes = carry_out_many(filled.writer, requests)
+        assert [outcome is not None and isinstance(outcome.result, dict) for outcome in outcomes] == [True, True]
         assert {*filled.keys[:2]} <= filled.on_device
         filled.fill()
 
@@ -254,11 +254,11 @@ class TestWhatGoesWrongOnTheWay:
 
     def test_a_restart_on_a_device_that_holds_a_part_goes_on(self, filled: Filled) -> None:
         filled.filling.step()
-        held = filled.on_device
+        installed = filled.on_device
         filled.writer = filled.new_writer()
         filled.filling = Filling(filled.writer)
-        assert held <= filled.on_device
-        assert len(filled.on_device) == len(held) + HOT
+        assert installed <= filled.on_device
+        assert len(filled.on_device) == len(installed) + HOT
         filled.fill()
 
 
@@ -328,36 +328,36 @@ class TestAGatewayThatFills:
     ) -> None:
         control = tmp_path / "failpoints"
         control.write_text("between_fillings:sleep:0.2")
-        one = gateway(start=False, pools=("10.8.0.0/16",), test_failpoints=control)
-        crowd(redis_server.redis, one.name, PEERS)
-        one.start()
-        assert int(one.look().facts["recovering"]) > 0, "the lane is served while peers are still to be added"
-        caller = client(one)
+        site = gateway(start=False, pools=("10.8.0.0/16",), test_failpoints=control)
+        crowd(redis_server.redis, site.name, PEERS)
+        site.start()
+        assert int(site.look().facts["recovering"]) > 0, "the lane is served while peers are still to be added"
+        caller = client(site)
         assert caller.create_peer(some_key()).outcome == "created"
         coldest = key_number(10 + PEERS - 1)
         assert caller.create_peer(coldest).outcome == "existing"
         assert caller.delete_peer(key_number(10 + PEERS - 2)).outcome == "deleted"
         control.write_text("between_fillings:kill")
-        one.await_end()
-        one.start()
-        eventually(lambda: "all peers are on the device" in one.log, "the last peer being back")
-        eventually(lambda: one.look().facts["recovering"] == "0", "a heartbeat that tells so")
-        assert int(one.look().facts["peers"]) == PEERS
-        assert f"{PEERS - AT_ONCE} peers are still to be added" in one.log
+        site.await_end()
+        site.start()
+        eventually(lambda: "all peers are on the device" in site.log, "the last peer being back")
+        eventually(lambda: site.look().facts["recovering"] == "0", "a heartbeat that tells so")
+        assert int(site.look().facts["peers"]) == PEERS
+        assert f"{PEERS - AT_ONCE} peers are still to be added" in site.log
 
     def test_ends_at_the_next_slice_when_it_is_asked_to(
         self, redis_server: RedisServer, tmp_path: Path, gateway: MakeGateway
     ) -> None:
         control = tmp_path / "failpoints"
         control.write_text("between_fillings:hang")
-        one = gateway(start=False, pools=("10.8.0.0/16",), test_failpoints=control)
-        crowd(redis_server.redis, one.name, PEERS)
-        one.start(wait=False)
-        eventually(lambda: "peers are still to be added" in one.log, "a filling")
-        os.kill(one.pid, signal.SIGTERM)
+        site = gateway(start=False, pools=("10.8.0.0/16",), test_failpoints=control)
+        crowd(redis_server.redis, site.name, PEERS)
+        site.start(wait=False)
+        eventually(lambda: "peers are still to be added" in site.log, "a filling")
+        os.kill(site.pid, signal.SIGTERM)
         control.write_text("")
-        assert one.await_end() == 0
-        assert "all peers are on the device" not in one.log
-        one.start()
-        eventually(lambda: "all peers are on the device" in one.log, "the last peer being back")
-        eventually(lambda: one.look().facts.get("peers") == str(PEERS), "a heartbeat that counts them")
+        assert site.await_end() == 0
+        assert "all peers are on the device" not in site.log
+        site.start()
+        eventually(lambda: "all peers are on the device" in site.log, "the last peer being back")
+        eventually(lambda: site.look().facts.get("peers") == str(PEERS), "a heartbeat that counts them")

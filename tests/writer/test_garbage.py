@@ -27,13 +27,13 @@ def as_before() -> Iterator[None]:
 
 def cycle() -> weakref.ref[Thing]:
     """Garbage that only the collector finds."""
-    one, other = Thing(), Thing()
-    one.other, other.other = other, one
-    return weakref.ref(one)
+    first, second = Thing(), Thing()
+    first.other, second.other = second, first
+    return weakref.ref(first)
 
 
-def is_looked_at(thing: object) -> bool:
-    return any(each is thing for each in gc.get_objects())
+def is_looked_at(tracked: object) -> bool:
+    return any(each is tracked for each in gc.get_objects())
 
 
 class TestPeersThatAreNew:

@@ -388,21 +388,21 @@ def test_a_writer_that_dies_with_a_group_in_hand_loses_nothing(
     point: str,
 ) -> None:
     control = tmp_path / "failpoints"
-    one = gateway(test_failpoints=control)
-    client(one).create_peer(some_key())
-    one.hold()
+    site = gateway(test_failpoints=control)
+    client(site).create_peer(some_key())
+    site.hold()
     app, keys = PeerlaneApp(settings()), [some_key() for _ in range(12)]
     create = task_of(app, names.CREATE_PEER)
-    sent = [create.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=60) for key in keys]
+    sent = [create.apply_async(kwargs={"gateway": site.name, "public_key": key}, expires=60) for key in keys]
     control.write_text(f"{point}.group:kill")
-    one.resume()
-    one.await_end()
-    one.start()
+    site.resume()
+    site.await_end()
+    site.start()
     answers = [each.get(timeout=30) for each in sent]
     assert [each["outcome"] for each in answers] == ["created"] * 12
     assert len({each["allowed_ips"][0] for each in answers}) == 12
-    eventually(lambda: not redis_server.redis.exists(names.unacked_key(one.name)), "every message being acknowledged")
-    assert set(cast("Any", redis_server.redis.hkeys(names.peers_key(one.name)))) >= set(keys)
+    eventually(lambda: not redis_server.redis.exists(names.unacked_key(site.name)), "every message being acknowledged")
+    assert set(cast("Any", redis_server.redis.hkeys(names.peers_key(site.name)))) >= set(keys)
     close(app)
 
 
@@ -410,27 +410,27 @@ def test_a_message_that_ends_the_writer_again_and_again_takes_one_group_along_an
     gateway: MakeGateway, client: MakeClient, redis_server: RedisServer, settings: MakeSettings, tmp_path: Path
 ) -> None:
     control = tmp_path / "failpoints"
-    one = gateway(test_failpoints=control)
+    site = gateway(test_failpoints=control)
     app, key = PeerlaneApp(settings()), some_key()
-    client(one).create_peer(key)
-    one.hold()
+    client(site).create_peer(key)
+    site.hold()
     create, delete = task_of(app, names.CREATE_PEER), task_of(app, names.DELETE_PEER)
     # The delete is what it dies of: as part of a group first, then by itself.
-    poison = delete.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=90)
-    others = [create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=90) for _ in range(5)]
+    poison = delete.apply_async(kwargs={"gateway": site.name, "public_key": key}, expires=90)
+    others = [create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}, expires=90) for _ in range(5)]
     control.write_text("before_apply.group:kill\nbefore_apply.deleted:kill")
-    one.resume()
-    one.await_end()
+    site.resume()
+    site.await_end()
     for _ in range(2):
-        one.start(wait=False)  # it may die before anybody sees it serve
-        one.await_end()
+        site.start(wait=False)  # it may die before anybody sees it serve
+        site.await_end()
         control.write_text("before_apply.deleted:kill")
-    one.start()
+    site.start()
     assert [each.get(timeout=30)["outcome"] for each in others] == ["created"] * 5
     with pytest.raises(WriterError, match="set aside"):
         poison.get(timeout=30)
     stored = [
-        json.loads(raw) for raw in cast("list[str]", redis_server.redis.lrange(names.poison_key(one.name), 0, -1))
+        json.loads(raw) for raw in cast("list[str]", redis_server.redis.lrange(names.poison_key(site.name), 0, -1))
     ]
     assert len(stored) == 1
     close(app)

@@ -30,9 +30,9 @@ from peerlane.workers.store import procedures
 def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
     own_redis.redis.config_set("appendfsync", "no")
     procedures.load(cast("Any", own_redis.redis))
-    found = GroupedLane(own_redis, tmp_path)
-    yield found
-    found.close()
+    lane = GroupedLane(own_redis, tmp_path)
+    yield lane
+    lane.close()
 
 
 @pytest.fixture
@@ -113,24 +113,24 @@ class TestARedisThatIsFull:
         assert lane.kinds(sent) == [TimedOut] * 3
 
 
-def hand_over(one: GatewayProcess, app: PeerlaneApp, server: RedisServer, keys: Sequence[str]) -> list[Any]:
+def hand_over(process: GatewayProcess, app: PeerlaneApp, server: RedisServer, keys: Sequence[str]) -> list[Any]:
     """Have the gateway take a create for each key as one group, and sleep a second before it commits them."""
-    control = Path(one.settings["test_failpoints"])
-    one.hold()
+    control = Path(process.settings["test_failpoints"])
+    process.hold()
     create = task_of(app, names.CREATE_PEER)
-    sent = [create.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=90) for key in keys]
+    sent = [create.apply_async(kwargs={"gateway": process.name, "public_key": key}, expires=90) for key in keys]
     control.write_text("before_commit.group:sleep:1.5")
-    one.resume()
-    eventually(lambda: server.redis.hlen(names.unacked_key(one.name)) == len(keys), "the group in hand")
+    process.resume()
+    eventually(lambda: server.redis.hlen(names.unacked_key(process.name)) == len(keys), "the group in hand")
     return sent
 
 
-def assert_all_created(one: GatewayProcess, server: RedisServer, keys: Sequence[str], sent: Sequence[Any]) -> None:
+def assert_all_created(process: GatewayProcess, server: RedisServer, keys: Sequence[str], sent: Sequence[Any]) -> None:
     answers = [each.get(timeout=60) for each in sent]
     assert [each["outcome"] for each in answers] == ["created"] * len(keys)
     assert len({each["allowed_ips"][0] for each in answers}) == len(keys)
-    assert set(cast("Any", server.redis.hkeys(names.peers_key(one.name)))) >= set(keys)
-    unacked = names.unacked_key(one.name), names.unacked_key(one.name, "_index")
+    assert set(cast("Any", server.redis.hkeys(names.peers_key(process.name)))) >= set(keys)
+    unacked = names.unacked_key(process.name), names.unacked_key(process.name, "_index")
     eventually(lambda: not server.redis.exists(*unacked), "every message being acknowledged")
 
 
@@ -138,85 +138,87 @@ class TestAGroupInHand:
     """One gateway's way through what can happen to it; each test leaves it serving."""
 
     @pytest.fixture
-    def one(self, gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, tmp_path: Path) -> GatewayProcess:
+    def process(
+        self, gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, tmp_path: Path
+    ) -> GatewayProcess:
         made = gateway(redis=own_redis, test_failpoints=tmp_path / "failpoints")
         client(made).create_peer(some_key())
         return made
 
     def test_is_finished_before_the_writer_obeys_a_signal(
-        self, one: GatewayProcess, app: PeerlaneApp, own_redis: RedisServer
+        self, process: GatewayProcess, app: PeerlaneApp, own_redis: RedisServer
     ) -> None:
         keys = [some_key() for _ in range(12)]
-        sent = hand_over(one, app, own_redis, keys)
-        assert one.stop() == 0
-        assert_all_created(one, own_redis, keys, sent)
+        sent = hand_over(process, app, own_redis, keys)
+        assert process.stop() == 0
+        assert_all_created(process, own_redis, keys, sent)
 
     def test_waits_for_a_redis_that_comes_back(
-        self, one: GatewayProcess, app: PeerlaneApp, own_redis: RedisServer
+        self, process: GatewayProcess, app: PeerlaneApp, own_redis: RedisServer
     ) -> None:
         keys = [some_key() for _ in range(12)]
-        sent = hand_over(one, app, own_redis, keys)
+        sent = hand_over(process, app, own_redis, keys)
         own_redis.kill()
-        eventually(lambda: "Redis is away" in one.log, "the writer seeing it")
+        eventually(lambda: "Redis is away" in process.log, "the writer seeing it")
         own_redis.start()
-        assert_all_created(one, own_redis, keys, sent)
-        assert one.status is None
+        assert_all_created(process, own_redis, keys, sent)
+        assert process.status is None
 
     def test_is_the_next_writers_where_the_writer_has_to_end_without_redis(
-        self, one: GatewayProcess, app: PeerlaneApp, own_redis: RedisServer
+        self, process: GatewayProcess, app: PeerlaneApp, own_redis: RedisServer
     ) -> None:
         keys = [some_key() for _ in range(12)]
-        sent = hand_over(one, app, own_redis, keys)
+        sent = hand_over(process, app, own_redis, keys)
         own_redis.kill()
-        os.kill(one.pid, signal.SIGTERM)
-        one.await_end(within=30)
+        os.kill(process.pid, signal.SIGTERM)
+        process.await_end(within=30)
         own_redis.start()
         assert not any(own_redis.redis.exists(names.result_key(str(each.id))) for each in sent)
-        assert own_redis.redis.hlen(names.unacked_key(one.name)) == len(keys)
-        Path(one.settings["test_failpoints"]).write_text("")
-        one.start()
-        assert_all_created(one, own_redis, keys, sent)
+        assert own_redis.redis.hlen(names.unacked_key(process.name)) == len(keys)
+        Path(process.settings["test_failpoints"]).write_text("")
+        process.start()
+        assert_all_created(process, own_redis, keys, sent)
 
 
 def test_kill_9_again_and_again_with_groups_in_hand_loses_nothing_and_leaves_no_ghost(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, app: PeerlaneApp
 ) -> None:
-    one = gateway(redis=own_redis)
-    client(one).create_peer(some_key())
+    site = gateway(redis=own_redis)
+    client(site).create_peer(some_key())
     create, delete = task_of(app, names.CREATE_PEER), task_of(app, names.DELETE_PEER)
     redis, lanes = own_redis.redis, lanes_of(app)
     asked: dict[str, Any] = {}
     cancelled: dict[str, Any] = {}
     gone: dict[str, Any] = {}
     for _ in range(3):
-        one.hold()
+        site.hold()
         for number in range(70):
             key = some_key()
-            sent = create.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=120)
+            sent = create.apply_async(kwargs={"gateway": site.name, "public_key": key}, expires=120)
             (cancelled if number % 5 == 4 else asked)[key] = sent
         for key in list(asked)[:5]:
             if key not in gone and asked[key].ready():
-                gone[key] = delete.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=120)
-        one.resume()
-        eventually(lambda: redis.hlen(names.unacked_key(one.name)) > 1, "a group in hand", every=0.0005)
+                gone[key] = delete.apply_async(kwargs={"gateway": site.name, "public_key": key}, expires=120)
+        site.resume()
+        eventually(lambda: redis.hlen(names.unacked_key(site.name)) > 1, "a group in hand", every=0.0005)
         for each in list(cancelled.values())[-3:]:
             lanes.cancel(str(each.id))
-        one.kill()
-        one.start()
+        site.kill()
+        site.start()
     answers = {key: outcome(each) for key, each in (asked | cancelled).items()}
     deletes = {key: outcome(each) for key, each in gone.items()}
     assert {type(answers[key]) for key in asked} <= {dict}, "what nobody cancelled was carried out"
     assert all(isinstance(each, (dict, TimedOut)) for each in answers.values())
     assert all(isinstance(each, dict) for each in deletes.values())
     expected = {key for key, each in answers.items() if isinstance(each, dict)} - deletes.keys()
-    stored = set(cast("Any", redis.hkeys(names.peers_key(one.name))))
+    stored = set(cast("Any", redis.hkeys(names.peers_key(site.name))))
     assert expected <= stored
     assert len(stored - expected) == 1, "the first peer, and no ghost"
-    owners = cast("dict[str, str]", redis.hgetall(names.addresses_key(one.name)))
+    owners = cast("dict[str, str]", redis.hgetall(names.addresses_key(site.name)))
     assert set(owners.values()) == stored
     granted = {prefix: key for key in expected for prefix in cast("dict[str, Any]", answers[key])["allowed_ips"]}
     assert owners.items() >= granted.items()
-    unacked = names.unacked_key(one.name), names.unacked_key(one.name, "_index")
+    unacked = names.unacked_key(site.name), names.unacked_key(site.name, "_index")
     eventually(lambda: not redis.exists(*unacked), "every message being acknowledged")
 
 

@@ -29,7 +29,7 @@ class SlowStore:
     clock = SimpleNamespace(now_ms=lambda: 1_000_000)
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.phases: list[str] = []
         self.asked = threading.Event()
         self.answers = threading.Event()
 
@@ -37,7 +37,7 @@ class SlowStore:
         if not self.asked.is_set():
             self.asked.set()
             assert self.answers.wait(20)
-        self.told.append(fields["phase"])
+        self.phases.append(fields["phase"])
         return "active"
 
 
@@ -77,9 +77,9 @@ def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: Mak
         entering.join(0.3)  # it would be through by now if it did not wait for that beat
         store.answers.set()
         entering.join(20)
-        eventually(lambda: len(store.told) >= 2, "both having been told")
-        assert store.told[:2] == ["recovering", "serving"]
-        assert set(store.told[1:]) == {"serving"}
+        eventually(lambda: len(store.phases) >= 2, "both having been told")
+        assert store.phases[:2] == ["recovering", "serving"]
+        assert set(store.phases[1:]) == {"serving"}
     finally:
         store.answers.set()
         beating.stop()
@@ -105,7 +105,7 @@ def test_an_unforeseen_failure_of_one_beat_is_not_the_last(
     )
     beating.start()
     try:
-        eventually(lambda: len(store.told) >= 1, "a beat after two that failed")
+        eventually(lambda: len(store.phases) >= 1, "a beat after two that failed")
         assert caplog.text.count("Traceback") == 1, "it is told once"
     finally:
         beating.stop()
@@ -114,15 +114,15 @@ def test_an_unforeseen_failure_of_one_beat_is_not_the_last(
 def test_it_tells_what_the_writer_has_done_since_it_began(gateway: MakeGateway, client: MakeClient) -> None:
     site = gateway()
     peers = client(site)
-    one, two = some_key(), some_key()
-    for key in (one, two, two):
+    first, second = some_key(), some_key()
+    for key in (first, second, second):
         peers.create_peer(key)
-    peers.delete_peer(one)
-    peers.delete_peer(one)
+    peers.delete_peer(first)
+    peers.delete_peer(first)
     with pytest.raises(Conflict):
-        peers.create_peer(two, keepalive=25)
-    told = {"answered": "6", "created": "2", "deleted": "1"}
-    eventually(lambda: told.items() <= site.look().facts.items(), "two created, one deleted, six answered")
+        peers.create_peer(second, keepalive=25)
+    facts = {"answered": "6", "created": "2", "deleted": "1"}
+    eventually(lambda: facts.items() <= site.look().facts.items(), "two created, one deleted, six answered")
     site.stop()
     site.start()
     eventually(lambda: site.look().facts["answered"] == "0", "a new writer that counts anew")
@@ -133,21 +133,23 @@ def test_a_redis_that_restarts_while_a_writer_starts_is_loaded_again(
 ) -> None:
     """The writer has loaded its peers and is about to serve; Redis comes back without the last of them."""
     control = tmp_path / "failpoints"
-    one = gateway(redis=own_redis, test_failpoints=control)
-    api, kept, lost = client(one, redis=own_redis), some_key(), some_key()
+    site = gateway(redis=own_redis, test_failpoints=control)
+    api, kept, lost = client(site, redis=own_redis), some_key(), some_key()
     api.create_peer(kept)
     api.create_peer(lost)
-    one.kill()
+    site.kill()
     control.write_text("between_batches:stop")
-    one.start(wait=False)
+    site.start(wait=False)
     eventually(lambda: not control.read_text(), "the writer having stopped between load and service")
-    addresses = cast("dict[str, str]", own_redis.redis.hgetall(names.addresses_key(one.name)))
-    own_redis.redis.hdel(names.addresses_key(one.name), *(held for held, key in addresses.items() if key == lost))
-    own_redis.redis.hdel(names.peers_key(one.name), lost)
+    addresses = cast("dict[str, str]", own_redis.redis.hgetall(names.addresses_key(site.name)))
+    own_redis.redis.hdel(
+        names.addresses_key(site.name), *(address for address, key in addresses.items() if key == lost)
+    )
+    own_redis.redis.hdel(names.peers_key(site.name), lost)
     own_redis.restart()
-    one.resume()
-    eventually(lambda: one.look().facts.get("peers") == "1", "the writer knowing what Redis holds now")
-    assert "recovering, because of Redis has restarted" in one.log
-    one.await_serving()
+    site.resume()
+    eventually(lambda: site.look().facts.get("peers") == "1", "the writer knowing what Redis holds now")
+    assert "recovering, because of Redis has restarted" in site.log
+    site.await_serving()
     assert api.create_peer(kept, timeout=20).outcome == "existing"
     assert api.create_peer(lost, timeout=20).outcome == "created"

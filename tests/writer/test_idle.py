@@ -19,7 +19,7 @@ from waiting import eventually
 from peerlane.config import names
 from peerlane.tasks.admin.acl import users
 from peerlane.workers.host.pulse import LONG, PULSE
-from peerlane.workers.lane import polling
+from peerlane.workers.lane import broker
 
 #: Heartbeats of the writer for which commands are counted: as many as the seldom things need to be seen.
 BEATS = 10
@@ -31,8 +31,8 @@ def commands_of(server: RedisServer, beats: int) -> Counter[str]:
     redis = Redis(unix_socket_path=str(server.socket), socket_timeout=30)
     with redis.monitor() as monitor:
         heard: Any = monitor.listen()
-        for told in heard:
-            counted[told["command"].split(" ")[0]] += 1
+        for command in heard:
+            counted[command["command"].split(" ")[0]] += 1
             if counted["EVALSHA"] + counted["FCALL"] > beats:
                 break
     redis.close()
@@ -54,7 +54,7 @@ class TestAnIdleGatewayWithItsObserver:
         counted = commands_of(server, BEATS)
         # What comes every few beats may come once more than its share.
         assert counted.total() <= 6 * BEATS + 10, counted
-        assert counted["BRPOP"] <= 2 * (BEATS // polling.BLOCKED_FOR + 2)
+        assert counted["BRPOP"] <= 2 * (BEATS // broker.BLOCKED_FOR + 2)
         assert counted["INFO"] <= 2
         assert counted["PING"] == 0
         # Beside them: this test's, and the one by which the fixture looks at the lane.
@@ -100,7 +100,7 @@ class TestAWaitForMessages:
             self.begin(lane)
             assert channel.brpop_answer() is None
             channel._in_poll = None  # noqa: SLF001 - as after each answer
-            assert channel.brpop_timeout == polling.BLOCKED_BRIEFLY
+            assert channel.brpop_timeout == broker.BLOCKED_BRIEFLY
             self.begin(lane)
             lane.send({"public_key": some_key()})
             queue, message = channel.brpop_answer()
@@ -121,7 +121,7 @@ class TestAWaitForMessages:
         connection = channel._in_poll  # noqa: SLF001 - what waits
         poller.maybe_check_brpop_health()
         assert channel._in_poll is connection  # noqa: SLF001 - likewise
-        channel._brpop_sent_at -= channel.brpop_timeout + polling.OVERDUE  # noqa: SLF001 - so long ago
+        channel._brpop_sent_at -= channel.brpop_timeout + broker.OVERDUE  # noqa: SLF001 - so long ago
         poller.maybe_check_brpop_health()
         assert not channel._in_poll  # noqa: SLF001 - likewise
         assert connection._sock is None  # noqa: SLF001 - likewise
@@ -130,8 +130,8 @@ class TestAWaitForMessages:
 
 
 def _clients(redis: Redis) -> list[dict[str, str]]:
-    found: Any = redis.client_list()
-    return found
+    clients: Any = redis.client_list()
+    return clients
 
 
 def test_a_writer_that_makes_lost_commits_true_again_is_given_time_for_that(

@@ -75,8 +75,8 @@ class TestTheDead:
             heard.psubscribe(names.result_key(f"{lane.name}.*"))
             heard.get_message(timeout=PATIENCE)
             lane.wake()
-            told = {cast("Any", heard.get_message(timeout=PATIENCE))["channel"].decode() for _ in sent}
-        assert told == set(map(names.result_key, sent))
+            channels = {cast("Any", heard.get_message(timeout=PATIENCE))["channel"].decode() for _ in sent}
+        assert channels == set(map(names.result_key, sent))
         assert lane.kinds(sent) == [TimedOut] * 3 + ["created"] * 2
         assert lane.applied == [2]
         assert lane.writer.answered == 5

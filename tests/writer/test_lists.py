@@ -339,10 +339,10 @@ class TestTheAnswers:
     def test_of_anybody_elses_making_are_errors_of_ours(self, answers: object) -> None:
         wishes = [wish_of("iad", {"public_key": key_number(number)}) for number in (1, 2)]
         try:
-            found = read_answers({"gateway": "iad", "answers": answers}, wishes)
+            results = read_answers({"gateway": "iad", "answers": answers}, wishes)
         except PeerlaneError as error:
-            found = [error, error]
-        assert [isinstance(each, PeerlaneError) for each in found] == [True, True]
+            results = [error, error]
+        assert [isinstance(each, PeerlaneError) for each in results] == [True, True]
 
     @pytest.mark.parametrize(
         "error", [Conflict("taken"), Unavailable("full", 2.5), KernelError("no"), Invalid("x")], ids=lambda e: e.code
@@ -437,16 +437,16 @@ def enter(table: PeerTable, decision: Any) -> None:
 
 
 def one_by_one(table: PeerTable, task: str, wishes: Sequence[dict[str, Any]]) -> list[str]:
-    found: list[str] = []
+    codes: list[str] = []
     for wish in wishes:
         try:
             decision = decide(task, context_of(table), {"gateway": "iad", **wish})
         except PeerlaneError as error:
-            found.append(error.code)
+            codes.append(error.code)
             continue
         enter(table, decision)
-        found.append(str(decision.result["outcome"]))
-    return found
+        codes.append(str(decision.result["outcome"]))
+    return codes
 
 
 @given(

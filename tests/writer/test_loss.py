@@ -19,27 +19,27 @@ def peer(number: int, *, created_at: int = 0) -> StoredPeer:
 
 
 def loaded(*peers: StoredPeer) -> Loaded:
-    found = Loaded()
+    stored = Loaded()
     for each in peers:
-        found.take(each)
-    return found
+        stored.take(each)
+    return stored
 
 
 def test_each_peer_is_told_apart_by_its_record() -> None:
     same, created, changed, deleted = (peer(number) for number in (2, 3, 4, 5))
     earlier = changed._replace(keepalive=25)
-    found = differences(PeerTable(POLICY, [same, created, changed]), loaded(same, earlier, deleted))
-    assert [(plan.before, plan.after) for plan in found.created] == [(None, created)]
-    assert [(plan.before, plan.after) for plan in found.changed] == [(earlier, changed)]
-    assert [(plan.before, plan.after) for plan in found.deleted] == [(deleted, None)]
+    loss = differences(PeerTable(POLICY, [same, created, changed]), loaded(same, earlier, deleted))
+    assert [(plan.before, plan.after) for plan in loss.created] == [(None, created)]
+    assert [(plan.before, plan.after) for plan in loss.changed] == [(earlier, changed)]
+    assert [(plan.before, plan.after) for plan in loss.deleted] == [(deleted, None)]
 
 
 def test_a_record_written_otherwise_is_no_difference() -> None:
     same = peer(2, created_at=7)
-    found = Loaded()
-    found.take(same, json.dumps(dict(reversed(json.loads(same.record()).items())), indent=1).encode())
-    told = differences(PeerTable(POLICY, [same]), found)
-    assert (told.created, told.changed, told.deleted) == ([], [], [])
+    stored = Loaded()
+    stored.take(same, json.dumps(dict(reversed(json.loads(same.record()).items())), indent=1).encode())
+    loss = differences(PeerTable(POLICY, [same]), stored)
+    assert (loss.created, loss.changed, loss.deleted) == ([], [], [])
 
 
 def test_what_has_no_usable_record_or_is_left_out_is_no_difference() -> None:
@@ -50,5 +50,5 @@ def test_what_has_no_usable_record_or_is_left_out_is_no_difference() -> None:
     table.foreign.add(foreign.public_key)
     there = loaded(broken)
     there.broken[unreadable.public_key] = unreadable
-    told = differences(table, there, {disputed.public_key})
-    assert (told.created, told.changed, told.deleted) == ([], [], [])
+    loss = differences(table, there, {disputed.public_key})
+    assert (loss.created, loss.changed, loss.deleted) == ([], [], [])

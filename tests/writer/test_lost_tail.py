@@ -54,41 +54,41 @@ def keys_of(lane: Gateway) -> set[str]:
 
 
 @pytest.fixture
-def one(gateway: MakeGateway, own_redis: RedisServer, tmp_path: Path) -> GatewayProcess:
+def process(gateway: MakeGateway, own_redis: RedisServer, tmp_path: Path) -> GatewayProcess:
     own_redis.redis.config_set("appendfsync", "everysec")
     return gateway(redis=own_redis, state_dir=tmp_path)
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["the writer lives", "the writer dies at the same moment"])
+@pytest.mark.parametrize("writer_too", [False, True], ids=["the writer lives", "the writer dies at the same moment"])
 def test_what_redis_lost_with_its_last_second_is_true_again(
-    one: GatewayProcess, own_redis: RedisServer, client: MakeClient, *, both: bool
+    process: GatewayProcess, own_redis: RedisServer, client: MakeClient, *, writer_too: bool
 ) -> None:
-    lane = client(one)
+    lane = client(process)
     before = [lane.create_peer(some_key(), timeout=20).public_key for _ in range(6)]
     tail = Tail(own_redis)
     expected = confirmed(lane, before)
-    if both:
-        one.kill()
+    if writer_too:
+        process.kill()
     own_redis.kill()
     assert tail.lose() > 1000, "there was something to lose"
     own_redis.start()
     own_redis.redis.config_set("appendfsync", "everysec")
-    if both:
-        one.start()
-    eventually(lambda: answers(lane), f"the lane coming back: {one.log[-2000:]}", within=60)
+    if writer_too:
+        process.start()
+    eventually(lambda: answers(lane), f"the lane coming back: {process.log[-2000:]}", within=60)
     assert keys_of(lane) == expected
-    assert (one.status is None) is True
+    assert (process.status is None) is True
     assert all(lane.delete_peer(key, timeout=20).outcome == "deleted" for key in list(expected)[:3])
 
 
 def test_a_kill_of_redis_alone_loses_nothing_and_the_writer_lives_on(
-    one: GatewayProcess, own_redis: RedisServer, client: MakeClient
+    process: GatewayProcess, own_redis: RedisServer, client: MakeClient
 ) -> None:
-    lane = client(one)
+    lane = client(process)
     before = [lane.create_peer(some_key(), timeout=20).public_key for _ in range(6)]
     expected = confirmed(lane, before)
     own_redis.kill()
     own_redis.start()
-    eventually(lambda: answers(lane), f"the lane coming back: {one.log[-2000:]}", within=60)
+    eventually(lambda: answers(lane), f"the lane coming back: {process.log[-2000:]}", within=60)
     assert keys_of(lane) == expected
-    assert one.status is None
+    assert process.status is None

@@ -22,7 +22,7 @@ from peerlane.workers.lane.strategy import sent_at
 from peerlane.workers.request.request import Delivery
 
 
-def told(site: GatewayProcess) -> WriterMetrics | None:
+def metrics_of(site: GatewayProcess) -> WriterMetrics | None:
     redis = Redis.from_url(str(site.settings["redis_url"]))
     try:
         return writer_metrics(cast("bytes | None", redis.hget(names.metrics_key(site.name), "writer")))
@@ -35,13 +35,13 @@ class TestAGateway:
         self, gateway: MakeGateway, client: MakeClient
     ) -> None:
         site = gateway()
-        peers, one, two = client(site), some_key(), some_key()
-        for key in (one, two, two):
+        peers, first, second = client(site), some_key(), some_key()
+        for key in (first, second, second):
             peers.create_peer(key)
-        peers.delete_peer(one)
-        peers.delete_peer(one)
+        peers.delete_peer(first)
+        peers.delete_peer(first)
         with pytest.raises(Conflict):
-            peers.create_peer(two, keepalive=25)
+            peers.create_peer(second, keepalive=25)
         expected = {
             ("create", "created", ""): 2,
             ("create", "existing", ""): 1,
@@ -51,7 +51,7 @@ class TestAGateway:
         }
 
         def all_of_them() -> WriterMetrics | None:
-            metrics = told(site)
+            metrics = metrics_of(site)
             whole = metrics is not None and metrics.requests == expected and metrics.pools and metrics.round_trip
             return metrics if whole else None
 
@@ -73,14 +73,14 @@ class TestAGateway:
         assert sum(each.total for each in metrics.stages.values()) == pytest.approx(whole, abs=1e-4)
         assert metrics.recoveries == 1
         assert 0 < (metrics.round_trip or 0) < 10
-        assert {pool: held for pool, (held, _) in metrics.pools.items()} == {"10.8.0.0/16": 1, "fd00:8::/64": 1}
+        assert {pool: in_use for pool, (in_use, _) in metrics.pools.items()} == {"10.8.0.0/16": 1, "fd00:8::/64": 1}
         assert metrics.pools["10.8.0.0/16"][1] == 2**16 - 3, "without the network's, the broadcast, and its own"
 
         site.stop()
         site.start()
 
         def anew() -> bool:
-            new = told(site)
+            new = metrics_of(site)
             return new is not None and new.began > metrics.began and new.requests == {}
 
         eventually(anew, "a new writer that counts anew")

@@ -73,8 +73,8 @@ class TestACreate:
         pools = ("10.8.0.0/30", "10.9.0.0/30")
         policy = Policy("iad", OWN_KEY, tuple(Prefix.parse(p) for p in pools))
         table = PeerTable(policy)
-        found = [as_texts(created(table, number)) for number in range(1, 5)]
-        assert found == [["10.8.0.1/32"], ["10.8.0.2/32"], ["10.9.0.1/32"], ["10.9.0.2/32"]]
+        addresses = [as_texts(created(table, number)) for number in range(1, 5)]
+        assert addresses == [["10.8.0.1/32"], ["10.8.0.2/32"], ["10.9.0.1/32"], ["10.9.0.2/32"]]
 
     def test_carries_every_wish_into_the_peer(self) -> None:
         peer = create(
@@ -151,7 +151,7 @@ class TestACreate:
 
 class TestAddressesAreRefused:
     @pytest.mark.parametrize(
-        ("held", "asked"),
+        ("taken", "asked"),
         [
             ("192.168.8.0/24", "192.168.8.0/24"),
             ("192.168.8.0/24", "192.168.8.7/32"),
@@ -164,10 +164,10 @@ class TestAddressesAreRefused:
         ],
         ids=["equal", "inside", "upper half", "around", "at the end", "in a pool", "inside, IPv6", "around, IPv6"],
     )
-    def test_that_overlap_another_peers(self, held: str, asked: str) -> None:
+    def test_that_overlap_another_peers(self, taken: str, asked: str) -> None:
         with pytest.raises(Conflict) as caught:
-            create(table_with(held), 1, allowed_ips=[asked])
-        assert f"{asked} overlaps {held}" in str(caught.value)
+            create(table_with(taken), 1, allowed_ips=[asked])
+        assert f"{asked} overlaps {taken}" in str(caught.value)
 
     @pytest.mark.parametrize("asked", ["10.8.0.1/32", "10.8.0.0/30", "fd00:8::1/128", "fd00:8::/126"])
     def test_that_hold_the_gateways_own(self, asked: str) -> None:
@@ -344,10 +344,10 @@ class PlansMadeTrue(RuleBasedStateMachine):
 
     @invariant()
     def index_and_peers_agree(self) -> None:
-        held = [prefix for peer in self.table.peers.values() for prefix in peer.allowed_ips]
-        assert sorted(self.table.index) == sorted(held)
+        prefixes = [prefix for peer in self.table.peers.values() for prefix in peer.allowed_ips]
+        assert sorted(self.table.index) == sorted(prefixes)
         for own in POLICY.own_addresses:
-            assert not any(own.overlaps(prefix) for prefix in held)
+            assert not any(own.overlaps(prefix) for prefix in prefixes)
 
 
 TestAnyRequestsInAnyOrder = PlansMadeTrue.TestCase

@@ -22,12 +22,12 @@ class PoolAgainstTryingEach(RuleBasedStateMachine):
     def begin(self, prefix: Prefix, reserved: set[int], filled: bool) -> None:  # noqa: FBT001 - hypothesis calls it
         self.prefix = prefix
         self.reserved = frozenset(prefix.network + number for number in reserved)
-        self.held: list[Prefix] = []
+        self.taken: list[Prefix] = []
         self.index = PrefixIndex()
         if filled:
-            self.held = [Prefix.host(prefix.version, prefix.network + 2)] if prefix.last > prefix.network + 2 else []
-            for held in self.held:
-                self.index.add(held)
+            self.taken = [Prefix.host(prefix.version, prefix.network + 2)] if prefix.last > prefix.network + 2 else []
+            for taken in self.taken:
+                self.index.add(taken)
         self.pool = AddressPool(prefix, self.index, self.reserved)
 
     def smallest(self) -> Prefix | None:
@@ -36,7 +36,7 @@ class PoolAgainstTryingEach(RuleBasedStateMachine):
             first, last = first + 1, last - (1 if self.prefix.version == 4 else 0)
         for address in range(first, last + 1):
             host = Prefix.host(self.prefix.version, address)
-            if address not in self.reserved and not any(held.overlaps(host) for held in self.held):
+            if address not in self.reserved and not any(taken.overlaps(host) for taken in self.taken):
                 return host
         return None
 
@@ -45,7 +45,7 @@ class PoolAgainstTryingEach(RuleBasedStateMachine):
         offered = self.pool.smallest_free()
         if offered is not None:
             self.index.add(offered)
-            self.held.append(offered)
+            self.taken.append(offered)
 
     @rule(shift=st.integers(0, 15), length=st.integers(26, 32))
     def take_a_prefix_by_name(self, shift: int, length: int) -> None:
@@ -53,14 +53,14 @@ class PoolAgainstTryingEach(RuleBasedStateMachine):
         size = 1 << (32 - length)
         network = (self.prefix.network + shift) // size * size
         wanted = Prefix(self.prefix.version, network, bits - (32 - length))
-        if not any(held.overlaps(wanted) for held in self.held):
+        if not any(taken.overlaps(wanted) for taken in self.taken):
             self.index.add(wanted)
-            self.held.append(wanted)
+            self.taken.append(wanted)
 
-    @precondition(lambda self: bool(self.held))
+    @precondition(lambda self: bool(self.taken))
     @rule(data=st.data())
     def give_one_back(self, data: st.DataObject) -> None:
-        gone = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        gone = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
         self.index.remove(gone)
         if gone.overlaps(self.prefix):
             self.pool.freed(gone)
@@ -134,8 +134,8 @@ class TestALargePool:
 def test_a_small_pool_has_as_many_addresses_as_hosts_may_use(prefix: str, offers: int) -> None:
     index = PrefixIndex()
     pool = AddressPool(Prefix.parse(prefix), index)
-    found = 0
+    count = 0
     while (offered := pool.smallest_free()) is not None:
         index.add(offered)
-        found += 1
-    assert found == offers
+        count += 1
+    assert count == offers

@@ -31,7 +31,7 @@ prefixes = short | hosts | wide_in_pages
 
 
 class IndexAgainstASet(RuleBasedStateMachine):
-    held: Bundle[Prefix] = Bundle("held")
+    entered: Bundle[Prefix] = Bundle("entered")
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,16 +39,16 @@ class IndexAgainstASet(RuleBasedStateMachine):
         self.model: set[Prefix] = set()
 
     def _overlapping(self, prefix: Prefix) -> list[Prefix]:
-        return sorted(held for held in self.model if held.overlaps(prefix))
+        return sorted(entry for entry in self.model if entry.overlaps(prefix))
 
-    @rule(target=held, prefix=prefixes)
+    @rule(target=entered, prefix=prefixes)
     def add_where_free(self, prefix: Prefix) -> Prefix:
         if not self._overlapping(prefix):
             self.index.add(prefix)
             self.model.add(prefix)
         return prefix
 
-    @rule(target=held, prefix=prefixes)
+    @rule(target=entered, prefix=prefixes)
     def take_if_free(self, prefix: Prefix) -> Prefix:
         free = not self._overlapping(prefix)
         assert self.index.take(prefix) == free
@@ -56,7 +56,7 @@ class IndexAgainstASet(RuleBasedStateMachine):
             self.model.add(prefix)
         return prefix
 
-    @rule(prefix=consumes(held))
+    @rule(prefix=consumes(entered))
     def remove(self, prefix: Prefix) -> None:
         if prefix not in self.model:
             with pytest.raises(KeyError):
@@ -84,12 +84,12 @@ class IndexAgainstASet(RuleBasedStateMachine):
 
     @rule(area=prefixes)
     def count_what_begins_within(self, area: Prefix) -> None:
-        begin = [held for held in self.model if held.version == area.version]
-        assert self.index.count_within(area) == sum(area.network <= held.network <= area.last for held in begin)
+        begin = [entry for entry in self.model if entry.version == area.version]
+        assert self.index.count_within(area) == sum(area.network <= entry.network <= area.last for entry in begin)
 
     @rule(areas=st.lists(prefixes, max_size=2))
     def ask_what_lies_outside(self, areas: list[Prefix]) -> None:
-        outside = {held for held in self.model if not any(area.contains(held) for area in areas)}
+        outside = {entry for entry in self.model if not any(area.contains(entry) for area in areas)}
         assert set(self.index.outside(areas)) == outside
 
     @rule()

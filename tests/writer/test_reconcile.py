@@ -90,7 +90,7 @@ def as_held(peer: StoredPeer) -> tuple[frozenset[Prefix], str | None, int]:
     return frozenset(peer.allowed_ips), peer.preshared_key, peer.keepalive
 
 
-def held(peer: DevicePeer) -> tuple[frozenset[Prefix], str | None, int]:
+def as_on_device(peer: DevicePeer) -> tuple[frozenset[Prefix], str | None, int]:
     return peer.allowed_ips, peer.preshared_key, peer.keepalive
 
 
@@ -101,7 +101,7 @@ class TestMendingAnyDrift:
     ) -> None:
         plane = opened(spec, history)
         plane.apply([drift.change for drift in drifts(table, plane.peers().values(), plane.routes())])
-        assert {key: held(peer) for key, peer in plane.peers().items()} == {
+        assert {key: as_on_device(peer) for key, peer in plane.peers().items()} == {
             key: as_held(peer) for key, peer in table.peers.items()
         }
         routed = {p for peer in table.peers.values() for p in peer.allowed_ips if not POOL.contains(p)}
@@ -121,7 +121,11 @@ class TestMendingAnyDrift:
     ) -> None:
         plane = opened(spec, history)
         device = plane.peers()
-        right = {key for key, peer in device.items() if key in table.peers and held(peer) == as_held(table.peers[key])}
+        right = {
+            key
+            for key, peer in device.items()
+            if key in table.peers and as_on_device(peer) == as_held(table.peers[key])
+        }
         changed = {
             drift.change.public_key
             for drift in drifts(table, device.values(), plane.routes())
@@ -156,11 +160,11 @@ class TestRecovery:
         addresses = [Prefix.host(4, (10 << 24) + (9 << 16) + n) for n in range(300)]
         peers = [StoredPeer(public_key=key_number(n + 3), allowed_ips=(addresses[n],)) for n in range(300)]
         loaded = loaded_of(*peers)
-        told: list[tuple[int, int]] = []
+        progress: list[tuple[int, int]] = []
         policy = Policy("iad", key_number(999), (POOL, Prefix.parse("10.9.0.0/16")))
-        done = recover(policy, loaded, plane, progress=lambda now, total: told.append((now, total)))
+        done = recover(policy, loaded, plane, progress=lambda now, total: progress.append((now, total)))
         assert done.mended == {"unknown": 2, "allowed_ips": 1, "missing": 299}
-        assert told == [(256, 302), (302, 302)]
+        assert progress == [(256, 302), (302, 302)]
         assert recover(policy, loaded_of(*peers), plane).mended == {}
 
     def test_sets_the_younger_of_two_overlapping_records_aside(self, spec: DeviceSpec) -> None:

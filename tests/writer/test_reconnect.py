@@ -41,18 +41,18 @@ def test_a_consumer_never_pauses_for_long(own_redis: RedisServer, monkeypatch: p
 def test_a_lane_is_served_again_after_an_outage_that_the_log_tells_once(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
 ) -> None:
-    one = gateway(redis=own_redis)
-    api = client(one, redis=own_redis)
+    site = gateway(redis=own_redis)
+    api = client(site, redis=own_redis)
     api.create_peer(some_key())
     own_redis.stop()
-    eventually(lambda: "Redis is away (" in one.log, "the outage in the log")
+    eventually(lambda: "Redis is away (" in site.log, "the outage in the log")
     own_redis.start()
-    eventually(lambda: "Redis is back after" in one.log, "the return in the log")
-    eventually(lambda: one.look().state == "active", "the lane being served")
+    eventually(lambda: "Redis is back after" in site.log, "the return in the log")
+    eventually(lambda: site.look().state == "active", "the lane being served")
     assert api.create_peer(some_key(), timeout=20).outcome == "created"
-    assert one.log.count("Redis is away (") == 1, one.log
-    assert "Cannot connect" not in one.log
-    assert "Trying to re-establish" not in one.log
+    assert site.log.count("Redis is away (") == 1, site.log
+    assert "Cannot connect" not in site.log
+    assert "Trying to re-establish" not in site.log
 
 
 def test_an_outage_is_told_at_its_beginning_now_and_then_and_at_its_end(
@@ -60,15 +60,15 @@ def test_an_outage_is_told_at_its_beginning_now_and_then_and_at_its_end(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    told = Outage()
+    outage = Outage()
     with caplog.at_level(logging.INFO):
-        told.over()
+        outage.over()
         for _ in range(70):
-            told.failed("nobody listens there")
+            outage.failed("nobody listens there")
             now[0] += 1
-        told.over()
-        told.over()
-        told.failed("it does not answer in time")
+        outage.over()
+        outage.over()
+        outage.failed("it does not answer in time")
     assert [record.getMessage() for record in caplog.records] == [
         "Redis is away (nobody listens there)",
         "Redis is still away, for 30 s (nobody listens there)",
@@ -82,44 +82,44 @@ def test_an_outage_is_told_at_its_beginning_now_and_then_and_at_its_end(
 def test_a_process_that_starts_while_redis_is_away_waits_for_it(
     gateway: MakeGateway, own_redis: RedisServer, role: str
 ) -> None:
-    one = gateway(redis=own_redis, start=False)
+    site = gateway(redis=own_redis, start=False)
     own_redis.stop()
-    one.program = ["-m", "peerlane.workers.cli", "gateway", "run", one.name, "--only", role, "--await-redis"]
-    one.program += ["--loglevel"]
-    one.start(wait=False)
-    eventually(lambda: "Redis is away (" in one.log, "it waiting")
+    site.program = ["-m", "peerlane.workers.cli", "gateway", "run", site.name, "--only", role, "--await-redis"]
+    site.program += ["--loglevel"]
+    site.start(wait=False)
+    eventually(lambda: "Redis is away (" in site.log, "it waiting")
     own_redis.start()
     if role == "writer":
-        one.await_serving()
+        site.await_serving()
     else:
-        eventually(lambda: "observed" in one.log, "the observer's start")
-    assert one.stop() == 0
+        eventually(lambda: "observed" in site.log, "the observer's start")
+    assert site.stop() == 0
 
 
 @pytest.mark.parametrize("role", ["writer", "observer"])
 def test_ended_while_it_waits_for_redis_it_ends_well(gateway: MakeGateway, own_redis: RedisServer, role: str) -> None:
-    one = gateway(redis=own_redis, start=False)
+    site = gateway(redis=own_redis, start=False)
     own_redis.stop()
-    one.program = ["-m", "peerlane.workers.cli", "gateway", "run", one.name, "--only", role, "--await-redis"]
-    one.program += ["--loglevel"]
-    one.start(wait=False)
-    eventually(lambda: "Redis is away (" in one.log, "it waiting")
-    assert one.stop() == 0, one.log
+    site.program = ["-m", "peerlane.workers.cli", "gateway", "run", site.name, "--only", role, "--await-redis"]
+    site.program += ["--loglevel"]
+    site.start(wait=False)
+    eventually(lambda: "Redis is away (" in site.log, "it waiting")
+    assert site.stop() == 0, site.log
 
 
 def test_ended_while_a_start_that_had_begun_waits_for_redis_it_ends_well(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, tmp_path: Path
 ) -> None:
     control = tmp_path / "failpoints"
-    one = gateway(redis=own_redis, test_failpoints=control)
-    client(one, redis=own_redis).create_peer(some_key())
-    one.kill()
+    site = gateway(redis=own_redis, test_failpoints=control)
+    client(site, redis=own_redis).create_peer(some_key())
+    site.kill()
     control.write_text("between_batches:stop")
-    one.start(wait=False)
+    site.start(wait=False)
     eventually(lambda: not control.read_text(), "the writer in the middle of its start")
     own_redis.stop()
-    one.resume()
-    eventually(lambda: "Redis is away (" in one.log, "it waiting")
-    assert one.stop() == 0, one.log
+    site.resume()
+    eventually(lambda: "Redis is away (" in site.log, "it waiting")
+    assert site.stop() == 0, site.log
     own_redis.start()
-    eventually(lambda: one.look().state == "down", "nobody being told as recovering")
+    eventually(lambda: site.look().state == "down", "nobody being told as recovering")

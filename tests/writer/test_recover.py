@@ -52,8 +52,8 @@ def peer(number: int) -> StoredPeer:
 
 def loaded(*peers: StoredPeer) -> Loaded:
     made = Loaded()
-    for found in peers:
-        made.take(found)
+    for stored in peers:
+        made.take(stored)
     return made
 
 
@@ -62,7 +62,7 @@ def policy() -> Policy:
 
 
 def on_device(plane: Recording, *peers: StoredPeer) -> None:
-    plane.apply([SetPeer(found.public_key, frozenset(found.allowed_ips)) for found in peers])
+    plane.apply([SetPeer(stored.public_key, frozenset(stored.allowed_ips)) for stored in peers])
     plane.made.clear()
 
 
@@ -76,22 +76,22 @@ class TestWhatRedisHolds:
 
     def test_comes_back_in_the_order_in_which_it_was_last_seen(self, plane: Recording) -> None:
         peers = [peer(number) for number in range(1, 1001)]
-        seen = {found.public_key: number % 100 for number, found in enumerate(peers)}
+        seen = {stored.public_key: number % 100 for number, stored in enumerate(peers)}
         recover(policy(), loaded(*peers), plane, seen=lambda of: of.update({raw: seen[text_key(raw)] for raw in of}))
         order = [seen[change.public_key] for change in plane.made if isinstance(change, SetPeer)]
         assert len(order) == 1000
         assert order == sorted(order, reverse=True)
 
     def test_is_told_as_it_comes(self, plane: Recording) -> None:
-        told: list[tuple[int, int]] = []
+        progress: list[tuple[int, int]] = []
         recover(
             policy(),
             loaded(*(peer(number) for number in range(1, 601))),
             plane,
-            progress=lambda done, total: told.append((done, total)),
+            progress=lambda done, total: progress.append((done, total)),
         )
-        assert told[-1] == (600, 600)
-        assert len(told) > 1
+        assert progress[-1] == (600, 600)
+        assert len(progress) > 1
 
 
 class Elsewhere(Recording):
@@ -148,7 +148,7 @@ class TestWhatOnlyTheDeviceKnows:
         strangers = [peer(number) for number in range(1, MANY_UNKNOWN + 2)]
         on_device(plane, *strangers)
         done = recover(policy(), loaded(), plane)
-        assert set(plane.peers()) == {found.public_key for found in strangers}
+        assert set(plane.peers()) == {stranger.public_key for stranger in strangers}
         assert set(done.kept) == set(plane.peers())
 
     @pytest.mark.parametrize("unknown", ["remove", "keep", "adopt"])
@@ -158,7 +158,7 @@ class TestWhatOnlyTheDeviceKnows:
         begun = [peer(number) for number in range(1, 65)]
         on_device(plane, *begun, peer(70))
         done = recover(
-            policy(), loaded(peer(70)), plane, unknown=unknown, in_hand={found.public_key for found in begun}
+            policy(), loaded(peer(70)), plane, unknown=unknown, in_hand={stored.public_key for stored in begun}
         )
         assert set(plane.peers()) == {key_number(70)}
         assert (done.mended, done.kept, done.adopted) == ({"unknown": 64}, {}, [] if unknown == "adopt" else ())

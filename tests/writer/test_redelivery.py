@@ -35,9 +35,9 @@ def control(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator[Redis]:
-    found = Redis.from_url(redis_server.url)
-    yield found
-    found.close()
+    redis = Redis.from_url(redis_server.url)
+    yield redis
+    redis.close()
 
 
 # One writer after another
@@ -47,81 +47,81 @@ def redis(redis_server: RedisServer) -> Iterator[Redis]:
 def test_a_caller_that_waits_is_answered_by_the_next_writer(
     gateway: MakeGateway, client: MakeClient, control: Path, redis: Redis, point: str
 ) -> None:
-    one = gateway(test_failpoints=control)
-    api, key = client(one), some_key()
+    site = gateway(test_failpoints=control)
+    api, key = client(site), some_key()
     control.write_text(f"{point}:kill")
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(api.create_peer, key, timeout=25)  # below the visibility timeout
-        assert one.await_end() == -9
-        one.start()
+        assert site.await_end() == -9
+        site.start()
         assert waiting.result().outcome == "created"
     assert api.peer(key) is not None
-    eventually(lambda: not redis.exists(names.unacked_key(one.name)), "every message being acknowledged")
-    assert "1 requests that an earlier writer had taken" in one.log
+    eventually(lambda: not redis.exists(names.unacked_key(site.name)), "every message being acknowledged")
+    assert "1 requests that an earlier writer had taken" in site.log
 
 
 def test_what_was_committed_does_not_come_again(
     gateway: MakeGateway, client: MakeClient, control: Path, redis: Redis
 ) -> None:
-    one = gateway(test_failpoints=control)
-    api, key = client(one), some_key()
+    site = gateway(test_failpoints=control)
+    api, key = client(site), some_key()
     control.write_text("after_commit:kill")
     assert api.create_peer(key, timeout=25).outcome == "created"
-    assert one.await_end() == -9
+    assert site.await_end() == -9
     # Its commit has acknowledged it, and the writer had no time to.
-    assert not redis.exists(names.unacked_key(one.name), names.unacked_key(one.name, "_index"))
-    one.start()
+    assert not redis.exists(names.unacked_key(site.name), names.unacked_key(site.name, "_index"))
+    site.start()
     assert api.create_peer(key).outcome == "existing"
-    assert "requests that an earlier writer had taken" not in one.log
+    assert "requests that an earlier writer had taken" not in site.log
 
 
 def test_a_message_with_the_tag_of_the_one_before_is_acknowledged_for_itself(
     gateway: MakeGateway, client: MakeClient, redis: Redis, settings: MakeSettings
 ) -> None:
-    one, key = gateway(), some_key()
-    api, asked = client(one), names.request_id(one.name, "asked-twice")
+    site, key = gateway(), some_key()
+    api, asked = client(site), names.request_id(site.name, "asked-twice")
     api.create_peer(key, request_id=asked)
     api.delete_peer(key)
-    one.hold()
-    app, lane = PeerlaneApp(settings()), names.lane_queue(one.name)
+    site.hold()
+    app, lane = PeerlaneApp(settings()), names.lane_queue(site.name)
     create = task_of(app, names.CREATE_PEER)
-    create.apply_async(kwargs={"gateway": one.name, "public_key": some_key()}, expires=PATIENCE)
+    create.apply_async(kwargs={"gateway": site.name, "public_key": some_key()}, expires=PATIENCE)
     # Answered from the record, before anything is changed, and so by no commit.
-    create.apply_async(kwargs={"gateway": one.name, "public_key": key}, task_id=asked, expires=PATIENCE)
+    create.apply_async(kwargs={"gateway": site.name, "public_key": key}, task_id=asked, expires=PATIENCE)
     second, first = (json.loads(raw) for raw in cast("list[bytes]", redis.lrange(lane, 0, -1)))
     second["properties"]["delivery_tag"] = first["properties"]["delivery_tag"]
     redis.lset(lane, 0, json.dumps(second))
-    one.resume()
+    site.resume()
     eventually(lambda: not redis.llen(lane), "the lane being empty")
-    eventually(lambda: not redis.exists(names.unacked_key(one.name)), "both being acknowledged")
+    eventually(lambda: not redis.exists(names.unacked_key(site.name)), "both being acknowledged")
     close(app)
 
 
 def test_a_request_is_acknowledged_by_its_commit_and_not_a_second_time(
     gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
 ) -> None:
-    one = gateway(redis=own_redis)
-    api = client(one)
+    site = gateway(redis=own_redis)
+    api = client(site)
     own_redis.redis.config_resetstat()  # a start asks by such a command whether Redis takes writes
     for _ in range(20):
         api.create_peer(some_key())
     stats: Any = own_redis.redis.info("commandstats")
     assert stats["cmdstat_zadd"]["calls"] == stats["cmdstat_zrem"]["calls"] == 20
-    assert not own_redis.redis.exists(names.unacked_key(one.name), names.unacked_key(one.name, "_index"))
+    assert not own_redis.redis.exists(names.unacked_key(site.name), names.unacked_key(site.name, "_index"))
 
 
 def test_what_was_taken_goes_before_what_waits(
     gateway: MakeGateway, client: MakeClient, control: Path, settings: MakeSettings
 ) -> None:
-    one = gateway(test_failpoints=control)
+    site = gateway(test_failpoints=control)
     app, keys = PeerlaneApp(settings()), [some_key() for _ in range(4)]
-    client(one).create_peer(some_key())
+    client(site).create_peer(some_key())
     control.write_text("before_apply:kill")
     create = task_of(app, names.CREATE_PEER)
-    sent = [create.apply_async(kwargs={"gateway": one.name, "public_key": keys[0]}, expires=PATIENCE)]
-    one.await_end()
-    sent += [create.apply_async(kwargs={"gateway": one.name, "public_key": key}, expires=PATIENCE) for key in keys[1:]]
-    one.start()
+    sent = [create.apply_async(kwargs={"gateway": site.name, "public_key": keys[0]}, expires=PATIENCE)]
+    site.await_end()
+    sent += [create.apply_async(kwargs={"gateway": site.name, "public_key": key}, expires=PATIENCE) for key in keys[1:]]
+    site.start()
     addresses = [each.get(timeout=25)["allowed_ips"][0] for each in sent]
     assert addresses == ["10.8.0.3/32", "10.8.0.4/32", "10.8.0.5/32", "10.8.0.6/32"]
     close(app)
@@ -277,18 +277,18 @@ def test_a_writer_of_least_rights_takes_back_what_is_its_gateways(
     capsys: pytest.CaptureFixture[str], client: MakeClient, tmp_path: Path, control: Path
 ) -> None:
     with fenced(printed(capsys, *GATEWAYS, "--passwords")) as server:
-        one = GatewayProcess("iad", server.url_of("writer-iad"), tmp_path, dataplane="memory", test_failpoints=control)
-        one.start()
+        site = GatewayProcess("iad", server.url_of("writer-iad"), tmp_path, dataplane="memory", test_failpoints=control)
+        site.start()
         api = client("iad", redis_url=server.url_of("api"))
         control.write_text("after_commit:kill")
         with ThreadPoolExecutor(1) as thread:
             answer = thread.submit(api.create_peer, some_key(), timeout=25)
-            one.await_end()
+            site.await_end()
             note(server.redis, "iad", "junk", 1, names.lane_queue("fra"))
-            one.start()
+            site.start()
             assert answer.result().outcome == "created"
         eventually(lambda: not server.redis.exists(names.unacked_key("iad")), "every message being acknowledged")
-        one.finish()
+        site.finish()
         noted = [(entry["username"], entry["object"]) for entry in server.redis.acl_log()]
         assert [entry for entry in noted if entry[1] != "config|get"] == []
 

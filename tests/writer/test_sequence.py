@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +17,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 from servers import RedisServer
 from waiting import eventually
-from writer_alone import WriterAlone
+from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
-from peerlane.tasks.errors import Conflict, Fenced, TimedOut
+from peerlane.tasks.errors import Conflict, Fenced, Invalid, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE, SOON
@@ -64,8 +65,8 @@ class Bench(WriterAlone):
 
     @property
     def alarm(self) -> dict[str, Any] | None:
-        found = [alarm for alarm in read_alarms(self.bytes, self.name) if alarm.kind == LOST_DATA]
-        return dict(found[0].detail) if found else None
+        alarms = [alarm for alarm in read_alarms(self.bytes, self.name) if alarm.kind == LOST_DATA]
+        return dict(alarms[0].detail) if alarms else None
 
     def refusal(self, request: str) -> type[BaseException]:
         try:
@@ -88,24 +89,24 @@ def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[Bench]:
 def confirmed(bench: Bench) -> tuple[list[str], list[str], dict[str, Any]]:
     """Commits of every kind, of which Redis is about to lose all: keys that are there, keys that are gone, outcomes."""
     kept, gone = [some_key() for _ in range(3)], [some_key() for _ in range(2)]
-    told: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
     for key in (*kept, *gone):
         request = bench.request()
-        told[request] = bench.create(key, request=request)
+        outcomes[request] = bench.create(key, request=request)
     for key in gone:
         request = bench.request()
-        told[request] = bench.delete(key, request=request)
+        outcomes[request] = bench.delete(key, request=request)
     request = bench.request()
     with pytest.raises(Conflict):
         bench.create(kept[0], request=request, keepalive=25)
-    told[request] = Conflict
-    return kept, gone, told
+    outcomes[request] = Conflict
+    return kept, gone, outcomes
 
 
-def is_true_again(bench: Bench, kept: list[str], gone: list[str], told: dict[str, Any]) -> None:
+def is_true_again(bench: Bench, kept: list[str], gone: list[str], outcomes: dict[str, Any]) -> None:
     assert set(kept) <= set(bench.records)
     assert not set(gone) & set(bench.records)
-    for request, outcome in told.items():
+    for request, outcome in outcomes.items():
         if outcome is Conflict:
             assert bench.refusal(request) is Conflict
         else:
@@ -184,18 +185,18 @@ class TestARedisThatIsBehind:
     def test_does_not_answer_a_late_request_that_had_its_outcome(self, bench: Bench) -> None:
         before, key, request = bench.moment(), some_key(), bench.request()
         deadline = bench.now() + 1_000
-        told = bench.create(key, request=request, deadline=deadline)
+        answer = bench.create(key, request=request, deadline=deadline)
         before.come_back()
         again = bench.create(key, request=request, deadline=1)
-        assert again == told == bench.outcome(request)
+        assert again == answer == bench.outcome(request)
 
     def test_that_has_answered_a_message_as_late_learns_its_outcome(self, bench: Bench) -> None:
         before, key, request = bench.moment(), some_key(), bench.request()
-        told = bench.create(key, request=request)
+        answer = bench.create(key, request=request)
         before.come_back()
         bench.raw.set(names.result_key(request), commit_record.late(request))
         bench.create()
-        assert bench.outcome(request) == told
+        assert bench.outcome(request) == answer
         bench.agree()
 
     def test_of_one_of_a_group_each_outcome_is_made_true_again(self, bench: Bench) -> None:
@@ -217,8 +218,8 @@ class TestARedisThatIsBehind:
         sequence = bench.writer.store.sequence
         commit, before, key, lost = cast("Any", sequence)._commit, bench.moment(), some_key(), list[object]()  # noqa: SLF001
 
-        def losing(**told: Any) -> object:
-            answer = commit(**told)
+        def losing(**arguments: Any) -> object:
+            answer = commit(**arguments)
             if not lost:
                 lost.append(answer)
                 raise RedisConnectionError("the answer was lost")
@@ -226,10 +227,10 @@ class TestARedisThatIsBehind:
 
         cast("Any", sequence)._commit = losing  # noqa: SLF001
         request = bench.request()
-        told = bench.create(key, request=request)
+        created = bench.create(key, request=request)
         before.come_back()
         bench.create()
-        assert bench.outcome(request) == told
+        assert bench.outcome(request) == created
         assert key in bench.records
         bench.agree()
 
@@ -237,8 +238,8 @@ class TestARedisThatIsBehind:
         store, before = bench.writer.store, bench.moment()
         commit = cast("Any", store.sequence)._commit  # noqa: SLF001 - an answer is lost there
 
-        def losing(**told: Any) -> object:
-            commit(**told)
+        def losing(**arguments: Any) -> object:
+            commit(**arguments)
             raise RedisConnectionError("the answer was lost")
 
         first, second = bench.request(), bench.request()
@@ -424,6 +425,110 @@ class TestMoreIsLostThanIsKept:
         bench.succeed()
         assert set(bench.plane.peers()) == kept, "once a person was told, Redis is followed"
 
+    @pytest.mark.parametrize("asked", ["alone", "in a list"])
+    def test_a_peer_that_was_asked_for_again_meanwhile_is_put_back_too(self, bench: Bench, asked: str) -> None:
+        there, others = some_key(), [some_key() for _ in range(3)]
+        bench.create(there)
+        bench.writer = bench.new_writer()  # which keeps no earlier commit
+        if asked == "alone":
+            assert bench.create(there)["outcome"] == "existing"
+            for key in others:
+                bench.create(key)
+        else:
+            wishes = [{"public_key": key} for key in (there, *others)]
+            carry_out(bench.writer, names.CREATE_PEERS, bench.request(), {"gateway": bench.name, "wishes": wishes})
+        bench.bytes.delete(*cast("list[str]", bench.bytes.keys(f"*{bench.name}*")))
+        bench.create()
+        bench.create()
+        assert {there, *others} <= set(bench.records)
+        bench.agree()
+        assert bench.alarm is not None
+
+    def test_a_peer_whose_address_was_freed_by_a_delete_that_is_lost_is_put_back(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST", 1)
+        first, second = some_key(), some_key()
+        address = bench.create(first)["allowed_ips"]
+        before = bench.moment()
+        bench.delete(first)
+        assert bench.create(second)["allowed_ips"] == address
+        before.come_back()
+        bench.create()
+        bench.create()
+        assert second in bench.records
+        assert first not in bench.records
+        bench.agree()
+
+    def test_a_redis_that_goes_away_in_the_middle_is_told_of_all_of_it_afterwards(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST", 4)
+        monkeypatch.setattr(sequence, "AT_ONCE", 1)
+        before = bench.moment()
+        keys = [bench.create()["public_key"] for _ in range(8)]
+        before.come_back()
+        commits = bench.writer.store.sequence
+        made: list[int] = []
+        redo = commits._redo  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a Redis that goes away between two calls
+
+        def broken(*args: Any, **options: Any) -> object:
+            made.append(1)
+            if len(made) == 3:
+                raise RedisConnectionError("gone")
+            return redo(*args, **options)
+
+        monkeypatch.setattr(commits, "_redo", broken)
+        with pytest.raises(RedisConnectionError):
+            commits.catch_up()
+        bench.create()
+        bench.create()
+        assert set(keys) <= set(bench.records)
+        bench.agree()
+        assert bench.alarm is not None
+        assert bench.alarm["outcomes"] == 4
+
+    def test_a_delete_of_what_was_not_there_is_true_again(self, bench: Bench) -> None:
+        before, request = bench.moment(), bench.request()
+        outcome = bench.delete(some_key(), request=request)
+        before.come_back()
+        bench.create()
+        assert bench.outcome(request) == outcome
+        assert not bench.writer.store.sequence.lost
+
+    @pytest.mark.parametrize("by_file", [False, True], ids=["by its writer", "out of the redo file"])
+    def test_an_outcome_is_kept_as_long_as_its_request_may_be_asked_again(self, bench: Bench, *, by_file: bool) -> None:
+        bench.keep_file()
+        bench.writer.recover()
+        before, key, made, refused = bench.moment(), some_key(), bench.request(), bench.request()
+        in_two_hours = bench.now() + 7_200_000
+        bench.create(key, request=made, deadline=in_two_hours)
+        with pytest.raises(Invalid):
+            bench.create(request=refused, deadline=2**60)
+        before.come_back()
+        if by_file:
+            bench.succeed()
+        else:
+            bench.writer.store.sequence.catch_up()
+        left, longest = (bench.raw.ttl(names.result_key(request)) for request in (made, refused))
+        assert 7_200 < left <= 7_260
+        assert longest == 90_000, "a deadline is at most a day ahead, whatever its caller says"
+
+    def test_the_redo_file_of_an_earlier_version_has_no_deadlines(self, bench: Bench) -> None:
+        bench.keep_file()
+        bench.writer.recover()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+        path = bench.directory / f"{bench.name}.redo"
+        lines = [json.loads(line[9:]) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["made"] = [made[:5] for made in line["made"]] if "made" in line else None
+        texts = [json.dumps({k: v for k, v in line.items() if v is not None}) for line in lines]
+        path.write_text("".join(f"{zlib.crc32(text.encode()):08x} {text}\n" for text in texts))
+        before.come_back()
+        bench.succeed()
+        assert key in bench.records
+
     def test_a_redis_that_was_emptied_has_lost_its_data_and_no_newer_writer(self, bench: Bench) -> None:
         kept, gone, _ = confirmed(bench)
         bench.bytes.delete(*cast("list[str]", bench.bytes.keys(f"*{bench.name}*")))
@@ -463,11 +568,11 @@ class TestTheRedoFile:
         bench.keep_file()
         bench.create()
         before, sequence, key, request = bench.moment(), bench.writer.store.sequence, some_key(), bench.request()
-        told = bench.create(key, request=request)
+        answer = bench.create(key, request=request)
         assert sequence.journal.record is not None
         before.come_back()
         bench.succeed()
-        assert bench.outcome(request) == told
+        assert bench.outcome(request) == answer
         assert key in bench.records
 
     @pytest.mark.parametrize("then", ["the deadline passes", "there is time left"])
@@ -513,10 +618,10 @@ class TestTheRedoFile:
         procedure = sequence._commit  # noqa: SLF001 - the call whose answer is lost
 
         def unheard(*arguments: Any, **options: Any) -> Any:
-            told = procedure(*arguments, **options)
+            answer = procedure(*arguments, **options)
             if answers:
                 raise answers.pop()
-            return told
+            return answer
 
         sequence._commit = unheard  # noqa: SLF001 - likewise
         bench.create(key, deadline=bench.now() + 600_000)
@@ -595,6 +700,27 @@ class TestTheRedoFile:
         bench.new_writer()
         bench.succeed()
         assert "is ignored: another writer has served the gateway since" in caplog.text
+        assert bench.alarm is None
+
+    def test_is_used_by_the_next_start_where_redis_goes_away_during_this_one(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench.keep_file()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+
+        def gone(*_: object) -> None:
+            raise RedisConnectionError("gone")
+
+        with monkeypatch.context() as away:
+            away.setattr(Redis, "hget", gone)
+            with pytest.raises(RedisConnectionError):
+                bench.succeed()
+        bench.succeed()
+        assert "is ignored" not in caplog.text
+        before.come_back()
+        bench.succeed()
+        assert key in bench.records
         assert bench.alarm is None
 
     def test_of_another_redis_is_ignored_and_told(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -44,11 +44,11 @@ def test_a_first_start_that_fails_leaves_the_peers_of_the_device_to_the_next(
     settings: MakeSettings, tmp_path: Path, fails: Method
 ) -> None:
     """An operator takes a device over that serves already, and corrects a setting at the second try."""
-    told = settings(
+    options = settings(
         gateway=new_name(), dataplane="memory", private_key_file=tmp_path / "key", endpoint="vpn.example.com:51820"
     )
     plane = MemoryDataPlane()
-    first = service_on(told, plane)
+    first = service_on(options, plane)
     plane.open(first.spec)
     theirs = some_key()
     plane.apply([SetPeer(theirs, frozenset({Prefix.parse("10.8.0.9/32")}))])
@@ -58,14 +58,14 @@ def test_a_first_start_that_fails_leaves_the_peers_of_the_device_to_the_next(
     with pytest.raises(KernelError):
         first.start()
     first.stop()
-    second = service_on(told, plane)
+    second = service_on(options, plane)
     second.start()
     try:
         assert theirs in plane.peers()
         assert [alarm.kind for alarm in read_alarms(second.store.redis, second.name)] == ["unknown_peers"]
     finally:
         second.stop()
-    third = service_on(told, plane)
+    third = service_on(options, plane)
     third.start()
     third.stop()
     plane.open(third.spec)

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from fenced import GATEWAYS, fenced, printed
 from gateways import ROOT, clean_environment
@@ -35,15 +37,15 @@ class Case:
     code: str
     says: str
     retryable: bool = False
-    told: dict[str, str] = field(default_factory=dict[str, str])
+    variables: dict[str, str] = field(default_factory=dict[str, str])
     #: Goes before the command.
     prefix: Sequence[str] = ()
 
 
 @pytest.fixture
 def stack() -> Generator[ExitStack]:
-    with ExitStack() as found:
-        yield found
+    with ExitStack() as stack:
+        yield stack
 
 
 def free_port() -> str:
@@ -55,83 +57,85 @@ def free_port() -> str:
 def away(_stack: ExitStack, tmp_path: Path) -> Case:
     url = f"unix://{tmp_path}/nothing.sock"
     return Case(
-        3, "redis_away", "Redis cannot be used: there is no such socket", retryable=True, told={"REDIS_URL": url}
+        3, "redis_away", "Redis cannot be used: there is no such socket", retryable=True, variables={"REDIS_URL": url}
     )
 
 
 def nobody_listens(_stack: ExitStack, _tmp_path: Path) -> Case:
     url = f"redis://127.0.0.1:{free_port()}/0"
-    return Case(3, "redis_away", "Redis cannot be used: nobody listens there", retryable=True, told={"REDIS_URL": url})
+    return Case(
+        3, "redis_away", "Redis cannot be used: nobody listens there", retryable=True, variables={"REDIS_URL": url}
+    )
 
 
 def wrong_password(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(requirepass="correct-horse"))
     url = f"unix://:battery-staple@{server.socket}"
-    return Case(3, "redis_refuses", "it knows no such user, or another password", told={"REDIS_URL": url})
+    return Case(3, "redis_refuses", "it knows no such user, or another password", variables={"REDIS_URL": url})
 
 
 def a_cluster(stack: ExitStack, _tmp_path: Path) -> Case:
     port = free_port()
     server = stack.enter_context(serving(**{"cluster-enabled": "yes", "cluster-port": port}))
-    return Case(1, "storage_error", "Redis runs as a cluster", told={"REDIS_URL": server.url})
+    return Case(1, "storage_error", "Redis runs as a cluster", variables={"REDIS_URL": server.url})
 
 
 def a_replica(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(replicaof=f"127.0.0.1 {free_port()}"))
-    return Case(3, "redis_away", "Redis is a replica", retryable=True, told={"REDIS_URL": server.url})
+    return Case(3, "redis_away", "Redis is a replica", retryable=True, variables={"REDIS_URL": server.url})
 
 
 def one_that_evicts(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(maxmemory="100mb", **{"maxmemory-policy": "allkeys-lru"}))
-    return Case(1, "storage_error", "Redis may evict peers", told={"REDIS_URL": server.url})
+    return Case(1, "storage_error", "Redis may evict peers", variables={"REDIS_URL": server.url})
 
 
 def one_that_forgets(stack: ExitStack, _tmp_path: Path) -> Case:
     server = stack.enter_context(serving(appendonly="no"))
-    told = {"REDIS_URL": server.url, "REQUIRE_DURABLE": "true"}
-    return Case(1, "storage_error", "PEERLANE_REQUIRE_DURABLE forbids that", told=told)
+    variables = {"REDIS_URL": server.url, "REQUIRE_DURABLE": "true"}
+    return Case(1, "storage_error", "PEERLANE_REQUIRE_DURABLE forbids that", variables=variables)
 
 
 def a_bad_setting(_stack: ExitStack, _tmp_path: Path) -> Case:
-    return Case(2, "settings", "PEERLANE_ENDPOINT: an endpoint is host:port", told={"ENDPOINT": "vpn.example.com"})
+    return Case(2, "settings", "PEERLANE_ENDPOINT: an endpoint is host:port", variables={"ENDPOINT": "vpn.example.com"})
 
 
 def a_misspelled_setting(_stack: ExitStack, _tmp_path: Path) -> Case:
-    return Case(2, "settings", "did you mean PEERLANE_POOLS?", told={"POOL": "10.0.0.0/8"})
+    return Case(2, "settings", "did you mean PEERLANE_POOLS?", variables={"POOL": "10.0.0.0/8"})
 
 
 def an_open_key_file(_stack: ExitStack, tmp_path: Path) -> Case:
     key = tmp_path / "open.key"
     key.write_text("x")
     key.chmod(0o644)
-    return Case(2, "settings", "others may use it (mode 0644)", told={"PRIVATE_KEY_FILE": str(key)})
+    return Case(2, "settings", "others may use it (mode 0644)", variables={"PRIVATE_KEY_FILE": str(key)})
 
 
 def a_key_file_that_holds_none(_stack: ExitStack, tmp_path: Path) -> Case:
     key = tmp_path / "bad.key"
     key.write_bytes(b"\xffSECRETSECRET")
     key.chmod(0o600)
-    return Case(2, "settings", "does not hold a WireGuard key", told={"PRIVATE_KEY_FILE": str(key)})
+    return Case(2, "settings", "does not hold a WireGuard key", variables={"PRIVATE_KEY_FILE": str(key)})
 
 
 def no_sealing_key(_stack: ExitStack, tmp_path: Path) -> Case:
-    return Case(2, "settings", "No such file", told={"PSK_KEY_FILE": str(tmp_path / "none")})
+    return Case(2, "settings", "No such file", variables={"PSK_KEY_FILE": str(tmp_path / "none")})
 
 
 def nobodys_user(_stack: ExitStack, _tmp_path: Path) -> Case:
-    return Case(2, "settings", f"there is no user {NOBODY} on this host", told={"USER": NOBODY})
+    return Case(2, "settings", f"there is no user {NOBODY} on this host", variables={"USER": NOBODY})
 
 
 def no_right_to_devices(_stack: ExitStack, _tmp_path: Path) -> Case:
     without = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"] if os.geteuid() == 0 else []
-    return Case(1, "no_data_plane", "it lacks CAP_NET_ADMIN", told={"DATAPLANE": "kernel"}, prefix=without)
+    return Case(1, "no_data_plane", "it lacks CAP_NET_ADMIN", variables={"DATAPLANE": "kernel"}, prefix=without)
 
 
 def no_wireguard(_stack: ExitStack, _tmp_path: Path) -> Case:
     try:
         open_plane(read()).require()
     except NoDataPlane as error:
-        return Case(1, "no_data_plane", error.message, told={"DATAPLANE": "kernel"})
+        return Case(1, "no_data_plane", error.message, variables={"DATAPLANE": "kernel"})
     pytest.skip("this host has WireGuard")
 
 
@@ -142,32 +146,36 @@ CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class Started:
+    """A process, and the files that it writes to."""
+
+    process: preloaded.Running
+    output: Path
+    errors: Path
+
+    def end(self) -> tuple[int, str, str]:
+        """Its status, and what it said; ended by force where it does not end by itself."""
+        try:
+            status = self.process.wait(40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"it goes on: {self.output.read_text()}{self.errors.read_text()}")
+        return status, self.output.read_text(), self.errors.read_text()
+
+
 def started(
-    words: Sequence[str], redis: str, told: dict[str, str], tmp_path: Path, prefix: Sequence[str] = ()
-) -> subprocess.Popen[str]:
+    words: Sequence[str], redis: str, variables: dict[str, str], tmp_path: Path, prefix: Sequence[str] = ()
+) -> Started:
     """A process with these settings."""
-    settings = {"REDIS_URL": redis, "DATAPLANE": "memory", "PRIVATE_KEY_FILE": str(tmp_path / "key"), **told}
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-m", *words],
-        cwd=ROOT,
-        env=clean_environment() | {f"PEERLANE_{name}": value for name, value in settings.items()},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Its status, and what it said; ended by force where it does not end by itself."""
-    try:
-        out, err = process.communicate(timeout=40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        pytest.fail(f"it goes on: {out}{err}")
-    return process.returncode, out, err
+    settings = {"REDIS_URL": redis, "DATAPLANE": "memory", "PRIVATE_KEY_FILE": str(tmp_path / "key"), **variables}
+    environment = clean_environment() | {f"PEERLANE_{name}": value for name, value in settings.items()}
+    directory = Path(tempfile.mkdtemp(dir=tmp_path))
+    output, errors = directory / "output", directory / "errors"
+    with output.open("wb") as out, errors.open("wb") as err:
+        command = [*prefix, sys.executable, "-m", *words]
+        return Started(preloaded.start(command, ROOT, environment, out, errors=err), output, errors)
 
 
 def only_document(out: str) -> dict[str, Any]:
@@ -189,7 +197,7 @@ def test_a_start_that_fails_is_one_document(
 ) -> None:
     wanted: Case = case(stack, tmp_path)
     words = ("peerlane.workers.cli", "gateway", "run", "iad", "--json", *only)
-    status, out, err = end_of(started(words, redis_server.url, wanted.told, tmp_path, wanted.prefix))
+    status, out, err = started(words, redis_server.url, wanted.variables, tmp_path, wanted.prefix).end()
     assert status == wanted.status, err
     error = only_document(out)["error"]
     assert (error["code"], error["retryable"]) == (wanted.code, wanted.retryable)
@@ -207,8 +215,8 @@ def test_and_the_same_sentence_from_celery(
 ) -> None:
     wanted: Case = case(stack, tmp_path)
     words = ("celery", "-A", "peerlane.workers.gateway", "worker", "-l", "info")
-    told = {"GATEWAY": "iad", **wanted.told}
-    status, out, err = end_of(started(words, redis_server.url, told, tmp_path, wanted.prefix))
+    variables = {"GATEWAY": "iad", **wanted.variables}
+    status, out, err = started(words, redis_server.url, variables, tmp_path, wanted.prefix).end()
     assert status == wanted.status, err
     assert wanted.says in err
     assert "Traceback" not in out + err
@@ -219,7 +227,7 @@ def test_and_the_same_sentence_from_celery(
 def test_celery_without_a_gateways_name_says_which_setting_is_missing(
     part: str, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    status, out, err = end_of(started(("celery", "-A", part, "worker"), redis_server.url, {}, tmp_path))
+    status, out, err = started(("celery", "-A", part, "worker"), redis_server.url, {}, tmp_path).end()
     assert (status, "PEERLANE_GATEWAY is not set" in err) == (2, True)
     assert "Traceback" not in out + err
 
@@ -227,31 +235,41 @@ def test_celery_without_a_gateways_name_says_which_setting_is_missing(
 @pytest.mark.parametrize("words", [("beat",), ("report",)])
 def test_celery_on_any_host_says_what_is_wrong_with_the_settings(words: Sequence[str], tmp_path: Path) -> None:
     command = ("celery", "-A", "peerlane.config.celery.app", *words)
-    status, out, err = end_of(started(command, "redis://h/zero", {}, tmp_path))
+    status, out, err = started(command, "redis://h/zero", {}, tmp_path).end()
     assert (status, "PEERLANE_REDIS_URL: expected redis://HOST:PORT/DB" in err) == (2, True)
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize(("only", "says"), [("writer", "has a writer"), ("observer", "has an observer")])
-def test_a_second_one_names_the_first(only: str, says: str, redis_server: RedisServer, tmp_path: Path) -> None:
-    first = started(("peerlane.workers.cli", "gateway", "run", "second", "--json"), redis_server.url, {}, tmp_path)
+@pytest.fixture(scope="module")
+def first(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A writer and an observer that are there already, and end well once they are asked to; where their key is."""
+    words, directory = ("peerlane.workers.cli", "gateway", "run", "second", "--json"), tmp_path_factory.mktemp("first")
+    first = started(words, redis_server.url, {}, directory)
     try:
-        words = ("peerlane.workers.cli", "gateway", "run", "second", "--json", "--only", only)
-
         eventually(lambda: _is_there("second", redis_server), "the first one")
-        status, out, _ = end_of(started(words, redis_server.url, {}, tmp_path))
-        error = only_document(out)["error"]
-        assert (status, error["code"], error["retryable"]) == (1, "lane_held", True)
-        assert says in error["message"]
-        assert "process" in error["message"]
-        if only == "writer":
-            both = ("peerlane.workers.cli", "gateway", "run", "second", "--json")
-            status, out, _ = end_of(started(both, redis_server.url, {}, tmp_path))
-            assert (status, only_document(out)["error"]["code"]) == (1, "lane_held")
+        yield directory
     finally:
-        first.send_signal(signal.SIGTERM)
-        status, out, err = end_of(first)
+        first.process.send_signal(signal.SIGTERM)
+        status, out, err = first.end()
     assert (status, only_document(out)) == (0, {"gateway": "second", "outcome": "ended"}), err
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        (("--only", "writer"), "has a writer"),
+        (("--only", "observer"), "has an observer"),
+        ((), "has a"),
+    ],
+    ids=["writer", "observer", "both"],
+)
+def test_a_second_one_names_the_first(only: Sequence[str], says: str, redis_server: RedisServer, first: Path) -> None:
+    words = ("peerlane.workers.cli", "gateway", "run", "second", "--json", *only)
+    status, out, _ = started(words, redis_server.url, {}, first).end()
+    error = only_document(out)["error"]
+    assert (status, error["code"], error["retryable"]) == (1, "lane_held", True)
+    assert says in error["message"]
+    assert "process" in error["message"]
 
 
 def _is_there(name: str, server: RedisServer) -> bool:
@@ -265,7 +283,7 @@ def test_a_user_without_rights_and_missing_functions_are_told_by_name(
     with fenced(printed(capsys, *GATEWAYS, "--passwords"), load=False) as server:
         for user, says in (("writer-iad", "`peerlane functions --load`"), ("beat", "see `peerlane acl`")):
             words = ("peerlane.workers.cli", "gateway", "run", "iad", "--json")
-            status, out, err = end_of(started(words, server.url_of(user), {}, tmp_path))
+            status, out, err = started(words, server.url_of(user), {}, tmp_path).end()
             error = only_document(out)["error"]
             assert (status, error["code"], error["retryable"]) == (3, "redis_refuses", False), err
             assert says in error["message"]
@@ -278,8 +296,8 @@ def test_one_of_the_two_alone_ends_with_one_document_too(only: str, redis_server
     part = "gateway" if only == "writer" else "observer"
     key = f"peerlane:{{alone-{only}}}:{part}"
     eventually(lambda: redis_server.redis.hget(key, "heartbeat"), "its sign of life")
-    process.send_signal(signal.SIGTERM)
-    status, out, err = end_of(process)
+    process.process.send_signal(signal.SIGTERM)
+    status, out, err = process.end()
     assert (status, only_document(out)["outcome"]) == (0, "ended"), err
 
 
@@ -288,7 +306,7 @@ def test_a_writer_that_is_replaced_ends_with_a_document(redis_server: RedisServe
     process = started(words, redis_server.url, {}, tmp_path)
     eventually(lambda: redis_server.redis.hget("peerlane:{replaced}:gateway", "phase") == "serving", "a writer")
     redis_server.redis.incr("peerlane:{replaced}:epoch")
-    status, out, err = end_of(process)
+    status, out, err = process.end()
     assert (status, only_document(out)["error"]["code"]) == (1, "fenced"), err
 
 
@@ -297,13 +315,12 @@ def test_without_json_it_waits_for_redis(own_redis: RedisServer, tmp_path: Path)
     server.stop()
     process = started(("peerlane.workers.cli", "gateway", "run", "patient"), server.url, {}, tmp_path)
     try:
-        said = iter(process.stderr or ())
-        assert any("Redis is away (there is no such socket)" in line for line in said)
+        eventually(lambda: "Redis is away (there is no such socket)" in process.errors.read_text(), "it saying so")
         server.start()
         eventually(lambda: _is_there("patient", server), "the gateway, once Redis is there")
     finally:
-        process.send_signal(signal.SIGTERM)
-        status, out, err = end_of(process)
+        process.process.send_signal(signal.SIGTERM)
+        status, out, err = process.end()
     assert status == 0, err
     assert "{" not in out
     assert "Traceback" not in err

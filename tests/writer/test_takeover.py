@@ -31,20 +31,20 @@ def store(redis_server: RedisServer) -> Iterator[Store]:
     redis.close()
 
 
-def told(store: Store) -> dict[str, str]:
-    found = cast("dict[bytes, bytes]", store.redis.hgetall(names.gateway_key(store.gateway)))
-    return {name.decode(): value.decode() for name, value in found.items()}
+def gateway_fields(store: Store) -> dict[str, str]:
+    fields = cast("dict[bytes, bytes]", store.redis.hgetall(names.gateway_key(store.gateway)))
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 def test_a_writer_that_was_replaced_gives_no_sign_of_life(store: Store) -> None:
     assert store.heartbeat(phase="serving", peers=3)
     newer = Store(store.redis, store.gateway, result_ttl=60)
     newer.open_epoch()
-    before = told(store)
+    before = gateway_fields(store)
     assert not store.heartbeat(phase="recovering", peers=0)
-    assert told(store) == before, "it has changed nothing"
+    assert gateway_fields(store) == before, "it has changed nothing"
     assert newer.heartbeat(phase="recovering", peers=0)
-    assert told(store)["phase"] == "recovering"
+    assert gateway_fields(store)["phase"] == "recovering"
 
 
 def test_a_writer_elsewhere_that_lives_holds_the_lane(store: Store) -> None:

@@ -39,23 +39,23 @@ from peerlane.workers.store.retry import ShutdownRequested
 @pytest.fixture
 def own_bench(own_redis: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
     """For tests that hurt the server."""
-    found = WriterAlone(own_redis, tmp_path)
-    yield found
-    found.close()
+    own_bench = WriterAlone(own_redis, tmp_path)
+    yield own_bench
+    own_bench.close()
 
 
 class TestARequest:
     def test_to_create_answers_a_whole_client_configuration(self, bench: WriterAlone) -> None:
         key, request = some_key(), bench.request()
-        found = bench.create(key, request=request, preshared_key=some_key(), labels={"a": "b"}, ttl=60, keepalive=25)
-        assert found["outcome"] == "created"
-        assert (found["public_key"], found["gateway"]) == (key, bench.name)
-        assert found["allowed_ips"] == ["10.8.0.2/32", "fd00:8::2/128"]
-        assert (found["gateway_public_key"], found["endpoint"]) == (bench.public_key, "gw:51820")
-        assert (found["labels"], found["ttl"], found["keepalive"]) == ({"a": "b"}, 60, 25)
-        assert abs(found["expires_at"] - found["created_at"] - 60) <= 1
-        assert found["has_preshared_key"] is True
-        assert bench.outcome(request) == found
+        answer = bench.create(key, request=request, preshared_key=some_key(), labels={"a": "b"}, ttl=60, keepalive=25)
+        assert answer["outcome"] == "created"
+        assert (answer["public_key"], answer["gateway"]) == (key, bench.name)
+        assert answer["allowed_ips"] == ["10.8.0.2/32", "fd00:8::2/128"]
+        assert (answer["gateway_public_key"], answer["endpoint"]) == (bench.public_key, "gw:51820")
+        assert (answer["labels"], answer["ttl"], answer["keepalive"]) == ({"a": "b"}, 60, 25)
+        assert abs(answer["expires_at"] - answer["created_at"] - 60) <= 1
+        assert answer["has_preshared_key"] is True
+        assert bench.outcome(request) == answer
         assert bench.plane.peers()[key].keepalive == 25
         bench.agree()
 
@@ -76,8 +76,8 @@ class TestARequest:
         key = some_key()
         bench.create(key, allowed_ips=["10.8.0.77", "192.168.5.0/24"])
         bench.agree()
-        found = bench.delete(key)
-        assert (found["outcome"], found["allowed_ips"]) == ("deleted", ["10.8.0.77/32", "192.168.5.0/24"])
+        answer = bench.delete(key)
+        assert (answer["outcome"], answer["allowed_ips"]) == ("deleted", ["10.8.0.77/32", "192.168.5.0/24"])
         assert bench.records == {}
         bench.agree()
         assert bench.create(allowed_ips=["10.8.0.77"])["outcome"] == "created"
@@ -285,19 +285,19 @@ class TestAReplacedWriter:
         assert key not in bench.plane.peers()
 
     def test_changes_nothing_from_then_on(self, bench: WriterAlone) -> None:
-        held = some_key()
-        bench.create(held)
+        key = some_key()
+        bench.create(key)
         bench.raw.incr(names.epoch_key(bench.name))
         with pytest.raises(Fenced):
-            bench.delete(held)
+            bench.delete(key)
         bench.plane.made.clear()
         for _ in range(2):
             with pytest.raises(Fenced):
                 bench.create()
             with pytest.raises(Fenced):
-                bench.delete(held)
+                bench.delete(key)
         assert bench.plane.made == []
-        assert held in bench.plane.peers()
+        assert key in bench.plane.peers()
 
     def test_learns_it_by_a_refusal_too(self, bench: WriterAlone) -> None:
         bench.raw.incr(names.epoch_key(bench.name))
@@ -384,8 +384,8 @@ class TestARecordThatNoLongerParses:
 
 class TestRedisIsFull:
     def test_nothing_is_confirmed_and_the_device_is_as_before(self, own_bench: WriterAlone) -> None:
-        held = some_key()
-        own_bench.create(held)
+        earlier = some_key()
+        own_bench.create(earlier)
         before = own_bench.plane.peers()
         own_bench.raw.config_set("maxmemory-policy", "noeviction")
         own_bench.raw.config_set("maxmemory", "1")
@@ -400,14 +400,14 @@ class TestRedisIsFull:
         own_bench.agree()
 
     def test_a_delete_is_whole_or_not_at_all(self, own_bench: WriterAlone) -> None:
-        held = some_key()
-        own_bench.create(held, allowed_ips=["10.8.0.9", "192.168.9.0/24"])
+        earlier = some_key()
+        own_bench.create(earlier, allowed_ips=["10.8.0.9", "192.168.9.0/24"])
         before = own_bench.plane.peers()
         own_bench.raw.config_set("maxmemory", "1")
         try:
-            own_bench.delete(held)
+            own_bench.delete(earlier)
         except StorageError:
-            assert held in own_bench.records
+            assert earlier in own_bench.records
             assert own_bench.plane.peers() == before
         else:
             assert own_bench.records == {}
@@ -426,21 +426,21 @@ class TestRedisIsFull:
 class TestRedisIsAway:
     def test_the_writer_waits_and_the_request_is_carried_out_once(self, own_bench: WriterAlone) -> None:
         own_bench.server.stop()
-        found: list[dict[str, Any]] = []
-        thread = threading.Thread(target=lambda: found.append(own_bench.create()), daemon=True)
+        answers: list[dict[str, Any]] = []
+        thread = threading.Thread(target=lambda: answers.append(own_bench.create()), daemon=True)
         thread.start()
         own_bench.server.start()
         thread.join(timeout=PATIENCE)
         assert not thread.is_alive()
-        assert [each["outcome"] for each in found] == ["created"]
+        assert [each["outcome"] for each in answers] == ["created"]
         own_bench.agree()
 
     def test_a_frozen_server_is_waited_for_too(self, own_bench: WriterAlone) -> None:
         own_bench.create()
         own_bench.plane.made.clear()
         own_bench.server.pause()
-        found: list[dict[str, Any]] = []
-        thread = threading.Thread(target=lambda: found.append(own_bench.create()), daemon=True)
+        answers: list[dict[str, Any]] = []
+        thread = threading.Thread(target=lambda: answers.append(own_bench.create()), daemon=True)
         thread.start()
         eventually(lambda: own_bench.plane.made, "the device being changed")
         # The commit is on its way into a server that does not answer; the writer will ask more than once.
@@ -448,7 +448,7 @@ class TestRedisIsAway:
         own_bench.server.resume()
         thread.join(timeout=PATIENCE)
         assert not thread.is_alive()
-        assert [each["outcome"] for each in found] == ["created"]
+        assert [each["outcome"] for each in answers] == ["created"]
         assert [type(change) for change in own_bench.plane.made] == [SetPeer]
         own_bench.agree()
 

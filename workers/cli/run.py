@@ -17,7 +17,7 @@ from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
-from peerlane.tasks.errors import Fenced, PeerlaneError, WriterError
+from peerlane.tasks.errors import Fenced, LaneHeld, PeerlaneError, WriterError
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -79,7 +79,8 @@ def run(
     if pulse is not None:
         _be_watched(pulse)
     if only is not None:
-        raise Exit(_run_one(session, settings, only, loglevel, awaits_redis=await_redis))
+        status, lane_is_held = _run_one(session, settings, only, loglevel, awaits_redis=await_redis)
+        raise Exit(_told_to_supervisor(status, held=lane_is_held) if pulse is not None else status)
     from peerlane.tasks.wire.psk_cipher import cipher_of
     from peerlane.workers.dataplane.factory import open_plane
     from peerlane.workers.host.privileges import confine_gateway
@@ -107,7 +108,17 @@ def _be_watched(pulse: int) -> None:
     faulthandler.enable(pulse)
 
 
-def _run_one(session: Session, settings: Settings, which: str, loglevel: str, *, awaits_redis: bool) -> int:
+def _told_to_supervisor(status: int, *, held: bool) -> int:
+    """The exit status of a supervised process."""
+    from peerlane.workers.host.supervisor import HELD
+
+    return HELD if status and held else status
+
+
+def _run_one(
+    session: Session, settings: Settings, which: str, loglevel: str, *, awaits_redis: bool
+) -> tuple[int, bool]:
+    """Run one of the two until it ends; returns its exit status, and whether its lane or device is another's."""
     from peerlane.workers.gateway import GatewayApp
     from peerlane.workers.observer import ObserverApp
 
@@ -128,7 +139,8 @@ def _run_one(session: Session, settings: Settings, which: str, loglevel: str, *,
         session.output.error(as_document(worker.refusal or _why_it_ended(worker, which, status)))
     elif session.output.json:
         session.output.document(_ended(settings))
-    return status
+    held = isinstance(worker.refusal or _why_it_ended(worker, which, status), LaneHeld | Fenced)
+    return status, which == "writer" and held
 
 
 def _why_it_ended(worker: Any, which: str, status: int) -> PeerlaneError:

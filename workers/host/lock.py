@@ -43,6 +43,7 @@ class DeviceLock:
         try:
             lock.bind(self._name)
             lock.listen(8)
+            lock.setblocking(False)  # noqa: FBT003 - its only parameter
         except OSError:
             lock.close()
             raise LaneHeld(f"the device {self.device} already has {_A[self.role]} here: {self._holder()}") from None
@@ -55,6 +56,12 @@ class DeviceLock:
             pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             return f"process {pid}"
         return "a process that could not be asked"
+
+    def heed(self) -> None:
+        """Close the connections of those who have asked which process holds the lock; unheeded they fill its queue."""
+        with contextlib.suppress(OSError):
+            while self._socket is not None:
+                self._socket.accept()[0].close()
 
     def release(self) -> None:
         """Release the lock."""

@@ -1,14 +1,15 @@
 """``peerlane gateway run``: runs writer and observer as two processes, restarts one that dies, ends both together.
 
-A writer that must not run (its lane is held, its settings are wrong) ends with a status that is passed on. Any other
-end of a process is a crash: it is restarted, at first after a second, later after up to 30. A process that hangs
-(``pulse``) is made to print its stacks, killed and restarted.
+A writer that must not run (its lane is another's, its settings are wrong, it fails before any has served) ends with a
+status that is passed on. Any other end of a process is a crash: it is restarted, at first after a second, later after
+up to 30. A process that hangs (``pulse``) is made to print its stacks, killed and restarted.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from peerlane.tasks.errors import LaneHeld
 from peerlane.workers.host.pulse import LONG
 from peerlane.workers.host.service_manager import VARIABLES, ServiceManager
 
@@ -29,6 +31,8 @@ SHORTEST, LONGEST = 1.0, 30.0
 HEALTHY = 60.0
 #: Seconds that processes are given to end before they are killed: a writer finishes what it has begun within five.
 ENDING = 12.0
+#: Exit status of a supervised writer whose lane is another's; the supervisor itself then ends with 1.
+HELD = 4
 #: Exit status of a process that could not use Redis, and the longest pause before it is started again.
 AWAY, AWAY_LONGEST = 3, 4.0
 #: Seconds that a hanging process is given to go on after all, and to end after SIGABRT.
@@ -52,7 +56,8 @@ class Part:
 
     name: str
     command: Sequence[str]
-    #: Whether an exit status says that starting it again would not help, given how many seconds it had lived.
+    #: Whether an exit status says that starting it again would not help, given how many seconds it had lived: without
+    #: end, once a watched part has served.
     final: Callable[[int, float], bool]
     #: Whether a first start that fails, and says why on standard output, ends all. Asked where somebody hears it.
     decides: bool = False
@@ -70,6 +75,8 @@ class _Running:
     pulse: int | None = None
     awaited: float = 0.0
     serving: bool = False
+    #: Whether this process or an earlier one of the part has served.
+    has_served: bool = False
     #: What else it wrote there: the stacks of a process that ends by a signal.
     stacks: bytes = b""
     #: When a hanging process is ended: by SIGABRT first, then by SIGKILL; None while it does not hang.
@@ -83,8 +90,8 @@ class _Running:
 
 
 def writer_is_final(status: int, lived: float) -> bool:
-    """Whether a writer's status is final. 2: bad settings. 1 soon after its start: lane held or device unusable."""
-    return status == 2 or (status == 1 and lived < HEALTHY)
+    """Whether a writer's status is final. 2: bad settings. ``HELD``. 1 soon after a start: the device is unusable."""
+    return status in (2, HELD) or (status == 1 and lived < HEALTHY)
 
 
 def observer_is_final(status: int, lived: float) -> bool:
@@ -225,6 +232,7 @@ def _hear(child: _Running) -> None:
             continue
         child.awaited = time.monotonic() + float(words[1])
         child.serving = child.serving or words[2] == b"serving"
+        child.has_served = child.has_served or child.serving
 
 
 def _ended(child: _Running, hear: Callable[[bytes], None] | None) -> int | None:
@@ -244,12 +252,12 @@ def _ended(child: _Running, hear: Callable[[bytes], None] | None) -> int | None:
         child.pulse, child.serving = None, False
     lived = time.monotonic() - child.began
     decided = child.part.decides and child.starts == 1 and status > 0 and bool(said)
-    if decided or child.part.final(status, lived):
+    if decided or child.part.final(status, math.inf if child.has_served else lived):
         if hear is not None:
             hear(said)
         again = "the first start failed" if decided else "which it would again"
         log.critical("the %s ended with status %d, %s", child.part.name, status, again)
-        return status
+        return LaneHeld.exit_code if status == HELD else status
     pause = _later(child, lived, status)
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     log.warning("the %s %s after %.0f s; starting it again in %.0f s", child.part.name, how, lived, pause)

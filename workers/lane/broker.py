@@ -1,10 +1,15 @@
-"""A writer's broker connection: kombu's Redis transport, made safe against malformed messages."""
+"""A gateway's broker connection: kombu's Redis transport with few commands and few connections while a lane is idle.
+
+One connection waits in BRPOP, which answers at once when a message comes, and after ``BLOCKED_FOR`` seconds if none
+does. The other messages that wait are taken with it (``taking``). The main thread's other commands use one other
+connection (``config.redis.client``).
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty
 from typing import Any, cast
@@ -12,76 +17,118 @@ from typing import Any, cast
 from celery.app.amqp import AMQP
 from celery.exceptions import WorkerShutdown
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis import Redis
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from peerlane.config import names
-from peerlane.config.celery.broker import OwnConnection
+from peerlane.config.celery.broker import OwnConnection, UnboundChannel, UnboundTransport
+from peerlane.config.redis.client import SharedRedis
+from peerlane.config.redis.connections import NotPrimary
 from peerlane.config.redis.failures import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
-from peerlane.workers.lane.polling import WaitingChannel, WaitingTransport
+from peerlane.workers.lane.strategy import sound_envelope
 from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
 from peerlane.workers.lane.unacked import LaneQoS
 from peerlane.workers.store.retry import ShutdownRequested
 
 log = logging.getLogger(__name__)
 
-#: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
-MAX_MESSAGE = 512 * 1024
+#: Seconds after which BRPOP answers that there is nothing.
+BLOCKED_FOR = 5
+#: The same where this Redis user may not wait on a key of its own: a stop waits for that answer.
+BLOCKED_BRIEFLY = 1
+#: Seconds beyond the time above after which a connection without an answer counts as dead, and between two looks.
+OVERDUE, LOOK_EVERY = 1.0, 1.0
+#: Seconds that a word to a BRPOP is kept which has had another answer meanwhile.
+WAKE_KEPT_FOR = 10
 
-#: It becomes a field in Redis, so it has to be text that UTF-8 can hold: JSON can name what is none. Kombu's is a UUID.
-_TAG = re.compile(r"[!-~]{1,200}")
+_kombu: Any = kombu_redis  # it carries no types
 
 
-def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 - one question after another
-    """Kombu's envelope, if kombu and Celery accept it without raising; else a text that says what is wrong.
+class LanePoller(_kombu.MultiChannelPoller):
+    """Drops a connection whose BRPOP is overdue; kombu would wait ``health_check_interval`` seconds more."""
 
-    Both index into the envelope unasked, and an error there would end the worker. The body stays as it is.
+    def maybe_check_brpop_health(self) -> None:
+        for channel in self._channels:
+            if channel.is_overdue():
+                channel.drop_poll()
+
+
+class LaneChannel(UnboundChannel):
+    """Waits for a message in a long BRPOP, takes the others that wait with it, and checks each.
+
+    BRPOP also waits on a key of this channel, so that it can be ended early.
     """
-    if len(raw) > MAX_MESSAGE:
-        return f"larger than {MAX_MESSAGE} bytes"
-    try:
-        parsed = json.loads(raw)
-    except (ValueError, RecursionError):
-        return "not JSON"
-    if not isinstance(parsed, dict):
-        return "not a JSON object"
-    envelope = cast("dict[str, Any]", parsed)
-    properties = envelope.get("properties")
-    if not isinstance(properties, dict):
-        return "without properties"
-    known = cast("dict[str, Any]", properties)
-    if not isinstance(known.get("delivery_tag"), str) or not _TAG.fullmatch(known["delivery_tag"]):
-        return "without a delivery tag"
-    info = known.get("delivery_info")
-    if not isinstance(info, dict) or not all(
-        isinstance(cast("dict[str, Any]", info).get(name), str) for name in ("exchange", "routing_key")
-    ):
-        return "without delivery information"
-    if known.get("body_encoding") not in (None, "base64"):
-        return "in an unknown body encoding"
-    if not isinstance(envelope.get("body"), str):
-        return "without a body"
-    headers = envelope.get("headers")
-    if not isinstance(headers, dict):
-        return "without headers"
-    if not isinstance(cast("dict[str, Any]", headers).setdefault("task", ""), str):
-        headers["task"] = ""  # a name that no task has; Celery would fail on one that cannot be looked up
-    cast("dict[str, Any]", headers).pop("compression", None)  # kombu would inflate without a limit
-    if not all(isinstance(envelope.get(name), str) for name in ("content-type", "content-encoding")):
-        return "without a content type"
-    if known.get("body_encoding") == "base64":
-        try:
-            kombu_redis.Channel.codecs["base64"].decode(envelope["body"])
-        except (ValueError, TypeError):
-            return "with a body that is no base64"
-    return envelope
-
-
-class LaneChannel(WaitingChannel):
-    """A channel that takes the other waiting messages with each message, and checks each one it reads."""
 
     QoS = LaneQoS
+
+    _wake: str = ""
+    _may_be_woken = True
+    #: While messages that were taken together are delivered: where Celery's strategy collects them.
+    group: Group | None = None
+    #: Ends what was struck out of the lane; set by the consumer (peerlane.workers.lane.worker).
+    end_dead: Callable[[Sequence[Dead]], None] | None = None
+    _taker: Taker | None = None
+    #: Whether this user may not use the procedure: then each message is noted by itself.
+    _one_by_one = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._gateway: str = self._transport_options["gateway"]
+        # kombu asks for a sign of life over a connection that only a channel which consumes has a use for.
+        self.async_pool.disconnect()
+
+    @property
+    def _transport_options(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", self.connection.client.transport_options)
+
+    @property
+    def redis(self) -> Redis:
+        """The process' client for all commands except the wait."""
+        return cast("SharedRedis", self._transport_options["shared_redis"]).client
+
+    @property
+    def pool(self) -> Any:
+        """The pool of the process' client; kombu closes a channel's own pool with the channel."""
+        return self.redis.connection_pool
+
+    def _create_client(self, asynchronous: bool = False) -> Redis:  # noqa: FBT001, FBT002 - kombu's signature
+        return cast("Redis", super()._create_client(asynchronous=True)) if asynchronous else self.redis
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        queues = cast("list[str]", self._queue_cycle.consume(len(self.active_queues)))
+        if not queues:
+            return
+        if not self._wake:
+            self._wake = names.wake_key(self._gateway, secrets.token_hex(8))
+        keys = [*queues, self._wake] if self._may_be_woken else queues
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        self.client.connection.send_command("BRPOP", *keys, timeout or self.brpop_timeout)
+
+    def brpop_answer(self, **options: Any) -> tuple[str, bytes] | None:
+        """The answer of BRPOP: the queue and the message; None if there was none."""
+        connection = self.client.connection
+        try:
+            answer = cast("tuple[bytes, bytes] | None", self.client.parse_response(connection, "BRPOP", **options))
+        except NoPermissionError:
+            if not self._may_be_woken:
+                raise
+            self._may_be_woken, self.brpop_timeout = False, BLOCKED_BRIEFLY
+            return None
+        except ResponseError as error:
+            if not str(error).startswith("MISCONF"):
+                raise
+            # Its disk is full: it takes no message off a queue until there is room.
+            connection.disconnect()
+            raise NotPrimary(str(error)) from error
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+        if not answer or answer[0] == self._wake.encode():
+            return None
+        return answer[0].decode().rsplit(self.sep, 1)[0], answer[1]
 
     def _brpop_read(self, **options: Any) -> bool:
         # As in kombu 5.7, but that a message is looked at before it is delivered.
@@ -97,22 +144,14 @@ class LaneChannel(WaitingChannel):
             self._in_poll = None
             self._flush_brpop_reauth()
 
-    #: While messages that were taken together are delivered: where Celery's strategy collects them.
-    group: Group | None = None
-    #: Ends what was struck out of the lane; set by the consumer (peerlane.workers.lane.worker).
-    end_dead: Callable[[Sequence[Dead]], None] | None = None
-    _taker: Taker | None = None
-    #: Whether this user may not use the procedure: then each message is noted by itself.
-    _one_by_one = False
-
     def _take_with_others(self, queue: str, raw: bytes) -> None:
         """Take the other messages that wait in the lane, and have all of them carried out as a group."""
-        gateway = names.gateway_of_queue(queue)
+        gateway = self._gateway
         if self._one_by_one or queue not in (names.lane_queue(gateway), names.bulk_queue(gateway)):
             self.take(queue, raw)
             return
         if self._taker is None:
-            self._taker = Taker(self.redis, gateway, result_ttl=self._result_ttl)
+            self._taker = Taker(self.redis, gateway, result_ttl=int(self._transport_options["result_ttl"]))
         try:
             taken, dead = self._taker(queue, raw)
         except ShutdownRequested:
@@ -138,18 +177,13 @@ class LaneChannel(WaitingChannel):
         if failures:
             raise failures[0]
 
-    @property
-    def _result_ttl(self) -> int:
-        return int(self.connection.client.transport_options["result_ttl"])
-
     def _hand_on_noted(self, noted: Noted) -> None:
         envelope = sound_envelope(noted.message)
         if isinstance(envelope, str):
             self.take(noted.queue, noted.message)  # sets it aside
             with self.conn_or_acquire() as client:
-                gateway = names.gateway_of_queue(noted.queue)
-                client.hdel(names.unacked_key(gateway), noted.tag)
-                client.zrem(names.unacked_key(gateway, "_index"), noted.tag)
+                client.hdel(names.unacked_key(self._gateway), noted.tag)
+                client.zrem(names.unacked_key(self._gateway, "_index"), noted.tag)
             return
         envelope["properties"]["delivery_tag"] = noted.tag
         self.qos.noted[noted.tag] = noted.answered
@@ -161,8 +195,7 @@ class LaneChannel(WaitingChannel):
         if isinstance(envelope, str):
             log.warning("a message of %d bytes on %s was refused: it is %s", len(raw), queue, envelope)
             with self.conn_or_acquire() as client:
-                gateway, why = names.gateway_of_queue(queue), f"it is {envelope}"
-                set_aside(client, gateway, why=why, queue=queue, message=raw)
+                set_aside(client, self._gateway, why=f"it is {envelope}", queue=queue, message=raw)
             return
         self._deliver(envelope, queue)
 
@@ -171,11 +204,47 @@ class LaneChannel(WaitingChannel):
         envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
         self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
 
+    def is_overdue(self) -> bool:
+        """Whether BRPOP should have answered by now."""
+        connection: Any = self._in_poll
+        if not connection or time.monotonic() - self._brpop_sent_at < self.brpop_timeout + OVERDUE:
+            return False
+        sock = connection._sock  # noqa: SLF001 - as kombu's own poller asks
+        return sock is not None and not _kombu._socket_readable(sock)  # noqa: SLF001 - likewise
 
-class LaneTransport(WaitingTransport):
-    """The transport of processes that consume."""
+    def drop_poll(self) -> None:
+        """Close the waiting connection; kombu makes another."""
+        log.warning("Redis gave no answer to BRPOP in time; its connection is dropped")
+        cast("Any", self._in_poll).disconnect()
+
+    def close(self) -> None:
+        """Close the channel. BRPOP is ended first, because kombu reads its answer so that no message is lost."""
+        if self._in_poll and self._may_be_woken:
+            try:
+                with self.redis.pipeline(transaction=False) as pipe:
+                    pipe.lpush(self._wake, b"")
+                    pipe.expire(self._wake, WAKE_KEPT_FOR)
+                    pipe.execute()
+            except (RedisError, OSError):
+                self._in_poll.disconnect()
+        super().close()
+
+
+class LaneTransport(UnboundTransport):
+    """The transport of a gateway's processes, which consume."""
 
     Channel = LaneChannel
+    brpop_timeout = BLOCKED_FOR
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cycle = LanePoller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)
+        cycle: Any = self.cycle
+        cycle._brpop_health_tref.cancel()  # noqa: SLF001 - kombu's, which cancels it where it is set anew
+        cycle._brpop_health_tref = loop.call_repeatedly(LOOK_EVERY, cycle.maybe_check_brpop_health)  # noqa: SLF001
 
 
 class LaneConnection(OwnConnection):

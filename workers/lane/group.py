@@ -3,24 +3,33 @@
 Celery makes a request object and traces its task, for signals, callbacks and the storing of the result. Here the
 commit has stored the result. So if no receiver is connected to one of ``SIGNALS``, requests end without Celery's
 request and trace: the lean ending sends the events that Flower shows, counts the task, logs a line and acknowledges.
+Celery's tasks and the group call the writer by ``LaneWriter``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from celery import signals
 from celery.app.trace import LOG_FAILURE, LOG_SUCCESS
+from celery.exceptions import Reject, WorkerShutdown
 from celery.worker import state as worker_state
 
+from peerlane.config import names
 from peerlane.tasks.errors import Fenced, PeerlaneError
 from peerlane.tasks.wire.commit_record import in_short
 from peerlane.workers import failpoints
-from peerlane.workers.lane.taken import LaneWriter, TakenMessage
+from peerlane.workers.host.pulse import LONG, PULSE, SOON
+from peerlane.workers.lane.taking import Dead, TakenMessage
+from peerlane.workers.request.request import Outcome
+from peerlane.workers.store.retry import ShutdownRequested
+from peerlane.workers.writer.group import carry_out_many
+from peerlane.workers.writer.shares import leave_shares
+from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
 #: Where Celery itself logs that a task has ended, and where it is silenced (peerlane.workers.cli.run).
@@ -143,6 +152,72 @@ class LeanEnding:
         else:
             event |= {"return_value": repr(in_short(outcome)), "runtime": runtime}
             _trace_log.info(LOG_SUCCESS, event, extra={"data": event})
+
+
+class LaneWriter:
+    """The writer as the tasks call it. Errors that must stop the worker stop it."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def takes(self, count: int, *, bulk: bool, full: bool) -> None:
+        """Count messages that were taken together; ``full``: more wait."""
+        self._writer.pace.taken(count, bulk=bulk, full=full)
+
+    def carry_out(self, task: str, taken: TakenMessage, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Carry a request out; returns its result.
+
+        Raises:
+            PeerlaneError: its outcome is this refusal.
+        """
+        PULSE.turn(SOON if task in (names.CREATE_PEER, names.DELETE_PEER) else LONG)
+        try:
+            if taken.outcome is None:  # else it was carried out in a group
+                taken.outcome = self._writer.carry_out(task, taken.delivery, arguments)
+        except Fenced as error:
+            # The request goes back to the lane for the writer that has taken over; this worker ends.
+            worker_state.should_stop = Fenced.exit_code
+            raise Reject(error.message, requeue=True) from None
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None
+        finally:
+            PULSE.turn()
+            failpoints.reach("before_acknowledge")
+        if isinstance(taken.outcome.result, PeerlaneError):
+            raise taken.outcome.result
+        return taken.outcome.result
+
+    def carry_out_many(self, requests: Sequence[tuple[str, TakenMessage, Mapping[str, Any]]]) -> None:
+        """Carry requests out, several as one group. Each message then has its outcome, but one that was ``Fenced``."""
+        ordinary = all(task in (names.CREATE_PEER, names.DELETE_PEER) for task, _, _ in requests)
+        PULSE.turn(SOON if ordinary else LONG)
+        try:
+            outcomes = self._outcomes(requests)
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None
+        finally:
+            PULSE.turn()
+        for (_, taken, _), outcome in zip(requests, outcomes, strict=True):
+            taken.outcome = outcome
+
+    def _outcomes(self, requests: Sequence[tuple[str, TakenMessage, Mapping[str, Any]]]) -> list[Outcome | None]:
+        writer = self._writer
+        if len(requests) > 1:
+            made = [writer.request(task, taken.delivery, arguments) for task, taken, arguments in requests]
+            return carry_out_many(writer, made)
+        task, taken, arguments = requests[0]
+        try:
+            return [writer.carry_out(task, taken.delivery, arguments)]
+        except Fenced:
+            return [None]
+
+    def strike_out(self, dead: Sequence[Dead]) -> None:
+        """Count requests that were struck out of the lane, and remove them from their shares."""
+        self._writer.answered += len(dead)
+        try:
+            leave_shares(self._writer, [(each.request_id, each.message) for each in dead])
+        except ShutdownRequested:
+            raise WorkerShutdown(0) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from peerlane.config import names
 from peerlane.config.celery.result_backend import OwnBackend
-from peerlane.workers.lane.taken import TAKEN, TakenMessage
+from peerlane.workers.lane.taking import TAKEN, TakenMessage
 
 
 class CommitBackend(OwnBackend):

@@ -1,4 +1,4 @@
-"""Celery's strategy for a lane's tasks: checks a taken message and has the writer carry its request out."""
+"""Celery's strategy for a lane's tasks: has the writer carry a taken message's request out. What a lane accepts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from celery import signals
 from celery.utils.imports import symbol_by_name
 from celery.worker import request as celery_request
 from celery.worker.state import task_reserved
+from kombu.transport import redis as kombu_redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.commit_record import HEADER, LATE, decode, sound_digest
 from peerlane.tasks.wire.model import check_public_key
 from peerlane.workers.lane import poison
-from peerlane.workers.lane.group import Group, LeanEnding, Member, TaskEvents
-from peerlane.workers.lane.taken import TAKEN, LaneWriter, TakenMessage
-from peerlane.workers.lane.taking import Dead
+from peerlane.workers.lane.group import Group, LaneWriter, LeanEnding, Member, TaskEvents
+from peerlane.workers.lane.taking import TAKEN, Dead, TakenMessage
 from peerlane.workers.request.request import Delivery
 
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+#: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
+MAX_MESSAGE = 512 * 1024
+
+#: It becomes a field in Redis, so it has to be text that UTF-8 can hold: JSON can name what is none. Kombu's is a UUID.
+_TAG = re.compile(r"[!-~]{1,200}")
 
 
 class LaneStrategy:
@@ -32,6 +38,7 @@ class LaneStrategy:
     def __init__(self, task: Any, app: Any, consumer: Any) -> None:
         self._task, self._app, self._consumer = task, app, consumer
         self._gateway = consumer.service.name
+        self._request_ids = names.request_ids(self._gateway)
         self._eventer = consumer.event_dispatcher
         self._events = TaskEvents(task, self._eventer)
         self._ending = LeanEnding(task, consumer, self._events)
@@ -93,7 +100,8 @@ class LaneStrategy:
 
     def _open(self, message: Any, *, redelivered: bool) -> tuple[str, dict[str, Any]]:
         """Request id and arguments. Raises PeerlaneError for a message that is to be refused."""
-        if not names.is_request_id(self._gateway, message.headers.get("id")):
+        request_id = message.headers.get("id")
+        if not isinstance(request_id, str) or not self._request_ids.fullmatch(request_id):
             raise Invalid(f"its id is not {self._gateway}.TOKEN")
         if redelivered and self._consumer.spent(message):
             raise WriterError(_SPENT)
@@ -128,6 +136,51 @@ class LaneStrategy:
             decoded=True,
             utc=True,
         )
+
+
+def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 - one question after another
+    """Kombu's envelope, if kombu and Celery accept it without raising; else a text that says what is wrong.
+
+    Both index into the envelope unasked, and an error there would end the worker. The body stays as it is.
+    """
+    if len(raw) > MAX_MESSAGE:
+        return f"larger than {MAX_MESSAGE} bytes"
+    try:
+        parsed = json.loads(raw)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if not isinstance(parsed, dict):
+        return "not a JSON object"
+    envelope = cast("dict[str, Any]", parsed)
+    properties = envelope.get("properties")
+    if not isinstance(properties, dict):
+        return "without properties"
+    known = cast("dict[str, Any]", properties)
+    if not isinstance(known.get("delivery_tag"), str) or not _TAG.fullmatch(known["delivery_tag"]):
+        return "without a delivery tag"
+    info = known.get("delivery_info")
+    if not isinstance(info, dict) or not all(
+        isinstance(cast("dict[str, Any]", info).get(name), str) for name in ("exchange", "routing_key")
+    ):
+        return "without delivery information"
+    if known.get("body_encoding") not in (None, "base64"):
+        return "in an unknown body encoding"
+    if not isinstance(envelope.get("body"), str):
+        return "without a body"
+    headers = envelope.get("headers")
+    if not isinstance(headers, dict):
+        return "without headers"
+    if not isinstance(cast("dict[str, Any]", headers).setdefault("task", ""), str):
+        headers["task"] = ""  # a name that no task has; Celery would fail on one that cannot be looked up
+    cast("dict[str, Any]", headers).pop("compression", None)  # kombu would inflate without a limit
+    if not all(isinstance(envelope.get(name), str) for name in ("content-type", "content-encoding")):
+        return "without a content type"
+    if known.get("body_encoding") == "base64":
+        try:
+            kombu_redis.Channel.codecs["base64"].decode(envelope["body"])
+        except (ValueError, TypeError):
+            return "with a body that is no base64"
+    return envelope
 
 
 def was_delivered(message: Any) -> bool:

@@ -1,17 +1,23 @@
-"""Takes the messages that wait in a lane in one round trip: notes them as taken, or strikes dead ones out."""
+"""Takes the messages that wait in a lane in one round trip: notes them as taken, or strikes dead ones out.
+
+``TakenMessage`` is one that is taken, with the outcome of its request.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from celery.worker import state as worker_state
 from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.request.request import Delivery, Outcome
 from peerlane.workers.store.procedures import Procedure
 from peerlane.workers.store.retry import RetryUntilShutdown
 
@@ -33,6 +39,9 @@ MOST_DELETES = 48
 MAKE_ROOM = (names.DELETE_PEER, names.REMOVE_PEERS)
 #: Full groups of interactive requests one after the other, after which bulk has a turn where anything waits there.
 BULK_TURN = 16
+
+#: Where a task finds the TakenMessage of its request: an attribute of Celery's ``self.request``.
+TAKEN = "taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +121,26 @@ class Taker:
                 for message, request_id, task, record in dead
             ],
         )
+
+
+class TakenMessage:
+    """A taken message: its delivery, and its request's outcome once there is one. The result backend reads it too."""
+
+    def __init__(
+        self, message: Any, delivery: Delivery, acknowledge: Callable[..., None], reject: Callable[..., None]
+    ) -> None:
+        self.delivery = delivery
+        self.outcome: Outcome | None = None
+        self._message, self._acknowledge = message, acknowledge
+        self.reject = reject
+
+    def acknowledge(self, *context: Any) -> None:
+        """Acknowledge it, unless the commit of its request has."""
+        if self.outcome is not None and self.outcome.acknowledged:
+            self._message.channel.qos.acknowledged_elsewhere(self.delivery.tag)
+        else:
+            self._acknowledge(*context)
+
+    def give_back(self, log: logging.Logger, errors: Any) -> None:
+        """Put it back on its queue at once, because the event loop keeps no order."""
+        self._message.reject_log_error(log, errors, requeue=True)

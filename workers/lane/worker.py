@@ -23,9 +23,9 @@ from peerlane.tasks.wire.psk_cipher import cipher_of
 from peerlane.tasks.wire.registry import TASKS
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
+from peerlane.workers.lane.group import LaneWriter
 from peerlane.workers.lane.steps import ServeStep, TickStep
 from peerlane.workers.lane.strategy import LaneStrategy
-from peerlane.workers.lane.taken import LaneWriter
 from peerlane.workers.lane.taking import Dead
 from peerlane.workers.store.retry import OUTAGE
 

@@ -46,9 +46,7 @@ local function commit(key, share, deadline, result, late, changes, creates, tag,
     if owner and owner ~= keys[at] then return {'stale', 'address'} end
   end
   apply(changes)
-  -- As long as the request may be delivered again, its outcome is known; a deadline is at most a day ahead.
-  local left = math.ceil((deadline - now) / 1000) + 60
-  settle(key, share, tag, id, result, math.max(tonumber(ARGV[4]), math.min(left, 90000)))
+  settle(key, share, tag, id, result, life(deadline, ARGV[4]))
   return {'committed', ''}
 end
 local answers, made, alone = {now, seq}, 0, #KEYS == 8

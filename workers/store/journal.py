@@ -29,6 +29,8 @@ class Made:
     tag: str = ""
     #: Whether its changes hold a preshared key in clear: they go to no file.
     secret: bool = False
+    #: The request's, in ms on Redis' clock; 0 for none. Until then it may be asked again.
+    deadline: int = 0
 
 
 @dataclass(slots=True)

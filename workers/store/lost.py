@@ -12,7 +12,7 @@ LOST = "lost"
 class Lost:
     """The outcomes that Redis has lost, and those of them that could not be repeated."""
 
-    #: Outcomes that were not kept any more.
+    #: Outcomes that were not kept any more, or rest on such.
     outcomes: int = 0
     #: Outcomes that Redis holds otherwise now: their callers had not heard of them, and have cancelled them.
     disputed: int = 0

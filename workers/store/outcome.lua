@@ -64,6 +64,11 @@ local function publish(key, record)
   local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')
   if reply and #token == 32 then redis.call('PUBLISH', reply, record) end
 end
+-- Seconds for which an outcome is kept: as long as its request may be delivered again, or asked again with time left. A
+-- deadline is at most a day ahead.
+local function life(deadline, least)
+  return math.max(tonumber(least), math.min(math.ceil((deadline - now) / 1000) + 60, 90000))
+end
 local function settle(key, share, tag, id, record, ttl)
   redis.call('SET', key, record, 'EX', ttl)
   publish(key, record)

@@ -1,10 +1,12 @@
 -- Make true again, in their order, commits that Redis had confirmed and lost; the writer's start too, if that is lost.
--- They were in time and allowed when they were made, so neither deadline nor draining is asked about again.
+-- They were in time and allowed when they were made, so neither deadline nor draining is asked about again; an outcome is
+-- kept as long as at first.
 -- KEYS  as for commit
 -- ARGV  1 epoch of this writer  2 its token  3 the sequence after these commits  4 a result's least TTL in s
 --       5 removals among the commits before these that were found cancelled
---       then four for each request: result, changes, tag, id
--- Returns {'fenced'}, or {'current', then for each request whether it is true: 'made', 'known' or 'lost'}
+--       then five for each request: result, changes, tag, id, deadline (0 for none)
+-- Returns {'fenced'}, or {'current', then for each request whether it is true: 'made', 'known', 'cancelled', or 'lost':
+-- what it was made on is not here}
 local current, seq = standing(KEYS[1], KEYS[4], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
 if current == 'fenced' then return {'fenced'} end
 -- Removals whose callers have cancelled them meanwhile, by key and by prefix. They are made all the same if a peer of
@@ -18,7 +20,7 @@ local function note_cancelled(changes)
     end
   end
 end
-local function redo(key, share, result, changes, tag, id)
+local function redo(key, share, result, changes, tag, id, deadline)
   local stored = redis.call('GET', key)
   -- What waited past its deadline is answered as it is taken, before anybody has seen that its outcome was lost.
   local late = 'its deadline had passed before the gateway could commit it'
@@ -27,12 +29,12 @@ local function redo(key, share, result, changes, tag, id)
     acknowledge(tag)
     if stored ~= result then note_cancelled(cjson.decode(changes)) end
     -- Something else: its caller had not heard of it, and has cancelled it meanwhile.
-    return stored == result and 'known' or 'lost'
+    return stored == result and 'known' or 'cancelled'
   end
   changes = cjson.decode(changes)
   local removals = {}
   for _, change in ipairs(changes) do
-    if change.kept and redis.call('HEXISTS', KEYS[2], change.key) == 0 then return 'lost' end
+    if change.kept and (redis.call('HEXISTS', KEYS[2], change.key) == 1) ~= change.before then return 'lost' end
     if change.record and not change.before then removals[#removals + 1] = cancelled[change.key] end
     for _, prefix in ipairs(change.taken) do
       local owner, removal = redis.call('HGET', KEYS[3], prefix), cancelled[prefix]
@@ -44,7 +46,7 @@ local function redo(key, share, result, changes, tag, id)
   end
   apply(removals)
   apply(changes)
-  settle(key, share, tag, id, result, ARGV[4])
+  settle(key, share, tag, id, result, life(tonumber(deadline), ARGV[4]))
   return 'made'
 end
 local newest = tonumber(redis.call('GET', KEYS[1]) or '0')
@@ -52,8 +54,8 @@ if newest < tonumber(ARGV[1]) then redis.call('INCRBY', KEYS[1], tonumber(ARGV[1
 local answers = {'current'}
 note_cancelled(cjson.decode(ARGV[5]))
 for number = 0, (#KEYS - 6) / 2 - 1 do
-  local key, at = 7 + number * 2, 6 + number * 4
-  local ok, answer = pcall(redo, KEYS[key], KEYS[key + 1], unpack(ARGV, at, at + 3))
+  local key, at = 7 + number * 2, 6 + number * 5
+  local ok, answer = pcall(redo, KEYS[key], KEYS[key + 1], unpack(ARGV, at, at + 4))
   answers[#answers + 1] = ok and answer or 'lost'
 end
 redis.call('HSET', KEYS[4], 'writer', ARGV[2])

@@ -35,6 +35,8 @@ LARGEST = 32 * 1024 * 1024
 MOST_IN_ONE = MOST // 2
 #: Bytes beyond which no file is read: one more step, an import say, may have made it so much larger.
 READ_AT_MOST = 4 * LARGEST
+#: The largest sequence, epoch or deadline.
+MOST_NUMBER = 2**53 - 1
 
 
 class Unusable(Exception):
@@ -114,10 +116,7 @@ class RedoFile:
         if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
             self._turn(base)
         self._outcomes += len(made)
-        lines = [
-            [each.request_id, each.result, None if each.secret else each.changes, each.share, each.tag] for each in made
-        ]
-        self._write({"base": base, "made": lines})
+        self._write({"base": base, "made": [_line(each) for each in made]})
 
     def unanswered(self) -> None:
         """No answer to the last step came."""
@@ -163,6 +162,11 @@ class RedoFile:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _line(made: Made) -> tuple[str | int | None, ...]:
+    changes = None if made.secret else made.changes
+    return made.request_id, made.result, changes, made.share, made.tag, min(made.deadline, MOST_NUMBER)
 
 
 def _read_own(path: Path) -> bytes:
@@ -254,7 +258,9 @@ class _Reader:
         if not step.made:
             self._kept.steps.pop()
 
-    def _made(self, request_id: object, result: object, changes: object, share: object, tag: object) -> Made:
+    def _made(  # noqa: PLR0917 - the fields of a line, in their order; those of an earlier version have no deadline
+        self, request_id: object, result: object, changes: object, share: object, tag: object, deadline: object = 0
+    ) -> Made:
         if not names.is_request_id(self._gateway, request_id):
             raise Unusable("it names a request that is not this gateway's")
         if not isinstance(result, str) or not isinstance(tag, str) or len(tag) > 200:
@@ -267,7 +273,8 @@ class _Reader:
             for change in json.loads(str(changes)):
                 _check(change)
         share_text = None if share is None else str(share)
-        return Made(str(request_id), result, "" if changes is None else str(changes), share_text, tag, changes is None)
+        text = "" if changes is None else str(changes)
+        return Made(str(request_id), result, text, share_text, tag, changes is None, _number(deadline))
 
 
 def _check(change: dict[str, Any]) -> None:
@@ -281,7 +288,7 @@ def _check(change: dict[str, Any]) -> None:
 
 
 def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_NUMBER:
         raise Unusable("it holds what no writer writes")
     return value
 

@@ -87,8 +87,6 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
-        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
-        self.lost.outcomes += int(stored) if stored.isdigit() else 0
         kept = file.read()
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
@@ -102,6 +100,9 @@ class CommitSequence:
             self.lost.unknown = 0 if newer else kept.seq
         file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
         self.journal.record = file
+        # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
+        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
+        self.lost.outcomes += int(stored) if stored.isdigit() else 0
 
     def made_up_for(self) -> None:
         """Note in Redis that whatever was lost is made up for, or told to a person."""
@@ -113,7 +114,7 @@ class CommitSequence:
         ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
         """
         made = [
-            Made(each.request_id, each.result, change, each.share, each.tag, secret)
+            Made(each.request_id, each.result, change, each.share, each.tag, secret, each.deadline)
             for each, (change, secret) in zip(commits, changes, strict=True)
         ]
         while True:
@@ -209,25 +210,28 @@ class CommitSequence:
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        lost = Lost(outcomes=missing + sum(not each.changes for step in steps for each in step.made))
-        if lost.outcomes:
+        if told := missing + sum(not each.changes for step in steps for each in step.made):
             # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
-            self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + lost.outcomes)
+            self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + told)
         cancelled: list[dict[str, object]] = []
-        for some in _slices(steps):
+        redone = self.lost.redone
+        for some in (*_slices(steps), []):
             PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
-            whole = [each for step in some for each in step.made if each.changes]
-            verdicts = self._make_again(whole, some[-1].seq, cancelled)
+            made = [each for step in some for each in step.made]
+            whole = [each for each in made if each.changes]
+            verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
                 return  # a newer writer: whoever asks next learns it
-            cancelled += _count(lost, whole, verdicts)
-        if self._make_again([], self.known) is None:
-            return
+            # At once: Redis has the sequence of this slice now, and may be away before the next.
+            self.lost.outcomes += missing + len(made) - len(whole)
+            missing = 0
+            cancelled += _count(self.lost, whole, verdicts)
+            if "lost" in verdicts:
+                self._redis.hset(self._gateway_key, LOST, self.lost.outcomes)
         if self.facts:
             self._redis.sadd(names.GATEWAYS_KEY, self.gateway)
             self.tell(self.facts)
-        self.lost.add(lost)
-        log.warning("gateway %s: %d outcomes were made true again", self.gateway, lost.redone)
+        log.warning("gateway %s: %d outcomes were made true again", self.gateway, self.lost.redone - redone)
 
     def _make_again(
         self, made: Sequence[Made], seq: int, cancelled: Sequence[dict[str, object]] = ()
@@ -241,7 +245,7 @@ class CommitSequence:
         for each in made:
             result_key = names.result_key(each.request_id)
             keys += [result_key, each.share or result_key]
-            args += [each.result, each.changes, each.tag, each.request_id]
+            args += [each.result, each.changes, each.tag, each.request_id, each.deadline]
         current, *verdicts = cast("list[bytes]", self._redo(keys=keys, args=args))
         return None if current == b"fenced" else [verdict.decode() for verdict in verdicts]
 
@@ -263,15 +267,25 @@ def _is_own(answer: Answer, commit: Commit) -> bool:
 
 
 def _count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> list[dict[str, object]]:
-    """Count the verdicts; the removals among what was not repeated."""
-    disputed: list[dict[str, object]] = []
+    """Count the verdicts; the removals among what was cancelled.
+
+    What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right about it.
+    """
+    removals: list[dict[str, object]] = []
     for each, verdict in zip(made, verdicts, strict=True):
-        lost.redone += verdict != "lost"
-        if verdict == "lost":
-            lost.disputed += 1
-            disputed += cast("list[dict[str, object]]", json.loads(each.changes))
-    lost.keys |= {str(change["key"]) for change in disputed}
-    return [change for change in disputed if "record" not in change and "kept" not in change]
+        changes = cast("list[dict[str, object]]", json.loads(each.changes))
+        keys = {str(change["key"]) for change in changes}
+        match verdict:
+            case "cancelled":
+                lost.disputed += 1
+                lost.keys |= keys
+                removals += [change for change in changes if "record" not in change and "kept" not in change]
+            case "lost":
+                lost.outcomes += 1
+                lost.keys -= keys
+            case _:
+                lost.redone += 1
+    return removals
 
 
 def _slices(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -63,8 +63,6 @@ def sweep(session: Session, name: str, timeout: float, *, dry_run: bool, force: 
         if report["kept"]:
             session.output.note(f"kept after all: {_counts(report['kept'])}")
     _end(session, report)
-    if report["outcome"] == "skipped":
-        raise Exit(1)
 
 
 @click.command(cls=Command)
@@ -79,7 +77,7 @@ def reconcile(session: Session, name: str, timeout: float, *, dry_run: bool) -> 
     if session.output.json:
         session.output.document(report)
     elif report["outcome"] == "skipped":
-        session.output.note(f"{name}: {report['note']}")
+        session.output.warn(f"{name}: nothing was compared: {report['note']}")
     elif not report["found"]:
         session.output.show(f"{name}: device and Redis agree")
     else:
@@ -96,13 +94,13 @@ def reconcile(session: Session, name: str, timeout: float, *, dry_run: bool) -> 
 
 
 def _end(session: Session, report: Mapping[str, Any]) -> None:
-    """Say why it was refused or stopped, and end with the status for that."""
+    """Say why it was refused or stopped, and end with the status for that; also where nothing was done at all."""
     if refusal := report.get("refusal"):
         which = "a sweep would be refused" if report["outcome"] == "listed" else "refused"
         session.output.warn(f"{which}: {refusal['message']}")
     if stopped := report.get("stopped"):
         session.output.warn(f"stopped before its end: {stopped['message']}")
-    if report["outcome"] == "refused" or stopped:
+    if report["outcome"] in ("refused", "skipped") or stopped:
         raise Exit(1)
 
 
