@@ -190,7 +190,7 @@ class TestReplies:
                 self.publish(redis, f"{list_id}_1")  # nobody waits for it
                 record = self.publish(redis, f"{list_id}_0")
                 assert reply.wait(time.monotonic() + PATIENCE) == record
-            clients = cast("list[dict[str, str]]", redis_server.redis.client_list())
+            clients = redis_server.redis.client_list()
             connections.append({each["id"] for each in clients if each["name"] == "list-replies"})
         assert len(connections[0]) == 2
         assert connections[1:] == connections[:1] * 2
