@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from peerlane.config.redis.async_tls import AbruptTLS
 
-#: Seconds that one Sentinel may take to let somebody in, and to answer.
+#: Seconds that one Sentinel may take to accept a connection, and to answer.
 PATIENCE = 0.5
 
 #: A Sentinel's answer: the primary's address, or why it names none.

@@ -22,7 +22,7 @@ PLACEHOLDER = "#CHANGE-ME"
 
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
 
-#: What every connection of redis-py and kombu sends, whoever uses it.
+#: The commands that every connection of redis-py and kombu sends, for every role.
 _CONNECTION = ("hello", "auth", "ping", "select", "client|setinfo", "multi", "exec", "discard", "unwatch", "time")
 
 

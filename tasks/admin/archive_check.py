@@ -59,7 +59,7 @@ class Soundness:
             self._owned.add(f"{prefix} {key}")
 
     def _take_address(self, text: str, owner: str) -> None:
-        # What nobody can read is as it was: the writer leaves it alone too.
+        # Unreadable records are restored as they were; the writer leaves them alone too.
         if owner not in self._unreadable and _canonical(text) and f"{text} {owner}" not in self._owned:
             raise Invalid(f"{self._path} is no sound backup: the address {text} is nobody's, or another's")
         if text in self._named:

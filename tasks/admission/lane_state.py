@@ -35,7 +35,7 @@ def spread(seconds: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway nobody registered."""
+    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway that has not registered."""
 
     gateway: str
     facts: Mapping[str, str]

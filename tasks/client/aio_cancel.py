@@ -84,7 +84,7 @@ class Canceller:
         decided = self.cancel(cancel)
         await asyncio.wait([decided], timeout=_TRY)
         if decided.done() and not decided.cancelled():
-            decided.exception()  # nobody is told
+            decided.exception()  # there is no caller to tell
 
     async def _send(self) -> None:
         while self._asked:

@@ -44,7 +44,7 @@ class AsyncLane:
         #: Who waits for a look at the lane, and for which queue; in their order.
         self._queued: list[tuple[asyncio.Future[None], bool]] = []
         self._looking: asyncio.Task[None] | None = None
-        #: Where Celery sends, if somebody listens to its signals.
+        #: The thread in which Celery sends, if a receiver is connected to its signals.
         self._sender: ThreadPoolExecutor | None = None
 
     @property
@@ -56,7 +56,7 @@ class AsyncLane:
         """Wait for the outcome of a request, at most its ``within`` seconds plus two.
 
         Raises:
-            PeerlaneError: it was not sent, was cancelled, or nobody knows.
+            PeerlaneError: it was refused or cancelled, or its outcome is unknown.
         """
         until = self.loop.time() + request.within
         given = bool(request.id)

@@ -182,7 +182,7 @@ class ResultListener:
                 await connection.connect()
                 await self._attend(connection)
             except _LOST as error:
-                # Who has sent nothing yet learns why that cannot be; of a loss nobody need know.
+                # Calls that have sent nothing yet get the error; the others wait for the next connection.
                 if self._connection is None or isinstance(error, ResponseError):
                     self._refuse(error)
             finally:

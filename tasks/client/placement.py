@@ -117,7 +117,7 @@ def binds(public_key: str, record: bytes, now: int) -> bool:
     try:
         peer = Peer.from_record(public_key, record)
     except (ValueError, StorageError):
-        return True  # nobody knows what it is: its gateway is to say so
+        return True  # its gateway has to refuse what it cannot read
     return peer.pinned or peer.expires_at is None or peer.expires_at > now
 
 

@@ -175,7 +175,7 @@ def _encrypt(
 
 
 def plain(value: object) -> object:
-    """A mapping as a dict, another iterable as a list; anything else, a text too, as it is: the model judges it."""
+    """A mapping as a dict, another iterable as a list; anything else unchanged, text too: the model checks it."""
     if isinstance(value, Mapping):
         return dict(cast("Mapping[Any, Any]", value))
     is_text = isinstance(value, (str, bytes))

@@ -185,7 +185,7 @@ class Listening:
             answer = act()
         except OSError as error:  # as redis-py tells it of its other connections
             raise RedisConnectionError(type(error).__name__) from error
-        # One that has kept silent may have died without a word: whoever got it next would have to find out.
+        # A silent connection may be dead; its next user would wait for nothing.
         self._sound = answer is not None
         return answer
 

@@ -59,7 +59,7 @@ class Part:
     #: Whether an exit status says that starting it again would not help, given how many seconds it had lived: without
     #: end, once a watched part has served.
     final: Callable[[int, float], bool]
-    #: Whether a first start that fails, and says why on standard output, ends all. Asked where somebody hears it.
+    #: Whether a first start that fails, and says why on standard output, ends all. Only if its output is read.
     decides: bool = False
     #: Whether it says by a pipe that it goes on (``pulse``); its command then ends with ``--pulse`` and a descriptor.
     watched: bool = False
@@ -132,7 +132,7 @@ def supervise(
                     _start(child, environment, before, piped=hear is not None)
             pause = min(_left(running), manager.asks_every or LONGEST, LONGEST)
             if manager.address is not None and not ready:
-                pause = min(pause, 0.2)  # whoever waits for the service's start waits for this
+                pause = min(pause, 0.2)  # the service manager waits for this
             signalled = signal.sigtimedwait(awaited, max(0.0, pause))
             if signalled is not None and signalled.si_signo in _SIGNALS:
                 log.info("ending, because of %s", signal.Signals(signalled.si_signo).name)

@@ -23,7 +23,7 @@ from peerlane.workers.store.retry import RetryUntilShutdown
 
 #: Messages carried out together. Redis is busy with their commit for about a millisecond, other gateways wait so long.
 MOST_IN_A_GROUP = 64
-#: Bytes of messages from the bulk queue after which no more are taken: whoever comes meanwhile waits for few.
+#: Bytes of messages from the bulk queue after which no more are taken, so that later interactive requests wait for few.
 BULK_BYTES = 16 * 1024
 #: Dead requests struck out at the old end of a queue in one step: about three milliseconds of Redis' time.
 MOST_STRUCK_OUT = 256

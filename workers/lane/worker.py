@@ -44,7 +44,7 @@ class Service(Protocol):
     """The service that the worker starts, ticks and stops; see peerlane.workers.gateway and .observer."""
 
     name: str
-    #: Whether its requests are for somebody else just now: then none is taken off the queue.
+    #: Whether another host serves its requests at present: then none is taken off the queue.
     paused: bool
 
     def start(self) -> None: ...
@@ -199,7 +199,7 @@ class LaneWorker(Worker):
             "exclude_queues": None,
             "beat": False,
         }
-        # Celery's two seconds are for clusters that elect somebody; Flower counts by what the event says.
+        # Celery sends every two seconds, for clusters that elect a leader. The event tells Flower the interval.
         options["heartbeat_interval"] = options.get("heartbeat_interval") or EVENT_EVERY
         # Flower shows the gateway where the command line named no node.
         if not hostname or hostname.startswith("celery@"):

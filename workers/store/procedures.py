@@ -45,7 +45,7 @@ SOURCES = {
     "begin": Source(("begin.lua",)),
     "check": Source(("standing.lua", "check.lua"), ("no-writes",)),
     "heartbeat": Source(("standing.lua", "heartbeat.lua"), ("allow-oom",)),
-    # What is taken moves from one key to another: a full memory gets no fuller.
+    # It moves messages from one key to another: it needs no more memory.
     "take": Source(("take.lua",), ("allow-oom",)),
 }
 

@@ -105,12 +105,12 @@ class RedoFile:
         self._file = os.open(self._path, flags, 0o600)
         os.fchmod(self._file, 0o600)
         self._bytes, self._outcomes = os.fstat(self._file).st_size, 0
-        if self._bytes and (torn := _torn(self._path)):  # its writer was killed while it wrote
+        if self._bytes and (torn := _torn(self._path)):  # its last writer was killed while writing
             self._bytes -= torn
             os.ftruncate(self._file, self._bytes)
 
     def note(self, base: int, made: Sequence[Made]) -> None:
-        """A step is about to be sent."""
+        """Note a step that is about to be sent."""
         if self._file is None:
             return
         if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
@@ -119,7 +119,7 @@ class RedoFile:
         self._write({"base": base, "made": [_line(each) for each in made]})
 
     def unanswered(self) -> None:
-        """No answer to the last step came."""
+        """Note that the last step got no answer."""
         self._write({"unanswered": True})
 
     def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:

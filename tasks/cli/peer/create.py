@@ -144,7 +144,7 @@ class Made:
     failure: PeerlaneError | None = None
 
     def configure(self, ask: Callable[[], GatewayInfo]) -> None:
-        """Render and write the configuration. The peer is there and its key is shown: nothing is raised, Ctrl-C neither."""
+        """Render and write the configuration. Raises nothing, on Ctrl-C neither: the peer exists, its key is shown."""
         try:
             self.config = client_config(
                 self.result, ask(), private_key=self.keys.private, preshared_key=self.keys.preshared
