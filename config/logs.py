@@ -19,7 +19,7 @@ from celery.utils.log import LoggingProxy
 from peerlane.config import names
 from peerlane.config.settings import Settings
 
-#: How a line of a process begins that is no worker of Celery's.
+#: The beginning of each line of a process that is not a Celery worker.
 _TEXT = "[%(asctime)s: %(levelname)s/{}] %(message)s"
 
 

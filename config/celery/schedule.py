@@ -126,7 +126,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         return pipe.execute()
 
     def _sign_of_life(self) -> None:
-        """Touch the beat file, whose age tells health checks when beat last worked."""
+        """Touch the beat file; health checks read from its age when beat last worked."""
         if self._settings.beat_file is not None:
             with suppress(OSError):  # its age shows that it is not written any more
                 self._settings.beat_file.touch()

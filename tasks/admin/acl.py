@@ -172,7 +172,7 @@ def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector(("hget", "hexists", "hscan"), tuple(f"R:{names.peers_key(name)}" for name in gateways)),
         Selector(("hget", "hmget"), tuple(f"R:{names.seen_key(name)}" for name in gateways)),
         Selector(("zadd", "zcard", "zrem", "zremrangebyscore", "expire"), shares),
-        # What any gateway says of itself is no secret, and lists of gateways show all of them.
+        # Gateways' facts hold no secrets, and lists show all gateways.
         Selector(("hgetall",), (f"R:{names.gateway_key('*')}",)),
         Selector(("llen",), ("gateway.*",)),
         Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),

@@ -95,7 +95,7 @@ class LaneState:
         return float(text) if _PACE.fullmatch(text) else 0.0
 
     def most_waiting(self, *, create: bool) -> int:
-        """From how many waiting requests on a queue is full. What makes room has room left where creates filled it."""
+        """How many waiting requests make a queue full. Deletes have a higher limit than creates."""
         return self.cap if create else self.cap + max(1, self.cap // 8)
 
     def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-#: What moves a cursor or changes colours, and what writes text backwards or begins a line.
+#: Characters that move the cursor, change colours, reverse the direction of text or begin a line.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 

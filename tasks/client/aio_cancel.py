@@ -147,7 +147,7 @@ class Canceller:
 
 def _tell(decided: asyncio.Future[str], outcome: str | Exception) -> None:
     if decided.done():
-        return  # who asked has gone
+        return  # its caller has ended
     if isinstance(outcome, str):
         decided.set_result(outcome)
     else:

@@ -41,7 +41,7 @@ class AsyncLane:
         self._listener = ResultListener(app.settings, gateway, self._pushed)
         self._canceller = Canceller(self._listener.redis)
         self._deadlines = Deadlines(self._listener.loop)
-        #: Who waits for a look at the lane, and for which queue; in their order.
+        #: The calls that wait for a look at the lane, in their order, and for which queue.
         self._queued: list[tuple[asyncio.Future[None], bool]] = []
         self._looking: asyncio.Task[None] | None = None
         #: The thread in which Celery sends, if a receiver is connected to its signals.
@@ -112,7 +112,7 @@ class AsyncLane:
         return commit_record.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
 
     def _cancel(self, request: Request) -> Cancel:
-        # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
+        # No request outlives its caller: the deadline is at most the timeout ahead.
         return Cancel.of(request.id, result_ttl=self._result_ttl, seconds_left=request.within)
 
     async def _publish(self, task: LaneTask, request: Request, until: float) -> None:
@@ -177,7 +177,7 @@ class AsyncLane:
             queued, self._queued = self._queued, []
             for turn, bulk in queued:
                 if turn.done():
-                    continue  # who asked has gone
+                    continue  # its caller has ended
                 if left[bulk] > 0:
                     left[bulk] -= 1
                     turn.set_result(None)

@@ -245,7 +245,7 @@ class ListRemoval:
 
 
 def _weight(reply: ListAnswer) -> int:
-    """How much an answer tells of a key: of an error, the peer may still be there."""
+    """The rank of an answer among those for one key. An error is first: the peer may still be there."""
     if not isinstance(reply.answer, PeerResult):
         return 3
     return 1 if reply.answer.outcome == "absent" else 2

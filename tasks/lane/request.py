@@ -47,7 +47,7 @@ class Request:
     arguments: dict[str, Any]
     queue: str
     bulk: bool
-    #: Whether it makes peers; what makes room is never refused for the length of a lane.
+    #: Whether it creates peers; deletes are never refused for the length of a lane.
     creates: bool
     #: Of a create that counts in a share of its lane.
     labels: Mapping[str, str] | None

@@ -75,7 +75,7 @@ class LaneConsumer(_Consumer):
         self.obey_pause()
 
     def end_dead(self, dead: Sequence[Dead]) -> None:
-        """End what was struck out of the lane."""
+        """End a request that was struck out of the lane."""
         for each in dead:
             strategy = self.strategies.get(each.task)
             if isinstance(strategy, LaneStrategy):
@@ -97,7 +97,7 @@ class LaneConsumer(_Consumer):
             try:
                 self._try_to_write()
                 break
-            except NotPrimary as error:  # it answers, and takes no message off a queue
+            except NotPrimary as error:  # it answers, and takes no writes
                 failed(error, LONGEST_PAUSE)
             worker_state.maybe_shutdown()
             time.sleep(LONGEST_PAUSE)

@@ -37,7 +37,7 @@ def _text(file: str) -> str:
 
 
 _COMMIT = ("standing.lua", "outcome.lua", "commit.lua")
-#: ``release`` is ``commit`` for removals, which are what helps where memory is full. A heartbeat takes no more of it.
+#: ``release`` is ``commit`` for removals, which are allowed while memory is full. A heartbeat needs no more of it.
 SOURCES = {
     "commit": Source(_COMMIT),
     "release": Source(_COMMIT, ("allow-oom",)),

@@ -221,7 +221,7 @@ class _Reader:
         kept, epoch, seq = self._kept, _number(entry["epoch"]), _number(entry["seq"])
         before, followed = entry["after"]
         kept.writers.add((epoch, _token(entry["writer"])))
-        if before:  # else it knows nothing of this gateway, as any other Redis does
+        if before:  # else it knows nothing of this gateway, like any other Redis
             kept.writers.add((_number(before), _token(followed)))
         kept.epoch = max(kept.epoch, epoch)
         self._ends_at(seq)

@@ -43,7 +43,7 @@ class Order:
     wish: Mapping[str, Any]
     public_key: str | None
     with_preshared_key: bool
-    #: One that there is already.
+    #: A preshared key that the caller has already.
     preshared_key: str | None = field(repr=False)
     timeout: float | None
     request_token: str | None
@@ -75,7 +75,7 @@ def create_one(session: Session, order: Order) -> None:
     if order.conf is not None and order.conf != STDOUT and not order.replace_conf:
         refuse_if_there(order.conf)
     wants_configuration = order.conf is not None or order.qr
-    # Before anything is sent where that can be: an unknown gateway is no reason to make a key pair.
+    # Before anything is sent, if possible: for an unknown gateway no key pair is made.
     info = session.gateway(order.gateway).info() if order.gateway and wants_configuration else None
     keys = _keys(order)
     about: dict[str, str] = {"public_key": keys.public}
