@@ -14,6 +14,9 @@ export PEERLANE_TEST_KERNEL := ../shared/kernel/run --
 endif
 endif
 
+# Tests start hundreds of processes. Where no byte code may be written, each would compile the sources once more.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The marks of the tests that make test leaves out; tests/support/speeds.py tells them at its end.
 APART := kernel or slow or faults or browser
 # Each file in one process. Most quick tests wait for processes, so twice as many run at a time as there are processors;

@@ -44,8 +44,8 @@ from peerlane.workers.start.registration import (
     tell_of_new_key,
 )
 from peerlane.workers.start.takeover import await_predecessor, holder
+from peerlane.workers.store.journal import RedoFile
 from peerlane.workers.store.redis_checks import away, check_durability
-from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.filling import Filling
 from peerlane.workers.writer.heartbeat import Heartbeat, run_of

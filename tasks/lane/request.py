@@ -117,7 +117,7 @@ def checked(
     create = wish if isinstance(wish, CreatePeer) else None
     listed = () if create else wishes_in(wish)
     kept = _as_json(arguments)
-    _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
+    encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
     gateway = wish.gateway
     if request_id is not None and not names.is_request_id(gateway, request_id):
         raise Invalid(f"a request id is {gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
@@ -163,7 +163,7 @@ def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _encrypt(
+def encrypt(
     wishes: Sequence[CreatePeer | DeletePeer | None],
     places: Sequence[dict[str, Any]],
     cipher: Callable[[], PskCipher],

@@ -16,6 +16,7 @@ from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
+from peerlane.tasks.redis.list_replies import ListReply
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
@@ -36,6 +37,8 @@ class LaneResult(AsyncResult[dict[str, Any]]):
     deadline: int = 0
     #: The digest of what was asked for, where this process sent it (commit_record.wish_digest).
     wish: str = ""
+    #: Where its outcome is heard, if it was sent on a kept connection and nothing was asked under its id before.
+    reply: ListReply | None = None
     #: Why it was not sent, if it is one of a group; the others are sent all the same.
     refusal: PeerlaneError | None = None
 
@@ -66,7 +69,11 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
         wait = lanes.waits.enter(request_id)
         try:
-            outcome = outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout, wait=wait)
+            if (record := self._heard(until)) is not None:
+                outcome = commit_record.decode(record, self.wish)
+            else:
+                about = lanes, request_id, self.deadline, self.wish
+                outcome = outcome_by(*about, until=until, within=timeout, wait=wait)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise
@@ -82,6 +89,13 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         return outcome
 
     wait = get  # pyright: ignore[reportAssignmentType] - Celery's other name for it
+
+    def _heard(self, until: float) -> str | None:
+        """The record that comes on the connection it was sent on; None: what is stored tells more."""
+        if self.reply is not None:
+            with suppress(RedisError):
+                return self.reply.wait(until)
+        return None
 
     def _left(self, lanes: Lanes) -> float:
         """Seconds until the deadline has certainly passed; the longest possible ones if the deadline is not known."""

@@ -50,6 +50,8 @@ class Link:
         self._channels: set[bytes] = set()
         self._token = uuid.uuid4().hex
         self._asked = 0
+        #: Records that came while something else was waited for; None: they are of no interest.
+        self.aside: list[bytes] | None = None
         self._closed = False
         self.used_at = time.monotonic()
 
@@ -102,6 +104,10 @@ class Link:
             redis.RedisError: the connection is lost.
         """
         whose = f'"{request_id}"'.encode()  # Celery's backend writes its JSON with other spaces than we do
+        for record in self.aside or ():
+            if whose in record:
+                self.aside = [each for each in self.aside or () if each is not record]
+                return record.decode(errors="replace")
         while (left := until - time.monotonic()) > 0:
             if not self._connection.can_read(timeout=min(left, SILENT_FOR)):
                 if left > SILENT_FOR:
@@ -114,7 +120,7 @@ class Link:
                 case [b"message", bytes(), bytes(record)] if whose in record:
                     return record.decode(errors="replace")
                 case _:
-                    pass
+                    self._put_aside(message)
         return None
 
     def _send(self, *command: str | bytes | int) -> None:
@@ -125,8 +131,16 @@ class Link:
         while late < MOST_LATE and self._connection.can_read(timeout=max(0.0, until - time.monotonic())):
             if awaited(message := self._read()):
                 return message
+            self._put_aside(message)
             late += time.monotonic() >= until  # it may have come in time, while this process stood still
         raise RedisTimeoutError("Redis does not answer")
+
+    def _put_aside(self, message: object) -> None:
+        match message:
+            case [b"message", bytes(), bytes(record)] if self.aside is not None:
+                self.aside.append(record)
+            case _:
+                pass
 
     def _read(self) -> Any:
         return self._connection.read_response(push_request=True)
@@ -215,10 +229,14 @@ class Listeners:
         link = self._ready(lambda link, within: link.hear_replies(gateway, within))
         return Listening(self, link, link.new_id(gateway), None)
 
+    def connection(self, channel: bytes) -> Link:
+        """A connection that is subscribed to a channel. Raises redis.RedisError if Redis does not answer."""
+        return self._ready(lambda link, within: link.subscribe(channel, within))
+
     def listen(self, request_id: str) -> Listening:
         """A Listening for a request whose id the caller chose. Raises redis.RedisError if Redis does not answer."""
         channel = names.result_key(request_id).encode()
-        return Listening(self, self._ready(lambda link, within: link.subscribe(channel, within)), request_id, channel)
+        return Listening(self, self.connection(channel), request_id, channel)
 
     def _ready(self, prepare: _Prepare) -> Link:
         """A prepared connection; a kept one that no longer works is replaced once."""

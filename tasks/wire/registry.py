@@ -15,9 +15,9 @@ from peerlane.tasks.wire.lists import CreatePeers, DeletePeers
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 
-#: The name of a writer's task.
+#: The model of a request to the writer.
 LaneModel = type[CreatePeer | DeletePeer | CreatePeers | DeletePeers | RemovePeers | MendPeers | ImportPeers]
-#: The name of an observer's task.
+#: The model of a request to the observer.
 UpkeepModel = type[SweepGateway | ReconcileGateway]
 
 

@@ -174,6 +174,18 @@ def raw_key(public_key: str) -> bytes | None:
     return raw if len(raw) == 32 and text_key(raw) == public_key else None
 
 
+def decoded_key(key: str) -> bytes:
+    """The 32 bytes of a canonical key in base64.
+
+    Raises:
+        ValueError: any other text. The sentence never contains the key.
+    """
+    raw = raw_key(key)
+    if raw is None:
+        raise ValueError("a key is 32 bytes in base64")
+    return raw
+
+
 def text_key(raw: bytes) -> str:
     """The key in base64."""
     return binascii.b2a_base64(raw, newline=False).decode("ascii")

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -26,14 +24,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from bench_callers_client import NAME, WARM_UP, Load
+from bench_callers_client import WARM_UP, Load
 from bench_goodput_plot import plot_goodput
-from bench_lane import Stock
 from bench_raw_client import RawLoad
 from bench_report import Advance, Bench, Figures, run
-from gateways import ROOT, GatewayProcess, clean_environment
+from bench_site import Stock, program_environment, site
+from bench_timing import processor_seconds
+from gateways import ROOT
 from observers import Process
-from program_path import PROGRAM_PATH
 from rich.table import Table
 from servers import RedisServer
 
@@ -60,11 +58,10 @@ IDLE = 10.0
 
 def client(load: Load | RawLoad, program: Path = CLIENT) -> dict[str, Any]:
     """Have a client process ask; its figures."""
-    environment = clean_environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), PROGRAM_PATH])}
     result = subprocess.run(
         [sys.executable, "-W", "ignore", str(program), json.dumps(asdict(load))],
         cwd=CLIENT.parent,
-        env=environment,
+        env=program_environment(),
         capture_output=True,
         text=True,
         timeout=load.seconds + SLACK,
@@ -118,12 +115,6 @@ def idle(server: RedisServer, settings: dict[str, Any], directory: Path) -> dict
         observer.stop()
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processor so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def ratio(value: float, other: float) -> float:
     """Of two figures; infinite where the second is nothing."""
     return round(value / other, 3) if other else float("inf")
@@ -135,45 +126,37 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw goodput over the number of callers")
 
 
-def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:  # noqa: PLR0915 - one load after another
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
-    server = RedisServer(directory)
-    server.start()
-    gateway = GatewayProcess(
-        *(NAME, server.url, directory),
-        dataplane="memory",
-        pools="10.0.0.0/9,fd00:8::/64",
-        lane_cap=1_000_000,
-        max_peers=1_048_576,
-    )
-    gateway.loglevel = "warning"
-    os.environ["STOCK_BROKER"] = f"redis+socket://{server.socket}"
-    stock: Stock | None = None
-    steps = (0 if chosen.goodput else 2 * ROUNDS * len(PAIRS) + 1) + len(GOODPUT) + len(RAW)
-    done = 0
+def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
+    with site("always") as bench:
+        gateway = bench.gateway(pools="10.0.0.0/9,fd00:8::/64", lane_cap=1_000_000, max_peers=1_048_576)
+        gateway.loglevel = "warning"
+        stock: Stock | None = None
+        steps = (0 if chosen.goodput else 2 * ROUNDS * len(PAIRS) + 1) + len(GOODPUT) + len(RAW)
+        done = 0
 
-    def asked(kind: str, callers: int, timeout: float = 60.0) -> dict[str, Any]:
-        nonlocal done
-        advance(f"{callers:,} callers, {kind}", done / steps)
-        done += 1
-        pid = stock.pid if stock is not None and kind in {noop for _, _, noop in PAIRS.values()} else gateway.pid
-        before = cpu_seconds(pid)
-        report = client(Load(kind, server.url, callers, chosen.seconds, timeout))
-        return report | {"writer_us": round((cpu_seconds(pid) - before) / max(report["done"] + WARM_UP, 1) * 1e6, 1)}
+        def asked(kind: str, callers: int, timeout: float = 60.0) -> dict[str, Any]:
+            nonlocal done
+            advance(f"{callers:,} callers, {kind}", done / steps)
+            done += 1
+            pid = stock.pid if stock is not None and kind in {noop for _, _, noop in PAIRS.values()} else gateway.pid
+            before = processor_seconds(pid)
+            report = client(Load(kind, bench.server.url, callers, chosen.seconds, timeout))
+            return report | {
+                "writer_us": round((processor_seconds(pid) - before) / max(report["done"] + WARM_UP, 1) * 1e6, 1)
+            }
 
-    try:
         gateway.start()
         figures: Figures = {"pairs": {}, "syncs_per_create": {}, "idle": {}}
         if not chosen.goodput:
             advance("an idle gateway", done / steps)
-            figures["idle"] = idle(server, gateway.settings, directory)
+            figures["idle"] = idle(bench.server, gateway.settings, bench.directory)
             done += 1
-            stock = Stock(server)
+            stock = bench.stock()
         for name, (callers, kind, noop) in () if chosen.goodput else PAIRS.items():
             rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
             for _ in range(ROUNDS):
                 beside = asked(noop, callers)
-                with syncs(server.pid, directory) as counted:
+                with syncs(bench.server.pid, bench.directory) as counted:
                     rounds.append((beside, asked(kind, callers)))
                 if callers > 1:
                     created = rounds[-1][1]["done"]
@@ -185,25 +168,18 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:  # noqa: P
             }
         if stock is not None:
             stock.end()
-            stock = None
         goodput = [{"callers": n, "timeout_s": timeout, **asked("asyncio", n, timeout)} for n, timeout in GOODPUT]
         best = max(point["per_s"] for point in goodput[:2])
         raw: list[dict[str, Any]] = []
         for callers, timeout in RAW:
             advance(f"{callers:,} callers that nobody admits", done / steps)
             done += 1
-            load = RawLoad(server.url, callers, chosen.seconds, timeout, RAW_DELETES)
+            load = RawLoad(bench.server.url, callers, chosen.seconds, timeout, RAW_DELETES)
             raw.append({"callers": callers, "timeout_s": timeout, **client(load, RAW_CLIENT)})
         figures["raw"] = [{**point, "of_best": ratio(point["per_s"], best)} for point in raw]
         figures["goodput"] = [{**point, "of_best": ratio(point["per_s"], best)} for point in goodput]
         figures["about"] = "fsync always, memory data plane, one writer"
         return figures
-    finally:
-        if stock is not None:
-            stock.end()
-        gateway.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def show(figures: Figures) -> Table:

@@ -12,26 +12,21 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bench_plot import plot
 from bench_report import Advance, Bench, Figures, quantile, run
-from gateways import GatewayProcess, close
+from bench_site import NAME, site
+from bench_timing import timed
+from gateways import GatewayProcess
 from keys import some_key
 from rich.table import Table
 from servers import RedisServer
 
-from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.settings import read
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import Peer
 
@@ -57,13 +52,6 @@ def store(server: RedisServer, gateway: str, peers: list[Peer]) -> None:
         pipe.execute()
 
 
-def timed(act: Callable[[], Any]) -> float:
-    """Milliseconds."""
-    began = time.perf_counter()
-    act()
-    return (time.perf_counter() - began) * 1000
-
-
 def syncconf(peers: list[Peer], directory: Path, rounds: int = 3) -> float:
     """Milliseconds for one more peer by rendering the whole file and ``wg syncconf``, on a device of its own."""
     subprocess.run(["ip", "link", "add", BASELINE, "type", "wireguard"], check=True)
@@ -84,31 +72,25 @@ def syncconf(peers: list[Peer], directory: Path, rounds: int = 3) -> float:
 
 def measured(count: int, requests: int, advance: Callable[[str], None]) -> dict[str, float]:
     """One line of the table."""
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
-    server = RedisServer(directory)
-    server.start()
-    gateway = GatewayProcess(
-        *("bench", server.url, directory),
-        dataplane="kernel",
-        interface=INTERFACE,
-        pools=(str(POOL),),
-        max_peers=1_000_000,
-        listen_port=51899,
-    )
-    app = PeerlaneApp(read(redis_url=server.url))
-    try:
+    with site("always") as bench:
+        gateway = bench.gateway(
+            dataplane="kernel",
+            interface=INTERFACE,
+            pools=(str(POOL),),
+            max_peers=1_000_000,
+            listen_port=51899,
+        )
         peers = many_peers(count)
-        store(server, "bench", peers)
+        store(bench.server, NAME, peers)
         advance("the writer's start")
         recovery = timed(lambda: start(gateway)) / 1000
         advance("creates and deletes")
-        api = Gateway("bench", app=app, timeout=30)
+        api = bench.client
         for _ in range(20):
             api.delete_peer(api.create_peer(some_key()).public_key)
         keys = [some_key() for _ in range(requests)]
         creates = [timed(lambda key=key: api.create_peer(key)) for key in keys]
         deletes = [timed(lambda key=key: api.delete_peer(key)) for key in keys]
-        close(app)
         advance("wg syncconf")
         return {
             "peers": count,
@@ -117,13 +99,8 @@ def measured(count: int, requests: int, advance: Callable[[str], None]) -> dict[
             "create_p99_ms": round(quantile(creates, 0.99), 2),
             "delete_p50_ms": round(quantile(deletes, 0.5), 2),
             "delete_p99_ms": round(quantile(deletes, 0.99), 2),
-            "syncconf_ms": round(syncconf(peers, directory), 1),
+            "syncconf_ms": round(syncconf(peers, bench.directory), 1),
         }
-    finally:
-        gateway.finish()
-        subprocess.run(["ip", "link", "del", INTERFACE], check=False, capture_output=True)
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def start(gateway: GatewayProcess) -> None:

@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections import defaultdict
@@ -27,26 +26,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_lane import Stock
 from bench_report import Advance, Bench, Figures, run
-from gateways import GatewayProcess, close
+from bench_site import NAME, site
+from bench_timing import processor_seconds
 from keys import some_key
 from rich.table import Table
 from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.settings import read
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.lane.request import admit, checked
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.wire.psk_cipher import PskCipher
 
-NAME = "bench"
 #: Where requests are kept until a worker may have them.
 SPARE = "bench.spare"
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,6 @@ class Worker:
     pid: int
     queue: str
     send: Callable[[], Any]
-
-
-def cpu(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def drain(server: RedisServer, worker: Worker, waiting: int, before: Callable[[], None] = lambda: None) -> float:
@@ -122,17 +111,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
-    server = RedisServer(directory)
-    server.start()
     fsync = "everysec" if chosen.everysec else "always"
-    server.redis.config_set("appendfsync", fsync)
-    pools = "10.0.0.0/9,fd00:8::/64"
-    gateway = GatewayProcess(NAME, server.url, directory, dataplane="memory", lane_cap=1_000_000, pools=pools)
-    gateway.loglevel = "warning"  # as the other
-    stock = Stock(server)
-    app = PeerlaneApp(read(redis_url=server.url))
-    try:
+    with site(fsync) as bench:
+        gateway = bench.gateway(lane_cap=1_000_000, pools="10.0.0.0/9,fd00:8::/64")
+        gateway.loglevel = "warning"  # as the other
+        server, app, stock = bench.server, bench.app, bench.stock()
         gateway.start()
         create = task_of(app, names.CREATE_PEER)
 
@@ -159,14 +142,10 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         points: list[Figures] = []
         for at, waiting in enumerate(counts):
             advance(f"{waiting:,} waiting", at / len(counts))
-            points.append(_point(server, workers, waiting, max(2, min(30, chosen.requests // waiting)), directory))
+            points.append(
+                _point(server, workers, waiting, max(2, min(30, chosen.requests // waiting)), bench.directory)
+            )
         return {"about": f"appendfsync {fsync}, memory data plane, {os.cpu_count()} processors", "points": points}
-    finally:
-        close(app)
-        stock.end()
-        gateway.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _point(server: RedisServer, workers: dict[str, Worker], waiting: int, rounds: int, directory: Path) -> Figures:
@@ -174,9 +153,9 @@ def _point(server: RedisServer, workers: dict[str, Worker], waiting: int, rounds
     used: defaultdict[str, float] = defaultdict(float)
     for _ in range(rounds):
         for kind, worker in workers.items():
-            before = cpu(worker.pid)
+            before = processor_seconds(worker.pid)
             seconds[kind].append(drain(server, worker, waiting))
-            used[kind] += cpu(worker.pid) - before
+            used[kind] += processor_seconds(worker.pid) - before
     figures: Figures = {"waiting": waiting}
     for kind, worker in workers.items():
         syncs = Syncs(server, directory)

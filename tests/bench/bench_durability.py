@@ -10,27 +10,23 @@ no setting does so, and docs/guarantees.md says why. The price is the disk's: na
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, cast
 
-from bench_lane import drain, round_trips
-from bench_report import Advance, Bench, Figures, quantile, run
-from gateways import GatewayProcess, close
+from bench_report import Advance, Bench, Figures, run
+from bench_site import NAME, Site, site
+from bench_timing import drain, quantiles, round_trips
 from keys import some_key
 from rich.table import Table
 from servers import RedisServer
 from writer_alone import WriterAlone
 
 from peerlane.config import names
-from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
 
-NAME = "bench"
 MODES = {
     "no append-only file": ("no", "everysec"),
     "everysec": ("yes", "everysec"),
@@ -41,32 +37,20 @@ MODES = {
 ALONE = 200
 
 
-def fresh_server(parent: Path, appendonly: str, appendfsync: str) -> RedisServer:
-    """A server with these settings and nothing in it."""
-    server = RedisServer(Path(tempfile.mkdtemp(prefix="redis-", dir=parent)))
-    server.start()
-    server.redis.config_set("appendfsync", appendfsync)
-    server.redis.config_set("appendonly", appendonly)
-    return server
-
-
-def measured(server: RedisServer, directory: Path, requests: int) -> tuple[float, list[float]]:
+def measured(bench: Site, requests: int) -> tuple[float, list[float]]:
     """Of a gateway on this server: creates per second, milliseconds of round trips."""
-    gateway = GatewayProcess(NAME, server.url, directory, dataplane="memory", lane_cap=10 * requests)
-    app = PeerlaneApp(read(redis_url=server.url))
-    try:
-        gateway.start()
-        create = task_of(app, names.CREATE_PEER)
+    gateway = bench.gateway(lane_cap=10 * requests)
+    gateway.start()
+    create = task_of(bench.app, names.CREATE_PEER)
 
-        def send() -> Any:
-            return create.apply_async(kwargs={"gateway": NAME, "public_key": some_key()}, expires=600)
+    def send() -> Any:
+        return create.apply_async(kwargs={"gateway": NAME, "public_key": some_key()}, expires=600)
 
-        round_trips(send, 50)
-        trips = round_trips(send, requests // 2)
-        return drain(server, gateway.pid, names.lane_queue(NAME), send, requests), trips
-    finally:
-        close(app)
-        gateway.finish()
+    round_trips(send, 50)
+    trips = round_trips(send, requests // 2)
+    rate = drain(bench.server, gateway.pid, names.lane_queue(NAME), send, requests)
+    gateway.finish()
+    return rate, trips
 
 
 def alone(server: RedisServer, directory: Path, requests: int, *, waitaof: bool = False) -> list[float]:
@@ -95,34 +79,25 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
-    parent = Path(tempfile.mkdtemp(prefix="pl-", dir=chosen.directory))
     modes: list[Figures] = []
     waited: Figures = {}
-    try:
-        for number, (name, (appendonly, appendfsync)) in enumerate(MODES.items()):
-            advance(name, number / len(MODES))
-            server = fresh_server(parent, appendonly, appendfsync)
-            try:
-                rate, trips = measured(server, parent, chosen.requests)
-                modes.append(
-                    {
-                        "mode": name,
-                        "creates_per_s": round(rate, 1),
-                        **_quantiles("round_trip", trips),
-                        **_quantiles("alone", alone(server, parent, ALONE)),
-                    }
-                )
-                if name == "everysec":
-                    waited = _quantiles("alone", alone(server, parent, ALONE, waitaof=True))
-            finally:
-                server.kill()
-    finally:
-        shutil.rmtree(parent, ignore_errors=True)
+    for number, (name, (appendonly, appendfsync)) in enumerate(MODES.items()):
+        advance(name, number / len(MODES))
+        with site(appendfsync, parent=chosen.directory) as bench:
+            server, directory = bench.server, bench.directory
+            server.redis.config_set("appendonly", appendonly)
+            rate, trips = measured(bench, chosen.requests)
+            modes.append(
+                {
+                    "mode": name,
+                    "creates_per_s": round(rate, 1),
+                    **quantiles(trips, "round_trip_"),
+                    **quantiles(alone(server, directory, ALONE), "alone_"),
+                }
+            )
+            if name == "everysec":
+                waited = quantiles(alone(server, directory, ALONE, waitaof=True), "alone_")
     return {"modes": [*modes, {"mode": "everysec, WAITAOF after each commit", **waited}]}
-
-
-def _quantiles(name: str, trips: list[float]) -> Figures:
-    return {f"{name}_p{share}_ms": round(quantile(trips, share / 100), 3) for share in (50, 99)}
 
 
 def show(figures: Figures) -> Table:

@@ -9,20 +9,15 @@ times a second; the flood is sent again until the caller has been served often e
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-from bench_report import Advance, Bench, Figures, quantile, run
-from gateways import ROOT, GatewayProcess, clean_environment, close
+from bench_report import Advance, Bench, Figures, run
+from bench_site import NAME, site, start_program
+from bench_timing import one_create, quantiles
+from gateways import GatewayProcess, close
 from keys import some_key
-from program_path import PROGRAM_PATH
 from rich.table import Table
-from servers import RedisServer
 from waiting import eventually
 
 from peerlane import Gateway
@@ -31,7 +26,6 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
 
-NAME = "bench"
 EVERY = 0.2
 #: Runs this file as one that sends a flood.
 SENDER = "--as-flood"
@@ -46,21 +40,6 @@ def flood(url: str, count: int) -> None:
             kwargs={"gateway": NAME, "public_key": some_key()}, expires=600, bulk=True, ignore_result=True
         )
     close(app)
-
-
-def start_flood(url: str, count: int) -> subprocess.Popen[bytes]:
-    """``flood`` in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), SENDER, url, str(count)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=clean_environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), PROGRAM_PATH])}
-    )
-
-
-def one_create(client: Gateway) -> float:
-    """Milliseconds that one interactive create takes."""
-    began = time.perf_counter()
-    client.create_peer(some_key(), timeout=30)
-    return (time.perf_counter() - began) * 1000
 
 
 def calm(client: Gateway, samples: int, advance: Advance) -> list[float]:
@@ -82,7 +61,7 @@ def flooded(
     seconds: list[float] = []
     floods, most = 0, 0
     while len(seconds) < chosen.samples:
-        sender = start_flood(url, chosen.flood)
+        sender = start_program(__file__, SENDER, url, str(chosen.flood))
         floods += 1
         eventually(lambda: gateway.look().waiting_bulk > 0, "the flood")
         while (lane := gateway.look()).waiting_bulk or sender.poll() is None:
@@ -102,32 +81,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
-    server = RedisServer(directory)
-    server.start()
     fsync = "always" if chosen.always else "everysec"
-    server.redis.config_set("appendfsync", fsync)
-    gateway = GatewayProcess(NAME, server.url, directory, dataplane="memory", pools="10.0.0.0/9,fd00:8::/64")
-    app = PeerlaneApp(read(redis_url=server.url))
-    client = Gateway(NAME, app=app)
-    try:
+    with site(fsync) as bench:
+        gateway, client = bench.gateway(pools="10.0.0.0/9,fd00:8::/64"), bench.client
         gateway.start()
         idle = calm(client, chosen.samples, advance)
-        busy, floods = flooded(gateway, client, server.url, chosen, advance)
+        busy, floods = flooded(gateway, client, bench.server.url, chosen, advance)
         shown = {
-            kind: {
-                "creates": len(times),
-                "p50_ms": round(quantile(times, 0.5), 3),
-                "p99_ms": round(quantile(times, 0.99), 3),
-            }
-            for kind, times in (("idle", idle), ("flooded", busy))
+            kind: {"creates": len(times), **quantiles(times)} for kind, times in (("idle", idle), ("flooded", busy))
         }
         return {**shown, "about": f"{floods}; appendfsync {fsync}, memory data plane"}
-    finally:
-        close(app)
-        gateway.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def show(figures: Figures) -> Table:

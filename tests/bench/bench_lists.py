@@ -14,24 +14,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_lane import Stock, drain
-from bench_report import Advance, Bench, Figures, quantile, run
+from bench_report import Advance, Bench, Figures, run
 from bench_scale_parts import POOLS, alone, own_adds
-from gateways import ROOT, GatewayProcess, clean_environment, close
+from bench_site import NAME, site, start_program
+from bench_timing import drain, one_create, processor_seconds, quantiles
+from gateways import GatewayProcess
 from keys import some_key
-from program_path import PROGRAM_PATH
 from rich.table import Table
-from servers import RedisServer
-from waiting import eventually
+from waiting import PATIENCE, eventually
 
 from peerlane import Gateway, PeerResult
 from peerlane.config import names
@@ -41,9 +36,7 @@ from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
 
-NAME = "bench"
 WINDOW = 256
-PATIENCE = 60.0
 #: Seconds between two creates of the interactive caller.
 EVERY = 0.02
 #: Runs this file as the one that sends lists without a pause.
@@ -86,13 +79,6 @@ def send_for_ever(url: str) -> None:
         lists(app, 64 * 16)
 
 
-def one_create(client: Gateway) -> float:
-    """Milliseconds that one interactive create takes."""
-    began = time.perf_counter()
-    client.create_peer(some_key(), timeout=PATIENCE)
-    return (time.perf_counter() - began) * 1000
-
-
 def creates(client: Gateway, count: int) -> list[float]:
     """Creates now and then."""
     times: list[float] = []
@@ -104,9 +90,7 @@ def creates(client: Gateway, count: int) -> list[float]:
 
 def beside_lists(gateway: GatewayProcess, client: Gateway, url: str, count: int) -> list[float]:
     """Creates while lists come in without a pause."""
-    path = os.pathsep.join([str(ROOT), PROGRAM_PATH])
-    command = [sys.executable, str(Path(__file__)), SENDER, url]
-    sender = subprocess.Popen(command, cwd=ROOT, env=clean_environment() | {"PYTHONPATH": path})
+    sender = start_program(__file__, SENDER, url)
     try:
         eventually(lambda: gateway.look().waiting_bulk > 0, "lists on their way")
         return creates(client, count)
@@ -123,38 +107,27 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plane", default="memory", choices=("memory", "kernel"))
 
 
-def processor_seconds(pid: int) -> float:
-    """What a process has used of a processor."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def beside_a_device(chosen: argparse.Namespace, advance: Advance) -> Figures:
     """Lists on a WireGuard device, and what such a device takes by itself."""
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
-    server = RedisServer(directory)
-    server.start()
     fsync = "always" if chosen.always else "everysec"
-    server.redis.config_set("appendfsync", fsync)
     settings: dict[str, Any] = {
         "dataplane": "kernel",
         "interface": "wglists",
         "pools": ",".join(POOLS),
         "max_peers": 1_000_000,
     }
-    gateway = GatewayProcess(NAME, server.url, directory, **settings)
-    app = PeerlaneApp(read(redis_url=server.url))
-    try:
+    with site(fsync) as bench:
+        gateway, app = bench.gateway(**settings), bench.app
         gateway.start(wait=False)
         gateway.await_serving(within=120)
         lists(app, 640)  # connections, scripts
         own, by_lists = list[float](), list[float]()
-        processes = {"writer": gateway.pid, "redis": server.pid, "client": os.getpid()}
+        processes = {"writer": gateway.pid, "redis": bench.server.pid, "client": os.getpid()}
         used: dict[str, list[float]] = {name: [] for name in processes}
         for number in range(chosen.rounds):
             advance(f"round {number + 1}: a device by itself", number / chosen.rounds)
             first = 1 + number * chosen.peers
-            own.append(chosen.peers / alone(own_adds, str(directory), first, chosen.peers)["own_adds_s"])
+            own.append(chosen.peers / alone(own_adds, str(bench.directory), first, chosen.peers)["own_adds_s"])
             advance(f"round {number + 1}: lists", (number + 0.5) / chosen.rounds)
             before = {name: processor_seconds(pid) for name, pid in processes.items()}
             by_lists.append(lists(app, chosen.peers))
@@ -171,61 +144,37 @@ def beside_a_device(chosen: argparse.Namespace, advance: Advance) -> Figures:
             "writer_to_own_adds": round(rates["writer_per_s"] / rates["own_adds_per_s"], 2),
             "about": f"appendfsync {fsync}, WireGuard device, medians of {chosen.rounds} rounds",
         }
-    finally:
-        close(app)
-        gateway.finish()
-        server.kill()
-        subprocess.run(["ip", "link", "del", "wglists"], check=False, capture_output=True)
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
     if chosen.plane == "kernel":
         return beside_a_device(chosen, advance)
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
-    server = RedisServer(directory)
-    server.start()
     fsync = "always" if chosen.always else "everysec"
-    server.redis.config_set("appendfsync", fsync)
-    gateway = GatewayProcess(
-        *(NAME, server.url, directory), dataplane="memory", pools="10.0.0.0/9,fd00:8::/64", max_peers=1_000_000
-    )
-    stock = Stock(server)
-    app = PeerlaneApp(read(redis_url=server.url))
-    try:
+    with site(fsync) as bench:
+        gateway = bench.gateway(pools="10.0.0.0/9,fd00:8::/64", max_peers=1_000_000)
+        stock, app, client = bench.stock(), bench.app, bench.client
         gateway.start()
         rates: dict[str, list[float]] = {"no_op": [], "lists": [], "one_by_one": []}
         for number in range(chosen.rounds):
             advance(f"round {number + 1}: no-op tasks", number / chosen.rounds * 0.7)
-            rates["no_op"].append(drain(server, stock.pid, "stock", stock.send, max(200, chosen.peers // 8)))
+            rates["no_op"].append(drain(bench.server, stock.pid, "stock", stock.send, max(200, chosen.peers // 8)))
             advance(f"round {number + 1}: lists", (number + 0.4) / chosen.rounds * 0.7)
             rates["lists"].append(lists(app, chosen.peers))
             advance(f"round {number + 1}: one by one", (number + 0.6) / chosen.rounds * 0.7)
             rates["one_by_one"].append(one_by_one(app, max(200, chosen.peers // 8)))
-        client = Gateway(NAME, app=app)
         creates(client, 20)  # connections, scripts
         advance("creates on an idle gateway", 0.7)
         idle = creates(client, chosen.samples)
         advance("creates beside lists", 0.85)
-        busy = beside_lists(gateway, client, server.url, chosen.samples)
+        busy = beside_lists(gateway, client, bench.server.url, chosen.samples)
         figures: Figures = {f"{name}_per_s": round(median(values), 1) for name, values in rates.items()}
-        figures |= {
-            f"{name}_{point}_ms": round(quantile(values, share), 3)
-            for name, values in (("idle", idle), ("beside", busy))
-            for point, share in (("p50", 0.5), ("p99", 0.99))
-        }
+        figures |= quantiles(idle, "idle_") | quantiles(busy, "beside_")
         figures |= {
             "lists_to_no_op": round(figures["lists_per_s"] / figures["no_op_per_s"], 2),
             "lists_to_one_by_one": round(figures["lists_per_s"] / figures["one_by_one_per_s"], 2),
             "beside_to_idle_p99": round(figures["beside_p99_ms"] / figures["idle_p99_ms"], 2),
         }
         return figures | {"about": f"appendfsync {fsync}, memory data plane, medians of {chosen.rounds} rounds"}
-    finally:
-        close(app)
-        stock.end()
-        gateway.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def show(figures: Figures) -> Table:

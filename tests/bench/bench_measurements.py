@@ -11,27 +11,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_lane import drain
 from bench_report import Advance, Bench, Figures, run
-from gateways import ROOT, GatewayProcess, close
+from bench_site import program_environment, site
+from bench_timing import drain
 from keys import some_key
 from rich.table import Table
-from servers import RedisServer
 
 from peerlane.config import names
-from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.settings import read
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.request.measurements import Measurements
-from peerlane.workers.request.request import Delivery, Outcome, Request
+from peerlane.workers.request.request import Delivery, Measurements, Outcome, Request
 
 KINDS = ("with", "without")
 
@@ -42,25 +36,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-bench-"))
-    server = RedisServer(directory)
-    server.start()
-    server.redis.config_set("appendfsync", "everysec")
     cap = (chosen.rounds + 1) * chosen.requests
-    writers = {
-        kind: GatewayProcess(
-            f"bench-{kind}", server.url, directory, dataplane="memory", lane_cap=cap, pools=("10.0.0.0/8",)
-        )
-        for kind in KINDS
-    }
-    writers["without"].program = ["-m", "celery", "-A", "bench_unmeasured", "worker", "-l"]
-    before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "bench"), before.get("PYTHONPATH", "")])
-    app = PeerlaneApp(read(redis_url=server.url))
-    create = task_of(app, names.CREATE_PEER)
+    os.environ["PYTHONPATH"] = program_environment()["PYTHONPATH"]  # where bench_unmeasured is
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     costs: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    try:
+    with site("everysec") as bench:
+        server, create = bench.server, task_of(bench.app, names.CREATE_PEER)
+        writers = {kind: bench.gateway(f"bench-{kind}", lane_cap=cap, pools=("10.0.0.0/8",)) for kind in KINDS}
+        writers["without"].program = ["-m", "celery", "-A", "bench_unmeasured", "worker", "-l"]
         for writer in writers.values():
             writer.start()
         for number in range(chosen.rounds):
@@ -83,14 +66,6 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         figures["ratio"] = round(figures["with_us"] / figures["without_us"], 3)
         figures["us_a_request"] = round(alone(), 2)
         return figures
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        close(app)
-        for writer in writers.values():
-            writer.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def processor_time(pid: int) -> float:

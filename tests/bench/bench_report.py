@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateways import ROOT
+from bench_folders import ROOT
 from kernel_bridge import MISSING, find_kernel
 from program_path import PROGRAM_PATH
 from rich.console import Console, RenderableType

@@ -12,27 +12,23 @@ without peers: what the simulated device then holds of its own is a few thousand
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from bench_report import Advance, Bench, Figures, quantile, run
+from bench_report import Advance, Bench, Figures, run
 from bench_scale_parts import POOLS, alone, apart, archiving, crowd, memory, observing, own_adds, planning, reconciling
-from gateways import GatewayProcess, close, new_name
-from keys import key_number, some_key
+from bench_site import NAME, Site, site
+from bench_timing import one_create, spread
+from gateways import GatewayProcess
+from keys import key_number
 from observers import Observer, ending
 from rich.table import Table
-from servers import RedisServer
 from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.settings import read
 
 SETTINGS: dict[str, Any] = {
     "pools": POOLS,
@@ -48,17 +44,8 @@ def creates(peers: Gateway, seconds: float, go_on: Callable[[], bool] = lambda: 
     """How long creates one after the other took, in ms."""
     watch, took = Stopwatch(), list[float]()
     while watch.seconds < seconds and (len(took) % 20 or go_on()):
-        each = Stopwatch()
-        peers.create_peer(some_key(), timeout=10)
-        took.append(each.seconds * 1000)
+        took.append(one_create(peers))
     return took
-
-
-def spread(times: list[float]) -> Figures:
-    """In ms."""
-    if not times:
-        return {"count": 0}
-    return {"count": len(times), **{f"p{at}": round(quantile(times, at / 100), 2) for at in (50, 99)}}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +64,6 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
             advance(f"{size:,} peers: {step}", (at + share) / len(sizes))
 
         points.append(one_size(chosen, size, tell))
-        if chosen.plane == "kernel":  # the next has a key of its own, and the same addresses
-            subprocess.run(["ip", "link", "del", "wgscale"], check=True)
     base = points[0]
     for point in points[1:]:
         grown = point["rss_open"] - base["rss_open"]
@@ -97,41 +82,38 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
 
 
 def one_size(chosen: argparse.Namespace, size: int, advance: Advance) -> Figures:
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
-    server = RedisServer(directory, appendfsync="no")
-    server.start()
-    name, app = new_name(), PeerlaneApp(read(redis_url=server.url))
-    site = GatewayProcess(name, server.url, directory, dataplane=chosen.plane, interface="wgscale", **SETTINGS)
-    try:
-        crowd(server.redis, name, size, lambda share: advance("making records", 0.2 * share))
+    with site("no") as bench:
+        server, app = bench.server, bench.app
+        gateway = bench.gateway(dataplane=chosen.plane, interface="wgscale", **SETTINGS)
+        crowd(server.redis, NAME, size, lambda share: advance("making records", 0.2 * share))
         point: Figures = {"peers": size}
         if size:
-            used = int(server.redis.memory_usage(names.peers_key(name), samples=0) or 0)
-            used += int(server.redis.memory_usage(names.addresses_key(name), samples=0) or 0)
+            used = int(server.redis.memory_usage(names.peers_key(NAME), samples=0) or 0)
+            used += int(server.redis.memory_usage(names.addresses_key(NAME), samples=0) or 0)
             point["redis_bytes_per_peer"] = round(used / size)
-            point |= alone(planning, server.url, name)
+            point |= alone(planning, server.url, NAME)
             advance("the observer", 0.25)
-            point |= alone(observing, server.url, name, size)
-            point |= alone(reconciling, server.url, name, size)
+            point |= alone(observing, server.url, NAME, size)
+            point |= alone(reconciling, server.url, NAME, size)
             advance("backup and list", 0.3)
-            server.redis.hset(names.gateway_key(name), mapping={"public_key": key_number(2**200), "state": "active"})
-            point |= alone(archiving, server.url, name, str(directory / "backup"))
-            server.redis.delete(names.gateway_key(name))
+            server.redis.hset(names.gateway_key(NAME), mapping={"public_key": key_number(2**200), "state": "active"})
+            point |= alone(archiving, server.url, NAME, str(bench.directory / "backup"))
+            server.redis.delete(names.gateway_key(NAME))
             if chosen.plane == "kernel":
-                point |= alone(own_adds, str(directory), 1, size)
+                point |= alone(own_adds, str(bench.directory), 1, size)
         server.redis.config_set("appendfsync", chosen.fsync)
         advance("the writer's start", 0.4)
         watch = Stopwatch()
-        site.start(wait=False)
-        site.await_serving(within=600)
+        gateway.start(wait=False)
+        gateway.await_serving(within=600)
         point["start_s"] = round(watch.seconds, 1)
-        point["rss_open"], point["rss_peak"] = memory(site.pid)
-        point["coming_at_open"] = int(site.look().facts.get("recovering", 0))
-        caller = Gateway(name, app=app)
+        point["rss_open"], point["rss_peak"] = memory(gateway.pid)
+        point["coming_at_open"] = int(gateway.look().facts.get("recovering", 0))
+        caller = bench.client
         creates(caller, 1.0)  # connections, scripts
 
         def filling() -> bool:
-            return int(site.look().facts.get("recovering", 0)) > 0
+            return int(gateway.look().facts.get("recovering", 0)) > 0
 
         advance("creates while peers are added", 0.5)
         point["filling"] = spread(creates(caller, chosen.seconds, filling) if size and filling() else [])
@@ -140,38 +122,33 @@ def one_size(chosen: argparse.Namespace, size: int, advance: Advance) -> Figures
         advance("creates", 0.7)
         point["idle"] = spread(creates(caller, chosen.seconds))
         advance("creates while peers are swept", 0.8)
-        point["sweep"] = spread(during(names.SWEEP, site, app, caller, chosen.seconds) if size else [])
+        point["sweep"] = spread(during(names.SWEEP, gateway, app, caller, chosen.seconds) if size else [])
         if size:
             advance("creates while device and Redis are compared", 0.9)
-            point["reconcile"] = spread(reconciled(chosen, server, site, app, caller, size))
+            point["reconcile"] = spread(reconciled(chosen, bench, gateway, caller, size))
         return point
-    finally:
-        close(app)
-        site.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def reconciled(
-    chosen: argparse.Namespace, server: RedisServer, site: GatewayProcess, app: PeerlaneApp, caller: Gateway, size: int
+    chosen: argparse.Namespace, bench: Site, gateway: GatewayProcess, caller: Gateway, size: int
 ) -> list[float]:
     """Creates during a reconciliation; without a WireGuard device one with a simulated device."""
     if chosen.plane == "kernel":
-        return during(names.RECONCILE, site, app, caller, chosen.seconds)
-    with apart(reconciling, server.url, site.name, size) as figures:
+        return during(names.RECONCILE, gateway, bench.app, caller, chosen.seconds)
+    with apart(reconciling, bench.server.url, NAME, size) as figures:
         times = creates(caller, chosen.seconds, lambda: not figures.done())
         figures.result()
         return times
 
 
-def during(task: str, site: GatewayProcess, app: PeerlaneApp, caller: Gateway, seconds: float) -> list[float]:
+def during(task: str, gateway: GatewayProcess, app: PeerlaneApp, caller: Gateway, seconds: float) -> list[float]:
     """Creates from a sweep's first removal on, or from the beginning of a reconciliation to its end."""
-    with ending(Observer(site, wait=False) if task == names.SWEEP else Observer(site)):
+    with ending(Observer(gateway, wait=False) if task == names.SWEEP else Observer(gateway)):
         before = caller.info().peers or 0
-        request_id = names.request_id(site.name, task.rpartition(".")[2])
+        request_id = names.request_id(gateway.name, task.rpartition(".")[2])
         app.send_task(
             task,
-            kwargs={"gateway": site.name} | ({"force": True} if task == names.SWEEP else {"dry_run": True}),
+            kwargs={"gateway": gateway.name} | ({"force": True} if task == names.SWEEP else {"dry_run": True}),
             task_id=request_id,
         )
         if task == names.RECONCILE:

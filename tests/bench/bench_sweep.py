@@ -14,9 +14,7 @@ import argparse
 import os
 import random
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -24,18 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from bench_report import Advance, Bench, Figures, quantile, run
-from gateways import ROOT, GatewayProcess, close, new_name
+from bench_site import NAME, site
+from bench_timing import spread
 from observers import Observer, ending
 from redis import Redis
 from rich.table import Table
-from servers import RedisServer
 from stale import SETTINGS, create, crowd
 from waiting import Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
-from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.settings import read
 from peerlane.tasks.wire.commit_record import decode
 from peerlane.workers.upkeep import sweeper as sweeping
 
@@ -124,33 +120,29 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
-    directory = Path(tempfile.mkdtemp(prefix="peerlane-"))
-    server = RedisServer(directory)
-    server.start()
-    name = new_name()
-    site = GatewayProcess(name, server.url, directory, dataplane="kernel", interface="wgbench", **SETTINGS)
-    app = PeerlaneApp(read(redis_url=server.url))
-    size_file = directory / "slice"
-    sizes = [int(size) for size in chosen.slices.split(",")] if chosen.slices else [sweeping.SLICE]
-    if chosen.slices:
-        os.environ |= {SIZE_FILE: str(size_file), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    size_file.write_text(str(sizes[0]))
-    try:
+    with site("always") as bench:
+        server, app = bench.server, bench.app
+        gateway = bench.gateway(dataplane="kernel", interface="wgbench", **SETTINGS)
+        size_file = bench.directory / "slice"
+        sizes = [int(size) for size in chosen.slices.split(",")] if chosen.slices else [sweeping.SLICE]
+        if chosen.slices:
+            os.environ[SIZE_FILE] = str(size_file)
+        size_file.write_text(str(sizes[0]))
         advance("making peers", 0.0)
-        expected = crowd(server.redis, name, chosen.peers)
+        expected = crowd(server.redis, NAME, chosen.peers)
         advance("the writer's start", 0.05)
         watch = Stopwatch()
-        site.start(wait=False)
-        site.await_serving(within=300)
+        gateway.start(wait=False)
+        gateway.await_serving(within=300)
         start = watch.seconds
-        caller = Caller(Gateway(name, app=app))
+        caller = Caller(bench.client)
         application = "bench_sweep_observer" if chosen.slices else "peerlane.workers.observer"
-        with ending(observer := Observer(site, wait=False, application=application)):
+        with ending(observer := Observer(gateway, wait=False, application=application)):
             # The sweep that it makes by itself at its start is refused: nine of ten are too many.
             eventually(lambda: observer.report("sweep"), "the observer's start", within=300)
             caller.create(20, [])  # connections, scripts
-            request = names.request_id(name, "swept-by-the-way")
-            app.send_task(names.SWEEP, kwargs={"gateway": name, "force": True}, task_id=request)
+            request = names.request_id(NAME, "swept-by-the-way")
+            app.send_task(names.SWEEP, kwargs={"gateway": NAME, "force": True}, task_id=request)
             turns = Alternation(server.redis, observer, sizes, size_file)
             report = turns.drive(
                 request,
@@ -158,7 +150,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
                 lambda share: advance("creates, with the sweep and without", 0.2 + 0.8 * share),
                 stale=len(expected.stale),
             )
-            left = {peer.public_key for peer in Gateway(name, app=app).peers()}
+            left = {peer.public_key for peer in bench.client.peers()}
         removed = sum(report["removed"].values())
         exact = left == {*expected.staying, *caller.made}
         return {
@@ -168,15 +160,10 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
             "sound": exact and removed == len(expected.stale),
             "start_s": round(start, 1),
             "sweep_s": report["seconds"],
-            LOOKING: spread(turns.times[LOOKING]),
-            QUIET: spread(turns.times[QUIET]),
-            "slices": [of_size(str(size), turns, site.log) for size in sizes],
+            LOOKING: longest_too(turns.times[LOOKING]),
+            QUIET: longest_too(turns.times[QUIET]),
+            "slices": [of_size(str(size), turns, gateway.log) for size in sizes],
         }
-    finally:
-        close(app)
-        site.finish()
-        server.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def of_size(size: str, turns: Alternation, log: str) -> Figures:
@@ -187,12 +174,12 @@ def of_size(size: str, turns: Alternation, log: str) -> Figures:
     quiet, busy = turns.times[QUIET], turns.times[size]
     return {
         "size": int(size),
-        "creates": spread(busy),
+        "creates": longest_too(busy),
         "p50_ratio": round(quantile(busy, 0.5) / quantile(quiet, 0.5), 2),
         "p99_ratio": round(quantile(busy, 0.99) / quantile(quiet, 0.99), 2),
         "seconds": round(seconds, 1),
         "slices_per_s": round(len(through) / seconds, 1),
-        "writer": spread(through),
+        "writer": longest_too(through),
     }
 
 
@@ -205,12 +192,9 @@ def slices_through(log: str) -> list[tuple[float, float]]:
     ]
 
 
-def spread(times: list[float]) -> Figures:
+def longest_too(times: list[float]) -> Figures:
     """In ms."""
-    if not times:
-        return {"count": 0}
-    at = {f"p{share}": round(quantile(times, share / 100), 2) for share in (50, 90, 99)}
-    return {"count": len(times), **at, "max": round(max(times), 2)}
+    return spread(times, 50, 90, 99) | ({"max": round(max(times), 2)} if times else {})
 
 
 def show(figures: Figures) -> Table:

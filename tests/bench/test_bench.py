@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,6 +78,17 @@ def test_a_quantile_is_one_of_the_values() -> None:
     values = [float(value) for value in range(100, 0, -1)]
     assert [quantile(values, share) for share in (0.0, 0.5, 0.99, 1.0)] == [1, 51, 100, 100]
     assert quantile([7.0], 0.99) == 7
+
+
+def test_every_bench_can_be_run_by_its_path() -> None:
+    """It finds what it imports without a variable that tells where."""
+    files = [file for file in Path(__file__).parent.glob("*.py") if not file.name.startswith("test_")]
+    programs = [file for file in files if '__name__ == "__main__"' in file.read_text()]
+    assert len(programs) > 10
+    run_them = "import runpy, sys; [runpy.run_path(each) for each in sys.argv[1:]]"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-W", "ignore", "-c", run_them, *map(str, programs)]
+    subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
 
 
 if __name__ == "__main__":

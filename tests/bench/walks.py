@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from gateways import ROOT, GatewayProcess, clean_environment, close
+from bench_folders import ROOT
+from gateways import GatewayProcess, clean_environment, close
 from keys import some_key
 from rich.console import Console
 from rich.table import Table

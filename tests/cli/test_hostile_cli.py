@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import preloaded
 import pytest
 from commands import Shell, peerlane
 from gateways import ROOT, GatewayProcess, MakeClient, MakeGateway, clean_environment
@@ -49,9 +50,11 @@ def run(
     command = [sys.executable, "-m", "peerlane.workers.cli", *words]
     settings = {"PEERLANE_REDIS_URL": "unix:///nonexistent/redis.sock", **(environment or {})}
     variables = {name: value for name, value in (clean_environment() | settings).items() if name not in drop.split()}
-    if streams is not None:
+    if streams is None:
+        done = preloaded.run(command, ROOT, variables)
+    else:
         command = ["bash", "-c", streams, "sh", *command]
-    done = subprocess.run(command, env=variables, input=b"", capture_output=True, check=False, timeout=90, cwd=ROOT)
+        done = subprocess.run(command, env=variables, input=b"", capture_output=True, check=False, timeout=90, cwd=ROOT)
     for text in (done.stdout, done.stderr):
         assert b"Traceback" not in text
         assert b"Exception ignored" not in text

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from flowers import COMPOSE, flower
-from gateways import MakeClient, clean_environment, named_endpoint, new_name
+from gateways import ROOT, MakeClient, clean_environment, named_endpoint, new_name
 from keys import some_key
 from observers import Process
 from redis import Redis
@@ -30,13 +31,11 @@ from peerlane.tasks.errors import Unavailable
 
 
 @contextmanager
-def running(words: Sequence[str], log: Path, **settings: str) -> Generator[subprocess.Popen[bytes]]:
+def running(words: Sequence[str], log: Path, **settings: str) -> Generator[preloaded.Running]:
     """A process with its settings as variables, and all that it says in one file."""
     environment = clean_environment() | {f"PEERLANE_{key.upper()}": value for key, value in settings.items()}
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *words], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        process = preloaded.start([sys.executable, *words], ROOT, environment, output)
     try:
         yield process
     finally:

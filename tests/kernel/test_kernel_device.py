@@ -17,7 +17,7 @@ from keys import key_number, some_key
 
 from peerlane.tasks.errors import KernelError, SettingsError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.stored_peer import StoredPeer
+from peerlane.tasks.wire.stored_peer import StoredPeer, text_key
 from peerlane.workers.dataplane import AddRoute, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
 from peerlane.workers.dataplane.kernel import KernelDataPlane, kernel_available
 from peerlane.workers.dataplane.netlink.channel import NETLINK_GENERIC, NETLINK_ROUTE, Channel
@@ -231,7 +231,7 @@ def session_goes_on(rig: Rig, public_key: str) -> Generator[None]:
 
 
 def test_opening_again_lets_sessions_live_on_even_if_the_key_file_is_not_clamped(rig: Rig, tmp_path: Path) -> None:
-    rig.spec.private_key_file.write_text(keyfile.encode_key(b"\xff" + os.urandom(30) + b"\xff"))
+    rig.spec.private_key_file.write_text(text_key(b"\xff" + os.urandom(30) + b"\xff"))
     run("wg", "set", rig.spec.interface, "private-key", str(rig.spec.private_key_file))
     rig.plane.open(rig.spec)
     with far_side(rig, tmp_path) as public, session_goes_on(rig, public):

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import cast
 
+import preloaded
 import pytest
 from confs import rendered
 from gateways import ROOT, GatewayProcess, MakeClient, MakeGateway, MakeSettings, clean_environment, close
@@ -375,14 +376,8 @@ def test_a_live_import_where_nothing_is_unknown_takes_nothing(shared_gateway: Ga
 
 
 def peerlane(server: RedisServer, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "peerlane.workers.cli", *arguments],
-        input=stdin,
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env=clean_environment() | {"PEERLANE_REDIS_URL": server.url},
-    )
+    command = [sys.executable, "-m", "peerlane.workers.cli", *arguments]
+    done = preloaded.run(command, ROOT, clean_environment() | {"PEERLANE_REDIS_URL": server.url}, source=stdin)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 

@@ -1,9 +1,9 @@
-"""Processes that begin with their imports done: forked from one that has imported what a gateway needs.
+"""Processes that begin with their imports done: forked from one that has imported what a gateway and a command need.
 
-Nine tenths of what a writer's or an observer's start costs is imports, and the tests start some hundreds of them. What
-is forked is a process in a session of its own, with the environment and the directory that it is given, and runs the
-module as ``python -m`` does. Where a variable tells the interpreter or a module something that it reads before, or
-something else is to run than Celery's program, a new interpreter is started.
+Nine tenths of what a writer's, an observer's or a command's start costs is imports, and the tests start some hundreds
+of them. What is forked is a process in a session of its own, with the environment, the directory and the files that it
+is given, and runs the module as ``python -m`` does. Where a variable tells the interpreter or a module something that
+it reads before, or something else is to run than Celery's program or Peerlane's, a new interpreter is started.
 
 Run as a program, this is the process that forks: it is asked on its standard input, a socket.
 """
@@ -28,6 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, Protocol
 
 #: The composition roots: each makes its app when it is imported, and is imported by the process that is to have it.
@@ -37,18 +38,25 @@ _LATE = (
     *("celery.bin.celery", "celery.bin.worker", "celery.bin.beat", "celery.apps.worker", "celery.apps.beat"),
     *("celery.worker.consumer", "celery.concurrency.solo", "celery.backends.redis", "kombu.transport.redis"),
 )
+#: What can be run.
+_PROGRAMS = ("celery", "peerlane.workers.cli")
+#: Packages whose modules are imported when a command is given that needs them.
+_COMMANDS = ("peerlane.tasks.cli", "peerlane.workers.cli")
 #: Variables that the interpreter reads at its start, or a module when it is imported.
-_READ_EARLY = ("PYTHON", "PEERLANE_TEST_")
+_READ_EARLY = ("PYTHON", "LC_", "LANG", "PEERLANE_TEST_")
+#: The module that reads such a variable and nothing else: it is loaded anew where the variable is given.
+_READ_ANEW = {"PEERLANE_TEST_FAILPOINTS": "peerlane.workers.failpoints"}
 _STATUS = struct.Struct("i")
 _LONGEST = 1 << 20
 
 
 def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(_READ_EARLY)}
+    early = {name: value for name, value in environment.items() if name.startswith(_READ_EARLY)}
+    return {name: value for name, value in early.items() if name not in _READ_ANEW}
 
 
 #: As the process that forks has them. Variables of the test run itself (PEERLANE_TEST_KERNEL) are not passed on.
-_AT_FIRST = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+_AT_FIRST = {name: value for name, value in os.environ.items() if name.startswith(_READ_EARLY[:3])}
 
 
 class Running(Protocol):
@@ -115,12 +123,12 @@ class _Forks:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, words: Sequence[str], cwd: Path, environment: Mapping[str, str], output: IO[bytes]) -> Forked:
+    def start(self, words: Sequence[str], cwd: Path, environment: Mapping[str, str], files: Sequence[int]) -> Forked:
         ours, theirs = socket.socketpair()
         with self._asked, theirs:
             control = self._open()
             asked = json.dumps({"words": list(words), "cwd": str(cwd), "environment": dict(environment)}).encode()
-            socket.send_fds(control, [struct.pack("I", len(asked))], [output.fileno(), theirs.fileno()])
+            socket.send_fds(control, [struct.pack("I", len(asked))], [*files, theirs.fileno()])
             control.sendall(asked)
             answer = control.recv(_STATUS.size)
             assert answer, "the process that forks is gone"
@@ -154,20 +162,52 @@ def enable() -> None:
     _forks.enabled = True
 
 
-def start(command: Sequence[str], cwd: Path, environment: Mapping[str, str], output: IO[bytes]) -> Running:
-    """Start a command that writes to ``output``; forked where it is Celery's program for this very interpreter."""
-    ours = list(command[:3]) == [sys.executable, "-m", "celery"]
-    if _forks.enabled and ours and _read_early(environment) == _AT_FIRST:
-        return _forks.start(command[2:], cwd, environment, output)
-    return subprocess.Popen(
-        list(command),
-        cwd=cwd,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+def start(
+    command: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    output: IO[bytes],
+    *,
+    errors: IO[bytes] | None = None,
+    source: IO[bytes] | None = None,
+) -> Running:
+    """Start a command that writes to ``output``; forked where it is one of the programs for this very interpreter.
+
+    What it says of errors goes to ``output``, too, unless told otherwise; and it reads nothing, or ``source``.
+    """
+    ours = list(command[:2]) == [sys.executable, "-m"] and command[2] in _PROGRAMS
+    with Path(os.devnull).open("rb") as nothing:
+        files = (source or nothing, output, errors or output)
+        if _forks.enabled and ours and _read_early(environment) == _AT_FIRST:
+            return _forks.start(command[2:], cwd, environment, [file.fileno() for file in files])
+        return subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env=dict(environment),
+            stdin=files[0],
+            stdout=files[1],
+            stderr=files[2],
+            start_new_session=True,
+        )
+
+
+def run(
+    command: Sequence[str], cwd: Path, environment: Mapping[str, str], *, source: bytes = b"", within: float = 60.0
+) -> subprocess.CompletedProcess[bytes]:
+    """Start a command, and wait for its end: its status and what it has said."""
+    with TemporaryFile() as given, TemporaryFile() as output, TemporaryFile() as errors:
+        given.write(source)
+        given.seek(0)
+        running = start(command, cwd, environment, output, errors=errors, source=given)
+        try:
+            status = running.wait(within)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            raise
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(list(command), status, output.read(), errors.read())
 
 
 # The process that forks
@@ -182,6 +222,10 @@ def _names_of_what_is_needed() -> list[str]:
         for package in [name for name, module in sys.modules.items() if hasattr(module, "__path__")]:
             if package.startswith("peerlane.workers.") and not package.endswith(".dataplane"):
                 for submodule in pkgutil.iter_modules(sys.modules[package].__path__, f"{package}."):
+                    importlib.import_module(submodule.name)
+        for package in _COMMANDS:
+            for submodule in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+                if not submodule.name.endswith("__main__"):
                     importlib.import_module(submodule.name)
         with os.fdopen(writing, "w") as pipe:
             json.dump([name for name in sys.modules if name not in _ROOTS and name != "__main__"], pipe)
@@ -209,17 +253,19 @@ def _serve(control: socket.socket) -> tuple[list[str], str]:
             if not head:
                 os._exit(0)
             asked = json.loads(_all_of(control, struct.unpack("I", head)[0]))
-            output, ended = descriptors[0], socket.socket(fileno=descriptors[1])
+            *files, last = descriptors
+            ended = socket.socket(fileno=last)
             pid = os.fork()
             if pid == 0:
-                return _become(asked, output)
-            os.close(output)
+                return _become(asked, files)
+            for file in files:
+                os.close(file)
             running[os.pidfd_open(pid)] = pid, ended
             control.sendall(_STATUS.pack(pid))
 
 
 def _received(control: socket.socket) -> tuple[bytes, list[int]]:
-    head, descriptors, _, _ = socket.recv_fds(control, 4, 2)
+    head, descriptors, _, _ = socket.recv_fds(control, 4, 4)
     return head, list(array.array("i", descriptors))
 
 
@@ -237,18 +283,20 @@ def _tell(ended: socket.socket, status: int) -> None:
         return
 
 
-def _become(asked: Mapping[str, Any], output: int) -> tuple[list[str], str]:
-    """What a new process has: a session, its output, no other file, its directory and its environment."""
+def _become(asked: Mapping[str, Any], files: Sequence[int]) -> tuple[list[str], str]:
+    """What a new process has: a session, its three files and no other, its directory and its environment."""
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for own, standard in ((nothing, 0), (output, 1), (output, 2)):
-        os.dup2(own, standard)
+    for standard, file in enumerate(files):
+        os.dup2(file, standard)
     os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < _LONGEST else 4096)
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["environment"])
     if hasattr(time, "tzset"):
         time.tzset()
+    for variable, module in _READ_ANEW.items():
+        if variable in os.environ:
+            importlib.reload(sys.modules[module])
     return asked["words"], asked["cwd"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 import sys
 import threading
 import uuid
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import planted
+import preloaded
 from fenced import FencedServer
 from flowers import Page, flower
 from gateways import GatewayProcess, clean_environment, close
@@ -94,6 +94,7 @@ def play(server: FencedServer, directory: Path, *, sealed: bool) -> Scene:
         server.url_of("writer-iad"),
         directory,
         dataplane="memory",
+        prefix=["env"],  # a forked process has another command line
         private_key_file=private,
         test_failpoints=directory / "failpoints",
         **settings,
@@ -238,17 +239,15 @@ def _command(scene: Scene, server: FencedServer, directory: Path, settings: dict
         (["doctor", "--json"], url),
         (["doctor"], url),
     ):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "peerlane.workers.cli", *words],
-            cwd=ROOT,
-            env=clean_environment() | variables | {"PEERLANE_REDIS_URL": redis},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        # The command line of a forked process is another.
+        command = [*(() if scene.commands else ("env",)), sys.executable, "-m", "peerlane.workers.cli", *words]
+        file = directory / f"said-{len(scene.commands)}"
+        with file.open("wb") as output:
+            environment = clean_environment() | variables | {"PEERLANE_REDIS_URL": redis}
+            process = preloaded.start(command, ROOT, environment, output)
         scene.command_lines |= _command_lines()
-        said, _ = process.communicate(timeout=240)
-        scene.commands[f"{' '.join(words)} {len(scene.commands)}"] = said.decode(errors="replace")
+        process.wait(240)
+        scene.commands[f"{' '.join(words)} {len(scene.commands)}"] = file.read_text(errors="replace")
 
 
 def _read_flower(scene: Scene, page: Page, user: str) -> None:

@@ -16,7 +16,7 @@ from six_requests import six_requests
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.workers.request.measurements import Measurements, Pace
+from peerlane.workers.request.request import Measurements, Pace
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat
 from peerlane.workers.writer.writer import Writer

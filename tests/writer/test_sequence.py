@@ -29,7 +29,7 @@ from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal, sequence
 from peerlane.workers.store.commit import Commit
-from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.journal import RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.store.store import Store
 
@@ -664,7 +664,7 @@ class TestTheRedoFile:
         bench.agree()
 
     def test_turns_to_a_new_file_and_loses_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("peerlane.workers.store.redo_file.LARGEST", 4_000)
+        monkeypatch.setattr("peerlane.workers.store.journal.LARGEST", 4_000)
         bench.keep_file()
         bench.create()
         bench.create()
@@ -799,6 +799,22 @@ class TestTheRedoFile:
         bench.succeed()
         assert "is ignored: it holds what no writer writes" in caplog.text
         assert bench.raw.get(names.result_key(request)) is None
+
+    @pytest.mark.parametrize("followed", [True, False], ids=["continued", "begun_anew"])
+    def test_whose_last_line_is_torn_is_whole_again_after_the_next_start(self, bench: Bench, *, followed: bool) -> None:
+        bench.keep_file()
+        bench.create()
+        path = bench.directory / f"{bench.name}.redo"
+        raw = path.read_bytes()
+        path.write_bytes(raw + raw.splitlines()[-1][:50])
+        if not followed:
+            bench.new_writer()
+        bench.succeed()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+        before.come_back()
+        bench.succeed()
+        assert key in bench.records
 
     def test_that_cannot_be_written_is_told_once_and_stops_nobody(
         self, bench: Bench, caplog: pytest.LogCaptureFixture

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from fenced import GATEWAYS, fenced, printed
 from gateways import ROOT, clean_environment
@@ -144,32 +146,36 @@ CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class Started:
+    """A process, and the files that it writes to."""
+
+    process: preloaded.Running
+    output: Path
+    errors: Path
+
+    def end(self) -> tuple[int, str, str]:
+        """Its status, and what it said; ended by force where it does not end by itself."""
+        try:
+            status = self.process.wait(40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"it goes on: {self.output.read_text()}{self.errors.read_text()}")
+        return status, self.output.read_text(), self.errors.read_text()
+
+
 def started(
     words: Sequence[str], redis: str, variables: dict[str, str], tmp_path: Path, prefix: Sequence[str] = ()
-) -> subprocess.Popen[str]:
+) -> Started:
     """A process with these settings."""
     settings = {"REDIS_URL": redis, "DATAPLANE": "memory", "PRIVATE_KEY_FILE": str(tmp_path / "key"), **variables}
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-m", *words],
-        cwd=ROOT,
-        env=clean_environment() | {f"PEERLANE_{name}": value for name, value in settings.items()},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Its status, and what it said; ended by force where it does not end by itself."""
-    try:
-        out, err = process.communicate(timeout=40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        pytest.fail(f"it goes on: {out}{err}")
-    return process.returncode, out, err
+    environment = clean_environment() | {f"PEERLANE_{name}": value for name, value in settings.items()}
+    directory = Path(tempfile.mkdtemp(dir=tmp_path))
+    output, errors = directory / "output", directory / "errors"
+    with output.open("wb") as out, errors.open("wb") as err:
+        command = [*prefix, sys.executable, "-m", *words]
+        return Started(preloaded.start(command, ROOT, environment, out, errors=err), output, errors)
 
 
 def only_document(out: str) -> dict[str, Any]:
@@ -191,7 +197,7 @@ def test_a_start_that_fails_is_one_document(
 ) -> None:
     wanted: Case = case(stack, tmp_path)
     words = ("peerlane.workers.cli", "gateway", "run", "iad", "--json", *only)
-    status, out, err = end_of(started(words, redis_server.url, wanted.variables, tmp_path, wanted.prefix))
+    status, out, err = started(words, redis_server.url, wanted.variables, tmp_path, wanted.prefix).end()
     assert status == wanted.status, err
     error = only_document(out)["error"]
     assert (error["code"], error["retryable"]) == (wanted.code, wanted.retryable)
@@ -210,7 +216,7 @@ def test_and_the_same_sentence_from_celery(
     wanted: Case = case(stack, tmp_path)
     words = ("celery", "-A", "peerlane.workers.gateway", "worker", "-l", "info")
     variables = {"GATEWAY": "iad", **wanted.variables}
-    status, out, err = end_of(started(words, redis_server.url, variables, tmp_path, wanted.prefix))
+    status, out, err = started(words, redis_server.url, variables, tmp_path, wanted.prefix).end()
     assert status == wanted.status, err
     assert wanted.says in err
     assert "Traceback" not in out + err
@@ -221,7 +227,7 @@ def test_and_the_same_sentence_from_celery(
 def test_celery_without_a_gateways_name_says_which_setting_is_missing(
     part: str, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    status, out, err = end_of(started(("celery", "-A", part, "worker"), redis_server.url, {}, tmp_path))
+    status, out, err = started(("celery", "-A", part, "worker"), redis_server.url, {}, tmp_path).end()
     assert (status, "PEERLANE_GATEWAY is not set" in err) == (2, True)
     assert "Traceback" not in out + err
 
@@ -229,31 +235,41 @@ def test_celery_without_a_gateways_name_says_which_setting_is_missing(
 @pytest.mark.parametrize("words", [("beat",), ("report",)])
 def test_celery_on_any_host_says_what_is_wrong_with_the_settings(words: Sequence[str], tmp_path: Path) -> None:
     command = ("celery", "-A", "peerlane.config.celery.app", *words)
-    status, out, err = end_of(started(command, "redis://h/zero", {}, tmp_path))
+    status, out, err = started(command, "redis://h/zero", {}, tmp_path).end()
     assert (status, "PEERLANE_REDIS_URL: expected redis://HOST:PORT/DB" in err) == (2, True)
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize(("only", "says"), [("writer", "has a writer"), ("observer", "has an observer")])
-def test_a_second_one_names_the_first(only: str, says: str, redis_server: RedisServer, tmp_path: Path) -> None:
-    first = started(("peerlane.workers.cli", "gateway", "run", "second", "--json"), redis_server.url, {}, tmp_path)
+@pytest.fixture(scope="module")
+def first(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A writer and an observer that are there already, and end well once they are asked to; where their key is."""
+    words, directory = ("peerlane.workers.cli", "gateway", "run", "second", "--json"), tmp_path_factory.mktemp("first")
+    first = started(words, redis_server.url, {}, directory)
     try:
-        words = ("peerlane.workers.cli", "gateway", "run", "second", "--json", "--only", only)
-
         eventually(lambda: _is_there("second", redis_server), "the first one")
-        status, out, _ = end_of(started(words, redis_server.url, {}, tmp_path))
-        error = only_document(out)["error"]
-        assert (status, error["code"], error["retryable"]) == (1, "lane_held", True)
-        assert says in error["message"]
-        assert "process" in error["message"]
-        if only == "writer":
-            second_run = ("peerlane.workers.cli", "gateway", "run", "second", "--json")
-            status, out, _ = end_of(started(second_run, redis_server.url, {}, tmp_path))
-            assert (status, only_document(out)["error"]["code"]) == (1, "lane_held")
+        yield directory
     finally:
-        first.send_signal(signal.SIGTERM)
-        status, out, err = end_of(first)
+        first.process.send_signal(signal.SIGTERM)
+        status, out, err = first.end()
     assert (status, only_document(out)) == (0, {"gateway": "second", "outcome": "ended"}), err
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        (("--only", "writer"), "has a writer"),
+        (("--only", "observer"), "has an observer"),
+        ((), "has a"),
+    ],
+    ids=["writer", "observer", "both"],
+)
+def test_a_second_one_names_the_first(only: Sequence[str], says: str, redis_server: RedisServer, first: Path) -> None:
+    words = ("peerlane.workers.cli", "gateway", "run", "second", "--json", *only)
+    status, out, _ = started(words, redis_server.url, {}, first).end()
+    error = only_document(out)["error"]
+    assert (status, error["code"], error["retryable"]) == (1, "lane_held", True)
+    assert says in error["message"]
+    assert "process" in error["message"]
 
 
 def _is_there(name: str, server: RedisServer) -> bool:
@@ -267,7 +283,7 @@ def test_a_user_without_rights_and_missing_functions_are_told_by_name(
     with fenced(printed(capsys, *GATEWAYS, "--passwords"), load=False) as server:
         for user, says in (("writer-iad", "`peerlane functions --load`"), ("beat", "see `peerlane acl`")):
             words = ("peerlane.workers.cli", "gateway", "run", "iad", "--json")
-            status, out, err = end_of(started(words, server.url_of(user), {}, tmp_path))
+            status, out, err = started(words, server.url_of(user), {}, tmp_path).end()
             error = only_document(out)["error"]
             assert (status, error["code"], error["retryable"]) == (3, "redis_refuses", False), err
             assert says in error["message"]
@@ -280,8 +296,8 @@ def test_one_of_the_two_alone_ends_with_one_document_too(only: str, redis_server
     part = "gateway" if only == "writer" else "observer"
     key = f"peerlane:{{alone-{only}}}:{part}"
     eventually(lambda: redis_server.redis.hget(key, "heartbeat"), "its sign of life")
-    process.send_signal(signal.SIGTERM)
-    status, out, err = end_of(process)
+    process.process.send_signal(signal.SIGTERM)
+    status, out, err = process.end()
     assert (status, only_document(out)["outcome"]) == (0, "ended"), err
 
 
@@ -290,7 +306,7 @@ def test_a_writer_that_is_replaced_ends_with_a_document(redis_server: RedisServe
     process = started(words, redis_server.url, {}, tmp_path)
     eventually(lambda: redis_server.redis.hget("peerlane:{replaced}:gateway", "phase") == "serving", "a writer")
     redis_server.redis.incr("peerlane:{replaced}:epoch")
-    status, out, err = end_of(process)
+    status, out, err = process.end()
     assert (status, only_document(out)["error"]["code"]) == (1, "fenced"), err
 
 
@@ -299,13 +315,12 @@ def test_without_json_it_waits_for_redis(own_redis: RedisServer, tmp_path: Path)
     server.stop()
     process = started(("peerlane.workers.cli", "gateway", "run", "patient"), server.url, {}, tmp_path)
     try:
-        said = iter(process.stderr or ())
-        assert any("Redis is away (there is no such socket)" in line for line in said)
+        eventually(lambda: "Redis is away (there is no such socket)" in process.errors.read_text(), "it saying so")
         server.start()
         eventually(lambda: _is_there("patient", server), "the gateway, once Redis is there")
     finally:
-        process.send_signal(signal.SIGTERM)
-        status, out, err = end_of(process)
+        process.process.send_signal(signal.SIGTERM)
+        status, out, err = process.end()
     assert status == 0, err
     assert "{" not in out
     assert "Traceback" not in err

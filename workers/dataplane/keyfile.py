@@ -5,7 +5,6 @@ Private keys are 32 raw bytes inside the process and never appear in an error, a
 
 from __future__ import annotations
 
-import binascii
 import hmac
 import os
 import secrets
@@ -15,34 +14,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from peerlane.tasks.errors import SettingsError
 from peerlane.tasks.values.private_file import NotPrivate, read_private
+from peerlane.tasks.wire.stored_peer import decoded_key, text_key
 
 #: Longest key file that is read at all; a well-formed one has 44 characters and a newline.
 _LIMIT = 256
 
 
-def decode_key(text: str) -> bytes:
-    """The 32 bytes of a key in canonical base64, as WireGuard prints it.
-
-    Raises:
-        ValueError: anything else. The sentence never holds the key.
-    """
-    try:
-        raw = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
-    except (ValueError, UnicodeError):
-        raise ValueError("a key is 32 bytes in base64") from None
-    if len(raw) != 32 or encode_key(raw) != text:
-        raise ValueError("a key is 32 bytes in base64")
-    return raw
-
-
-def encode_key(raw: bytes) -> str:
-    """Base64 as ``wg`` prints it."""
-    return binascii.b2a_base64(raw, newline=False).decode("ascii")
-
-
 def public_key(private: bytes) -> str:
     """The public key, base64, of a private key of 32 bytes."""
-    return encode_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
+    return text_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
 
 
 def load_or_make(path: Path, current: bytes | None = None, expected: str | None = None) -> bytes:
@@ -125,7 +105,7 @@ def _load(path: Path) -> bytes:
     except NotPrivate as refusal:
         raise SettingsError(f"private key file {path}: {refusal}") from None
     try:
-        private = decode_key(content.decode("ascii").strip())
+        private = decoded_key(content.decode("ascii").strip())
     except ValueError:
         # Not chained: the decoding error of a binary file quotes its bytes.
         raise SettingsError(f"private key file {path}: does not hold a WireGuard key, 32 bytes in base64") from None
@@ -152,7 +132,7 @@ def _make(path: Path, private: bytes) -> None:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(encode_key(clamp(private)).encode("ascii") + b"\n")
+            file.write(text_key(clamp(private)).encode("ascii") + b"\n")
             file.flush()
             os.fsync(file.fileno())
         try:

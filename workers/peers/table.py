@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
 from peerlane.workers.dataplane import Change, SetPeer
-from peerlane.workers.peers.address_pool import AddressPool
 from peerlane.workers.peers.peer_records import PeerRecords
-from peerlane.workers.peers.prefix_index import PrefixIndex
+from peerlane.workers.peers.prefixes import AddressPool, PrefixIndex
 
 log = logging.getLogger(__name__)
 

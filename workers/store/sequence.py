@@ -22,10 +22,9 @@ from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.commit import Answer, Commit, Verdict
-from peerlane.workers.store.journal import Journal, Made, Step
-from peerlane.workers.store.lost import LOST, Lost
+from peerlane.workers.store.journal import LOST, Journal, Lost, Made, RedoFile, Step
 from peerlane.workers.store.procedures import Procedure
-from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.redo_reader import read_redo
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
-        kept = file.read()
+        kept = read_redo(self.gateway, file.paths)
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
         if usable:
@@ -98,7 +97,7 @@ class CommitSequence:
             why = "another writer has served the gateway since" if newer else "this Redis knows none of its writers"
             log.warning("gateway %s: the redo file is ignored: %s", self.gateway, why)
             self.lost.unknown = 0 if newer else kept.seq
-        file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
+        file.begin(self.epoch, self.writer, self.known, before, anew=not usable, torn=kept.torn)
         self.journal.record = file
         # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
         stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
@@ -147,7 +146,7 @@ class CommitSequence:
         keys = list(self._keys)
         args: list[str | int | bytes] = [*self._fence, self._result_ttl]
         for each, (change, _) in zip(commits, changes, strict=True):
-            result_key = names.result_key(each.request_id)
+            result_key = names.RESULT_PREFIX + each.request_id
             keys += [result_key, each.share or result_key]
             args += [each.deadline, each.result, commit_record.late(each.request_id), change]
             args += [int(each.creates), each.tag, each.request_id]

@@ -12,7 +12,7 @@ from peerlane.tasks.errors import StorageError
 from peerlane.tasks.redis.hash_pages import hash_pages, some_fields
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.compact_json import compact_json
+from peerlane.tasks.wire.commit_record import compact_json
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.plan import Plan
@@ -123,9 +123,10 @@ class Store:
 
     def _record(self, plan: Plan) -> str | None:
         """The record to store for a peer."""
-        if plan.after is None or plan.after is plan.before:
+        peer = plan.after
+        if peer is None or peer is plan.before:
             return None
-        return self.cipher.sealed(self.gateway, plan.after).record()
+        return (peer if peer.preshared_key is None else self.cipher.sealed(self.gateway, peer)).record()
 
     def _opened(self, stored: StoredPeer) -> StoredPeer:
         try:

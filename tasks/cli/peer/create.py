@@ -75,7 +75,7 @@ def create_one(session: Session, order: Order) -> None:
     if order.conf is not None and order.conf != STDOUT and not order.replace_conf:
         refuse_if_there(order.conf)
     wants_configuration = order.conf is not None or order.qr
-    # Before anything is sent, if possible: for an unknown gateway no key pair is made.
+    # Before anything is sent where that can be: an unknown gateway is no reason to make a key pair.
     info = session.gateway(order.gateway).info() if order.gateway and wants_configuration else None
     keys = _keys(order)
     about: dict[str, str] = {"public_key": keys.public}
@@ -144,7 +144,7 @@ class Made:
     failure: PeerlaneError | None = None
 
     def configure(self, ask: Callable[[], GatewayInfo]) -> None:
-        """Render and write the configuration. Raises nothing, on Ctrl-C neither: the peer exists, its key is shown."""
+        """Render and write the configuration. The peer exists, its key is shown: it raises nothing, not even Ctrl-C."""
         try:
             self.config = client_config(
                 self.result, ask(), private_key=self.keys.private, preshared_key=self.keys.preshared
