@@ -47,13 +47,18 @@ _NOT_PINNED = False
 _LARGE = 2**53
 
 
-class Peer(Wire):
-    """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
+class DevicePeerFields(Wire):
+    """The fields of a peer that the device has too."""
 
     public_key: PublicKey
     allowed_ips: Prefixes
     preshared_key: PresharedKey | None = Field(default=None, repr=False)
     keepalive: Keepalive = 0
+
+
+class Peer(DevicePeerFields):
+    """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
+
     ttl: Ttl | None = None
     expires_at: int | None = None
     labels: Labels = Field(default_factory=dict)

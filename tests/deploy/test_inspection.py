@@ -64,7 +64,9 @@ def app(fleet: GatewayProcess, settings: MakeSettings) -> Iterator[PeerlaneApp]:
 def celery(fleet: GatewayProcess, *words: str) -> tuple[int, str]:
     """A command's status, and what it says."""
     variables = {"PEERLANE_REDIS_URL": str(fleet.settings["redis_url"]), "NO_COLOR": "1"}
-    ended = preloaded.run([sys.executable, "-m", "celery", "-A", "peerlane", *words], ROOT, clean_environment() | variables)
+    ended = preloaded.run(
+        [sys.executable, "-m", "celery", "-A", "peerlane", *words], ROOT, clean_environment() | variables
+    )
     assert ended.returncode in (0, 69), ended.stderr.decode()
     return ended.returncode, ended.stdout.decode()
 
