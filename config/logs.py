@@ -16,7 +16,7 @@ from typing import Any, cast
 from peerlane.config import names
 from peerlane.config.settings import Settings
 
-#: How a line of a process begins that is no worker of Celery's.
+#: The beginning of each line of a process that is not a Celery worker.
 _TEXT = "[%(asctime)s: %(levelname)s/{}] %(message)s"
 
 

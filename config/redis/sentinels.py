@@ -21,7 +21,7 @@ from peerlane.config.redis.url import named_sentinels, redis_tls
 if TYPE_CHECKING:
     from peerlane.config.settings import Settings
 
-#: Seconds that one Sentinel may take to let somebody in, and to answer.
+#: Seconds that one Sentinel may take to accept a connection, and to answer.
 PATIENCE = 0.5
 
 #: A Sentinel's answer: the primary's address, or why it names none.

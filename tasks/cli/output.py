@@ -52,7 +52,7 @@ class Output:
     def listing(self, about: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> None:
         """The one JSON document, with a list in it that is written item by item.
 
-        Whatever ends it on the way goes on to ``error``, which stands in it and completes it.
+        An exception on the way ends in ``error``, which completes the document with the error in it.
         """
         ascii_only, between = not takes_all_of_unicode(), ""
         head = json.dumps({**about, name: []}, ensure_ascii=ascii_only)

@@ -329,16 +329,16 @@ def test_a_writer_that_must_not_run_ends_all_with_its_status(
 def test_a_writer_that_has_served_is_started_again_however_it_fails(supervised: MakeSupervised, tmp_path: Path) -> None:
     served = tmp_path / "served"
     script = f"[ -e {served} ] && exit 1; touch {served}; echo '600 serving' >&$2; exit 1"
-    both = supervised(watched_writer=script, observer=STAY)
-    both.nth("watched_writer", 3)
-    assert both.process.poll() is None
-    assert len(both.pids("observer")) == 1, "the other is left alone"
+    run = supervised(watched_writer=script, observer=STAY)
+    run.nth("watched_writer", 3)
+    assert run.process.poll() is None
+    assert len(run.pids("observer")) == 1, "the other is left alone"
 
 
 def test_but_not_if_its_lane_is_anothers(supervised: MakeSupervised) -> None:
-    both = supervised(watched_writer=f"echo '600 serving' >&$2; exit {HELD}")
-    assert both.process.wait(20) == 1
-    assert len(both.pids("watched_writer")) == 1
+    run = supervised(watched_writer=f"echo '600 serving' >&$2; exit {HELD}")
+    assert run.process.wait(20) == 1
+    assert len(run.pids("watched_writer")) == 1
 
 
 def test_a_first_start_that_fails_at_once_ends_all(supervised: MakeSupervised) -> None:

@@ -85,7 +85,7 @@ def run(
         _be_watched(pulse)
     if only is not None:
         status, lane_is_held = _run_one(session, settings, only, loglevel, awaits_redis=await_redis)
-        raise Exit(_told_to_supervisor(status, held=lane_is_held) if pulse is not None else status)
+        raise Exit(_supervised_status(status, lane_held=lane_is_held) if pulse is not None else status)
     from peerlane.tasks.wire.psk_cipher import cipher_of
     from peerlane.workers.dataplane.factory import open_plane
     from peerlane.workers.host.privileges import confine_gateway
@@ -107,17 +107,17 @@ def _be_watched(pulse: int) -> None:
 
     PULSE.tell_by(pulse)
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    # 1 keeps the kernel from handing it to a program as well (core(5)); whoever may have 0 alone has that.
+    # 1 keeps the kernel from handing it to a program as well (core(5)); a user that may only have 0 has that.
     least = 0 if most == 0 else 1
     resource.setrlimit(resource.RLIMIT_CORE, (least, least))
     faulthandler.enable(pulse)
 
 
-def _told_to_supervisor(status: int, *, held: bool) -> int:
+def _supervised_status(status: int, *, lane_held: bool) -> int:
     """The exit status of a supervised process."""
     from peerlane.workers.host.parts import HELD
 
-    return HELD if status and held else status
+    return HELD if status and lane_held else status
 
 
 def _run_one(
@@ -141,8 +141,8 @@ def _run_one(
         session.output.error(as_document(worker.refusal or _why_it_ended(worker, which, status)))
     elif session.output.json:
         session.output.document(_ended(settings))
-    held = isinstance(worker.refusal or _why_it_ended(worker, which, status), LaneHeld | Fenced)
-    return status, which == "writer" and held
+    lane_held = isinstance(worker.refusal or _why_it_ended(worker, which, status), LaneHeld | Fenced)
+    return status, which == "writer" and lane_held
 
 
 def _app(settings: Settings, which: str, progress: Callable[[int, int], None]) -> PeerlaneApp:

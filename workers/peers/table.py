@@ -112,7 +112,7 @@ class PeerTable:
         self.peers = PeerRecords()
         #: Keys whose records cannot be used, with the reason; ``peers`` has what is known of their addresses.
         self.broken: dict[str, str] = {}
-        #: Keys that the device holds and Redis does not; kept in ``peers`` so that nobody gets their addresses.
+        #: Keys that the device holds and Redis does not; kept in ``peers`` so that no other peer gets their addresses.
         self.foreign: set[str] = set()
         #: Peers that the device is still to be given.
         self.coming = Coming()

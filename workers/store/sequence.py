@@ -53,9 +53,9 @@ class CommitSequence:
         #: How many outcomes this gateway has had, as this writer knows.
         self.known = 0
         self.journal = Journal()
-        #: Redis was found to be behind by somebody who cannot mend it: the heartbeat.
+        #: The heartbeat has seen that Redis is behind; the main thread has to repeat the commits.
         self.behind = False
-        #: What nobody has dealt with yet.
+        #: Lost outcomes that were not made up for yet.
         self.lost = Lost()
         #: What the gateway says of itself, for a Redis that has lost that too.
         self.facts: Mapping[str, str | float] = {}
@@ -209,9 +209,9 @@ class CommitSequence:
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        if told := missing + sum(not each.changes for step in steps for each in step.made):
+        if unrepeated := missing + sum(not each.changes for step in steps for each in step.made):
             # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
-            self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + told)
+            self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + unrepeated)
         cancelled: list[dict[str, object]] = []
         redone = self.lost.redone
         for some in (*_slices(steps), []):
@@ -220,7 +220,7 @@ class CommitSequence:
             whole = [each for each in made if each.changes]
             verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
-                return  # a newer writer: whoever asks next learns it
+                return  # a newer writer has started: the next call to Redis raises that
             # At once: Redis has the sequence of this slice now, and may be away before the next.
             self.lost.outcomes += missing + len(made) - len(whole)
             missing = 0

@@ -50,7 +50,7 @@ class Filling:
             coming.added(keys)
             failpoints.reach("between_fillings")
         except Exception as error:
-            # What of the slice is on the device is not known: all is compared anew.
+            # It is not known which peers of the slice are on the device: all is compared anew.
             if isinstance(error, KernelError):
                 log.warning("gateway %s: peers could not be added: %s", writer.policy.gateway, error)
             else:

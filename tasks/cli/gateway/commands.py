@@ -51,7 +51,7 @@ def list_gateways(session: Session) -> None:
 
 
 def _warn(session: Session, snapshot: FleetSnapshot) -> None:
-    """What a person has to look at, below the table."""
+    """Print below the table what needs a person's attention."""
     for status in snapshot.gateways:
         for alarm in status.alarms:
             session.output.warn(f"ALARM {status.gateway} {alarm.kind}: {alarm.message} ({alarm.runbook})")
@@ -76,7 +76,7 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
 
 
 def _starts_and_ends(status: GatewayStatus) -> Iterator[str]:
-    """Of the gateway's processes: a start a short while ago, one that is not there."""
+    """Say which of the gateway's processes was started a short while ago or is missing."""
     if status.recovering:
         yield f"{status.recovering:,} peers are still to be added to its device after a start"
     if status.lane.live and status.visible and not status.observed:
