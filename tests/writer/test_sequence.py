@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,6 +114,17 @@ def is_true_again(bench: Bench, kept: list[str], gone: list[str], outcomes: dict
     bench.agree()
 
 
+def loses_the_second_half(bench: Bench, notice: Callable[[], object]) -> None:
+    """Confirm requests twice, have Redis lose the second ones, ``notice`` it: then all of them are true again."""
+    first = confirmed(bench)
+    before = bench.moment()
+    second = confirmed(bench)
+    before.come_back()
+    notice()
+    is_true_again(bench, *first)
+    is_true_again(bench, *second)
+
+
 class TestARedisThatIsBehind:
     @pytest.mark.parametrize("next_act", ["create", "delete", "refusal", "heartbeat", "load"])
     def test_is_told_by_whatever_comes_next(self, bench: Bench, next_act: str) -> None:
@@ -166,13 +177,7 @@ class TestARedisThatIsBehind:
         assert len({turned for turned, _ in pulses}) == len(pulses), "each step is told"
 
     def test_gives_back_what_was_lost_in_the_middle(self, bench: Bench) -> None:
-        first = confirmed(bench)
-        before = bench.moment()
-        second = confirmed(bench)
-        before.come_back()
-        bench.create()
-        is_true_again(bench, *first)
-        is_true_again(bench, *second)
+        loses_the_second_half(bench, bench.create)
 
     def test_says_existing_only_of_what_it_holds(self, bench: Bench) -> None:
         before, key = bench.moment(), some_key()
@@ -602,13 +607,7 @@ class TestMoreIsLostThanIsKept:
 class TestTheRedoFile:
     def test_closes_the_death_of_writer_and_redis_at_one_moment(self, bench: Bench) -> None:
         bench.keep_file()
-        first = confirmed(bench)
-        before = bench.moment()
-        second = confirmed(bench)
-        before.come_back()
-        bench.succeed()
-        is_true_again(bench, *first)
-        is_true_again(bench, *second)
+        loses_the_second_half(bench, bench.succeed)
         assert bench.alarm is None
 
     def test_holds_good_over_several_writers(self, bench: Bench) -> None:

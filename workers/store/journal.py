@@ -190,7 +190,7 @@ class Journal:
             self.record.note(base, made)
 
     def unanswered(self) -> None:
-        """Note that no answer to the pending step came; it may be sent again."""
+        """Note that the pending step got no answer; it may be sent again."""
         if self.pending is None or self.pending.unanswered:
             return
         self.pending.unanswered = True

@@ -55,9 +55,9 @@ class CommitSequence:
         self.journal = Journal()
         #: The sequence from which on lost commits are being repeated; None while none are.
         self._repeats_from: int | None = None
-        #: Redis was found to be behind by somebody who cannot mend it: the heartbeat.
+        #: The heartbeat has seen that Redis is behind; the main thread has to repeat the commits.
         self.behind = False
-        #: What nobody has dealt with yet.
+        #: Lost outcomes that were not made up for yet.
         self.lost = Lost()
         #: What the gateway says of itself, for a Redis that has lost that too.
         self.facts: Mapping[str, str | float] = {}
@@ -229,7 +229,7 @@ class CommitSequence:
             whole = [each for step in some for each in step.made if each.changes]
             verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
-                return  # a newer writer: whoever asks next learns it
+                return  # a newer writer has started: the next call to Redis raises that
             cancelled += lost.count(whole, verdicts)
             if "lost" in verdicts:
                 self._tell_of(lost)
