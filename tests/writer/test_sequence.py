@@ -29,7 +29,7 @@ from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal, sequence
 from peerlane.workers.store.commit import Commit
-from peerlane.workers.store.journal import RedoFile
+from peerlane.workers.store.journal import LOST, RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.store.store import Store
 
@@ -780,6 +780,16 @@ class TestTheRedoFile:
         bench.succeed()
         assert key in bench.records
         assert bench.alarm is None
+
+    @pytest.mark.parametrize("told", ["-1", "many", "9" * 5_000, ""])
+    def test_of_a_start_is_used_whatever_somebody_has_written_beside_it(self, bench: Bench, told: str) -> None:
+        bench.keep_file()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+        before.come_back()
+        bench.raw.hset(names.gateway_key(bench.name), LOST, told)
+        bench.succeed()
+        assert key in bench.records
 
     def test_of_another_redis_is_ignored_and_told(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
         bench.keep_file()
