@@ -106,7 +106,7 @@ class Link:
         whose = f'"{request_id}"'.encode()  # Celery's backend writes its JSON with other spaces than we do
         for record in self.aside or ():
             if whose in record:
-                self.aside = [each for each in self.aside or () if each is not record]
+                self.aside = [late for late in self.aside or () if late is not record]
                 return record.decode(errors="replace")
         while (left := until - time.monotonic()) > 0:
             if not self._connection.can_read(timeout=min(left, SILENT_FOR)):

@@ -62,7 +62,7 @@ class Step:
     @property
     def size(self) -> int:
         """Approximate bytes."""
-        return sum(len(each.result) + len(each.changes) + 200 for each in self.made)
+        return sum(len(made.result) + len(made.changes) + 200 for made in self.made)
 
 
 class RedoFile:
@@ -116,7 +116,7 @@ class RedoFile:
         if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
             self._turn(base)
         self._outcomes += len(made)
-        self._write({"base": base, "made": [_line(each) for each in made]})
+        self._write({"base": base, "made": [_line(outcome) for outcome in made]})
 
     def unanswered(self) -> None:
         """Note that no answer to the last step came. The next writer does not repeat it unless it is corrected."""

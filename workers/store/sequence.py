@@ -113,8 +113,8 @@ class CommitSequence:
         ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
         """
         made = [
-            Made(each.request_id, each.result, change, each.share, each.tag, secret, each.deadline)
-            for each, (change, secret) in zip(commits, changes, strict=True)
+            Made(commit.request_id, commit.result, change, commit.share, commit.tag, secret, commit.deadline)
+            for commit, (change, secret) in zip(commits, changes, strict=True)
         ]
         while True:
             self._note(made)
@@ -124,7 +124,7 @@ class CommitSequence:
                 self.journal.withdrawn()
                 raise
             except RedisError:
-                if any(each.deadline for each in commits):  # where none has one, it is never too late
+                if any(commit.deadline for commit in commits):  # where none has one, it is never too late
                     self.journal.unanswered()
                 raise
             if answers[0].verdict != "behind":
@@ -145,12 +145,12 @@ class CommitSequence:
     def _send(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
         keys = list(self._keys)
         args: list[str | int | bytes] = [*self._fence, self._result_ttl]
-        for each, (change, _) in zip(commits, changes, strict=True):
-            result_key = names.RESULT_PREFIX + each.request_id
-            keys += [result_key, each.share or result_key]
-            args += [each.deadline, each.result, commit_record.late(each.request_id), change]
-            args += [int(each.creates), each.tag, each.request_id]
-        removal = all(each.is_removal for each in commits)
+        for commit, (change, _) in zip(commits, changes, strict=True):
+            result_key = names.RESULT_PREFIX + commit.request_id
+            keys += [result_key, commit.share or result_key]
+            args += [commit.deadline, commit.result, commit_record.late(commit.request_id), change]
+            args += [int(commit.creates), commit.tag, commit.request_id]
+        removal = all(commit.is_removal for commit in commits)
         answers, seq = self._answers((self._release if removal else self._commit)(keys=keys, args=args))
         if all(answer.verdict not in ("behind", "fenced") for answer in answers):
             self.known = max(self.known, seq)
@@ -209,15 +209,15 @@ class CommitSequence:
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        if unrepeated := missing + sum(not each.changes for step in steps for each in step.made):
+        if unrepeated := missing + sum(not outcome.changes for step in steps for outcome in step.made):
             # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
             self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + unrepeated)
         cancelled: list[dict[str, object]] = []
         redone = self.lost.redone
         for some in (*_slices(steps), []):
             PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
-            made = [each for step in some for each in step.made]
-            whole = [each for each in made if each.changes]
+            made = [outcome for step in some for outcome in step.made]
+            whole = [outcome for outcome in made if outcome.changes]
             verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
                 return  # a newer writer has started: the next call to Redis raises that
@@ -241,10 +241,10 @@ class CommitSequence:
         """
         keys = list(self._keys)
         args: list[str | int | bytes] = [self.epoch, self.writer, seq, self._result_ttl, json.dumps(list(cancelled))]
-        for each in made:
-            result_key = names.result_key(each.request_id)
-            keys += [result_key, each.share or result_key]
-            args += [each.result, each.changes, each.tag, each.request_id, each.deadline]
+        for outcome in made:
+            result_key = names.result_key(outcome.request_id)
+            keys += [result_key, outcome.share or result_key]
+            args += [outcome.result, outcome.changes, outcome.tag, outcome.request_id, outcome.deadline]
         current, *verdicts = cast("list[bytes]", self._redo(keys=keys, args=args))
         return None if current == b"fenced" else [verdict.decode() for verdict in verdicts]
 
@@ -271,8 +271,8 @@ def _count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> list[di
     What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right about it.
     """
     removals: list[dict[str, object]] = []
-    for each, verdict in zip(made, verdicts, strict=True):
-        changes = cast("list[dict[str, object]]", json.loads(each.changes))
+    for outcome, verdict in zip(made, verdicts, strict=True):
+        changes = cast("list[dict[str, object]]", json.loads(outcome.changes))
         keys = {str(change["key"]) for change in changes}
         match verdict:
             case "cancelled":
@@ -290,7 +290,7 @@ def _count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> list[di
 def _slices(steps: Sequence[Step]) -> Iterator[list[Step]]:
     some: list[Step] = []
     for step in steps:
-        if some and sum(len(each.made) for each in some) + len(step.made) > AT_ONCE:
+        if some and sum(len(earlier.made) for earlier in some) + len(step.made) > AT_ONCE:
             yield some
             some = []
         some.append(step)

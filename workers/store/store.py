@@ -91,7 +91,7 @@ class Store:
         return self._commit_all(commits)
 
     def _commit_all(self, commits: Sequence[Commit]) -> list[Answer]:
-        return self.sequence.commit(commits, [self._changes(each.plans) for each in commits])
+        return self.sequence.commit(commits, [self._changes(commit.plans) for commit in commits])
 
     def _changes(self, plans: Sequence[Plan]) -> tuple[str, bool]:
         """A commit's changes as the script takes them, and whether they contain a preshared key in clear."""
