@@ -15,9 +15,10 @@ from celery.utils.imports import symbol_by_name
 from kombu import Exchange, Queue
 
 from peerlane.config import names
-from peerlane.config.logs import CeleryLogs
+from peerlane.config.celery.logs import CeleryLogs
 from peerlane.config.redis.client import SharedRedis
-from peerlane.config.redis.url import celery_url, redis_tls, sentinels
+from peerlane.config.redis.sentinels import sentinels
+from peerlane.config.redis.url import celery_url, redis_tls
 from peerlane.config.settings import BadSettings, Settings, current
 
 Role = Literal["client", "writer", "observer"]

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from rich.progress import Progress, TaskID
 
-from peerlane.tasks.cli.output import Output, progress_bar
+from peerlane.tasks.cli.console import progress_bar
+from peerlane.tasks.cli.output import Output
 
 _T = TypeVar("_T")
 

@@ -68,7 +68,7 @@ class Store:
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
         ``drains``: whether a gateway that is being drained refuses what it creates.
         """
-        return self._commit_all([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
+        return self.commit_many([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
 
     def leave_shares(self, shares: Sequence[tuple[str, str]]) -> None:
         """Remove requests from shares of the lane: pairs of a share's key and a request's id."""
@@ -88,9 +88,6 @@ class Store:
 
     def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
         """``commit`` for many requests in one step; each gets its own verdict. ``failed``: commit it alone."""
-        return self._commit_all(commits)
-
-    def _commit_all(self, commits: Sequence[Commit]) -> list[Answer]:
         return self.sequence.commit(commits, [self._changes(commit.plans) for commit in commits])
 
     def _changes(self, plans: Sequence[Plan]) -> tuple[str, bool]:
