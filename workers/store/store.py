@@ -89,7 +89,7 @@ class Store:
 
     def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
         """``commit`` for many requests in one step; each gets its own verdict. ``failed``: commit it alone."""
-        return self.sequence.commit(commits, [self._changes(each.plans) for each in commits])
+        return self.sequence.commit(commits, [self._changes(commit.plans) for commit in commits])
 
     def _changes(self, plans: Sequence[Plan]) -> tuple[str, bool]:
         """A commit's changes as the script takes them, and whether they contain a preshared key in clear."""
