@@ -35,7 +35,7 @@ def spread(seconds: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway nobody registered."""
+    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway that has not registered."""
 
     gateway: str
     facts: Mapping[str, str]
@@ -95,7 +95,7 @@ class LaneState:
         return float(text) if _PACE.fullmatch(text) else 0.0
 
     def most_waiting(self, *, create: bool) -> int:
-        """From how many waiting requests on a queue is full. What makes room has room left where creates filled it."""
+        """How many waiting requests make a queue full. Deletes have a higher limit than creates."""
         return self.cap if create else self.cap + max(1, self.cap // 8)
 
     def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:
@@ -103,12 +103,12 @@ class LaneState:
         if not self.facts:
             return unknown_gateway(self.gateway)
         if not self.live:
-            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", 5.0)
+            return Unavailable(f"the gateway {self.gateway} has no live writer; start it or use another", spread(5.0))
         if self.stuck:
             why = f"gives signs of life, and has served nothing for {self.idle_for or 0:.0f} s"
-            return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", 5.0)
+            return Unavailable(f"the writer of {self.gateway} is stuck: it {why}; use another gateway", spread(5.0))
         if self.state == "recovering":
-            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", 2.0)
+            return Unavailable(f"the gateway {self.gateway} is bringing its peers back; ask again", spread(2.0))
         if waiting >= self.most_waiting(create=create):
             return Unavailable(f"the lane of {self.gateway} is full: {waiting} requests wait", spread(5.0))
         if create and self.state == "draining":

@@ -20,7 +20,7 @@ from peerlane.tasks.admission.lane_state import LaneState, spread, unknown_gatew
 from peerlane.tasks.admission.waits import Waits
 from peerlane.tasks.errors import PeerlaneError, Unavailable
 from peerlane.tasks.redis.server_clock import ServerClock, milliseconds
-from peerlane.tasks.redis.subscription import Listeners
+from peerlane.tasks.redis.subscription import Listeners, Listening
 from peerlane.tasks.wire.cancel import Cancel
 
 #: Seconds for which an answer about a lane is believed.
@@ -182,19 +182,20 @@ class Lanes:
         record = cast("bytes | None", self.redis.get(names.result_key(request_id)))
         return None if record is None else record.decode(errors="replace")
 
-    def cancel(self, request_id: str, *, deadline: int = 0) -> str:
+    def cancel(self, request_id: str, *, deadline: int = 0, by: Listening | None = None) -> str:
         """Cancel a request, unless it has an outcome; returns the record that decides it (peerlane.tasks.wire.cancel).
 
-        ``deadline`` is the request's, in ms; 0 where it is not known.
+        ``deadline`` is the request's, in ms; 0 where it is not known. ``by`` is a connection to use.
 
         Raises:
             redis.ResponseError: Redis stores no tombstone, and has no record of the request.
         """
         cancel = self._cancel(request_id, deadline)
         try:
-            before = cast(
-                "bytes | None", self.redis.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
-            )
+            if by is None:
+                before = self.redis.set(cancel.key, cancel.tombstone, nx=True, get=True, ex=cancel.life)
+            else:
+                before = by.command("SET", cancel.key, cancel.tombstone, "NX", "GET", "EX", cancel.life)
         except ResponseError:
             record = cancel.decide(cast("bytes | None", self.redis.get(cancel.key)), written=False)
             if record is None:
@@ -204,7 +205,7 @@ class Lanes:
             with suppress(RedisError):
                 for channel in names.result_channels(cancel.key):
                     self.redis.publish(channel, cancel.tombstone)
-        return cast("str", cancel.decide(before, written=True))
+        return cast("str", cancel.decide(cast("bytes | None", before), written=True))
 
     def cancel_many(self, requests: Sequence[tuple[str, int]]) -> None:
         """Cancel requests, each with its deadline, in one round trip; their outcomes are not returned."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from peerlane.tasks.admission.lane_state import LaneState
+from peerlane.tasks.admission.lane_state import LaneState, spread
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.quota import FORGOTTEN_AFTER, LINGERS_MS, RETRY_AFTER, limit, share_key
 from peerlane.tasks.errors import Unavailable
@@ -57,7 +57,7 @@ def join(lanes: Lanes, lane: LaneState, request_id: str, arguments: Mapping[str,
         pipe.zrem(key, *own)
     pipe.execute()
     whose = _whose(lane.gateway, label, used_up[0], arguments)
-    raise Unavailable(f"the share of {whose} in the lane of {lane.gateway} is used up", RETRY_AFTER)
+    raise Unavailable(f"the share of {whose} in the lane of {lane.gateway} is used up", spread(RETRY_AFTER))
 
 
 def _whose(gateway: str, label: str, key: str, arguments: Mapping[str, Any]) -> str:

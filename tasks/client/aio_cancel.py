@@ -18,6 +18,8 @@ from peerlane.tasks.wire.cancel import Cancel
 AT_ONCE = 256
 #: Seconds for a try.
 _TRY = 1.0
+#: Seconds between two looks at whether this program stands still.
+_LOOK_EVERY = 0.1
 
 _Asked = tuple[Cancel, "asyncio.Future[str]"]
 
@@ -29,6 +31,9 @@ class Canceller:
         self._redis = redis
         self._asked: list[_Asked] = []
         self._sending: asyncio.Task[None] | None = None
+        #: Seconds for which the event loop did not run while cancels were sent, and when it is looked at next.
+        self._stood_still = 0.0
+        self._looking: asyncio.TimerHandle | None = None
 
     def cancel(self, cancel: Cancel) -> asyncio.Future[str]:
         """Cancel a request; returns a future of the record that decides it.
@@ -41,22 +46,36 @@ class Canceller:
         self._asked.append((cancel, decided))
         if self._sending is None or self._sending.done():
             self._sending = loop.create_task(self._send())
+        if self._looking is None:
+            self._look_after(loop)
         return decided
+
+    def _look_after(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + _LOOK_EVERY
+        self._looking = loop.call_at(due, self._look, loop, due)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._stood_still += loop.time() - due
+        self._looking = None
+        if self._sending is not None and not self._sending.done():
+            self._look_after(loop)
 
     async def settle(self, cancel: Cancel, ends: float) -> str:
         """As ``cancel``, with retries until ``ends`` on the loop's clock; at least one try is made.
+
+        The time for which the event loop stands still does not count: a try then ends although its answer is there.
 
         Raises:
             OutcomeUnknown: Redis could not be reached, or takes no writes and has no record.
         """
         loop = asyncio.get_running_loop()
-        ends = max(ends, loop.time() + _TRY)  # this process may have stood still
+        ends = max(ends, loop.time() + _TRY) - self._stood_still
         while True:
             try:
-                async with asyncio.timeout_at(ends):
+                async with asyncio.timeout_at(ends + self._stood_still):
                     return await self.cancel(cancel)
             except (RedisError, OSError) as error:
-                if loop.time() >= ends - _TRY:
+                if loop.time() >= ends + self._stood_still - _TRY:
                     raise unknown(error, UNSETTLED, cancel.request_id) from error
                 await asyncio.sleep(0.05)
 
@@ -65,7 +84,7 @@ class Canceller:
         decided = self.cancel(cancel)
         await asyncio.wait([decided], timeout=_TRY)
         if decided.done() and not decided.cancelled():
-            decided.exception()  # nobody is told
+            decided.exception()  # there is no caller to tell
 
     async def _send(self) -> None:
         while self._asked:
@@ -117,6 +136,8 @@ class Canceller:
 
     async def close(self) -> None:
         """Return when all requested cancels are sent or have failed."""
+        if self._looking is not None:
+            self._looking.cancel()
         if self._sending is not None:
             await asyncio.wait([self._sending], timeout=2 * _TRY)
             if not self._sending.done():
@@ -126,7 +147,7 @@ class Canceller:
 
 def _tell(decided: asyncio.Future[str], outcome: str | Exception) -> None:
     if decided.done():
-        return  # who asked has gone
+        return  # its caller has ended
     if isinstance(outcome, str):
         decided.set_result(outcome)
     else:

@@ -176,7 +176,7 @@ class Fleet:
         """Send each gateway its items, all at the same time; yields gateway, places and answers of each slice."""
         left = {gateway: iter(places) for gateway, places in asked.items()}
         lists = [
-            cut(task, gateway, [items[place] for place in places], new_list_id(gateway), size=size)
+            cut(task, gateway, [items[place] for place in places], new_list_id(gateway), size=size, new=True)
             for gateway, places in asked.items()
         ]
         sent = ask_slices(self._app, interleaved(lists), timeout=within, window=window * len(asked))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from peerlane.tasks.admission.lane_state import spread
 from peerlane.tasks.errors import Draining, PeerlaneError, PoolExhausted, StorageError, TimedOut, Unavailable
 from peerlane.tasks.lane.slices import PeerAnswer
 from peerlane.tasks.status.gateway_info import GatewayInfo
@@ -95,7 +96,7 @@ class Placement:
         """The error if all have refused."""
         if not self._reasons and not self._choice.elsewhere:
             return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
-        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._listed()}", 5.0)
+        return Unavailable(f"no gateway{self._asked_for} takes the peer: {self._listed()}", spread(5.0))
 
     def _listed(self) -> str:
         """The reasons, gateway by gateway; those of another region or other labels come last."""
@@ -116,7 +117,7 @@ def binds(public_key: str, record: bytes, now: int) -> bool:
     try:
         peer = Peer.from_record(public_key, record)
     except (ValueError, StorageError):
-        return True  # nobody knows what it is: its gateway is to say so
+        return True  # its gateway has to refuse what it cannot read
     return peer.pinned or peer.expires_at is None or peer.expires_at > now
 
 
@@ -244,7 +245,7 @@ class ListRemoval:
 
 
 def _weight(reply: ListAnswer) -> int:
-    """How much an answer tells of a key: of an error, the peer may still be there."""
+    """The rank of an answer among those for one key. An error is first: the peer may still be there."""
     if not isinstance(reply.answer, PeerResult):
         return 3
     return 1 if reply.answer.outcome == "absent" else 2

@@ -21,7 +21,7 @@ from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.request import Request, admit, checked
-from peerlane.tasks.lane.result import leave, outcome_by, settle_unsent, withdraw
+from peerlane.tasks.lane.result import decided, leave, outcome_by, settle_unsent, withdraw
 from peerlane.tasks.redis.errors import SEND_ERRORS, unknown
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
@@ -96,7 +96,10 @@ def _sent(
             with suppress(RedisError):
                 if (record := listening.wait(until)) is not None:
                     return commit_record.decode(record, request.wish)
-            heard = None  # it is lost, or the time is up: what is stored tells more
+                # On the same connection: where many give up at once, new ones might take longer than there is time.
+                record = lanes.cancel(request.id, deadline=request.deadline, by=listening)
+                return decided(record, request.within, request.wish)
+            heard = None  # the connection is lost, or Redis has stored nothing: what is there tells more
         return _outcome(lanes, request, until, heard, wait)
     except PeerlaneError:
         raise
@@ -139,7 +142,7 @@ def _send_again(
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether there was no answer, as against one that says no."""
+    """Whether there was no answer, unlike an answer that refuses."""
     return isinstance(error, (RedisConnectionError, RedisTimeout, OSError)) and not isinstance(
         error, AuthenticationError
     )

@@ -47,7 +47,7 @@ class Request:
     arguments: dict[str, Any]
     queue: str
     bulk: bool
-    #: Whether it makes peers; what makes room is never refused for the length of a lane.
+    #: Whether it creates peers; deletes are never refused for the length of a lane.
     creates: bool
     #: Of a create that counts in a share of its lane.
     labels: Mapping[str, str] | None
@@ -117,7 +117,7 @@ def checked(
     create = wish if isinstance(wish, CreatePeer) else None
     listed = () if create else wishes_in(wish)
     kept = _as_json(arguments)
-    _encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
+    encrypt(listed or [create], kept.get("wishes") or [kept], cipher)
     gateway = wish.gateway
     if request_id is not None and not names.is_request_id(gateway, request_id):
         raise Invalid(f"a request id is {gateway}.TOKEN, the token of letters, digits, - and _, at most 64")
@@ -163,7 +163,7 @@ def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _encrypt(
+def encrypt(
     wishes: Sequence[CreatePeer | DeletePeer | None],
     places: Sequence[dict[str, Any]],
     cipher: Callable[[], PskCipher],
@@ -175,7 +175,7 @@ def _encrypt(
 
 
 def plain(value: object) -> object:
-    """A mapping as a dict, another iterable as a list; anything else, a text too, as it is: the model judges it."""
+    """A mapping as a dict, another iterable as a list; anything else unchanged, text too: the model checks it."""
     if isinstance(value, Mapping):
         return dict(cast("Mapping[Any, Any]", value))
     is_text = isinstance(value, (str, bytes))

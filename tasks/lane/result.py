@@ -16,6 +16,7 @@ from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError, TimedOut
 from peerlane.tasks.redis.errors import UNSETTLED, is_refused, may_not_send, unknown
+from peerlane.tasks.redis.list_replies import ListReply
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import LONGEST_DEADLINE, result_of, timed_out
@@ -36,7 +37,9 @@ class LaneResult(AsyncResult[dict[str, Any]]):
     deadline: int = 0
     #: The digest of what was asked for, where this process sent it (commit_record.wish_digest).
     wish: str = ""
-    #: Why it was not sent, where that is this request's own affair: as one of a group.
+    #: Where its outcome is heard, if it was sent on a kept connection and nothing was asked under its id before.
+    reply: ListReply | None = None
+    #: Why it was not sent, if it is one of a group; the others are sent all the same.
     refusal: PeerlaneError | None = None
 
     def get(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
@@ -55,7 +58,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             TimedOut: cancelled just now; the request can never take effect.
             OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
         """
-        if "." not in str(self.id):  # no lane's: Celery's own
+        if "." not in str(self.id):  # the result of a task that is not a lane's
             return super().get(timeout, propagate, **options)
         callback = options.get("callback")  # the others say how Celery would wait
         if self.refusal is not None:
@@ -66,7 +69,11 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         until = time.monotonic() + (self._left(lanes) if timeout is None else timeout)
         wait = lanes.waits.enter(request_id)
         try:
-            outcome = outcome_by(lanes, request_id, self.deadline, self.wish, until=until, within=timeout, wait=wait)
+            if (record := self._heard(until)) is not None:
+                outcome = commit_record.decode(record, self.wish)
+            else:
+                about = lanes, request_id, self.deadline, self.wish
+                outcome = outcome_by(*about, until=until, within=timeout, wait=wait)
         except PeerlaneError as error:
             if propagate or isinstance(error, OutcomeUnknown):
                 raise
@@ -82,6 +89,13 @@ class LaneResult(AsyncResult[dict[str, Any]]):
         return outcome
 
     wait = get  # pyright: ignore[reportAssignmentType] - Celery's other name for it
+
+    def _heard(self, until: float) -> str | None:
+        """The record that comes on the connection it was sent on; None: what is stored tells more."""
+        if self.reply is not None:
+            with suppress(RedisError):
+                return self.reply.wait(until)
+        return None
 
     def _left(self, lanes: Lanes) -> float:
         """Seconds until the deadline has certainly passed; the longest possible ones if the deadline is not known."""
@@ -179,8 +193,15 @@ def outcome_by(
         return commit_record.decode(record, wish)
     leave(wait, request_id, within)
     record = settle(lanes, request_id, deadline, until=until + GRACE)
-    if within is None:
-        return commit_record.decode(record, wish)
+    return commit_record.decode(record, wish) if within is None else decided(record, within, wish)
+
+
+def decided(record: str, within: float, wish: str) -> dict[str, Any]:
+    """The result in the record that decides a request whose time is up.
+
+    Raises:
+        PeerlaneError: its refusal; TimedOut where it is cancelled.
+    """
     # Sending has taken a little of the caller's timeout; the sentence tells what the caller asked for.
     return result_of(record, timed_out(round(within, 1) or within), wish)
 

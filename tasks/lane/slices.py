@@ -18,19 +18,26 @@ from typing import Any, TypedDict, cast
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
+from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError
+from peerlane.tasks.lane.ask import watched
+from peerlane.tasks.lane.list_push import push_slice
 from peerlane.tasks.lane.pipeline import pipelined
 from peerlane.tasks.lane.request import plain
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
+from peerlane.tasks.redis.list_replies import ListReplies
 from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.lists import SLICE_BYTES, delete_of, read_answers, wish_of
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, PeerResult
 
-#: Slices on their way: the writer never waits for the caller, and whoever joins the bulk queue waits behind few.
+#: Slices outstanding: enough that the writer never waits for the caller, few for others to wait behind.
 WINDOW = 4
 #: Characters of a list's token, so that its slices' numbers have room behind it.
 LONGEST_TOKEN = 56
+
+#: Characters of a wish that names a public key and nothing else, as JSON.
+_LEAST = len(json.dumps({"public_key": "k" * 44}))
 
 #: What became of one wish of a list: its result, or the error that would have been raised if it had been asked alone.
 PeerAnswer = PeerResult | PeerlaneError
@@ -71,6 +78,8 @@ class Slice:
     #: That of the whole list: what its caller asks again with.
     list_id: str
     parts: tuple[Part, ...]
+    #: Whether the list's id is new, so that nothing can have been asked under it before.
+    new: bool = False
 
     @property
     def wishes(self) -> list[CreatePeer | DeletePeer]:
@@ -101,27 +110,31 @@ class Slice:
 
 
 def new_list_id(gateway: str, request_id: str | None = None) -> str:
-    """A list's request id.
+    """A list's request id: 32 hexadecimal digits, unless its caller has chosen another.
 
     Raises:
         Invalid: the one that is given is none.
     """
-    list_id = names.request_id(gateway, str(uuid.uuid4())) if request_id is None else request_id
+    list_id = names.request_id(gateway, uuid.uuid4().hex) if request_id is None else request_id
     if not names.is_request_id(gateway, list_id) or len(list_id) > len(gateway) + 1 + LONGEST_TOKEN:
         form = f"{gateway}.TOKEN, the token of letters, digits, - and _, at most {LONGEST_TOKEN}"
         raise Invalid(f"a list's request id is {form}")
     return list_id
 
 
-def cut(task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size: int = SLICE) -> Iterator[Slice]:
-    """The slices of a list: at most ``size`` wishes each, and fewer if they are large."""
+def cut(
+    task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size: int = SLICE, new: bool = False
+) -> Iterator[Slice]:
+    """The slices of a list: at most ``size`` wishes each, and fewer if they are large. ``new``: nobody knows its id."""
     read = _create if task == names.CREATE_PEERS else _delete
     parts: list[Part] = []
     taken = sent = 0
     numbers = count()
+    # The outcomes of the ids GATEWAY.REPLY_N are heard on one channel, that of GATEWAY.REPLY.
+    separator = "_" if names.result_channels(f"{list_id}_0")[1:] else "-"
 
     def made() -> Slice:
-        return Slice(task, gateway, f"{list_id}-{next(numbers)}", list_id, tuple(parts))
+        return Slice(task, gateway, f"{list_id}{separator}{next(numbers)}", list_id, tuple(parts), new)
 
     for wish in wishes:
         part, length = read(gateway, wish)
@@ -136,7 +149,7 @@ def cut(task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size
 
 
 def _create(gateway: str, wish: object) -> tuple[Part, int]:
-    if isinstance(wish, Invalid):  # whoever has read it knows more of what is wrong with it
+    if isinstance(wish, Invalid):  # its reader has said better what is wrong with it
         return Part(wish), 0
     if not isinstance(wish, Mapping):
         return Part(Invalid("a wish is a mapping with a public_key, and what else create_peer takes")), 0
@@ -150,7 +163,8 @@ def _create(gateway: str, wish: object) -> tuple[Part, int]:
         fields["allowed_ips"] = [str(prefix) for prefix in fields["allowed_ips"]]
     if isinstance(ttl := fields.get("ttl"), timedelta):
         fields["ttl"] = int(ttl.total_seconds())
-    return Part(checked, fields), len(json.dumps(fields))
+    # Of a wish that names the key alone, the length is known.
+    return Part(checked, fields), _LEAST if len(fields) == 1 else len(json.dumps(fields))
 
 
 def _delete(gateway: str, key: object) -> tuple[Part, int]:
@@ -180,7 +194,7 @@ def ask_list(
     Raises:
         Invalid: ``request_id`` is not one that a list can have.
     """
-    slices = cut(task, gateway, wishes, new_list_id(gateway, request_id), size=size)
+    slices = cut(task, gateway, wishes, new_list_id(gateway, request_id), size=size, new=request_id is None)
     with closing(ask_slices(app, slices, timeout=timeout, window=window)) as answered:
         for _, answers in answered:
             yield from answers
@@ -190,15 +204,22 @@ def ask_slices(
     app: PeerlaneApp, slices: Iterable[Slice], *, timeout: float, window: int
 ) -> Generator[tuple[Slice, list[PeerAnswer]]]:
     """Ask for slices, of several gateways perhaps, and yield what became of each in order. As ``ask_list``."""
+    lanes = lanes_of(app)
 
     def send(part: Slice) -> LaneResult:
         if not part.wishes:
             raise Invalid("none of these wishes can be sent")
-        arguments = {"gateway": part.gateway, **part.arguments}
-        return task_of(app, part.task).apply_async(kwargs=arguments, task_id=part.request_id, expires=timeout)
+        task = task_of(app, part.task)
+        if not part.new or watched():
+            arguments = {"gateway": part.gateway, **part.arguments}
+            return task.apply_async(kwargs=arguments, task_id=part.request_id, expires=timeout)
+        return push_slice(lanes, task, part, replies, timeout)
 
     read: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
-    with closing(pipelined(send, slices, read, timeout=timeout, size=window)) as answered:
+    with (
+        ListReplies(lanes.listeners) as replies,
+        closing(pipelined(send, slices, read, timeout=timeout, size=window)) as answered,
+    ):
         for answer in answered:
             yield answer.wish, answer.wish.answers(answer.outcome)
 

@@ -31,6 +31,8 @@ SILENT_FOR = 1.0
 #: Seconds after which a kept connection is asked before it is used, and after which one that nobody needs is closed.
 DOUBTED_AFTER = 2.0
 IDLE_FOR = 60.0
+#: Messages of others that are read after the time for an answer is up, as the answer may lie behind them.
+MOST_LATE = 1_000
 
 _T = TypeVar("_T")
 #: Makes a connection ready for a request, in so many seconds.
@@ -48,6 +50,8 @@ class Link:
         self._channels: set[bytes] = set()
         self._token = uuid.uuid4().hex
         self._asked = 0
+        #: Is given what comes while something else is waited for.
+        self.put_aside: Callable[[object], None] = ignore
         self._closed = False
         self.used_at = time.monotonic()
 
@@ -78,6 +82,11 @@ class Link:
         self._send("LPUSH", queue, message)
         return cast("int", self._until(time.monotonic() + ANSWERED_WITHIN, lambda answer: isinstance(answer, int)))
 
+    def command(self, *words: str | int, within: float) -> object:
+        """The answer to another command. Raises redis.RedisError."""
+        self._send(*words)
+        return self._until(time.monotonic() + within, lambda answer: not isinstance(answer, list))
+
     def still_hears(self, within: float = ANSWERED_WITHIN) -> None:
         """Check that the connection still works. Raises redis.RedisError if it does not."""
         self._send("PING")
@@ -102,21 +111,23 @@ class Link:
                     if not self._connection.can_read(timeout=ANSWERED_WITHIN):
                         raise RedisTimeoutError("the connection has died without a word")
                 continue
-            message = self._read()
-            match message:
+            match message := self._read():
                 case [b"message", bytes(), bytes(record)] if whose in record:
                     return record.decode(errors="replace")
                 case _:
-                    pass
+                    self.put_aside(message)
         return None
 
-    def _send(self, *command: str | bytes) -> None:
+    def _send(self, *command: str | bytes | int) -> None:
         self._connection.send_command(*command, check_health=False)
 
     def _until(self, until: float, awaited: Callable[[object], bool]) -> object:
-        while (left := until - time.monotonic()) > 0:
-            if self._connection.can_read(timeout=left) and awaited(message := self._read()):
+        late = 0
+        while late < MOST_LATE and self._connection.can_read(timeout=max(0.0, until - time.monotonic())):
+            if awaited(message := self._read()):
                 return message
+            self.put_aside(message)
+            late += time.monotonic() >= until  # it may have come in time, while this process stood still
         raise RedisTimeoutError("Redis does not answer")
 
     def _read(self) -> Any:
@@ -128,6 +139,10 @@ class Link:
             self._closed = True
             self._connection.disconnect()
             self._pool.release(self._connection)
+
+
+def ignore(message: object) -> None:
+    """What is late is nobody's."""
 
 
 def _confirms(message: object, channel: bytes) -> bool:
@@ -160,13 +175,23 @@ class Listening:
         """
         return self._doing(lambda: self._link.record(self.request_id, until))
 
+    def command(self, *words: str | int) -> object:
+        """The answer to another command, on the same connection.
+
+        Raises:
+            redis.RedisError: it may have been carried out all the same.
+        """
+        answer = self._doing(lambda: self._link.command(*words, within=AGAIN_WITHIN))
+        self._sound = True
+        return answer
+
     def _doing(self, act: Callable[[], _T]) -> _T:
-        self._sound = False  # whatever interrupts it, a half-read answer say
+        self._sound = False  # any interruption, a half-read answer for example
         try:
             answer = act()
         except OSError as error:  # as redis-py tells it of its other connections
             raise RedisConnectionError(type(error).__name__) from error
-        # One that has kept silent may have died without a word: whoever got it next would have to find out.
+        # A silent connection may be dead; its next user would wait for nothing.
         self._sound = answer is not None
         return answer
 
@@ -196,10 +221,14 @@ class Listeners:
         link = self._ready(lambda link, within: link.hear_replies(gateway, within))
         return Listening(self, link, link.new_id(gateway), None)
 
+    def connection(self, channel: bytes) -> Link:
+        """A connection that is subscribed to a channel. Raises redis.RedisError if Redis does not answer."""
+        return self._ready(lambda link, within: link.subscribe(channel, within))
+
     def listen(self, request_id: str) -> Listening:
         """A Listening for a request whose id the caller chose. Raises redis.RedisError if Redis does not answer."""
         channel = names.result_key(request_id).encode()
-        return Listening(self, self._ready(lambda link, within: link.subscribe(channel, within)), request_id, channel)
+        return Listening(self, self.connection(channel), request_id, channel)
 
     def _ready(self, prepare: _Prepare) -> Link:
         """A prepared connection; a kept one that no longer works is replaced once."""
@@ -219,7 +248,7 @@ class Listeners:
                 return link
             except (RedisError, OSError):
                 link.close()
-                self.close()  # those kept as long have died of the same
+                self.close()  # the others kept as long are dead too
                 # Perhaps without a word, a second ago: where Redis can be reached, a new one is confirmed at once.
                 within = AGAIN_WITHIN
             except BaseException:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from faultproxy import FaultProxy
-from gateways import MakeClient, MakeGateway, MakeSettings, close, new_name
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
@@ -119,17 +119,23 @@ def test_a_program_whose_subscription_is_being_made_anew_leaves_no_connection(
         site.resume()
 
 
+async def with_a_call(site: GatewayProcess, app: PeerlaneApp) -> tuple[AsyncGateway, asyncio.Task[PeerResult]]:
+    """A client, and a call of it that waits for a writer that stands still."""
+    lane = AsyncGateway(site.name, app=app)
+    await lane.create_peer(some_key(), timeout=PATIENCE)
+    site.pause(alive=True)
+    calling = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE))
+    await asyncio.sleep(0.2)
+    return lane, calling
+
+
 def test_closing_ends_every_wait_and_a_closed_client_opens_nothing(
     gateway: MakeGateway, make_app: Callable[..., PeerlaneApp]
 ) -> None:
     site, app = gateway(), make_app()
 
     async def close_it() -> None:
-        lane = AsyncGateway(site.name, app=app)
-        await lane.create_peer(some_key())
-        site.pause(alive=True)
-        waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=60))
-        await asyncio.sleep(0.2)
+        lane, waiting = await with_a_call(site, app)
         await lane.close()
         assert isinstance(await _end_of(waiting), asyncio.CancelledError)
         with pytest.raises(RuntimeError, match="closed"):
@@ -175,11 +181,7 @@ def test_a_caller_that_is_cancelled_while_its_client_is_closed_is_cancelled(
     site, app = gateway(), make_app()
 
     async def close_it() -> bool:
-        lane = AsyncGateway(site.name, app=app)
-        await lane.create_peer(some_key(), timeout=PATIENCE)
-        site.pause(alive=True)
-        calling = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE))
-        await asyncio.sleep(0.1)
+        lane, calling = await with_a_call(site, app)
         closing = asyncio.create_task(lane.close())
         await asyncio.sleep(0)
         calling.cancel()
@@ -276,6 +278,27 @@ def test_a_program_that_stood_still_learns_what_became_of_its_request(
     for steps in range(1, 12):
         end = run_and_leave_nothing(lambda steps=steps: stand_still(steps))
         assert isinstance(end, (PeerResult, TimedOut)), end
+
+
+def test_a_program_that_stands_still_while_it_cancels_learns_the_truth(
+    gateway: MakeGateway, make_app: Callable[..., PeerlaneApp], link: FaultProxy
+) -> None:
+    site = gateway()
+    app = make_app(redis_url=link.url)
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        async with AsyncGateway(site.name, app=app) as iad:
+            await iad.create_peer(some_key(), timeout=PATIENCE)
+            site.hold()
+            link.latency = 0.1  # the cancel's answer is on its way while nothing runs, and comes before that ends
+            asking = asyncio.create_task(iad.create_peer(some_key(), timeout=0.5))
+            loop.call_later(0.6, time.sleep, 1.5)
+            with pytest.raises(TimedOut):
+                await asking
+
+    asyncio.run(ask())
+    site.resume()
 
 
 def test_callers_that_are_cancelled_cost_the_others_no_connection(

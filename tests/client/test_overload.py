@@ -18,11 +18,12 @@ from writer_alone import WriterAlone
 from peerlane import AsyncGateway, Gateway
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.request.measurements import Pace
+from peerlane.workers.request.request import Pace
 
 CAP = 40
 
@@ -93,6 +94,26 @@ def test_beyond_the_cap_a_caller_is_refused_at_once_and_told_when_to_come_back(
     site.resume()
     eventually(lambda: site.look().waiting == 0, "the lane being empty")
     assert caller.send().get(timeout=PATIENCE)["outcome"] == "created"
+
+
+@pytest.mark.parametrize(
+    ("facts", "least"),
+    [
+        ({"heartbeat": "0"}, 5.0),
+        ({"idle_ms": "9000", "idle_may_ms": "5000"}, 5.0),
+        ({"phase": "recovering"}, 2.0),
+        ({"lane_cap": "1"}, 5.0),
+    ],
+    ids=["down", "stuck", "recovering", "full"],
+)
+def test_callers_that_are_refused_at_one_moment_are_not_told_one_moment_to_come_back(
+    facts: dict[str, str], least: float
+) -> None:
+    raw = {name.encode(): value.encode() for name, value in ({"heartbeat": "1000"} | facts).items()}
+    lane = LaneState.of("iad", raw, 1, 0, now=1000)
+    pauses = {refusal.retry_after for _ in range(50) if (refusal := lane.refusal(waiting=1, create=True))}
+    assert len(pauses) > 10
+    assert all(pause is not None and least <= pause <= 2 * least for pause in pauses)
 
 
 def test_a_full_bulk_queue_leaves_the_interactive_one_open(gateway: MakeGateway, callers: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
+from calls import create_in_lane
 from celery import signals
 from faultproxy import FaultProxy
 from gateways import GatewayProcess, MakeClient, MakeGateway, new_name
@@ -25,7 +27,9 @@ from peerlane import Gateway
 from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.tasks.redis.subscription import Listeners
+from peerlane.tasks.redis.subscription import Link, Listeners
+
+Linked = tuple[GatewayProcess, Gateway]
 
 
 def app_of(client: Gateway) -> Any:
@@ -47,6 +51,15 @@ def connections(server: RedisServer) -> int:
 def link(redis_server: RedisServer) -> Iterator[FaultProxy]:
     with FaultProxy(str(redis_server.socket)) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def linked(gateway: MakeGateway, client: MakeClient, link: FaultProxy) -> Linked:
+    """A gateway, and a client that reaches Redis by the link and has asked once."""
+    site = gateway()
+    api = client(site.name, redis_url=link.url)
+    api.create_peer(some_key())
+    return site, api
 
 
 class TestARequest:
@@ -151,6 +164,29 @@ class TestThreads:
             thread.join(PATIENCE)
         assert link.accepted == before
 
+    def test_that_give_up_at_once_cancel_on_the_connections_that_they_have(
+        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy
+    ) -> None:
+        site = gateway()
+        api = client(site, redis_url=link.url)
+        together = threading.Barrier(8)
+
+        def ask(timeout: float) -> str:
+            together.wait(PATIENCE)
+            try:
+                return api.create_peer(some_key(), timeout=timeout).outcome
+            except TimedOut as error:
+                return error.code
+
+        with ThreadPoolExecutor(8) as threads:
+            assert {*threads.map(ask, [PATIENCE] * 8)} == {"created"}
+            connected = link.accepted
+            site.hold()
+            assert {*threads.map(ask, [0.5] * 8)} == {"timed_out"}
+            site.resume()
+            assert {*threads.map(ask, [PATIENCE] * 8)} == {"created"}
+        assert link.accepted == connected
+
 
 class TestAfterAFork:
     # As programs that fork do it, Celery's prefork pool say: no thread is in the middle of anything.
@@ -187,22 +223,18 @@ class TestAPushWhoseAnswerIsLost:
 
     @pytest.mark.parametrize("given", [False, True], ids=["new", "with-an-id"])
     def test_is_repeated_while_time_is_left(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer, *, given: bool
+        self, linked: Linked, link: FaultProxy, redis_server: RedisServer, *, given: bool
     ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+        (site, api), key = linked, some_key()
         link.reset_mid_reply(to=b"LPUSH")
         request = names.request_id(site.name, uuid.uuid4().hex) if given else None
         assert api.create_peer(key, timeout=20, request_id=request).outcome == "created"
         self.once(api, site, redis_server, key)
 
     def test_lies_twice_in_a_lane_that_nobody_serves_and_is_answered_from_one_record(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer
+        self, linked: Linked, link: FaultProxy, redis_server: RedisServer
     ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+        (site, api), key = linked, some_key()
         site.hold()
         link.reset_mid_reply(to=b"LPUSH")
         with ThreadPoolExecutor(1) as thread:
@@ -213,21 +245,15 @@ class TestAPushWhoseAnswerIsLost:
         self.once(api, site, redis_server, key)
 
     def test_on_a_connection_that_died_without_a_word_is_sent_on_another(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer
+        self, linked: Linked, link: FaultProxy, redis_server: RedisServer
     ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+        (site, api), key = linked, some_key()
         link.silence()
         assert api.create_peer(key, timeout=20).outcome == "created"
         self.once(api, site, redis_server, key)
 
-    def test_is_cancelled_where_redis_stays_away_until_the_time_is_up(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy
-    ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+    def test_is_cancelled_where_redis_stays_away_until_the_time_is_up(self, linked: Linked, link: FaultProxy) -> None:
+        (site, api), key = linked, some_key()
         site.hold()
         link.reset_mid_reply(to=b"LPUSH")
         with pytest.raises(TimedOut):
@@ -246,39 +272,17 @@ class TestAConnection:
         own_redis.redis.client_kill_filter(_type="pubsub")
         assert api.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
 
+    @pytest.mark.parametrize(("how", "timeout"), [("reset", PATIENCE), ("silence", 100)], ids=["reset", "silent"])
     def test_that_is_lost_while_its_request_waits_is_made_anew(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, pushes: list[str]
+        self, linked: Linked, link: FaultProxy, pushes: list[str], how: str, timeout: float
     ) -> None:
-        site = gateway()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
-        site.hold()
-        pushes.clear()
-        with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(api.create_peer, some_key(), timeout=PATIENCE)
-            eventually(lambda: pushes, "the request in the lane")
-            link.reset()
+        site, api = linked
+        with create_in_lane(site, api, pushes, timeout) as waiting:
+            getattr(link, how)()
             site.resume()
             watch = Stopwatch()
             assert waiting.result().outcome == "created"
-            assert watch.seconds < PATIENCE / 2, "its timeout would have told it too"
-
-    def test_that_died_without_a_word_while_its_request_waits_is_noticed(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, pushes: list[str]
-    ) -> None:
-        site = gateway()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
-        site.hold()
-        pushes.clear()
-        with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(api.create_peer, some_key(), timeout=100)
-            eventually(lambda: pushes, "the request in the lane")
-            link.silence()
-            site.resume()
-            watch = Stopwatch()
-            assert waiting.result().outcome == "created"
-            assert watch.seconds < 50, "its timeout would have told it too"
+            assert watch.seconds < timeout / 2, "its timeout would have told it too"
 
     def test_that_died_without_a_word_while_it_was_kept_is_found_out_before_it_is_used(
         self, link: FaultProxy, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
@@ -294,6 +298,29 @@ class TestAConnection:
         assert redis_server.redis.delete(queue) == 1
         listeners.close()
         redis.close()
+
+
+def test_what_has_come_while_a_program_stood_still_is_an_answer(redis_server: RedisServer) -> None:
+    link = Link(Redis.from_url(redis_server.url, protocol=3, socket_timeout=PATIENCE))
+    try:
+        link.hear_replies("iad", PATIENCE)
+        channel = names.result_key(link.new_id("iad").rpartition("_")[0])
+        for _ in range(3):
+            redis_server.redis.publish(channel, "a late record of somebody's")
+        link.still_hears(within=PATIENCE)  # reads these first
+        for _ in range(3):
+            redis_server.redis.publish(channel, "a late record of somebody's")
+        link._send("PING")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its answer is to be there before it is read
+        eventually(lambda: b"PONG" in _unread(link), "the answer")
+        stood_still = time.monotonic() - 5
+        assert link._until(stood_still, lambda message: message in (b"PONG", "PONG"))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
+    finally:
+        link.close()
+
+
+def _unread(link: Link) -> bytes:
+    sock = link._connection._sock  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - redis-py hides it
+    return cast("bytes", sock.recv(65536, socket.MSG_PEEK))
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["as-the-commit", "as-celery"])

@@ -100,7 +100,7 @@ def test_a_writer_that_hangs_is_told_everywhere_and_callers_are_refused_at_once(
     eventually(lambda: hung.state() == "stuck", "the lane being told as stuck")
     with pytest.raises(Unavailable, match=rf"the writer of {name} is stuck: .* served nothing for \d+ s") as refusal:
         hung.api.create_peer(some_key(), timeout=600)
-    assert refusal.value.retry_after == 5.0
+    assert 5.0 <= (refusal.value.retry_after or 0) <= 10.0
     with pytest.raises(Unavailable, match="stuck"):
         hung.api.delete_peer(some_key(), timeout=600)
     app = PeerlaneApp(settings(redis_url=hung.gateway.settings["redis_url"]))

@@ -5,7 +5,8 @@
 -- ARGV  1 epoch of this writer  2 its token  3 the sequence after these commits  4 a result's least TTL in s
 --       5 removals among the commits before these that were found cancelled
 --       then five for each request: result, changes, tag, id, deadline (0 for none)
--- Returns {'fenced'}, or {'current', then for each request whether it is true: 'made', 'known' or 'lost'}
+-- Returns {'fenced'}, or {'current', then for each request whether it is true: 'made', 'known', 'cancelled', or 'lost':
+-- what it was made on is not here}
 local current, seq = standing(KEYS[1], KEYS[4], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
 if current == 'fenced' then return {'fenced'} end
 -- Removals whose callers have cancelled them meanwhile, by key and by prefix. They are made all the same if a peer of
@@ -19,6 +20,23 @@ local function note_cancelled(changes)
     end
   end
 end
+-- The addresses in a record; nil where there is none that can be read.
+local function addresses_in(record)
+  local ok, peer = pcall(cjson.decode, record or '')
+  return ok and type(peer) == 'table' and type(peer.allowed_ips) == 'table' and peer.allowed_ips or nil
+end
+-- What a change gives up and takes is told by its writer's record of before. Redis may hold an older one, with others.
+local function as_of_here(change)
+  local stored = addresses_in(redis.call('HGET', KEYS[2], change.key))
+  if change.kept or not stored then return end
+  change.taken = addresses_in(change.record) or {}
+  local stays = {}
+  for _, prefix in ipairs(change.taken) do stays[prefix] = true end
+  change.gone = {}
+  for _, prefix in ipairs(stored) do
+    if not stays[prefix] then change.gone[#change.gone + 1] = prefix end
+  end
+end
 local function redo(key, share, result, changes, tag, id, deadline)
   local stored = redis.call('GET', key)
   -- What waited past its deadline is answered as it is taken, before anybody has seen that its outcome was lost.
@@ -28,12 +46,13 @@ local function redo(key, share, result, changes, tag, id, deadline)
     acknowledge(tag)
     if stored ~= result then note_cancelled(cjson.decode(changes)) end
     -- Something else: its caller had not heard of it, and has cancelled it meanwhile.
-    return stored == result and 'known' or 'lost'
+    return stored == result and 'known' or 'cancelled'
   end
   changes = cjson.decode(changes)
   local removals = {}
   for _, change in ipairs(changes) do
-    if change.kept and redis.call('HEXISTS', KEYS[2], change.key) == 0 then return 'lost' end
+    if change.kept and (redis.call('HEXISTS', KEYS[2], change.key) == 1) ~= change.before then return 'lost' end
+    as_of_here(change)
     if change.record and not change.before then removals[#removals + 1] = cancelled[change.key] end
     for _, prefix in ipairs(change.taken) do
       local owner, removal = redis.call('HGET', KEYS[3], prefix), cancelled[prefix]

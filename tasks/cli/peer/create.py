@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.peer.qr import qr_code
-from peerlane.tasks.cli.peer.request import ask, fail, new_request_id
+from peerlane.tasks.cli.peer.request import Interrupted, ask, fail, new_request_id
 from peerlane.tasks.cli.program import Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.tables import facts, peer_facts
@@ -43,7 +43,7 @@ class Order:
     wish: Mapping[str, Any]
     public_key: str | None
     with_preshared_key: bool
-    #: One that there is already.
+    #: A preshared key that the caller has already.
     preshared_key: str | None = field(repr=False)
     timeout: float | None
     request_token: str | None
@@ -144,7 +144,7 @@ class Made:
     failure: PeerlaneError | None = None
 
     def configure(self, ask: Callable[[], GatewayInfo]) -> None:
-        """Render and write the configuration. The peer exists already, so a failure raises nothing."""
+        """Render and write the configuration. The peer exists, its key is shown: it raises nothing, not even Ctrl-C."""
         try:
             self.config = client_config(
                 self.result, ask(), private_key=self.keys.private, preshared_key=self.keys.preshared
@@ -156,6 +156,8 @@ class Made:
                 self.went_to = "file"
         except PeerlaneError as error:
             self.failure = error
+        except KeyboardInterrupt:
+            self.failure = Interrupted("interrupted")
 
     @property
     def shown(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ SETTLE = 2.0
 
 
 class Interrupted(PeerlaneError):
-    """Ctrl-C came before the outcome; the request was cancelled and can never take effect."""
+    """Ctrl-C. Before the outcome: the request was cancelled and can never take effect."""
 
     code = "interrupted"
     retryable = True
