@@ -24,7 +24,7 @@ from peerlane.tasks.wire.registry import TASKS
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.group import LaneWriter
-from peerlane.workers.lane.steps import ServeStep, TickStep
+from peerlane.workers.lane.steps import ServeStep, SignalStep, TickStep
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taking import Dead
 from peerlane.workers.store.retry import OUTAGE
@@ -76,10 +76,10 @@ class LaneConsumer(_Consumer):
 
     def end_dead(self, dead: Sequence[Dead]) -> None:
         """End a request that was struck out of the lane."""
-        for each in dead:
-            strategy = self.strategies.get(each.task)
+        for request in dead:
+            strategy = self.strategies.get(request.task)
             if isinstance(strategy, LaneStrategy):
-                strategy.end_dead(each)
+                strategy.end_dead(request)
         writer = getattr(self.app.tasks[names.CREATE_PEER], "writer", None)
         if isinstance(writer, LaneWriter):
             writer.strike_out(dead)
@@ -211,7 +211,7 @@ class LaneWorker(Worker):
 
     def on_before_init(self, *args: Any, **options: Any) -> None:
         self.app.steps["worker"].add(ServeStep)
-        self.app.steps["consumer"].add(TickStep)
+        self.app.steps["consumer"].update((TickStep, SignalStep))
         super().on_before_init(*args, **options)
 
 
