@@ -25,12 +25,9 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
 from peerlane.tasks.admin.import_conflicts import Clash
+from peerlane.tasks.admin.import_refusals import AdoptionClash, ImportClash, NotTaken, UnreadableConf
 from peerlane.tasks.admin.peer_import import (
-    AdoptionClash,
-    ImportClash,
     Imported,
-    NotTaken,
-    UnreadableConf,
     carry_out,
     check_file,
     import_file,

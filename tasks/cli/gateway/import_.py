@@ -9,14 +9,11 @@ from typing import BinaryIO
 import click
 from rich.table import Table
 
+from peerlane.tasks.admin.import_refusals import AdoptionClash, ImportClash, NotTaken, UnreadableConf
 from peerlane.tasks.admin.peer_import import (
     MAX_BYTES,
     TIMEOUT,
-    AdoptionClash,
-    ImportClash,
     Imported,
-    NotTaken,
-    UnreadableConf,
     import_file,
     import_live,
 )
