@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,9 @@ STAGED_FOR = 600
 MAX_BYTES = 64 * 1024 * 1024
 #: Lines of comments that are listed.
 MAX_LINES = 1000
+
+#: Hands on what it is given, and counts it.
+Counted = Callable[[Iterator[tuple[bytes, bytes]]], Iterator[tuple[bytes, bytes]]]
 
 _FIELDS = ("preshared_key", "keepalive", "labels", "ttl", "pinned", "expires_at", "created_at")
 
@@ -82,8 +85,10 @@ class Checked:
         return imported.model_copy(update=left)
 
 
-def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
+def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None, counted: Counted = iter) -> Checked:
     """Read a file and find all problems and conflicts of its import. Changes nothing.
+
+    ``counted`` is given the gateway's addresses, which are read one after the other, and hands them on.
 
     Raises:
         UnreadableConf: it has problems; lists them.
@@ -104,7 +109,7 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
         )
     wanted = {entry.peer.public_key for entry in conf.peers}
     present = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
-    addresses = _addresses(lanes_of(app or tasks.app), gateway, conf.peers)
+    addresses = _addresses(counted(scan(lanes_of(app or tasks.app).redis, names.addresses_key(gateway))), conf.peers)
     if clashing := sorted(
         clashes(conf.peers, info, present, addresses), key=lambda entry: (entry.line, entry.sentence)
     ):
@@ -116,14 +121,20 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
 
 
 def import_file(
-    data: bytes, gateway: str, *, app: PeerlaneApp | None = None, dry_run: bool = False, timeout: float = TIMEOUT
+    data: bytes,
+    gateway: str,
+    *,
+    app: PeerlaneApp | None = None,
+    dry_run: bool = False,
+    timeout: float = TIMEOUT,
+    counted: Counted = iter,
 ) -> Imported:
-    """Import a file's peers into Redis and onto the device: all of them, or none.
+    """Import a file's peers into Redis and onto the device: all of them, or none. ``counted``: see ``check_file``.
 
     Raises:
         PeerlaneError: as ``check_file``, and as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
-    checked = check_file(data, gateway, app=app)
+    checked = check_file(data, gateway, app=app, counted=counted)
     if dry_run:
         created, existing = len(checked.fresh), len(checked.existing)
         return checked.with_comments(
@@ -224,12 +235,12 @@ def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
             pipe.execute()
 
 
-def _addresses(lanes: Lanes, gateway: str, peers: Sequence[ConfPeer]) -> dict[Prefix, str]:
+def _addresses(entries: Iterable[tuple[bytes, bytes]], peers: Sequence[ConfPeer]) -> dict[Prefix, str]:
     """The owners of these peers' addresses, and the addresses that these peers hold already."""
     keys = {peer.peer.public_key for peer in peers}
     areas = Areas(prefix for peer in peers for prefix in peer.peer.allowed_ips)
     owners: dict[Prefix, str] = {}
-    for text, name in scan(lanes.redis, names.addresses_key(gateway)):
+    for text, name in entries:
         with suppress(ValueError):  # the writer reports those by itself
             prefix, owner = Prefix.parse(text.decode(errors="replace")), name.decode(errors="replace")
             if owner in keys or areas.touch(prefix):
