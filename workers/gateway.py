@@ -177,7 +177,7 @@ class GatewayService:
             *(self.name, self.store.epoch, self._plane.kind, len(done.table.peers), mended),
         )
         self._tell_of_coming(done)
-        heartbeat.enter("serving")  # last: whoever sees the lane served finds in the log what the start did
+        heartbeat.enter("serving")  # last, so that the log tells of the start before the lane counts as served
 
     @property
     def store(self) -> Store:

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from peerlane.config import names
-from peerlane.tasks.redis.subscription import Link, Listeners
+from peerlane.tasks.redis.subscription import Link, Listeners, ignore
 
 _T = TypeVar("_T")
 
@@ -31,6 +31,8 @@ class ListReplies:
         self._listeners = listeners
         self._link: Link | None = None
         self._channels: set[bytes] = set()
+        #: Records of requests that nobody has waited for yet.
+        self._records: list[bytes] = []
 
     def expect(self, list_id: str, request_id: str) -> ListReply:
         """The reply to a request of a list that is about to be sent. Raises redis.RedisError."""
@@ -38,7 +40,7 @@ class ListReplies:
         link = self._link
         if link is None:
             link = self._listeners.connection(channel)
-            link.aside = []
+            link.put_aside = self._put_aside
             self._link, self._channels = link, {channel}
         elif channel not in self._channels:
             self._channels.add(channel)
@@ -61,6 +63,25 @@ class ListReplies:
         self._link = link
         return answer
 
+    def record(self, link: Link, request_id: str, until: float) -> str | None:
+        """As ``Link.record``; it may have come while something else was waited for."""
+        whose = f'"{request_id}"'.encode()
+        for at, record in enumerate(self._records):
+            if whose in record:
+                del self._records[at]
+                return record.decode(errors="replace")
+        heard = self.doing(link, lambda: link.record(request_id, until))
+        if heard is None:
+            self.drop()  # it has kept silent: it may have died without a word
+        return heard
+
+    def _put_aside(self, message: object) -> None:
+        match message:
+            case [b"message", bytes(), bytes(record)]:
+                self._records.append(record)
+            case _:
+                pass
+
     def drop(self) -> None:
         """Close the connection."""
         link, self._link = self._link, None
@@ -74,7 +95,7 @@ class ListReplies:
         link = self._link
         if link is None:
             return
-        link.aside = None
+        link.put_aside = ignore
         with suppress(RedisError):
             for channel in self._channels:
                 self.doing(link, partial(link.unsubscribe, channel))
@@ -102,7 +123,4 @@ class ListReply:
         Raises:
             redis.RedisError: the connection is lost.
         """
-        record = self._replies.doing(self._link, lambda: self._link.record(self._request_id, until))
-        if record is None:
-            self._replies.drop()  # it has kept silent: it may have died without a word
-        return record
+        return self._replies.record(self._link, self._request_id, until)

@@ -50,8 +50,8 @@ class Link:
         self._channels: set[bytes] = set()
         self._token = uuid.uuid4().hex
         self._asked = 0
-        #: Records that came while something else was waited for; None: they are of no interest.
-        self.aside: list[bytes] | None = None
+        #: Is given what comes while something else is waited for.
+        self.put_aside: Callable[[object], None] = ignore
         self._closed = False
         self.used_at = time.monotonic()
 
@@ -104,10 +104,6 @@ class Link:
             redis.RedisError: the connection is lost.
         """
         whose = f'"{request_id}"'.encode()  # Celery's backend writes its JSON with other spaces than we do
-        for record in self.aside or ():
-            if whose in record:
-                self.aside = [each for each in self.aside or () if each is not record]
-                return record.decode(errors="replace")
         while (left := until - time.monotonic()) > 0:
             if not self._connection.can_read(timeout=min(left, SILENT_FOR)):
                 if left > SILENT_FOR:
@@ -115,12 +111,11 @@ class Link:
                     if not self._connection.can_read(timeout=ANSWERED_WITHIN):
                         raise RedisTimeoutError("the connection has died without a word")
                 continue
-            message = self._read()
-            match message:
+            match message := self._read():
                 case [b"message", bytes(), bytes(record)] if whose in record:
                     return record.decode(errors="replace")
                 case _:
-                    self._put_aside(message)
+                    self.put_aside(message)
         return None
 
     def _send(self, *command: str | bytes | int) -> None:
@@ -131,16 +126,9 @@ class Link:
         while late < MOST_LATE and self._connection.can_read(timeout=max(0.0, until - time.monotonic())):
             if awaited(message := self._read()):
                 return message
-            self._put_aside(message)
+            self.put_aside(message)
             late += time.monotonic() >= until  # it may have come in time, while this process stood still
         raise RedisTimeoutError("Redis does not answer")
-
-    def _put_aside(self, message: object) -> None:
-        match message:
-            case [b"message", bytes(), bytes(record)] if self.aside is not None:
-                self.aside.append(record)
-            case _:
-                pass
 
     def _read(self) -> Any:
         return self._connection.read_response(push_request=True)
@@ -151,6 +139,10 @@ class Link:
             self._closed = True
             self._connection.disconnect()
             self._pool.release(self._connection)
+
+
+def ignore(message: object) -> None:
+    """What is late is nobody's."""
 
 
 def _confirms(message: object, channel: bytes) -> bool:
@@ -194,12 +186,12 @@ class Listening:
         return answer
 
     def _doing(self, act: Callable[[], _T]) -> _T:
-        self._sound = False  # whatever interrupts it, a half-read answer say
+        self._sound = False  # any interruption, a half-read answer for example
         try:
             answer = act()
         except OSError as error:  # as redis-py tells it of its other connections
             raise RedisConnectionError(type(error).__name__) from error
-        # One that has kept silent may have died without a word: whoever got it next would have to find out.
+        # A silent connection may be dead; its next user would wait for nothing.
         self._sound = answer is not None
         return answer
 
@@ -256,7 +248,7 @@ class Listeners:
                 return link
             except (RedisError, OSError):
                 link.close()
-                self.close()  # those kept as long have died of the same
+                self.close()  # the others kept as long are dead too
                 # Perhaps without a word, a second ago: where Redis can be reached, a new one is confirmed at once.
                 within = AGAIN_WITHIN
             except BaseException:

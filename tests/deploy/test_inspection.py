@@ -63,8 +63,10 @@ def app(fleet: GatewayProcess, settings: MakeSettings) -> Iterator[PeerlaneApp]:
 
 def celery(fleet: GatewayProcess, *words: str) -> tuple[int, str]:
     """A command's status, and what it says."""
-    told = {"PEERLANE_REDIS_URL": str(fleet.settings["redis_url"]), "NO_COLOR": "1"}
-    ended = preloaded.run([sys.executable, "-m", "celery", "-A", "peerlane", *words], ROOT, clean_environment() | told)
+    variables = {"PEERLANE_REDIS_URL": str(fleet.settings["redis_url"]), "NO_COLOR": "1"}
+    ended = preloaded.run(
+        [sys.executable, "-m", "celery", "-A", "peerlane", *words], ROOT, clean_environment() | variables
+    )
     assert ended.returncode in (0, 69), ended.stderr.decode()
     return ended.returncode, ended.stdout.decode()
 

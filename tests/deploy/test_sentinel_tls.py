@@ -27,7 +27,7 @@ from waiting import PATIENCE, eventually
 from peerlane import AsyncGateway, PeerlaneError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.redis.url import sentinels
+from peerlane.config.redis.sentinels import sentinels
 from peerlane.config.settings import read
 from peerlane.tasks.admin.acl import users
 from peerlane.tasks.errors import OutcomeUnknown, RedisAway

@@ -32,7 +32,7 @@ def load_or_make(path: Path, current: bytes | None = None, expected: str | None 
     get the winner's key. ``expected`` is the public key that clients were given, where there is one.
 
     Raises:
-        SettingsError: cannot be read or made, is malformed, or somebody but its owner may read or change it; or it is
+        SettingsError: cannot be read or made, is malformed, or others than its owner may read or change it; or it is
             not the private key of ``expected``. Nothing was made then.
     """
     try:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Journal:
             self.record.note(base, made)
 
     def unanswered(self) -> None:
-        """Note that no answer to the pending step came; it may be sent again."""
+        """Note that the pending step got no answer; it may be sent again."""
         if self.pending is None or self.pending.unanswered:
             return
         self.pending.unanswered = True
@@ -259,6 +259,27 @@ class Lost:
     redone: int = 0
     #: Outcomes of a gateway of which Redis knows nothing any more.
     unknown: int = 0
+
+    def count(self, made: Sequence[Made], verdicts: Sequence[str]) -> list[dict[str, object]]:
+        """Count what became of outcomes that were repeated; returns the removals among those that were cancelled.
+
+        What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right there.
+        """
+        removals: list[dict[str, object]] = []
+        for each, verdict in zip(made, verdicts, strict=True):
+            if verdict not in ("cancelled", "lost"):
+                self.redone += 1
+                continue
+            changes = cast("list[dict[str, object]]", json.loads(each.changes))
+            keys = {str(change["key"]) for change in changes}
+            if verdict == "lost":
+                self.outcomes += 1
+                self.keys -= keys
+            else:
+                self.disputed += 1
+                self.keys |= keys
+                removals += [change for change in changes if "record" not in change and "kept" not in change]
+        return removals
 
     def add(self, more: Lost) -> None:
         """Add what else is lost."""

@@ -152,7 +152,7 @@ class Agreement:
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
         PULSE.turn(LONG)
-        # What is adopted is there already: a drain, which keeps new peers away, is no reason to lose sight of it.
+        # An adopted peer is on the device already, so a drain, which refuses new peers, does not matter.
         answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans, drains=False))
         if answer.verdict == "fenced":
             self.fenced = True

@@ -43,7 +43,7 @@ class Order:
     wish: Mapping[str, Any]
     public_key: str | None
     with_preshared_key: bool
-    #: One that there is already.
+    #: A preshared key that the caller has already.
     preshared_key: str | None = field(repr=False)
     timeout: float | None
     request_token: str | None
