@@ -117,4 +117,5 @@ class TickStep(bootsteps.StartStopStep):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            parent.send_events()  # while there is a connection
         self._end_filling(parent)

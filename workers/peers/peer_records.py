@@ -60,10 +60,11 @@ class PeerRecords(Mapping[str, StoredPeer]):
         """The record of a key of 32 bytes."""
         return self._records.get(raw)
 
-    def put(self, peer: StoredPeer) -> None:
-        """Put a peer in place of any with its key."""
-        self._kept.pop(peer.public_key, None)
-        self._records[_raw(peer)] = peer.record().encode()
+    def put(self, peer: StoredPeer, record: str | None = None) -> None:
+        """Put a peer in place of any with its key. ``record`` is ``peer.record()``, if it has been made already."""
+        if self._kept:
+            self._kept.pop(peer.public_key, None)
+        self._records[_raw(peer)] = (record or peer.record()).encode()
 
     def add(self, peer: StoredPeer, record: bytes | None) -> bool:
         """Put a peer, unless there is one with its key; returns whether it was put. ``record`` is its stored record."""

@@ -125,7 +125,8 @@ class Store:
         """The record to store for a peer."""
         if plan.after is None or plan.after is plan.before:
             return None
-        return self.cipher.sealed(self.gateway, plan.after).record()
+        sealed = self.cipher.sealed(self.gateway, plan.after)
+        return plan.record if plan.record is not None and sealed is plan.after else sealed.record()
 
     def _opened(self, stored: StoredPeer) -> StoredPeer:
         try:

@@ -169,7 +169,7 @@ class Agreement:
             if plan.after is None:
                 self.table.drop(plan.public_key)
             elif not planned:
-                self.table.put(plan.after)
+                self.table.put(plan.after, plan.record)
         self._garbage.grown(sum(plan.outcome == "created" for plan in plans))
 
     def take_out_uncommitted(self) -> None:
