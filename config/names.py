@@ -33,7 +33,7 @@ _REPLIED = re.compile(r"(.+\.[0-9a-f]{32})_[0-9]+")
 #: Set of all registered gateways' names.
 GATEWAYS_KEY = "peerlane:gateways"
 
-#: Header of a message: when it was sent, in ms on Redis' clock. Writers read it; who sends none is only not measured.
+#: Header of a message: when it was sent, in ms on Redis' clock. Writers read it; a request without it is not measured.
 SENT_AT = "sent_at"
 #: Header of a message: the caller's span, as W3C Trace Context has it. Absent where the caller traces nothing.
 TRACEPARENT = "traceparent"

@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     @field_validator("serves")
     @classmethod
     def _serves(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        # Pools that are malformed are told of by themselves.
+        # Malformed pools have an error of their own.
         validators.check_areas(value, info.data.get("pools", ()))
         return value
 

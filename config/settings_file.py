@@ -20,7 +20,7 @@ def from_file(settings: type[BaseSettings], path: Path, named: str | None) -> tu
     Raises:
         BadSettings: it was named and is not there, or cannot be read.
     """
-    # Nobody was promised the default one: in a directory that is closed to us there is none.
+    # The default file is optional: in a directory that is closed to this user it counts as absent.
     if not named and not validators.is_file(path):
         return ()
     try:

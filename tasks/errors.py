@@ -153,7 +153,7 @@ class RedisAway(StorageError):
 
 
 class RedisRefuses(RedisAway):
-    """Redis does not let this user in, or lacks rights or functions that a gateway needs; somebody has to act."""
+    """Redis does not let this user in, or lacks rights or functions that a gateway needs. For an administrator."""
 
     code = "redis_refuses"
     retryable = False

@@ -197,9 +197,15 @@ def bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[WriterAlone]:
 
 
 @pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
-    """A lane and its writer in this process, on a server that syncs nothing."""
+def quick_redis(own_redis: RedisServer) -> RedisServer:
+    """A server of its own that syncs nothing: for tests of nothing that is about that."""
     own_redis.redis.config_set("appendfsync", "no")
-    made = GroupedLane(own_redis, tmp_path)
+    return own_redis
+
+
+@pytest.fixture
+def lane(quick_redis: RedisServer, tmp_path: Path) -> Iterator[GroupedLane]:
+    """A lane and its writer in this process."""
+    made = GroupedLane(quick_redis, tmp_path)
     yield made
     made.close()

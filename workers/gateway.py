@@ -44,8 +44,8 @@ from peerlane.workers.start.registration import (
     tell_of_new_key,
 )
 from peerlane.workers.start.takeover import await_predecessor, holder
+from peerlane.workers.store.journal import RedoFile
 from peerlane.workers.store.redis_checks import away, check_durability
-from peerlane.workers.store.redo_file import RedoFile
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.filling import Filling
 from peerlane.workers.writer.heartbeat import Heartbeat, run_of
@@ -177,7 +177,7 @@ class GatewayService:
             *(self.name, self.store.epoch, self._plane.kind, len(done.table.peers), mended),
         )
         self._tell_of_coming(done)
-        heartbeat.enter("serving")  # last: whoever sees the lane served finds in the log what the start did
+        heartbeat.enter("serving")  # last, so that the log tells of the start before the lane counts as served
 
     @property
     def store(self) -> Store:

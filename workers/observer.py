@@ -186,7 +186,7 @@ class ObserverService:
                 self._attendance.look(partial(self.handler.every, names.SWEEP), self._beat_at // 1000)
             if here and self._returned:
                 self._returned = False
-                # Peers may have expired while nobody could remove them.
+                # Peers may have expired while none could be removed.
                 self.handler.by_itself(names.SWEEP)
         except (RedisError, PeerlaneError) as error:
             self._epoch = None

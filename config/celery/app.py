@@ -15,9 +15,10 @@ from celery.utils.imports import symbol_by_name
 from kombu import Exchange, Queue
 
 from peerlane.config import names
-from peerlane.config.logs import CeleryLogs
+from peerlane.config.celery.logs import CeleryLogs
 from peerlane.config.redis.client import SharedRedis
-from peerlane.config.redis.url import celery_url, redis_tls, sentinels
+from peerlane.config.redis.sentinels import sentinels
+from peerlane.config.redis.url import celery_url, redis_tls
 from peerlane.config.settings import BadSettings, Settings, current
 
 Role = Literal["client", "writer", "observer"]
@@ -70,7 +71,7 @@ def celery_settings(settings: Settings, role: Role, shared: SharedRedis | None =
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # come back whenever Redis does
         "task_send_sent_event": False,  # 0.1 ms a publish for nothing that Flower needs
-        "worker_enable_remote_control": False,  # unauthenticated admin for whoever can publish
+        "worker_enable_remote_control": False,  # it would let every publisher administer workers
         "enable_utc": True,
         "timezone": "UTC",
         "broker_transport_options": broker_options,

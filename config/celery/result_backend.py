@@ -8,7 +8,7 @@ from celery.backends.redis import RedisBackend
 from redis import Connection, Redis
 
 from peerlane.config.redis.connections import noticing
-from peerlane.config.redis.url import sentinels
+from peerlane.config.redis.sentinels import sentinels
 
 
 class OwnBackend(RedisBackend):

@@ -126,9 +126,9 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
         return pipe.execute()
 
     def _sign_of_life(self) -> None:
-        """Touch the beat file, whose age tells health checks when beat last worked."""
+        """Touch the beat file; health checks read from its age when beat last worked."""
         if self._settings.beat_file is not None:
-            with suppress(OSError):  # it grows old, which is told by whoever looks
+            with suppress(OSError):  # its age shows that it is not written any more
                 self._settings.beat_file.touch()
 
     def _send(self, due: Due, slot: int) -> None:
@@ -169,7 +169,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
             log.info("%d gateways are looked after", len(gateways))
 
     def _take_back(self, removed: frozenset[str]) -> None:
-        """Delete what was asked of removed gateways since their removal: nobody will consume it."""
+        """Delete requests sent to removed gateways since their removal: no process consumes them."""
         for gateway in removed:
             with suppress(NoPermissionError):  # a user printed by an earlier version: it would only lie there
                 self._redis.unlink(names.observer_queue(gateway))

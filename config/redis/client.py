@@ -11,7 +11,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from peerlane.config.redis.connections import noticing
-from peerlane.config.redis.url import redis_tls, sentinels, server_url
+from peerlane.config.redis.sentinels import sentinels
+from peerlane.config.redis.url import redis_tls, server_url
 from peerlane.config.settings import Settings
 
 #: Connections of one client. Each thread that waits for an outcome holds one; redis-py 8.1 would refuse the 101st.

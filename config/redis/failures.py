@@ -117,11 +117,11 @@ _REPLY_CLASSES = (
     AuthorizationError,
     BusyLoadingError,
 )
-#: Of redis-py's own errors, those of a server that was not reached, or is none.
+#: redis-py's own errors for a server that was not reached, or is no Redis.
 _UNREACHED = (RedisConnectionError, RedisTimeout, InvalidResponse)
 
 _CLUSTER = "it runs as a cluster: use one server per fleet"
-#: The first that fits is told: a subclass stands before its parent.
+#: The first that fits is used, so a subclass stands before its parent.
 _CLASSES: tuple[tuple[type[BaseException], str], ...] = (
     (socket.gaierror, "nobody knows its host name"),
     (ConnectionRefusedError, "nobody listens there"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis import Connection, ConnectionPool, Redis, SSLConnection
 from redis.asyncio import Connection as AsyncConnection
@@ -16,8 +16,12 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from peerlane.config.redis.async_tls import AbruptTLS
+from peerlane.config.redis.url import named_sentinels, redis_tls
 
-#: Seconds that one Sentinel may take to let somebody in, and to answer.
+if TYPE_CHECKING:
+    from peerlane.config.settings import Settings
+
+#: Seconds that one Sentinel may take to accept a connection, and to answer.
 PATIENCE = 0.5
 
 #: A Sentinel's answer: the primary's address, or why it names none.
@@ -121,3 +125,9 @@ class Sentinels:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def sentinels(settings: Settings) -> Sentinels | None:
+    """The Sentinels of the settings' URL; None if the URL names a server."""
+    named = named_sentinels(settings.redis_url.get_secret_value())
+    return None if named is None else Sentinels(*named, tls=redis_tls(settings))

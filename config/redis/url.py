@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from peerlane.config.hosts import is_host
-from peerlane.config.redis.sentinels import Sentinels
 
 if TYPE_CHECKING:
     from peerlane.config.settings import Settings
@@ -56,22 +55,25 @@ def _address(text: str) -> tuple[str, int] | None:
     return (match["host"].strip("[]"), port) if 0 < port < 65536 else None
 
 
-def sentinels(settings: Settings) -> Sentinels | None:
-    """The Sentinels of the settings' URL; None if the URL names a server."""
-    url = settings.redis_url.get_secret_value()
+class NamedSentinels(NamedTuple):
+    """What a URL of Sentinels names. ``username`` and ``password`` are those for the Sentinels themselves."""
+
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    username: str | None
+    password: str | None
+
+
+def named_sentinels(url: str) -> NamedSentinels | None:
+    """The Sentinels that a checked URL names; None if it names a server."""
     if not of_sentinels(url):
         return None
     parts = urlsplit(url)
     path = _PATH.fullmatch(parts.path)
     options = parse_qs(parts.query)
     hosts = tuple(address for text in parts.netloc.rpartition("@")[2].split(",") if (address := _address(text)))
-    return Sentinels(
-        hosts,
-        path["service"] if path else "",
-        username=options.get("sentinel_username", [None])[0],
-        password=options.get("sentinel_password", [None])[0],
-        tls=redis_tls(settings),
-    )
+    username, password = (options.get(name, [None])[0] for name in ("sentinel_username", "sentinel_password"))
+    return NamedSentinels(hosts, path["service"] if path else "", username, password)
 
 
 def server_url(settings: Settings) -> str:

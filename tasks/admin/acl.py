@@ -22,7 +22,7 @@ PLACEHOLDER = "#CHANGE-ME"
 
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{16,}")
 
-#: What every connection of redis-py and kombu sends, whoever uses it.
+#: The commands that every connection of redis-py and kombu sends, for every role.
 _CONNECTION = ("hello", "auth", "ping", "select", "client|setinfo", "multi", "exec", "discard", "unwatch", "time")
 
 
@@ -172,7 +172,7 @@ def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
         Selector(("hget", "hexists", "hscan"), tuple(f"R:{names.peers_key(name)}" for name in gateways)),
         Selector(("hget", "hmget"), tuple(f"R:{names.seen_key(name)}" for name in gateways)),
         Selector(("zadd", "zcard", "zrem", "zremrangebyscore", "expire"), shares),
-        # What any gateway says of itself is no secret, and lists of gateways show all of them.
+        # Gateways' facts hold no secrets, and lists show all gateways.
         Selector(("hgetall",), (f"R:{names.gateway_key('*')}",)),
         Selector(("llen",), ("gateway.*",)),
         Selector(("smembers",), (f"R:{names.GATEWAYS_KEY}",)),

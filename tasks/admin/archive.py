@@ -101,7 +101,7 @@ def read_header(path: Path) -> Header:
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """A file's entries, one at a time. They are worth nothing before the last one was told.
+    """A file's entries, one at a time. They are valid only once the last one has been read.
 
     Raises:
         Invalid: at the latest after the last entry: the file is damaged, or none that this program could have written.

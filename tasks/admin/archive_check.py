@@ -31,7 +31,7 @@ def is_readable(key: str, record: str) -> bool:
 class Soundness:
     """Refuses an archive that cannot have come from a gateway, entry by entry, peers first.
 
-    What was unreadable when it was taken may stay so. Of addresses and owners a few bytes each are held.
+    Records that did not parse when the backup was made are accepted. Uses a few bytes for each address and owner.
     """
 
     def __init__(self, path: Path, unreadable: Iterable[str]) -> None:
@@ -41,7 +41,7 @@ class Soundness:
         self._taken = KeySet()
 
     def take(self, entry: Entry) -> None:
-        """One entry. Raises Invalid, and says what is wrong with it."""
+        """Check one entry. Raises Invalid, and says what is wrong with it."""
         part, name, value = entry
         if part == "peers" and name not in self._unreadable:
             self._take_peer(name, value)
@@ -59,14 +59,14 @@ class Soundness:
             self._owned.add(f"{prefix} {key}")
 
     def _take_address(self, text: str, owner: str) -> None:
-        # What nobody can read is as it was: the writer leaves it alone too.
+        # Unreadable records are restored as they were; the writer leaves them alone too.
         if owner not in self._unreadable and _canonical(text) and f"{text} {owner}" not in self._owned:
             raise Invalid(f"{self._path} is no sound backup: the address {text} is nobody's, or another's")
         if text in self._named:
             self._taken.add(text)
 
     def ended(self) -> None:
-        """There are no more. Raises Invalid where something is missing."""
+        """End the check after the last entry. Raises Invalid where something is missing."""
         if missing := len(self._named) - len(self._taken):
             raise Invalid(f"{self._path} is no sound backup: {missing} addresses of peers are not taken")
 

@@ -65,7 +65,7 @@ class Restored:
 
     gateway: str
     peers: int
-    #: Peers that were there and are not any more, or again.
+    #: Peers that the gateway had before, whether the file has them or not.
     replaced: int
     #: When the backup was taken, in seconds since 1970 on Redis' clock.
     taken_at: int
@@ -96,7 +96,7 @@ def back_up(
 
 @contextmanager
 def _copied(redis: Redis, gateway: str) -> Generator[tuple[Header, dict[Part, str]]]:
-    """What a gateway holds at this moment, as copies in Redis that are gone afterwards."""
+    """Copies in Redis of what a gateway holds at this moment; they are deleted afterwards."""
     token = secrets.token_hex(8)
     copies: dict[Part, str] = {part: names.snapshot_key(gateway, token, part) for part in PARTS}
     # Redis copies in one step, and is read at leisure: no commit falls between two pages.
@@ -125,7 +125,7 @@ def _copied(redis: Redis, gateway: str) -> Generator[tuple[Header, dict[Part, st
 
 
 def _own(facts: Mapping[str, str]) -> dict[str, str]:
-    """What a gateway says of itself, and not of a process."""
+    """The facts that are the gateway's, not its process'."""
     return {name: facts[name] for name in facts if name not in OF_THE_PROCESS and not name.startswith("holder_")}
 
 
@@ -138,19 +138,19 @@ def _stored(redis: Redis, copies: Mapping[Part, str], parts: Sequence[Part], bar
 
 
 class _Bar:
-    """Adds up how far it is."""
+    """Adds up the progress."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
 
     def add(self, count: int) -> None:
-        """So many more; short of all, which ``ended`` tells."""
+        """Report ``count`` more entries, but never all of them: ``ended`` reports the last."""
         self._done = min(self._done + count, self._total - 1)
         if self._progress is not None and count:
             self._progress(self._done, self._total)
 
     def ended(self) -> None:
-        """That was all."""
+        """Report that all entries are done."""
         if self._progress is not None:
             self._progress(self._total, self._total)
 
@@ -225,7 +225,7 @@ def _swap(lanes: Lanes, header: Header, staged: dict[Part, str], *, force: bool)
     live: dict[Part, str] = {part: _KEYS[part](gateway) for part in PARTS}
     with lanes.redis.pipeline(transaction=True) as pipe:
         try:
-            # Whoever starts, commits or registers from here on makes the exchange fail.
+            # If a writer starts, commits or registers from here on, the exchange fails.
             pipe.watch(names.epoch_key(gateway), names.gateway_key(gateway), live["peers"], live["addresses"])
             _refuse_if_live(lanes, gateway)
             before = int(pipe.hlen(live["peers"]))

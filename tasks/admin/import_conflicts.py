@@ -30,7 +30,7 @@ class Clash:
 
 
 def is_there(in_file: ConfPeer, peer: Peer | None) -> bool:
-    """Whether ``held`` is the peer that the file asks for."""
+    """Whether ``peer`` is the peer that the file asks for."""
     return peer is not None and not _differences(in_file, peer)
 
 
@@ -89,7 +89,7 @@ def _overlapping(fresh: list[ConfPeer], addresses: Mapping[Prefix, str]) -> Iter
     owned: list[tuple[Prefix, ConfPeer | str]] = list(addresses.items())
     owned += [(prefix, peer) for peer in fresh for prefix in peer.peer.allowed_ips]
     for pair in overlaps(owned):
-        # Two of the file's, or two of Redis', are told elsewhere or nobody's business here.
+        # Overlaps within the file are reported elsewhere; those within Redis do not matter here.
         (mine, peer), (theirs, other) = pair if isinstance(pair[0][1], ConfPeer) else pair[::-1]
         if isinstance(peer, ConfPeer) and isinstance(other, str):
             sentence = f"{mine} overlaps {theirs}, which the peer {other} holds"

@@ -28,7 +28,7 @@ def sweep(
 
     Raises:
         Invalid: the gateway's name is none, or ``timeout`` no number of seconds above 0; nothing was sent.
-        Unavailable: the gateway is unknown, or nobody observes it.
+        Unavailable: the gateway is unknown, or has no observer.
         TimedOut: no report within ``timeout``; the sweep stops, what it had removed stays removed.
         StorageError: Redis refuses this to this user; nothing was sent.
         OutcomeUnknown: Redis could not be reached.

@@ -227,7 +227,7 @@ def import_live(
         wrong += [NotTaken.model_validate(conflict) for conflict in would["left_out"]]
     if wrong:
         raise AdoptionClash(wrong, int(would["unlisted"]))
-    # What comes onto the device in between is judged by the writer.
+    # Peers that come onto the device meanwhile are checked by the writer.
     return Imported.model_validate(would if dry_run else ask(leave_out=leave_out))
 
 
@@ -291,7 +291,7 @@ def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
 
 
 def _addresses(lanes: Lanes, gateway: str, peers: Sequence[ConfPeer]) -> dict[Prefix, str]:
-    """Who holds what of these peers' addresses, and what these peers hold; of the others nothing is kept."""
+    """The owners of these peers' addresses, and the addresses that these peers hold already."""
     keys = {peer.peer.public_key for peer in peers}
     areas = Areas(prefix for peer in peers for prefix in peer.peer.allowed_ips)
     owners: dict[Prefix, str] = {}

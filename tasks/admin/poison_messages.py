@@ -105,7 +105,7 @@ def shown(message: SetAside, outcome: str | None = None) -> dict[str, Any]:
         return about | {"not_shown": "it is no sound request: nothing of it was kept"}
     about["task"] = request.task
     try:
-        # Checked once more: what stands in the list may be somebody else's.
+        # Checked once more: another program may have written into the list.
         shown_arguments = copy.deepcopy(dict(request.arguments))
         secret = [part for part in parts(shown_arguments) if part.pop("preshared_key", None) is not None]
         wishes_in(parse(LANE_TASKS[request.task].model, shown_arguments))

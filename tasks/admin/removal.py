@@ -68,7 +68,7 @@ def _remove(lanes: Lanes, gateway: str, *, force: bool) -> Removed:
     _look(lanes, gateway, force=force)
     passing = _passing_keys(lanes.redis, gateway)
     with lanes.redis.pipeline(transaction=True) as pipe:
-        # Whoever starts, commits, asks or tells that it lives from here on makes the removal fail.
+        # If a process starts, commits, asks or writes a heartbeat from here on, the removal fails.
         pipe.watch(epoch)
         pipe.watch(*lasting)
         removed = _look(lanes, gateway, force=force)

@@ -35,7 +35,7 @@ def spread(seconds: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway nobody registered."""
+    """One look at a lane. ``facts`` is the gateway's own hash; empty for a gateway that has not registered."""
 
     gateway: str
     facts: Mapping[str, str]
@@ -95,7 +95,7 @@ class LaneState:
         return float(text) if _PACE.fullmatch(text) else 0.0
 
     def most_waiting(self, *, create: bool) -> int:
-        """From how many waiting requests on a queue is full. What makes room has room left where creates filled it."""
+        """How many waiting requests make a queue full. Deletes have a higher limit than creates."""
         return self.cap if create else self.cap + max(1, self.cap // 8)
 
     def refusal(self, *, waiting: int, create: bool) -> PeerlaneError | None:

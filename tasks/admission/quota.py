@@ -18,7 +18,7 @@ from peerlane.tasks.errors import Unavailable
 
 #: Milliseconds for which a request counts beyond its deadline: a late one still takes its place in the lane.
 LINGERS_MS = 30_000
-#: Seconds after which a value that nobody uses is forgotten; above the longest deadline.
+#: Seconds after which a value without requests is forgotten; above the longest deadline.
 FORGOTTEN_AFTER = 90_000
 #: Seconds after which asking again is sensible: a lane moves a thousand requests and more in that time.
 RETRY_AFTER = 1.0

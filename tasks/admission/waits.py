@@ -7,14 +7,14 @@ from collections import Counter
 
 
 class Wait:
-    """One caller's."""
+    """One caller's wait for a request."""
 
     def __init__(self, waits: Waits, request_id: str) -> None:
         self._waits, self._request_id = waits, request_id
         self._left = False
 
     def leave(self) -> bool:
-        """Wait no more; whether now nobody waits for the request. False where it was left before."""
+        """Stop waiting; returns whether no caller waits for the request now. False where this was called before."""
         if self._left:
             return False
         self._left = True
@@ -22,14 +22,14 @@ class Wait:
 
 
 class Waits:
-    """Those of one process. Threads share it."""
+    """The callers of one process that wait, counted by request. Threads share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: Counter[str] = Counter()
 
     def enter(self, request_id: str) -> Wait:
-        """A caller begins to wait; it has to leave."""
+        """Count in a caller that begins to wait; it has to ``leave``."""
         with self._lock:
             self._waiting[request_id] += 1
         return Wait(self, request_id)
@@ -39,7 +39,7 @@ class Waits:
         return request_id in self._waiting
 
     def left(self, request_id: str) -> bool:
-        """One caller has left; whether nobody is left."""
+        """Count out one caller; returns whether none is left."""
         with self._lock:
             self._waiting[request_id] -= 1
             if self._waiting[request_id] > 0:

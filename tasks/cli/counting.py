@@ -1,4 +1,4 @@
-"""Counts what goes by, with a bar on a terminal."""
+"""Counts the items of an iteration, with a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import TypeVar
 
 from rich.progress import Progress, TaskID
 
-from peerlane.tasks.cli.output import Output, progress_bar
+from peerlane.tasks.cli.console import progress_bar
+from peerlane.tasks.cli.output import Output
 
 _T = TypeVar("_T")
 
-#: The bar moves each time that so many have gone by.
+#: Items after which the bar is updated.
 _STEP = 500
 
 
 class Counting:
-    """Hands on what it is given."""
+    """Yields the items that it is called with, and counts them."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task
-        #: How many have gone by.
+        #: Items counted so far.
         self.count = 0
 
     def __call__(self, items: Iterable[_T]) -> Iterator[_T]:
@@ -34,6 +35,6 @@ class Counting:
 
 @contextmanager
 def counting(output: Output, title: str, total: int | None) -> Generator[Counting]:
-    """Within, a bar shows how many of about ``total`` have gone by."""
+    """Within the block, a bar shows how many of about ``total`` items were counted."""
     with progress_bar(output) as bar:
         yield Counting(bar, bar.add_task(title, total=total, rate=""))

@@ -6,14 +6,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
-from peerlane.tasks.cli.stdio import PlainConsole, takes_all_of_unicode, without_surrogates
+from peerlane.tasks.cli.stdio import takes_all_of_unicode, without_surrogates
 from peerlane.tasks.errors import PeerlaneError
+
+if TYPE_CHECKING:  # loaded by what prints for people
+    from rich.console import Console, RenderableType
 
 #: Columns for output that goes to no terminal: wide enough for any line of ours, so that none is folded.
 UNFOLDED = 4096
@@ -28,8 +28,20 @@ class Output:
         self.log: logging.Logger | None = None
         #: Whether the items of a list are being written.
         self._begun = False
-        self.out = _console(stderr=False)
-        self.err = _console(stderr=True)
+
+    @cached_property
+    def out(self) -> Console:
+        """Standard output, for people."""
+        from peerlane.tasks.cli.console import plain_console
+
+        return plain_console(stderr=False)
+
+    @cached_property
+    def err(self) -> Console:
+        """Standard error, for people."""
+        from peerlane.tasks.cli.console import plain_console
+
+        return plain_console(stderr=True)
 
     def document(self, content: Mapping[str, Any], *, in_one_line: bool = False) -> None:
         """Print the JSON document. Only with ``--json``, and only once, or each ``in_one_line``."""
@@ -40,7 +52,7 @@ class Output:
     def listing(self, about: Mapping[str, Any], name: str, items: Iterable[Mapping[str, Any]]) -> None:
         """The one JSON document, with a list in it that is written item by item.
 
-        Whatever ends it on the way goes on to ``error``, which stands in it and completes it.
+        An exception on the way ends in ``error``, which completes the document with the error in it.
         """
         ascii_only, between = not takes_all_of_unicode(), ""
         head = json.dumps({**about, name: []}, ensure_ascii=ascii_only)
@@ -68,7 +80,12 @@ class Output:
         if self.log is not None:
             self.log.info(sentence)
         else:
-            self.err.print(Text(sentence, style), soft_wrap=True)
+            self._tell(sentence, style)
+
+    def _tell(self, sentence: str, style: str) -> None:
+        from rich.text import Text
+
+        self.err.print(Text(sentence, style), soft_wrap=True)
 
     def warn(self, sentence: str) -> None:
         """Print a warning."""
@@ -84,29 +101,9 @@ class Output:
         elif self.log is not None:
             self.log.critical(error["message"])
         else:
-            self.err.print(Text(f"error: {error['message']}", "red"), soft_wrap=True)
-
-
-def _console(*, stderr: bool) -> Console:
-    stream = sys.stderr if stderr else sys.stdout
-    return PlainConsole(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else UNFOLDED)
+            self._tell(f"error: {error['message']}", "red")
 
 
 def as_document(error: PeerlaneError, **about: object) -> dict[str, Any]:
     """An error as a document; ``about`` names its subject, if known."""
     return {**error.as_dict(), **{name: value for name, value in about.items() if value not in (None, "")}}
-
-
-def progress_bar(output: Output) -> Progress:
-    """A progress bar on standard error, if that is a terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        console=output.err,
-        disable=not output.err.is_terminal,
-        expand=True,
-        transient=True,
-    )

@@ -128,7 +128,7 @@ class Program(Group):
             status = self._run(session, arguments, prog_name or "peerlane", complete_var, extra)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Whoever read the output (head, less) has seen enough.
+            # The program that read the output (head, less) has ended.
             abandon_output()
             status = 1
         except OSError as error:

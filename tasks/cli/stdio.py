@@ -6,15 +6,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable
-
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-#: What moves a cursor or changes colours, and what writes text backwards or begins a line.
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+#: Stands for a character that cannot be shown.
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def prepare() -> None:
@@ -40,15 +35,4 @@ def takes_all_of_unicode() -> bool:
 
 def without_surrogates(text: str) -> str:
     """Replace the surrogates of bytes that were no UTF-8, such as in a file's name."""
-    return _SURROGATE.sub(_UNKNOWN, text)
-
-
-class PlainConsole(Console):
-    """A console on which foreign text cannot move the cursor, change colours or the title, or run backwards."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            if segment.control or segment.text.isprintable():
-                yield segment
-            else:
-                yield Segment(without_surrogates(_CONTROL.sub(_UNKNOWN, segment.text)), segment.style)
+    return _SURROGATE.sub(UNKNOWN, text)

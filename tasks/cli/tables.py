@@ -107,7 +107,7 @@ class _PeerColumn:
     activity: bool = False
 
     def width(self, cells: Iterable[str]) -> int:
-        """The least it takes: labels may be folded, nothing else."""
+        """The least width of a column: labels may be folded, nothing else."""
         widest = max(cell_len(line) for cell in (self.title, *cells) for line in cell.split("\n"))
         return min(widest, LABELS) if self.title == "labels" else widest
 

@@ -84,7 +84,7 @@ class Canceller:
         decided = self.cancel(cancel)
         await asyncio.wait([decided], timeout=_TRY)
         if decided.done() and not decided.cancelled():
-            decided.exception()  # nobody is told
+            decided.exception()  # there is no caller to tell
 
     async def _send(self) -> None:
         while self._asked:
@@ -147,7 +147,7 @@ class Canceller:
 
 def _tell(decided: asyncio.Future[str], outcome: str | Exception) -> None:
     if decided.done():
-        return  # who asked has gone
+        return  # its caller has ended
     if isinstance(outcome, str):
         decided.set_result(outcome)
     else:

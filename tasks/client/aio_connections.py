@@ -14,7 +14,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config.redis.async_tls import AbruptTLS
 from peerlane.config.redis.connections import noticing_async
-from peerlane.config.redis.url import redis_tls, sentinels, server_url
+from peerlane.config.redis.sentinels import sentinels
+from peerlane.config.redis.url import redis_tls, server_url
 from peerlane.config.settings import Settings
 
 #: Connections for looking at lanes and cancelling; asking and waiting need none of them.

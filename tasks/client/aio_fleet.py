@@ -110,7 +110,7 @@ class AsyncFleet:
         return removal.answers(nobody)
 
     def _client(self, gateway: str) -> AsyncGateway:
-        if self._closed:  # meanwhile: a client made now would be closed by nobody
+        if self._closed:  # meanwhile: a client made now would never be closed
             raise asyncio.CancelledError
         if (client := self._clients.get(gateway)) is None:
             client = self._clients[gateway] = AsyncGateway(gateway, app=self._app)

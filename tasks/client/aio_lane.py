@@ -41,10 +41,10 @@ class AsyncLane:
         self._listener = ResultListener(app.settings, gateway, self._pushed)
         self._canceller = Canceller(self._listener.redis)
         self._deadlines = Deadlines(self._listener.loop)
-        #: Who waits for a look at the lane, and for which queue; in their order.
+        #: The calls that wait for a look at the lane, in their order, and for which queue.
         self._queued: list[tuple[asyncio.Future[None], bool]] = []
         self._looking: asyncio.Task[None] | None = None
-        #: Where Celery sends, if somebody listens to its signals.
+        #: The thread in which Celery sends, if a receiver is connected to its signals.
         self._sender: ThreadPoolExecutor | None = None
 
     @property
@@ -56,7 +56,7 @@ class AsyncLane:
         """Wait for the outcome of a request, at most its ``within`` seconds plus two.
 
         Raises:
-            PeerlaneError: it was not sent, was cancelled, or nobody knows.
+            PeerlaneError: it was refused or cancelled, or its outcome is unknown.
         """
         until = self.loop.time() + request.within
         given = bool(request.id)
@@ -112,7 +112,7 @@ class AsyncLane:
         return commit_record.decode(await self._canceller.settle(self._cancel(request), 0.0), request.wish)
 
     def _cancel(self, request: Request) -> Cancel:
-        # Nothing is sent after its caller has gone: the deadline is at most the timeout ahead.
+        # No request outlives its caller: the deadline is at most the timeout ahead.
         return Cancel.of(request.id, result_ttl=self._result_ttl, seconds_left=request.within)
 
     async def _publish(self, task: LaneTask, request: Request, until: float) -> None:
@@ -177,7 +177,7 @@ class AsyncLane:
             queued, self._queued = self._queued, []
             for turn, bulk in queued:
                 if turn.done():
-                    continue  # who asked has gone
+                    continue  # its caller has ended
                 if left[bulk] > 0:
                     left[bulk] -= 1
                     turn.set_result(None)

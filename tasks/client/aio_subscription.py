@@ -51,7 +51,7 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class _Command:
-    """A command to send, and for which requests; Redis answers in the same order."""
+    """A command to send, with the requests it is for. Redis answers in the order of sending."""
 
     words: tuple[str, ...]
     waiters: list[Waiter] = field(default_factory=list[Waiter])
@@ -77,10 +77,10 @@ class ResultListener:
         self._serving: asyncio.Task[None] | None = None
         #: Whether requests can be sent: there is a connection, and it is subscribed.
         self.up = False
-        #: Who waits for that.
+        #: The calls that wait for that.
         self._entering: list[asyncio.Future[None]] = []
         self._connection: AbstractConnection | None = None
-        #: What is to be sent; what was, and is not answered; the one of these that a moment ago was not either.
+        #: Commands to send; sent ones without an answer; the first of these at the last check of the connection.
         self._outbox: list[_Command] = []
         self._to_send = asyncio.Event()
         self._sent: deque[_Command] = deque()
@@ -182,7 +182,7 @@ class ResultListener:
                 await connection.connect()
                 await self._attend(connection)
             except _LOST as error:
-                # Who has sent nothing yet learns why that cannot be; of a loss nobody need know.
+                # Calls that have sent nothing yet get the error; the others wait for the next connection.
                 if self._connection is None or isinstance(error, ResponseError):
                     self._refuse(error)
             finally:

@@ -72,7 +72,7 @@ class Calls:
         return task
 
     def leave(self, task: asyncio.Task[Any]) -> None:
-        """A call ends. What ``end`` cancelled was the call: its caller's task goes on as one that nobody cancelled."""
+        """End a call. ``end`` has cancelled the call, not its caller: the caller's task is not left as cancelled."""
         for _ in range(self._cancels.pop(task)):
             task.uncancel()
         if not self._cancels:

@@ -203,7 +203,7 @@ class Gateway:
         return None if record is None else self._opened(Peer.from_record(public_key, record))
 
     def _opened(self, stored: Peer) -> Peer:
-        """With its preshared key in clear, where this host has the key to it; else as it is stored."""
+        """The peer with its preshared key in clear, if this host can decrypt it; else as stored."""
         try:
             return cipher_of(self._app.settings).opened(self.name, stored)
         except Unsealable:
@@ -266,7 +266,7 @@ class Gateway:
                 yield peer, PeerActivity.from_stored(activity, peer.created_at)
 
     def _pages(self, among: Collection[str] | None = None) -> Iterator[list[Peer]]:
-        """Pages of at least one peer; what does not parse is left out."""
+        """Pages of at least one peer, without records that do not parse."""
         seen = KeySet()  # a hash that grows while it is scanned shows some twice
         entries = scan(self._lanes.redis, names.peers_key(self.name))
         while entry_page := list(islice(entries, PAGE)):

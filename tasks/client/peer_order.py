@@ -10,7 +10,7 @@ from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
 
 
 class PeerOrder:
-    """Keys of peers by the lowest of their addresses: as they overlap nobody else's, that says it."""
+    """Public keys in the order of their peers' lowest addresses; no two peers share an address."""
 
     def __init__(self) -> None:
         self._ranked: list[bytes] = []

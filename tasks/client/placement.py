@@ -117,7 +117,7 @@ def binds(public_key: str, record: bytes, now: int) -> bool:
     try:
         peer = Peer.from_record(public_key, record)
     except (ValueError, StorageError):
-        return True  # nobody knows what it is: its gateway is to say so
+        return True  # its gateway has to refuse what it cannot read
     return peer.pinned or peer.expires_at is None or peer.expires_at > now
 
 
@@ -245,7 +245,7 @@ class ListRemoval:
 
 
 def _weight(reply: ListAnswer) -> int:
-    """How much an answer tells of a key: of an error, the peer may still be there."""
+    """The rank of an answer among those for one key. An error is first: the peer may still be there."""
     if not isinstance(reply.answer, PeerResult):
         return 3
     return 1 if reply.answer.outcome == "absent" else 2

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What Redis says of how it keeps its data: label → field of INFO persistence.
+#: Whether Redis could write its files: label → field of INFO persistence.
 _PERSISTENCE = {
     "append": "aof_last_write_status",
     "rewrite": "aof_last_bgrewrite_status",
@@ -102,7 +102,7 @@ class FleetCollector:
                     _put(families, name, (status.gateway, interface, key), value)
 
     def _tell(self, trouble: str | None) -> None:
-        """One line when Redis goes away, and one when it is back."""
+        """Log one line when Redis goes away, and one when it is back."""
         with self._telling:
             before, self._trouble = self._trouble, trouble
         if trouble is not None and before is None:
@@ -182,7 +182,7 @@ class MetricsServer:
         return self._server.server_port
 
     def stop(self) -> None:
-        """End in order."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)

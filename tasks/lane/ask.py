@@ -142,7 +142,7 @@ def _send_again(
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether there was no answer, as against one that says no."""
+    """Whether there was no answer, unlike an answer that refuses."""
     return isinstance(error, (RedisConnectionError, RedisTimeout, OSError)) and not isinstance(
         error, AuthenticationError
     )

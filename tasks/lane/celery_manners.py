@@ -18,7 +18,7 @@ from peerlane.tasks.wire.registry import LANE_TASKS
 _CALLBACKS = "a gateway runs no callbacks: get() the outcome, then go on"
 _QUEUE = "the queue is the gateway's, which the argument gateway names; bulk=True takes the lane's bulk queue"
 _TIME = "a request ends by its deadline: expires=SECONDS"
-#: Options of Celery that mean something which a lane cannot do.
+#: Celery's options that ask for what a lane cannot do.
 _REFUSED: Mapping[str, str] = {
     "link": _CALLBACKS,
     "link_error": _CALLBACKS,

@@ -17,7 +17,7 @@ from peerlane.tasks.wire.model import PeerResult, peer_result
 _Wish = TypeVar("_Wish")
 _Result = TypeVar("_Result")
 
-#: Seconds in which Redis has to tell what became of a request whose time is up.
+#: Seconds in which Redis has to answer with the outcome of a request whose time is up.
 _SETTLE = 2.0
 
 
@@ -26,7 +26,7 @@ class Answer(Generic[_Wish, _Result]):
     """A wish with its result or error."""
 
     wish: _Wish
-    #: The result, or why there is none.
+    #: The result, or the error.
     outcome: _Result | PeerlaneError
     #: From sending to having the answer in hand.
     seconds: float

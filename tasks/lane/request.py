@@ -47,7 +47,7 @@ class Request:
     arguments: dict[str, Any]
     queue: str
     bulk: bool
-    #: Whether it makes peers; what makes room is never refused for the length of a lane.
+    #: Whether it creates peers; deletes are never refused for the length of a lane.
     creates: bool
     #: Of a create that counts in a share of its lane.
     labels: Mapping[str, str] | None
@@ -175,7 +175,7 @@ def encrypt(
 
 
 def plain(value: object) -> object:
-    """A mapping as a dict, another iterable as a list; anything else, a text too, as it is: the model judges it."""
+    """A mapping as a dict, another iterable as a list; anything else unchanged, text too: the model checks it."""
     if isinstance(value, Mapping):
         return dict(cast("Mapping[Any, Any]", value))
     is_text = isinstance(value, (str, bytes))

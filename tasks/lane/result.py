@@ -39,7 +39,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
     wish: str = ""
     #: Where its outcome is heard, if it was sent on a kept connection and nothing was asked under its id before.
     reply: ListReply | None = None
-    #: Why it was not sent, where that is this request's own affair: as one of a group.
+    #: Why it was not sent, if it is one of a group; the others are sent all the same.
     refusal: PeerlaneError | None = None
 
     def get(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - Celery's tail is in options
@@ -58,7 +58,7 @@ class LaneResult(AsyncResult[dict[str, Any]]):
             TimedOut: cancelled just now; the request can never take effect.
             OutcomeUnknown: Redis could not be reached to find out, or takes no writes; ask again with the same id.
         """
-        if "." not in str(self.id):  # no lane's: Celery's own
+        if "." not in str(self.id):  # the result of a task that is not a lane's
             return super().get(timeout, propagate, **options)
         callback = options.get("callback")  # the others say how Celery would wait
         if self.refusal is not None:

@@ -31,7 +31,7 @@ from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.lists import SLICE_BYTES, delete_of, read_answers, wish_of
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer, PeerResult
 
-#: Slices on their way: the writer never waits for the caller, and whoever joins the bulk queue waits behind few.
+#: Slices outstanding: enough that the writer never waits for the caller, few for others to wait behind.
 WINDOW = 4
 #: Characters of a list's token, so that its slices' numbers have room behind it.
 LONGEST_TOKEN = 56
@@ -149,7 +149,7 @@ def cut(
 
 
 def _create(gateway: str, wish: object) -> tuple[Part, int]:
-    if isinstance(wish, Invalid):  # whoever has read it knows more of what is wrong with it
+    if isinstance(wish, Invalid):  # its reader has said better what is wrong with it
         return Part(wish), 0
     if not isinstance(wish, Mapping):
         return Part(Invalid("a wish is a mapping with a public_key, and what else create_peer takes")), 0

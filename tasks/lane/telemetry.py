@@ -30,7 +30,7 @@ _making = threading.Lock()
 _series: dict[tuple[str, str], Any] = {}
 _seconds: dict[str, Any] = {}
 
-#: For calls that nobody counts or traces.
+#: For calls that are neither counted nor traced.
 _UNWATCHED = nullcontext()
 
 

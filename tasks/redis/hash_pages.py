@@ -39,7 +39,7 @@ def hash_pages(redis: Redis, key: str, *, count: int = PAGE) -> Generator[list[E
         waiting = False
         raise
     finally:
-        if waiting:  # an answer is on its way that nobody will read
+        if waiting:  # an answer is on its way that will not be read
             connection.disconnect()
         redis.connection_pool.release(connection)
 

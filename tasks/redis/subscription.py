@@ -186,12 +186,12 @@ class Listening:
         return answer
 
     def _doing(self, act: Callable[[], _T]) -> _T:
-        self._sound = False  # whatever interrupts it, a half-read answer say
+        self._sound = False  # any interruption, a half-read answer for example
         try:
             answer = act()
         except OSError as error:  # as redis-py tells it of its other connections
             raise RedisConnectionError(type(error).__name__) from error
-        # One that has kept silent may have died without a word: whoever got it next would have to find out.
+        # A silent connection may be dead; its next user would wait for nothing.
         self._sound = answer is not None
         return answer
 
@@ -248,7 +248,7 @@ class Listeners:
                 return link
             except (RedisError, OSError):
                 link.close()
-                self.close()  # those kept as long have died of the same
+                self.close()  # the others kept as long are dead too
                 # Perhaps without a word, a second ago: where Redis can be reached, a new one is confirmed at once.
                 within = AGAIN_WITHIN
             except BaseException:

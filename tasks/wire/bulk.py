@@ -10,16 +10,14 @@ from peerlane.tasks.wire.model import (
     CreatePeer,
     Deadline,
     GatewayName,
-    Keepalive,
     Labels,
     Prefixes,
-    PresharedKey,
     PublicKey,
     Ttl,
     Wire,
     parse,
 )
-from peerlane.tasks.wire.stored_peer import Peer, StoredPeer
+from peerlane.tasks.wire.stored_peer import DevicePeerFields, Peer, StoredPeer
 
 #: Peers in one slice: small enough that an interactive request never waits long behind one.
 SLICE = 64
@@ -93,13 +91,9 @@ class ImportPeers(Wire):
             raise ValueError("leave_out and dry_run are for an import of the live device")
 
 
-class StagedPeer(Wire):
+class StagedPeer(DevicePeerFields):
     """One staged entry. A field is None if the source does not set it; an existing peer then keeps its value."""
 
-    public_key: PublicKey
-    allowed_ips: Prefixes
-    preshared_key: PresharedKey | None = Field(default=None, repr=False)
-    keepalive: Keepalive = 0
     labels: Labels | None = None
     ttl: Ttl | None = None
     pinned: bool | None = None

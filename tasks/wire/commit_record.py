@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import TypeAdapter
+
 from peerlane.tasks.errors import ERROR_MODULE, ERRORS, Conflict, OutcomeUnknown, PeerlaneError, TimedOut, WriterError
-from peerlane.tasks.wire.compact_json import compact_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 HEADER = "wish"
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_to_json = TypeAdapter(Any).serializer.to_json
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 #: The fields of a wish that names a public key and nothing else, as nearly all in a list do: it needs no dump.
 _PLAIN = {"gateway", "public_key"}
 _encode_sorted = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -46,6 +49,14 @@ def encode(request_id: str, outcome: Mapping[str, Any] | PeerlaneError, wish: st
     if wish:
         meta["wish"] = wish
     return compact_json(meta)
+
+
+def compact_json(value: object) -> str:
+    """A value of JSON's types as JSON without spaces, in a sixth of the time that the json module takes."""
+    try:
+        return _to_json(value).decode()
+    except ValueError:
+        return _encode(value)  # half of a surrogate pair, quoted from a hostile message: UTF-8 has no such text
 
 
 def tombstone(request_id: str, message: str = "cancelled: its caller had stopped waiting") -> str:

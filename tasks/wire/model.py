@@ -241,7 +241,7 @@ def sentence(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             complaint = "no such argument"
             if not _ARGUMENT.fullmatch(path[-1]):
-                path[-1] = "(hidden)"  # what is no name may be a value in the wrong place
+                path[-1] = "(hidden)"  # an unknown name may be a value in the wrong place
         where = ".".join(path)
         parts.append(f"{where}: {complaint}" if where else complaint)
     return "; ".join(parts)

@@ -11,9 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
-import os
 import secrets
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from peerlane.config.settings import Settings
 from peerlane.tasks.errors import SettingsError
+from peerlane.tasks.values.private_file import NotPrivate, read_private
 from peerlane.tasks.wire.bulk import StagedPeer
 from peerlane.tasks.wire.model import SEALED, CreatePeer
 from peerlane.tasks.wire.stored_peer import Peer, StoredPeer
@@ -130,28 +129,16 @@ def cipher_of(settings: Settings) -> PskCipher:
 @cache
 def _from_file(path: Path) -> PskCipher:
     try:
-        content = _read_private(path)
+        content = read_private(path, _LIMIT)
     except OSError as error:
         raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path}: {error.strerror or error}") from None
+    except NotPrivate as refusal:
+        raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path}: {refusal}") from None
     lines = [line.strip() for line in content.splitlines()]
     keys = [_decoded(path, line) for line in lines if line and not line.startswith(b"#")]
     if not keys:
         raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path} holds no key; `wg genpsk` makes one")
     return PskCipher(keys)
-
-
-def _read_private(path: Path) -> bytes:
-    # O_NONBLOCK: a FIFO by that name must not hang the start.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path} is not a regular file")
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise SettingsError(f"PEERLANE_PSK_KEY_FILE: others may use {path} (mode {mode:04o}); chmod 600 it")
-        if status.st_uid not in (0, os.geteuid()):
-            raise SettingsError(f"PEERLANE_PSK_KEY_FILE: {path} belongs to another user (uid {status.st_uid})")
-        return file.read(_LIMIT)
 
 
 def _decoded(path: Path, line: bytes) -> bytes:

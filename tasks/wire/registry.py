@@ -15,9 +15,9 @@ from peerlane.tasks.wire.lists import CreatePeers, DeletePeers
 from peerlane.tasks.wire.model import CreatePeer, DeletePeer
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 
-#: What a writer is asked for.
+#: The model of a request to the writer.
 LaneModel = type[CreatePeer | DeletePeer | CreatePeers | DeletePeers | RemovePeers | MendPeers | ImportPeers]
-#: What an observer is asked for.
+#: The model of a request to the observer.
 UpkeepModel = type[SweepGateway | ReconcileGateway]
 
 

@@ -69,7 +69,7 @@ class SetAside:
 
     @classmethod
     def from_record(cls, record: bytes) -> SetAside | None:
-        """From the stored form; None for what is not one."""
+        """From the stored form; None for any other text."""
         try:
             fields = json.loads(record)
             request = fields.get("request_id")

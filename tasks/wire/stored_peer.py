@@ -43,17 +43,22 @@ _read_object = TypeAdapter(dict[str, Any]).validator.validate_json
 
 _NO_LABELS: dict[str, str] = {}
 _NOT_PINNED = False
-#: Times beyond this are nobody's; the long way decides about them.
+#: No sound record has a time beyond this; the slower, full check decides about such a record.
 _LARGE = 2**53
 
 
-class Peer(Wire):
-    """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
+class DevicePeerFields(Wire):
+    """The fields of a peer that the device has too."""
 
     public_key: PublicKey
     allowed_ips: Prefixes
     preshared_key: PresharedKey | None = Field(default=None, repr=False)
     keepalive: Keepalive = 0
+
+
+class Peer(DevicePeerFields):
+    """A peer as Redis holds it. Times are seconds since 1970 on Redis' clock."""
+
     ttl: Ttl | None = None
     expires_at: int | None = None
     labels: Labels = Field(default_factory=dict)
@@ -105,7 +110,7 @@ class StoredPeer(NamedTuple):
     keepalive: int = 0
     ttl: int | None = None
     expires_at: int | None = None
-    #: Shared between peers and copies: nobody changes it.
+    #: Shared between peers and copies: never changed in place.
     labels: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default is of each instance
     pinned: bool = False
     created_at: int = 0
@@ -173,6 +178,18 @@ def raw_key(public_key: str) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return raw if len(raw) == 32 and text_key(raw) == public_key else None
+
+
+def decoded_key(key: str) -> bytes:
+    """The 32 bytes of a canonical key in base64.
+
+    Raises:
+        ValueError: any other text. The sentence never contains the key.
+    """
+    raw = raw_key(key)
+    if raw is None:
+        raise ValueError("a key is 32 bytes in base64")
+    return raw
 
 
 def text_key(raw: bytes) -> str:

@@ -25,8 +25,7 @@ from rich.table import Table
 
 from peerlane.config import names
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.request.measurements import Measurements
-from peerlane.workers.request.request import Delivery, Outcome, Request
+from peerlane.workers.request.request import Delivery, Measurements, Outcome, Request
 
 KINDS = ("with", "without")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from peerlane.workers.gateway import GatewayApp
-from peerlane.workers.request.measurements import Measurements
+from peerlane.workers.request.request import Measurements
 from peerlane.workers.writer import heartbeat
 
 

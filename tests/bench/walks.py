@@ -125,10 +125,11 @@ def measure() -> dict[str, list[Call]]:
         with process(server, directory / "writer", "peerlane.workers.gateway") as (_, output):
             gateway.create_peer(public_key=some_key(), timeout=30)
             next_walk(output, 0)
-            caller = caller_walk(gateway)
+            # A caller looks at its lane once a second: the shortest of three is without that.
+            callers = [caller_walk(gateway) for _ in range(3)]
             return {
-                "create: caller": caller,
-                "create: writer": next_walk(output, 1),
+                "create: caller": min(callers, key=len),
+                "create: writer": next_walk(output, len(callers)),
                 "sweep of one expired peer: observer": sweep_walk(server, gateway, app, directory / "observer"),
                 "peerlane gateway list": list_walk(server, directory),
             }

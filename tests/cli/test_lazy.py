@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from peerlane.workers.cli import gateway as gateway_commands
 from peerlane.workers.cli.main import ON_USE, main
 
 HEAVY = {"celery", "kombu", "redis", "pydantic", "pydantic_settings", "cryptography", "segno", "pyroute2"}
@@ -48,6 +49,20 @@ def test_a_commands_line_in_the_help_is_its_own(name: str) -> None:
     command = main.get_command(context, name)
     assert command is not None
     assert ON_USE[name][1] == command.get_short_help_str(limit=200)
+
+
+@pytest.mark.parametrize("name", gateway_commands.ON_USE)
+def test_a_gateway_commands_line_in_the_help_is_its_own(name: str) -> None:
+    group = gateway_commands.gateway
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    assert command.name == name
+    assert gateway_commands.ON_USE[name][1] == command.get_short_help_str(limit=200)
+
+
+def test_a_gateway_that_starts_loads_no_other_command_and_no_terminal(tmp_path: Path) -> None:
+    _, modules = loaded(tmp_path, "gateway", "run", "--help")
+    assert not modules & {"celery", "kombu", "redis", "rich", "cryptography"}
 
 
 def test_the_help_lists_every_command() -> None:

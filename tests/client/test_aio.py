@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from faultproxy import FaultProxy
-from gateways import MakeClient, MakeGateway, MakeSettings, close, new_name
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from keys import some_key
 from loops import run_and_leave_nothing
 from servers import RedisServer
@@ -119,17 +119,23 @@ def test_a_program_whose_subscription_is_being_made_anew_leaves_no_connection(
         site.resume()
 
 
+async def with_a_call(site: GatewayProcess, app: PeerlaneApp) -> tuple[AsyncGateway, asyncio.Task[PeerResult]]:
+    """A client, and a call of it that waits for a writer that stands still."""
+    lane = AsyncGateway(site.name, app=app)
+    await lane.create_peer(some_key(), timeout=PATIENCE)
+    site.pause(alive=True)
+    calling = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE))
+    await asyncio.sleep(0.2)
+    return lane, calling
+
+
 def test_closing_ends_every_wait_and_a_closed_client_opens_nothing(
     gateway: MakeGateway, make_app: Callable[..., PeerlaneApp]
 ) -> None:
     site, app = gateway(), make_app()
 
     async def close_it() -> None:
-        lane = AsyncGateway(site.name, app=app)
-        await lane.create_peer(some_key())
-        site.pause(alive=True)
-        waiting = asyncio.create_task(lane.create_peer(some_key(), timeout=60))
-        await asyncio.sleep(0.2)
+        lane, waiting = await with_a_call(site, app)
         await lane.close()
         assert isinstance(await _end_of(waiting), asyncio.CancelledError)
         with pytest.raises(RuntimeError, match="closed"):
@@ -175,11 +181,7 @@ def test_a_caller_that_is_cancelled_while_its_client_is_closed_is_cancelled(
     site, app = gateway(), make_app()
 
     async def close_it() -> bool:
-        lane = AsyncGateway(site.name, app=app)
-        await lane.create_peer(some_key(), timeout=PATIENCE)
-        site.pause(alive=True)
-        calling = asyncio.create_task(lane.create_peer(some_key(), timeout=PATIENCE))
-        await asyncio.sleep(0.1)
+        lane, calling = await with_a_call(site, app)
         closing = asyncio.create_task(lane.close())
         await asyncio.sleep(0)
         calling.cancel()

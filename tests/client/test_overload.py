@@ -23,7 +23,7 @@ from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut, Unavailable
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
-from peerlane.workers.request.measurements import Pace
+from peerlane.workers.request.request import Pace
 
 CAP = 40
 

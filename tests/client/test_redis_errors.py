@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from redis import Redis, exceptions
-from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
+from redis._parsers import _HiredisParser, _RESP2Parser, _RESP3Parser
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import MaxConnectionsError, ReadOnlyError, RedisError, ResponseError
 from servers import RedisServer
 from waiting import eventually
 
 from peerlane.config.redis.client import connect
+from peerlane.config.redis.connections import NotPrimary, noticing
 from peerlane.config.redis.failures import failure
 from peerlane.config.settings import read
+from peerlane.tasks.client.aio_connections import connections
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
 from peerlane.tasks.redis.errors import reaching, scan
 
@@ -177,3 +183,40 @@ def test_the_cause_of_another_librarys_error_is_told() -> None:
     wrapped = RuntimeError("of a pool")
     wrapped.__cause__ = ConnectionRefusedError()
     assert failure(wrapped) == "Redis could not be reached (nobody listens there)"
+
+
+@pytest.mark.parametrize(
+    ("parser", "protocol"), [(_HiredisParser, 2), (_HiredisParser, 3), (_RESP2Parser, 2), (_RESP3Parser, 3)]
+)
+def test_a_connection_is_closed_where_its_server_is_no_primary(
+    own_redis: RedisServer, parser: type[Any], protocol: int
+) -> None:
+    """Whatever parses its answers: redis-py takes hiredis where that is installed."""
+    own_redis.redis.replicaof("127.0.0.1", "1")
+    pool: Any = own_redis.redis.connection_pool
+    where = {name: value for name, value in pool.connection_kwargs.items() if name in ("host", "port", "path")}
+    connection: Any = noticing(pool.connection_class)(**where, parser_class=parser, protocol=protocol)
+    connection.send_command("SET", "a", "b")
+    with pytest.raises(NotPrimary, match="You can't write against a read only replica") as caught:
+        connection.read_response()
+    assert isinstance(caught.value.__cause__, ReadOnlyError)
+    assert connection._sock is None  # noqa: SLF001 - redis-py has no other name for it
+    connection.send_command("GET", "a")
+    assert connection.read_response() is None
+    connection.send_command("GETT", "a")
+    with pytest.raises(ResponseError, match="unknown command"):
+        connection.read_response()
+    connection.disconnect()
+
+
+def test_an_asyncio_connection_is_closed_where_its_server_is_no_primary(own_redis: RedisServer) -> None:
+    own_redis.redis.replicaof("127.0.0.1", "1")
+
+    async def ask() -> None:
+        client = AsyncRedis(connection_pool=connections(read(redis_url=own_redis.url)))
+        with pytest.raises(NotPrimary, match="You can't write against a read only replica"):
+            await client.set("a", "b")
+        assert await client.get("a") is None
+        await client.connection_pool.disconnect()
+
+    asyncio.run(ask())

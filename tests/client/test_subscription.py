@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
+from calls import create_in_lane
 from celery import signals
 from faultproxy import FaultProxy
 from gateways import GatewayProcess, MakeClient, MakeGateway, new_name
@@ -27,6 +28,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane.tasks import task_of
 from peerlane.tasks.redis.subscription import Link, Listeners
+
+Linked = tuple[GatewayProcess, Gateway]
 
 
 def app_of(client: Gateway) -> Any:
@@ -48,6 +51,15 @@ def connections(server: RedisServer) -> int:
 def link(redis_server: RedisServer) -> Iterator[FaultProxy]:
     with FaultProxy(str(redis_server.socket)) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def linked(gateway: MakeGateway, client: MakeClient, link: FaultProxy) -> Linked:
+    """A gateway, and a client that reaches Redis by the link and has asked once."""
+    site = gateway()
+    api = client(site.name, redis_url=link.url)
+    api.create_peer(some_key())
+    return site, api
 
 
 class TestARequest:
@@ -211,22 +223,18 @@ class TestAPushWhoseAnswerIsLost:
 
     @pytest.mark.parametrize("given", [False, True], ids=["new", "with-an-id"])
     def test_is_repeated_while_time_is_left(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer, *, given: bool
+        self, linked: Linked, link: FaultProxy, redis_server: RedisServer, *, given: bool
     ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+        (site, api), key = linked, some_key()
         link.reset_mid_reply(to=b"LPUSH")
         request = names.request_id(site.name, uuid.uuid4().hex) if given else None
         assert api.create_peer(key, timeout=20, request_id=request).outcome == "created"
         self.once(api, site, redis_server, key)
 
     def test_lies_twice_in_a_lane_that_nobody_serves_and_is_answered_from_one_record(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer
+        self, linked: Linked, link: FaultProxy, redis_server: RedisServer
     ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+        (site, api), key = linked, some_key()
         site.hold()
         link.reset_mid_reply(to=b"LPUSH")
         with ThreadPoolExecutor(1) as thread:
@@ -237,21 +245,15 @@ class TestAPushWhoseAnswerIsLost:
         self.once(api, site, redis_server, key)
 
     def test_on_a_connection_that_died_without_a_word_is_sent_on_another(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, redis_server: RedisServer
+        self, linked: Linked, link: FaultProxy, redis_server: RedisServer
     ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+        (site, api), key = linked, some_key()
         link.silence()
         assert api.create_peer(key, timeout=20).outcome == "created"
         self.once(api, site, redis_server, key)
 
-    def test_is_cancelled_where_redis_stays_away_until_the_time_is_up(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy
-    ) -> None:
-        site, key = gateway(), some_key()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
+    def test_is_cancelled_where_redis_stays_away_until_the_time_is_up(self, linked: Linked, link: FaultProxy) -> None:
+        (site, api), key = linked, some_key()
         site.hold()
         link.reset_mid_reply(to=b"LPUSH")
         with pytest.raises(TimedOut):
@@ -270,39 +272,17 @@ class TestAConnection:
         own_redis.redis.client_kill_filter(_type="pubsub")
         assert api.create_peer(some_key(), timeout=PATIENCE).outcome == "created"
 
+    @pytest.mark.parametrize(("how", "timeout"), [("reset", PATIENCE), ("silence", 100)], ids=["reset", "silent"])
     def test_that_is_lost_while_its_request_waits_is_made_anew(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, pushes: list[str]
+        self, linked: Linked, link: FaultProxy, pushes: list[str], how: str, timeout: float
     ) -> None:
-        site = gateway()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
-        site.hold()
-        pushes.clear()
-        with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(api.create_peer, some_key(), timeout=PATIENCE)
-            eventually(lambda: pushes, "the request in the lane")
-            link.reset()
+        site, api = linked
+        with create_in_lane(site, api, pushes, timeout) as waiting:
+            getattr(link, how)()
             site.resume()
             watch = Stopwatch()
             assert waiting.result().outcome == "created"
-            assert watch.seconds < PATIENCE / 2, "its timeout would have told it too"
-
-    def test_that_died_without_a_word_while_its_request_waits_is_noticed(
-        self, gateway: MakeGateway, client: MakeClient, link: FaultProxy, pushes: list[str]
-    ) -> None:
-        site = gateway()
-        api = client(site.name, redis_url=link.url)
-        api.create_peer(some_key())
-        site.hold()
-        pushes.clear()
-        with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(api.create_peer, some_key(), timeout=100)
-            eventually(lambda: pushes, "the request in the lane")
-            link.silence()
-            site.resume()
-            watch = Stopwatch()
-            assert waiting.result().outcome == "created"
-            assert watch.seconds < 50, "its timeout would have told it too"
+            assert watch.seconds < timeout / 2, "its timeout would have told it too"
 
     def test_that_died_without_a_word_while_it_was_kept_is_found_out_before_it_is_used(
         self, link: FaultProxy, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch

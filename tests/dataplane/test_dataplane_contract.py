@@ -15,10 +15,11 @@ from keys import key_number, some_key
 
 from peerlane.tasks.errors import KernelError, SettingsError
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import decoded_key, text_key
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer, keyfile
 
 ALICE, BOB, CAROL = some_key(), some_key(), some_key()
-SECRET = keyfile.encode_key(bytes(range(7, 39)))
+SECRET = text_key(bytes(range(7, 39)))
 
 
 @pytest.fixture(params=["memory", pytest.param("kernel", marks=pytest.mark.kernel)])
@@ -82,13 +83,13 @@ def test_a_key_file_is_made_for_its_owner_alone_and_used_ever_after(rig: Rig) ->
     facts = rig.plane.open(rig.spec)
     made = rig.spec.private_key_file
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
-    assert facts.public_key == keyfile.public_key(keyfile.decode_key(made.read_text().strip()))
+    assert facts.public_key == keyfile.public_key(decoded_key(made.read_text().strip()))
     assert [path.name for path in made.parent.iterdir()] == [made.name]
     assert rig.plane.open(rig.spec).public_key == facts.public_key
 
 
 def test_a_key_that_is_not_clamped_is_the_same_key_as_clamped(rig: Rig) -> None:
-    _write_key(rig, keyfile.encode_key(b"\xff" * 32))
+    _write_key(rig, text_key(b"\xff" * 32))
     expected = keyfile.public_key(b"\xff" * 32)
     assert rig.plane.open(rig.spec).public_key == expected
 
@@ -148,7 +149,7 @@ def test_a_device_with_another_key_than_the_file_is_refused_with_both_public_key
         opened.plane.open(replace(opened.spec, private_key_file=other))
     assert own in str(caught.value)
     assert keyfile.public_key(private) in str(caught.value)
-    assert keyfile.encode_key(private) not in str(caught.value)
+    assert text_key(private) not in str(caught.value)
     assert opened.plane.open(opened.spec).public_key == own
     assert set(opened.plane.peers()) == {ALICE}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from peerlane.tasks.wire.stored_peer import text_key
 from peerlane.workers.dataplane import keyfile
 
 
@@ -41,7 +42,7 @@ def test_processes_that_race_to_make_it_all_get_the_same_key(tmp_path: Path) -> 
 def test_a_key_made_here_is_one_that_wireguard_would_make(tmp_path: Path) -> None:
     private = keyfile.load_or_make(tmp_path / "private.key")
     assert keyfile.clamp(private) == private
-    assert (tmp_path / "private.key").read_text() == keyfile.encode_key(private) + "\n"
+    assert (tmp_path / "private.key").read_text() == text_key(private) + "\n"
 
 
 @pytest.mark.parametrize("private", [bytes(range(32)), b"\xff" * 32, b"\x01" + bytes(31)], ids=["mixed", "ones", "low"])

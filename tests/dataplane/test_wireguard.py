@@ -18,9 +18,9 @@ from keys import key_number, some_key
 from pyroute2.netlink.generic.wireguard import wgmsg
 
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import decoded_key, text_key
 from peerlane.workers.dataplane import DevicePeer, RemovePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters
-from peerlane.workers.dataplane.keyfile import decode_key, encode_key
 from peerlane.workers.dataplane.netlink.channel import uninterrupted
 from peerlane.workers.dataplane.netlink.framing import (
     NLA_F_NESTED,
@@ -46,7 +46,7 @@ from peerlane.workers.dataplane.netlink.wireguard_encode import encode_changes
 FAMILY = 21
 SEQUENCE = 7
 
-keys = st.binary(min_size=32, max_size=32).filter(any).map(encode_key)
+keys = st.binary(min_size=32, max_size=32).filter(any).map(text_key)
 
 
 def some_prefix(version: int, address: int, length: int) -> Prefix:
@@ -77,7 +77,7 @@ def by_pyroute2(index: int, wished: Sequence[SetPeer | RemovePeer]) -> bytes:
         if isinstance(change, RemovePeer):
             attrs += [["WGPEER_A_FLAGS", 1]]
         else:
-            preshared = change.preshared_key or encode_key(bytes(32))
+            preshared = change.preshared_key or text_key(bytes(32))
             attrs += [
                 ["WGPEER_A_FLAGS", 2],
                 ["WGPEER_A_PRESHARED_KEY", preshared.encode()],
@@ -123,9 +123,9 @@ def test_messages_stay_within_their_bounds_and_mean_the_same_however_they_are_cu
             obey(device, peer)
     for change in wished:
         if isinstance(change, RemovePeer):
-            expected.pop(decode_key(change.public_key), None)
+            expected.pop(decoded_key(change.public_key), None)
         else:
-            expected[decode_key(change.public_key)] = set(change.allowed_ips)
+            expected[decoded_key(change.public_key)] = set(change.allowed_ips)
     assert device == expected
 
 
@@ -143,12 +143,12 @@ def test_a_peer_that_fits_a_message_is_never_cut() -> None:
 def test_a_peer_of_many_prefixes_goes_on_in_further_messages() -> None:
     wished = SetPeer(some_key(), frozenset(Prefix.host(4, number) for number in range(5000)), some_key(), 25)
     payloads = list(encode_changes(3, [wished]))
-    device: dict[bytes, set[Prefix]] = {decode_key(wished.public_key): {prefix("192.0.2.1")}}
+    device: dict[bytes, set[Prefix]] = {decoded_key(wished.public_key): {prefix("192.0.2.1")}}
     for payload in payloads:
         (peer,) = peers_in(payload)
         obey(device, peer)
     assert len(payloads) == 5
-    assert device == {decode_key(wished.public_key): set(wished.allowed_ips)}
+    assert device == {decoded_key(wished.public_key): set(wished.allowed_ips)}
 
 
 def peers_in(payload: bytes) -> Iterator[dict[int, bytes]]:
@@ -231,11 +231,11 @@ def fragments(peer: DevicePeer, size: int) -> Iterator[bytes]:
     """The peer as the kernel dumps it (get_peer), ``size`` allowed IPs in the first part and in each further one."""
     seconds = int(peer.latest_handshake)
     rest = sorted(peer.allowed_ips)
-    key = attribute(1, decode_key(peer.public_key))
+    key = attribute(1, decoded_key(peer.public_key))
     yield attribute(
         NLA_F_NESTED,
         key
-        + attribute(2, decode_key(peer.preshared_key) if peer.preshared_key else bytes(32))
+        + attribute(2, decoded_key(peer.preshared_key) if peer.preshared_key else bytes(32))
         + attribute(6, struct.pack("=qq", seconds, 0))
         + attribute(5, struct.pack("=H", peer.keepalive))
         + attribute(8, struct.pack("=Q", peer.tx_bytes))

@@ -8,7 +8,7 @@ import pytest
 from browser import Browser, browser
 from flower_scene import HOSTILE, node, raise_alarm, refused_task, shown
 from flowers import Page
-from servers import RedisServer
+from servers import RedisServer, serving
 
 from peerlane.config import names
 
@@ -16,11 +16,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium", "chromedriver")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    made = RedisServer(tmp_path_factory.mktemp("r"))
-    made.start()
-    yield made
-    made.stop()
+def server() -> Iterator[RedisServer]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from fenced import fenced, printed
 from flower_scene import DEAD, HOSTILE, KEY, fleet_document, node, raise_alarm, refused_task, row, shown
 from flowers import Page, flower
 from gateways import close
-from servers import RedisServer
+from servers import RedisServer, serving
 from waiting import eventually
 
 from peerlane import Gateway
@@ -34,11 +34,9 @@ def page(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    made = RedisServer(tmp_path_factory.mktemp("r"))
-    made.start()
-    yield made
-    made.stop()
+def server() -> Iterator[RedisServer]:
+    with serving() as server:
+        yield server
 
 
 def words(html: str) -> str:

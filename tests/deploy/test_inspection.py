@@ -11,7 +11,7 @@ import preloaded
 import pytest
 from gateways import ROOT, GatewayProcess, MakeSettings, clean_environment, close
 from observers import Observer, ending
-from servers import RedisServer
+from servers import RedisServer, serving
 from waiting import eventually
 
 from peerlane.config import names
@@ -28,12 +28,10 @@ OTHERS = (
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def server() -> Iterator[RedisServer]:
     """A server for this fleet alone."""
-    made = RedisServer(tmp_path_factory.mktemp("r"))
-    made.start()
-    yield made
-    made.kill()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +63,10 @@ def app(fleet: GatewayProcess, settings: MakeSettings) -> Iterator[PeerlaneApp]:
 
 def celery(fleet: GatewayProcess, *words: str) -> tuple[int, str]:
     """A command's status, and what it says."""
-    told = {"PEERLANE_REDIS_URL": str(fleet.settings["redis_url"]), "NO_COLOR": "1"}
-    ended = preloaded.run([sys.executable, "-m", "celery", "-A", "peerlane", *words], ROOT, clean_environment() | told)
+    variables = {"PEERLANE_REDIS_URL": str(fleet.settings["redis_url"]), "NO_COLOR": "1"}
+    ended = preloaded.run(
+        [sys.executable, "-m", "celery", "-A", "peerlane", *words], ROOT, clean_environment() | variables
+    )
     assert ended.returncode in (0, 69), ended.stderr.decode()
     return ended.returncode, ended.stdout.decode()
 

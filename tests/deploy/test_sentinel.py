@@ -25,8 +25,8 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
 from peerlane.config.redis.failures import failure
-from peerlane.config.redis.sentinels import NoPrimary, Sentinels
-from peerlane.config.redis.url import celery_url, sentinels, shown_url
+from peerlane.config.redis.sentinels import NoPrimary, Sentinels, sentinels
+from peerlane.config.redis.url import celery_url, shown_url
 from peerlane.config.settings import BadSettings, read
 from peerlane.tasks.status.alarms import read_alarms
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from certificates import HERE, Authority, program_with_tls
+from fenced import set_users
 from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
 from loops import run_and_leave_nothing
+from redis_refusals import Refusal, refused_in_asyncio
 from replicated import Replicated, Tls
 from servers import server_directory
 from waiting import PATIENCE, eventually
@@ -25,7 +27,7 @@ from waiting import PATIENCE, eventually
 from peerlane import AsyncGateway, PeerlaneError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.config.redis.url import sentinels
+from peerlane.config.redis.sentinels import sentinels
 from peerlane.config.settings import read
 from peerlane.tasks.admin.acl import users
 from peerlane.tasks.errors import OutcomeUnknown, RedisAway
@@ -60,16 +62,12 @@ class Scene:
 def scene() -> Iterator[Scene]:
     program, directory = program_with_tls(), server_directory()
     authority = Authority(directory)
-    ours = authority.issue("client")
-    certificate_and_key = directory / "client.pem"
-    certificate_and_key.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
+    certificate_and_key = authority.client_file(directory / "client.pem")
     tls = Tls(program, authority.certificate, authority.issue("server", *HERE))
     made = Replicated(directory, password=WATCHED, sentinel_password=WATCHING, sentinel_users=SENTINEL_USERS, tls=tls)
     functions.load(made.primary.redis)
-    for user in users(["iad"], ["writer", "api", "operator"]):
-        words = user.line("setuser", PASSWORD, oldest=True).replace(" (", "\n(").split("\n")
-        for server in (made.primary, made.replica):
-            server.redis.execute_command(*words[0].split(), *words[1:])
+    for server in (made.primary, made.replica):
+        set_users(server, users(["iad"], ["writer", "api", "operator"]), PASSWORD)
     yield Scene(made, directory, {"redis_ca": authority.certificate, "redis_client_cert": certificate_and_key})
     made.end()
     shutil.rmtree(directory, ignore_errors=True)
@@ -78,30 +76,22 @@ def scene() -> Iterator[Scene]:
 # What is refused
 
 
-@dataclass(frozen=True)
-class Bad:
-    """What is wrong with the settings of a caller, and what it is told."""
-
-    name: str
-    says: str
-
-
 BAD = (
-    Bad("foreign-ca", ": its TLS certificate is refused: "),
-    Bad("no-client-certificate", "PEERLANE_REDIS_CLIENT_CERT"),
-    Bad("plain-to-tls", "if it expects TLS, the URL begins with rediss://"),
-    Bad("silent-sentinel", "does it speak TLS on this port?"),
-    Bad("sentinel-password", ": it knows no such user, or another password"),
-    Bad("sentinel-right", ": its user may not call SENTINEL MASTERS"),
-    Bad("service", ": it knows no such service"),
-    Bad("server-password", "Redis refuses (it knows no such user, or another password)"),
+    Refusal("foreign-ca", ": its TLS certificate is refused: "),
+    Refusal("no-client-certificate", "PEERLANE_REDIS_CLIENT_CERT"),
+    Refusal("plain-to-tls", "if it expects TLS, the URL begins with rediss://"),
+    Refusal("silent-sentinel", "does it speak TLS on this port?"),
+    Refusal("sentinel-password", ": it knows no such user, or another password"),
+    Refusal("sentinel-right", ": its user may not call SENTINEL MASTERS"),
+    Refusal("service", ": it knows no such service"),
+    Refusal("server-password", "Redis refuses (it knows no such user, or another password)"),
 )
 
 
 @pytest.fixture(params=BAD, ids=lambda bad: bad.name)
-def bad(request: pytest.FixtureRequest, scene: Scene) -> Iterator[tuple[Bad, dict[str, Any]]]:
+def bad(request: pytest.FixtureRequest, scene: Scene) -> Iterator[tuple[Refusal, dict[str, Any]]]:
     """One of them, with the settings of who connects."""
-    bad: Bad = request.param
+    bad: Refusal = request.param
     settings = {"redis_url": scene.url("api-iad"), **scene.trust}
     match bad.name:
         case "foreign-ca":
@@ -127,29 +117,21 @@ def bad(request: pytest.FixtureRequest, scene: Scene) -> Iterator[tuple[Bad, dic
     yield bad, settings
 
 
-def is_told(bad: Bad, message: str) -> None:
+def is_told(bad: Refusal, message: str) -> None:
     assert bad.says in message
     assert ("no Sentinel names a primary of the service" in message) == (bad.name != "server-password")
     for secret in (PASSWORD, WATCHED, WATCHING, "other-pw", "sentinel-pw", "nobody-pw"):
         assert secret not in message
 
 
-def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Bad, dict[str, Any]], client: MakeClient) -> None:
+def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Refusal, dict[str, Any]], client: MakeClient) -> None:
     with pytest.raises(OutcomeUnknown, match="nothing was sent") as caught:
         client("iad", **bad[1]).create_peer(some_key(), timeout=PATIENCE)
     is_told(bad[0], str(caught.value))
 
 
-def test_an_asyncio_client_is_told_too(bad: tuple[Bad, dict[str, Any]], settings: MakeSettings) -> None:
-    app = PeerlaneApp(settings(**bad[1]))
-
-    async def create() -> None:
-        async with AsyncGateway("iad", app=app) as gateway:
-            await gateway.create_peer(some_key(), timeout=3)  # a Sentinel that is silent is tried until then
-
-    with pytest.raises(OutcomeUnknown, match="nothing was sent"):
-        run_and_leave_nothing(create)
-    close(app)
+def test_an_asyncio_client_is_told_too(bad: tuple[Refusal, dict[str, Any]], settings: MakeSettings) -> None:
+    refused_in_asyncio(settings, bad[1])
 
 
 def test_a_writer_and_a_command_say_why_and_end(

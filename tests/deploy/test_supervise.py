@@ -26,16 +26,9 @@ from peerlane.tasks.admin import maintenance as upkeep
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.status.fleet_snapshot import read_gateway
+from peerlane.workers.host.parts import AWAY, FOLLOWING, HELD, LONGEST, observer_is_final, pause_after, writer_is_final
 from peerlane.workers.host.pulse import LONG, SILENCE
-from peerlane.workers.host.supervisor import (
-    AWAY,
-    GRACE,
-    HELD,
-    LONGEST,
-    observer_is_final,
-    pause_after,
-    writer_is_final,
-)
+from peerlane.workers.host.supervisor import GRACE
 
 
 def alive(pid: int) -> bool:
@@ -49,20 +42,24 @@ def alive(pid: int) -> bool:
 class Supervised:
     """``workers.host.supervisor`` in a process, over shell scripts; each start of a part is a line in its file.
 
-    ``grace``: the seconds that a silent part is given to go on, and again to end.
+    ``grace``: the seconds that a silent part is given to go on, and again to end. ``following``: those that a
+    part which follows waits for the others.
     """
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], grace: float, **scripts: str) -> None:
+    def __init__(
+        self, directory: Path, environment: Mapping[str, str], grace: float, following: float, **scripts: str
+    ) -> None:
         self.directory = directory
         parts = "".join(
             f"Part({name!r}, ['sh', '-c', {'echo $$ >> ' + str(directory / name) + '; ' + script!r}, 'part'],"
             f" {'writer' if name.endswith('writer') else 'observer'}_is_final,"
-            f" watched={name.startswith('watched')}, needed={name == 'watched'}),"
+            f" watched={name.startswith('watched')}, needed={name == 'watched'}, follows={name == 'follower'}),"
             for name, script in scripts.items()
         )
         program = (
             "import logging, os, sys; from peerlane.workers.host import supervisor;"
-            f"from peerlane.workers.host.supervisor import *; supervisor.GRACE = {grace};"
+            "from peerlane.workers.host.supervisor import *; from peerlane.workers.host.parts import *;"
+            f"supervisor.GRACE, supervisor.FOLLOWING = {grace}, {following};"
             f"logging.basicConfig(level='INFO'); sys.exit(supervise([{parts}], os.environ))"
         )
         self.log = directory / "log"
@@ -94,7 +91,12 @@ class Supervised:
 
 class MakeSupervised(Protocol):
     def __call__(
-        self, environment: Mapping[str, str] | None = None, *, grace: float = GRACE, **scripts: str
+        self,
+        environment: Mapping[str, str] | None = None,
+        *,
+        grace: float = GRACE,
+        following: float = FOLLOWING,
+        **scripts: str,
     ) -> Supervised: ...
 
 
@@ -102,8 +104,14 @@ class MakeSupervised(Protocol):
 def supervised(tmp_path: Path) -> Iterator[MakeSupervised]:
     made: list[Supervised] = []
 
-    def make(environment: Mapping[str, str] | None = None, *, grace: float = GRACE, **scripts: str) -> Supervised:
-        made.append(Supervised(tmp_path, environment or {}, grace, **scripts))
+    def make(
+        environment: Mapping[str, str] | None = None,
+        *,
+        grace: float = GRACE,
+        following: float = FOLLOWING,
+        **scripts: str,
+    ) -> Supervised:
+        made.append(Supervised(tmp_path, environment or {}, grace, following, **scripts))
         return made[-1]
 
     yield make
@@ -231,6 +239,31 @@ def test_an_observer_that_does_not_serve_yet_keeps_no_gateway_from_being_ready(
         assert heard.recv(4096) == b"READY=1\nSTATUS=the lane is served"
 
 
+def test_a_part_that_follows_is_started_once_the_others_serve(supervised: MakeSupervised, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    both = supervised(
+        following=600,
+        watched=f"exec 3>&$2; while [ ! -e {go_on} ]; do sleep 0.1; done; echo '600 serving' >&3; {STAY}",
+        follower=STAY,
+    )
+    both.nth("watched", 1)
+    assert not both.pids("follower")
+    go_on.touch()
+    assert alive(both.nth("follower", 1))
+
+
+def test_a_part_that_follows_does_not_wait_for_ever(supervised: MakeSupervised) -> None:
+    both = supervised(following=1, watched=f"echo '600 starting' >&$2; {STAY}", follower=STAY)
+    assert alive(both.nth("follower", 1))
+
+
+def test_a_part_that_followed_is_started_again_on_its_own(supervised: MakeSupervised) -> None:
+    both = supervised(following=600, watched=f"echo '600 serving' >&$2; {STAY}", follower=STAY)
+    os.kill(both.nth("follower", 1), signal.SIGKILL)
+    assert alive(both.nth("follower", 2))
+    assert len(both.pids("watched")) == 1
+
+
 def test_an_observer_says_that_it_goes_on(shared_gateway: GatewayProcess, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     command = ["-m", "peerlane.workers.cli", "gateway", "run", shared_gateway.name]
@@ -296,16 +329,16 @@ def test_a_writer_that_must_not_run_ends_all_with_its_status(
 def test_a_writer_that_has_served_is_started_again_however_it_fails(supervised: MakeSupervised, tmp_path: Path) -> None:
     served = tmp_path / "served"
     script = f"[ -e {served} ] && exit 1; touch {served}; echo '600 serving' >&$2; exit 1"
-    both = supervised(watched_writer=script, observer=STAY)
-    both.nth("watched_writer", 3)
-    assert both.process.poll() is None
-    assert len(both.pids("observer")) == 1, "the other is left alone"
+    run = supervised(watched_writer=script, observer=STAY)
+    run.nth("watched_writer", 3)
+    assert run.process.poll() is None
+    assert len(run.pids("observer")) == 1, "the other is left alone"
 
 
 def test_but_not_if_its_lane_is_anothers(supervised: MakeSupervised) -> None:
-    both = supervised(watched_writer=f"echo '600 serving' >&$2; exit {HELD}")
-    assert both.process.wait(20) == 1
-    assert len(both.pids("watched_writer")) == 1
+    run = supervised(watched_writer=f"echo '600 serving' >&$2; exit {HELD}")
+    assert run.process.wait(20) == 1
+    assert len(run.pids("watched_writer")) == 1
 
 
 def test_a_first_start_that_fails_at_once_ends_all(supervised: MakeSupervised) -> None:

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 from certificates import HERE, Authority, Certificate, program_with_tls
+from fenced import set_users
 from flowers import flower
 from gateways import GatewayProcess, MakeClient, MakeSettings, close
 from keys import some_key
 from loops import run_and_leave_nothing
 from observers import beat, ending
+from redis_refusals import Refusal, refused_in_asyncio
 from servers import RedisServer, server_directory
 from waiting import PATIENCE, eventually
 
@@ -164,15 +166,11 @@ def test_with_users_functions_client_certificates_beat_and_flower_everything_is_
     program: Path, directory: Path, authority: Authority, client: MakeClient, tmp_path: Path
 ) -> None:
     own = authority.issue("strict", *HERE)
-    ours = authority.issue("client")
-    certificate_and_key = tmp_path / "client.pem"
-    certificate_and_key.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
+    certificate_and_key = authority.client_file(tmp_path / "client.pem")
     tls: dict[str, Any] = {"redis_ca": authority.certificate, "redis_client_cert": certificate_and_key}
     with tls_server(program, directory, own, authority, ask_clients=True) as strict:
         functions.load(strict.server.redis)
-        for user in users(["iad"], ["writer", "api", "beat", "flower"]):
-            words = user.line("setuser", PASSWORD, oldest=True).replace(" (", "\n(").split("\n")
-            strict.server.redis.execute_command(*words[0].split(), *words[1:])
+        set_users(strict.server, users(["iad"], ["writer", "api", "beat", "flower"]), PASSWORD)
         url = {name: strict.url_at("127.0.0.1", user=name) for name in ("writer-iad", "api-iad", "beat", "flower")}
         writer = GatewayProcess("iad", url["writer-iad"], tmp_path, dataplane="memory", **tls)
         writer.start()
@@ -191,30 +189,22 @@ def test_with_users_functions_client_certificates_beat_and_flower_everything_is_
 # What is refused
 
 
-@dataclass(frozen=True)
-class Bad:
-    """A server that is not to be trusted, and what the refusal says."""
-
-    name: str
-    says: str
-
-
 BAD = (
-    Bad("wrong-host", "certificate is refused: IP address mismatch, certificate is not valid for '127.0.0.1'"),
-    Bad("expired", "certificate is refused: certificate has expired"),
-    Bad("foreign-ca", "certificate is refused: "),
-    Bad("plain-to-tls", "if it expects TLS, the URL begins with rediss://"),
-    Bad("tls-to-plain", "does it speak TLS on this port?"),
-    Bad("no-client-certificate", "PEERLANE_REDIS_CLIENT_CERT"),
+    Refusal("wrong-host", "certificate is refused: IP address mismatch, certificate is not valid for '127.0.0.1'"),
+    Refusal("expired", "certificate is refused: certificate has expired"),
+    Refusal("foreign-ca", "certificate is refused: "),
+    Refusal("plain-to-tls", "if it expects TLS, the URL begins with rediss://"),
+    Refusal("tls-to-plain", "does it speak TLS on this port?"),
+    Refusal("no-client-certificate", "PEERLANE_REDIS_CLIENT_CERT"),
 )
 
 
 @pytest.fixture(params=BAD, ids=lambda bad: bad.name)
 def bad(
     request: pytest.FixtureRequest, program: Path, directory: Path, authority: Authority
-) -> Iterator[tuple[Bad, dict[str, Any]]]:
+) -> Iterator[tuple[Refusal, dict[str, Any]]]:
     """One of them, with the settings of who connects."""
-    bad: Bad = request.param
+    bad: Refusal = request.param
     trust = {"redis_ca": authority.certificate}
     match bad.name:
         case "wrong-host":
@@ -249,26 +239,18 @@ def plain_server(program: Path, directory: Path) -> Generator[int]:
     server.kill()
 
 
-def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Bad, dict[str, Any]], client: MakeClient) -> None:
+def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Refusal, dict[str, Any]], client: MakeClient) -> None:
     with pytest.raises(OutcomeUnknown) as caught:
         client("iad", **bad[1]).create_peer(some_key(), timeout=PATIENCE)
     assert bad[0].says in str(caught.value)
     assert "nothing was sent" in str(caught.value)
 
 
-def test_an_asyncio_client_is_told_too(bad: tuple[Bad, dict[str, Any]], settings: MakeSettings) -> None:
-    app = PeerlaneApp(settings(**bad[1]))
-
-    async def create() -> None:
-        async with AsyncGateway("iad", app=app) as gateway:
-            await gateway.create_peer(some_key(), timeout=3)  # a server that is silent is tried until then
-
-    with pytest.raises(OutcomeUnknown, match="nothing was sent"):
-        run_and_leave_nothing(create)
-    close(app)
+def test_an_asyncio_client_is_told_too(bad: tuple[Refusal, dict[str, Any]], settings: MakeSettings) -> None:
+    refused_in_asyncio(settings, bad[1])
 
 
-def test_a_writer_says_why_and_ends_without_a_traceback(bad: tuple[Bad, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_writer_says_why_and_ends_without_a_traceback(bad: tuple[Refusal, dict[str, Any]], tmp_path: Path) -> None:
     url = str(bad[1]["redis_url"])
     rest = {name: value for name, value in bad[1].items() if name != "redis_url"}
     writer = GatewayProcess("iad", url, tmp_path, dataplane="memory", **rest)
@@ -279,7 +261,7 @@ def test_a_writer_says_why_and_ends_without_a_traceback(bad: tuple[Bad, dict[str
 
 
 def test_the_command_line_says_why(
-    bad: tuple[Bad, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bad: tuple[Refusal, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in bad[1].items():
         monkeypatch.setenv(f"PEERLANE_{name.upper()}", str(value))

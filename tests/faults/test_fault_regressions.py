@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
+from calls import create_in_lane
 from faultproxy import FaultProxy
 from gateways import GatewayProcess, MakeClient, MakeGateway, close
 from keys import some_key
@@ -147,11 +148,7 @@ class TestACallerWhoseRedisRestarts:
         site = gateway(redis=own_redis)
         api = client(site, redis=own_redis)
         api.create_peer(some_key())
-        site.hold()
-        pushes.clear()
-        with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(api.create_peer, some_key(), timeout=PATIENCE)
-            eventually(lambda: pushes, "the request in the lane")
+        with create_in_lane(site, api, pushes) as waiting:
             own_redis.kill()
             own_redis.start()
             site.resume()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
+from device_views import EmptyDevice
 from expiry import await_expiry
 from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
@@ -26,7 +26,6 @@ from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.model import PeerResult
 from peerlane.tasks.wire.upkeep import ReconcileGateway, SweepGateway
 from peerlane.workers import failpoints
-from peerlane.workers.dataplane import DeviceIdentity, DevicePeer
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.store.store import Store
 from peerlane.workers.upkeep import sweeper as sweeping
@@ -107,33 +106,6 @@ class TestAnObserverWhoseWriterStandsStill:
         with pytest.raises(TimedOut):
             upkeep.sweep(app, site.name, timeout=2)
         eventually(lambda: observer.report("sweep").get("stopped"), "the sweep's end")
-
-
-@dataclass(frozen=True)
-class EmptyDevice:
-    """What an observer sees where somebody has taken every peer off the device."""
-
-    pools: tuple[Prefix, ...]
-    public_key: str
-    complete = True
-
-    def peers(self) -> Iterator[DevicePeer]:
-        return iter(())
-
-    def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
-        return frozenset(), frozenset(self.pools)
-
-    def up(self) -> bool:
-        return True
-
-    def identity(self) -> DeviceIdentity:
-        return DeviceIdentity(self.public_key, 51820, 1420)
-
-    def index(self) -> int:
-        return 1
-
-    def close(self) -> None:
-        """There is nothing to let go of."""
 
 
 def test_a_reconciliation_whose_writer_stands_still_stops_once_nobody_waits_for_it(

@@ -26,13 +26,6 @@ FIRST = 1_000_000
 
 
 @pytest.fixture
-def quick_redis(own_redis: RedisServer) -> RedisServer:
-    """A server that does not sync: nothing here is about that."""
-    own_redis.redis.config_set("appendfsync", "no")
-    return own_redis
-
-
-@pytest.fixture
 def lane(quick_redis: RedisServer, tmp_path: Path) -> Iterator[FuzzedLane]:
     lane = FuzzedLane(quick_redis, tmp_path)
     yield lane

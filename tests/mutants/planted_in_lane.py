@@ -73,7 +73,7 @@ IN_LANE = (
     Mutant(
         "secret-in-the-redo-file",
         "a preshared key in clear is written to the redo file",
-        "workers/store/redo_file.py",
+        "workers/store/journal.py",
         "None if made.secret else made.changes",
         "made.changes",
         (f"{SEQUENCE}::TestTheRedoFile",),

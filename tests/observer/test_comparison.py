@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from device_views import EmptyDevice
 from gateways import new_name
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from writer_alone import POOLS, WriterAlone
 
 from peerlane.config import names
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.workers.dataplane import AddRoute, Change, DeviceIdentity, DevicePeer, RemovePeer, RemoveRoute, SetPeer
+from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
 from peerlane.workers.dataplane.memory import MemoryDataPlane
 from peerlane.workers.peers.drift import drifts
 from peerlane.workers.peers.table import Policy
@@ -28,17 +28,17 @@ from peerlane.workers.upkeep import comparison
 from peerlane.workers.upkeep.comparison import BothSides, Comparison
 
 
-@dataclass
-class View:
+class View(EmptyDevice):
     """A device in this process, seen as an observer sees the kernel's."""
 
-    plane: MemoryDataPlane
-    key: str
-    #: What each reading shows, where that is not everything; a reading that leaves peers out was interrupted.
-    readings: list[Callable[[Sequence[DevicePeer]], Sequence[DevicePeer]]] = field(default_factory=list[Any])
-    complete: bool = False
-    #: How often the peers were read.
-    read: int = 0
+    def __init__(self, plane: MemoryDataPlane, public_key: str) -> None:
+        super().__init__(POOLS, public_key)
+        self.plane = plane
+        #: What each reading shows, where that is not everything; a reading that leaves peers out was interrupted.
+        self.readings: list[Callable[[Sequence[DevicePeer]], Sequence[DevicePeer]]] = []
+        self.complete = False
+        #: How often the peers were read.
+        self.read = 0
 
     def peers(self) -> Iterator[DevicePeer]:
         self.read += 1
@@ -48,19 +48,7 @@ class View:
         self.complete = len(shown) == len(every)
 
     def routes(self) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
-        return self.plane.routes(), frozenset(POOLS)
-
-    def up(self) -> bool:
-        return True
-
-    def identity(self) -> DeviceIdentity:
-        return DeviceIdentity(self.key, 51820, 1420)
-
-    def index(self) -> int:
-        return 1
-
-    def close(self) -> None:
-        """Nothing is held."""
+        return self.plane.routes(), frozenset(self.pools)
 
 
 class Gateway(WriterAlone):

@@ -128,19 +128,12 @@ def redis_is_away(site: Night) -> dict[str, View]:
     }
 
 
-def test_redis_stopped(site: Night) -> None:
+@pytest.mark.parametrize(("end", "again"), [("stop", "start"), ("pause", "resume")], ids=["stopped", "frozen"])
+def test_redis_is_away(site: Night, end: str, again: str) -> None:
     views = redis_is_away(site)
-    site.server.stop()
-    site.watch("Redis stopped", views)
-    site.server.start()
-    site.well()
-
-
-def test_redis_frozen(site: Night) -> None:
-    views = redis_is_away(site)
-    site.server.pause()
-    site.watch("Redis frozen", views)
-    site.server.resume()
+    getattr(site.server, end)()
+    site.watch(f"Redis {'stopped' if end == 'stop' else 'frozen'}", views)
+    getattr(site.server, again)()
     site.well()
 
 

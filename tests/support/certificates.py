@@ -79,6 +79,12 @@ class Authority:
         made.key.chmod(0o600)
         return made
 
+    def client_file(self, path: Path) -> Path:
+        """A client's certificate and key, in one file."""
+        ours = self.issue("client")
+        path.write_bytes(ours.certificate.read_bytes() + ours.key.read_bytes())
+        return path
+
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey, valid_for: timedelta
     ) -> x509.CertificateBuilder:

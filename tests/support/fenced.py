@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import RedisServer, server_directory
 
+from peerlane.tasks.admin.acl import User
 from peerlane.workers.cli.main import main
 from peerlane.workers.store import procedures as functions
 
@@ -50,6 +51,13 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What ``peerlane acl`` says."""
     assert main.main(["acl", *arguments], standalone_mode=False) == 0
     return capsys.readouterr().out
+
+
+def set_users(server: RedisServer, users: Iterable[User], password: str) -> None:
+    """Make these users on a server that runs, all with one password."""
+    for user in users:
+        words = user.line("setuser", password, oldest=True).replace(" (", "\n(").split("\n")
+        server.redis.execute_command(*words[0].split(), *words[1:])
 
 
 @contextmanager

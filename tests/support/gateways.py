@@ -69,7 +69,8 @@ class GatewayProcess:
         #: For a test that makes the writer fail in an unforeseen way.
         self.may_show_tracebacks = False
         self.loglevel = "info"
-        #: What the interpreter runs: the writer alone, unless a test says otherwise.
+        #: Which Python, and what it runs: the writer alone, unless a test says otherwise.
+        self.interpreter = sys.executable
         self.program = ["-m", "celery", "-A", "peerlane.workers.gateway", "worker", "-l"]
         self._log = directory / f"{name}.log"
         tls = {name: value for name, value in settings.items() if name in ("redis_ca", "redis_client_cert")}
@@ -109,7 +110,7 @@ class GatewayProcess:
             f"PEERLANE_{key.upper()}": as_variable(value) for key, value in self.settings.items()
         }
         with self._log.open("ab") as log:
-            command = [*self.prefix, sys.executable, *self.program, self.loglevel]
+            command = [*self.prefix, self.interpreter, *self.program, self.loglevel]
             self._process = preloaded.start(command, ROOT, environment, log)
         if wait:
             self.await_serving(since_epoch=before)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from fuzz_lane import FuzzedLane
 from keys import some_key
 from servers import RedisServer
+from waiting import PATIENCE
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
@@ -96,6 +97,14 @@ class GroupedLane(FuzzedLane):
         self._channel._take_with_others(chosen, raw)  # noqa: SLF001 - what is tested
         for callback in self._consumer.hub._pop_ready():  # noqa: SLF001 - what the event loop does next
             callback()
+
+    def wake_and_hear(self, count: int) -> set[str]:
+        """``wake``; the channels on which that many outcomes are published."""
+        with self.redis.pubsub(ignore_subscribe_messages=True) as heard:
+            heard.psubscribe(names.result_key(f"{self.name}.*"))
+            heard.get_message(timeout=PATIENCE)
+            self.wake()
+            return {cast("Any", heard.get_message(timeout=PATIENCE))["channel"].decode() for _ in range(count)}
 
     def outcome(self, request_id: str) -> dict[str, Any] | PeerlaneError:
         stored = cast("bytes | None", self.redis.get(names.result_key(request_id)))

@@ -57,7 +57,7 @@ class RedisServer:
         prefix: Sequence[str] = (),
         **options: str,
     ) -> None:
-        """``directory`` has a short path: a socket's name holds 107 bytes. ``told`` are further settings of Redis.
+        """``directory`` has a short path: a socket's name holds 107 bytes. ``options`` are further settings of Redis.
 
         ``program`` is another server than the embedded one; ``user`` is who looks from the test, where Redis lets
         nobody in without a name. ``prefix`` goes before the command, and replaces itself with it.

@@ -45,7 +45,7 @@ _WORKER_OUTPUT = "peerlane_left_out"
 
 
 def lacking(missing: str, how: str) -> NoReturn:
-    """End a test that needs ``what``: it is skipped, or fails if CI is true. ``how`` says how to get it."""
+    """End a test that needs ``missing``: it is skipped, or fails if CI is true. ``how`` says how to get it."""
     said = f"needs {missing}: {how}"
     if os.environ.get("CI") == "true":
         pytest.fail(said, pytrace=False)

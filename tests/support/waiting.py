@@ -13,7 +13,7 @@ PATIENCE = 60.0
 
 
 def eventually(look: Callable[[], _T], awaited: str, *, within: float = PATIENCE, every: float = 0.02) -> _T:
-    """The first true answer of ``look``; AssertionError that names ``what`` if none comes ``within`` seconds."""
+    """The first true answer of ``look``; AssertionError that names ``awaited`` if none comes ``within`` seconds."""
     until = time.monotonic() + within
     while True:
         if result := look():

@@ -8,7 +8,7 @@ import pytest
 
 from peerlane.tasks.errors import Invalid
 from peerlane.tasks.wire import commit_record
-from peerlane.tasks.wire.compact_json import compact_json
+from peerlane.tasks.wire.commit_record import compact_json
 
 
 @pytest.mark.parametrize(

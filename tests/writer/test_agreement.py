@@ -16,6 +16,7 @@ from peerlane.tasks.errors import Conflict
 from peerlane.tasks.lane.result import await_record
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.host import garbage
 from peerlane.workers.peers.plan import Plan
 
 
@@ -68,3 +69,14 @@ def test_an_outcome_between_the_look_and_the_subscription_is_found(
     assert await_record(lanes, request, time.monotonic() + 3) == record
     lanes.listeners.close()
     redis.close()
+
+
+def test_new_peers_are_put_aside_from_the_garbage_collector_many_at_a_time(
+    bench: WriterAlone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[int] = []
+    monkeypatch.setattr(garbage, "EVERY", 3)
+    monkeypatch.setattr(garbage, "put_aside", lambda: created.append(bench.writer.created))
+    for _ in range(7):
+        bench.create()
+    assert created == [3, 6]

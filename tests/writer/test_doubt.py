@@ -57,9 +57,8 @@ class Lane(FuzzedLane):
 
 
 @pytest.fixture
-def lane(own_redis: RedisServer, tmp_path: Path) -> Iterator[Lane]:
-    own_redis.redis.config_set("appendfsync", "no")
-    lane = Lane(own_redis, tmp_path)
+def lane(quick_redis: RedisServer, tmp_path: Path) -> Iterator[Lane]:
+    lane = Lane(quick_redis, tmp_path)
     yield lane
     lane.close()
 

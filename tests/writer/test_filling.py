@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "AT_ONCE", HOT)
     monkeypatch.setattr(recovery, "BATCH", 2)
     monkeypatch.setattr(filling, "SLICE", SLICE)
+    monkeypatch.setattr(filling, "QUIET_AFTER", float("inf"))
 
 
 class Filled(WriterAlone):
@@ -97,6 +99,20 @@ class TestAStart:
             left = filled.filling.step()
             assert filled.on_device == set(newest_first[:there])
             assert left == HOT + COLD - there
+        filled.agree()
+
+    def test_adds_twice_as_many_at_a_time_while_nobody_asks(
+        self, filled: Filled, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = [100.0]
+        monkeypatch.setattr(filling, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        monkeypatch.setattr(filling, "QUIET_AFTER", 1.0)
+        assert filled.filling.step() == COLD - SLICE, "somebody may have waited for the start"
+        clock[0] += 1.0
+        assert filled.filling.step() == COLD - 3 * SLICE
+        filled.create()
+        clock[0] += 1.0
+        assert filled.filling.step() == COLD - 4 * SLICE == 0
         filled.agree()
 
     def test_has_more_back_where_more_were_seen_lately_up_to_a_limit(

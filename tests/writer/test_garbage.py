@@ -39,21 +39,19 @@ def is_looked_at(tracked: object) -> bool:
 class TestPeersThatAreNew:
     def test_are_looked_at_once_and_put_aside(self) -> None:
         peers = [Thing() for _ in range(10)]
-        grown = garbage.Garbage()
-        grown.grown(garbage.EVERY - 1)
         assert is_looked_at(peers[0])
-        grown.grown(1)
+        garbage.put_aside()
         assert not any(map(is_looked_at, peers))
 
     def test_take_no_garbage_along(self) -> None:
         lost = cycle()
-        garbage.Garbage().grown(garbage.EVERY)
+        garbage.put_aside()
         assert lost() is None
 
     def test_are_freed_when_they_are_deleted(self) -> None:
         peer = Thing()
         watched = weakref.ref(peer)
-        garbage.Garbage().grown(garbage.EVERY)
+        garbage.put_aside()
         del peer
         assert watched() is None
 

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 from servers import RedisServer
-from waiting import PATIENCE, eventually
+from waiting import eventually
 from writer_alone import create_peer
 
 from peerlane.config import names
@@ -80,12 +80,7 @@ class TestAGroup:
 
     def test_tells_each_caller(self, lane: GroupedLane) -> None:
         sent = lane.send(*some(3))
-        with lane.redis.pubsub(ignore_subscribe_messages=True) as heard:
-            heard.psubscribe(names.result_key(f"{lane.name}.*"))
-            heard.get_message(timeout=PATIENCE)
-            lane.wake()
-            channels = {cast("Any", heard.get_message(timeout=PATIENCE))["channel"].decode() for _ in sent}
-        assert channels == set(map(names.result_key, sent))
+        assert lane.wake_and_hear(len(sent)) == set(map(names.result_key, sent))
 
     def test_takes_a_key_once(self, lane: GroupedLane) -> None:
         key = some_key()

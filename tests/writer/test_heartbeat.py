@@ -12,11 +12,11 @@ from conftest import MakeSettings
 from gateways import MakeClient, MakeGateway
 from keys import some_key
 from servers import RedisServer
+from six_requests import six_requests
 from waiting import eventually
 
 from peerlane.config import names
-from peerlane.tasks.errors import Conflict
-from peerlane.workers.request.measurements import Measurements, Pace
+from peerlane.workers.request.request import Measurements, Pace
 from peerlane.workers.store.store import Store
 from peerlane.workers.writer.heartbeat import Heartbeat
 from peerlane.workers.writer.writer import Writer
@@ -55,20 +55,23 @@ class FailsTwice(Pace):
         return super().heartbeat_fields()
 
 
-def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
-    store = SlowStore()
-    without_peers = SimpleNamespace(
+def heartbeat_of(settings: MakeSettings, store: SlowStore, pace: Pace) -> Heartbeat:
+    """The heartbeat of a writer that has no peers and has answered nothing."""
+    writer = SimpleNamespace(
         table=SimpleNamespace(peers={}, coming=()),
         answered=0,
         refused=0,
         created=0,
         deleted=0,
         measurements=Measurements(),
-        pace=Pace(),
+        pace=pace,
     )
-    beating = Heartbeat(
-        settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)
-    )
+    return Heartbeat(settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", writer))
+
+
+def test_a_beat_on_its_way_does_not_tell_an_older_phase_afterwards(settings: MakeSettings) -> None:
+    store = SlowStore()
+    beating = heartbeat_of(settings, store, Pace())
     beating.start()
     try:
         assert store.asked.wait(20), "the first beat, which says recovering"
@@ -91,18 +94,7 @@ def test_an_unforeseen_failure_of_one_beat_is_not_the_last(
     """Without heartbeats the lane counts as down, though its writer lives."""
     store = SlowStore()
     store.answers.set()
-    without_peers = SimpleNamespace(
-        table=SimpleNamespace(peers={}, coming=()),
-        answered=0,
-        refused=0,
-        created=0,
-        deleted=0,
-        measurements=Measurements(),
-        pace=FailsTwice(),
-    )
-    beating = Heartbeat(
-        settings(redis_url="unix:///nonexistent/redis.sock"), cast("Store", store), cast("Writer", without_peers)
-    )
+    beating = heartbeat_of(settings, store, FailsTwice())
     beating.start()
     try:
         eventually(lambda: len(store.phases) >= 1, "a beat after two that failed")
@@ -113,14 +105,7 @@ def test_an_unforeseen_failure_of_one_beat_is_not_the_last(
 
 def test_it_tells_what_the_writer_has_done_since_it_began(gateway: MakeGateway, client: MakeClient) -> None:
     site = gateway()
-    peers = client(site)
-    first, second = some_key(), some_key()
-    for key in (first, second, second):
-        peers.create_peer(key)
-    peers.delete_peer(first)
-    peers.delete_peer(first)
-    with pytest.raises(Conflict):
-        peers.create_peer(second, keepalive=25)
+    six_requests(client(site))
     facts = {"answered": "6", "created": "2", "deleted": "1"}
     eventually(lambda: facts.items() <= site.look().facts.items(), "two created, one deleted, six answered")
     site.stop()

@@ -71,12 +71,7 @@ class TestTheDead:
         self, lane: GroupedLane, *, unheard: bool
     ) -> None:
         sent = lane.send(*late(lane, 3, unheard=unheard), *fresh(lane, 2))
-        with lane.redis.pubsub(ignore_subscribe_messages=True) as heard:
-            heard.psubscribe(names.result_key(f"{lane.name}.*"))
-            heard.get_message(timeout=PATIENCE)
-            lane.wake()
-            channels = {cast("Any", heard.get_message(timeout=PATIENCE))["channel"].decode() for _ in sent}
-        assert channels == set(map(names.result_key, sent))
+        assert lane.wake_and_hear(len(sent)) == set(map(names.result_key, sent))
         assert lane.kinds(sent) == [TimedOut] * 3 + ["created"] * 2
         assert lane.applied == [2]
         assert lane.writer.answered == 5

@@ -34,6 +34,15 @@ def test_each_peer_is_told_apart_by_its_record() -> None:
     assert [(plan.before, plan.after) for plan in loss.deleted] == [(deleted, None)]
 
 
+def test_a_peer_with_other_addresses_is_removed_and_put_back() -> None:
+    ours = peer(2)
+    theirs = ours._replace(allowed_ips=(Prefix.parse("10.8.0.9/32"),))
+    found = differences(PeerTable(POLICY, [ours]), loaded(theirs))
+    assert [(plan.before, plan.after) for plan in found.moved] == [(theirs, None)]
+    assert [(plan.before, plan.after) for plan in found.created] == [(None, ours)]
+    assert found.changed == found.deleted == []
+
+
 def test_a_record_written_otherwise_is_no_difference() -> None:
     same = peer(2, created_at=7)
     stored = Loaded()

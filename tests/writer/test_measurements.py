@@ -11,11 +11,11 @@ from gateways import GatewayProcess, MakeClient, MakeGateway
 from grouped_lane import GroupedLane
 from keys import some_key
 from redis import Redis
+from six_requests import six_requests
 from waiting import eventually
 from writer_alone import WriterAlone, create_peer
 
 from peerlane.config import names
-from peerlane.tasks.errors import Conflict
 from peerlane.tasks.values.metrics import BUCKETS, STAGES, Histogram, WriterMetrics, encoded, writer_metrics
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.lane.strategy import sent_at
@@ -35,13 +35,8 @@ class TestAGateway:
         self, gateway: MakeGateway, client: MakeClient
     ) -> None:
         site = gateway()
-        peers, first, second = client(site), some_key(), some_key()
-        for key in (first, second, second):
-            peers.create_peer(key)
-        peers.delete_peer(first)
-        peers.delete_peer(first)
-        with pytest.raises(Conflict):
-            peers.create_peer(second, keepalive=25)
+        peers = client(site)
+        six_requests(peers)
         expected = {
             ("create", "created", ""): 2,
             ("create", "existing", ""): 1,

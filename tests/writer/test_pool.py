@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.workers.peers.address_pool import AddressPool
-from peerlane.workers.peers.prefix_index import PrefixIndex
+from peerlane.workers.peers.prefixes import AddressPool, PrefixIndex
 
 POOLS = [Prefix.parse(text) for text in ("10.8.0.0/28", "10.8.0.16/30", "10.8.0.20/31", "10.8.0.22/32", "fd00::/124")]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.workers.peers.prefix_index import PrefixIndex
+from peerlane.workers.peers.prefixes import PrefixIndex
 
 
 def _prefix(version: int, number: int, length: int) -> Prefix:

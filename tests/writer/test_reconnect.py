@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from gateways import MakeClient, MakeGateway
+from gateways import GatewayProcess, MakeClient, MakeGateway
 from keys import some_key
 from kombu import Connection
 from servers import RedisServer
@@ -78,16 +78,22 @@ def test_an_outage_is_told_at_its_beginning_now_and_then_and_at_its_end(
     ]
 
 
-@pytest.mark.parametrize("role", ["writer", "observer"])
-def test_a_process_that_starts_while_redis_is_away_waits_for_it(
-    gateway: MakeGateway, own_redis: RedisServer, role: str
-) -> None:
-    site = gateway(redis=own_redis, start=False)
-    own_redis.stop()
+def started_without_redis(gateway: MakeGateway, server: RedisServer, role: str) -> GatewayProcess:
+    """A writer or observer that waits for its Redis, which was stopped before."""
+    site = gateway(redis=server, start=False)
+    server.stop()
     site.program = ["-m", "peerlane.workers.cli", "gateway", "run", site.name, "--only", role, "--await-redis"]
     site.program += ["--loglevel"]
     site.start(wait=False)
     eventually(lambda: "Redis is away (" in site.log, "it waiting")
+    return site
+
+
+@pytest.mark.parametrize("role", ["writer", "observer"])
+def test_a_process_that_starts_while_redis_is_away_waits_for_it(
+    gateway: MakeGateway, own_redis: RedisServer, role: str
+) -> None:
+    site = started_without_redis(gateway, own_redis, role)
     own_redis.start()
     if role == "writer":
         site.await_serving()
@@ -98,12 +104,7 @@ def test_a_process_that_starts_while_redis_is_away_waits_for_it(
 
 @pytest.mark.parametrize("role", ["writer", "observer"])
 def test_ended_while_it_waits_for_redis_it_ends_well(gateway: MakeGateway, own_redis: RedisServer, role: str) -> None:
-    site = gateway(redis=own_redis, start=False)
-    own_redis.stop()
-    site.program = ["-m", "peerlane.workers.cli", "gateway", "run", site.name, "--only", role, "--await-redis"]
-    site.program += ["--loglevel"]
-    site.start(wait=False)
-    eventually(lambda: "Redis is away (" in site.log, "it waiting")
+    site = started_without_redis(gateway, own_redis, role)
     assert site.stop() == 0, site.log
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal, sequence
 from peerlane.workers.store.commit import Commit
-from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.journal import RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.store.store import Store
 
@@ -114,6 +114,17 @@ def is_true_again(bench: Bench, kept: list[str], gone: list[str], outcomes: dict
     bench.agree()
 
 
+def loses_the_second_half(bench: Bench, notice: Callable[[], object]) -> None:
+    """Confirm requests twice, have Redis lose the second ones, ``notice`` it: then all of them are true again."""
+    first = confirmed(bench)
+    before = bench.moment()
+    second = confirmed(bench)
+    before.come_back()
+    notice()
+    is_true_again(bench, *first)
+    is_true_again(bench, *second)
+
+
 class TestARedisThatIsBehind:
     @pytest.mark.parametrize("next_act", ["create", "delete", "refusal", "heartbeat", "load"])
     def test_is_told_by_whatever_comes_next(self, bench: Bench, next_act: str) -> None:
@@ -166,13 +177,7 @@ class TestARedisThatIsBehind:
         assert len({turned for turned, _ in pulses}) == len(pulses), "each step is told"
 
     def test_gives_back_what_was_lost_in_the_middle(self, bench: Bench) -> None:
-        first = confirmed(bench)
-        before = bench.moment()
-        second = confirmed(bench)
-        before.come_back()
-        bench.create()
-        is_true_again(bench, *first)
-        is_true_again(bench, *second)
+        loses_the_second_half(bench, bench.create)
 
     def test_says_existing_only_of_what_it_holds(self, bench: Bench) -> None:
         before, key = bench.moment(), some_key()
@@ -460,6 +465,65 @@ class TestMoreIsLostThanIsKept:
         assert first not in bench.records
         bench.agree()
 
+    def test_a_peer_of_which_redis_has_an_older_record_gives_up_the_addresses_in_that(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST", 1)
+        first, second = some_key(), some_key()
+        address = bench.create(first)["allowed_ips"]
+        before = bench.moment()
+        bench.delete(first)
+        assert bench.create(second)["allowed_ips"] == address
+        assert bench.create(first)["allowed_ips"] != address
+        before.come_back()
+        bench.create()
+        bench.create()
+        assert {first, second} <= set(bench.records)
+        bench.agree()
+
+    def test_peers_that_have_changed_places_are_put_back(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal, "MOST", 1)
+        keys = [some_key(), some_key()]
+        places = [bench.create(key)["allowed_ips"] for key in keys]
+        before = bench.moment()
+        for key in keys:
+            bench.delete(key)
+        assert [bench.create(key)["allowed_ips"] for key in reversed(keys)] == places
+        bench.delete(some_key())
+        before.come_back()
+        bench.create()
+        bench.create()
+        assert [json.loads(bench.records[key])["allowed_ips"] for key in reversed(keys)] == places
+        bench.agree()
+
+    @pytest.mark.parametrize("call", [1, 2], ids=["the commits", "the sequence"])
+    def test_a_redis_that_repeats_them_and_goes_away_before_it_says_so(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, call: int
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST", 1)
+        before = bench.moment()
+        keys = [bench.create()["public_key"] for _ in range(3)]
+        before.come_back()
+        commits = bench.writer.store.sequence
+        made: list[int] = []
+        redo = commits._redo  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the answer of one call is lost
+
+        def broken(*args: Any, **options: Any) -> object:
+            answer = redo(*args, **options)
+            made.append(1)
+            if len(made) == call:
+                raise RedisConnectionError("gone")
+            return answer
+
+        monkeypatch.setattr(commits, "_redo", broken)
+        with pytest.raises(RedisConnectionError):
+            commits.catch_up()
+        bench.create()
+        bench.create()
+        assert set(keys) <= set(bench.records)
+        bench.agree()
+        assert bench.alarm == {"outcomes": 2, "creates": 2, "deletes": 0, "failed": 0}
+
     def test_a_redis_that_goes_away_in_the_middle_is_told_of_all_of_it_afterwards(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -543,13 +607,7 @@ class TestMoreIsLostThanIsKept:
 class TestTheRedoFile:
     def test_closes_the_death_of_writer_and_redis_at_one_moment(self, bench: Bench) -> None:
         bench.keep_file()
-        first = confirmed(bench)
-        before = bench.moment()
-        second = confirmed(bench)
-        before.come_back()
-        bench.succeed()
-        is_true_again(bench, *first)
-        is_true_again(bench, *second)
+        loses_the_second_half(bench, bench.succeed)
         assert bench.alarm is None
 
     def test_holds_good_over_several_writers(self, bench: Bench) -> None:
@@ -664,7 +722,7 @@ class TestTheRedoFile:
         bench.agree()
 
     def test_turns_to_a_new_file_and_loses_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("peerlane.workers.store.redo_file.LARGEST", 4_000)
+        monkeypatch.setattr("peerlane.workers.store.journal.LARGEST", 4_000)
         bench.keep_file()
         bench.create()
         bench.create()
@@ -799,6 +857,22 @@ class TestTheRedoFile:
         bench.succeed()
         assert "is ignored: it holds what no writer writes" in caplog.text
         assert bench.raw.get(names.result_key(request)) is None
+
+    @pytest.mark.parametrize("followed", [True, False], ids=["continued", "begun_anew"])
+    def test_whose_last_line_is_torn_is_whole_again_after_the_next_start(self, bench: Bench, *, followed: bool) -> None:
+        bench.keep_file()
+        bench.create()
+        path = bench.directory / f"{bench.name}.redo"
+        raw = path.read_bytes()
+        path.write_bytes(raw + raw.splitlines()[-1][:50])
+        if not followed:
+            bench.new_writer()
+        bench.succeed()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+        before.come_back()
+        bench.succeed()
+        assert key in bench.records
 
     def test_that_cannot_be_written_is_told_once_and_stops_nobody(
         self, bench: Bench, caplog: pytest.LogCaptureFixture

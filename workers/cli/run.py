@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -18,6 +18,11 @@ from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command, Exit
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.errors import Fenced, LaneHeld, PeerlaneError, WriterError
+
+if TYPE_CHECKING:  # each is loaded where it is needed
+    from rich.progress import Progress
+
+    from peerlane.config.celery.app import PeerlaneApp
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -80,7 +85,7 @@ def run(
         _be_watched(pulse)
     if only is not None:
         status, lane_is_held = _run_one(session, settings, only, loglevel, awaits_redis=await_redis)
-        raise Exit(_told_to_supervisor(status, held=lane_is_held) if pulse is not None else status)
+        raise Exit(_supervised_status(status, lane_held=lane_is_held) if pulse is not None else status)
     from peerlane.tasks.wire.psk_cipher import cipher_of
     from peerlane.workers.dataplane.factory import open_plane
     from peerlane.workers.host.privileges import confine_gateway
@@ -102,29 +107,26 @@ def _be_watched(pulse: int) -> None:
 
     PULSE.tell_by(pulse)
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    # 1 keeps the kernel from handing it to a program as well (core(5)); whoever may have 0 alone has that.
+    # 1 keeps the kernel from handing it to a program as well (core(5)); a user that may only have 0 has that.
     least = 0 if most == 0 else 1
     resource.setrlimit(resource.RLIMIT_CORE, (least, least))
     faulthandler.enable(pulse)
 
 
-def _told_to_supervisor(status: int, *, held: bool) -> int:
+def _supervised_status(status: int, *, lane_held: bool) -> int:
     """The exit status of a supervised process."""
-    from peerlane.workers.host.supervisor import HELD
+    from peerlane.workers.host.parts import HELD
 
-    return HELD if status and held else status
+    return HELD if status and lane_held else status
 
 
 def _run_one(
     session: Session, settings: Settings, which: str, loglevel: str, *, awaits_redis: bool
 ) -> tuple[int, bool]:
     """Run one of the two until it ends; returns its exit status, and whether its lane or device is another's."""
-    from peerlane.workers.gateway import GatewayApp
-    from peerlane.workers.observer import ObserverApp
-
     _quiet_noise(loglevel)
     bar = _RecoveryBar()
-    app = ObserverApp(settings) if which == "observer" else GatewayApp(settings, progress=bar)
+    app = _app(settings, which, bar)
     # Celery turns what is printed from here on into log lines.
     streams = sys.stdout, sys.stderr
     if session.output.json:
@@ -139,8 +141,19 @@ def _run_one(
         session.output.error(as_document(worker.refusal or _why_it_ended(worker, which, status)))
     elif session.output.json:
         session.output.document(_ended(settings))
-    held = isinstance(worker.refusal or _why_it_ended(worker, which, status), LaneHeld | Fenced)
-    return status, which == "writer" and held
+    lane_held = isinstance(worker.refusal or _why_it_ended(worker, which, status), LaneHeld | Fenced)
+    return status, which == "writer" and lane_held
+
+
+def _app(settings: Settings, which: str, progress: Callable[[int, int], None]) -> PeerlaneApp:
+    """One of the two apps; the other one's modules are not loaded."""
+    if which == "observer":
+        from peerlane.workers.observer import ObserverApp
+
+        return ObserverApp(settings)
+    from peerlane.workers.gateway import GatewayApp
+
+    return GatewayApp(settings, progress=progress)
 
 
 def _why_it_ended(worker: Any, which: str, status: int) -> PeerlaneError:
@@ -156,7 +169,8 @@ def _ended(settings: Settings) -> dict[str, object]:
 
 def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     """Run writer and observer as two processes; options of the command line reach them as variables."""
-    from peerlane.workers.host.supervisor import Part, observer_is_final, supervise, writer_is_final
+    from peerlane.workers.host.parts import Part, observer_is_final, writer_is_final
+    from peerlane.workers.host.supervisor import supervise
 
     if session.output.json:
         session.start_log("gateway run", loglevel)
@@ -166,7 +180,8 @@ def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
     command += ["--json"] if session.output.json else ["--await-redis"]
     parts = [
         Part("writer", [*command, "--only", "writer"], writer_is_final, decides=True, watched=True),
-        Part("observer", [*command, "--only", "observer"], observer_is_final, watched=True, needed=False),
+        # On a host with one processor it would take half of it from the writer's start.
+        Part("observer", [*command, "--only", "observer"], observer_is_final, watched=True, needed=False, follows=True),
     ]
     environment = {**os.environ, **_as_variables(session.overrides)}
     if not session.output.json:
@@ -208,31 +223,34 @@ class _RecoveryBar:
     """The recovery's progress: a bar on a terminal, lines in a log."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        # Not sys.stderr: Celery turns what is written there into log lines.
-        self._console = Console(file=sys.__stderr__)
-        self._progress = Progress(console=self._console, transient=True)
+        self._progress: Progress | None = None
         self._task: Any = None
         self._tenth = 0
 
     def __call__(self, done: int, total: int) -> None:
-        if not self._console.is_terminal:
+        # Not sys.stderr: Celery turns what is written there into log lines.
+        if sys.__stderr__ is None or not sys.__stderr__.isatty():
             if (tenth := done * 10 // max(total, 1)) != self._tenth or done == total:
                 self._tenth = tenth
                 logging.getLogger(__name__).info("recovering: %d of %d changes made", done, total)
             return
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task("recovering", total=total)
+        if self._progress is None:
+            self._progress = self._begun(total)
         self._progress.update(self._task, completed=done, total=total)
         if done >= total:
             self.close()
 
+    def _begun(self, total: int) -> Progress:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        bar = Progress(console=Console(file=sys.__stderr__), transient=True)
+        bar.start()
+        self._task = bar.add_task("recovering", total=total)
+        return bar
+
     def close(self) -> None:
         """Remove the bar."""
-        if self._task is not None:
+        if self._progress is not None:
             self._progress.stop()
-            self._progress.remove_task(self._task)
-            self._task = None
+            self._progress = None

@@ -5,44 +5,24 @@ Private keys are 32 raw bytes inside the process and never appear in an error, a
 
 from __future__ import annotations
 
-import binascii
 import hmac
 import os
 import secrets
-import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from peerlane.tasks.errors import SettingsError
+from peerlane.tasks.values.private_file import NotPrivate, read_private
+from peerlane.tasks.wire.stored_peer import decoded_key, text_key
 
 #: Longest key file that is read at all; a well-formed one has 44 characters and a newline.
 _LIMIT = 256
 
 
-def decode_key(text: str) -> bytes:
-    """The 32 bytes of a key in canonical base64, as WireGuard prints it.
-
-    Raises:
-        ValueError: anything else. The sentence never holds the key.
-    """
-    try:
-        raw = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
-    except (ValueError, UnicodeError):
-        raise ValueError("a key is 32 bytes in base64") from None
-    if len(raw) != 32 or encode_key(raw) != text:
-        raise ValueError("a key is 32 bytes in base64")
-    return raw
-
-
-def encode_key(raw: bytes) -> str:
-    """Base64 as ``wg`` prints it."""
-    return binascii.b2a_base64(raw, newline=False).decode("ascii")
-
-
 def public_key(private: bytes) -> str:
     """The public key, base64, of a private key of 32 bytes."""
-    return encode_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
+    return text_key(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
 
 
 def load_or_make(path: Path, current: bytes | None = None, expected: str | None = None) -> bytes:
@@ -52,7 +32,7 @@ def load_or_make(path: Path, current: bytes | None = None, expected: str | None 
     get the winner's key. ``expected`` is the public key that clients were given, where there is one.
 
     Raises:
-        SettingsError: cannot be read or made, is malformed, or somebody but its owner may read or change it; or it is
+        SettingsError: cannot be read or made, is malformed, or others than its owner may read or change it; or it is
             not the private key of ``expected``. Nothing was made then.
     """
     try:
@@ -120,21 +100,12 @@ def clamp(private: bytes) -> bytes:
 
 
 def _load(path: Path) -> bytes:
-    # O_NONBLOCK: a FIFO by that name must not hang the start.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"private key file {path}: is not a regular file")
-        if status.st_mode & 0o077:
-            raise SettingsError(
-                f"private key file {path}: others may use it (mode {stat.S_IMODE(status.st_mode):04o}); chmod 600 it,"
-                " or make a new key if somebody may have read it"
-            )
-        if status.st_uid not in (0, os.geteuid()):
-            raise SettingsError(f"private key file {path}: belongs to another user (uid {status.st_uid})")
-        content = file.read(_LIMIT)
     try:
-        private = decode_key(content.decode("ascii").strip())
+        content = read_private(path, _LIMIT)
+    except NotPrivate as refusal:
+        raise SettingsError(f"private key file {path}: {refusal}") from None
+    try:
+        private = decoded_key(content.decode("ascii").strip())
     except ValueError:
         # Not chained: the decoding error of a binary file quotes its bytes.
         raise SettingsError(f"private key file {path}: does not hold a WireGuard key, 32 bytes in base64") from None
@@ -161,7 +132,7 @@ def _make(path: Path, private: bytes) -> None:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(encode_key(clamp(private)).encode("ascii") + b"\n")
+            file.write(text_key(clamp(private)).encode("ascii") + b"\n")
             file.flush()
             os.fsync(file.fileno())
         try:

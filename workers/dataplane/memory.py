@@ -12,6 +12,7 @@ from typing import Literal
 
 from peerlane.tasks.errors import KernelError
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import decoded_key
 from peerlane.workers.dataplane import (
     AddRoute,
     Change,
@@ -137,9 +138,9 @@ class MemoryDataPlane:
 
     def _set(self, change: SetPeer) -> None:
         try:
-            keyfile.decode_key(change.public_key)
+            decoded_key(change.public_key)
             if change.preshared_key is not None:
-                keyfile.decode_key(change.preshared_key)
+                decoded_key(change.preshared_key)
             if not 0 <= change.keepalive <= 0xFFFF:
                 raise ValueError("keepalive is 0 to 65535 seconds")
         except ValueError as error:

@@ -111,7 +111,7 @@ class KernelView:
     def identity(self) -> DeviceIdentity:
         """See ``DeviceView.identity``."""
         with translated(f"look at {self._interface}"), closing(self._dump()) as dump:
-            first = next(dump, None)  # the peers follow, and nobody needs them here
+            first = next(dump, None)  # the peers follow, which are not needed here
             if first is None:
                 raise Malformed("the dump holds no device")
             identity = read_device(first)

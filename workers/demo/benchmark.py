@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.cli.output import Output, progress_bar
+from peerlane.tasks.cli.console import progress_bar
+from peerlane.tasks.cli.output import Output
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.pipeline import send_pipelined
 from peerlane.tasks.lane.result import LaneResult

@@ -30,7 +30,7 @@ from peerlane.workers.demo.local_fleet import NAMES, Fleet, choose_dataplane
 from peerlane.workers.demo.process import LOOK
 from peerlane.workers.demo.signals import Ending
 
-#: Requests made one at a time first, at most, to see what a caller waits when nobody else asks.
+#: Requests made one at a time first, at most, to measure a request while no others wait.
 ALONE = 100
 #: Peers at most that are made to expire.
 SHORT_LIVED = 250

@@ -28,16 +28,7 @@ def loading() -> Generator[None]:
     gc.freeze()
 
 
-class Garbage:
-    """Counts new peers, and puts them aside."""
-
-    def __init__(self) -> None:
-        self._new = 0
-
-    def grown(self, peers: int) -> None:
-        """Take note of new peers."""
-        self._new += peers
-        if self._new >= EVERY:
-            self._new = 0
-            gc.collect()
-            gc.freeze()
+def put_aside() -> None:
+    """Put aside what has come since the last time."""
+    gc.collect()
+    gc.freeze()

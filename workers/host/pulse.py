@@ -62,7 +62,7 @@ class Pulse:
         if line == self._said and now - self._said_at < _SPARING:
             return
         self._said, self._said_at = line, now
-        with suppress(OSError):  # nobody reads, or not fast enough
+        with suppress(OSError):  # the supervisor has ended, or does not read fast enough
             os.write(self._pipe, line)
 
 

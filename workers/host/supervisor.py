@@ -17,28 +17,21 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peerlane.tasks.errors import LaneHeld
+from peerlane.workers.host.parts import FOLLOWING, HEALTHY, HELD, LONGEST, Part, pause_after
 from peerlane.workers.host.pulse import LONG
 from peerlane.workers.host.service_manager import VARIABLES, ServiceManager
 
 log = logging.getLogger(__name__)
 
-#: Seconds before the first start after a crash; doubled each time, up to ``LONGEST``.
-SHORTEST, LONGEST = 1.0, 30.0
-#: Seconds of life after which a process counts as healthy, and the next crash as its first.
-HEALTHY = 60.0
 #: Seconds that processes are given to end before they are killed: a writer finishes what it has begun within five.
 ENDING = 12.0
-#: Exit status of a supervised writer whose lane is another's; the supervisor itself then ends with 1.
-HELD = 4
-#: Exit status of a process that could not use Redis, and the longest pause before it is started again.
-AWAY, AWAY_LONGEST = 3, 4.0
 #: Seconds that a hanging process is given to go on after all, and to end after SIGABRT.
 GRACE = 5.0
-#: Seconds between two looks at what a watched process says.
-LISTENING = 1.0
+#: Seconds between two looks at what a watched process says, and until the needed ones serve.
+LISTENING, LISTENING_CLOSELY = 1.0, 0.2
 
 #: Bytes of a process' stacks that are logged.
 MOST_OF_STACKS = 32_768
@@ -48,23 +41,6 @@ _WORD = re.compile(rb"(\d{1,6}(?:\.\d+)?) (\w+)\n")
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One process to keep running."""
-
-    name: str
-    command: Sequence[str]
-    #: Whether an exit status says that starting it again would not help, given how many seconds it had lived: without
-    #: end, once a watched part has served.
-    final: Callable[[int, float], bool]
-    #: Whether a first start that fails, and says why on standard output, ends all. Asked where somebody hears it.
-    decides: bool = False
-    #: Whether it says by a pipe that it goes on (``pulse``); its command then ends with ``--pulse`` and a descriptor.
-    watched: bool = False
-    #: Whether the service is ready only once this watched process serves.
-    needed: bool = True
 
 
 @dataclass(slots=True)
@@ -86,23 +62,10 @@ class _Running:
     crashes: int = 0
     starts: int = 0
     #: When it is to be started, on the monotonic clock.
-    due: float = field(default_factory=time.monotonic)
+    due: float = 0.0
 
-
-def writer_is_final(status: int, lived: float) -> bool:
-    """Whether a writer's status is final. 2: bad settings. ``HELD``. 1 soon after a start: the device is unusable."""
-    return status in (2, HELD) or (status == 1 and lived < HEALTHY)
-
-
-def observer_is_final(status: int, lived: float) -> bool:
-    """Whether an observer's status is final. 2: bad settings. No other end of an observer ends the writer."""
-    del lived
-    return status == 2
-
-
-def pause_after(crashes: int, status: int = 1) -> float:
-    """Seconds until the next start, after a number of crashes in a row, the last with this status."""
-    return min(SHORTEST * 2 ** min(crashes - 1, 10), AWAY_LONGEST if status == AWAY else LONGEST)
+    def __post_init__(self) -> None:
+        self.due = time.monotonic() + (FOLLOWING if self.part.follows else 0.0)
 
 
 def supervise(
@@ -130,9 +93,7 @@ def supervise(
             for child in running:
                 if child.process is None and time.monotonic() >= child.due:
                     _start(child, environment, before, piped=hear is not None)
-            pause = min(_left(running), manager.asks_every or LONGEST, LONGEST)
-            if manager.address is not None and not ready:
-                pause = min(pause, 0.2)  # whoever waits for the service's start waits for this
+            pause = min(_left(running, closely=not ready), manager.asks_every or LONGEST)
             signalled = signal.sigtimedwait(awaited, max(0.0, pause))
             if signalled is not None and signalled.si_signo in _SIGNALS:
                 log.info("ending, because of %s", signal.Signals(signalled.si_signo).name)
@@ -145,6 +106,7 @@ def supervise(
             if not ready and all(child.serving for child in running if child.part.watched and child.part.needed):
                 ready = True
                 manager.tell("READY=1", "STATUS=the lane is served")
+                _start_now(running)
             if manager.asks_every is not None:
                 manager.tell("WATCHDOG=1")
     finally:
@@ -272,11 +234,18 @@ def _later(child: _Running, lived: float, status: int) -> float:
     return pause
 
 
-def _left(running: Sequence[_Running]) -> float:
+def _start_now(running: Sequence[_Running]) -> None:
+    """Have the parts started that have followed the others."""
+    for child in running:
+        if not child.starts:
+            child.due = time.monotonic()
+
+
+def _left(running: Sequence[_Running], *, closely: bool) -> float:
     """Seconds until the next start, or until the next check of a watched process."""
-    now = time.monotonic()
+    now, every = time.monotonic(), LISTENING_CLOSELY if closely else LISTENING
     starts = [child.due - now for child in running if child.process is None]
-    return min([*starts, *(LISTENING for child in running if child.pulse is not None)], default=LONGEST)
+    return min([*starts, *(every for child in running if child.pulse is not None), LONGEST])
 
 
 def _end(running: Sequence[_Running]) -> None:

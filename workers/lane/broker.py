@@ -40,7 +40,7 @@ BLOCKED_FOR = 5
 BLOCKED_BRIEFLY = 1
 #: Seconds beyond the time above after which a connection without an answer counts as dead, and between two looks.
 OVERDUE, LOOK_EVERY = 1.0, 1.0
-#: Seconds that a word to a BRPOP is kept which has had another answer meanwhile.
+#: Seconds for which a wake-up is kept if its BRPOP has had another answer meanwhile.
 WAKE_KEPT_FOR = 10
 
 _kombu: Any = kombu_redis  # it carries no types
@@ -76,7 +76,7 @@ class LaneChannel(UnboundChannel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._gateway: str = self._transport_options["gateway"]
-        # kombu asks for a sign of life over a connection that only a channel which consumes has a use for.
+        # kombu checks the connection that only a consuming channel uses.
         self.async_pool.disconnect()
 
     @property
@@ -200,7 +200,7 @@ class LaneChannel(UnboundChannel):
         self._deliver(envelope, queue)
 
     def _deliver(self, envelope: dict[str, Any], queue: str) -> None:
-        # Where it came from is where it goes back to, whatever its sender has written there.
+        # It goes back to the queue that it came from, whatever its sender has written there.
         envelope["properties"]["delivery_info"] |= {"exchange": "", "routing_key": queue}
         self.connection._deliver(envelope, queue)  # noqa: SLF001 - as kombu's own channel does
 

@@ -122,7 +122,7 @@ class LeanEnding:
             self._events.ended(taken.delivery.request_id, told, runtime)
             if _trace_log.isEnabledFor(logging.INFO):
                 self._tell(taken.delivery.request_id, told, runtime)
-        except Exception:  # its outcome stands; neither the others nor the worker may suffer from it
+        except Exception:  # its outcome stands; the error must not harm the others or the worker
             log.exception("request %s has its outcome, but its end could not be told", taken.delivery.request_id)
         taken.acknowledge(log, self._consumer.connection_errors)
         return True
@@ -145,7 +145,7 @@ class LeanEnding:
     def _tell(self, request_id: str, outcome: PeerlaneError | str, runtime: float) -> None:
         event: dict[str, object] = {"id": request_id, "name": self._name}
         if isinstance(outcome, PeerlaneError):
-            # The error itself is for lines that are JSON: they tell its code.
+            # The error itself is for logs in JSON, which contain its code.
             event |= {"description": "raised expected", "exc": repr(outcome), "error": outcome}
             _trace_log.info(LOG_FAILURE, event, extra={"data": event})
         else:

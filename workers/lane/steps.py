@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from typing import Any
 
 from celery import bootsteps
@@ -17,6 +18,10 @@ from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.store.retry import AWAY, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
+
+#: Seconds of filling in one turn of the event loop, while nothing arrives: a turn costs as much as a few peers, and the
+#: loop's timers wait for its end.
+FILLING = 0.05
 
 
 class ServeStep(bootsteps.StartStopStep):
@@ -78,7 +83,7 @@ class TickStep(bootsteps.StartStopStep):
         super().__init__(parent, **options)
         self._timer: Any = None
         #: A pair of which the first is always readable, while there is more to fill. The event loop then does not wait:
-        #: each of its turns takes what messages there are, and fills one slice. Its timers wait a millisecond or more.
+        #: each of its turns takes what messages there are, and fills. Its timers wait a millisecond or more.
         self._more: tuple[socket.socket, socket.socket] | None = None
 
     def start(self, parent: Any) -> None:
@@ -98,13 +103,23 @@ class TickStep(bootsteps.StartStopStep):
             self._fill(parent)
 
     def _fill(self, parent: Any) -> None:
-        """Fill one slice; the next follows after the event loop has handled new messages."""
-        if not parent.service.fill():
-            self._end_filling(parent)
-        elif self._more is None:
-            near, far = self._more = socket.socketpair()
-            far.send(b"\0")
-            parent.hub.add_reader(near.fileno(), self._fill, parent)
+        """Fill slices until something arrives, or the worker is to stop; the event loop handles that first."""
+        until = time.monotonic() + FILLING
+        while True:
+            if not parent.service.fill():
+                self._end_filling(parent)
+                return
+            if self._more is None:
+                near, far = self._more = socket.socketpair()
+                far.send(b"\0")
+                parent.hub.add_reader(near.fileno(), self._fill, parent)
+            if time.monotonic() >= until or _is_to_stop() or self._something_arrived(parent):
+                return
+
+    def _something_arrived(self, parent: Any) -> bool:
+        """Whether the event loop has anything to read besides the pair."""
+        near = self._more[0].fileno() if self._more is not None else -1
+        return any(descriptor != near for descriptor, _ in parent.hub.poller.poll(0) or ())
 
     def _end_filling(self, parent: Any) -> None:
         if self._more is not None:

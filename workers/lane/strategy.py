@@ -28,7 +28,7 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 #: Bytes of a whole message beyond which it is refused unread; the largest sound request is about 60 KiB.
 MAX_MESSAGE = 512 * 1024
 
-#: It becomes a field in Redis, so it has to be text that UTF-8 can hold: JSON can name what is none. Kombu's is a UUID.
+#: It becomes a field in Redis, so it must be valid UTF-8, which a JSON string need not be. Kombu's is a UUID.
 _TAG = re.compile(r"[!-~]{1,200}")
 
 
@@ -171,7 +171,7 @@ def sound_envelope(raw: bytes) -> dict[str, Any] | str:  # noqa: C901, PLR0912 -
     if not isinstance(headers, dict):
         return "without headers"
     if not isinstance(cast("dict[str, Any]", headers).setdefault("task", ""), str):
-        headers["task"] = ""  # a name that no task has; Celery would fail on one that cannot be looked up
+        headers["task"] = ""  # a name that no task has: Celery would fail on one that is not hashable
     cast("dict[str, Any]", headers).pop("compression", None)  # kombu would inflate without a limit
     if not all(isinstance(envelope.get(name), str) for name in ("content-type", "content-encoding")):
         return "without a content type"

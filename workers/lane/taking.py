@@ -23,17 +23,17 @@ from peerlane.workers.store.retry import RetryUntilShutdown
 
 #: Messages carried out together. Redis is busy with their commit for about a millisecond, other gateways wait so long.
 MOST_IN_A_GROUP = 64
-#: Bytes of messages from the bulk queue after which no more are taken: whoever comes meanwhile waits for few.
+#: Bytes of messages from the bulk queue after which no more are taken, so that later interactive requests wait for few.
 BULK_BYTES = 16 * 1024
 #: Dead requests struck out at the old end of a queue in one step: about three milliseconds of Redis' time.
 MOST_STRUCK_OUT = 256
 #: Milliseconds before its deadline from which on the oldest request says that the lane is late.
 NEARLY_LATE = 100
-#: Messages that wait from which on deletes are carried out first: what lies before one is more than a few groups.
+#: Waiting messages from which on deletes are carried out first: they would wait for more than a few groups.
 MANY = 256
 #: Messages looked through for deletes in one step, more than come in meanwhile: about a millisecond of Redis' time.
 LOOKED_THROUGH = 1024
-#: Deletes that go first in one group: the others of it are what has waited longest, whatever it asks for.
+#: Deletes that go first in one group; the rest of the group are the oldest requests of any kind.
 MOST_DELETES = 48
 #: How the names of the tasks begin that only make room.
 MAKE_ROOM = (names.DELETE_PEER, names.REMOVE_PEERS)
@@ -62,7 +62,7 @@ class Dead:
     message: bytes
     request_id: str
     task: str
-    #: The commit record; empty where it is that its deadline had passed.
+    #: The commit record; empty if its deadline had passed.
     record: str
 
 

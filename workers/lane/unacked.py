@@ -130,7 +130,7 @@ def take_back(redis: Redis, gateway: str) -> int:
     count = 0
     try:
         tags = cast("list[bytes]", redis.zrange(names.unacked_key(gateway, "_index"), 0, -1))
-        for tag in reversed(tags):  # the newest first: each goes before those that are there
+        for tag in reversed(tags):  # the newest first, as each is put in front of the others
             count += _take_back(redis, gateway, cast("str", tag))  # redis-py takes bytes too
     except ResponseError as error:
         log.warning("what an earlier writer had taken comes back only after a while (%s)", reason(error))
@@ -149,7 +149,7 @@ def _take_back(redis: Redis, gateway: str, tag: str) -> bool:
             pipe.hdel(unacked, tag)
             if again is not None:
                 pipe.rpush(*again)
-            with suppress(WatchError):  # whoever lives on has acknowledged something just now
+            with suppress(WatchError):  # an earlier writer that still runs has acknowledged a message just now
                 pipe.execute()
                 break
     if noted is not None and again is None:

@@ -46,7 +46,7 @@ class Service(Protocol):
     """The service that the worker starts, ticks and stops; see peerlane.workers.gateway and .observer."""
 
     name: str
-    #: Whether its requests are for somebody else just now: then none is taken off the queue.
+    #: Whether another host serves its requests at present: then none is taken off the queue.
     paused: bool
 
     def start(self) -> None: ...
@@ -90,7 +90,7 @@ class LaneConsumer(_Consumer):
         self.obey_pause()
 
     def end_dead(self, dead: Sequence[Dead]) -> None:
-        """End what was struck out of the lane."""
+        """End a request that was struck out of the lane."""
         for each in dead:
             strategy = self.strategies.get(each.task)
             if isinstance(strategy, LaneStrategy):
@@ -112,7 +112,7 @@ class LaneConsumer(_Consumer):
             try:
                 self._try_to_write()
                 break
-            except NotPrimary as error:  # it answers, and takes no message off a queue
+            except NotPrimary as error:  # it answers, and takes no writes
                 failed(error, LONGEST_PAUSE)
             worker_state.maybe_shutdown()
             time.sleep(LONGEST_PAUSE)
@@ -214,7 +214,7 @@ class LaneWorker(Worker):
             "exclude_queues": None,
             "beat": False,
         }
-        # Celery's two seconds are for clusters that elect somebody; Flower counts by what the event says.
+        # Celery sends every two seconds, for clusters that elect a leader. The event tells Flower the interval.
         options["heartbeat_interval"] = options.get("heartbeat_interval") or EVENT_EVERY
         # Flower shows the gateway where the command line named no node.
         if not hostname or hostname.startswith("celery@"):

@@ -60,6 +60,11 @@ class PeerRecords(Mapping[str, StoredPeer]):
         """The record of a key of 32 bytes."""
         return self._records.get(raw)
 
+    def by_raw_key(self, raw: bytes) -> StoredPeer | None:
+        """The peer with this key of 32 bytes, if it has a usable record."""
+        record = self._records.get(raw)
+        return None if record is None else StoredPeer.from_record(text_key(raw), record)
+
     def put(self, peer: StoredPeer, record: str | None = None) -> None:
         """Put a peer in place of any with its key. ``record`` is ``peer.record()``, if it has been made already."""
         if self._kept:

@@ -94,6 +94,8 @@ class PlanningContext:
         Raises:
             Invalid: no key of ours opens it.
         """
+        if wish.preshared_key is None:
+            return wish
         try:
             return self.cipher.opened(self.table.policy.gateway, wish)
         except Unsealable as error:
@@ -145,7 +147,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
     if (reason := table.broken.get(wish.public_key)) is not None:
         raise StorageError(f"{reason}; delete the peer to be rid of it, or mend the record and reconcile")
     present = table.peers.get(wish.public_key)
-    # What has expired is as good as gone, though no sweep has come by yet: nobody is told that it exists.
+    # An expired peer counts as gone before a sweep has removed it: no caller is answered ``existing`` for it.
     if present is not None and not _over(present, now):
         if differs := _differences(present, wish):
             raise Conflict(
@@ -222,7 +224,7 @@ def check_lane(policy: Policy, gateway: str) -> None:
 
 
 def _differences(present: StoredPeer, wish: CreatePeer) -> list[str]:
-    """The fields in which the wish differs from ``held``. Addresses do not count if the wish has none."""
+    """The fields in which the wish differs from ``present``, the existing peer. Addresses count only if it has some."""
     pairs: Mapping[str, tuple[object, object]] = {
         "allowed_ips": (present.allowed_ips, wish.allowed_ips or present.allowed_ips),
         "preshared_key": (present.preshared_key, wish.preshared_key),

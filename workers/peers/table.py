@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key, text_key
+from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.dataplane import Change, SetPeer
-from peerlane.workers.peers.address_pool import AddressPool
 from peerlane.workers.peers.peer_records import PeerRecords
-from peerlane.workers.peers.prefix_index import PrefixIndex
+from peerlane.workers.peers.prefixes import AddressPool, PrefixIndex
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +69,20 @@ class Coming:
     def __contains__(self, public_key: str) -> bool:
         return bool(self._left) and raw_key(public_key) in self._left
 
-    def pop(self, count: int) -> list[str]:
-        """The next keys. They stay in the set until ``made`` or ``discard`` removes them."""
-        keys: list[str] = []
+    def pop(self, count: int) -> list[bytes]:
+        """The next keys. They stay in the set until ``added``, ``made`` or ``discard`` removes them."""
+        keys: list[bytes] = []
         while self._order and len(keys) < count:
             raw = self._order.pop()
             if raw in self._left:
-                keys.append(text_key(raw))
+                keys.append(raw)
         return keys
+
+    def added(self, keys: Iterable[bytes]) -> None:
+        """Remove peers that have been popped, and are on the device now, or not in the table any more."""
+        self._left.difference_update(keys)
+        if not self._left:
+            self._order.clear()
 
     def discard(self, public_key: str) -> None:
         """Remove a peer that is on the device now, or will never be."""
@@ -107,7 +112,7 @@ class PeerTable:
         self.peers = PeerRecords()
         #: Keys whose records cannot be used, with the reason; ``peers`` has what is known of their addresses.
         self.broken: dict[str, str] = {}
-        #: Keys that the device holds and Redis does not; kept in ``peers`` so that nobody gets their addresses.
+        #: Keys that the device holds and Redis does not; kept in ``peers`` so that no other peer gets their addresses.
         self.foreign: set[str] = set()
         #: Peers that the device is still to be given.
         self.coming = Coming()

@@ -13,7 +13,7 @@ from peerlane.workers.peers.table import Loaded, PeerTable
 from peerlane.workers.start.recovery import Recovered
 from peerlane.workers.start.startup_commits import restore_lost
 from peerlane.workers.store.commit import Answer
-from peerlane.workers.store.lost import Lost
+from peerlane.workers.store.journal import Lost
 from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.store import Store
 
@@ -31,14 +31,17 @@ class Differences:
     created: list[Plan]
     #: Deleted, and back in Redis.
     deleted: list[Plan]
-    #: In both, with other addresses or another wish.
+    #: In both, with another wish.
     changed: list[Plan]
+    #: In both, with other addresses: the removal of what Redis has. They are in ``created`` too: two of them may have
+    #: changed places.
+    moved: list[Plan]
 
 
 def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> Differences:
     """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers."""
     left = {*but, *table.broken, *table.foreign, *loaded.broken}
-    lost = Differences([], [], [])
+    lost = Differences([], [], [], [])
     # Records are compared first: of a million peers nearly all are the same, and none of these is read.
     for raw in table.peers.raw_keys():
         record = loaded.peers.record(raw)
@@ -46,9 +49,12 @@ def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> 
             continue
         ours = table.peers[key]
         # "existing": none of them is a new peer, so a gateway that drains takes them too.
-        if record is None:
+        theirs = None if record is None else loaded.peers[key]
+        if theirs is None or theirs.allowed_ips != ours.allowed_ips:
             lost.created.append(Plan("existing", key, None, ours))
-        elif (theirs := loaded.peers[key]) != ours:
+            if theirs is not None:
+                lost.moved.append(Plan("deleted", key, theirs, None))
+        elif theirs != ours:
             lost.changed.append(Plan("existing", key, theirs, ours))
     for raw in loaded.peers.raw_keys():
         if table.peers.record(raw) is None and (key := text_key(raw)) not in left:
@@ -69,7 +75,8 @@ def make_up_for(
         return
     # What gives addresses up comes first.
     failed = sum(
-        restore_lost(store.gateway, each, commit) for each in (differing.deleted, differing.changed, differing.created)
+        restore_lost(store.gateway, each, commit)
+        for each in (differing.deleted, differing.moved, differing.changed, differing.created)
     )
     put_back, removed = len(differing.created) + len(differing.changed), len(differing.deleted)
     left = f"; {failed} of these could not be, and follow Redis" if failed else ""

@@ -96,7 +96,7 @@ def recover(
     elif len(strangers) > MANY_UNKNOWN and len(strangers) * 2 > len(device):
         kept = dict.fromkeys(strangers, "Redis does not know it, nor most others: has Redis lost its data?")
     staying = {*kept, *(plan.public_key for plan in adopted)}
-    # Who stays can be reached: routes of single peers are what an earlier writer made for them.
+    # Kept peers keep their routes: those of single peers were made by an earlier writer for them.
     theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
     alone = {"unknown": staying, "unknown_route": theirs}
     first, later = (
@@ -131,7 +131,7 @@ def _change(plane: DataPlane, changes: Iterator[Change], total: int, progress: P
 
 
 def _make(plane: DataPlane, changes: Sequence[Change]) -> None:
-    """Make changes. A route that the kernel refuses, because somebody else has one, is left out: the rest is needed."""
+    """Make the changes, except routes that the kernel refuses because another program has one for the prefix."""
     try:
         plane.apply(changes)
     except KernelError:

@@ -25,7 +25,7 @@ Commit = Callable[[str, str, Sequence[Plan]], Answer]
 def adopt(gateway: str, done: Recovered, commit: Commit) -> Recovered:
     """Store the peers that only the device had, slice by slice; each slice is one commit.
 
-    Those of a slice that is not committed stay on the device, and are known there: nobody else gets their addresses.
+    Peers of a slice that is not committed stay on the device and in the table: no other peer gets their addresses.
     """
     kept: dict[str, str] = {}
     for start in range(0, len(done.adopted), SLICE):

@@ -44,7 +44,7 @@ class Loading:
         try:
             stored = StoredPeer.from_record(key, record)
         except StorageError:
-            check_public_key(key)  # what is no key at all is told as that
+            check_public_key(key)  # a malformed key is reported as such
             raise
         if stored.preshared_key is None:
             self.loaded.take(stored, record)

@@ -37,7 +37,7 @@ def _text(file: str) -> str:
 
 
 _COMMIT = ("standing.lua", "outcome.lua", "commit.lua")
-#: ``release`` is ``commit`` for removals, which are what helps where memory is full. A heartbeat takes no more of it.
+#: ``release`` is ``commit`` for removals, which are allowed while memory is full. A heartbeat needs no more of it.
 SOURCES = {
     "commit": Source(_COMMIT),
     "release": Source(_COMMIT, ("allow-oom",)),
@@ -45,7 +45,7 @@ SOURCES = {
     "begin": Source(("begin.lua",)),
     "check": Source(("standing.lua", "check.lua"), ("no-writes",)),
     "heartbeat": Source(("standing.lua", "heartbeat.lua"), ("allow-oom",)),
-    # What is taken moves from one key to another: a full memory gets no fuller.
+    # It moves messages from one key to another: it needs no more memory.
     "take": Source(("take.lua",), ("allow-oom",)),
 }
 

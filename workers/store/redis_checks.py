@@ -30,7 +30,7 @@ class Finding:
     sentence: str
     #: Refused whatever the settings say.
     fatal: bool = False
-    #: Fatal now, but it passes by itself: whoever starts the writer may try again.
+    #: Fatal now, but it passes by itself: starting the writer again later may succeed.
     passing: bool = False
 
 

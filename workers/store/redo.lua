@@ -20,6 +20,23 @@ local function note_cancelled(changes)
     end
   end
 end
+-- The addresses in a record; nil where there is none that can be read.
+local function addresses_in(record)
+  local ok, peer = pcall(cjson.decode, record or '')
+  return ok and type(peer) == 'table' and type(peer.allowed_ips) == 'table' and peer.allowed_ips or nil
+end
+-- What a change gives up and takes is told by its writer's record of before. Redis may hold an older one, with others.
+local function as_of_here(change)
+  local stored = addresses_in(redis.call('HGET', KEYS[2], change.key))
+  if change.kept or not stored then return end
+  change.taken = addresses_in(change.record) or {}
+  local stays = {}
+  for _, prefix in ipairs(change.taken) do stays[prefix] = true end
+  change.gone = {}
+  for _, prefix in ipairs(stored) do
+    if not stays[prefix] then change.gone[#change.gone + 1] = prefix end
+  end
+end
 local function redo(key, share, result, changes, tag, id, deadline)
   local stored = redis.call('GET', key)
   -- What waited past its deadline is answered as it is taken, before anybody has seen that its outcome was lost.
@@ -35,6 +52,7 @@ local function redo(key, share, result, changes, tag, id, deadline)
   local removals = {}
   for _, change in ipairs(changes) do
     if change.kept and (redis.call('HEXISTS', KEYS[2], change.key) == 1) ~= change.before then return 'lost' end
+    as_of_here(change)
     if change.record and not change.before then removals[#removals + 1] = cancelled[change.key] end
     for _, prefix in ipairs(change.taken) do
       local owner, removal = redis.call('HGET', KEYS[3], prefix), cancelled[prefix]

@@ -22,10 +22,9 @@ from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.commit import Answer, Commit, Verdict
-from peerlane.workers.store.journal import Journal, Made, Step
-from peerlane.workers.store.lost import LOST, Lost
+from peerlane.workers.store.journal import LOST, Journal, Lost, Made, RedoFile, Step
 from peerlane.workers.store.procedures import Procedure
-from peerlane.workers.store.redo_file import RedoFile
+from peerlane.workers.store.redo_reader import read_redo
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +53,11 @@ class CommitSequence:
         #: How many outcomes this gateway has had, as this writer knows.
         self.known = 0
         self.journal = Journal()
-        #: Redis was found to be behind by somebody who cannot mend it: the heartbeat.
+        #: The sequence from which on lost commits are being repeated; None while none are.
+        self._repeats_from: int | None = None
+        #: The heartbeat has seen that Redis is behind; the main thread has to repeat the commits.
         self.behind = False
-        #: What nobody has dealt with yet.
+        #: Lost outcomes that were not made up for yet.
         self.lost = Lost()
         #: What the gateway says of itself, for a Redis that has lost that too.
         self.facts: Mapping[str, str | float] = {}
@@ -87,7 +88,7 @@ class CommitSequence:
 
     def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
         """Take over the commits of earlier writers from a file, and continue the file."""
-        kept = file.read()
+        kept = read_redo(self.gateway, file.paths)
         before = predecessor.epoch, predecessor.writer
         usable = before in kept.writers
         if usable:
@@ -98,7 +99,7 @@ class CommitSequence:
             why = "another writer has served the gateway since" if newer else "this Redis knows none of its writers"
             log.warning("gateway %s: the redo file is ignored: %s", self.gateway, why)
             self.lost.unknown = 0 if newer else kept.seq
-        file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
+        file.begin(self.epoch, self.writer, self.known, before, anew=not usable, torn=kept.torn)
         self.journal.record = file
         # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
         stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
@@ -118,6 +119,7 @@ class CommitSequence:
             for each, (change, secret) in zip(commits, changes, strict=True)
         ]
         while True:
+            self._finish_repeating()
             self._note(made)
             try:
                 answers = self._send(commits, changes)
@@ -131,6 +133,11 @@ class CommitSequence:
             if answers[0].verdict != "behind":
                 return answers
             self.journal.withdrawn()
+            self.catch_up()
+
+    def _finish_repeating(self) -> None:
+        """Nothing is decided before what Redis had lost is repeated: Redis may have gone away meanwhile."""
+        if self._repeats_from is not None:
             self.catch_up()
 
     def _note(self, made: Sequence[Made]) -> None:
@@ -147,7 +154,7 @@ class CommitSequence:
         keys = list(self._keys)
         args: list[str | int | bytes] = [*self._fence, self._result_ttl]
         for each, (change, _) in zip(commits, changes, strict=True):
-            result_key = names.result_key(each.request_id)
+            result_key = names.RESULT_PREFIX + each.request_id
             keys += [result_key, each.share or result_key]
             args += [each.deadline, each.result, commit_record.late(each.request_id), change]
             args += [int(each.creates), each.tag, each.request_id]
@@ -165,6 +172,7 @@ class CommitSequence:
     def check(self, requests: Sequence[tuple[str, int]]) -> list[Answer]:
         """Whether requests (id, deadline) could still commit: ``open``, or why not."""
         while True:
+            self._finish_repeating()
             answers, _ = self._ask(requests)
             if not answers or answers[0].verdict != "behind":
                 return answers
@@ -202,36 +210,40 @@ class CommitSequence:
         if not self.writer:
             return
         answers, seq = self._ask([(names.request_id(self.gateway, "start"), 0)])
-        if answers[0].verdict != "behind":
+        if answers[0].verdict != "behind" and self._repeats_from is None:
             return
+        # An earlier try may have come to its end without an answer. Whatever it has repeated is repeated harmlessly.
+        self._repeats_from = seq = min(seq, seq if self._repeats_from is None else self._repeats_from)
         steps = self.journal.after(seq)
         missing = max(0, self.known - seq - sum(step.seq - step.base for step in steps))
         log.warning(
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        if told := missing + sum(not each.changes for step in steps for each in step.made):
-            # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
-            self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + told)
+        lost = Lost(outcomes=missing + sum(not each.changes for step in steps for each in step.made))
+        # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
+        self._tell_of(lost)
         cancelled: list[dict[str, object]] = []
-        redone = self.lost.redone
-        for some in (*_slices(steps), []):
+        for some in (*_slices(steps, AT_ONCE), []):
             PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
-            made = [each for step in some for each in step.made]
-            whole = [each for each in made if each.changes]
+            whole = [each for step in some for each in step.made if each.changes]
             verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
-                return  # a newer writer: whoever asks next learns it
-            # At once: Redis has the sequence of this slice now, and may be away before the next.
-            self.lost.outcomes += missing + len(made) - len(whole)
-            missing = 0
-            cancelled += _count(self.lost, whole, verdicts)
+                return  # a newer writer has started: the next call to Redis raises that
+            cancelled += lost.count(whole, verdicts)
             if "lost" in verdicts:
-                self._redis.hset(self._gateway_key, LOST, self.lost.outcomes)
+                self._tell_of(lost)
         if self.facts:
             self._redis.sadd(names.GATEWAYS_KEY, self.gateway)
             self.tell(self.facts)
-        log.warning("gateway %s: %d outcomes were made true again", self.gateway, self.lost.redone - redone)
+        self._repeats_from = None
+        self.lost.add(lost)
+        log.warning("gateway %s: %d outcomes were made true again", self.gateway, lost.redone)
+
+    def _tell_of(self, lost: Lost) -> None:
+        """Note in Redis how many outcomes are lost and not made up for."""
+        if lost.outcomes:
+            self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + lost.outcomes)
 
     def _make_again(
         self, made: Sequence[Made], seq: int, cancelled: Sequence[dict[str, object]] = ()
@@ -266,32 +278,11 @@ def _is_own(answer: Answer, commit: Commit) -> bool:
     return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == commit.result)
 
 
-def _count(lost: Lost, made: Sequence[Made], verdicts: Sequence[str]) -> list[dict[str, object]]:
-    """Count the verdicts; the removals among what was cancelled.
-
-    What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right about it.
-    """
-    removals: list[dict[str, object]] = []
-    for each, verdict in zip(made, verdicts, strict=True):
-        changes = cast("list[dict[str, object]]", json.loads(each.changes))
-        keys = {str(change["key"]) for change in changes}
-        match verdict:
-            case "cancelled":
-                lost.disputed += 1
-                lost.keys |= keys
-                removals += [change for change in changes if "record" not in change and "kept" not in change]
-            case "lost":
-                lost.outcomes += 1
-                lost.keys -= keys
-            case _:
-                lost.redone += 1
-    return removals
-
-
-def _slices(steps: Sequence[Step]) -> Iterator[list[Step]]:
+def _slices(steps: Sequence[Step], most: int) -> Iterator[list[Step]]:
+    """The steps in order, as many together as have ``most`` outcomes; at least one."""
     some: list[Step] = []
     for step in steps:
-        if some and sum(len(each.made) for each in some) + len(step.made) > AT_ONCE:
+        if some and sum(len(each.made) for each in some) + len(step.made) > most:
             yield some
             some = []
         some.append(step)

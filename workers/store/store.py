@@ -12,7 +12,7 @@ from peerlane.tasks.errors import StorageError
 from peerlane.tasks.redis.hash_pages import hash_pages, some_fields
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.compact_json import compact_json
+from peerlane.tasks.wire.commit_record import compact_json
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
 from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
 from peerlane.workers.peers.plan import Plan
@@ -68,7 +68,7 @@ class Store:
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
         ``drains``: whether a gateway that is being drained refuses what it creates.
         """
-        return self._commit_all([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
+        return self.commit_many([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
 
     def leave_shares(self, shares: Sequence[tuple[str, str]]) -> None:
         """Remove requests from shares of the lane: pairs of a share's key and a request's id."""
@@ -88,9 +88,6 @@ class Store:
 
     def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
         """``commit`` for many requests in one step; each gets its own verdict. ``failed``: commit it alone."""
-        return self._commit_all(commits)
-
-    def _commit_all(self, commits: Sequence[Commit]) -> list[Answer]:
         return self.sequence.commit(commits, [self._changes(each.plans) for each in commits])
 
     def _changes(self, plans: Sequence[Plan]) -> tuple[str, bool]:
@@ -123,10 +120,11 @@ class Store:
 
     def _record(self, plan: Plan) -> str | None:
         """The record to store for a peer."""
-        if plan.after is None or plan.after is plan.before:
+        peer = plan.after
+        if peer is None or peer is plan.before:
             return None
-        sealed = self.cipher.sealed(self.gateway, plan.after)
-        return plan.record if plan.record is not None and sealed is plan.after else sealed.record()
+        sealed = peer if peer.preshared_key is None else self.cipher.sealed(self.gateway, peer)
+        return plan.record if plan.record is not None and sealed is peer else sealed.record()
 
     def _opened(self, stored: StoredPeer) -> StoredPeer:
         try:

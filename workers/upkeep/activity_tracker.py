@@ -38,7 +38,7 @@ class ActivityTracker:
         self._device = 0
         #: Since when this device has been watched.
         self._since = 0
-        #: Who was gone when ``forget`` last looked, and when that was, on the monotonic clock.
+        #: The peers that were gone when ``forget`` last looked, and when that was, on the monotonic clock.
         self._gone, self._looked_at = KeySet(), float("-inf")
         #: The last reading, or None where there was none or it failed.
         self.sight: Sight | None = None
@@ -51,7 +51,7 @@ class ActivityTracker:
         self.took = 0.0
         #: Bytes received from peers and sent to them since this process began to watch.
         self._moved = (0, 0)
-        #: When ``reading`` told last, on the monotonic clock, and what had moved by then; None before the first time.
+        #: The last call of ``reading``, on the monotonic clock, and the bytes counted by then; None before the first.
         self._reported: tuple[float, tuple[int, int]] | None = None
 
     def known(self, keys: Sequence[str]) -> dict[str, StoredActivity]:
@@ -59,7 +59,7 @@ class ActivityTracker:
         return self._known(keys)[0]
 
     def _known(self, keys: Sequence[str]) -> tuple[dict[str, StoredActivity], int]:
-        """What is stored of them, and how many entries are not readable."""
+        """Their stored activity, and how many entries are not readable."""
         if not keys:
             return {}, 0
         stored = cast("list[bytes | None]", self._redis.hmget(self._key, list(keys)))
@@ -75,7 +75,7 @@ class ActivityTracker:
         self.read_at = time.monotonic()
         device = self._index()
         if device != self._device:
-            self._since = now  # counters of a new device begin at 0: they tell nothing yet
+            self._since = now  # the counters of a new device begin at 0
         self._device, self._since = device, min(self._since, now)
         self.sight = None  # its keys are not held beside those of the next
         shown, unreadable = KeySet(), 0
@@ -103,7 +103,7 @@ class ActivityTracker:
             raise failure
 
     def _advance(self, part: Sequence[PeerCounters], now: int) -> int:
-        """Store what some counters tell that is new; how many entries were not readable."""
+        """Store the activity that some counters have changed; returns how many entries were not readable."""
         known, unreadable = self._known([raw.public_key for raw in part])
         changed: dict[str, str] = {}
         rx, tx = self._moved
@@ -136,7 +136,7 @@ class ActivityTracker:
         return self._moved
 
     def forget(self, peers: Keys) -> int:
-        """Drop what is known of peers that neither Redis nor the device had, last time and now; how many.
+        """Drop the activity of peers that neither Redis nor the device had, last time and now; returns how many.
 
         Looks once in ``FORGET_AFTER`` seconds.
         """

@@ -51,7 +51,7 @@ class ClockMonitor:
         self._redis, self._gateway = redis, gateway
         self._watch = ClockDrift()
         self._known = False
-        #: Since when it has run as it should, seconds on it; None while nobody knows.
+        #: Since when it has run as it should, seconds on it; None while that is not known.
         self.sure_since: int | None = None
 
     def look(self) -> int:

@@ -24,7 +24,7 @@ from peerlane.workers.upkeep.writer_requests import GoOn
 
 #: Readings of the device tried until one is complete, where peers seem to be missing: each change interrupts one.
 TRIES = 3
-#: Peers between two signs of life.
+#: Peers compared between two heartbeats.
 BREATH = 1_000
 
 

@@ -111,7 +111,7 @@ class UpkeepHandler:
         return None if claimed else "its time slot was taken care of"
 
     def _go_on(self, state: dict[str, Any]) -> bool:
-        """Hear how far it is: tell it, if anything, give a sign of life; whether it is still wanted. Once a second."""
+        """Once a second: store the progress and a heartbeat; returns whether the request is still wanted."""
         if time.monotonic() - self._breathed < BREATH:
             return True
         self._breathed = time.monotonic()

@@ -33,7 +33,7 @@ class StalePeer(NamedTuple):
 
 _REASONS: tuple[Reason, ...] = ("expired", "never", "idle")
 _PACKED = struct.Struct("=32sBqq")
-#: Times beyond this are held as they are; nobody's peer has one.
+#: Times beyond this do not fit, and are kept apart; no real peer has one.
 _LARGE = 2**60
 #: Added to the times of those who are not expired: they come after all who are.
 _LATER = 2**80
@@ -53,7 +53,7 @@ class StalePeers(Sequence[StalePeer]):
             self.append(peer)
 
     def append(self, peer: StalePeer) -> None:
-        """Take one in at the end."""
+        """Append a stale peer."""
         raw = raw_key(peer.public_key)
         if raw is not None and abs(peer.created_at) < _LARGE and abs(peer.since) < _LARGE:
             self._packed += _PACKED.pack(raw, _REASONS.index(peer.reason), peer.created_at, peer.since)
@@ -99,5 +99,5 @@ class StalePeers(Sequence[StalePeer]):
         return StalePeer(text_key(raw), _REASONS[number], created_at, since)
 
     def first(self, count: int) -> list[StalePeer]:
-        """So many of them, or all."""
+        """The first ``count``, or all if there are fewer."""
         return list(islice(self, count))

@@ -32,7 +32,7 @@ SLICE = 64
 LISTED = 10_000
 
 UNKNOWN_ALARM = "unknown_peers"
-#: That of a device whose key, port or MTU somebody has changed, or which was down or lacked a route.
+#: The alarm of a device whose key, port or MTU was changed, or which was down or lacked a route.
 DEVICE_ALARM = "device"
 
 

@@ -75,7 +75,7 @@ class Sight:
     complete: bool
     #: Since when the device's counters have been watched, in seconds on Redis' clock.
     since: int
-    #: When the reading began, in seconds on Redis' clock: who was made later may be missing from it. None: nobody.
+    #: When the reading began, in seconds on Redis' clock: a peer made later may be missing from it. None: no peer is.
     at: int | None = None
 
 
@@ -199,7 +199,7 @@ class Judgement:
             self._doubtful += doubtful(victim, self._sure_since)
 
     def decision(self, *, refusals: Iterable[Refusal] = (), force: bool = False) -> Decision:
-        """Of all that were taken. ``refusals`` are reasons known already (clock, unreadable counters).
+        """The decision about all peers taken. ``refusals`` are reasons known already (clock, unreadable counters).
 
         ``force`` overrules every refusal; peers that the reading does not show then still go for their expiry only.
         """
@@ -223,7 +223,7 @@ def judge(
     force: bool = False,
     sure_since: int | None = None,
 ) -> Decision:
-    """``Judgement`` of peers that are all at hand."""
+    """The ``Judgement`` of peers that are all in memory."""
     whole = Judgement(now, limits, sight, sure_since=sure_since)
     whole.take(peers, seen)
     return whole.decision(refusals=refusals, force=force)

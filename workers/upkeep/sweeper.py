@@ -107,7 +107,7 @@ class Sweeper:
     def _look(self, go_on: GoOn, *, force: bool) -> Decision:
         """Read the counters, then the records page by page, and judge each page: victims alone are held."""
         now = self.clock.look()
-        # First of all: who is on the device by then is missing from no reading that follows.
+        # Before the reading: a peer on the device by now is missing from no reading that follows.
         coming = self._coming()
         refusals: list[Refusal] = self.clock.refusals()
         counted = self.counted
@@ -152,14 +152,14 @@ class Sweeper:
         if refusal.kind in ALARMS:
             detail = {"peers": decision.peers, "stale": decision.counts}
             raise_alarm(self.redis, self.gateway, refusal.kind, refusal.message, now=self.clock.look(), detail=detail)
-        if refusal.kind == "sweep":  # the last thing that is looked at; of what comes after a refusal nobody knows
+        if refusal.kind == "sweep":  # this is checked last: after another refusal it is not known
             clear_alarm(self.redis, self.gateway, "counters")
 
     def _remove(self, decision: Decision, until: float, tally: Tally, go_on: GoOn) -> bool:
-        """Remove the victims; whether there are more, and it is time to look anew."""
+        """Remove the victims; returns whether some are left, so that a new decision is needed."""
         before = tally.removed.total()
         answered = 0
-        #: Why those go that were asked for and not answered yet, slice by slice.
+        #: The reasons for the removals that were sent and not answered yet, slice by slice.
         asked: deque[dict[str, Reason]] = deque()
         if decision.victims:
             failpoints.reach("after_decision")
@@ -216,7 +216,7 @@ class Sweeper:
 
 
 def _fresh_until(began: float) -> float:
-    """Until when a decision holds that was begun then and is made now, on the monotonic clock."""
+    """Until when a decision that began at ``began`` holds, on the monotonic clock."""
     now = time.monotonic()
     return now + max(FRESH, (now - began) * FRESH_SHARE)
 

@@ -16,7 +16,7 @@ from peerlane.tasks.errors import PeerlaneError, TimedOut
 from peerlane.tasks.lane.result import LaneResult, await_record
 from peerlane.tasks.lane.tasks import task_of
 
-#: Requests outstanding: the writer never waits for the observer, and whoever joins the bulk queue waits behind few.
+#: Requests outstanding: enough that the writer never waits for the observer, few for others to wait behind.
 WINDOW = 4
 #: Seconds in which the writer must have done it; a decision that is older is not carried out.
 WITHIN = 30.0
@@ -25,7 +25,7 @@ WITHIN = 30.0
 #: Seconds between two looks at whether what is awaited is still wanted.
 BREATH = 1.0
 
-#: Told now and again how far an act is; answers whether it is to go on.
+#: Called now and then with the progress; returns whether to go on.
 GoOn = Callable[[dict[str, Any]], bool]
 
 
@@ -78,6 +78,6 @@ class WriterRequests:
 
 
 def _give_up(sent: LaneResult) -> None:
-    # Its answer, cancellation or error is nobody's any more; what it had done, the next look shows.
+    # Its answer, cancellation or error is not needed: the next look shows what it has done.
     with suppress(PeerlaneError):
         sent.get(timeout=0.01, disable_sync_subtasks=False)

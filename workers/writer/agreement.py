@@ -18,12 +18,12 @@ from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.plan import Plan, take_out
 from peerlane.workers.peers.table import Loaded, PeerTable, Policy
-from peerlane.workers.request.measurements import Measurements
+from peerlane.workers.request.request import Measurements
 from peerlane.workers.start import loss
 from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.start.startup_commits import adopt, reseal
 from peerlane.workers.store.commit import Answer
-from peerlane.workers.store.lost import Lost
+from peerlane.workers.store.journal import Lost
 from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.store import Store
 
@@ -59,7 +59,8 @@ class Agreement:
         #: Peers created and deleted since this writer began, for the heartbeat to tell.
         self.created = self.deleted = 0
         self.measurements = Measurements()
-        self._garbage = garbage.Garbage()
+        #: How many had been created when they were put aside (``garbage``).
+        self._put_aside = 0
         self.until_answered = RetryUntilShutdown(shutdown_requested)
         self.spec = spec
         #: Plans whose creates are in the table and not committed yet.
@@ -151,7 +152,7 @@ class Agreement:
 
     def _commit_at_startup(self, request_id: str, record: str, plans: Sequence[Plan]) -> Answer:
         PULSE.turn(LONG)
-        # What is adopted is there already: a drain, which keeps new peers away, is no reason to lose sight of it.
+        # An adopted peer is on the device already, so a drain, which refuses new peers, does not matter.
         answer = self.until_answered(lambda: self.store.commit(request_id, 0, record, plans, drains=False))
         if answer.verdict == "fenced":
             self.fenced = True
@@ -170,7 +171,9 @@ class Agreement:
                 self.table.drop(plan.public_key)
             elif not planned:
                 self.table.put(plan.after, plan.record)
-        self._garbage.grown(sum(plan.outcome == "created" for plan in plans))
+        if self.created - self._put_aside >= garbage.EVERY:
+            self._put_aside = self.created
+            garbage.put_aside()
 
     def take_out_uncommitted(self) -> None:
         """Take creates out of the table that are not committed."""

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 #: Peers of one slice: one message to the kernel, some 2 ms. A request waits for one at most.
 SLICE = 32
+#: Seconds without a request after which slices are twice as long: as many peers as a message to the kernel holds.
+QUIET_AFTER = 1.0
 
 
 class Filling:
@@ -28,6 +30,8 @@ class Filling:
         self._writer = writer
         #: When this writer began to add, on the monotonic clock, and how many there were. None: nothing is coming.
         self._began: tuple[float, int] | None = None
+        #: How many requests had been answered when that number last changed, and when that was.
+        self._answered, self._asked_at = 0, 0.0
 
     def step(self) -> int:
         """Add one slice; returns how many peers remain. Also 0 if nothing may be changed now."""
@@ -37,15 +41,16 @@ class Filling:
             self._began = None
             return 0
         if self._began is None and coming:
-            self._began = time.monotonic(), len(coming)
-        keys = coming.pop(SLICE)
+            self._asked_at = time.monotonic()
+            self._began = self._asked_at, len(coming)
+        keys = coming.pop(self._slice())
         try:
-            writer.plane.apply([as_set_peer(peer) for key in keys if (peer := writer.table.peers.get(key)) is not None])
-            for key in keys:
-                coming.discard(key)
+            peers = map(writer.table.peers.by_raw_key, keys)
+            writer.plane.apply([as_set_peer(peer) for peer in peers if peer is not None])
+            coming.added(keys)
             failpoints.reach("between_fillings")
         except Exception as error:
-            # What of the slice is on the device is not known: all is compared anew.
+            # It is not known which peers of the slice are on the device: all is compared anew.
             if isinstance(error, KernelError):
                 log.warning("gateway %s: peers could not be added: %s", writer.policy.gateway, error)
             else:
@@ -59,3 +64,10 @@ class Filling:
             log.info("gateway %s: all peers are on the device: %d more in %.1f s", writer.policy.gateway, count, took)
             self._began = None
         return len(coming)
+
+    def _slice(self) -> int:
+        """How many peers to add now."""
+        now = time.monotonic()
+        if self._answered != self._writer.answered:
+            self._answered, self._asked_at = self._writer.answered, now
+        return SLICE if now - self._asked_at < QUIET_AFTER else 2 * SLICE

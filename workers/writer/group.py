@@ -83,7 +83,7 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
     try:
         context, table = writer.planning_context(), writer.table
     except ResponseError:
-        return group  # alone, each is told what it is that Redis refuses
+        return group  # alone, each learns why Redis refuses it
     nearly_late = context.now_ms + NEARLY_LATE
     keys: set[object] = set()
     for request in requests:
@@ -106,7 +106,7 @@ def _plan(writer: Writer, requests: Sequence[Request]) -> list[_Planned]:
             break
         doubtful = 0 < decision.deadline < nearly_late or request.delivery.in_doubt(SURE_FOR)
         if doubtful and any(plan.before is not None and plan.after is not plan.before for plan in decision.plans):
-            break  # made anew, it gives up addresses; a later plan would rest on that
+            break  # replacing the peer frees addresses; a later plan would rely on them
         keys.add(key)
         group.append(_Planned(request, decision, request.record(decision.result), doubtful))
         for plan in decision.plans:
@@ -158,7 +158,7 @@ def _together(writer: Writer, group: list[_Planned]) -> dict[str, Outcome | None
                 )
         _undo(writer.table, open_again)
         writer.settle(_changing(open_again))
-        # Fenced, draining, stale, failed: alone, it becomes clear what that means.
+        # Fenced, draining, stale, failed: each is carried out alone, which settles it.
         alone = [p.request for p in open_again if p.request.delivery.tag not in outcomes] + alone
     for request in alone:
         outcomes[request.delivery.tag] = _alone(writer, request)

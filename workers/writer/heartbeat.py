@@ -118,7 +118,7 @@ class Heartbeat(threading.Thread):
             self._look_at_server(redis)
 
     def _metrics(self) -> str | None:
-        """What was measured; None where that was told already, and nothing can wait that nobody has looked at."""
+        """The measurements to store; None if they have not changed and no unread message can wait in the lane."""
         measured = self._writer.measurements.document(self._began_ms)
         seen = encoded(measured | {"round_trip": None})
         now = time.monotonic()

@@ -31,8 +31,7 @@ from peerlane.workers.peers.drift import Unknown
 from peerlane.workers.peers.handlers import decide
 from peerlane.workers.peers.plan import Decision, Plan, PlanningContext, draining
 from peerlane.workers.peers.table import Policy
-from peerlane.workers.request.measurements import Pace
-from peerlane.workers.request.request import Delivery, Outcome, Request, error_code
+from peerlane.workers.request.request import Delivery, Outcome, Pace, Request, error_code
 from peerlane.workers.store.store import Answer, Store
 from peerlane.workers.writer.agreement import Agreement
 from peerlane.workers.writer.apply_list import apply_others
@@ -86,7 +85,7 @@ class Writer(Agreement):
     def _outcome(self, request: Request) -> Outcome:
         try:
             for _ in range(2):
-                # Where somebody changed Redis behind the writer's back: once more, on what is there now.
+                # Another program has changed Redis: plan once more, on what is there now.
                 with contextlib.suppress(_Stale):
                     return self._carry_out(request)
             return self._commit_refusal(request, WriterError(_CHANGED))
@@ -222,7 +221,7 @@ class Writer(Agreement):
         if answer.verdict == "draining":
             self.state = "draining"
             if decision.indexes:
-                raise _Stale  # what of a list is there already is still answered
+                raise _Stale  # wishes of a list that exist already are still answered
             raise draining(self.policy)
         if answer.verdict == "stale":
             self.recovery_needed = "Redis was changed by somebody else"

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from peerlane.tasks.admin.backup import Progress, back_up, restore_state
+from peerlane.tasks.cli.console import progress_bar
 from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
-from peerlane.tasks.cli.output import progress_bar
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session

@@ -11,17 +11,10 @@ import click
 from peerlane.config.hosts import endpoint_doubt
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.counting import counting
-from peerlane.tasks.cli.gateway.alarms import clear_alarm
-from peerlane.tasks.cli.gateway.alive import alive
-from peerlane.tasks.cli.gateway.backup import backup, restore
-from peerlane.tasks.cli.gateway.drain import drain, resume
-from peerlane.tasks.cli.gateway.import_ import import_peers
-from peerlane.tasks.cli.gateway.maintenance import reconcile, status_facts, sweep
-from peerlane.tasks.cli.gateway.poison import poison
-from peerlane.tasks.cli.gateway.remove import remove
+from peerlane.tasks.cli.gateway.maintenance import status_facts
 from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.parameters import GatewayName
-from peerlane.tasks.cli.program import Group
+from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
 from peerlane.tasks.cli.tables import facts, gateway_facts, gateway_table, span
 from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot, read_gateway
@@ -30,18 +23,7 @@ from peerlane.tasks.wgfile.client_config import private_file
 from peerlane.tasks.wgfile.export import render_in_order
 
 
-@click.group("gateway", cls=Group)
-def gateway() -> None:
-    """Gateways: run one, and see the fleet."""
-
-
-for command in (drain, resume, import_peers, sweep, reconcile):
-    gateway.add_command(command)
-for command in (backup, restore, poison, remove, clear_alarm, alive):
-    gateway.add_command(command)
-
-
-@gateway.command("list")
+@click.command("list", cls=Command)
 @pass_session
 def list_gateways(session: Session) -> None:
     """Every gateway that ever registered, and its state."""
@@ -69,7 +51,7 @@ def list_gateways(session: Session) -> None:
 
 
 def _warn(session: Session, snapshot: FleetSnapshot) -> None:
-    """What a person has to look at, below the table."""
+    """Print below the table what needs a person's attention."""
     for status in snapshot.gateways:
         for alarm in status.alarms:
             session.output.warn(f"ALARM {status.gateway} {alarm.kind}: {alarm.message} ({alarm.runbook})")
@@ -94,7 +76,7 @@ def _warn(session: Session, snapshot: FleetSnapshot) -> None:
 
 
 def _starts_and_ends(status: GatewayStatus) -> Iterator[str]:
-    """Of the gateway's processes: a start a short while ago, one that is not there."""
+    """Say which of the gateway's processes was started a short while ago or is missing."""
     if status.recovering:
         yield f"{status.recovering:,} peers are still to be added to its device after a start"
     if status.lane.live and status.visible and not status.observed:
@@ -106,7 +88,7 @@ def _starts_and_ends(status: GatewayStatus) -> Iterator[str]:
         yield f"its writer was started again {ago} ago, epoch {status.info.epoch}: its log says why"
 
 
-@gateway.command()
+@click.command(cls=Command)
 @click.argument("name", type=GatewayName())
 @pass_session
 def show(session: Session, name: str) -> None:
@@ -119,7 +101,7 @@ def show(session: Session, name: str) -> None:
         session.output.show(facts(gateway_facts(status.info, now=status.now) | status_facts(status)))
 
 
-@gateway.command()
+@click.command(cls=Command)
 @click.argument("name", type=GatewayName())
 @click.option("--output", "path", type=click.Path(path_type=Path), help="Write to this file (mode 0600).")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")

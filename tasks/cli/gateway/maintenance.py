@@ -94,7 +94,7 @@ def reconcile(session: Session, name: str, timeout: float, *, dry_run: bool) -> 
 
 
 def _end(session: Session, report: Mapping[str, Any]) -> None:
-    """Say why it was refused or stopped, and end with the status for that; also where nothing was done at all."""
+    """Say why it was refused or stopped, and exit with the status for that; also if nothing was done."""
     if refusal := report.get("refusal"):
         which = "a sweep would be refused" if report["outcome"] == "listed" else "refused"
         session.output.warn(f"{which}: {refusal['message']}")
@@ -163,7 +163,7 @@ def _recovery(status: GatewayStatus) -> object:
 
 
 def _lane(status: GatewayStatus) -> Text:
-    """What may wait, and for how long the oldest has; red where requests are refused."""
+    """The requests that wait, how many may, and the age of the oldest; red where requests are refused."""
     lane = status.lane
     share = max(lane.waiting, lane.waiting_bulk) / max(1, lane.cap)
     oldest = max((status.oldest_for(bulk=bulk) or 0.0) for bulk in (False, True))
@@ -173,7 +173,7 @@ def _lane(status: GatewayStatus) -> Text:
 
 
 def _answered(status: GatewayStatus) -> str | None:
-    """Since its writer began; None of a writer that counts nothing."""
+    """The requests answered since the writer began; None for a writer that does not count them."""
     facts = status.lane.facts
     if "answered" not in facts:
         return None

@@ -12,7 +12,8 @@ from typing import Any
 from rich.text import Text
 
 from peerlane.config import names
-from peerlane.tasks.cli.output import Output, as_document, progress_bar
+from peerlane.tasks.cli.console import progress_bar
+from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.peer.batch_file import Line
 from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session

@@ -19,7 +19,7 @@ FIELDS = ("public_key", "allowed_ips", "preshared_key", "keepalive", "ttl", "lab
 LONGEST_LIST = 64 * 1024 * 1024
 
 _BLANK = re.compile(r"\s*")
-#: What a line of keys begins with; whether it is one, its own answer says.
+#: How a line of keys begins. Whether it is a key, its answer says.
 _LOOKS_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 

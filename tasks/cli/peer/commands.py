@@ -156,7 +156,7 @@ def _refuse_two_ways(gateway: str | None, options: Mapping[str, Any]) -> None:
 
 
 def _preshared_key(options: dict[str, Any]) -> str | None:
-    """The one in the file of --preshared-key-file."""
+    """The preshared key in the file of --preshared-key-file."""
     source = cast("TextIO | None", options["preshared_key_file"])
     if source is None:
         return None

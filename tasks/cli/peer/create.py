@@ -43,7 +43,7 @@ class Order:
     wish: Mapping[str, Any]
     public_key: str | None
     with_preshared_key: bool
-    #: One that there is already.
+    #: A preshared key that the caller has already.
     preshared_key: str | None = field(repr=False)
     timeout: float | None
     request_token: str | None
@@ -144,7 +144,7 @@ class Made:
     failure: PeerlaneError | None = None
 
     def configure(self, ask: Callable[[], GatewayInfo]) -> None:
-        """Render and write the configuration. The peer is there, its key shown: nothing is raised, Ctrl-C neither."""
+        """Render and write the configuration. The peer exists, its key is shown: it raises nothing, not even Ctrl-C."""
         try:
             self.config = client_config(
                 self.result, ask(), private_key=self.keys.private, preshared_key=self.keys.preshared

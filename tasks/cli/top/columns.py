@@ -121,7 +121,7 @@ def _beats(row: Row) -> Text:
 
 
 def _sweep(row: Row) -> Text:
-    """What the last sweep came to, and when."""
+    """The outcome of the last sweep, and when it was."""
     swept = _swept(row)
     if not row.sweep:
         return swept

@@ -74,7 +74,7 @@ def _fitting(rows: Sequence[Row], width: int) -> _Fitting:
     while True:
         widths = [max([len(column.title), *(cell.cell_len for cell in cells)]) for column, cells in columns.items()]
         gap = 2 if sum(widths) + 2 * len(widths) <= width else 1
-        # Of all that stands here only a gateway's name may be cut, and not to less than a few letters.
+        # Only a gateway's name may be cut, and not to less than a few letters.
         room = width - sum(widths[1:]) - gap * len(widths)
         if wide or room >= min(SHORTEST_NAME, widths[0]) or len(left_out) == len(_FIRST_LEFT_OUT):
             widths[0] = max(min(SHORTEST_NAME, widths[0]), min(widths[0], room))
@@ -114,7 +114,7 @@ def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
 
 
 def _troubles(rows: Sequence[Row]) -> list[str]:
-    """What is wrong and has no alarm: full lanes, messages set aside, no beat. One sentence each."""
+    """Troubles without an alarm: full lanes, messages set aside, no beat. One sentence each."""
     sentences: list[str] = []
     if full := [f"{row.gateway} ({max(row.waiting, row.waiting_bulk):,} wait)" for row in rows if row.lane_full]:
         sentences.append(f"full lanes, which refuse requests: {', '.join(full[:5])}{_and_more(full)}")

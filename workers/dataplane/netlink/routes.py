@@ -102,15 +102,15 @@ class RouteTable:
         return uninterrupted(dump)
 
     def add(self, index: int, prefixes: Sequence[Prefix], protocol: int) -> None:
-        """Add routes to the device. A route that leads there already stays as it is, whoever made it.
+        """Add routes to the device. A route that leads there already stays as it is, also if another program made it.
 
         Raises:
-            KernelRefused: EEXIST where somebody else's route for the prefix leads elsewhere; it stays.
+            KernelRefused: EEXIST where another program's route for the prefix leads elsewhere; it stays.
         """
         taken: list[Prefix] = []
         for some in _slices(prefixes):
             payloads = [encode_route(index, Route(prefix, protocol)) for prefix in some]
-            # EXCL: without it the kernel would replace, or stand beside, somebody else's route.
+            # EXCL: without it the kernel would replace another program's route, or add a second one.
             refused = self._channel.execute(
                 RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, payloads, forgive=frozenset({errno.EEXIST})
             )

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import text_key
 from peerlane.workers.dataplane import DevicePeer
 from peerlane.workers.dataplane.counters import PeerCounters
-from peerlane.workers.dataplane.keyfile import encode_key
 from peerlane.workers.dataplane.netlink.framing import ATTRIBUTE, NLA_TYPE_MASK, Malformed, Payload, attributes
 from peerlane.workers.dataplane.netlink.wireguard_uapi import (
     IFINDEX,
@@ -134,7 +134,7 @@ def read_counters(payload: Payload) -> list[PeerCounters]:
                 seconds, nanoseconds = _TIME.unpack_from(buffer, handshake + 4)
                 counters.append(
                     PeerCounters(
-                        encode_key(buffer[key + 4 : key + 36]),
+                        text_key(buffer[key + 4 : key + 36]),
                         seconds + nanoseconds / 1e9,
                         _U64.unpack_from(buffer, rx + 4)[0],
                         _U64.unpack_from(buffer, tx + 4)[0],
@@ -180,8 +180,8 @@ def _read_peer(buffer: bytes, at: int, end: int) -> DevicePeer:
     handshake, rx, tx, keepalive = where[P_HANDSHAKE], where[P_RX], where[P_TX], where[P_KEEPALIVE]
     seconds, nanoseconds = _TIME.unpack_from(buffer, handshake + 4) if handshake else (0, 0)
     return DevicePeer(
-        public_key=encode_key(key),
-        preshared_key=None if preshared is None or preshared == NO_KEY else encode_key(preshared),
+        public_key=text_key(key),
+        preshared_key=None if preshared is None or preshared == NO_KEY else text_key(preshared),
         keepalive=U16.unpack_from(buffer, keepalive + 4)[0] if keepalive else 0,
         allowed_ips=_allowed_ips(buffer, where[P_ALLOWED_IPS]),
         endpoint=_endpoint(buffer, where[P_ENDPOINT]),

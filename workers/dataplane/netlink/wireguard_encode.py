@@ -11,8 +11,8 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from peerlane.tasks.values.prefix import Prefix
+from peerlane.tasks.wire.stored_peer import decoded_key
 from peerlane.workers.dataplane import RemovePeer, SetPeer
-from peerlane.workers.dataplane.keyfile import decode_key
 from peerlane.workers.dataplane.netlink.framing import ATTRIBUTE, NLA_F_NESTED, attribute
 from peerlane.workers.dataplane.netlink.wireguard_uapi import (
     GET_DEVICE,
@@ -81,7 +81,7 @@ def encode_changes(
     """
     message = _Message(index, max_bytes)
     for change in changes:
-        key = decode_key(change.public_key)
+        key = decoded_key(change.public_key)
         prefixes = sorted(change.allowed_ips) if isinstance(change, SetPeer) else []
         if len(message.parts) == max_peers:
             yield message.take()
@@ -155,7 +155,7 @@ def _encode_peer(
         allowed_ips = ATTRIBUTE.pack(4 + len(allowed_ips), P_ALLOWED_IPS | NLA_F_NESTED) + allowed_ips
     nest = number | NLA_F_NESTED
     if isinstance(change, SetPeer) and first:
-        preshared = NO_KEY if change.preshared_key is None else decode_key(change.preshared_key)
+        preshared = NO_KEY if change.preshared_key is None else decoded_key(change.preshared_key)
         if not 0 <= change.keepalive <= 0xFFFF:
             raise ValueError("keepalive is 0 to 65535 seconds")
         return (

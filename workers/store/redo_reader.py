@@ -1,11 +1,8 @@
-"""Keeps the last commits of a gateway's writers in a local file, so that the next writer can repeat them.
+"""Reads the commits that earlier writers have kept in a file (``journal.RedoFile``), for a writer that starts.
 
-The file must survive the process, not the host, so it is not synced: a host that loses power has lost its device's
-peers anyway. There are two files of limited size, used in turn. Each line is a checksum and a JSON object: the start of
-a writer, a step that it is about to send, that no answer to it came, the part of it that became true. A step without an
-answer is not repeated: its requests are delivered again, and their deadlines are looked at. Sealed preshared keys
-are in the file as in Redis; a change with a key in clear is left out. A file is used only if all of it is exactly what
-a writer of this gateway writes; otherwise it is ignored, and the next writer begins a new one.
+A step without an answer is not repeated: its requests are delivered again, and their deadlines are looked at. A file is
+used only if all of it is exactly what a writer of this gateway writes; otherwise it is ignored, and the next writer
+begins a new one.
 """
 
 from __future__ import annotations
@@ -26,17 +23,12 @@ from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.model import check_public_key
 from peerlane.tasks.wire.stored_peer import Peer
-from peerlane.workers.store.journal import MOST, Made, Step
+from peerlane.workers.store.journal import LARGEST, MOST_NUMBER, Made, Step
 
 log = logging.getLogger(__name__)
 
-#: Bytes of one of the two files, and outcomes in it, beyond which the other one is begun.
-LARGEST = 32 * 1024 * 1024
-MOST_IN_ONE = MOST // 2
 #: Bytes beyond which no file is read: one more step, an import say, may have made it so much larger.
 READ_AT_MOST = 4 * LARGEST
-#: The largest sequence, epoch or deadline.
-MOST_NUMBER = 2**53 - 1
 
 
 class Unusable(Exception):
@@ -53,120 +45,32 @@ class Kept:
     #: The sequence after the last step, and the epoch of the last writer.
     seq: int = 0
     epoch: int = 0
+    #: Bytes after the last whole line of the last file: its writer was killed while it wrote.
+    torn: int = 0
 
 
-class RedoFile:
-    """One gateway's files in a directory. If one cannot be written, it logs a warning and writes no more."""
-
-    def __init__(self, directory: Path, gateway: str) -> None:
-        self._gateway = gateway
-        self._path, self._before = directory / f"{gateway}.redo", directory / f"{gateway}.redo.1"
-        self._file: int | None = None
-        self._bytes = self._outcomes = 0
-        self._begun: dict[str, Any] = {}
-
-    def read(self) -> Kept:
-        """The commits of earlier writers; empty if any part is not as a writer writes it."""
-        kept = Kept()
-        for path in (self._before, self._path):
-            try:
-                raw = _read_own(path)
-            except FileNotFoundError:
-                continue
-            except (OSError, Unusable) as error:
-                why = str(error) if isinstance(error, Unusable) else error.strerror
-                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, why)
-                return Kept()
-            try:
-                _Reader(self._gateway, kept).read(raw)
-            except (Unusable, PeerlaneError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-                why = str(error) if isinstance(error, Unusable) else "it holds what no writer writes"
-                log.warning("gateway %s: the redo file %s is ignored: %s", self._gateway, path, why)
-                return Kept()
-        if kept.steps and kept.steps[-1].unanswered:
-            kept.steps.pop()
-        return kept
-
-    def begin(self, epoch: int, writer: str, seq: int, followed: tuple[int, str], *, anew: bool) -> None:
-        """Note a writer that starts at ``seq`` and follows ``followed``. ``anew``: delete what is there."""
-        self._begun = {"gateway": self._gateway, "epoch": epoch, "writer": writer, "after": list(followed)}
+def read_redo(gateway: str, paths: Sequence[Path]) -> Kept:
+    """The commits in a gateway's files, in the order of writing; empty if any part is not as a writer writes it."""
+    kept = Kept()
+    for path in paths:
+        kept.torn = 0
         try:
-            if anew:
-                self._before.unlink(missing_ok=True)
-                self._path.unlink(missing_ok=True)
-            self._open()
-        except OSError as error:
-            self._give_up(error)
-            return
-        self._write({**self._begun, "seq": seq})
-
-    def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(self._path, flags, 0o600)
-        os.fchmod(self._file, 0o600)
-        self._bytes, self._outcomes = os.fstat(self._file).st_size, 0
-        if self._bytes and (torn := _torn(self._path)):  # its writer was killed while it wrote
-            self._bytes -= torn
-            os.ftruncate(self._file, self._bytes)
-
-    def note(self, base: int, made: Sequence[Made]) -> None:
-        """A step is about to be sent."""
-        if self._file is None:
-            return
-        if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
-            self._turn(base)
-        self._outcomes += len(made)
-        self._write({"base": base, "made": [_line(each) for each in made]})
-
-    def unanswered(self) -> None:
-        """No answer to the last step came."""
-        self._write({"unanswered": True})
-
-    def correct(self, kept: Sequence[int], late: Sequence[int]) -> None:
-        """Reduce the last step to the outcomes that became true."""
-        self._write({"kept": list(kept), "late": list(late)})
-
-    def _turn(self, base: int) -> None:
+            raw = _read_own(path)
+        except FileNotFoundError:
+            continue
+        except (OSError, Unusable) as error:
+            why = str(error) if isinstance(error, Unusable) else error.strerror
+            log.warning("gateway %s: the redo file %s is ignored: %s", gateway, path, why)
+            return Kept()
         try:
-            self.close()
-            self._path.replace(self._before)
-            self._open()
-        except OSError as error:
-            self._give_up(error)
-            return
-        self._write({**self._begun, "seq": base})
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        if self._file is None:
-            return
-        text = json.dumps(entry, separators=(",", ":")).encode()
-        line = b"%08x %s\n" % (zlib.crc32(text), text)
-        try:
-            if os.write(self._file, line) < len(line):
-                raise OSError(28, "no room")
-        except OSError as error:
-            self._give_up(error)
-            return
-        self._bytes += len(line)
-
-    def _give_up(self, error: OSError) -> None:
-        log.warning(
-            "gateway %s: %s cannot be written (%s): commits that Redis loses when this writer dies at the same moment "
-            "cannot be made true again",
-            *(self._gateway, self._path, error.strerror),
-        )
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; it is not deleted."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _line(made: Made) -> tuple[str | int | None, ...]:
-    changes = None if made.secret else made.changes
-    return made.request_id, made.result, changes, made.share, made.tag, min(made.deadline, MOST_NUMBER)
+            _Reader(gateway, kept).read(raw)
+        except (Unusable, PeerlaneError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            why = str(error) if isinstance(error, Unusable) else "it holds what no writer writes"
+            log.warning("gateway %s: the redo file %s is ignored: %s", gateway, path, why)
+            return Kept()
+    if kept.steps and kept.steps[-1].unanswered:
+        kept.steps.pop()
+    return kept
 
 
 def _read_own(path: Path) -> bytes:
@@ -182,12 +86,6 @@ def _read_own(path: Path) -> bytes:
         return file.read(READ_AT_MOST)
 
 
-def _torn(path: Path) -> int:
-    """Bytes after the last whole line."""
-    raw = _read_own(path)
-    return len(raw) - (raw.rfind(b"\n") + 1)
-
-
 class _Reader:
     """Reads one file's lines into a Kept."""
 
@@ -197,7 +95,8 @@ class _Reader:
 
     def read(self, raw: bytes) -> None:
         """Read the lines. Raises Unusable, or another error for a line that no writer writes."""
-        *lines, _torn_line = raw.split(b"\n")
+        *lines, torn = raw.split(b"\n")
+        self._kept.torn = len(torn)
         for line in lines:
             digest, text = line[:8], line[9:]
             if line[8:9] != b" " or digest != b"%08x" % zlib.crc32(text):
