@@ -81,11 +81,11 @@ def distributions_of(package: str) -> set[str]:
     return {name_of(name) for name in INSTALLED.get(package, [])}
 
 
-FOUND = of_the_sources()
+IMPORTS = of_the_sources()
 
 
 def test_every_import_is_declared() -> None:
-    undeclared = {statement for statement in FOUND if not distributions_of(statement.package) & (BASE | EXTRAS)}
+    undeclared = {statement for statement in IMPORTS if not distributions_of(statement.package) & (BASE | EXTRAS)}
     assert undeclared == set()
 
 
@@ -94,7 +94,7 @@ OF_FLOWER = "tasks/flower/"
 
 
 def test_what_only_an_extra_brings_is_imported_where_it_is_used_and_not_before() -> None:
-    early = {statement for statement in FOUND if statement.at_once and not distributions_of(statement.package) & BASE}
+    early = {statement for statement in IMPORTS if statement.at_once and not distributions_of(statement.package) & BASE}
     assert {statement for statement in early if not statement.file.startswith(OF_FLOWER)} == set()
     assert {statement.package for statement in early} == {"flower", "tornado"}
 
@@ -105,7 +105,7 @@ OF_PROMETHEUS = {"tasks/exporter/collector.py"}
 
 def test_what_only_an_extra_brings_is_imported_by_one_file_or_folder() -> None:
     files: defaultdict[str, set[str]] = defaultdict(set)
-    for statement in FOUND:
+    for statement in IMPORTS:
         if not distributions_of(statement.package) & BASE:
             files[statement.package].add(OF_FLOWER if statement.file.startswith(OF_FLOWER) else statement.file)
     assert files.pop("prometheus_client") == OF_PROMETHEUS
@@ -114,7 +114,7 @@ def test_what_only_an_extra_brings_is_imported_by_one_file_or_folder() -> None:
 
 
 def test_what_is_declared_is_imported() -> None:
-    imported = {name for statement in FOUND for name in distributions_of(statement.package)}
+    imported = {name for statement in IMPORTS for name in distributions_of(statement.package)}
     # OpenTelemetry is used where a process has loaded it.
     assert (BASE | EXTRAS) - imported == {"opentelemetry-sdk"}
 

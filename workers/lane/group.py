@@ -214,7 +214,7 @@ class LaneWriter:
         """Count requests that were struck out of the lane, and remove them from their shares."""
         self._writer.answered += len(dead)
         try:
-            leave_shares(self._writer, [(each.request_id, each.message) for each in dead])
+            leave_shares(self._writer, [(request.request_id, request.message) for request in dead])
         except ShutdownRequested:
             raise WorkerShutdown(0) from None
 
@@ -267,7 +267,7 @@ class Group:
             member.run()
 
     def _carry_out(self, writer: LaneWriter) -> None:
-        writer.carry_out_many([(each.task, each.taken, each.arguments) for each in self._members])
+        writer.carry_out_many([(member.task, member.taken, member.arguments) for member in self._members])
 
     def _carry_out_lean(self, writer: LaneWriter) -> None:
         began = time.monotonic()

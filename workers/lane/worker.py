@@ -91,10 +91,10 @@ class LaneConsumer(_Consumer):
 
     def end_dead(self, dead: Sequence[Dead]) -> None:
         """End a request that was struck out of the lane."""
-        for each in dead:
-            strategy = self.strategies.get(each.task)
+        for request in dead:
+            strategy = self.strategies.get(request.task)
             if isinstance(strategy, LaneStrategy):
-                strategy.end_dead(each)
+                strategy.end_dead(request)
         writer = getattr(self.app.tasks[names.CREATE_PEER], "writer", None)
         if isinstance(writer, LaneWriter):
             writer.strike_out(dead)

@@ -75,8 +75,8 @@ def make_up_for(
         return
     # What gives addresses up comes first.
     failed = sum(
-        restore_lost(store.gateway, each, commit)
-        for each in (differing.deleted, differing.moved, differing.changed, differing.created)
+        restore_lost(store.gateway, plans, commit)
+        for plans in (differing.deleted, differing.moved, differing.changed, differing.created)
     )
     put_back, removed = len(differing.created) + len(differing.changed), len(differing.deleted)
     left = f"; {failed} of these could not be, and follow Redis" if failed else ""

@@ -62,7 +62,7 @@ class Step:
     @property
     def size(self) -> int:
         """Approximate bytes."""
-        return sum(len(each.result) + len(each.changes) + 200 for each in self.made)
+        return sum(len(made.result) + len(made.changes) + 200 for made in self.made)
 
 
 class RedoFile:
@@ -116,7 +116,7 @@ class RedoFile:
         if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
             self._turn(base)
         self._outcomes += len(made)
-        self._write({"base": base, "made": [_line(each) for each in made]})
+        self._write({"base": base, "made": [_line(outcome) for outcome in made]})
 
     def unanswered(self) -> None:
         """Note that no answer to the last step came. The next writer does not repeat it unless it is corrected."""
@@ -262,11 +262,11 @@ class Lost:
         What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right there.
         """
         removals: list[dict[str, object]] = []
-        for each, verdict in zip(made, verdicts, strict=True):
+        for outcome, verdict in zip(made, verdicts, strict=True):
             if verdict not in ("cancelled", "lost"):
                 self.redone += 1
                 continue
-            changes = cast("list[dict[str, object]]", json.loads(each.changes))
+            changes = cast("list[dict[str, object]]", json.loads(outcome.changes))
             keys = {str(change["key"]) for change in changes}
             if verdict == "lost":
                 self.outcomes += 1

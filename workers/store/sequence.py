@@ -115,8 +115,8 @@ class CommitSequence:
         ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
         """
         made = [
-            Made(each.request_id, each.result, change, each.share, each.tag, secret, each.deadline)
-            for each, (change, secret) in zip(commits, changes, strict=True)
+            Made(commit.request_id, commit.result, change, commit.share, commit.tag, secret, commit.deadline)
+            for commit, (change, secret) in zip(commits, changes, strict=True)
         ]
         while True:
             self._finish_repeating()
@@ -127,7 +127,7 @@ class CommitSequence:
                 self.journal.withdrawn()
                 raise
             except RedisError:
-                if any(each.deadline for each in commits):  # where none has one, it is never too late
+                if any(commit.deadline for commit in commits):  # where none has one, it is never too late
                     self.journal.unanswered()
                 raise
             if answers[0].verdict != "behind":
@@ -153,12 +153,12 @@ class CommitSequence:
     def _send(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
         keys = list(self._keys)
         args: list[str | int | bytes] = [*self._fence, self._result_ttl]
-        for each, (change, _) in zip(commits, changes, strict=True):
-            result_key = names.RESULT_PREFIX + each.request_id
-            keys += [result_key, each.share or result_key]
-            args += [each.deadline, each.result, commit_record.late(each.request_id), change]
-            args += [int(each.creates), each.tag, each.request_id]
-        removal = all(each.is_removal for each in commits)
+        for commit, (change, _) in zip(commits, changes, strict=True):
+            result_key = names.RESULT_PREFIX + commit.request_id
+            keys += [result_key, commit.share or result_key]
+            args += [commit.deadline, commit.result, commit_record.late(commit.request_id), change]
+            args += [int(commit.creates), commit.tag, commit.request_id]
+        removal = all(commit.is_removal for commit in commits)
         answers, seq = self._answers((self._release if removal else self._commit)(keys=keys, args=args))
         if all(answer.verdict not in ("behind", "fenced") for answer in answers):
             self.known = max(self.known, seq)
@@ -220,13 +220,13 @@ class CommitSequence:
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        lost = Lost(outcomes=missing + sum(not each.changes for step in steps for each in step.made))
+        lost = Lost(outcomes=missing + sum(not outcome.changes for step in steps for outcome in step.made))
         # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
         self._tell_of(lost)
         cancelled: list[dict[str, object]] = []
         for some in (*_slices(steps, AT_ONCE), []):
             PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
-            whole = [each for step in some for each in step.made if each.changes]
+            whole = [outcome for step in some for outcome in step.made if outcome.changes]
             verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
                 return  # a newer writer has started: the next call to Redis raises that
@@ -254,10 +254,10 @@ class CommitSequence:
         """
         keys = list(self._keys)
         args: list[str | int | bytes] = [self.epoch, self.writer, seq, self._result_ttl, json.dumps(list(cancelled))]
-        for each in made:
-            result_key = names.result_key(each.request_id)
-            keys += [result_key, each.share or result_key]
-            args += [each.result, each.changes, each.tag, each.request_id, each.deadline]
+        for outcome in made:
+            result_key = names.result_key(outcome.request_id)
+            keys += [result_key, outcome.share or result_key]
+            args += [outcome.result, outcome.changes, outcome.tag, outcome.request_id, outcome.deadline]
         current, *verdicts = cast("list[bytes]", self._redo(keys=keys, args=args))
         return None if current == b"fenced" else [verdict.decode() for verdict in verdicts]
 
@@ -282,7 +282,7 @@ def _slices(steps: Sequence[Step], most: int) -> Iterator[list[Step]]:
     """The steps in order, as many together as have ``most`` outcomes; at least one."""
     some: list[Step] = []
     for step in steps:
-        if some and sum(len(each.made) for each in some) + len(step.made) > most:
+        if some and sum(len(earlier.made) for earlier in some) + len(step.made) > most:
             yield some
             some = []
         some.append(step)
