@@ -152,7 +152,8 @@ class Store:
         peer = plan.after
         if peer is None or peer is plan.before:
             return None
-        return (peer if peer.preshared_key is None else self.cipher.sealed(self.gateway, peer)).record()
+        sealed = peer if peer.preshared_key is None else self.cipher.sealed(self.gateway, peer)
+        return plan.record if plan.record is not None and sealed is peer else sealed.record()
 
     def _opened(self, stored: StoredPeer) -> StoredPeer:
         try:
