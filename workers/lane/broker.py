@@ -161,7 +161,7 @@ class LaneChannel(UnboundChannel):
             self.take(queue, raw)
             return
         bulk = (taken[0].queue if taken else queue) == names.bulk_queue(gateway)
-        full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(each.message) for each in taken) >= BULK_BYTES)
+        full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(noted.message) for noted in taken) >= BULK_BYTES)
         group, failures = Group(len(taken) + len(dead), bulk=bulk, full=full), list[Exception]()
         self.group = group
         for noted in taken:

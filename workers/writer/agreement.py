@@ -170,7 +170,7 @@ class Agreement:
             if plan.after is None:
                 self.table.drop(plan.public_key)
             elif not planned:
-                self.table.put(plan.after)
+                self.table.put(plan.after, plan.record)
         if self.created - self._put_aside >= garbage.EVERY:
             self._put_aside = self.created
             garbage.put_aside()
