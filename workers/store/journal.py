@@ -33,11 +33,11 @@ LOST = "lost"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An outcome in the form that ``redo`` takes."""
+    """An outcome in the form that ``commit`` and ``redo`` take."""
 
     request_id: str
     result: str
-    #: As the commit takes them.
+    #: In JSON.
     changes: str
     share: str | None = None
     tag: str = ""
@@ -45,6 +45,10 @@ class Made:
     secret: bool = False
     #: The request's, in ms on Redis' clock; 0 for none. Until then it may be asked again.
     deadline: int = 0
+    #: For ``commit``: whether a gateway that is being drained refuses it, and whether it only removes, so that Redis
+    #: accepts it while its memory is full.
+    creates: bool = False
+    removes: bool = False
 
 
 @dataclass(slots=True)
@@ -267,14 +271,14 @@ class Lost:
                 self.redone += 1
                 continue
             changes = cast("list[dict[str, object]]", json.loads(outcome.changes))
-            keys = {str(change["key"]) for change in changes}
             if verdict == "lost":
                 self.outcomes += 1
-                self.keys -= keys
+                self.keys -= {str(change["key"]) for change in changes}
             else:
                 self.disputed += 1
-                self.keys |= keys
-                removals += [change for change in changes if "record" not in change and "kept" not in change]
+                changes = [change for change in changes if "kept" not in change]
+                self.keys |= {str(change["key"]) for change in changes}
+                removals += [change for change in changes if "record" not in change]
         return removals
 
     def add(self, more: Lost) -> None:
