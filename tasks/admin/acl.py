@@ -182,23 +182,23 @@ def _api(gateways: Sequence[str]) -> tuple[Selector, ...]:
 def _operator(gateways: Sequence[str]) -> tuple[Selector, ...]:
     """The rights of a person at the command line: those of an API host, and to drain, sweep, import and back up."""
 
-    def each(key: str) -> tuple[str, ...]:
+    def key_of_each(key: str) -> tuple[str, ...]:
         return tuple(key.replace("NAME", name) for name in gateways)
 
     first, *others = _api(gateways)
     return (
         Selector((*first.commands, "info"), channels=first.channels),
         *others,
-        Selector(("lpush", "llen"), each(f"W:{names.observer_queue('NAME')}")),
+        Selector(("lpush", "llen"), key_of_each(f"W:{names.observer_queue('NAME')}")),
         *_backs_up(gateways),
         *_forgets(gateways),
-        Selector(("watch", "hset", "hmget", "exists"), each(names.gateway_key("NAME"))),
-        Selector(("rpush", "expire", "del"), each(f"W:{names.staged_key('NAME', '*')}")),
-        Selector(("hscan",), each(f"R:{names.addresses_key('NAME')}")),
-        Selector(("hget", "hmget", "hgetall", "hscan"), each(f"R:{names.seen_key('NAME')}")),
-        Selector(("hget", "hmget", "hgetall"), each(f"R:{names.observer_key('NAME')}")),
-        Selector(("hgetall", "hdel"), each(names.alarms_key("NAME"))),
-        Selector(("lrange", "lrem", "llen", "del"), each(names.poison_key("NAME"))),
+        Selector(("watch", "hset", "hmget", "exists"), key_of_each(names.gateway_key("NAME"))),
+        Selector(("rpush", "expire", "del"), key_of_each(f"W:{names.staged_key('NAME', '*')}")),
+        Selector(("hscan",), key_of_each(f"R:{names.addresses_key('NAME')}")),
+        Selector(("hget", "hmget", "hgetall", "hscan"), key_of_each(f"R:{names.seen_key('NAME')}")),
+        Selector(("hget", "hmget", "hgetall"), key_of_each(f"R:{names.observer_key('NAME')}")),
+        Selector(("hgetall", "hdel"), key_of_each(names.alarms_key("NAME"))),
+        Selector(("lrange", "lrem", "llen", "del"), key_of_each(names.poison_key("NAME"))),
     )
 
 

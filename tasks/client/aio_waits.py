@@ -7,7 +7,7 @@ import math
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
-#: Seconds between two moments at which waits end; a wait ends at most so much later than it has to.
+#: Seconds between two moments at which waits end: a wait ends at most that much late.
 SLICE = 0.02
 
 _T = TypeVar("_T")
@@ -61,12 +61,12 @@ class Calls:
     """The calls of a client, each in its caller's own task: a task for each would cost a tenth of a create."""
 
     def __init__(self) -> None:
-        #: By its caller's task: how often ``end`` has cancelled it.
+        #: For each caller's task: how often ``end`` has cancelled it.
         self._cancels: dict[asyncio.Task[Any], int] = {}
         self._none = asyncio.Event()
 
     def enter(self) -> asyncio.Task[Any]:
-        """A call begins in the current task, which has to leave."""
+        """Begin a call in the current task, which has to ``leave``."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cancels[task] = 0
         return task

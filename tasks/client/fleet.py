@@ -262,4 +262,4 @@ class Fleet:
 
 def _in_order(answers: Iterable[ListAnswer]) -> list[PeerAnswer]:
     """The answers by their places."""
-    return [each.answer for each in sorted(answers, key=attrgetter("place"))]
+    return [reply.answer for reply in sorted(answers, key=attrgetter("place"))]

@@ -23,7 +23,7 @@ Sample = tuple[str, tuple[str, ...], Value]
 MOST_POOLS, MOST_REQUESTS, MOST_ALARMS, MOST_REASONS, MOST_OUTCOMES, MOST_KINDS = 2, 21, 6, 4, 4, 8
 _OTHER = "other"
 
-#: Failures that are not the caller's: told from the beginning, as Prometheus does not see a counter's first step.
+#: Failures that are not the caller's. Exported from 0 on, as Prometheus does not see a counter's first step.
 _NO_FAILURES = {
     (operation, "refused", code): 0
     for operation in ("create", "delete")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks.
 EVERY = 2.0
-#: Seconds after which what was read is too old to call Flower healthy: two looks, and what they may wait for Redis.
+#: Age in seconds from which on the last look is too old for Flower to be healthy: two looks that wait for Redis.
 STALE = 10.0
 
 

@@ -191,7 +191,7 @@ def seconds_of(*timeouts: Timeout | None) -> float:
     Raises:
         Invalid: it is no number of seconds above 0, or more than a day.
     """
-    timeout = next(each for each in timeouts if each is not None)
+    timeout = next(timeout for timeout in timeouts if timeout is not None)
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_DEADLINE:  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not all typed
         raise Invalid(

@@ -247,7 +247,7 @@ def withdraw_all(results: Sequence[LaneResult]) -> None:
     if not results:
         return
     lanes = lanes_of(cast("Any", results[0].app))
-    left = [(str(each.id), each.deadline) for each in results if not lanes.waits.is_awaited(str(each.id))]
+    left = [(str(result.id), result.deadline) for result in results if not lanes.waits.is_awaited(str(result.id))]
     with suppress(RedisError, OSError):
         lanes.cancel_many(left)
 

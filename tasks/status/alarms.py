@@ -96,5 +96,5 @@ def _parsed(kind: str, record: bytes | None) -> Alarm | None:
         since = int(number(fields["since"]))
         return Alarm(kind, str(fields["message"]), since, dict(detail), int(number(fields.get("at", since))))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        # Written by another version, or by hand: it is an alarm all the same.
+        # Written by another version or by hand: shown as an alarm all the same.
         return Alarm(kind, record.decode(errors="replace")[:500], 0, {})

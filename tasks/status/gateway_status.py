@@ -54,7 +54,7 @@ class GatewayStatus:
     #: Where the observer runs, or ran last; empty where it never did.
     observer_host: str = ""
     observer_pid: int = 0
-    #: What its processes have measured; None where they have told nothing, or it was not read.
+    #: The measurements of its processes; None if there are none, or they were not read.
     writer_metrics: WriterMetrics | None = None
     observer_metrics: ObserverMetrics | None = None
 

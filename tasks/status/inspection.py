@@ -21,7 +21,7 @@ from peerlane.tasks.status.fleet_snapshot import FleetReader, FleetSnapshot
 from peerlane.tasks.status.gateway_status import GatewayStatus
 from peerlane.tasks.wire.registry import LANE_TASKS, UPKEEP_TASKS
 
-#: Facts of a gateway that ``inspect conf`` tells: what its settings are.
+#: Facts of a gateway that ``inspect conf`` shows: those that its settings decide.
 SETTINGS = (
     *("region", "labels", "endpoint", "public_key", "listen_port", "interface", "dataplane", "pools", "serves", "dns"),
     *(

@@ -69,7 +69,7 @@ class Row:
     #: Messages that were set aside; None where that is not known.
     set_aside: int | None
     region: str
-    #: How often a writer has started there, and so ended, but for the last.
+    #: How often a writer of the gateway has started.
     epoch: int
     #: Seconds since the writer that lives began; None where none lives.
     writer_age: float | None
@@ -162,7 +162,7 @@ def _wait(status: GatewayStatus, sample: _Sample) -> Wait | None:
     if lane.state in ("down", "stuck") and oldest >= REMARKABLE:
         return Wait(round(oldest, 1), "at_least")
     if sample.stuck_since is not None:
-        # What a live writer has answered since its last sign of life is not told yet.
+        # Requests answered since the last heartbeat are not counted yet.
         seconds = (status.now if not lane.live else sample.heartbeat / 1000) - sample.stuck_since
         if seconds >= REMARKABLE:
             return Wait(round(max(seconds, oldest), 1), "at_least")
@@ -174,7 +174,7 @@ def _wait(status: GatewayStatus, sample: _Sample) -> Wait | None:
 def _row(status: GatewayStatus, sample: _Sample) -> Row:
     lane = status.lane
     rates = sample.rates or (None, None, None, None)
-    # What a silent observer has told is of another time.
+    # The figures of a silent observer are old.
     reading: Mapping[str, Any] = status.reading if status.observed else {}
     return Row(
         gateway=lane.gateway,

@@ -11,7 +11,7 @@ from typing import Any
 
 #: Version of the stored form.
 VERSION = "1"
-#: What a u64 holds; Redis, and the programs that read these fields, are spared anything beyond.
+#: The largest u64; larger numbers are not stored, for the programs that read these fields.
 LIMIT = 1 << 64
 
 

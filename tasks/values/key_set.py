@@ -32,7 +32,7 @@ class KeySet:
         return False
 
     def add(self, text: str) -> bool:
-        """Take one in; whether it was not there."""
+        """Add a text; returns whether it was not in the set."""
         if self._count * 2 >= len(self._slots):
             self._grow()
         if not _put(self._slots, hash(text) or 1):

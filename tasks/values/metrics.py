@@ -18,7 +18,7 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 #: What is measured of a request: from being sent to being taken, until the device is touched, until the device is
 #: changed, until the outcome is committed. Together they are the whole.
 STAGES = ("queue", "plan", "device", "commit")
-#: Kinds of requests: single creates and deletes; whatever comes by the list.
+#: Kinds of requests: single creates and deletes; lists of any kind.
 OPERATIONS = ("create", "delete", "bulk")
 
 _WORD = re.compile(r"[a-z][a-z_]{0,31}")
@@ -168,8 +168,8 @@ def _histograms(value: object, names: Sequence[str]) -> dict[str, Histogram]:
     histograms: dict[str, Histogram] = {}
     for name in names:
         match _list(mapping.get(name)):
-            case [each, total] if len(told_counts := _list(each)) == len(BUCKETS) + 1:
-                histograms[name] = Histogram([int(number(count)) for count in told_counts], number(total))
+            case [stored, total] if len(counts := _list(stored)) == len(BUCKETS) + 1:
+                histograms[name] = Histogram([int(number(count)) for count in counts], number(total))
             case _:
                 continue
     return histograms

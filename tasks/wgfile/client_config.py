@@ -142,7 +142,7 @@ def write_private(path: Path, text: str | bytes, *, replace: bool = False) -> No
 
 
 def _beside(path: Path) -> Path:
-    """Where a file is written that then takes the place of ``path``: a file or a link, never a device or a pipe."""
+    """The path of a new file that then replaces ``path``, which is a file or a link, never a device or a pipe."""
     with suppress(OSError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 from peerlane.tasks.wire.model import are_labels
 from peerlane.tasks.wire.stored_peer import Peer
 
-#: Label that other programs' ways of naming a peer become, and that ``# friendly_name`` is written for.
+#: The label for a peer's name, however another program writes it; ``export`` writes it as ``# friendly_name``.
 NAME = "name"
 
 _FIELDS = ("ttl", "expires_at", "created_at")
@@ -34,7 +34,7 @@ _NOTHING = re.compile(
 )
 #: A name by itself, as people put it beside ``[Peer]``.
 _WORD = re.compile(r"#+\s*([^\W_][\w.@+-]{0,63})")
-#: What a ``# friendly_json`` calls the name.
+#: The name's field in a ``# friendly_json``.
 _NAME_FIELDS = (NAME, "username", "user", "client")
 
 
@@ -81,7 +81,7 @@ def _bare(text: str, form: re.Pattern[str]) -> str:
 
 
 def name_by_itself(comment: str) -> str | None:
-    """The name that ``comment`` consists of: to be asked of one beside ``[Peer]`` that ``read`` does not know."""
+    """The name that ``comment`` consists of. For a comment beside ``[Peer]`` that ``read`` does not recognise."""
     match = _WORD.fullmatch(comment)
     return match[1] if match else None
 

@@ -27,7 +27,7 @@ def readable(peers: Iterable[Peer]) -> Iterator[Peer]:
 
 def render_in_order(gateway: GatewayInfo, peers: Iterable[Peer]) -> Iterator[str]:
     """The file's lines, peers in the order of their addresses. Holds preshared keys: treat it as a secret."""
-    # What a gateway tells is not trusted with a line of its own (peerlane.tasks.wgfile.client_config).
+    # A gateway's facts must not add lines to the file (peerlane.tasks.wgfile.client_config).
     key = f", public key {gateway.public_key}" if is_key(gateway.public_key) else ""
     yield f"# The peers of the gateway {gateway.name}{key}."
     yield "[Interface]"

@@ -18,12 +18,12 @@ from peerlane.tasks.wgfile.values import VALUES
 from peerlane.tasks.wire.model import parse
 from peerlane.tasks.wire.stored_peer import Peer
 
-#: Problems told of one file; the rest of a hopeless file is only mentioned.
+#: Problems listed of one file; that there are more is only mentioned.
 MAX_PROBLEMS = 100
 #: Bytes of a line; 1,024 IPv6 prefixes fit.
 MAX_LINE = 64 * 1024
 
-#: wg-quick's, of which nothing is for the gateway.
+#: Keys of wg-quick that the gateway does not use.
 _IGNORED = ("FwMark", "DNS", "MTU", "Table", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig")
 _INTERFACE_KEYS = ("PrivateKey", "ListenPort", "Address", *_IGNORED)
 _PEER_KEYS = ("PublicKey", "PresharedKey", "AllowedIPs", "PersistentKeepalive", "Endpoint")

@@ -134,7 +134,7 @@ def decode(stored: str | bytes, wish: str = "") -> dict[str, Any]:
 def in_short(result: Mapping[str, Any]) -> str:
     """A result in one line, because Celery's rendering of the whole result costs a tenth of a request."""
     if "answers" in result:
-        kinds = Counter(str(each.get("outcome") or each["error"]["code"]) for each in result["answers"])
+        kinds = Counter(str(answer.get("outcome") or answer["error"]["code"]) for answer in result["answers"])
         return " ".join(["listed", *(f"{kind}={count}" for kind, count in sorted(kinds.items()))])[:256]
     words = [str(result.get("outcome")), str(result.get("public_key", "")), *result.get("allowed_ips", ())]
     return " ".join(words)[:256]

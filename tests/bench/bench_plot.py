@@ -72,7 +72,7 @@ def plot(figures: dict[str, Any]) -> str:
         f"<style>\n{style()}\n</style>",
         f'<rect class="back" width="{WIDTH}" height="{HEIGHT}" rx="8"/>',
         text(24, 34, "What one request takes, over the number of peers on the gateway", "text title"),
-        text(24, 58, _told(points), "faint"),
+        text(24, 58, _described(points), "faint"),
     ]
     for tick in steps:
         parts += [
@@ -99,7 +99,7 @@ def text(x: float, y: float, words: str, look: str) -> str:
     return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words)}</text>'
 
 
-def _told(points: Sequence[dict[str, float]]) -> str:
+def _described(points: Sequence[dict[str, float]]) -> str:
     """What the picture says, in numbers."""
     first, last = points[0], points[-1]
     grown = {field: last[field] / first[field] for field in ("create_p50_ms", "delete_p50_ms", "syncconf_ms")}

@@ -26,7 +26,7 @@ from program_path import PROGRAM_PATH
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-#: Told now and again: what is being done, and the share of all that is done.
+#: SimulatedGateway now and again: what is being done, and the share of all that is done.
 Advance = Callable[[str, float], None]
 #: What JSON can hold.
 Figures = dict[str, Any]

@@ -51,12 +51,12 @@ class Starts:
         whole = watch.seconds
         return {"process_s": round(process, 2), "open_s": round(whole - process, 2), "start_s": round(whole, 2)}
 
-    def _await(self, phases: Container[str], what: str, within: float) -> None:
+    def _await(self, phases: Container[str], awaited: str, within: float) -> None:
         def reached() -> bool:
             assert self._gateway.status is None, self._gateway.log[-4000:]
             return str(self._redis.hget(self._key, "phase")) in phases
 
-        eventually(reached, what, within=within, every=EVERY)
+        eventually(reached, awaited, within=within, every=EVERY)
 
     def filled(self) -> float:
         """Wait until the last peer is back; how many seconds after the lane was opened, as the writer's log says."""

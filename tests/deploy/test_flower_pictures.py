@@ -45,17 +45,17 @@ def window(page: Page) -> Iterator[Browser]:
 def pictured(window: Browser, name: str, width: int = SIZE[0]) -> None:
     """Nothing is wider than the window. A picture of the whole page is kept, where that is wanted."""
     window.driver.set_window_size(width, SIZE[1])
-    eventually(lambda: told_by(window, "document.getAnimations().every(one => one.playState === 'finished')"), "rest")
+    eventually(lambda: value_of(window, "document.getAnimations().every(one => one.playState === 'finished')"), "rest")
     if PICTURES is not None:
-        height = int(told_by(window, "document.querySelector('main').getBoundingClientRect().bottom")) + 180
+        height = int(value_of(window, "document.querySelector('main').getBoundingClientRect().bottom")) + 180
         window.driver.set_window_size(width, height)
         assert window.driver.save_screenshot(str(Path(PICTURES) / f"flower-{name}.png"))
     cut = "[...document.querySelectorAll('html, figure, table')].filter(one => one.scrollWidth > one.clientWidth + 1)"
-    assert told_by(window, f"{cut}.length") == 0
+    assert value_of(window, f"{cut}.length") == 0
     window.driver.set_window_size(*SIZE)
 
 
-def told_by(window: Browser, expression: str) -> Any:
+def value_of(window: Browser, expression: str) -> Any:
     """What the page's script says."""
     return cast("Any", window.driver).execute_script(f"return {expression}")
 
@@ -78,7 +78,7 @@ def test_the_gateways_page_says_of_each_what_is_wrong(window: Browser) -> None:
 
 def coloured(window: Browser, colour: str, text: str) -> bool:
     """Whether a sentence stands in a box of this colour."""
-    boxes: list[str] = told_by(window, f"[...document.querySelectorAll('.alert-{colour}')].map(box => box.innerText)")
+    boxes: list[str] = value_of(window, f"[...document.querySelectorAll('.alert-{colour}')].map(box => box.innerText)")
     return any(text in box for box in boxes)
 
 
@@ -104,7 +104,7 @@ def test_the_tasks_page_shows_ids_and_outcomes_without_scrolling(window: Browser
     assert "created 10.8.0.13/32 fd00:8::d/128" in text
     assert "conflict" in text
     results = "[...document.querySelectorAll('#tasks-table td:nth-child(6)')]"
-    assert max(told_by(window, f"{results}.map(cell => cell.getBoundingClientRect().right)")) <= SIZE[0]
+    assert max(value_of(window, f"{results}.map(cell => cell.getBoundingClientRect().right)")) <= SIZE[0]
     pictured(window, "tasks", 1900)
 
 

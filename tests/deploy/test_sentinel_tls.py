@@ -117,7 +117,7 @@ def bad(request: pytest.FixtureRequest, scene: Scene) -> Iterator[tuple[Refusal,
     yield bad, settings
 
 
-def is_told(bad: Refusal, message: str) -> None:
+def check_refusal(bad: Refusal, message: str) -> None:
     assert bad.says in message
     assert ("no Sentinel names a primary of the service" in message) == (bad.name != "server-password")
     for secret in (PASSWORD, WATCHED, WATCHING, "other-pw", "sentinel-pw", "nobody-pw"):
@@ -127,7 +127,7 @@ def is_told(bad: Refusal, message: str) -> None:
 def test_a_client_is_told_why_it_does_not_connect(bad: tuple[Refusal, dict[str, Any]], client: MakeClient) -> None:
     with pytest.raises(OutcomeUnknown, match="nothing was sent") as caught:
         client("iad", **bad[1]).create_peer(some_key(), timeout=PATIENCE)
-    is_told(bad[0], str(caught.value))
+    check_refusal(bad[0], str(caught.value))
 
 
 def test_an_asyncio_client_is_told_too(bad: tuple[Refusal, dict[str, Any]], settings: MakeSettings) -> None:
@@ -141,14 +141,14 @@ def test_a_writer_and_a_command_say_why_and_end(
     writer = GatewayProcess("iad", scene.url("writer-iad"), tmp_path, dataplane="memory", **trust)
     writer.start(wait=False)
     assert writer.await_end() == RedisAway.exit_code
-    is_told(BAD[0], writer.log)
+    check_refusal(BAD[0], writer.log)
     writer.finish()
     for name, value in (trust | {"redis_url": scene.url("operator-iad")}).items():
         monkeypatch.setenv(f"PEERLANE_{name.upper()}", str(value))
     assert main.main(["gateway", "list", "--json"], standalone_mode=False) == RedisAway.exit_code
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "outcome_unknown"
-    is_told(BAD[0], error["message"])
+    check_refusal(BAD[0], error["message"])
 
 
 # What works

@@ -241,27 +241,27 @@ def test_an_observer_that_does_not_serve_yet_keeps_no_gateway_from_being_ready(
 
 def test_a_part_that_follows_is_started_once_the_others_serve(supervised: MakeSupervised, tmp_path: Path) -> None:
     go_on = tmp_path / "go-on"
-    both = supervised(
+    run = supervised(
         following=600,
         watched=f"exec 3>&$2; while [ ! -e {go_on} ]; do sleep 0.1; done; echo '600 serving' >&3; {STAY}",
         follower=STAY,
     )
-    both.nth("watched", 1)
-    assert not both.pids("follower")
+    run.nth("watched", 1)
+    assert not run.pids("follower")
     go_on.touch()
-    assert alive(both.nth("follower", 1))
+    assert alive(run.nth("follower", 1))
 
 
 def test_a_part_that_follows_does_not_wait_for_ever(supervised: MakeSupervised) -> None:
-    both = supervised(following=1, watched=f"echo '600 starting' >&$2; {STAY}", follower=STAY)
-    assert alive(both.nth("follower", 1))
+    run = supervised(following=1, watched=f"echo '600 starting' >&$2; {STAY}", follower=STAY)
+    assert alive(run.nth("follower", 1))
 
 
 def test_a_part_that_followed_is_started_again_on_its_own(supervised: MakeSupervised) -> None:
-    both = supervised(following=600, watched=f"echo '600 serving' >&$2; {STAY}", follower=STAY)
-    os.kill(both.nth("follower", 1), signal.SIGKILL)
-    assert alive(both.nth("follower", 2))
-    assert len(both.pids("watched")) == 1
+    run = supervised(following=600, watched=f"echo '600 serving' >&$2; {STAY}", follower=STAY)
+    os.kill(run.nth("follower", 1), signal.SIGKILL)
+    assert alive(run.nth("follower", 2))
+    assert len(run.pids("watched")) == 1
 
 
 def test_an_observer_says_that_it_goes_on(shared_gateway: GatewayProcess, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fault_checker import judge
 from fault_choices import Ask, key_of
-from fault_evidence import Commit, Evidence, Facts, Final, Held, Sighting, Upkeep, Verdict
+from fault_evidence import Commit, Evidence, Facts, Final, PeerState, Sighting, Upkeep, Verdict
 from fault_history import Call, read
 from fault_lists import of_a_list
 from fault_observed import talks
@@ -194,7 +194,7 @@ class Bench:
         run: Run,
         work: Work,
         calls: Sequence[Call],
-        residents: dict[str, Held],
+        residents: dict[str, PeerState],
         before: Facts,
         backs: tuple[float | None, float | None],
     ) -> tuple[Final, Evidence, Verdict]:
@@ -265,7 +265,7 @@ class Bench:
         (target / "commits").write_text("".join(f"{commit}\n" for commit in commits))
         return str(target)
 
-    def _clear(self, final: Final, residents: dict[str, Held]) -> None:
+    def _clear(self, final: Final, residents: dict[str, PeerState]) -> None:
         """Take the run's peers away, but for a few that stay."""
         spare = max(0, RESIDENTS - len(residents))
         fresh = sorted(key for key in final.redis if key not in residents)
@@ -282,10 +282,10 @@ class Bench:
             )
 
 
-def _short(stored: Held, now: float) -> bool:
+def _short(stored: PeerState, now: float) -> bool:
     """Whether a peer's time will soon be up, or is, and it is still there."""
     return stored.life.over(now + SETTLES_WITHIN)
 
 
-def _stays(stored: Held) -> bool:
+def _stays(stored: PeerState) -> bool:
     return stored.life.pinned or stored.life.expires is None

@@ -16,7 +16,7 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from fault_evidence import Commit, Evidence, Final, Held, Life, Verdict, Violation, Window
+from fault_evidence import Commit, Evidence, Final, Life, PeerState, Verdict, Violation, Window
 from fault_facts_checker import facts_violations
 from fault_history import Call
 from fault_upkeep_checker import upkeep_violations
@@ -101,7 +101,7 @@ def _last_words(calls: Sequence[Call]) -> list[Call]:
     return [call for call in words if not any(other.began > (call.ended or 0.0) for other in words)]
 
 
-def _possible_ends(calls: Sequence[Call], resident: Held | None) -> list[frozenset[str] | None]:
+def _possible_ends(calls: Sequence[Call], resident: PeerState | None) -> list[frozenset[str] | None]:
     """What the key may hold at the end, by every order of its calls that agrees with when they began and ended."""
     settled = {call.request for call in calls if call.definite}
     words = _last_words(calls)
@@ -185,7 +185,7 @@ def _kernel_is_redis(final: Final, lost: Sequence[str]) -> Iterable[Violation]:
         yield Violation("I2", f"the route {route} is {'stray' if route in final.routes else 'missing'}")
 
 
-def _shown(peer: Held) -> str:
+def _shown(peer: PeerState) -> str:
     return f"{','.join(sorted(peer.addresses))} keepalive {peer.keepalive}" + (
         " with a secret" * bool(peer.preshared_key)
     )

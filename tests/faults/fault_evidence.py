@@ -25,8 +25,8 @@ FOR_EVER = Life()
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """One peer, as Redis or the kernel holds it."""
+class PeerState:
+    """A peer in Redis or in the kernel."""
 
     addresses: frozenset[str]
     preshared_key: str = ""
@@ -53,10 +53,10 @@ class Facts:
 class Final:
     """What was found after quiet."""
 
-    redis: Mapping[str, Held]
+    redis: Mapping[str, PeerState]
     #: Redis' address hash: prefix → key.
     owners: Mapping[str, str]
-    kernel: Mapping[str, Held]
+    kernel: Mapping[str, PeerState]
     #: Per-peer routes on the device, and those that the peers in Redis need.
     routes: frozenset[str] = frozenset()
     routes_needed: frozenset[str] = frozenset()
@@ -132,7 +132,7 @@ class Evidence:
     calls: Sequence[Call]
     final: Final
     #: What was there before the run, and that nobody in the run asked for.
-    residents: Mapping[str, Held] = field(default_factory=dict[str, Held])
+    residents: Mapping[str, PeerState] = field(default_factory=dict[str, PeerState])
     commits: Sequence[Commit] = ()
     away: Sequence[Window] = ()
     #: Seconds from the fault's end to the first request that was carried out; None: never.

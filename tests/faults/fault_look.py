@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import fault_device
 from devices import run
-from fault_evidence import Facts, Final, Held, Life
+from fault_evidence import Facts, Final, Life, PeerState
 from redis import Redis
 
 from peerlane.config import names
@@ -34,14 +34,14 @@ class Outside:
         self._redis, self._gateway, self._plane = redis, gateway, plane
         self._namespace, self._device, self._key = namespace, device, key
 
-    def in_redis(self) -> tuple[dict[str, Held], dict[str, str]]:
+    def in_redis(self) -> tuple[dict[str, PeerState], dict[str, str]]:
         """Peers and owners of addresses, as stored."""
         records = cast("dict[str, str]", self._redis.hgetall(names.peers_key(self._gateway)))
         owners = cast("dict[str, str]", self._redis.hgetall(names.addresses_key(self._gateway)))
-        peers: dict[str, Held] = {}
+        peers: dict[str, PeerState] = {}
         for key, text in records.items():
             record = json.loads(text)
-            peers[key] = Held(
+            peers[key] = PeerState(
                 frozenset(record["allowed_ips"]),
                 record.get("preshared_key", ""),
                 record.get("keepalive", 0),
@@ -49,13 +49,13 @@ class Outside:
             )
         return peers, owners
 
-    def on_device(self) -> tuple[dict[str, Held], frozenset[str]]:
+    def on_device(self) -> tuple[dict[str, PeerState], frozenset[str]]:
         """Peers and per-peer routes, as the device holds them."""
         if self._plane == "memory":
             spec, _, _ = device_spec(read(gateway=self._gateway, private_key_file=self._key, serves=SERVES))
             peers, routes = fault_device.look(self._device, spec)
             installed = {
-                key: Held(frozenset(map(str, peer.allowed_ips)), peer.preshared_key or "", peer.keepalive)
+                key: PeerState(frozenset(map(str, peer.allowed_ips)), peer.preshared_key or "", peer.keepalive)
                 for key, peer in peers.items()
             }
             return installed, frozenset(map(str, routes))
@@ -63,11 +63,11 @@ class Outside:
             f"wg show {INTERFACE} dump; echo ==; ip -4 route show dev {INTERFACE}; ip -6 route show dev {INTERFACE}"
         )
         dump, _, routing = run("ip", "netns", "exec", self._namespace, "sh", "-c", script).partition("==\n")
-        installed: dict[str, Held] = {}
+        installed: dict[str, PeerState] = {}
         for row in (line.split("\t") for line in dump.splitlines()[1:]):
             addresses = frozenset(row[3].split(",")) if row[3] != "(none)" else frozenset[str]()
             secret = "" if row[1] == "(none)" else row[1]
-            installed[row[0]] = Held(addresses, secret, 0 if row[7] == "off" else int(row[7]))
+            installed[row[0]] = PeerState(addresses, secret, 0 if row[7] == "off" else int(row[7]))
         return installed, frozenset(filter(_served, (line.split()[0] for line in routing.splitlines() if line)))
 
     def facts(self, writer: int | None = None) -> Facts:

@@ -106,8 +106,8 @@ def summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
         "unknown_then_settled": sum(report.unknown for report in reports),
         "lost_with_the_last_second": sum(report.verdict.lost for report in reports),
         # Redis has lost what it had confirmed, and its writer or the redo file made it true again.
-        "confirmed_creates_lost": _told(reports, "a confirmed create is lost"),
-        "confirmed_deletes_back": _told(reports, "a confirmed delete came back"),
+        "confirmed_creates_lost": _count_of(reports, "a confirmed create is lost"),
+        "confirmed_deletes_back": _count_of(reports, "a confirmed delete came back"),
         "violations": sum(len(report.verdict.violations) for report in reports),
         "lane_back_median_s": round(backs[len(backs) // 2], 2) if backs else None,
         "lane_back_worst_s": round(backs[-1], 2) if backs else None,
@@ -129,7 +129,7 @@ def summary(reports: Sequence[Report], seconds: float) -> dict[str, Any]:
     }
 
 
-def _told(reports: Sequence[Report], text: str) -> int:
+def _count_of(reports: Sequence[Report], text: str) -> int:
     return sum(text in violation.sentence for report in reports for violation in report.verdict.violations)
 
 

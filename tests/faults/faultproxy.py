@@ -156,7 +156,7 @@ class _Link:
     def __init__(self, ends: list[asyncio.StreamWriter]) -> None:
         self.ends = ends
         self.dead = False
-        #: Held here: the loop itself would let the garbage collector take tasks that wait for ever.
+        #: PeerState here: the loop itself would let the garbage collector take tasks that wait for ever.
         self.tasks: list[asyncio.Task[None] | None] = []
         #: Bytes of the next reply after which the connection is reset.
         self.reset_after: int | None = None

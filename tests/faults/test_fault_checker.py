@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_checker import judge
-from fault_evidence import Commit, Evidence, Facts, Final, Held, Window
+from fault_evidence import Commit, Evidence, Facts, Final, PeerState, Window
 from fault_history import Call, History, read
 
 ONE, TWO = "10.8.0.2/32", "10.8.0.3/32"
@@ -30,7 +30,7 @@ def call(number: int, act: str, key: str, began: float, **fields: object) -> Cal
 
 
 def final(**peers: str) -> Final:
-    stored = {key: Held(frozenset({address})) for key, address in peers.items()}
+    stored = {key: PeerState(frozenset({address})) for key, address in peers.items()}
     return Final(redis=stored, owners={address: key for key, address in peers.items()}, kernel=dict(stored))
 
 
@@ -48,7 +48,7 @@ SOUND = Evidence(
         call(6, "create", "d", 7.0, request="gw.5", addresses=(TWO,)),
     ],
     final=final(b=ONE, d=TWO, old="10.8.0.9/32"),
-    residents={"old": Held(frozenset({"10.8.0.9/32"}))},
+    residents={"old": PeerState(frozenset({"10.8.0.9/32"}))},
     commits=[Commit("gw.1", 1, 1, wrote=True, changed=True), Commit("gw.2", 2, 2, wrote=True, changed=True)],
     away=[Window(3.5, 4.5)],
     back_after=3.0,
@@ -203,17 +203,17 @@ class TestKernelAndRedis:
     @pytest.mark.parametrize(
         "odd",
         [
-            Held(frozenset({TWO})),
-            Held(frozenset({ONE}), keepalive=25),
-            Held(frozenset({ONE}), preshared_key="x"),
+            PeerState(frozenset({TWO})),
+            PeerState(frozenset({ONE}), keepalive=25),
+            PeerState(frozenset({ONE}), preshared_key="x"),
         ],
     )
-    def test_must_agree_in_all_that_a_peer_has(self, odd: Held) -> None:
+    def test_must_agree_in_all_that_a_peer_has(self, odd: PeerState) -> None:
         kernel = {**SOUND.final.kernel, "b": odd}
         assert broken(replace(SOUND, final=replace(SOUND.final, kernel=kernel))) == {"I2"}
 
     def test_must_agree_on_who_there_is(self) -> None:
-        kernel = {**SOUND.final.kernel, "ghost": Held(frozenset({"10.8.0.77/32"}))}
+        kernel = {**SOUND.final.kernel, "ghost": PeerState(frozenset({"10.8.0.77/32"}))}
         assert broken(replace(SOUND, final=replace(SOUND.final, kernel=kernel))) == {"I2"}
 
     def test_must_agree_on_routes(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from fault_checker import judge
-from fault_evidence import Commit, Evidence, Final, Held, Life, Sighting, Upkeep
+from fault_evidence import Commit, Evidence, Final, Life, PeerState, Sighting, Upkeep
 from fault_history import Call
 
 ONE, TWO, OLD = "10.8.0.2/32", "10.8.0.3/32", "10.8.0.9/32"
@@ -51,7 +51,7 @@ def swept(key: str, at: float, **fields: object) -> Commit:
 
 
 def final(now: float, **peers: tuple[str, Life]) -> Final:
-    stored_peers = {key: Held(frozenset({address}), life=life) for key, (address, life) in peers.items()}
+    stored_peers = {key: PeerState(frozenset({address}), life=life) for key, (address, life) in peers.items()}
     owners = {address: key for key, (address, _) in peers.items()}
     return Final(redis=stored_peers, owners=owners, kernel=dict(stored_peers), now=LEAD + now, lead=LEAD)
 
@@ -68,7 +68,7 @@ SHORT, LASTING = created("a", 1.0, ttl=2), created("b", 1.0, ttl=2, pinned=True)
 SOUND = Evidence(
     calls=[SHORT, LASTING],
     final=final(9.0, b=(TWO, Life(int(LEAD) + 3, pinned=True)), old=(OLD, Life())),
-    residents={"old": Held(frozenset({OLD}))},
+    residents={"old": PeerState(frozenset({OLD}))},
     commits=[stored(SHORT), stored(LASTING), swept("a", 3.7)],
     upkeep=Upkeep(every=1.0, sightings=seen((0, 5, 5), (1003, 9, 5), (1003, 9, 8)), back_after=2.0),
 )
@@ -131,7 +131,9 @@ class TestAPeerThatHasExpired:
         assert broken(replace(SOUND, calls=[*SOUND.calls, again])) == set()
 
     def test_must_be_gone_after_one_interval(self) -> None:
-        left = replace(SOUND.final, redis={**SOUND.final.redis, "a": Held(frozenset({ONE}), life=Life(SHORT.expires))})
+        left = replace(
+            SOUND.final, redis={**SOUND.final.redis, "a": PeerState(frozenset({ONE}), life=Life(SHORT.expires))}
+        )
         evidence = replace(SOUND, final=replace(left, kernel=left.redis, owners={**left.owners, ONE: "a"}))
         assert broken(evidence) == {"I9"}
         assert broken(replace(evidence, final=replace(evidence.final, now=LEAD + 3.9))) == set()

@@ -58,7 +58,7 @@ def test_a_gateway_whose_host_is_gone(site: Night) -> None:
     for pid in [site.gateway.pid, site.writer_pid(), site.observer_pid()]:
         os.kill(pid, signal.SIGKILL)
     eventually(lambda: not processes_of_session(site.gateway.pid), "no process of it being left")
-    site.watch("gateway gone", {**site.is_told_as("down"), **site.alert("PeerlaneGatewayDown")})
+    site.watch("gateway gone", {**site.shown_as("down"), **site.alert("PeerlaneGatewayDown")})
     site.gateway.start()
     site.well()
 
@@ -66,7 +66,7 @@ def test_a_gateway_whose_host_is_gone(site: Night) -> None:
 def test_a_frozen_writer(site: Night) -> None:
     pid = site.writer_pid()
     os.kill(pid, signal.SIGSTOP)
-    views = {**site.is_told_as("down"), **site.alert("PeerlaneGatewayDown"), **site.logged("the writer hangs")}
+    views = {**site.shown_as("down"), **site.alert("PeerlaneGatewayDown"), **site.logged("the writer hangs")}
     site.watch("writer frozen", views, over=lambda: site.writer_pid() != pid)
     eventually(lambda: site.writer_pid() != pid, "another writer", within=90)
     site.well()
@@ -77,7 +77,7 @@ def test_a_main_thread_that_hangs(site: Night) -> None:
     site.failpoints.write_text("before_apply:hang\n")
     create = task_of(site.app, names.CREATE_PEER)
     create.apply_async(kwargs={"gateway": "iad", "public_key": some_key()}, expires=600)
-    views = {**site.is_told_as("stuck"), **site.alert("PeerlaneWriterStuck"), **site.logged("the writer hangs")}
+    views = {**site.shown_as("stuck"), **site.alert("PeerlaneWriterStuck"), **site.logged("the writer hangs")}
     site.watch("main thread hangs", views, over=lambda: site.writer_pid() != pid)
     site.failpoints.write_text("")
     eventually(lambda: site.writer_pid() != pid, "another writer", within=90)
@@ -190,7 +190,7 @@ def test_messages_set_aside(site: Night) -> None:
 def test_a_gateway_that_was_stopped(site: Night) -> None:
     log = site.logged("ending, because of SIGTERM")
     assert site.gateway.stop() == 0
-    views = {**site.is_told_as("stopped"), **log}
+    views = {**site.shown_as("stopped"), **log}
     # A quarter of an hour in the field.
     site.watch("gateway stopped", views if FIELD else {**views, **site.alert("PeerlaneGatewayStopped")})
     site.gateway.start()

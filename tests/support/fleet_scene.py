@@ -39,8 +39,8 @@ STALE = (
 
 
 @dataclass(frozen=True)
-class Told:
-    """A gateway of which Redis alone knows."""
+class SimulatedGateway:
+    """A gateway that exists only as facts in Redis."""
 
     name: str
     region: str
@@ -62,24 +62,24 @@ class Told:
 
 
 FLEET = (
-    Told("fra", "eu", 4_210, waiting=(212, 0), silent_for=1_500, oldest_for=1_500),
-    Told("sin", "ap", 12_870, waiting=(1_204, 96), oldest_for=14, facts={"idle_ms": 14_000}),
-    Told("gru", "sa", 30_118, waiting=(37, 17_462), rates=(640, 612, 25, 3), oldest_for=1),
-    Told(
+    SimulatedGateway("fra", "eu", 4_210, waiting=(212, 0), silent_for=1_500, oldest_for=1_500),
+    SimulatedGateway("sin", "ap", 12_870, waiting=(1_204, 96), oldest_for=14, facts={"idle_ms": 14_000}),
+    SimulatedGateway("gru", "sa", 30_118, waiting=(37, 17_462), rates=(640, 612, 25, 3), oldest_for=1),
+    SimulatedGateway(
         "lhr", "eu", 48_931, waiting=(3, 0), rates=(210, 180, 30, 0), age=130, facts={"recovering": 12_310, "epoch": 9}
     ),
-    Told("syd", "ap", 9_402, rates=(22, 0, 22, 0), facts={"state": "draining"}),
+    SimulatedGateway("syd", "ap", 9_402, rates=(22, 0, 22, 0), facts={"state": "draining"}),
 )
 
 
-class Telling:
-    """Tells each second what the writers and observers of ``FLEET`` would."""
+class SimulatedFleet:
+    """Writes each second the heartbeats that the writers and observers of ``FLEET`` would write."""
 
     def __init__(self, server: RedisServer) -> None:
         self._redis = server.redis
         self._beats = 0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._tell_each_second, daemon=True)
+        self._thread = threading.Thread(target=self._beat_each_second, daemon=True)
         now = int(self._redis.time()[0])
         with self._redis.pipeline() as pipe:
             for gateway in FLEET:
@@ -111,7 +111,7 @@ class Telling:
             pipe.execute()
         self._beats += 1
 
-    def _tell_each_second(self) -> None:
+    def _beat_each_second(self) -> None:
         while not self._over.wait(1.0):
             self._beat()
 
@@ -120,7 +120,7 @@ class Telling:
         self._thread.join()
 
 
-def _registered(gateway: Told, now: int) -> dict[Any, Any]:
+def _registered(gateway: SimulatedGateway, now: int) -> dict[Any, Any]:
     return {
         "phase": "serving",
         "state": "active",
@@ -164,7 +164,7 @@ def fleet(server: RedisServer, url: str, directory: Path) -> Generator[Page]:
     """Flower beside this fleet, with this URL of the server. It has heard of creates, deletes and a refusal on iad."""
     writer = GatewayProcess("iad", url, directory, dataplane="memory", region="us", observe_every=1)
     app = PeerlaneApp(read(redis_url=url))
-    telling = Telling(server)
+    telling = SimulatedFleet(server)
     try:
         with flower(url, directory) as page:
             writer.start()

@@ -20,7 +20,7 @@ class Moment:
     def __init__(self, redis: Redis, gateway: str) -> None:
         """``redis`` decodes nothing."""
         self._redis, self._gateway = redis, gateway
-        self._held: dict[bytes, tuple[int, Any]] = {
+        self._dumps: dict[bytes, tuple[int, Any]] = {
             key: (max(0, redis.pttl(key)), redis.dump(key)) for key in _keys(redis, gateway)
         }
 
@@ -29,6 +29,6 @@ class Moment:
         pipe = self._redis.pipeline(transaction=True)
         for key in _keys(self._redis, self._gateway):
             pipe.delete(key)
-        for key, (life, dump) in self._held.items():
+        for key, (life, dump) in self._dumps.items():
             pipe.restore(cast("str", key), life, dump)
         pipe.execute()

@@ -78,7 +78,7 @@ class GatewayProcess:
         self._lanes = Lanes(self._redis, result_ttl=600)
         self._process: preloaded.Running | None = None
         self._paused_at: float | None = None
-        self._told_alive = False
+        self._beats_faked = False
 
     @property
     def pid(self) -> int:
@@ -167,7 +167,7 @@ class GatewayProcess:
         """Let it go on after ``pause`` or ``hold``. After a long one, return once it serves again, or has ended."""
         paused_at, self._paused_at = self._paused_at, None
         long = paused_at is not None and time.monotonic() - paused_at > LIVE_FOR_MS / 1000 / 2
-        if self._told_alive:
+        if self._beats_faked:
             # Of before, so that what is waited for is a new one.
             self._tell_heartbeat(ahead=-LIVE_FOR_MS / 1000 if long else 0)
         os.kill(self.pid, signal.SIGCONT)
@@ -179,7 +179,7 @@ class GatewayProcess:
         """Have its last sign of life be so many seconds ahead of now."""
         now = float(self._redis.time()[0]) + ahead
         self._redis.hset(names.gateway_key(self.name), "heartbeat", int(now * 1000))
-        self._told_alive = ahead > 0
+        self._beats_faked = ahead > 0
 
     def _serves_or_has_ended(self) -> bool:
         try:
@@ -194,7 +194,7 @@ class GatewayProcess:
 
     def _end(self, how: signal.Signals, within: float) -> int:
         assert self._process is not None, "the gateway was not started"
-        if self._told_alive:
+        if self._beats_faked:
             with suppress(RedisError):
                 self._tell_heartbeat(ahead=0)
         if self._process.poll() is None:

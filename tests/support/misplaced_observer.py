@@ -13,7 +13,7 @@ from peerlane.workers.observer import ObserverApp, ObserverService
 
 
 class MisplacedObserver(ObserverService):
-    """Told by a file where the writer is, instead of by the gateway's hash."""
+    """SimulatedGateway by a file where the writer is, instead of by the gateway's hash."""
 
     def _place(self, now: int, holder: Sequence[bytes | None]) -> None:
         self._elsewhere = "another host" if Path(os.environ["MISPLACED_OBSERVER"]).exists() else None

@@ -169,7 +169,7 @@ class Night:
         checks = self.ask("doctor")["checks"]
         return " ".join(f"{check['what']}: {check['sentence']}" for check in checks if check["verdict"] != "ok")
 
-    def is_told_as(self, state: str) -> dict[str, View]:
+    def shown_as(self, state: str) -> dict[str, View]:
         """The views of a gateway's state."""
         return {
             "Flower": lambda: _state(self.flower()) == state,

@@ -11,7 +11,7 @@ import pytest
 from peerlane.workers.host import garbage
 
 
-class Thing:
+class Node:
     """Something that can be in a cycle."""
 
     def __init__(self) -> None:
@@ -25,9 +25,9 @@ def as_before() -> Iterator[None]:
     gc.enable()
 
 
-def cycle() -> weakref.ref[Thing]:
+def cycle() -> weakref.ref[Node]:
     """Garbage that only the collector finds."""
-    first, second = Thing(), Thing()
+    first, second = Node(), Node()
     first.other, second.other = second, first
     return weakref.ref(first)
 
@@ -38,7 +38,7 @@ def is_looked_at(tracked: object) -> bool:
 
 class TestPeersThatAreNew:
     def test_are_looked_at_once_and_put_aside(self) -> None:
-        peers = [Thing() for _ in range(10)]
+        peers = [Node() for _ in range(10)]
         assert is_looked_at(peers[0])
         garbage.put_aside()
         assert not any(map(is_looked_at, peers))
@@ -49,7 +49,7 @@ class TestPeersThatAreNew:
         assert lost() is None
 
     def test_are_freed_when_they_are_deleted(self) -> None:
-        peer = Thing()
+        peer = Node()
         watched = weakref.ref(peer)
         garbage.put_aside()
         del peer
@@ -60,7 +60,7 @@ class TestALoad:
     def test_is_not_interrupted_and_put_aside(self) -> None:
         with garbage.loading():
             assert not gc.isenabled()
-            peer = Thing()
+            peer = Node()
         assert gc.isenabled()
         assert not is_looked_at(peer)
 

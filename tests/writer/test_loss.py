@@ -37,10 +37,10 @@ def test_each_peer_is_told_apart_by_its_record() -> None:
 def test_a_peer_with_other_addresses_is_removed_and_put_back() -> None:
     ours = peer(2)
     theirs = ours._replace(allowed_ips=(Prefix.parse("10.8.0.9/32"),))
-    found = differences(PeerTable(POLICY, [ours]), loaded(theirs))
-    assert [(plan.before, plan.after) for plan in found.moved] == [(theirs, None)]
-    assert [(plan.before, plan.after) for plan in found.created] == [(None, ours)]
-    assert found.changed == found.deleted == []
+    loss = differences(PeerTable(POLICY, [ours]), loaded(theirs))
+    assert [(plan.before, plan.after) for plan in loss.moved] == [(theirs, None)]
+    assert [(plan.before, plan.after) for plan in loss.created] == [(None, ours)]
+    assert loss.changed == loss.deleted == []
 
 
 def test_a_record_written_otherwise_is_no_difference() -> None:
@@ -61,3 +61,11 @@ def test_what_has_no_usable_record_or_is_left_out_is_no_difference() -> None:
     there.broken[unreadable.public_key] = unreadable
     loss = differences(table, there, {disputed.public_key})
     assert (loss.created, loss.changed, loss.deleted) == ([], [], [])
+
+
+def test_a_delete_in_dispute_stands_where_its_address_was_given_to_another() -> None:
+    first, second = peer(2), peer(2)
+    stays = peer(3)
+    found = differences(PeerTable(POLICY, [second]), loaded(first, stays), {first.public_key, stays.public_key})
+    assert [(plan.before, plan.after) for plan in found.deleted] == [(first, None)]
+    assert [(plan.before, plan.after) for plan in found.created] == [(None, second)]

@@ -86,7 +86,7 @@ def opened(spec: DeviceSpec, history: list[SetPeer | AddRoute]) -> MemoryDataPla
     return plane
 
 
-def as_held(peer: StoredPeer) -> tuple[frozenset[Prefix], str | None, int]:
+def as_stored(peer: StoredPeer) -> tuple[frozenset[Prefix], str | None, int]:
     return frozenset(peer.allowed_ips), peer.preshared_key, peer.keepalive
 
 
@@ -102,7 +102,7 @@ class TestMendingAnyDrift:
         plane = opened(spec, history)
         plane.apply([drift.change for drift in drifts(table, plane.peers().values(), plane.routes())])
         assert {key: as_on_device(peer) for key, peer in plane.peers().items()} == {
-            key: as_held(peer) for key, peer in table.peers.items()
+            key: as_stored(peer) for key, peer in table.peers.items()
         }
         routed = {p for peer in table.peers.values() for p in peer.allowed_ips if not POOL.contains(p)}
         assert plane.routes() == routed
@@ -124,7 +124,7 @@ class TestMendingAnyDrift:
         right = {
             key
             for key, peer in device.items()
-            if key in table.peers and as_on_device(peer) == as_held(table.peers[key])
+            if key in table.peers and as_on_device(peer) == as_stored(table.peers[key])
         }
         changed = {
             drift.change.public_key

@@ -91,7 +91,7 @@ def run(
     from peerlane.workers.host.privileges import confine_gateway
 
     confine_gateway(settings.user, on_host=open_plane(settings).on_host)
-    cipher_of(settings)  # what both would refuse is told once
+    cipher_of(settings)  # settings that both would refuse are reported once
     raise Exit(_run_both(session, settings, loglevel))
 
 
@@ -174,7 +174,7 @@ def _run_both(session: Session, settings: Settings, loglevel: str) -> int:
 
     if session.output.json:
         session.start_log("gateway run", loglevel)
-    # -P: nothing is imported from the working directory, which may be anybody's.
+    # -P: nothing is imported from the working directory, which other users may write to.
     command = [sys.executable, "-P", "-m", "peerlane.workers.cli"]
     command += ["gateway", "run", str(settings.gateway), "--loglevel", loglevel]
     command += ["--json"] if session.output.json else ["--await-redis"]
@@ -209,13 +209,13 @@ def _as_variables(overrides: Mapping[str, Any]) -> dict[str, str]:
 
 def _quiet_noise(loglevel: str) -> None:
     # A gateway needs CAP_NET_ADMIN, so root is its normal user; and it takes no pickle, which the warning is about.
-    # Of a connection that breaks, Celery speaks at length of a setting that is chosen; the outage has its own line.
+    # When a connection breaks, Celery warns at length about a setting; the outage has a line of its own.
     from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
     for noise in (SecurityWarning, CPendingDeprecationWarning):
         warnings.filterwarnings("ignore", category=noise)
     if loglevel != "debug":
-        # One line per request, at thousands a second; refusals are their callers' business.
+        # One line per request, at thousands a second; refusals reach their callers.
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
 
 

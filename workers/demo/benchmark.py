@@ -37,7 +37,7 @@ class Ask:
 
     gateway: str
     public_key: str
-    #: What else its create says.
+    #: Further arguments of its create.
     wish: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

@@ -92,7 +92,7 @@ class Demo:
 
     def sweep(self) -> None:
         """Let peers expire, and show the sweep that removes them and no others."""
-        # A fifth of all at most: a sweep of more than half would wait for a person's word.
+        # A fifth of all at most: a sweep of more than half would have to be confirmed.
         count = min(SHORT_LIVED, max(1, self.peers // 4))
         self._part(f"{count:,} more that expire after a second, and the sweep of each gateway's observer")
         asks = [Ask(self._name(number), make_key_pair().public_key, {"ttl": 1}) for number in range(count)]
@@ -207,7 +207,7 @@ class Demo:
         self._say(Text(f"\nexport PEERLANE_REDIS_URL={fleet.url}", "bold"))
         for words in ("gateway list", f"peer create {fleet.names[0]} --ttl 1h --qr", f"peer list {fleet.names[0]}"):
             self._say(Text(f"peerlane {words}", "bold"))
-        # Whoever reads this through a pipe has to get it before the wait.
+        # A reader at a pipe needs the output before the wait.
         sys.stdout.flush()
         try:
             while all(child.status() is None for child in fleet.gateways.values()):
@@ -243,7 +243,7 @@ def run_demo(output: Output, *, peers: int, count: int, keep: bool, flower: bool
     """Run the demo, from the first process to the last file.
 
     Raises:
-        PeerlaneError: a part did not come up, or something did not go as it has to; all has been ended.
+        PeerlaneError: a part did not come up, or a step failed; all has been ended.
     """
     dataplane, why = choose_dataplane()
     began = time.monotonic()

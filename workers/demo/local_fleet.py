@@ -36,7 +36,7 @@ START = 90.0
 #: Seconds in which everything has to end before it is made to.
 GRACE = 10.0
 
-#: Says what is being started.
+#: Called with the name of the part that is being started.
 Report = Callable[[str], None]
 
 
@@ -76,7 +76,7 @@ class Fleet:
         """``ending`` is checked while the start waits, and defers signals while a process is started."""
         self.names = tuple(gateways)
         self.dataplane = dataplane
-        # What the demo stores goes with it: how fast this machine's disk syncs is not what is shown.
+        # The demo's data is not kept, so syncing to this machine's disk would only slow the figures.
         self.server = EmbeddedServer(appendfsync="everysec")
         self.gateways: dict[str, Child] = {}
         self.flower_url: str | None = None

@@ -28,8 +28,7 @@ from peerlane.config.redis.failures import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
 from peerlane.workers.lane.strategy import sound_envelope
-from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
-from peerlane.workers.lane.unacked import LaneQoS
+from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, LaneQoS, Noted, Taker
 from peerlane.workers.store.retry import ShutdownRequested
 
 log = logging.getLogger(__name__)
@@ -162,7 +161,7 @@ class LaneChannel(UnboundChannel):
             self.take(queue, raw)
             return
         bulk = (taken[0].queue if taken else queue) == names.bulk_queue(gateway)
-        full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(each.message) for each in taken) >= BULK_BYTES)
+        full = len(taken) >= MOST_IN_A_GROUP or (bulk and sum(len(noted.message) for noted in taken) >= BULK_BYTES)
         group, failures = Group(len(taken) + len(dead), bulk=bulk, full=full), list[Exception]()
         self.group = group
         for noted in taken:

@@ -65,18 +65,19 @@ def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
         for fields in wish.wishes:
             try:
                 answers.open(context)
-                each = context.opened(wish_of(wish.gateway, fields))
-                if each.public_key in table.foreign:
+                peer_wish = context.opened(wish_of(wish.gateway, fields))
+                if peer_wish.public_key in table.foreign:
                     raise Conflict("the device has a peer of this key that Redis does not know: import or delete it")
-                plan = plan_create(table, each, now=context.now, state=context.state)
+                plan = plan_create(table, peer_wish, now=context.now, state=context.state)
             except PeerlaneError as error:
                 answers.refuse(error)
                 continue
             if plan.after is None:
                 continue  # of a create there is none
-            answers.add(plan, _granted(plan, each, plan.after))
+            answers.add(plan, _granted(plan, peer_wish, plan.after))
             if plan.before is not plan.after:
-                table.add(plan.after) if plan.before is None else table.put(plan.after)
+                enter = table.add if plan.before is None else table.put
+                enter(plan.after, plan.record)
                 entered.append(plan)
     except BaseException:
         take_out(table, entered)

@@ -163,8 +163,10 @@ class Measurements:
         """The document of ``tasks.values.metrics``. ``began_ms`` is when the writer began, on Redis' clock."""
         return {
             "began": began_ms,
-            "seconds": {name: [each.counts, round(each.total, 6)] for name, each in self.seconds.items()},
-            "stages": {name: [each.counts, round(each.total, 6)] for name, each in self.stages.items()},
+            "seconds": {
+                name: [histogram.counts, round(histogram.total, 6)] for name, histogram in self.seconds.items()
+            },
+            "stages": {name: [histogram.counts, round(histogram.total, 6)] for name, histogram in self.stages.items()},
             "requests": [[*kind, count] for kind, count in self.requests.copy().items()],
             "recoveries": self.recoveries,
             "recovery_seconds": round(self.recovery_seconds, 6),

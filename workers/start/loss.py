@@ -12,8 +12,8 @@ from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded, PeerTable
 from peerlane.workers.start.recovery import Recovered
 from peerlane.workers.start.startup_commits import restore_lost
-from peerlane.workers.store.commit import Answer
 from peerlane.workers.store.journal import Lost
+from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.store import Store
 
@@ -39,7 +39,10 @@ class Differences:
 
 
 def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> Differences:
-    """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers."""
+    """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers.
+
+    A delete of ``but`` stands all the same where another peer was confirmed one of its peer's addresses since.
+    """
     left = {*but, *table.broken, *table.foreign, *loaded.broken}
     lost = Differences([], [], [], [])
     # Records are compared first: of a million peers nearly all are the same, and none of these is read.
@@ -56,8 +59,12 @@ def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> 
                 lost.moved.append(Plan("deleted", key, theirs, None))
         elif theirs != ours:
             lost.changed.append(Plan("existing", key, theirs, ours))
+    given = {prefix for plan in lost.created if plan.after is not None for prefix in plan.after.allowed_ips}
     for raw in loaded.peers.raw_keys():
-        if table.peers.record(raw) is None and (key := text_key(raw)) not in left:
+        if table.peers.record(raw) is not None:
+            continue
+        key = text_key(raw)
+        if key not in left or (key in but and not given.isdisjoint(loaded.peers[key].allowed_ips)):
             lost.deleted.append(Plan("deleted", key, loaded.peers[key], None))
     return lost
 
@@ -75,8 +82,8 @@ def make_up_for(
         return
     # What gives addresses up comes first.
     failed = sum(
-        restore_lost(store.gateway, each, commit)
-        for each in (differing.deleted, differing.moved, differing.changed, differing.created)
+        restore_lost(store.gateway, plans, commit)
+        for plans in (differing.deleted, differing.moved, differing.changed, differing.created)
     )
     put_back, removed = len(differing.created) + len(differing.changed), len(differing.deleted)
     left = f"; {failed} of these could not be, and follow Redis" if failed else ""

@@ -33,11 +33,11 @@ LOST = "lost"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An outcome in the form that ``redo`` takes."""
+    """An outcome in the form that ``commit`` and ``redo`` take."""
 
     request_id: str
     result: str
-    #: As the commit takes them.
+    #: In JSON.
     changes: str
     share: str | None = None
     tag: str = ""
@@ -45,6 +45,10 @@ class Made:
     secret: bool = False
     #: The request's, in ms on Redis' clock; 0 for none. Until then it may be asked again.
     deadline: int = 0
+    #: For ``commit``: whether a gateway that is being drained refuses it, and whether it only removes, so that Redis
+    #: accepts it while its memory is full.
+    creates: bool = False
+    removes: bool = False
 
 
 @dataclass(slots=True)
@@ -62,7 +66,7 @@ class Step:
     @property
     def size(self) -> int:
         """Approximate bytes."""
-        return sum(len(each.result) + len(each.changes) + 200 for each in self.made)
+        return sum(len(made.result) + len(made.changes) + 200 for made in self.made)
 
 
 class RedoFile:
@@ -116,7 +120,7 @@ class RedoFile:
         if self._bytes > LARGEST or self._outcomes > MOST_IN_ONE:
             self._turn(base)
         self._outcomes += len(made)
-        self._write({"base": base, "made": [_line(each) for each in made]})
+        self._write({"base": base, "made": [_line(outcome) for outcome in made]})
 
     def unanswered(self) -> None:
         """Note that no answer to the last step came. The next writer does not repeat it unless it is corrected."""
@@ -262,19 +266,19 @@ class Lost:
         What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right there.
         """
         removals: list[dict[str, object]] = []
-        for each, verdict in zip(made, verdicts, strict=True):
+        for outcome, verdict in zip(made, verdicts, strict=True):
             if verdict not in ("cancelled", "lost"):
                 self.redone += 1
                 continue
-            changes = cast("list[dict[str, object]]", json.loads(each.changes))
-            keys = {str(change["key"]) for change in changes}
+            changes = cast("list[dict[str, object]]", json.loads(outcome.changes))
             if verdict == "lost":
                 self.outcomes += 1
-                self.keys -= keys
+                self.keys -= {str(change["key"]) for change in changes}
             else:
                 self.disputed += 1
-                self.keys |= keys
-                removals += [change for change in changes if "record" not in change and "kept" not in change]
+                changes = [change for change in changes if "kept" not in change]
+                self.keys |= {str(change["key"]) for change in changes}
+                removals += [change for change in changes if "record" not in change]
         return removals
 
     def add(self, more: Lost) -> None:

@@ -137,19 +137,19 @@ class _Reader:
     def _step(self, entry: dict[str, Any]) -> None:
         base = _number(entry["base"])
         self._ends_at(base)
-        made = [self._made(*each) for each in entry["made"]]
+        made = [self._made(*line) for line in entry["made"]]
         self._kept.steps.append(Step(base, base + len(made), made))
         self._kept.seq = base + len(made)
 
     def _correction(self, entry: dict[str, Any]) -> None:
         step = self._kept.steps[-1]
-        kept, late = ([_number(each) for each in entry[name]] for name in ("kept", "late"))
+        kept, late = ([_number(number) for number in entry[name]] for name in ("kept", "late"))
         expired = [step.made[number] for number in late]
         step.made = [
             *(step.made[number] for number in kept),
             *(
-                Made(each.request_id, commit_record.late(each.request_id), "[]", each.share, each.tag)
-                for each in expired
+                Made(made.request_id, commit_record.late(made.request_id), "[]", made.share, made.tag)
+                for made in expired
             ),
         ]
         step.unanswered, step.seq = False, step.base + len(step.made)

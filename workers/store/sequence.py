@@ -21,9 +21,8 @@ from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE
-from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import LOST, Journal, Lost, Made, RedoFile, Step
-from peerlane.workers.store.procedures import Procedure
+from peerlane.workers.store.procedures import Answer, Procedure, Verdict
 from peerlane.workers.store.redo_reader import read_redo
 
 log = logging.getLogger(__name__)
@@ -109,25 +108,18 @@ class CommitSequence:
         """Note in Redis that whatever was lost is made up for, or told to a person."""
         self._redis.hdel(self._gateway_key, LOST)
 
-    def commit(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
-        """Commit outcomes in one step; each gets its own verdict.
-
-        ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
-        """
-        made = [
-            Made(each.request_id, each.result, change, each.share, each.tag, secret, each.deadline)
-            for each, (change, secret) in zip(commits, changes, strict=True)
-        ]
+    def commit(self, made: Sequence[Made]) -> list[Answer]:
+        """Commit outcomes in one step; each gets its own verdict."""
         while True:
             self._finish_repeating()
             self._note(made)
             try:
-                answers = self._send(commits, changes)
+                answers = self._send(made)
             except ResponseError:
                 self.journal.withdrawn()
                 raise
             except RedisError:
-                if any(each.deadline for each in commits):  # where none has one, it is never too late
+                if any(outcome.deadline for outcome in made):  # where none has one, it is never too late
                     self.journal.unanswered()
                 raise
             if answers[0].verdict != "behind":
@@ -150,19 +142,19 @@ class CommitSequence:
             self.known = max(self.known, seq)
         self.journal.note(self.known, made)
 
-    def _send(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
+    def _send(self, made: Sequence[Made]) -> list[Answer]:
         keys = list(self._keys)
         args: list[str | int | bytes] = [*self._fence, self._result_ttl]
-        for each, (change, _) in zip(commits, changes, strict=True):
-            result_key = names.RESULT_PREFIX + each.request_id
-            keys += [result_key, each.share or result_key]
-            args += [each.deadline, each.result, commit_record.late(each.request_id), change]
-            args += [int(each.creates), each.tag, each.request_id]
-        removal = all(each.is_removal for each in commits)
-        answers, seq = self._answers((self._release if removal else self._commit)(keys=keys, args=args))
+        for outcome in made:
+            result_key = names.RESULT_PREFIX + outcome.request_id
+            keys += [result_key, outcome.share or result_key]
+            args += [outcome.deadline, outcome.result, commit_record.late(outcome.request_id), outcome.changes]
+            args += [int(outcome.creates), outcome.tag, outcome.request_id]
+        procedure = self._release if all(outcome.removes for outcome in made) else self._commit
+        answers, seq = self._answers(procedure(keys=keys, args=args))
         if all(answer.verdict not in ("behind", "fenced") for answer in answers):
             self.known = max(self.known, seq)
-            kept = [n for n, answer in enumerate(answers) if _is_own(answer, commits[n])]
+            kept = [n for n, answer in enumerate(answers) if _is_own(answer, made[n])]
             late = [n for n, answer in enumerate(answers) if answer.verdict == "expired"]
             self.journal.answered(seq, kept, late, [answers[number].stored for number in late])
         elif answers[0].verdict != "behind":
@@ -220,13 +212,13 @@ class CommitSequence:
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        lost = Lost(outcomes=missing + sum(not each.changes for step in steps for each in step.made))
+        lost = Lost(outcomes=missing + sum(not outcome.changes for step in steps for outcome in step.made))
         # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
         self._tell_of(lost)
         cancelled: list[dict[str, object]] = []
         for some in (*_slices(steps, AT_ONCE), []):
             PULSE.turn(LONG)  # there may be hundreds of slices, within the time of one request
-            whole = [each for step in some for each in step.made if each.changes]
+            whole = [outcome for step in some for outcome in step.made if outcome.changes]
             verdicts = self._make_again(whole, some[-1].seq if some else self.known, cancelled)
             if verdicts is None:
                 return  # a newer writer has started: the next call to Redis raises that
@@ -254,10 +246,10 @@ class CommitSequence:
         """
         keys = list(self._keys)
         args: list[str | int | bytes] = [self.epoch, self.writer, seq, self._result_ttl, json.dumps(list(cancelled))]
-        for each in made:
-            result_key = names.result_key(each.request_id)
-            keys += [result_key, each.share or result_key]
-            args += [each.result, each.changes, each.tag, each.request_id, each.deadline]
+        for outcome in made:
+            result_key = names.result_key(outcome.request_id)
+            keys += [result_key, outcome.share or result_key]
+            args += [outcome.result, outcome.changes, outcome.tag, outcome.request_id, outcome.deadline]
         current, *verdicts = cast("list[bytes]", self._redo(keys=keys, args=args))
         return None if current == b"fenced" else [verdict.decode() for verdict in verdicts]
 
@@ -274,15 +266,15 @@ class CommitSequence:
         return verdicts, seq
 
 
-def _is_own(answer: Answer, commit: Commit) -> bool:
-    return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == commit.result)
+def _is_own(answer: Answer, made: Made) -> bool:
+    return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == made.result)
 
 
 def _slices(steps: Sequence[Step], most: int) -> Iterator[list[Step]]:
     """The steps in order, as many together as have ``most`` outcomes; at least one."""
     some: list[Step] = []
     for step in steps:
-        if some and sum(len(each.made) for each in some) + len(step.made) > most:
+        if some and sum(len(earlier.made) for earlier in some) + len(step.made) > most:
             yield some
             some = []
         some.append(step)

@@ -169,7 +169,7 @@ def _header(text: str) -> tuple[list[str], str]:
         while names and not names[-1]:
             names.pop()  # a separator at the end of the line
         candidates.append((names, separator))
-    known = [each for each in candidates if each[0] and all(name in FIELDS for name in each[0])]
+    known = [candidate for candidate in candidates if candidate[0] and all(name in FIELDS for name in candidate[0])]
     return known[0] if known else candidates[0] if candidates else ([], ",")
 
 
