@@ -33,9 +33,9 @@ def lane(quick_redis: RedisServer, tmp_path: Path) -> Iterator[FuzzedLane]:
 
 
 #: Cases of every run, and those of make test-all.
-FEW = pytest.param(range(FIRST, FIRST + 2_000), id="few")
+FEW = pytest.param(range(FIRST, FIRST + 3_000), id="few")
 MORE = pytest.param(
-    range(FIRST + 2_000, FIRST + 6_000), id="more", marks=pytest.mark.slow("plays thousands of cases more")
+    range(FIRST + 3_000, FIRST + 6_000), id="more", marks=pytest.mark.slow("plays thousands of cases more")
 )
 
 
@@ -46,7 +46,7 @@ def test_the_writer_lives_and_no_device_is_changed_by_what_is_no_request(
     outcomes = play_messages(quick_redis, tmp_path, cases)
     assert sum(outcomes.values()) == len(cases)
     sound = outcomes["sound requests", "changed the device"]
-    assert sound > 100, "the fuzz reaches the device where it may"
+    assert sound > len(cases) / 50, "the fuzz reaches the device where it may"
     assert outcomes["bits flipped", "changed nothing"] > outcomes["bits flipped", "changed the device"] > 0
 
 
