@@ -132,12 +132,13 @@ class FleetRates:
 def _sample(lane: LaneState, before: _Sample | None, at: float) -> _Sample:
     facts = lane.facts
     epoch, beat = facts.get("epoch", ""), number(facts.get("heartbeat", ""))
-    # A writer of an earlier version counts nothing.
+    # A writer of an earlier version counts nothing, and one that has just started has told nothing yet.
     answered, created, deleted = (number(facts.get(name, ""), -1) for name in ("answered", "created", "deleted"))
     refused = number(facts.get("refused", ""))
     backlog = lane.waiting + lane.waiting_bulk
     rates, stuck_since = None, at if backlog else None
-    if before is not None and lane.live and epoch == before.epoch and min(answered, created, deleted) >= 0:
+    comparable = before is not None and before.answered >= 0 and min(answered, created, deleted) >= 0
+    if before is not None and comparable and lane.live and epoch == before.epoch:
         seconds = (beat - before.heartbeat) / 1000
         counted = (answered - before.answered, created - before.created, deleted - before.deleted)
         refusals = max(0, refused - before.refused)

@@ -75,6 +75,12 @@ def test_what_cannot_be_compared_is_no_rate(after: GatewayStatus) -> None:
     assert row_of(glance(at=NOW, done=counted(100, 100)), after).created_per_second is None
 
 
+def test_what_a_writer_has_done_before_it_first_told_is_no_rate() -> None:
+    first = glance(at=NOW + 2, done=counted(100, 100))
+    assert row_of(glance(at=NOW), first).created_per_second is None
+    assert row_of(glance(at=NOW), first, glance(at=NOW + 4, done=counted(104, 104))).created_per_second == 2
+
+
 def test_a_wait_is_about_what_waits_over_what_is_answered() -> None:
     before = glance(at=NOW, waiting=50, bulk=900, done=counted(0))
     assert row_of(before, glance(at=NOW + 2, waiting=50, bulk=900, done=counted(200))).wait == Wait(0.5, "about")

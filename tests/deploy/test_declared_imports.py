@@ -8,7 +8,8 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("config", "tasks", "workers")
 OWN = {*FOLDERS, "peerlane"}
-INSTALLED = importlib.metadata.packages_distributions()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -71,21 +71,26 @@ def imports(file: Path, text: str) -> Iterator[Import]:
     return walk([ast.parse(text)], at_once=True)
 
 
+@cache
 def of_the_sources() -> list[Import]:
     files = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     return [statement for path in files for statement in imports(path.relative_to(ROOT), path.read_text())]
 
 
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
 def distributions_of(package: str) -> set[str]:
     """The distributions that install it here, where all extras are."""
-    return {name_of(name) for name in INSTALLED.get(package, [])}
-
-
-IMPORTS = of_the_sources()
+    return {name_of(name) for name in _installed().get(package, [])}
 
 
 def test_every_import_is_declared() -> None:
-    undeclared = {statement for statement in IMPORTS if not distributions_of(statement.package) & (BASE | EXTRAS)}
+    undeclared = {
+        statement for statement in of_the_sources() if not distributions_of(statement.package) & (BASE | EXTRAS)
+    }
     assert undeclared == set()
 
 
@@ -94,7 +99,11 @@ OF_FLOWER = "tasks/flower/"
 
 
 def test_what_only_an_extra_brings_is_imported_where_it_is_used_and_not_before() -> None:
-    early = {statement for statement in IMPORTS if statement.at_once and not distributions_of(statement.package) & BASE}
+    early = {
+        statement
+        for statement in of_the_sources()
+        if statement.at_once and not distributions_of(statement.package) & BASE
+    }
     assert {statement for statement in early if not statement.file.startswith(OF_FLOWER)} == set()
     assert {statement.package for statement in early} == {"flower", "tornado"}
 
@@ -105,7 +114,7 @@ OF_PROMETHEUS = {"tasks/exporter/collector.py"}
 
 def test_what_only_an_extra_brings_is_imported_by_one_file_or_folder() -> None:
     files: defaultdict[str, set[str]] = defaultdict(set)
-    for statement in IMPORTS:
+    for statement in of_the_sources():
         if not distributions_of(statement.package) & BASE:
             files[statement.package].add(OF_FLOWER if statement.file.startswith(OF_FLOWER) else statement.file)
     assert files.pop("prometheus_client") == OF_PROMETHEUS
@@ -114,7 +123,7 @@ def test_what_only_an_extra_brings_is_imported_by_one_file_or_folder() -> None:
 
 
 def test_what_is_declared_is_imported() -> None:
-    imported = {name for statement in IMPORTS for name in distributions_of(statement.package)}
+    imported = {name for statement in of_the_sources() for name in distributions_of(statement.package)}
     # OpenTelemetry is used where a process has loaded it.
     assert (BASE | EXTRAS) - imported == {"opentelemetry-sdk"}
 

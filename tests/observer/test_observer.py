@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from expiry import CLOCKS_DIFFER, await_expiry
-from gateways import GatewayProcess, MakeClient, MakeGateway
+from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close
 from keys import key_number, some_key
 from observers import Observer, ending
 from redis import Redis
@@ -318,16 +318,19 @@ def test_a_malformed_request_gets_its_error_and_the_observer_lives_on(
 
 
 def test_an_observer_outlives_an_outage_of_redis(
-    gateway: MakeGateway, client: MakeClient, own_redis: RedisServer
+    gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, settings: MakeSettings
 ) -> None:
-    writer = gateway(redis=own_redis)
+    writer, app = gateway(redis=own_redis), PeerlaneApp(settings(redis_url=own_redis.url))
     peers = client(writer)
-    fill(peers, 5, ttl=1)
     with ending(observer := Observer(writer)):
+        fill(peers, 5, ttl=1)
         own_redis.kill()
         observer.says("Redis is away")
         own_redis.start()
-        eventually(lambda: there(peers) == set(), "the expired peers to go")
+        writer.await_serving()
+        assert sweep_when_expired(app, writer.name, 5)["outcome"] == "swept"
+        assert there(peers) == set()
+    close(app)
 
 
 class ShiftedRedis(Redis):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import asked
-from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, new_name
+from gateways import MakeClient, MakeGateway, MakeSettings, new_name
 from keys import some_key
 from observers import Observer, beat, ending
 from servers import RedisServer
@@ -47,11 +47,6 @@ def epoch(server: RedisServer, name: str) -> int:
 def assert_forgotten(server: RedisServer, name: str) -> None:
     assert keys_of(server, name) == {names.epoch_key(name)}
     assert not registered(server, name)
-
-
-def fall_silent(site: GatewayProcess) -> None:
-    """Wait until callers take the writer for dead."""
-    eventually(lambda: not site.look().live, "the writer's heartbeat to be old")
 
 
 def test_a_gateway_that_has_stopped_is_forgotten_but_for_its_epoch(
@@ -164,7 +159,7 @@ def test_a_request_that_waits_is_forgotten_only_by_force_and_its_caller_learns_t
     caller.start()
     eventually(lambda: redis_server.redis.llen(names.lane_queue(site.name)) == 1, "the request to wait")
     site.kill()
-    fall_silent(site)
+    site.fall_silent()
     with pytest.raises(Conflict, match="holds 1 request that waits: --force"):
         remove_gateway(settings(), site.name)
     assert redis_server.redis.llen(names.lane_queue(site.name)) == 1
@@ -185,7 +180,7 @@ def test_a_request_that_a_dead_writer_had_taken_counts_as_one_that_waits(
     with pytest.raises(TimedOut):
         client(site).create_peer(some_key(), timeout=1)
     site.await_end()
-    fall_silent(site)
+    site.fall_silent()
     with pytest.raises(Conflict, match="1 request that waits"):
         remove_gateway(settings(), site.name)
     assert remove_gateway(settings(), site.name, force=True) == Removed(site.name, 0, 1)
@@ -212,7 +207,7 @@ def test_a_frozen_writer_that_wakes_after_the_removal_is_refused_and_leaves_noth
     site = gateway()
     client(site).create_peer(some_key())
     site.pause()
-    fall_silent(site)
+    site.fall_silent()
     remove_gateway(settings(), site.name, force=True)
     site.resume()
     assert site.await_end() != 0

@@ -157,6 +157,12 @@ class GatewayProcess:
                 if connection["cmd"] == "brpop":  # another gateway's asks again
                     self._redis.client_unblock(int(connection["id"]))
 
+    def fall_silent(self) -> None:
+        """Have the last sign of life of a killed or frozen worker be so old that nobody takes it for a living one."""
+        self._tell_heartbeat(ahead=-LIVE_FOR_MS / 1000 - 1)
+        if self._paused_at is not None:
+            self._paused_at -= LIVE_FOR_MS / 1000
+
     def resume(self) -> None:
         """Let it go on after ``pause`` or ``hold``. After a long one, return once it serves again, or has ended."""
         paused_at, self._paused_at = self._paused_at, None

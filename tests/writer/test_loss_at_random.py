@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +21,27 @@ from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.wire import commit_record
 from peerlane.workers.store import journal, sequence
 from peerlane.workers.store.journal import RedoFile
 from peerlane.workers.store.store import Store
 
 #: More of them: LOSSES=2000 pytest tests/writer/test_loss_at_random.py
 SEEDS = range(int(os.environ.get("LOSSES", "25")))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An outcome that a writer keeps: the keys that it is about, and those of them that it creates."""
+
+    request_id: str
+    keys: frozenset[str]
+    creates: frozenset[str]
+
+    @classmethod
+    def of(cls, request_id: str, changes: Sequence[Mapping[str, Any]]) -> Kept:
+        created = [change["key"] for change in changes if "record" in change and not change["before"]]
+        return cls(request_id, frozenset(change["key"] for change in changes), frozenset(created))
 
 
 class Play(WriterAlone):
@@ -76,6 +92,19 @@ class Play(WriterAlone):
             self.chance.choice(self.moments).come_back()
         elif keys := cast("list[bytes]", self.bytes.keys(f"*{self.name}*")):
             self.bytes.delete(*cast("list[str]", keys))
+
+    def kept_outcomes(self) -> list[Kept]:
+        """The outcomes that the writer could repeat."""
+        steps = self.writer.store.sequence.journal.after(-1)
+        return [Kept.of(each.request_id, json.loads(each.changes)) for step in steps for each in step.made]
+
+    def cancel_some(self, made: Sequence[Kept]) -> list[Kept]:
+        """Their callers, who have not heard of the outcomes, cancel some of those that Redis has lost."""
+        lost = [each for each in made if not self.bytes.exists(names.result_key(each.request_id))]
+        cancelled = [each for each in lost if self.chance.random() < 0.3]
+        for each in cancelled:
+            self.bytes.set(names.result_key(each.request_id), commit_record.tombstone(each.request_id), ex=600)
+        return cancelled
 
     def break_redis(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A few commands fail from now on; half of them have been carried out."""
@@ -170,3 +199,22 @@ def test_the_device_of_a_dead_one_keeps_what_was_confirmed(play: Play) -> None:
     play.lose()
     play.succeed()
     assert before.keys() <= play.plane.peers().keys()
+
+
+def test_what_callers_cancel_meanwhile_costs_no_other_peer(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    play.live()
+    before = play.peers
+    play.lose()
+    at_loss, made = play.peers, play.kept_outcomes()
+    cancelled = play.cancel_some(made)
+    with monkeypatch.context() as failing:
+        play.break_redis(failing)
+        play.go_on()
+    play.settle()
+    disputed = {key for each in cancelled for key in each.keys}
+    for key in {*before, *play.peers} - disputed:
+        assert play.peers.get(key) == before.get(key)
+    for each in cancelled:
+        alone = {key for key in each.creates if sum(key in other.keys for other in made) == 1}
+        assert not alone - at_loss.keys() & play.peers.keys(), "what was cancelled never takes effect"
+    play.agree()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps
@@ -81,6 +83,7 @@ class TickStep(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
+        self._first: Any = None
         self._timer: Any = None
         #: A pair of which the first is always readable, while there is more to fill. The event loop then does not wait:
         #: each of its turns takes what messages there are, and fills. Its timers wait a millisecond or more.
@@ -88,6 +91,9 @@ class TickStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         PULSE.turn()
+        # At a start it is due at once. After an outage of Redis others are given a second to come back.
+        if self._first is None:
+            self._first = parent.timer.call_after(0.0, self._tick, (parent,))
         # Set anew with each connection: a consumer that loses its connection clears the timer.
         self._timer = parent.timer.call_repeatedly(1.0, self._tick, (parent,))
         self._fill(parent)
@@ -129,7 +135,38 @@ class TickStep(bootsteps.StartStopStep):
             self._more = None
 
     def stop(self, parent: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in filter(None, (self._first, self._timer)):
+            timer.cancel()
+        self._timer = None
         self._end_filling(parent)
+
+
+class SignalStep(bootsteps.StartStopStep):
+    """Wakes the event loop at a signal. Otherwise a worker that is asked to end would do so at its next tick."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        #: The interpreter writes to the second at each signal.
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+
+    def start(self, parent: Any) -> None:
+        near, far = self._ends = socket.socketpair()
+        for end in self._ends:
+            end.setblocking(False)  # noqa: FBT003 - its only argument
+        signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
+        parent.hub.add_reader(near.fileno(), _drain, near)
+
+    def stop(self, parent: Any) -> None:
+        if self._ends is not None:
+            signal.set_wakeup_fd(-1)
+            parent.hub.remove_reader(self._ends[0].fileno())
+            for end in self._ends:
+                end.close()
+            self._ends = None
+
+
+def _drain(socket_end: socket.socket) -> None:
+    with suppress(BlockingIOError):
+        socket_end.recv(4096)

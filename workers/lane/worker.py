@@ -24,7 +24,7 @@ from peerlane.tasks.wire.registry import TASKS
 from peerlane.workers.host.pulse import PULSE
 from peerlane.workers.lane import poison
 from peerlane.workers.lane.group import LaneWriter
-from peerlane.workers.lane.steps import ServeStep, TickStep
+from peerlane.workers.lane.steps import ServeStep, SignalStep, TickStep
 from peerlane.workers.lane.strategy import LaneStrategy
 from peerlane.workers.lane.taking import Dead
 from peerlane.workers.store.retry import OUTAGE
@@ -211,7 +211,7 @@ class LaneWorker(Worker):
 
     def on_before_init(self, *args: Any, **options: Any) -> None:
         self.app.steps["worker"].add(ServeStep)
-        self.app.steps["consumer"].add(TickStep)
+        self.app.steps["consumer"].update((TickStep, SignalStep))
         super().on_before_init(*args, **options)
 
 

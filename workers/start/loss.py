@@ -39,7 +39,10 @@ class Differences:
 
 
 def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> Differences:
-    """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers."""
+    """Compare table and Redis by public key, without the keys of ``but``, and without unusable and unknown peers.
+
+    A delete of ``but`` stands all the same where another peer was confirmed one of its peer's addresses since.
+    """
     left = {*but, *table.broken, *table.foreign, *loaded.broken}
     lost = Differences([], [], [], [])
     # Records are compared first: of a million peers nearly all are the same, and none of these is read.
@@ -56,8 +59,12 @@ def differences(table: PeerTable, loaded: Loaded, but: Collection[str] = ()) -> 
                 lost.moved.append(Plan("deleted", key, theirs, None))
         elif theirs != ours:
             lost.changed.append(Plan("existing", key, theirs, ours))
+    given = {prefix for plan in lost.created if plan.after is not None for prefix in plan.after.allowed_ips}
     for raw in loaded.peers.raw_keys():
-        if table.peers.record(raw) is None and (key := text_key(raw)) not in left:
+        if table.peers.record(raw) is not None:
+            continue
+        key = text_key(raw)
+        if key not in left or (key in but and not given.isdisjoint(loaded.peers[key].allowed_ips)):
             lost.deleted.append(Plan("deleted", key, loaded.peers[key], None))
     return lost
 

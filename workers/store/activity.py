@@ -12,7 +12,8 @@ from typing import NamedTuple
 from peerlane.tasks.values.activity import LIMIT, VERSION, stored_fields
 from peerlane.workers.dataplane.counters import PeerCounters
 
-_VERSION = VERSION.encode()
+#: How the stored form begins, and how many digits its first figure has at most.
+_BEGIN, _DIGITS = f"{VERSION} ".encode(), 20
 
 
 class StoredActivity(NamedTuple):
@@ -84,6 +85,7 @@ def decode(stored: str | bytes) -> StoredActivity | None:
 
 def last_seen(stored: bytes) -> int | None:
     """Only the last seen of the stored form; None for any other text."""
-    version, _, rest = stored.partition(b" ")
-    first = rest.partition(b" ")[0]
-    return int(first) if version == _VERSION and first.isdigit() and len(first) <= 20 else None
+    if not stored.startswith(_BEGIN):
+        return None
+    first = stored[len(_BEGIN) : len(_BEGIN) + _DIGITS + 1].partition(b" ")[0]
+    return int(first) if first.isdigit() and len(first) <= _DIGITS else None

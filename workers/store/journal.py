@@ -268,14 +268,14 @@ class Lost:
                 self.redone += 1
                 continue
             changes = cast("list[dict[str, object]]", json.loads(outcome.changes))
-            keys = {str(change["key"]) for change in changes}
             if verdict == "lost":
                 self.outcomes += 1
-                self.keys -= keys
+                self.keys -= {str(change["key"]) for change in changes}
             else:
                 self.disputed += 1
-                self.keys |= keys
-                removals += [change for change in changes if "record" not in change and "kept" not in change]
+                changes = [change for change in changes if "kept" not in change]
+                self.keys |= {str(change["key"]) for change in changes}
+                removals += [change for change in changes if "record" not in change]
         return removals
 
     def add(self, more: Lost) -> None:

@@ -37,6 +37,16 @@ local function as_of_here(change)
     if not stays[prefix] then change.gone[#change.gone + 1] = prefix end
   end
 end
+-- A create that was cancelled was made where its peer was not: one that Redis remembers had been deleted before.
+local function forget_older(changes)
+  for _, change in ipairs(changes) do
+    if change.record and not change.before then
+      local removal = {key = change.key, gone = {}, taken = {}}
+      as_of_here(removal)
+      apply({removal})
+    end
+  end
+end
 local function redo(key, share, result, changes, tag, id, deadline)
   local stored = redis.call('GET', key)
   -- A request that waited past its deadline is answered when taken, before its lost outcome is noticed.
@@ -44,9 +54,12 @@ local function redo(key, share, result, changes, tag, id, deadline)
   if stored and (stored == result or not string.find(stored, late, 1, true)) then
     leave_share(key, share, id)
     acknowledge(tag)
-    if stored ~= result then note_cancelled(cjson.decode(changes)) end
+    if stored == result then return 'known' end
     -- Something else: its caller had not heard of it, and has cancelled it meanwhile.
-    return stored == result and 'known' or 'cancelled'
+    changes = cjson.decode(changes)
+    note_cancelled(changes)
+    forget_older(changes)
+    return 'cancelled'
   end
   changes = cjson.decode(changes)
   local removals = {}

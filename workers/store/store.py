@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
@@ -14,7 +15,7 @@ from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.commit_record import compact_json
 from peerlane.tasks.wire.psk_cipher import PskCipher, Unsealable
-from peerlane.tasks.wire.stored_peer import StoredPeer, raw_key
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded
 from peerlane.workers.store.activity import last_seen
@@ -207,11 +208,19 @@ class Store:
         """Fill in when the observer last saw each of these keys (of 32 bytes); those it never saw stay as they are."""
         for page in hash_pages(self.redis, names.seen_key(self.gateway)):
             for name, stored in page:
-                raw = raw_key(name.decode(errors="replace"))
-                if raw is not None and raw in of and (at := last_seen(stored)) is not None:
+                raw = _decoded(name)
+                if raw in of and (at := last_seen(stored)) is not None:
                     of[raw] = at
 
     def state(self) -> str:
         """``active`` or ``draining``."""
         stored = cast("bytes | None", self.redis.hget(self._gateway, "state"))
         return stored.decode(errors="replace") if stored else "active"
+
+
+def _decoded(name: bytes) -> bytes:
+    """A key's bytes, whatever text of it this is: who comes back first is decided by it, and nothing else."""
+    try:
+        return binascii.a2b_base64(name)
+    except binascii.Error:
+        return b""
