@@ -147,10 +147,11 @@ class StoredPeer(NamedTuple):
 def record_of(peer: Peer | StoredPeer) -> str:
     """The stored record (JSON). Without the key, which is the field's name in the hash, and without default values."""
     prefixes = '","'.join([str(prefix) for prefix in peer.allowed_ips])
+    values = peer[2:] if isinstance(peer, StoredPeer) else [getattr(peer, name) for name in _OPTIONAL]
     optional = [
         f',"{name}":{value if type(value) is int else _encode(value)}'
-        for name in _OPTIONAL
-        if (value := getattr(peer, name))
+        for name, value in zip(_OPTIONAL, values, strict=True)
+        if value
     ]
     return f'{{"v":{RECORD_VERSION},"allowed_ips":["{prefixes}"]{"".join(optional)}}}'
 

@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -45,13 +46,22 @@ SENDER = "--as-sender"
 
 def lists(app: PeerlaneApp, count: int) -> float:
     """Peers created per second, by lists."""
-    wishes = [{"public_key": some_key()} for _ in range(count)]
+    return created_per_s(app, wishes_for(count))
+
+
+def wishes_for(count: int) -> list[dict[str, Any]]:
+    """Wishes that name a key and nothing else."""
+    return [{"public_key": some_key()} for _ in range(count)]
+
+
+def created_per_s(app: PeerlaneApp, wishes: Sequence[Mapping[str, Any]]) -> float:
+    """As ``lists``, of these wishes."""
     began = time.perf_counter()
     answers = Gateway(NAME, app=app).create_peers(wishes, timeout=PATIENCE)
     took = time.perf_counter() - began
     if not all(isinstance(answer, PeerResult) for answer in answers):
         raise RuntimeError("a list was refused")
-    return count / took
+    return len(wishes) / took
 
 
 def one_by_one(app: PeerlaneApp, count: int) -> float:
@@ -129,8 +139,9 @@ def beside_a_device(chosen: argparse.Namespace, advance: Advance) -> Figures:
             first = 1 + number * chosen.peers
             own.append(chosen.peers / alone(own_adds, str(bench.directory), first, chosen.peers)["own_adds_s"])
             advance(f"round {number + 1}: lists", (number + 0.5) / chosen.rounds)
+            wishes = wishes_for(chosen.peers)
             before = {name: processor_seconds(pid) for name, pid in processes.items()}
-            by_lists.append(lists(app, chosen.peers))
+            by_lists.append(created_per_s(app, wishes))
             for name, pid in processes.items():
                 used[name].append((processor_seconds(pid) - before[name]) / chosen.peers)
         rates = {
@@ -189,6 +200,8 @@ def show(figures: Figures) -> Table:
         ):
             ratio = f"{figures[f'{kind}_to_own_adds']:.2f}"
             table.add_row(title, f"{figures[f'{kind}_per_s']:,.0f}", own, ratio, "0.45" if kind == "lists" else "")
+        for name in ("writer", "redis", "client"):
+            table.add_row(f"µs of processor time a peer, {name}", f"{figures[f'{name}_us']:,.0f}")
         return table
     for title, other, ratio, aim in (
         ("peers/s; no-op tasks drained/s", "no_op_per_s", "lists_to_no_op", "10"),

@@ -47,8 +47,9 @@ def recorded(process: GatewayProcess, application: str) -> Path:
 
 
 def lines(output: Path) -> list[list[Call]]:
-    """Every recorded walk."""
-    return [[(file, function) for file, function in json.loads(line)] for line in output.read_text().splitlines()]
+    """Every recorded walk; the last line may still be unfinished."""
+    finished = output.read_text().split("\n")[:-1]
+    return [[(file, function) for file, function in json.loads(line)] for line in finished]
 
 
 def next_walk(output: Path, earlier: int) -> list[Call]:

@@ -16,7 +16,8 @@ from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.dataplane import Change
-from peerlane.workers.store.store import Answer, Commit
+from peerlane.workers.store.procedures import Answer
+from peerlane.workers.store.store import Commit
 
 
 class GroupedLane(FuzzedLane):

@@ -154,6 +154,31 @@ def test_flower_sees_each_request_of_a_group_end_as_it_did(
     close(app)
 
 
+def test_the_events_of_many_turns_are_few_messages_and_a_stop_loses_none(
+    gateway: MakeGateway, client: MakeClient, own_redis: RedisServer, settings: MakeSettings
+) -> None:
+    site, count = gateway(redis=own_redis), 20
+    client(site).create_peer(some_key())
+    app = PeerlaneApp(settings(redis_url=own_redis.url))
+    create = task_of(app, names.CREATE_PEERS)
+    with watching(app) as watched, events_of(own_redis) as messages:
+        eventually(lambda: watched.processed(site.name) == 1, "a heartbeat")
+        site.hold()
+        wishes = [{"gateway": site.name, "wishes": [{"public_key": some_key()}]} for _ in range(count)]
+        sent = [create.apply_async(kwargs=arguments, expires=PATIENCE) for arguments in wishes]
+        messages.clear()
+        site.resume()
+        for each in sent:
+            assert each.get(timeout=PATIENCE)["outcome"] == "listed"
+        site.stop()
+        eventually(
+            lambda: all(getattr(watched.tasks().get(str(each.id)), "ready", False) for each in sent),
+            "the end of every list",
+        )
+    assert 0 < messages.count("task.multi") < count
+    close(app)
+
+
 @contextmanager
 def events_of(server: RedisServer) -> Generator[list[str]]:
     """The routing keys of the messages of events, as they come."""

@@ -47,9 +47,9 @@ class TestAGroup:
     def test_enters_each_peer_in_the_table_once(self, lane: GroupedLane, monkeypatch: pytest.MonkeyPatch) -> None:
         entered, put = list[str](), PeerTable.put
 
-        def watched(table: PeerTable, peer: StoredPeer) -> None:
+        def watched(table: PeerTable, peer: StoredPeer, record: str | None = None) -> None:
             entered.append(peer.public_key)
-            put(table, peer)
+            put(table, peer, record)
 
         monkeypatch.setattr(PeerTable, "put", watched)
         wishes = some(20)

@@ -30,6 +30,7 @@ from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.lists import ANSWER_BYTES, read_answers, wish_of
 from peerlane.tasks.wire.model import DeletePeer, PeerResult, parse
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import Change, SetPeer
 from peerlane.workers.peers.handlers import PlanningContext, decide
 from peerlane.workers.peers.plan import take_out
@@ -97,6 +98,25 @@ class TestAList:
         assert kinds(result) == ["created"] * 64
         assert (steps.applied, steps.commits) == ([64], [64])
         assert [each["allowed_ips"][0] for each in result["answers"]] == [f"10.8.0.{n}/32" for n in range(2, 66)]
+        bench.agree()
+
+    def test_enters_each_peer_in_the_table_once(self, bench: WriterAlone, monkeypatch: pytest.MonkeyPatch) -> None:
+        entered, add = list[str](), PeerTable.add
+
+        def watched(table: PeerTable, peer: StoredPeer, record: str | None = None) -> None:
+            assert record == peer.record()
+            entered.append(peer.public_key)
+            add(table, peer, record)
+
+        def dropped(_: PeerTable, public_key: str) -> None:
+            raise AssertionError(public_key)
+
+        wishes = some(64)
+        with monkeypatch.context() as patched:
+            patched.setattr(PeerTable, "add", watched)
+            patched.setattr(PeerTable, "drop", dropped)
+            create_all(bench, *wishes)
+        assert entered == [wish["public_key"] for wish in wishes]
         bench.agree()
 
     def test_of_deletes_is_one_too(self, bench: WriterAlone) -> None:

@@ -28,10 +28,9 @@ from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal, sequence
-from peerlane.workers.store.commit import Commit
 from peerlane.workers.store.journal import RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
-from peerlane.workers.store.store import Store
+from peerlane.workers.store.store import Commit, Store
 
 
 class Bench(WriterAlone):

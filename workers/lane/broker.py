@@ -28,8 +28,7 @@ from peerlane.config.redis.failures import reason
 from peerlane.workers.lane.group import Group
 from peerlane.workers.lane.poison import set_aside
 from peerlane.workers.lane.strategy import sound_envelope
-from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, Noted, Taker
-from peerlane.workers.lane.unacked import LaneQoS
+from peerlane.workers.lane.taking import BULK_BYTES, MOST_IN_A_GROUP, Dead, LaneQoS, Noted, Taker
 from peerlane.workers.store.retry import ShutdownRequested
 
 log = logging.getLogger(__name__)

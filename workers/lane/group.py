@@ -83,17 +83,14 @@ class TaskEvents:
         if self._eventer is not None:
             self._eventer.send("task-started", uuid=request_id)
 
-    def ended(
-        self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float, **more: object
-    ) -> None:
-        """Send task-succeeded or task-failed. ``more`` are further fields."""
+    def ended(self, request_id: str, outcome: PeerlaneError | str, runtime: float, **more: object) -> None:
+        """Send task-succeeded or task-failed. ``outcome`` is the error or the result in short, ``more`` more fields."""
         if self._eventer is None:
             return
         if isinstance(outcome, PeerlaneError):
             self._eventer.send("task-failed", uuid=request_id, exception=repr(outcome), traceback="", **more)
         else:
-            result = repr(in_short(outcome))
-            self._eventer.send("task-succeeded", uuid=request_id, result=result, runtime=runtime, **more)
+            self._eventer.send("task-succeeded", uuid=request_id, result=outcome, runtime=runtime, **more)
 
     def rejected(self, request_id: str) -> None:
         if self._eventer is not None:
@@ -121,9 +118,10 @@ class LeanEnding:
         runtime = time.monotonic() - began
         try:
             failpoints.reach("before_acknowledge")
-            self._events.ended(taken.delivery.request_id, taken.outcome.result, runtime)
+            told = _told(taken.outcome.result)
+            self._events.ended(taken.delivery.request_id, told, runtime)
             if _trace_log.isEnabledFor(logging.INFO):
-                self._tell(taken.delivery.request_id, taken.outcome.result, runtime)
+                self._tell(taken.delivery.request_id, told, runtime)
         except Exception:  # its outcome stands; the error must not harm the others or the worker
             log.exception("request %s has its outcome, but its end could not be told", taken.delivery.request_id)
         taken.acknowledge(log, self._consumer.connection_errors)
@@ -133,9 +131,10 @@ class LeanEnding:
         """End a request that had an outcome before it was taken, with one event."""
         worker_state.total_count[self._name] += 1
         worker_state.all_total_count[0] += 1
-        self._events.ended(request_id, outcome, 0.0, name=self._name)
+        told = _told(outcome)
+        self._events.ended(request_id, told, 0.0, name=self._name)
         if _trace_log.isEnabledFor(logging.INFO):
-            self._tell(request_id, outcome, 0.0)
+            self._tell(request_id, told, 0.0)
 
     def give_back(self, taken: TakenMessage) -> None:
         """Put a request back on the lane for the writer that has taken over; this worker stops."""
@@ -143,14 +142,14 @@ class LeanEnding:
         taken.give_back(log, self._consumer.connection_errors)
         self._events.rejected(taken.delivery.request_id)
 
-    def _tell(self, request_id: str, outcome: Mapping[str, Any] | PeerlaneError, runtime: float) -> None:
+    def _tell(self, request_id: str, outcome: PeerlaneError | str, runtime: float) -> None:
         event: dict[str, object] = {"id": request_id, "name": self._name}
         if isinstance(outcome, PeerlaneError):
             # The error itself is for logs in JSON, which contain its code.
             event |= {"description": "raised expected", "exc": repr(outcome), "error": outcome}
             _trace_log.info(LOG_FAILURE, event, extra={"data": event})
         else:
-            event |= {"return_value": repr(in_short(outcome)), "runtime": runtime}
+            event |= {"return_value": outcome, "runtime": runtime}
             _trace_log.info(LOG_SUCCESS, event, extra={"data": event})
 
 
@@ -218,6 +217,11 @@ class LaneWriter:
             leave_shares(self._writer, [(request.request_id, request.message) for request in dead])
         except ShutdownRequested:
             raise WorkerShutdown(0) from None
+
+
+def _told(outcome: Mapping[str, Any] | PeerlaneError) -> PeerlaneError | str:
+    """What events and log say of an outcome."""
+    return outcome if isinstance(outcome, PeerlaneError) else repr(in_short(outcome))
 
 
 @dataclass(frozen=True, slots=True)

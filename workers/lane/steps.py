@@ -135,9 +135,12 @@ class TickStep(bootsteps.StartStopStep):
             self._more = None
 
     def stop(self, parent: Any) -> None:
-        for timer in filter(None, (self._first, self._timer)):
-            timer.cancel()
-        self._timer = None
+        if self._first is not None:
+            self._first.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            parent.send_events()  # while there is a connection
         self._end_filling(parent)
 
 

@@ -198,7 +198,7 @@ def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneErro
         times = {name: value for name, value in named.items() if value is not None}
         if entry.created_at is not None:
             times["imported_at"] = now  # it is new here, however old it is: its client has yet to come
-        return replace(plan, after=plan.after._replace(**times))
+        return replace(plan, after=plan.after._replace(**times), record=None)
     if entry.expires_at not in (None, plan.after.expires_at):
         refused[plan.public_key] = Conflict("the peer is there already with another expires_at")
     return plan

@@ -76,7 +76,8 @@ def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
                 continue  # of a create there is none
             answers.add(plan, _granted(plan, peer_wish, plan.after))
             if plan.before is not plan.after:
-                table.add(plan.after) if plan.before is None else table.put(plan.after)
+                enter = table.add if plan.before is None else table.put
+                enter(plan.after, plan.record)
                 entered.append(plan)
     except BaseException:
         take_out(table, entered)

@@ -65,10 +65,11 @@ class PeerRecords(Mapping[str, StoredPeer]):
         record = self._records.get(raw)
         return None if record is None else StoredPeer.from_record(text_key(raw), record)
 
-    def put(self, peer: StoredPeer) -> None:
-        """Put a peer in place of any with its key."""
-        self._kept.pop(peer.public_key, None)
-        self._records[_raw(peer)] = peer.record().encode()
+    def put(self, peer: StoredPeer, record: str | None = None) -> None:
+        """Put a peer in place of any with its key. ``record`` is ``peer.record()``, if it has been made already."""
+        if self._kept:
+            self._kept.pop(peer.public_key, None)
+        self._records[_raw(peer)] = (record or peer.record()).encode()
 
     def add(self, peer: StoredPeer, record: bytes | None) -> bool:
         """Put a peer, unless there is one with its key; returns whether it was put. ``record`` is its stored record."""

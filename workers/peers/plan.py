@@ -37,6 +37,8 @@ class Plan:
     changes: tuple[Change, ...] = field(default=())
     #: Whether Redis holds a record of ``before``; a foreign peer has none.
     stored: bool = True
+    #: The record of ``after``, with its preshared key in clear, where it has been made already.
+    record: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def device_changes(table: PeerTable, before: StoredPeer | None, after: StoredPee
     A peer that is still coming is not on the device; its routes are.
     """
     if before is None and after is not None:
-        return (as_set_peer(after), *(AddRoute(p) for p in after.allowed_ips if table.needs_route(p)))
+        return (as_set_peer(after), *[AddRoute(p) for p in after.allowed_ips if table.needs_route(p)])
     changes: list[Change] = []
     old = {p for p in before.allowed_ips if table.needs_route(p)} if before else set[Prefix]()
     new = {p for p in after.allowed_ips if table.needs_route(p)} if after else set[Prefix]()
@@ -174,7 +176,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         pinned=wish.pinned,
         created_at=now,
     )
-    return Plan("created", peer.public_key, present, peer, device_changes(table, present, peer))
+    return Plan("created", peer.public_key, present, peer, device_changes(table, present, peer), record=peer.record())
 
 
 def _over(peer: StoredPeer, now: int) -> bool:
@@ -238,10 +240,11 @@ def _allocate(table: PeerTable) -> tuple[Prefix, ...]:
     """One address for each family that has pools, from the first pool of the family with room."""
     prefixes: list[Prefix] = []
     for version, pools in table.pools_of.items():
-        free = next((address for pool in pools if (address := pool.smallest_free()) is not None), None)
-        if free is not None:
-            prefixes.append(free)
-        elif pools:
+        for pool in pools:
+            if (free := pool.smallest_free()) is not None:
+                prefixes.append(free)
+                break
+        else:
             full = ", ".join(str(pool.prefix) for pool in pools)
             raise PoolExhausted(f"no free IPv{version} address is left in {full}; delete peers or add a pool")
     if not prefixes:

@@ -130,8 +130,12 @@ class PeerTable:
         reserved = frozenset(address.network for address in policy.own_addresses)
         self.index = index
         self.pools = [AddressPool(pool, index, reserved) for pool in policy.pools]
-        #: The pools of each family, for allocating.
-        self.pools_of = {version: [pool for pool in self.pools if pool.prefix.version == version] for version in (4, 6)}
+        #: The pools of each family that has any.
+        self.pools_of = {
+            version: pools
+            for version in (4, 6)
+            if (pools := [pool for pool in self.pools if pool.prefix.version == version])
+        }
         self._covered = [(pool.version, pool.network, pool.last, pool.length) for pool in policy.pools]
 
     def copy(self) -> PeerTable:
@@ -150,14 +154,14 @@ class PeerTable:
         table._hold(loaded.index)
         return table
 
-    def put(self, peer: StoredPeer) -> None:
-        """Put a peer in place of any with the same key."""
+    def put(self, peer: StoredPeer, record: str | None = None) -> None:
+        """Put a peer in place of any with the same key. ``record`` is the peer's, if it has been made already."""
         self._leave(peer.public_key)
-        self.add(peer)
+        self.add(peer, record)
 
-    def add(self, peer: StoredPeer) -> None:
-        """Put a peer whose key is not there."""
-        self.peers.put(peer)
+    def add(self, peer: StoredPeer, record: str | None = None) -> None:
+        """As ``put``, a peer whose key is not there."""
+        self.peers.put(peer, record)
         for prefix in peer.allowed_ips:
             self.index.add(prefix)
 

@@ -12,8 +12,8 @@ from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded, PeerTable
 from peerlane.workers.start.recovery import Recovered
 from peerlane.workers.start.startup_commits import restore_lost
-from peerlane.workers.store.commit import Answer
 from peerlane.workers.store.journal import Lost
+from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.store import Store
 

@@ -11,7 +11,7 @@ from peerlane.config import names
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.recovery import Recovered, keep
-from peerlane.workers.store.store import Answer
+from peerlane.workers.store.procedures import Answer
 
 log = logging.getLogger(__name__)
 

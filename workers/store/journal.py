@@ -33,11 +33,11 @@ LOST = "lost"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An outcome in the form that ``redo`` takes."""
+    """An outcome in the form that ``commit`` and ``redo`` take."""
 
     request_id: str
     result: str
-    #: As the commit takes them.
+    #: In JSON.
     changes: str
     share: str | None = None
     tag: str = ""
@@ -45,6 +45,10 @@ class Made:
     secret: bool = False
     #: The request's, in ms on Redis' clock; 0 for none. Until then it may be asked again.
     deadline: int = 0
+    #: For ``commit``: whether a gateway that is being drained refuses it, and whether it only removes, so that Redis
+    #: accepts it while its memory is full.
+    creates: bool = False
+    removes: bool = False
 
 
 @dataclass(slots=True)

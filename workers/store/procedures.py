@@ -12,9 +12,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Literal
 
 from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
+
+Verdict = Literal[
+    "committed", "duplicate", "fenced", "expired", "stale", "draining", "late", "open", "failed", "behind"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer of a procedure; ``stored`` is the commit record for ``duplicate`` and ``expired``."""
+
+    verdict: Verdict
+    stored: str
+
+    @property
+    def settles(self) -> bool:
+        """Whether the request has its outcome now, and its message is acknowledged."""
+        return self.verdict in ("committed", "duplicate", "expired")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,8 @@ from peerlane.config import names
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE
-from peerlane.workers.store.commit import Answer, Commit, Verdict
 from peerlane.workers.store.journal import LOST, Journal, Lost, Made, RedoFile, Step
-from peerlane.workers.store.procedures import Procedure
+from peerlane.workers.store.procedures import Answer, Procedure, Verdict
 from peerlane.workers.store.redo_reader import read_redo
 
 log = logging.getLogger(__name__)
@@ -109,25 +108,18 @@ class CommitSequence:
         """Note in Redis that all that was lost is made up for, or that an alarm tells of it."""
         self._redis.hdel(self._gateway_key, LOST)
 
-    def commit(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
-        """Commit outcomes in one step; each gets its own verdict.
-
-        ``changes`` are those of each commit, in JSON, and whether they hold a secret in clear.
-        """
-        made = [
-            Made(commit.request_id, commit.result, change, commit.share, commit.tag, secret, commit.deadline)
-            for commit, (change, secret) in zip(commits, changes, strict=True)
-        ]
+    def commit(self, made: Sequence[Made]) -> list[Answer]:
+        """Commit outcomes in one step; each gets its own verdict."""
         while True:
             self._finish_repeating()
             self._note(made)
             try:
-                answers = self._send(commits, changes)
+                answers = self._send(made)
             except ResponseError:
                 self.journal.withdrawn()
                 raise
             except RedisError:
-                if any(commit.deadline for commit in commits):  # where none has one, it is never too late
+                if any(outcome.deadline for outcome in made):  # where none has one, it is never too late
                     self.journal.unanswered()
                 raise
             if answers[0].verdict != "behind":
@@ -150,19 +142,19 @@ class CommitSequence:
             self.known = max(self.known, seq)
         self.journal.note(self.known, made)
 
-    def _send(self, commits: Sequence[Commit], changes: Sequence[tuple[str, bool]]) -> list[Answer]:
+    def _send(self, made: Sequence[Made]) -> list[Answer]:
         keys = list(self._keys)
         args: list[str | int | bytes] = [*self._fence, self._result_ttl]
-        for commit, (change, _) in zip(commits, changes, strict=True):
-            result_key = names.RESULT_PREFIX + commit.request_id
-            keys += [result_key, commit.share or result_key]
-            args += [commit.deadline, commit.result, commit_record.late(commit.request_id), change]
-            args += [int(commit.creates), commit.tag, commit.request_id]
-        removal = all(commit.is_removal for commit in commits)
-        answers, seq = self._answers((self._release if removal else self._commit)(keys=keys, args=args))
+        for outcome in made:
+            result_key = names.RESULT_PREFIX + outcome.request_id
+            keys += [result_key, outcome.share or result_key]
+            args += [outcome.deadline, outcome.result, commit_record.late(outcome.request_id), outcome.changes]
+            args += [int(outcome.creates), outcome.tag, outcome.request_id]
+        procedure = self._release if all(outcome.removes for outcome in made) else self._commit
+        answers, seq = self._answers(procedure(keys=keys, args=args))
         if all(answer.verdict not in ("behind", "fenced") for answer in answers):
             self.known = max(self.known, seq)
-            kept = [n for n, answer in enumerate(answers) if _is_own(answer, commits[n])]
+            kept = [n for n, answer in enumerate(answers) if _is_own(answer, made[n])]
             late = [n for n, answer in enumerate(answers) if answer.verdict == "expired"]
             self.journal.answered(seq, kept, late, [answers[number].stored for number in late])
         elif answers[0].verdict != "behind":
@@ -274,8 +266,8 @@ class CommitSequence:
         return verdicts, seq
 
 
-def _is_own(answer: Answer, commit: Commit) -> bool:
-    return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == commit.result)
+def _is_own(answer: Answer, made: Made) -> bool:
+    return answer.verdict == "committed" or (answer.verdict == "duplicate" and answer.stored == made.result)
 
 
 def _slices(steps: Sequence[Step], most: int) -> Iterator[list[Step]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from redis import Redis
 
@@ -19,9 +20,24 @@ from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import Loaded
 from peerlane.workers.store.activity import last_seen
-from peerlane.workers.store.commit import Answer, Commit, change_of
+from peerlane.workers.store.journal import Made
 from peerlane.workers.store.loading import Loading, Progress
+from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.sequence import CommitSequence, Predecessor
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A request's outcome and plans to commit."""
+
+    request_id: str
+    deadline: int
+    result: str
+    plans: Sequence[Plan] = ()
+    share: str | None = None
+    tag: str = ""
+    #: Whether a gateway that is being drained refuses what it creates.
+    drains: bool = True
 
 
 class Store:
@@ -69,7 +85,8 @@ class Store:
         ``tag`` is that of the message that asked for it: where the request has an outcome then, it is acknowledged.
         ``drains``: whether a gateway that is being drained refuses what it creates.
         """
-        return self.commit_many([Commit(request_id, deadline, result, plans, share, tag, drains)])[0]
+        made = self._made(Commit(request_id, deadline, result, plans, share, tag, drains))
+        return self.sequence.commit([made])[0]
 
     def leave_shares(self, shares: Sequence[tuple[str, str]]) -> None:
         """Remove requests from shares of the lane: pairs of a share's key and a request's id."""
@@ -89,13 +106,24 @@ class Store:
 
     def commit_many(self, commits: Sequence[Commit]) -> list[Answer]:
         """``commit`` for many requests in one step; each gets its own verdict. ``failed``: commit it alone."""
-        return self.sequence.commit(commits, [self._changes(commit.plans) for commit in commits])
+        return self.sequence.commit([self._made(each) for each in commits])
 
-    def _changes(self, plans: Sequence[Plan]) -> tuple[str, bool]:
-        """A commit's changes as the script takes them, and whether they contain a preshared key in clear."""
-        changes = [change_of(plan, self._record(plan)) for plan in plans]
+    def _made(self, commit: Commit) -> Made:
+        """A commit in the form that the script takes."""
+        plans = commit.plans
+        changing = [plan for plan in plans if plan.before is not plan.after]
         clear = any(plan.after is not None and plan.after.preshared_key is not None for plan in plans)
-        return compact_json(changes), clear and not self.cipher.seals
+        return Made(
+            commit.request_id,
+            commit.result,
+            compact_json([_change(plan, self._record(plan)) for plan in plans]),
+            commit.share,
+            commit.tag,
+            secret=clear and not self.cipher.seals,
+            deadline=commit.deadline,
+            creates=commit.drains and any(plan.outcome == "created" for plan in plans),
+            removes=bool(changing) and all(plan.after is None for plan in changing),
+        )
 
     def peer(self, public_key: str) -> StoredPeer | None:
         """One peer as stored.
@@ -124,7 +152,8 @@ class Store:
         peer = plan.after
         if peer is None or peer is plan.before:
             return None
-        return (peer if peer.preshared_key is None else self.cipher.sealed(self.gateway, peer)).record()
+        sealed = peer if peer.preshared_key is None else self.cipher.sealed(self.gateway, peer)
+        return plan.record if plan.record is not None and sealed is peer else sealed.record()
 
     def _opened(self, stored: StoredPeer) -> StoredPeer:
         try:
@@ -224,3 +253,20 @@ def _decoded(name: bytes) -> bytes:
         return binascii.a2b_base64(name)
     except binascii.Error:
         return b""
+
+
+def _change(plan: Plan, record: str | None) -> dict[str, Any]:
+    """A plan as the commit script takes it; ``record`` is the record to store."""
+    old = plan.before.allowed_ips if plan.before else ()
+    new = plan.after.allowed_ips if plan.after else ()
+    change: dict[str, Any] = {
+        "key": plan.public_key,
+        "before": plan.before is not None and plan.stored,
+        "gone": [str(prefix) for prefix in old if prefix not in new],
+        "taken": [str(prefix) for prefix in new if prefix not in old],
+    }
+    if plan.before is plan.after:
+        change["kept"] = True
+    elif record is not None:
+        change["record"] = record
+    return change

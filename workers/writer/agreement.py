@@ -22,8 +22,8 @@ from peerlane.workers.request.request import Measurements
 from peerlane.workers.start import loss
 from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.start.startup_commits import adopt, reseal
-from peerlane.workers.store.commit import Answer
 from peerlane.workers.store.journal import Lost
+from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.retry import RetryUntilShutdown
 from peerlane.workers.store.store import Store
 
@@ -170,7 +170,7 @@ class Agreement:
             if plan.after is None:
                 self.table.drop(plan.public_key)
             elif not planned:
-                self.table.put(plan.after)
+                self.table.put(plan.after, plan.record)
         if self.created - self._put_aside >= garbage.EVERY:
             self._put_aside = self.created
             garbage.put_aside()

@@ -32,7 +32,8 @@ from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.handlers import decide
 from peerlane.workers.peers.plan import Decision, PeerTable, Plan, take_out
 from peerlane.workers.request.request import Outcome, Request
-from peerlane.workers.store.store import Answer, Commit
+from peerlane.workers.store.procedures import Answer
+from peerlane.workers.store.store import Commit
 from peerlane.workers.writer.writer import NEARLY_LATE, SURE_FOR, Writer
 
 log = logging.getLogger(__name__)

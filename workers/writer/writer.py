@@ -32,7 +32,8 @@ from peerlane.workers.peers.handlers import decide
 from peerlane.workers.peers.plan import Decision, Plan, PlanningContext, draining
 from peerlane.workers.peers.table import Policy
 from peerlane.workers.request.request import Delivery, Outcome, Pace, Request, error_code
-from peerlane.workers.store.store import Answer, Store
+from peerlane.workers.store.procedures import Answer
+from peerlane.workers.store.store import Store
 from peerlane.workers.writer.agreement import Agreement
 from peerlane.workers.writer.apply_list import apply_others
 
