@@ -113,6 +113,16 @@ def is_true_again(bench: Bench, kept: list[str], gone: list[str], outcomes: dict
     bench.agree()
 
 
+def displaced(bench: Bench) -> tuple[str, str, list[str], Moment]:
+    """A deleted peer, one that has its address now, that address, and Redis as it was before the delete."""
+    first, second = some_key(), some_key()
+    address = bench.create(first)["allowed_ips"]
+    before = bench.moment()
+    bench.delete(first)
+    assert bench.create(second)["allowed_ips"] == address
+    return first, second, address, before
+
+
 def loses_the_second_half(bench: Bench, notice: Callable[[], object]) -> None:
     """Confirm requests twice, have Redis lose the second ones, ``notice`` it: then all of them are true again."""
     first = confirmed(bench)
@@ -452,11 +462,7 @@ class TestMoreIsLostThanIsKept:
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(journal, "MOST", 1)
-        first, second = some_key(), some_key()
-        address = bench.create(first)["allowed_ips"]
-        before = bench.moment()
-        bench.delete(first)
-        assert bench.create(second)["allowed_ips"] == address
+        first, second, _, before = displaced(bench)
         before.come_back()
         bench.create()
         bench.create()
@@ -468,11 +474,7 @@ class TestMoreIsLostThanIsKept:
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(journal, "MOST", 1)
-        first, second = some_key(), some_key()
-        address = bench.create(first)["allowed_ips"]
-        before = bench.moment()
-        bench.delete(first)
-        assert bench.create(second)["allowed_ips"] == address
+        first, second, address, before = displaced(bench)
         assert bench.create(first)["allowed_ips"] != address
         before.come_back()
         bench.create()

@@ -105,7 +105,7 @@ class CommitSequence:
         self.lost.outcomes += int(stored) if stored.isdigit() and len(stored) < 16 else 0
 
     def made_up_for(self) -> None:
-        """Note in Redis that whatever was lost is made up for, or told to a person."""
+        """Note in Redis that all that was lost is made up for, or that an alarm tells of it."""
         self._redis.hdel(self._gateway_key, LOST)
 
     def commit(self, made: Sequence[Made]) -> list[Answer]:
