@@ -32,18 +32,27 @@ def lane(quick_redis: RedisServer, tmp_path: Path) -> Iterator[FuzzedLane]:
     lane.close()
 
 
+#: Cases of every run, and those of make test-all.
+FEW = pytest.param(range(FIRST, FIRST + 3_000), id="few")
+MORE = pytest.param(
+    range(FIRST + 3_000, FIRST + 6_000), id="more", marks=pytest.mark.slow("plays thousands of cases more")
+)
+
+
+@pytest.mark.parametrize("cases", [FEW, MORE])
 def test_the_writer_lives_and_no_device_is_changed_by_what_is_no_request(
-    quick_redis: RedisServer, tmp_path: Path
+    quick_redis: RedisServer, tmp_path: Path, cases: range
 ) -> None:
-    outcomes = play_messages(quick_redis, tmp_path, range(FIRST, FIRST + 5_000))
-    assert sum(outcomes.values()) == 5_000
+    outcomes = play_messages(quick_redis, tmp_path, cases)
+    assert sum(outcomes.values()) == len(cases)
     sound = outcomes["sound requests", "changed the device"]
-    assert sound > 100, "the fuzz reaches the device where it may"
+    assert sound > len(cases) / 50, "the fuzz reaches the device where it may"
     assert outcomes["bits flipped", "changed nothing"] > outcomes["bits flipped", "changed the device"] > 0
 
 
-def test_records_that_nobody_can_read_stop_nobody(quick_redis: RedisServer, tmp_path: Path) -> None:
-    assert play_records(quick_redis, tmp_path, 5_000, first=FIRST) >= 5_000
+@pytest.mark.parametrize("cases", [FEW, MORE])
+def test_records_that_nobody_can_read_stop_nobody(quick_redis: RedisServer, tmp_path: Path, cases: range) -> None:
+    assert play_records(quick_redis, tmp_path, len(cases), first=cases.start) >= len(cases)
 
 
 def test_a_real_worker_takes_all_of_it_without_ending(quick_redis: RedisServer, tmp_path: Path) -> None:
