@@ -61,8 +61,7 @@ class SentTogether:
     """Called when events wait: has them sent soon, those of all turns of the event loop until then as one message."""
 
     def __init__(self, eventer: Any, hub: Any) -> None:
-        self._eventer, self._hub = eventer, hub
-        self._due = False
+        self._eventer, self._hub, self._due = eventer, hub, False
 
     def __call__(self) -> None:
         if not self._due:
