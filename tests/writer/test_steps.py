@@ -30,7 +30,7 @@ def ticks() -> list[str]:
 def consumer(hub: Any, ticks: list[str]) -> Any:
     """What the steps use of Celery's consumer."""
     service = SimpleNamespace(tick=lambda: ticks.append("tick"), fill=lambda: False)
-    return SimpleNamespace(hub=hub, timer=hub.timer, service=service, obey_pause=lambda: None, send_events=lambda: None)
+    return SimpleNamespace(hub=hub, timer=hub.timer, service=service, obey_pause=lambda: None, event_dispatcher=None)
 
 
 def test_the_first_tick_is_due_at_once(consumer: Any, hub: Any, ticks: list[str]) -> None:

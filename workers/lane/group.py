@@ -35,8 +35,11 @@ log = logging.getLogger(__name__)
 #: Where Celery itself logs that a task has ended, and where it is silenced (peerlane.workers.cli.run).
 _trace_log = logging.getLogger("celery.app.trace")
 
-#: Events sent as one message at the end of the event loop's turn; those of a whole group. Celery's default is 24.
+#: Events that are sent as one message at most; those of a whole group are fewer. Celery's default is 24.
 EVENTS_AT_ONCE = 512
+#: Seconds after which waiting events are sent. Celery sends them at the end of each turn of its event loop, which is a
+#: message and a round trip for each group.
+EVENTS_WITHIN = 0.05
 
 #: What Celery sends to receivers while it carries a task out.
 SIGNALS = (
@@ -54,14 +57,32 @@ def somebody_listens() -> bool:
     return any(cast("Any", signal).receivers for signal in SIGNALS)
 
 
+class SentTogether:
+    """Called when events wait: has them sent soon, those of all turns of the event loop until then as one message."""
+
+    def __init__(self, eventer: Any, hub: Any) -> None:
+        self._eventer, self._hub, self._due = eventer, hub, False
+
+    def __call__(self) -> None:
+        if not self._due:
+            self._due = True
+            self._hub.call_later(EVENTS_WITHIN, self._send)
+
+    def _send(self) -> None:
+        self._due = False
+        self._eventer.flush()
+
+
 class TaskEvents:
     """Sends the events of one task's requests, with the fields of Celery's events."""
 
-    def __init__(self, task: Any, eventer: Any) -> None:
+    def __init__(self, task: Any, eventer: Any, hub: Any) -> None:
         self._name = str(task.name)
         self._eventer = eventer if eventer and eventer.enabled and task.send_events else None
         if self._eventer is not None:
             self._eventer.buffer_limit = EVENTS_AT_ONCE
+            if hub and not isinstance(self._eventer.on_send_buffered, SentTogether):  # another task's is as good
+                self._eventer.on_send_buffered = SentTogether(self._eventer, hub)
 
     def received(self, request_id: str, shown: str) -> None:
         """Send task-received. ``shown`` is the part of the arguments that may be shown."""

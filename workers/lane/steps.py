@@ -140,7 +140,8 @@ class TickStep(bootsteps.StartStopStep):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            parent.send_events()  # while there is a connection
+            if parent.event_dispatcher:
+                parent.event_dispatcher.flush()  # while there is a connection
         self._end_filling(parent)
 
 

@@ -40,7 +40,7 @@ class LaneStrategy:
         self._gateway = consumer.service.name
         self._request_ids = names.request_ids(self._gateway)
         self._eventer = consumer.event_dispatcher
-        self._events = TaskEvents(task, self._eventer)
+        self._events = TaskEvents(task, self._eventer, consumer.hub)
         self._ending = LeanEnding(task, consumer, self._events)
         self._request_class = cast("Any", celery_request).create_request_cls(
             symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, self._eventer, app=app

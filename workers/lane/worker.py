@@ -38,8 +38,6 @@ FIRST_PAUSE, MORE, LONGEST_PAUSE = 0.25, 0.25, 0.5
 
 #: Seconds between two of Celery's events that tell monitors that the worker lives.
 EVENT_EVERY = 10.0
-#: Seconds within which events of tasks are sent: those of all turns of the event loop meanwhile as one message.
-EVENTS_WITHIN = 0.05
 
 
 class Service(Protocol):
@@ -68,24 +66,11 @@ class LaneConsumer(_Consumer):
         return cast("LaneWorker", self.controller).service
 
     _paused = False
-    #: Whether the timer is set that sends the waiting events.
-    _sends_events = False
-
-    def on_send_event_buffered(self) -> None:
-        """Have the waiting events sent soon. Celery does that at the end of each turn: a message for each request."""
-        if self.hub and not self._sends_events:
-            self._sends_events = True
-            self.hub.call_later(EVENTS_WITHIN, self.send_events)
-
-    def send_events(self) -> None:
-        """Send the waiting events now."""
-        self._sends_events = False
-        self._flush_events()
 
     def on_ready(self) -> None:
         """Prepare for consuming, which has just begun."""
         super().on_ready()
-        self._paused = self._sends_events = False  # the timer that was set is gone
+        self._paused = False
         self.task_consumer.channel.end_dead = self.end_dead
         self.obey_pause()
 
