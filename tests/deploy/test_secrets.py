@@ -64,8 +64,8 @@ def events_of(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_no_event_shows_one(scene: Scene) -> None:
-    told = [event for message in scene.events for event in events_of(json.loads(message))]
-    assert sum(event["type"] == "task-received" for event in told) > len(MISPLACED)
+    events = [event for message in scene.events for event in events_of(json.loads(message))]
+    assert sum(event["type"] == "task-received" for event in events) > len(MISPLACED)
     assert [trace for event in scene.events for trace in planted.traces(event)] == []
 
 

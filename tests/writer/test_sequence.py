@@ -782,13 +782,13 @@ class TestTheRedoFile:
         assert key in bench.records
         assert bench.alarm is None
 
-    @pytest.mark.parametrize("told", ["-1", "many", "9" * 5_000, ""])
-    def test_of_a_start_is_used_whatever_somebody_has_written_beside_it(self, bench: Bench, told: str) -> None:
+    @pytest.mark.parametrize("stored", ["-1", "many", "9" * 5_000, ""])
+    def test_of_a_start_is_used_whatever_somebody_has_written_beside_it(self, bench: Bench, stored: str) -> None:
         bench.keep_file()
         before, key = bench.moment(), some_key()
         bench.create(key)
         before.come_back()
-        bench.raw.hset(names.gateway_key(bench.name), LOST, told)
+        bench.raw.hset(names.gateway_key(bench.name), LOST, stored)
         bench.succeed()
         assert key in bench.records
 

@@ -139,10 +139,10 @@ class LeanEnding:
         runtime = time.monotonic() - began
         try:
             failpoints.reach("before_acknowledge")
-            told = _told(taken.outcome.result)
-            self._events.ended(taken.delivery.request_id, told, runtime)
+            shown = _shown(taken.outcome.result)
+            self._events.ended(taken.delivery.request_id, shown, runtime)
             if _trace_log.isEnabledFor(logging.INFO):
-                self._tell(taken.delivery.request_id, told, runtime)
+                self._tell(taken.delivery.request_id, shown, runtime)
         except Exception:  # its outcome stands; the error must not harm the others or the worker
             log.exception("request %s has its outcome, but its end could not be told", taken.delivery.request_id)
         taken.acknowledge(log, self._consumer.connection_errors)
@@ -152,10 +152,10 @@ class LeanEnding:
         """End a request that had an outcome before it was taken, with one event."""
         worker_state.total_count[self._name] += 1
         worker_state.all_total_count[0] += 1
-        told = _told(outcome)
-        self._events.ended(request_id, told, 0.0, name=self._name)
+        shown = _shown(outcome)
+        self._events.ended(request_id, shown, 0.0, name=self._name)
         if _trace_log.isEnabledFor(logging.INFO):
-            self._tell(request_id, told, 0.0)
+            self._tell(request_id, shown, 0.0)
 
     def give_back(self, taken: TakenMessage) -> None:
         """Put a request back on the lane for the writer that has taken over; this worker stops."""
@@ -240,7 +240,7 @@ class LaneWriter:
             raise WorkerShutdown(0) from None
 
 
-def _told(outcome: Mapping[str, Any] | PeerlaneError) -> PeerlaneError | str:
+def _shown(outcome: Mapping[str, Any] | PeerlaneError) -> PeerlaneError | str:
     """What events and log say of an outcome."""
     return outcome if isinstance(outcome, PeerlaneError) else repr(in_short(outcome))
 
