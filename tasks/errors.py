@@ -167,7 +167,7 @@ class LaneHeld(PeerlaneError):
 
 
 class WriterError(PeerlaneError):
-    """The writer failed in a way nobody foresaw. Nothing was committed; its log has the details."""
+    """The writer failed unexpectedly. Nothing was committed; its log has the details."""
 
     code = "writer_error"
     retryable = True

@@ -4,7 +4,7 @@ Each line of the file is ``POINT:ACTION[:N]``. It is read again whenever it chan
 while the process runs:
 
     before_commit:kill:3     at the third time from now the process is killed, as by kill -9
-    after_commit:stop        the process stops itself (SIGSTOP) at the next time, until somebody sends SIGCONT
+    after_commit:stop        the process stops itself (SIGSTOP) at the next time, until it gets SIGCONT
     after_apply:raise        an unexpected error
     before_commit:sleep:0.05 every time, so many seconds
     before_apply:hang        the thread goes no further until the line is gone from the file

@@ -1,7 +1,7 @@
 """kombu's Redis transport without its tables of bindings: every queue is bound to the exchange of its own name.
 
 kombu stores in Redis which queues an exchange leads to, and every publisher reads that table. Peerlane sends to queues
-by name and needs no table. So nobody can redirect messages by writing to it, a publisher needs only the right to
+by name and needs no table. So no program can redirect messages by writing to it, a publisher needs only the right to
 LPUSH, and Flower needs no right to write (kombu would maintain the table of its event queue by Lua scripts).
 """
 

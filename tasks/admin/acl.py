@@ -97,7 +97,7 @@ def users(gateways: Sequence[str], roles: Sequence[Role] = ROLES, *, database: i
     return chosen_users
 
 
-def nobody(form: Form = "aclfile") -> str:
+def default_user_off(form: Form = "aclfile") -> str:
     """The line that disables the default user, so that a client without a name may do nothing."""
     return "user default off" if form == "aclfile" else "ACL SETUSER default off"
 

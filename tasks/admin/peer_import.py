@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.admin.import_conflicts import Clash, clashes, is_there
+from peerlane.tasks.admin.import_conflicts import clashes, is_there
+from peerlane.tasks.admin.import_refusals import AdoptionClash, ImportClash, NotTaken, UnreadableConf
 from peerlane.tasks.admission.lanes import Lanes, lanes_of
 from peerlane.tasks.client.gateway import Gateway
 from peerlane.tasks.errors import Conflict, Invalid
@@ -29,7 +30,7 @@ from peerlane.tasks.redis.errors import PAGE, reaching, scan
 from peerlane.tasks.values.overlaps import Areas
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wgfile.export import readable
-from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, Problem, parse_conf
+from peerlane.tasks.wgfile.parser import ConfPeer, ParsedConf, parse_conf
 from peerlane.tasks.wire.bulk import MAX_IMPORT
 from peerlane.tasks.wire.psk_cipher import cipher_of
 
@@ -42,74 +43,10 @@ MAX_BYTES = 64 * 1024 * 1024
 #: Lines of comments that are listed.
 MAX_LINES = 1000
 
+#: Hands on what it is given, and counts it.
+Counted = Callable[[Iterator[tuple[bytes, bytes]]], Iterator[tuple[bytes, bytes]]]
+
 _FIELDS = ("preshared_key", "keepalive", "labels", "ttl", "pinned", "expires_at", "created_at")
-
-
-class UnreadableConf(Invalid):
-    """A file has problems; nothing was imported."""
-
-    code = "unreadable_conf"
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        first = problems[0]
-        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-        super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
-        self.problems = tuple(problems)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.problems,)
-
-    def as_dict(self) -> dict[str, object]:
-        problems = [{"line": problem.line, "message": problem.sentence} for problem in self.problems]
-        return {**super().as_dict(), "problems": problems}
-
-
-class ImportClash(Conflict):
-    """A file's peers conflict with existing peers or with what the gateway serves; nothing was imported."""
-
-    def __init__(self, clashing: Sequence[Clash]) -> None:
-        first = clashing[0]
-        more = f"; and {len(clashing) - 1} more" if len(clashing) > 1 else ""
-        super().__init__(f"nothing was imported: line {first.line}: {first.sentence}{more}")
-        self.clashes = tuple(clashing)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.clashes,)
-
-    def as_dict(self) -> dict[str, object]:
-        clashes = [
-            {"line": clash.line, "public_key": clash.public_key, "kind": clash.kind, "message": clash.sentence}
-            for clash in self.clashes
-        ]
-        return {**super().as_dict(), "conflicts": clashes}
-
-
-class NotTaken(BaseModel):
-    """A peer of a live device that is not taken over, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    public_key: str
-    #: ``no_allowed_ips``, or an error's code.
-    kind: str
-    message: str
-
-
-class AdoptionClash(Conflict):
-    """Peers of the live device cannot be taken over; nothing was imported."""
-
-    def __init__(self, not_taken: Sequence[NotTaken], unlisted: int = 0) -> None:
-        first, count = not_taken[0], len(not_taken) + unlisted
-        more = f"; and {count - 1} more" if count > 1 else ""
-        super().__init__(f"nothing was imported: {first.public_key}: {first.message}{more}")
-        self.not_taken, self.unlisted = tuple(not_taken), unlisted
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.not_taken, self.unlisted)
-
-    def as_dict(self) -> dict[str, object]:
-        clashes = {"conflicts": [peer.model_dump() for peer in self.not_taken], "unlisted": self.unlisted}
-        return {**super().as_dict(), **clashes}
 
 
 class Imported(BaseModel):
@@ -148,8 +85,10 @@ class Checked:
         return imported.model_copy(update=left)
 
 
-def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> Checked:
+def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None, counted: Counted = iter) -> Checked:
     """Read a file and find all problems and conflicts of its import. Changes nothing.
+
+    ``counted`` is given the gateway's addresses, which are read one after the other, and hands them on.
 
     Raises:
         UnreadableConf: it has problems; lists them.
@@ -170,7 +109,7 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
         )
     wanted = {entry.peer.public_key for entry in conf.peers}
     present = {peer.public_key: peer for peer in readable(client.peers(among=wanted))}
-    addresses = _addresses(lanes_of(app or tasks.app), gateway, conf.peers)
+    addresses = _addresses(counted(scan(lanes_of(app or tasks.app).redis, names.addresses_key(gateway))), conf.peers)
     if clashing := sorted(
         clashes(conf.peers, info, present, addresses), key=lambda entry: (entry.line, entry.sentence)
     ):
@@ -182,14 +121,20 @@ def check_file(data: bytes, gateway: str, *, app: PeerlaneApp | None = None) -> 
 
 
 def import_file(
-    data: bytes, gateway: str, *, app: PeerlaneApp | None = None, dry_run: bool = False, timeout: float = TIMEOUT
+    data: bytes,
+    gateway: str,
+    *,
+    app: PeerlaneApp | None = None,
+    dry_run: bool = False,
+    timeout: float = TIMEOUT,
+    counted: Counted = iter,
 ) -> Imported:
-    """Import a file's peers into Redis and onto the device: all of them, or none.
+    """Import a file's peers into Redis and onto the device: all of them, or none. ``counted``: see ``check_file``.
 
     Raises:
         PeerlaneError: as ``check_file``, and as Gateway.create_peer: nothing was imported but for OutcomeUnknown.
     """
-    checked = check_file(data, gateway, app=app)
+    checked = check_file(data, gateway, app=app, counted=counted)
     if dry_run:
         created, existing = len(checked.fresh), len(checked.existing)
         return checked.with_comments(
@@ -290,12 +235,12 @@ def _stage(lanes: Lanes, key: str, entries: Sequence[str]) -> None:
             pipe.execute()
 
 
-def _addresses(lanes: Lanes, gateway: str, peers: Sequence[ConfPeer]) -> dict[Prefix, str]:
+def _addresses(entries: Iterable[tuple[bytes, bytes]], peers: Sequence[ConfPeer]) -> dict[Prefix, str]:
     """The owners of these peers' addresses, and the addresses that these peers hold already."""
     keys = {peer.peer.public_key for peer in peers}
     areas = Areas(prefix for peer in peers for prefix in peer.peer.allowed_ips)
     owners: dict[Prefix, str] = {}
-    for text, name in scan(lanes.redis, names.addresses_key(gateway)):
+    for text, name in entries:
         with suppress(ValueError):  # the writer reports those by itself
             prefix, owner = Prefix.parse(text.decode(errors="replace")), name.decode(errors="replace")
             if owner in keys or areas.touch(prefix):

@@ -57,7 +57,7 @@ class Believed:
         self._refused = [lane.refusal(waiting=0, create=create) is not None for create in (False, True)]
         self._full = [lane.most_waiting(create=create) for create in (False, True)]
         self._paces = [lane.pace(bulk=bulk) for bulk in (False, True)]
-        #: By queue, interactive and bulk: requests waiting, and those let pass since that was told.
+        #: By queue, interactive and bulk: requests waiting, and those let pass since that was read.
         self.waiting = [lane.waiting, lane.waiting_bulk]
         self.passed = [0, 0]
 

@@ -15,7 +15,7 @@ from peerlane.tasks.wire.bulk import SLICE
 def members(gateway: str, label: str, request_id: str, arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
     """For each wish of a list of creates: the key of its share, and its member there.
 
-    ``arguments`` may be anything: whoever asks has not checked them yet.
+    ``arguments`` may be anything: they are not checked yet.
     """
     wishes = arguments.get("wishes")
     listed = cast("list[object]", wishes)[:SLICE] if isinstance(wishes, list) else []

@@ -27,7 +27,7 @@ RETRY_AFTER = 1.0
 def share_key(gateway: str, label: str, labels: object) -> str:
     """The key that counts the requests with the same value of ``label`` as ``labels``.
 
-    ``labels`` may be anything: whoever asks has not checked them yet.
+    ``labels`` may be anything: they are not checked yet.
     """
     value = cast("Mapping[object, object]", labels).get(label) if isinstance(labels, Mapping) else None
     text = value if isinstance(value, str) else ""

@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from peerlane.config.redis.url import database
-from peerlane.tasks.admin.acl import ROLES, Form, Role, nobody, users
+from peerlane.tasks.admin.acl import ROLES, Form, Role, default_user_off, users
 from peerlane.tasks.cli.parameters import GatewayName
 from peerlane.tasks.cli.program import Command
 from peerlane.tasks.cli.session import Session, pass_session
@@ -42,7 +42,7 @@ def acl(
     chosen_users = users(tuple(dict.fromkeys(gateways)), chosen, database=database(session.settings))
     made = {user.name: secrets.token_urlsafe(24) if passwords else None for user in chosen_users}
     lines = {user.name: user.line(cast("Form", form), made[user.name], oldest=oldest) for user in chosen_users}
-    closed = nobody(cast("Form", form)) if "admin" in chosen else None
+    closed = default_user_off(cast("Form", form)) if "admin" in chosen else None
     if session.output.json:
         described = [
             {"user": user.name, "role": user.role, "line": lines[user.name]}

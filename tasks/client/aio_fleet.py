@@ -66,7 +66,7 @@ class AsyncFleet:
                 return await self._client(gateway).create_peer(public_key, timeout=left, **wish)
             except RETRY_ELSEWHERE as refusal:
                 turns.refused(gateway, refusal)
-        raise turns.nobody()
+        raise turns.no_gateway()
 
     async def create_peers(
         self,
@@ -99,7 +99,7 @@ class AsyncFleet:
     ) -> list[PeerAnswer]:
         """As Fleet.delete_peers."""
         listed, within = list(public_keys), self._timeout if timeout is None else timeout
-        removal, nobody = await self._in_thread(self._sync.find_list, listed, region, where)
+        removal, no_gateway = await self._in_thread(self._sync.find_list, listed, region, where)
 
         async def ask(gateway: str, places: Sequence[int]) -> list[PeerAnswer]:
             return await self._client(gateway).delete_peers([listed[place] for place in places], timeout=within)
@@ -107,7 +107,7 @@ class AsyncFleet:
         answered = await _side_by_side(ask, removal.round)
         for (gateway, places), answers in zip(removal.round.items(), answered, strict=True):
             removal.heard(gateway, places, answers)
-        return removal.answers(nobody)
+        return removal.answers(no_gateway)
 
     def _client(self, gateway: str) -> AsyncGateway:
         if self._closed:  # meanwhile: a client made now would never be closed

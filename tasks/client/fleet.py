@@ -100,7 +100,7 @@ class Fleet:
                 return Gateway(gateway, app=self._app).create_peer(public_key, timeout=left, **wish)
             except RETRY_ELSEWHERE as refusal:
                 turns.refused(gateway, refusal)
-        raise turns.nobody()
+        raise turns.no_gateway()
 
     def create_peers(
         self,
@@ -159,13 +159,13 @@ class Fleet:
     ) -> Generator[ListAnswer]:
         """As ``delete_peers``; yields as ``creating``."""
         within = self._within(how.get("timeout"))
-        removal, nobody = self.find_list(public_keys, how.get("region"), how.get("where"))
+        removal, no_gateway = self.find_list(public_keys, how.get("region"), how.get("where"))
         with closing(
             self._ask_lists(names.DELETE_PEERS, public_keys, removal.round, within, size=size, window=window)
         ) as answered:
             for gateway, places, answers in answered:
                 yield from removal.heard(gateway, places, answers)
-        yield from removal.unheard(nobody)
+        yield from removal.unheard(no_gateway)
 
     def _within(self, timeout: Timeout | None) -> float:
         return seconds_of(timeout, self._timeout, self._app.settings.timeout)
@@ -206,8 +206,8 @@ class Fleet:
         matching = [info for info in fleet if matches(info, region, where or {}) is None]
         holders = self._holders_of(keys, [info.name for info in matching], binding=False)
         serving = next((info.name for info in matching if info.state in ("active", "draining")), None)
-        nobody = Placement(choose(fleet, region, where), 0.0, asked_for(region, where)).nobody()
-        return ListRemoval(keys, holders, serving), nobody
+        no_gateway = Placement(choose(fleet, region, where), 0.0, asked_for(region, where)).no_gateway()
+        return ListRemoval(keys, holders, serving), no_gateway
 
     def _holders_of(self, keys: Sequence[object], among: Sequence[str], *, binding: bool) -> dict[int, list[str]]:
         """The gateways of ``among`` that have these peers, by position; ``binding``: only unexpired peers count."""

@@ -92,7 +92,7 @@ class Placement:
         """Note why gateways have not taken it."""
         self._reasons |= reasons
 
-    def nobody(self) -> PeerlaneError:
+    def no_gateway(self) -> PeerlaneError:
         """The error if all have refused."""
         if not self._reasons and not self._choice.elsewhere:
             return Unavailable("no gateway is registered; `peerlane gateway run NAME` starts one")
@@ -170,7 +170,7 @@ class ListPlacement:
         for place, wish in list(self._open.items()):
             gateway = self._bound.get(place) or self._best(wish)
             if gateway is None:
-                self._answers[place] = self._nobody(wish)
+                self._answers[place] = self._no_gateway(wish)
                 self.unplaced.append(ListAnswer(place, self._answers[place]))
                 del self._open[place]
             else:
@@ -199,12 +199,12 @@ class ListPlacement:
                 del self._open[place]
         return final
 
-    def _nobody(self, wish: _Open) -> PeerAnswer:
+    def _no_gateway(self, wish: _Open) -> PeerAnswer:
         placement = Placement(self._choice, 0.0, self._asked_for)
         for gateway in self._closed - wish.refused.keys():
             wish.refused[gateway] = "it has refused others of the list"
         placement.note(wish.refused)
-        return placement.nobody()
+        return placement.no_gateway()
 
     @property
     def answers(self) -> list[PeerAnswer]:
@@ -233,14 +233,15 @@ class ListRemoval:
             self._left[place] -= 1
         return [max(self._heard[place], key=_weight) for place in places if self._left[place] == 0]
 
-    def unheard(self, nobody: PeerAnswer) -> list[ListAnswer]:
+    def unheard(self, no_gateway: PeerAnswer) -> list[ListAnswer]:
         """The answers to keys for which no gateway was asked."""
-        return [ListAnswer(place, nobody) for place in range(self._count) if place not in self._left]
+        return [ListAnswer(place, no_gateway) for place in range(self._count) if place not in self._left]
 
-    def answers(self, nobody: PeerAnswer) -> list[PeerAnswer]:
+    def answers(self, no_gateway: PeerAnswer) -> list[PeerAnswer]:
         """The answers in the order of the keys: an error of any gateway, else ``deleted``, else ``absent``."""
         return [
-            max(self._heard.get(place, [ListAnswer(place, nobody)]), key=_weight).answer for place in range(self._count)
+            max(self._heard.get(place, [ListAnswer(place, no_gateway)]), key=_weight).answer
+            for place in range(self._count)
         ]
 
 

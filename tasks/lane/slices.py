@@ -125,7 +125,7 @@ def new_list_id(gateway: str, request_id: str | None = None) -> str:
 def cut(
     task: str, gateway: str, wishes: Iterable[object], list_id: str, *, size: int = SLICE, new: bool = False
 ) -> Iterator[Slice]:
-    """The slices of a list: at most ``size`` wishes each, and fewer if they are large. ``new``: nobody knows its id."""
+    """The slices of a list: at most ``size`` wishes each, and fewer if they are large. ``new``: its id is new."""
     read = _create if task == names.CREATE_PEERS else _delete
     parts: list[Part] = []
     taken = sent = 0

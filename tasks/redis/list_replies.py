@@ -31,7 +31,7 @@ class ListReplies:
         self._listeners = listeners
         self._link: Link | None = None
         self._channels: set[bytes] = set()
-        #: Records of requests that nobody has waited for yet.
+        #: Records of requests that no call has waited for yet.
         self._records: list[bytes] = []
 
     def expect(self, list_id: str, request_id: str) -> ListReply:

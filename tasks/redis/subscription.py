@@ -28,7 +28,7 @@ ANSWERED_WITHIN = 1.0
 AGAIN_WITHIN = 0.6
 #: Seconds without a word after which a connection is asked whether it still hears.
 SILENT_FOR = 1.0
-#: Seconds after which a kept connection is asked before it is used, and after which one that nobody needs is closed.
+#: Seconds after which a kept connection is asked before it is used, and after which an unused one is closed.
 DOUBTED_AFTER = 2.0
 IDLE_FOR = 60.0
 #: Messages of others that are read after the time for an answer is up, as the answer may lie behind them.

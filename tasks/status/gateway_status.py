@@ -17,7 +17,7 @@ from peerlane.tasks.values.metrics import number as measured
 OBSERVER_LIVE_FOR_MS = 15_000
 #: Intervals between sweeps without a request from beat, and seconds at least, after which beat counts as gone.
 BEAT_MISSED, BEAT_AT_LEAST = 5, 300.0
-#: Seconds for which the start of a writer is told.
+#: Seconds for which the start of a writer is shown.
 RECENT = 600.0
 
 
@@ -71,7 +71,7 @@ class GatewayStatus:
     ) -> GatewayStatus:
         """From the observer's hash and the alarms' hash, as Redis gives them; ``now`` is Redis' clock in seconds.
 
-        ``measured`` is what the writer has told of its measurements.
+        ``measured`` are the stored measurements of the writer.
         """
         report = {name.decode(errors="replace"): value for name, value in (observer or {}).items()}
         asked_at = number(report.get("asked_at", b"").decode(errors="replace"))

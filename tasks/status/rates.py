@@ -109,7 +109,7 @@ class _Sample:
     backlog: int
     #: Since when, on Redis' clock in seconds, something waits and nothing was answered; None while that is not so.
     stuck_since: float | None
-    #: Per second, in the last interval in which the writer told anything: answered, created, deleted, refused.
+    #: Per second, in the last interval with a heartbeat: answered, created, deleted, refused.
     rates: tuple[float, float, float, float] | None
 
 
@@ -156,7 +156,7 @@ def _wait(status: GatewayStatus, sample: _Sample) -> Wait | None:
     lane = status.lane
     if sample.backlog == 0:
         return None
-    # When the oldest one was sent, as the writer has told; 0 where it has not.
+    # When the oldest one was sent, by the last heartbeat; 0 if it does not say.
     sent_at = number(lane.facts.get("oldest_sent_at" if lane.waiting else "oldest_bulk_sent_at", ""))
     oldest = max(0.0, status.now - sent_at / 1000) if sent_at else 0.0
     if lane.state in ("down", "stuck") and oldest >= REMARKABLE:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 class KeySet:
     """A set of texts of which 64 bits each are held: 16 to 32 bytes a text. Two of a million are never mistaken.
 
-    The bits are Python's own hash, which differs from process to process: nobody chooses a key that meets another's.
+    The bits are Python's own hash, which differs from process to process: so no key can be chosen to collide.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:

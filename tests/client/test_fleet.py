@@ -175,14 +175,14 @@ def test_nobody_taking_a_peer_is_told_with_every_reason() -> None:
         choose([info("a", state="down"), info("b", region="us"), info("c", region="eu")], "eu"), 5, " here"
     )
     turns.refused("c", PoolExhausted("c is full"))
-    message = str(turns.nobody())
+    message = str(turns.no_gateway())
     assert message == "no gateway here takes the peer: c: c is full; a: it has no region; b: its region is us"
 
 
 def test_in_a_large_fleet_a_near_miss_is_told_before_gateways_of_other_regions() -> None:
     others = [info(f"a{number}", region="us") for number in range(200)]
     turns = Placement(choose([*others, info("z", region="eu", labels={"tier": "b"})], "eu", {"tier": "a"}), 5)
-    message = str(turns.nobody())
+    message = str(turns.no_gateway())
     assert "takes the peer: z: its label tier is b; a0: its region is us" in message
     assert message.endswith("; and 151 more")
 

@@ -174,13 +174,13 @@ class TestThePlacementOfAList:
         assert removal.round == {"iad": [0, 1], "fra": [0]}
         gone = PeerResult(outcome="deleted", gateway="fra", public_key=key_number(1))
         absent = replace_outcome(gone)
-        nobody = Unavailable("nobody")
+        no_gateway = Unavailable("no gateway")
         assert removal.heard("iad", [0, 1], [absent, absent]) == [ListAnswer(1, absent, "iad")]
         assert removal.heard("fra", [0], [gone]) == [ListAnswer(0, gone, "fra")]
-        assert removal.unheard(nobody) == []
-        assert removal.answers(nobody) == [gone, absent]
+        assert removal.unheard(no_gateway) == []
+        assert removal.answers(no_gateway) == [gone, absent]
         unasked = ListRemoval(["a"], {}, None)
-        assert unasked.answers(nobody) == [each.answer for each in unasked.unheard(nobody)] == [nobody]
+        assert unasked.answers(no_gateway) == [each.answer for each in unasked.unheard(no_gateway)] == [no_gateway]
 
     @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["deleted-first", "error-first"])
     def test_of_a_delete_that_one_gateway_did_not_carry_out_tells_that(self, order: tuple[int, int]) -> None:
@@ -190,7 +190,7 @@ class TestThePlacementOfAList:
         for number in order:
             final = removal.heard(sites[number], [0], [[gone, late][number]])
         assert final == [ListAnswer(0, late, "fra")]
-        assert removal.answers(Unavailable("nobody")) == [late]
+        assert removal.answers(Unavailable("no gateway")) == [late]
 
     def test_of_no_gateways_at_all_says_so(self) -> None:
         placement = ListPlacement(1, Choice((), {}, {}), "", {})

@@ -14,7 +14,8 @@ from servers import RedisServer
 from writer_alone import POOLS, WriterAlone
 
 from peerlane.config import names
-from peerlane.tasks.admin.peer_import import AdoptionClash, Imported, NotTaken
+from peerlane.tasks.admin.import_refusals import AdoptionClash, NotTaken
+from peerlane.tasks.admin.peer_import import Imported
 from peerlane.tasks.errors import Conflict, Draining, Invalid
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.bulk import LISTED

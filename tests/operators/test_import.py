@@ -25,12 +25,9 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
 from peerlane.tasks.admin.import_conflicts import Clash
+from peerlane.tasks.admin.import_refusals import AdoptionClash, ImportClash, NotTaken, UnreadableConf
 from peerlane.tasks.admin.peer_import import (
-    AdoptionClash,
-    ImportClash,
     Imported,
-    NotTaken,
-    UnreadableConf,
     carry_out,
     check_file,
     import_file,
@@ -114,6 +111,19 @@ def test_every_property_of_a_peer_comes_in(
     done = import_file(rendered(wanted), iad.name, app=app)
     assert done == Imported(outcome="imported", gateway=iad.name, created=40, existing=0)
     assert as_wished(client(iad).peers()) == as_wished(wanted)
+
+
+def test_how_far_the_check_of_a_large_gateway_is_can_be_told(shared_gateway: GatewayProcess, app: PeerlaneApp) -> None:
+    import_file(rendered(peers(30)), shared_gateway.name, app=app)
+    counted: list[bytes] = []
+
+    def counting(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        for entry in entries:
+            counted.append(entry[0])
+            yield entry
+
+    import_file(rendered(peers(3, first=40)), shared_gateway.name, app=app, counted=counting)
+    assert {address.decode() for address in counted} >= {str(peer.allowed_ips[0]) for peer in peers(30)}
 
 
 def test_an_export_is_read_back_by_another_gateway_to_the_same_state(

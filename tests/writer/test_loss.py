@@ -66,6 +66,6 @@ def test_what_has_no_usable_record_or_is_left_out_is_no_difference() -> None:
 def test_a_delete_in_dispute_stands_where_its_address_was_given_to_another() -> None:
     first, second = peer(2), peer(2)
     stays = peer(3)
-    found = differences(PeerTable(POLICY, [second]), loaded(first, stays), {first.public_key, stays.public_key})
-    assert [(plan.before, plan.after) for plan in found.deleted] == [(first, None)]
-    assert [(plan.before, plan.after) for plan in found.created] == [(None, second)]
+    loss = differences(PeerTable(POLICY, [second]), loaded(first, stays), {first.public_key, stays.public_key})
+    assert [(plan.before, plan.after) for plan in loss.deleted] == [(first, None)]
+    assert [(plan.before, plan.after) for plan in loss.created] == [(None, second)]

@@ -28,7 +28,7 @@ from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal, sequence
-from peerlane.workers.store.journal import RedoFile
+from peerlane.workers.store.journal import LOST, RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.store.store import Commit, Store
 
@@ -111,6 +111,16 @@ def is_true_again(bench: Bench, kept: list[str], gone: list[str], outcomes: dict
         else:
             assert bench.outcome(request) == outcome
     bench.agree()
+
+
+def displaced(bench: Bench) -> tuple[str, str, list[str], Moment]:
+    """A deleted peer, one that has its address now, that address, and Redis as it was before the delete."""
+    first, second = some_key(), some_key()
+    address = bench.create(first)["allowed_ips"]
+    before = bench.moment()
+    bench.delete(first)
+    assert bench.create(second)["allowed_ips"] == address
+    return first, second, address, before
 
 
 def loses_the_second_half(bench: Bench, notice: Callable[[], object]) -> None:
@@ -452,11 +462,7 @@ class TestMoreIsLostThanIsKept:
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(journal, "MOST", 1)
-        first, second = some_key(), some_key()
-        address = bench.create(first)["allowed_ips"]
-        before = bench.moment()
-        bench.delete(first)
-        assert bench.create(second)["allowed_ips"] == address
+        first, second, _, before = displaced(bench)
         before.come_back()
         bench.create()
         bench.create()
@@ -468,11 +474,7 @@ class TestMoreIsLostThanIsKept:
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(journal, "MOST", 1)
-        first, second = some_key(), some_key()
-        address = bench.create(first)["allowed_ips"]
-        before = bench.moment()
-        bench.delete(first)
-        assert bench.create(second)["allowed_ips"] == address
+        first, second, address, before = displaced(bench)
         assert bench.create(first)["allowed_ips"] != address
         before.come_back()
         bench.create()
@@ -779,6 +781,16 @@ class TestTheRedoFile:
         bench.succeed()
         assert key in bench.records
         assert bench.alarm is None
+
+    @pytest.mark.parametrize("told", ["-1", "many", "9" * 5_000, ""])
+    def test_of_a_start_is_used_whatever_somebody_has_written_beside_it(self, bench: Bench, told: str) -> None:
+        bench.keep_file()
+        before, key = bench.moment(), some_key()
+        bench.create(key)
+        before.come_back()
+        bench.raw.hset(names.gateway_key(bench.name), LOST, told)
+        bench.succeed()
+        assert key in bench.records
 
     def test_of_another_redis_is_ignored_and_told(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
         bench.keep_file()

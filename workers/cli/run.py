@@ -73,7 +73,7 @@ def run(
     settings.
 
     While Redis is away it tries again, without end. With --json the first start that fails ends it, with one document:
-    whoever reads that decides when to try again.
+    the caller decides when to try again.
     """
     options |= {"gateway": name, "log_level": loglevel}
     session.overrides |= {key: value for key, value in options.items() if value not in (None, ())}

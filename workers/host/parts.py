@@ -26,7 +26,7 @@ class Part:
     #: Whether an exit status says that starting it again would not help, given how many seconds it had lived: without
     #: end, once a watched part has served.
     final: Callable[[int, float], bool]
-    #: Whether a first start that fails, and says why on standard output, ends all. Asked where somebody hears it.
+    #: Whether a first start that fails, and says why on standard output, ends all. Only if its output is read.
     decides: bool = False
     #: Whether it says by a pipe that it goes on (``pulse``); its command then ends with ``--pulse`` and a descriptor.
     watched: bool = False

@@ -171,7 +171,7 @@ class LaneChannel(UnboundChannel):
                 failures.append(error)
         self.group = None
         group.carry_out()
-        if dead and self.end_dead is not None:  # last: nobody waits for it
+        if dead and self.end_dead is not None:  # last: it holds up no message
             self.end_dead(dead)
         if failures:
             raise failures[0]

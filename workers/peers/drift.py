@@ -19,7 +19,7 @@ Kind = Literal["missing", "unknown", "allowed_ips", "preshared_key", "keepalive"
 Unknown = Literal["remove", "keep", "adopt"]
 
 #: So many unknown peers, and more than half of what the device holds, are never removed without being asked:
-#: it is likelier that Redis has lost its data than that somebody added them by hand.
+#: it is likelier that Redis has lost its data than that a person added them by hand.
 MANY_UNKNOWN = 10
 
 

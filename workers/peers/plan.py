@@ -38,7 +38,7 @@ class Plan:
     #: Whether Redis holds a record of ``before``; a foreign peer has none.
     stored: bool = True
     #: The record of ``after``, with its preshared key in clear, where it has been made already.
-    record: str | None = None
+    record: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

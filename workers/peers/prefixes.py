@@ -113,7 +113,7 @@ class PrefixIndex:
         return self._wide_holder(version, address)
 
     def first_free(self, version: int, start: int, end: int) -> int | None:
-        """The smallest address from ``start`` to ``end``, both included, that nobody holds."""
+        """The smallest address from ``start`` to ``end``, both included, that no peer holds."""
         pages, wide = self._pages[version], self._wide[version]
         while start <= end:
             bits = pages.get(start >> _SHIFT)
@@ -194,7 +194,7 @@ def _hosts(version: int, page: int, bits: int) -> Iterator[Prefix]:
 class AddressPool:
     """Allocates the addresses of one pool. The index knows which are taken; the pool only remembers where to look next.
 
-    Invariant: ``smallest_free`` is the smallest address of the pool that nobody holds. The cursor is below every free
+    Invariant: ``smallest_free`` is the smallest address of the pool that no peer holds. The cursor is below every free
     address that is not on the heap, and every address freed below the cursor is on the heap.
     """
 

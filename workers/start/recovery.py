@@ -70,10 +70,10 @@ def recover(
     """Make the device equal to Redis by the smallest changes; peers that are not changed keep their sessions.
 
     ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
-    the device may have been somebody's before. ``in_hand`` are keys that an earlier writer was about to create when it
-    died: where only the device knows them, they go, however many they are. ``seen`` tells when each peer was last seen:
-    those seen last come back first. Peers beyond ``at_once`` (``AT_ONCE``) and the hottest are not added yet: they are
-    in the table's ``coming``.
+    another program may have used the device before. ``in_hand`` are keys that an earlier writer was about to create
+    when it died: where only the device knows them, they go, however many they are. ``seen`` tells when each peer was
+    last seen: those seen last come back first. Peers beyond ``at_once`` (``AT_ONCE``) and the hottest are not added
+    yet: they are in the table's ``coming``.
 
     Raises:
         KernelError: the device could not be read or changed. Not where a peer's route leads elsewhere: that is logged.

@@ -11,17 +11,17 @@
 --         changes    a JSON list of {key, before, kept, record, gone, taken}:
 --           key      public key
 --           before   whether the plan was made on a stored record
---           kept     true: nothing to change, but the answer says so, and so it must be true
+--           kept     true: nothing changes, but the peer must still be as the answer says
 --           record   the record to store; absent: delete it
 --           gone     prefixes given up; taken: prefixes that are taken
 --         creates    '1' if the gateway must not be draining
 --         tag        of the message that asked for it, which is acknowledged in the same step; '' for none
 --         id         of the request
 -- Returns {server time in ms, sequence, then for each request {verdict, stored or detail}}: committed | duplicate |
--- behind | fenced | expired | stale | draining; 'failed' is one of many that met an error
+-- behind | fenced | expired | stale | draining; 'failed': an error in one of many requests
 local current, seq, newest = standing(KEYS[1], KEYS[4], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]))
 local function commit(key, share, deadline, result, late, changes, creates, tag, id)
-  -- Nothing is said of a Redis that is behind: what it lost is made true first.
+  -- Nothing is decided on a Redis that is behind: its lost commits are repeated first.
   if current == 'behind' then return {'behind', ''} end
   local stored = redis.call('GET', key)
   if stored then
@@ -59,7 +59,7 @@ for number = 0, (#KEYS - 6) / 2 - 1 do
   if alone then
     answer = attempt()
   else
-    -- A key of a foreign kind, or a right that this user lacks, is that request's own misfortune.
+    -- A key of another type, or a right that this user lacks, fails this request alone.
     local ok, verdict = pcall(attempt)
     answer = ok and verdict or {'failed', ''}
   end

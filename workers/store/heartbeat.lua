@@ -1,8 +1,8 @@
--- Tell what the writer is, that it lives, what it does and has measured; refused to a writer that has been replaced.
+-- Store the writer's facts, heartbeat, phase and measurements; refused to a writer that has been replaced.
 -- KEYS  1 gateway  2 epoch; with measurements  3 their hash  4 interactive queue  5 bulk queue
 -- ARGV  1 epoch of this writer  2 its token  3 the sequence as it knows it  4 'brief': where the gateway's hash has the
---       token of this writer, the epoch is not asked for as well  then pairs field, value; with measurements, these at last
--- Returns {current | behind | fenced, the gateway's state}; only if it is current anything was written
+--       token of this writer, the epoch is not compared  then pairs field, value; with measurements, these at last
+-- Returns {current | behind | fenced, the gateway's state}; writes only if it is current
 local current, state
 if ARGV[4] == 'brief' then
   local fields = redis.call('HMGET', KEYS[1], 'writer', 'seq', 'state')

@@ -263,7 +263,8 @@ class Lost:
     def count(self, made: Sequence[Made], verdicts: Sequence[str]) -> list[dict[str, object]]:
         """Count what became of outcomes that were repeated; returns the removals among those that were cancelled.
 
-        What is ``lost`` rests on what Redis has lost and nobody keeps. It was confirmed last: the table is right there.
+        A ``lost`` outcome depends on one that Redis has lost and that is kept nowhere. It was confirmed last, so the
+        table is right about it.
         """
         removals: list[dict[str, object]] = []
         for outcome, verdict in zip(made, verdicts, strict=True):

@@ -58,7 +58,7 @@ local function acknowledge(tag)
     redis.call('ZREM', KEYS[6], tag)
   end
 end
--- Whoever asks for many listens on one channel for all of them: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
+-- A caller of many requests listens on one channel for all: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
 local function publish(key, record)
   redis.call('PUBLISH', key, record)
   local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')

@@ -25,7 +25,7 @@ local function addresses_in(record)
   local ok, peer = pcall(cjson.decode, record or '')
   return ok and type(peer) == 'table' and type(peer.allowed_ips) == 'table' and peer.allowed_ips or nil
 end
--- What a change gives up and takes is told by its writer's record of before. Redis may hold an older one, with others.
+-- The prefixes that a change gives up and takes follow from the writer's earlier record; Redis may hold an older one.
 local function as_of_here(change)
   local stored = addresses_in(redis.call('HGET', KEYS[2], change.key))
   if change.kept or not stored then return end
@@ -49,7 +49,7 @@ local function forget_older(changes)
 end
 local function redo(key, share, result, changes, tag, id, deadline)
   local stored = redis.call('GET', key)
-  -- What waited past its deadline is answered as it is taken, before anybody has seen that its outcome was lost.
+  -- A request that waited past its deadline is answered when taken, before its lost outcome is noticed.
   local late = 'its deadline had passed before the gateway could commit it'
   if stored and (stored == result or not string.find(stored, late, 1, true)) then
     leave_share(key, share, id)

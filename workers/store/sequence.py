@@ -102,10 +102,10 @@ class CommitSequence:
         self.journal.record = file
         # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
         stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
-        self.lost.outcomes += int(stored) if stored.isdigit() else 0
+        self.lost.outcomes += int(stored) if stored.isdigit() and len(stored) < 16 else 0
 
     def made_up_for(self) -> None:
-        """Note in Redis that whatever was lost is made up for, or told to a person."""
+        """Note in Redis that all that was lost is made up for, or that an alarm tells of it."""
         self._redis.hdel(self._gateway_key, LOST)
 
     def commit(self, made: Sequence[Made]) -> list[Answer]:

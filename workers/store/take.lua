@@ -1,5 +1,5 @@
--- Take what waits in a lane, many messages at once: popped and noted as taken in one step, so that none is lost between.
--- What is dead (its request has an outcome, or its deadline has passed) is struck out instead of noted, and a late one gets
+-- Take waiting messages of a lane, many at once: popped and noted as taken in one step, so that none is lost.
+-- A dead one (its request has an outcome, or its deadline has passed) is struck out instead of noted, and a late one gets
 -- its outcome here. While many wait, deletes go first; while the oldest is late, the newest are taken: docs/adr/0008.
 -- Asked again with the same tags, it answers what it has noted under them: an answer that was lost costs nothing.
 -- KEYS  1 interactive queue  2 bulk queue  3 messages taken and not acknowledged  4 their index
@@ -22,7 +22,7 @@ local full = false  -- whether nothing else may go with what is taken
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local begins = ARGV[3] .. '.'
--- Whoever asks for many listens on one channel for all of them: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
+-- A caller of many requests listens on one channel for all: that of GATEWAY.REPLY for the ids GATEWAY.REPLY_N.
 local function publish(key, record)
   redis.call('PUBLISH', key, record)
   local reply, token = string.match(key, '^(.+%.(%x+))_%d+$')
@@ -81,7 +81,7 @@ local function tell(queue, raw, tag, doubtful) taken[#taken + 1] = {queue, raw, 
 local function settle(queue, raw, headers, record, doubtful)
   if record then
     dead[#dead + 1] = {raw, headers.id, type(headers.task) == 'string' and headers.task or '', record}
-    -- What was cancelled says little of the lane where its deadline is known.
+    -- A cancelled request with a known deadline does not show that the lane is late.
     late = late or type(headers.deadline) ~= 'number' or is_late(headers, tonumber(ARGV[11]))
     return
   end
@@ -92,8 +92,8 @@ local function settle(queue, raw, headers, record, doubtful)
   full = full or weighs_much(headers)
   if queue == KEYS[2] then bytes_left = bytes_left - #raw end
 end
--- Of a queue, how many of its newest have not been looked through for deletes. Nobody but this procedure and the BRPOP
--- before it takes anything off a queue; where somebody did, all of it is looked through anew.
+-- Of a queue, how many of its newest have not been looked through for deletes. Only this procedure and the BRPOP
+-- before it take messages off a queue; if another program did, the whole queue is looked through anew.
 local unseen = {}
 for at, queue in ipairs({KEYS[1], KEYS[2]}) do
   local length = redis.call('LLEN', queue)
@@ -144,7 +144,7 @@ local function take_deletes(queue)
   while left > 0 and unseen[queue] > 0 and #taken < limit and has_room() do
     local first = math.max(0, unseen[queue] - math.min(left, 128))
     local messages = redis.pcall('LRANGE', queue, first, unseen[queue] - 1)
-    if messages.err or #messages == 0 then return end  -- without the right to look: in their order, as ever
+    if messages.err or #messages == 0 then return end  -- without the right to look: in their order, as usual
     for at = #messages, 1, -1 do
       if #taken >= limit or not has_room() then break end
       local raw, place = messages[at], first + at - 1
@@ -164,7 +164,7 @@ end
 -- The newest of a late lane: the oldest would be late before they are committed.
 local function take_newest(queue)
   local newest = redis.pcall('LRANGE', queue, 0, most - #taken - 1)
-  if newest.err then  -- without the right to look: the oldest first, as ever
+  if newest.err then  -- without the right to look: the oldest first, as usual
     in_order = true
     return
   end

@@ -15,7 +15,7 @@ class UpkeepMeasurements:
     """The counts since this observer began. Belongs to its thread."""
 
     def __init__(self) -> None:
-        #: When it began, in ms on Redis' clock; known once it has told that it lives.
+        #: When it began, in ms on Redis' clock; known after its first heartbeat.
         self.began_ms = 0
         self._sweeps: Counter[str] = Counter()
         self._removed: Counter[str] = Counter()

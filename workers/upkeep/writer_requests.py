@@ -42,7 +42,7 @@ class WriterRequests:
         """Yield each request's result, in order. If the caller stops early, outstanding requests are cancelled.
 
         ``go_on`` is asked once a second while the writer keeps the caller waiting: the observer lives, though the
-        writer may not; and whoever has asked may not wait any more.
+        writer may not; and the caller may have stopped waiting.
 
         Raises:
             PeerlaneError: the first refusal; what is outstanding then is cancelled, or was done.

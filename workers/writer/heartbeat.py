@@ -28,7 +28,7 @@ EVERY, OVERDUE = 1.0, 0.2
 WHOLE_OF = 5
 #: Seconds between two looks at the server's memory and run, where the connection to it has lasted.
 LOOK_EVERY = 10.0
-#: Seconds after which measurements are told again that have not changed.
+#: Seconds after which unchanged measurements are stored again.
 TELL_AGAIN = 30.0
 #: Seconds for which the lane was not turned after which something may wait in it.
 TURNED_WITHIN = 1.5
@@ -61,7 +61,7 @@ class Heartbeat(threading.Thread):
         self._beats = 0
         #: How the last beat failed, if that was nothing that Redis said.
         self._unforeseen: type[Exception] | None = None
-        #: When the server was looked at last, on the monotonic clock; and what was told of measurements, and when.
+        #: When the server was looked at last, on the monotonic clock; the measurements stored last, and when.
         self._looked_at = self._measured_at = float("-inf")
         self._measured = ""
 

@@ -95,7 +95,7 @@ class Writer(Agreement):
         except PeerlaneError as error:
             return self._commit_refusal(request, error)
         except Exception as error:
-            # Unforeseen: the device may hold half of it. Nobody is told "created"; everything is read anew.
+            # Unforeseen: the device may hold half of it. No caller gets "created"; everything is read anew.
             log.exception("request %s failed in an unforeseen way", request.id)
             self.recovery_needed = "an unforeseen failure"
             unforeseen = WriterError(f"the writer failed with {type(error).__name__}; nothing was committed")

@@ -9,17 +9,15 @@ from typing import BinaryIO
 import click
 from rich.table import Table
 
+from peerlane.tasks.admin.import_refusals import AdoptionClash, ImportClash, NotTaken, UnreadableConf
 from peerlane.tasks.admin.peer_import import (
     MAX_BYTES,
     TIMEOUT,
-    AdoptionClash,
-    ImportClash,
     Imported,
-    NotTaken,
-    UnreadableConf,
     import_file,
     import_live,
 )
+from peerlane.tasks.cli.counting import counting
 from peerlane.tasks.cli.interrupts import ended_as_by_ctrl_c
 from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.parameters import GatewayName, Seconds
@@ -76,7 +74,9 @@ def import_peers(
     except OSError as error:
         raise Invalid(f"the file cannot be read: {error.strerror}") from None
     try:
-        _tell(session, import_file(data, name, app=session.app, dry_run=dry_run, timeout=timeout))
+        with counting(session.output, f"addresses of {name}", None) as counted:
+            done = import_file(data, name, app=session.app, dry_run=dry_run, timeout=timeout, counted=counted)
+        _tell(session, done)
     except (UnreadableConf, ImportClash) as error:
         raise _print_refusal(session, error) from None
 

@@ -177,7 +177,7 @@ def _placed(
         except RETRY_ELSEWHERE as refusal:
             turns.refused(name, refusal)
     about.pop("gateway", None)
-    raise turns.nobody()
+    raise turns.no_gateway()
 
 
 def _keys(order: Order) -> Keys:

@@ -1,6 +1,6 @@
 """Reads and writes routes to the device with an own codec: 2 µs each; ``IPRoute.route`` takes about 400.
 
-Two kinds are ours, told apart from everybody else's by their rtm_protocol (include/uapi/linux/rtnetlink.h; the
+Two kinds are ours, distinguished from all others by their rtm_protocol (include/uapi/linux/rtnetlink.h; the
 numbers are unused in iproute2's etc/iproute2/rt_protos): they show as ``proto 156`` and ``proto 157`` in ``ip route``.
 """
 
