@@ -356,6 +356,7 @@ def test_a_gateway_is_healthy_while_its_lane_is_served(composed_redis: str, tmp_
     assert not healthy("gateway", environment, {})
     command = [*command_line("gateway", {}), "--dataplane", "memory"]
     with running(command, log, environment) as gateway:
+        gateway.until("readiness", lambda: "ready." in log.read_text())  # a process of the health check costs more
         gateway.until("health", lambda: healthy("gateway", environment, {name: name}))
         assert gateway.end() == 0
     assert not healthy("gateway", environment, {})
