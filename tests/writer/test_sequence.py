@@ -23,12 +23,14 @@ from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Fenced, Invalid, TimedOut
 from peerlane.tasks.status.alarms import read_alarms
+from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.dataplane import SetPeer
 from peerlane.workers.host.pulse import LONG, PULSE, SOON
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal, sequence
-from peerlane.workers.store.journal import LOST, RedoFile
+from peerlane.workers.store.journal import LOST, Made, RedoFile
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.store.store import Commit, Store
 
@@ -750,6 +752,25 @@ class TestTheRedoFile:
         assert key not in bench.records
         assert key in bench.plane.peers(), "what the device holds stays"
         assert bench.alarm == {"outcomes": 1, "creates": 1, "deletes_at_most": 0}
+
+    @pytest.mark.parametrize("answered", ["cancelled", "late", "not at all"])
+    def test_counts_a_secret_create_as_lost_unless_its_caller_has_cancelled_it(
+        self, bench: Bench, answered: str
+    ) -> None:
+        """Its writer died after the commit, before it had noted what Redis had answered."""
+        bench.keep_file()
+        bench.create()
+        request, key, store = bench.request(), some_key(), bench.writer.store
+        made = Made(request, commit_record.encode(request, {"outcome": "created"}), "[]", None, "", secret=True)
+        store.sequence.journal.note(store.sequence.known, [made])
+        bench.plane.apply([SetPeer(key, frozenset({Prefix.parse("10.8.77.7/32")}))])
+        record = {"cancelled": commit_record.tombstone(request), "late": commit_record.late(request)}.get(answered)
+        if record is not None:
+            bench.bytes.set(names.result_key(request), record)
+        bench.succeed()
+        lost = answered != "cancelled"
+        assert bench.alarm == ({"outcomes": 1, "creates": 1, "deletes_at_most": 0} if lost else None)
+        assert (key in bench.plane.peers()) is lost, "what the device alone holds is kept where it may be a lost peer"
 
     def test_is_ignored_where_another_writer_has_served_since(
         self, bench: Bench, caplog: pytest.LogCaptureFixture

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from redis import Redis
+
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.values.prefix import Prefix
@@ -84,6 +86,22 @@ def _read_own(path: Path) -> bytes:
         if status.st_size > READ_AT_MOST:
             raise Unusable(f"it is larger than {READ_AT_MOST} bytes")
         return file.read(READ_AT_MOST)
+
+
+def unrepeatable(redis: Redis, steps: Sequence[Step]) -> int:
+    """How many outcomes of lost steps cannot be repeated: no file holds a create that has a preshared key in clear.
+
+    Those whose requests have another outcome by now are not lost: their callers had not heard of them, and have
+    cancelled them. A request that is late is answered when it is taken, so that answer says nothing of an earlier one.
+    """
+    without = [outcome for step in steps for outcome in step.made if not outcome.changes]
+    if not without:
+        return 0
+    pipe = redis.pipeline(transaction=False)
+    for outcome in without:
+        pipe.get(names.result_key(outcome.request_id))
+    late = commit_record.LATE.message.encode()
+    return sum(not isinstance(stored, bytes) or late in stored for stored in pipe.execute(raise_on_error=False))
 
 
 class _Reader:

@@ -23,7 +23,7 @@ from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.journal import LOST, Journal, Lost, Made, RedoFile, Step
 from peerlane.workers.store.procedures import Answer, Procedure, Verdict
-from peerlane.workers.store.redo_reader import read_redo
+from peerlane.workers.store.redo_reader import read_redo, unrepeatable
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class CommitSequence:
             "gateway %s: Redis is behind its writer: it has lost %d outcomes, of which %d are not kept here",
             *(self.gateway, max(0, self.known - seq), missing),
         )
-        lost = Lost(outcomes=missing + sum(not outcome.changes for step in steps for outcome in step.made))
+        lost = Lost(outcomes=missing + unrepeatable(self._redis, steps))
         # First: once Redis has this sequence, nothing else tells a writer that starts before it is made up for.
         self._tell_of(lost)
         cancelled: list[dict[str, object]] = []
