@@ -112,7 +112,7 @@ def test_a_state_that_is_no_text_stops_neither_start_nor_heartbeat(
     gateway: MakeGateway, client: MakeClient, redis_server: RedisServer
 ) -> None:
     site = gateway()
-    redis_server.redis.hset(names.gateway_key(site.name), "state", b"\xff\xfe")  # pyright: ignore[reportArgumentType] - as above
+    redis_server.redis.hset(names.gateway_key(site.name), "state", b"\xff\xfe")  # pyright: ignore[reportArgumentType] - bytes
     before = site.look().facts["heartbeat"]
     eventually(lambda: int(site.look().facts["heartbeat"]) > int(before) + 1_500, "the heart beating on")
     assert client(site).delete_peer(some_key()).outcome == "absent"

@@ -69,6 +69,24 @@ class Bench(WriterAlone):
         alarms = [alarm for alarm in read_alarms(self.bytes, self.name) if alarm.kind == LOST_DATA]
         return dict(alarms[0].detail) if alarms else None
 
+    def loses_redis(self, monkeypatch: pytest.MonkeyPatch, call: int, *, carried_out: bool) -> None:
+        """Catch up with a Redis that goes away in this call, before or after it has repeated the commits."""
+        commits = self.writer.store.sequence
+        calls: list[int] = []
+        redo = commits._redo  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the call that fails
+
+        def broken(*args: Any, **options: Any) -> object:
+            calls.append(1)
+            if len(calls) != call:
+                return redo(*args, **options)
+            if carried_out:
+                redo(*args, **options)
+            raise RedisConnectionError("gone")
+
+        monkeypatch.setattr(commits, "_redo", broken)
+        with pytest.raises(RedisConnectionError):
+            commits.catch_up()
+
     def refusal(self, request: str) -> type[BaseException]:
         try:
             self.outcome(request)
@@ -507,20 +525,7 @@ class TestMoreIsLostThanIsKept:
         before = bench.moment()
         keys = [bench.create()["public_key"] for _ in range(3)]
         before.come_back()
-        commits = bench.writer.store.sequence
-        made: list[int] = []
-        redo = commits._redo  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the answer of one call is lost
-
-        def broken(*args: Any, **options: Any) -> object:
-            answer = redo(*args, **options)
-            made.append(1)
-            if len(made) == call:
-                raise RedisConnectionError("gone")
-            return answer
-
-        monkeypatch.setattr(commits, "_redo", broken)
-        with pytest.raises(RedisConnectionError):
-            commits.catch_up()
+        bench.loses_redis(monkeypatch, call, carried_out=True)
         bench.create()
         bench.create()
         assert set(keys) <= set(bench.records)
@@ -535,19 +540,7 @@ class TestMoreIsLostThanIsKept:
         before = bench.moment()
         keys = [bench.create()["public_key"] for _ in range(8)]
         before.come_back()
-        commits = bench.writer.store.sequence
-        made: list[int] = []
-        redo = commits._redo  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a Redis that goes away between two calls
-
-        def broken(*args: Any, **options: Any) -> object:
-            made.append(1)
-            if len(made) == 3:
-                raise RedisConnectionError("gone")
-            return redo(*args, **options)
-
-        monkeypatch.setattr(commits, "_redo", broken)
-        with pytest.raises(RedisConnectionError):
-            commits.catch_up()
+        bench.loses_redis(monkeypatch, 3, carried_out=False)
         bench.create()
         bench.create()
         assert set(keys) <= set(bench.records)
