@@ -8,8 +8,10 @@ from typing import Any, cast
 
 from redis import Redis
 
-#: Fields read per round trip: Redis is busy with one for about a millisecond.
-PAGE = 1_000
+#: Fields read per round trip, so few that creates beside it keep their pace: each waits behind several pages.
+PAGE = 50
+#: The same where nobody is served meanwhile and time counts: Redis is busy with one for about a millisecond.
+LARGE_PAGE = 1_000
 
 Entry = tuple[bytes, bytes]
 

@@ -12,7 +12,7 @@ On a WireGuard device one more start is measured, to its last peer, while nobody
 itself. One caller creates peers: while the others are still being added, after that, and while those that have expired,
 more than half, are swept. Each of these is measured for a while at most; ratios are of one run. Memory is that of the
 process when the lane opens, less that of a gateway without peers: what the simulated device then holds of its own is a
-few thousand peers.
+few thousand peers. Redis writes its append-only file anew before the measurements, so that it does not during them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bench_timing import one_create, spread
 from gateways import GatewayProcess
 from keys import key_number
 from observers import Observer, ending
+from redis import Redis
 from rich.table import Table
 from waiting import Stopwatch, eventually
 
@@ -107,7 +108,7 @@ def one_size(chosen: argparse.Namespace, size: int, advance: Advance) -> Figures
             server.redis.delete(names.gateway_key(NAME))
             if chosen.plane == "kernel":
                 point |= alone(own_adds, str(bench.directory), 1, size)
-        server.redis.config_set("appendfsync", chosen.fsync)
+        durable(server.redis, chosen.fsync)
         advance("the writer's start", 0.4)
         starts = Starts(gateway, server.redis)
         if not size:
@@ -142,6 +143,18 @@ def one_size(chosen: argparse.Namespace, size: int, advance: Advance) -> Figures
             advance("creates while device and Redis are compared", 0.9)
             point["reconcile"] = spread(reconciled(chosen, bench, gateway, caller, size))
         return point
+
+
+def durable(redis: Redis, fsync: str) -> None:
+    """Sync as asked from now on, on a new append-only file: Redis' rewriting it would be measured with the creates."""
+    redis.bgrewriteaof()
+
+    def through() -> bool:
+        state = redis.info("persistence")
+        return not state["aof_rewrite_in_progress"] and not state["aof_rewrite_scheduled"]
+
+    eventually(through, "the rewrite's end", within=300)
+    redis.config_set("appendfsync", fsync)
 
 
 def reconciled(

@@ -31,6 +31,7 @@ from peerlane.tasks.wire.upkeep import SweepGateway
 from peerlane.workers.dataplane import DeviceIdentity, DevicePeer, SetPeer
 from peerlane.workers.dataplane.counters import PeerCounters
 from peerlane.workers.dataplane.factory import device_spec, open_plane
+from peerlane.workers.host import garbage
 from peerlane.workers.peers.plan import plan_create
 from peerlane.workers.peers.table import Policy, build_table
 from peerlane.workers.store.store import Store
@@ -91,8 +92,9 @@ def planning(url: str, gateway: str) -> Figures:
     redis = Redis.from_url(url)
     policy = Policy(gateway, key_number(2**200), tuple(map(Prefix.parse, POOLS)), max_peers=1 << 21)
     began = time.process_time()
-    loaded = Store(redis, gateway, result_ttl=600).load()
-    table = build_table(policy, loaded)
+    with garbage.loading():  # as a writer
+        loaded = Store(redis, gateway, result_ttl=600).load()
+        table = build_table(policy, loaded)
     loading = time.process_time() - began
     wishes = [CreatePeer(gateway=gateway, public_key=some_key()) for _ in range(PLANS)]
     began = time.process_time()
@@ -242,8 +244,9 @@ def own_adds(directory: str, first: int, count: int) -> Figures:
 
 @contextmanager
 def apart(function: Callable[..., Figures], *arguments: object) -> Generator[Future[Figures]]:
-    """Have it called in a process of its own meanwhile."""
+    """Have it called meanwhile in a process of its own, one that is there already, with all its modules."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(memory, os.getpid()).result()
         yield pool.submit(function, *arguments)
 
 

@@ -11,7 +11,7 @@ from redis import Redis
 
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.redis.hash_pages import hash_pages, some_fields
+from peerlane.tasks.redis.hash_pages import LARGE_PAGE, PAGE, hash_pages, some_fields
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.commit_record import compact_json
@@ -162,9 +162,14 @@ class Store:
             raise StorageError(f"the record of peer {stored.public_key} cannot be used: {error}") from None
 
     def load(
-        self, progress: Progress | None = None, *, into: Loaded | None = None, only: Collection[str] | None = None
+        self,
+        progress: Progress | None = None,
+        *,
+        into: Loaded | None = None,
+        only: Collection[str] | None = None,
+        page: int = PAGE,
     ) -> Loaded:
-        """Load all peers, or ``only`` these, page by page. A record that does not parse is kept as broken.
+        """Load all peers, or ``only`` these, so many at a time. A record that does not parse is kept as broken.
 
         A writer's first makes true again what Redis has lost: the device never follows a Redis that is behind.
         """
@@ -172,14 +177,17 @@ class Store:
         loading = Loading(self.gateway, self.cipher, into or Loaded())
         loading.loaded.at = self.clock.now_ms() // 1000
         total = self._number("peers") if progress is not None else 0
-        peers = hash_pages(self.redis, self._peers) if only is None else some_fields(self.redis, self._peers, only)
-        for page in peers:
-            loading.take(page)
+        if only is None:
+            pages = hash_pages(self.redis, self._peers, count=page)
+        else:
+            pages = some_fields(self.redis, self._peers, only, count=page)
+        for records in pages:
+            loading.take(records)
             if progress is not None:
                 progress(loading.records, max(loading.records, total))
         if loading.broken:
-            for page in hash_pages(self.redis, self._addresses):
-                loading.hold(page)
+            for owners in hash_pages(self.redis, self._addresses, count=page):
+                loading.hold(owners)
         return loading.ended()
 
     def assigned(self, prefixes: Collection[Prefix]) -> set[Prefix]:
@@ -235,7 +243,7 @@ class Store:
 
     def last_seen(self, of: dict[bytes, int]) -> None:
         """Fill in when the observer last saw each of these keys (of 32 bytes); those it never saw stay as they are."""
-        for page in hash_pages(self.redis, names.seen_key(self.gateway)):
+        for page in hash_pages(self.redis, names.seen_key(self.gateway), count=LARGE_PAGE):
             for name, stored in page:
                 raw = _decoded(name)
                 if raw in of and (at := last_seen(stored)) is not None:

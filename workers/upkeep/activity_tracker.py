@@ -21,8 +21,8 @@ from peerlane.workers.upkeep.sweep_policy import Keys, Sight
 
 log = logging.getLogger(__name__)
 
-#: Entries read, written or dropped per round trip: Redis is busy with one for well under a millisecond.
-SLICE = 500
+#: Entries read, written or dropped per round trip, few for the same reason as those of a page (``hash_pages``).
+SLICE = 100
 #: Seconds for which the activity of a peer that is gone is kept at least: one that comes back keeps its totals.
 FORGET_AFTER = 3600.0
 

@@ -28,8 +28,8 @@ from peerlane.workers.upkeep.writer_requests import GoOn, WriterRequests
 
 log = logging.getLogger(__name__)
 
-#: Victims per request: few, so that an interactive request never waits long behind one.
-SLICE = 32
+#: Victims per request: few, as an interactive request meets one at nearly every turn, and waits behind it.
+SLICE = 8
 #: Seconds after which a decision is made anew; more where deciding takes long: so many times as long.
 FRESH, FRESH_SHARE = 30.0, 3.0
 #: Seconds after which the counters are read again before a slice of peers goes for their silence; more likewise.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from redis.exceptions import RedisError
 
 from peerlane.tasks.errors import Fenced, KernelError, StorageError
+from peerlane.tasks.redis.hash_pages import LARGE_PAGE
 from peerlane.workers.dataplane import DataPlane, DeviceSpec
 from peerlane.workers.host import garbage
 from peerlane.workers.host.pulse import LONG, PULSE
@@ -103,7 +104,7 @@ class Agreement:
         if self.spec is not None:
             self.plane.open(self.spec)
         starting = self.recovery_needed == _NOT_STARTED
-        loaded = self.until_answered(lambda: self.store.load(loading))
+        loaded = self.until_answered(lambda: self.store.load(loading, page=LARGE_PAGE))
         lost, self.store.sequence.lost = self.store.sequence.lost, Lost()
         try:
             done = self._follow(loaded, lost, starting=starting, progress=progress, loading=loading, in_hand=in_hand)
@@ -132,7 +133,7 @@ class Agreement:
         if lost and not starting:
             differing = loss.differences(self.table, loaded, lost.keys)
             loss.make_up_for(self.store, lost, differing, self._commit_at_startup, self.until_answered)
-            loaded = self.until_answered(lambda: self.store.load(loading))
+            loaded = self.until_answered(lambda: self.store.load(loading, page=LARGE_PAGE))
         done = recover(
             self.policy,
             loaded,
