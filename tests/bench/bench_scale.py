@@ -3,10 +3,9 @@
     make bench-scale ARGS='--peers 100000,1000000'    [--plane kernel] [--seconds 15] [--json FILE]
 
 A gateway's writer is started on records that an earlier one has left, on a device in its memory that has lost all
-(``--plane kernel``: on a WireGuard device, where a kernel has it). All peers were seen within ten minutes, so that as
-many as may be are back before the lane opens. A start has two spans: the program itself, up to its first word in Redis,
-and "Redis to lane open", from the first read of the peers on. ``--python`` starts the gateway by the interpreter of
-another environment, one without the tools of this one.
+(``--plane kernel``: on a WireGuard device, where a kernel has it). A start has two spans: the program itself, up to its
+first word in Redis, and "Redis to lane open", from the first read of the peers on. ``--python`` starts the gateway by
+the interpreter of another environment, one without the tools of this one.
 
 On a WireGuard device one more start is measured, to its last peer, while nobody asks anything: what adding costs by
 itself. One caller creates peers: while the others are still being added, after that, and while those that have expired,

@@ -52,8 +52,7 @@ class Filled(WriterAlone):
         for number, key in enumerate(self.keys):
             outside: dict[str, Any] = {"allowed_ips": [f"192.168.7.{number}/32"]} if number % 4 == 3 else {}
             self.create(key, **({"ttl": 3600} if number in expired else {}), **outside)
-            # The later ones were seen last; nobody but the last four within the last ten minutes.
-            at = NEWEST - (len(self.keys) - number) * (recovery.HOT_FOR // HOT + 1)
+            at = NEWEST - (len(self.keys) - number)  # the later ones were seen last
             self.raw.hset(names.seen_key(self.name), key, f"1 {at} 0 0 0 0 0")
         for number in expired:
             record = json.loads(self.records[self.keys[number]])
@@ -114,16 +113,6 @@ class TestAStart:
         clock[0] += 1.0
         assert filled.filling.step() == COLD - 4 * SLICE == 0
         filled.agree()
-
-    def test_has_more_back_where_more_were_seen_lately_up_to_a_limit(
-        self, filled: Filled, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(recovery, "HOT_FOR", recovery.HOT_FOR * 2)
-        filled.restart()
-        assert len(filled.on_device) == HOT * 2
-        monkeypatch.setattr(recovery, "HOT_AT_MOST", HOT + 1)
-        filled.restart()
-        assert len(filled.on_device) == HOT + 1
 
     def test_has_the_routes_of_all_at_once(self, filled: Filled) -> None:
         assert filled.plane.routes() == filled.writer.table.routed()

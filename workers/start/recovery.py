@@ -1,7 +1,7 @@
 """Recovery: reads the device and makes it equal to Redis, at a writer's start and after a device was lost.
 
-First it repairs what is wrong on the device, then it adds the peers that are probably in use. If there are many more,
-``filling`` adds the others while the lane is served.
+First it repairs what is wrong on the device, then it adds the peers that were seen last. If there are more, ``filling``
+adds the others while the lane is served.
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ log = logging.getLogger(__name__)
 #: Changes sent to the device between two reports of progress.
 BATCH = 256
 
-#: So many peers are always back before the lane is served.
+#: So many peers are back before the lane is served, those that were seen last. It is some tenths of a second's work.
 AT_ONCE = 4_096
-#: Beyond them, those that were seen within so many seconds of the last one, as far as they are not more than this.
-HOT_FOR = 600
-HOT_AT_MOST = 16_384
 
 #: Fills in when each of these keys (of 32 bytes) was last seen, in seconds.
 Seen = Callable[[dict[bytes, int]], None]
@@ -72,8 +69,8 @@ def recover(
     ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
     another program may have used the device before. ``in_hand`` are keys that an earlier writer was about to create
     when it died: where only the device knows them, they go, however many they are. ``seen`` tells when each peer was
-    last seen: those seen last come back first. Peers beyond ``at_once`` (``AT_ONCE``) and the hottest are not added
-    yet: they are in the table's ``coming``.
+    last seen: those seen last come back first. Peers beyond ``at_once`` (``AT_ONCE``) are not added yet, but in the
+    table's ``coming``.
 
     Raises:
         KernelError: the device could not be read or changed. Not where a peer's route leads elsewhere: that is logged.
@@ -105,7 +102,9 @@ def recover(
     )
     later += _routes_of_adopted(adopted, routes)
     mended = counted([*first, *later]) | ({"missing": len(differing.missing)} if differing.missing else {})
-    hot, cold = _by_heat(differing.missing, seen, AT_ONCE if at_once is None else at_once)
+    missing = _newest_first(differing.missing, seen)
+    count = AT_ONCE if at_once is None else at_once
+    hot, cold = missing[:count], missing[count:]
     _change(
         plane,
         chain(
@@ -148,17 +147,13 @@ def _make(plane: DataPlane, changes: Sequence[Change]) -> None:
             log.error("the route to the peer with %s could not be made: %s", change.prefix, error)
 
 
-def _by_heat(missing: list[bytes], seen: Seen | None, at_once: int) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """The peers to add before the lane is served, and the others; both in the order in which to add them."""
+def _newest_first(missing: list[bytes], seen: Seen | None) -> list[bytes]:
+    """The peers in the order in which to add them: those seen last come first."""
     if seen is None or len(missing) <= BATCH:
-        return missing[:at_once], missing[at_once:]
+        return missing
     last = dict.fromkeys(missing, 0)
     seen(last)
-    order = sorted(missing, key=last.__getitem__, reverse=True)
-    since = max(1, last[order[0]] - HOT_FOR)
-    hot = sum(last[raw] >= since for raw in islice(order, HOT_AT_MOST))
-    count = max(at_once, hot)
-    return order[:count], order[count:]
+    return sorted(missing, key=last.__getitem__, reverse=True)
 
 
 def settling(table: PeerTable, plan: Plan, truth: StoredPeer | None) -> list[Change]:

@@ -1,6 +1,6 @@
 """After a start, adds the remaining peers to the device, slice by slice, between requests.
 
-A start serves the lane once the peers are back that are probably in use (``recovery``). The others follow, the most
+A start serves the lane once the peers are back that were seen last (``recovery``). The others follow, the most
 recently seen first. A create or delete for one of them handles it at once (``plan.device_changes``). After an error the
 writer recovers: it compares Redis and device again.
 """
