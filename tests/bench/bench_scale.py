@@ -146,12 +146,13 @@ def one_size(chosen: argparse.Namespace, size: int, advance: Advance) -> Figures
 
 def durable(redis: Redis, fsync: str) -> None:
     """Sync as asked from now on, on a new append-only file: Redis' rewriting it would be measured with the creates."""
-    redis.bgrewriteaof()
 
     def through() -> bool:
         state = redis.info("persistence")
         return not state["aof_rewrite_in_progress"] and not state["aof_rewrite_scheduled"]
 
+    eventually(through, "the end of a rewrite of its own accord", within=300)
+    redis.bgrewriteaof()
     eventually(through, "the rewrite's end", within=300)
     redis.config_set("appendfsync", fsync)
 

@@ -29,7 +29,7 @@ from peerlane.workers.upkeep.writer_requests import GoOn, WriterRequests
 log = logging.getLogger(__name__)
 
 #: Victims per request: few, as an interactive request meets one at nearly every turn, and waits behind it.
-SLICE = 8
+SLICE = 12
 #: Seconds after which a decision is made anew; more where deciding takes long: so many times as long.
 FRESH, FRESH_SHARE = 30.0, 3.0
 #: Seconds after which the counters are read again before a slice of peers goes for their silence; more likewise.
