@@ -8,10 +8,11 @@ first word in Redis, and "Redis to lane open", from the first read of the peers 
 the interpreter of another environment, one without the tools of this one.
 
 On a WireGuard device one more start is measured, to its last peer, while nobody asks anything: what adding costs by
-itself. One caller creates peers: while the others are still being added, after that, and while those that have expired,
-more than half, are swept. Each of these is measured for a while at most; ratios are of one run. Memory is that of the
-process when the lane opens, less that of a gateway without peers: what the simulated device then holds of its own is a
-few thousand peers. Redis writes its append-only file anew before the measurements, so that it does not during them.
+itself. One caller creates peers: while the others are still being added, after that (in turns with creates on a gateway
+without peers, on the same Redis), and while those that have expired, more than half, are swept. Each of these is
+measured for a while at most; ratios are of one run. Memory is that of the process when the lane opens, less that of a
+gateway without peers: what the simulated device then holds of its own is a few thousand peers. Redis writes its
+append-only file anew before the measurements, so that it does not during them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from keys import key_number
 from observers import Observer, ending
 from redis import Redis
 from rich.table import Table
-from waiting import Stopwatch, eventually
+from waiting import PATIENCE, Stopwatch, eventually
 
 from peerlane import Gateway
 from peerlane.config import names
@@ -45,6 +46,10 @@ SETTINGS: dict[str, Any] = {
     "sweep_every": 86_400,
     "reconcile_every": 86_400,
 }
+
+
+#: Seconds of creates on a gateway before it is another's turn.
+TURN = 0.25
 
 
 def creates(peers: Gateway, seconds: float, go_on: Callable[[], bool] = lambda: True) -> list[float]:
@@ -77,8 +82,7 @@ def measure(chosen: argparse.Namespace, advance: Advance) -> Figures:
         grown = point["rss_open"] - base["rss_open"]
         point["bytes_per_peer"] = round(grown / point["peers"])
         point["peak_bytes_per_peer"] = round((point["rss_peak"] - base["rss_open"]) / point["peers"])
-        if base["idle"]["count"] and point["idle"]["count"]:
-            point["p50_to_0"] = round(point["idle"]["p50"] / base["idle"]["p50"], 2)
+        point["p50_to_empty"] = round(point["idle"]["p50"] / point["empty"]["p50"], 2)
         if "own_adds_s" in point:
             point["back_to_own_adds"] = round(point["back_s"] / point["own_adds_s"], 2)
         for phase in ("filling", "sweep", "reconcile"):
@@ -135,13 +139,34 @@ def one_size(chosen: argparse.Namespace, size: int, advance: Advance) -> Figures
         if size:
             point["called_back_s"] = round(opened["open_s"] + starts.filled(), 2)
         advance("creates", 0.7)
-        point["idle"] = spread(creates(caller, chosen.seconds))
+        point |= idle(bench, chosen, caller, beside_empty=size > 0)
         advance("creates while peers are swept", 0.8)
         point["sweep"] = spread(during(names.SWEEP, gateway, app, caller, chosen.seconds) if size else [])
         if size:
             advance("creates while device and Redis are compared", 0.9)
             point["reconcile"] = spread(reconciled(chosen, bench, gateway, caller, size))
         return point
+
+
+def idle(bench: Site, chosen: argparse.Namespace, caller: Gateway, *, beside_empty: bool) -> Figures:
+    """Creates while nothing else goes on; in turns with those on a gateway without peers, where that is asked for."""
+    if not beside_empty:
+        return {"idle": spread(creates(caller, chosen.seconds))}
+    empty = bench.gateway(
+        "empty",
+        dataplane=chosen.plane,
+        **SETTINGS | {"interface": "wgempty", "listen_port": 51_998, "pools": ("172.30.0.0/16", "fd00:9::/64")},
+    )
+    empty.start()
+    callers = {"idle": caller, "empty": Gateway(empty.name, app=bench.app, timeout=PATIENCE)}
+    creates(callers["empty"], 1.0)  # connections, scripts
+    times: dict[str, list[float]] = {name: [] for name in callers}
+    watch = Stopwatch()
+    while watch.seconds < 2 * chosen.seconds:
+        for name, one in callers.items():
+            times[name] += creates(one, TURN)
+    empty.stop()
+    return {name: spread(took) for name, took in times.items()}
 
 
 def durable(redis: Redis, fsync: str) -> None:
@@ -211,7 +236,7 @@ def show(figures: Figures) -> Table:
         ("  nobody asks meanwhile, s", "back_s", ""),
         ("    ÷ adding them to a device as fast as it goes", "back_to_own_adds", "1.6"),
         ("create p50, idle, ms", "idle.p50", ""),
-        ("  ÷ without peers", "p50_to_0", "1.10"),
+        ("  ÷ that of a gateway without peers, in turns", "p50_to_empty", "1.10"),
         ("create p99, idle, ms", "idle.p99", ""),
         ("create p99 while peers are added ÷ idle", "filling_p99_to_idle", "3"),
         ("create p99 during a sweep ÷ idle", "sweep_p99_to_idle", "3"),
