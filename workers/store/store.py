@@ -272,7 +272,7 @@ def _change(plan: Plan, record: str | None) -> dict[str, Any]:
         "key": plan.public_key,
         "before": plan.before is not None and plan.stored,
         "gone": [str(prefix) for prefix in old if prefix not in new],
-        "taken": [str(prefix) for prefix in new if prefix not in old],
+        "taken": [str(prefix) for prefix in new if prefix not in old or not plan.stored],
     }
     if plan.before is plan.after:
         change["kept"] = True
