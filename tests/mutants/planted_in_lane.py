@@ -82,8 +82,16 @@ IN_LANE = (
         "redo-file-of-before",
         "a redo file is used though another writer has served since",
         "workers/store/sequence.py",
-        "        usable = before in kept.writers\n",
+        "        usable = before in kept.writers or predecessor.writer in kept.announced\n",
         "        usable = bool(kept.writers)\n",
+        (f"{SEQUENCE}::TestTheRedoFile",),
+    ),
+    Mutant(
+        "redo-file-of-a-start-that-was-not-heard",
+        "a redo file is ignored though the writer that started last has done nothing",
+        "workers/store/sequence.py",
+        "            file.announce(token, torn=kept.torn)\n",
+        "            pass\n",
         (f"{SEQUENCE}::TestTheRedoFile",),
     ),
     Mutant(

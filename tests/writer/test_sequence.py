@@ -50,7 +50,7 @@ class Bench(WriterAlone):
     def keep_file(self) -> None:
         """As a gateway does at its start."""
         store = self.writer.store
-        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+        store.sequence.start(RedoFile(self.directory, self.name))
 
     def succeed(self) -> None:
         """The writer dies without a word; the next one on this host starts."""
@@ -60,7 +60,7 @@ class Bench(WriterAlone):
         redis = Redis.from_url(self.server.url, socket_timeout=2)
         self._clients.append(redis)
         store = Store(redis, self.name, result_ttl=600)
-        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+        store.sequence.start(RedoFile(self.directory, self.name))
         self.writer = type(self.writer)(self.policy, store, self.plane, self.writer.facts)
         self.writer.recover()
 
@@ -798,6 +798,33 @@ class TestTheRedoFile:
         bench.succeed()
         assert key in bench.records
         assert bench.alarm is None
+
+    def test_is_used_by_the_next_start_where_the_answers_to_two_starts_are_lost(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Redis has lost its last second, and is slow to answer whoever comes first."""
+        bench.keep_file()
+        before, kept, gone = bench.moment(), some_key(), some_key()
+        bench.create(gone)
+        bench.create(kept)
+        bench.delete(gone)
+        before.come_back()
+        begin = sequence.CommitSequence.begin
+
+        def unheard(*arguments: Any) -> object:
+            begin(*arguments)
+            raise RedisConnectionError("the answer is lost")
+
+        with monkeypatch.context() as slow:
+            slow.setattr(sequence.CommitSequence, "begin", unheard)
+            for _ in range(2):
+                with pytest.raises(RedisConnectionError):
+                    bench.succeed()
+        bench.succeed()
+        assert "is ignored" not in caplog.text
+        assert list(bench.records) == [kept]
+        assert bench.alarm is None
+        bench.agree()
 
     @pytest.mark.parametrize("stored", ["-1", "many", "9" * 5_000, ""])
     def test_of_a_start_is_used_whatever_somebody_has_written_beside_it(self, bench: Bench, stored: str) -> None:

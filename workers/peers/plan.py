@@ -40,6 +40,8 @@ class Plan:
     stored: bool = True
     #: The record of ``after``, with its preshared key in clear, where it has been made already.
     record: str | None = field(default=None, repr=False)
+    #: Addresses that Redis assigns to the peer and that it does not have; the commit frees them.
+    freed: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class Kept:
     steps: list[Step] = field(default_factory=list[Step])
     #: The writers that wrote them and those they followed: (epoch, token). Redis has to know the last of one of these.
     writers: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+    #: The tokens of writers that were about to start. One that died before it had noted that committed nothing.
+    announced: set[str] = field(default_factory=set[str])
     #: The sequence after the last step, and the epoch of the last writer.
     seq: int = 0
     epoch: int = 0
@@ -124,6 +126,8 @@ class _Reader:
                 self._start(entry)
             elif not self._begun:
                 raise Unusable("it does not begin with the start of a writer")
+            elif "next" in entry:
+                self._kept.announced.add(_token(entry["next"]))
             elif "made" in entry:
                 self._step(entry)
             elif "unanswered" in entry:

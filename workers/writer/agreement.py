@@ -23,6 +23,7 @@ from peerlane.workers.request.request import Measurements
 from peerlane.workers.start import loss
 from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.start.startup_commits import adopt, reseal
+from peerlane.workers.start.stray_addresses import free_strays
 from peerlane.workers.store.journal import Lost
 from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.retry import RetryUntilShutdown
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Peers of an undone request that are settled one by one; beyond it everything is read anew.
 SETTLED_ONE_BY_ONE = 64
+#: Why everything is read anew where a commit was refused: addresses may be assigned that no peer has.
+CHANGED = "Redis was changed by somebody else"
 
 
 class Agreement:
@@ -151,6 +154,8 @@ class Agreement:
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
+        suspected = self.recovery_needed == CHANGED
+        done = free_strays(self.store, done, self._commit_at_startup, self.until_answered, suspected=suspected)
         done = adopt(self.policy.gateway, done, self._commit_at_startup)
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
         if starting and lost.incomplete:
@@ -211,7 +216,7 @@ class Agreement:
                 if truths[key] is None:
                     self.table.drop(key)
             elif self.table.peers.get(key) != peer:
-                self.recovery_needed = "Redis was changed by somebody else"
+                self.recovery_needed = CHANGED
 
     def refuse_if_fenced(self) -> None:
         """Raises Fenced where a newer writer has taken over."""

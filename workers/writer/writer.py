@@ -34,7 +34,7 @@ from peerlane.workers.peers.table import Policy
 from peerlane.workers.request.request import Delivery, Outcome, Pace, Request, error_code
 from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.agreement import Agreement
+from peerlane.workers.writer.agreement import CHANGED, Agreement
 from peerlane.workers.writer.apply_list import apply_others
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ class Writer(Agreement):
                 raise _Stale  # wishes of a list that exist already are still answered
             raise draining(self.policy)
         if answer.verdict == "stale":
-            self.recovery_needed = "Redis was changed by somebody else"
+            self.recovery_needed = CHANGED
             raise _Stale
         return Outcome(request.recorded(answer.stored), acknowledged=acknowledged)
 
