@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from forgetful import Moment
+from grouped_lane import GroupedLane
 from keys import key_number, some_key
 from redis import Redis
 from servers import RedisServer
@@ -20,10 +21,12 @@ from peerlane.tasks.errors import PeerlaneError, TimedOut
 from peerlane.tasks.status.alarms import clear_alarm
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
-from peerlane.workers.dataplane import SetPeer
+from peerlane.workers.dataplane import DevicePeer, SetPeer
 from peerlane.workers.peers.drift import MANY_UNKNOWN
 from peerlane.workers.start.loss import LOST_DATA
+from peerlane.workers.start.recovery import keep
 from peerlane.workers.store.store import Store
+from peerlane.workers.writer.struck_out import end_struck_out
 
 
 class Bench(WriterAlone):
@@ -76,6 +79,12 @@ class Bench(WriterAlone):
         store.sequence.lost.unknown = unknown
         self.writer = type(self.writer)(self.policy, store, self.plane, self.writer.facts)
         self.writer.recover(in_hand=in_hand)
+
+
+def message_of(request: str, wish: dict[str, Any]) -> bytes:
+    """The message of a create, as it waits in the lane."""
+    headers = {"id": request, "task": names.CREATE_PEER}
+    return json.dumps({"headers": headers, "properties": {}, "body": json.dumps([[], wish, {}])}).encode()
 
 
 @pytest.fixture
@@ -228,6 +237,31 @@ class TestACreateInHandWhenRedisLostData:
         assert key in bench.records
         bench.agree()
 
+    @pytest.mark.parametrize("taken", [True, False], ids=["when it is taken", "when it is struck out"])
+    def test_goes_where_its_caller_has_cancelled_it_during_the_start(
+        self, bench: Bench, answered: tuple[str, str, dict[str, Any], dict[str, Any]], *, taken: bool
+    ) -> None:
+        key, request, wish, _ = answered
+        bench.cancelled(request)()
+        if taken:
+            with pytest.raises(TimedOut):
+                carry_out(bench.writer, names.CREATE_PEER, request, wish, redelivered=True)
+        else:
+            end_struck_out(bench.writer, [(request, message_of(request, wish), commit_record.tombstone(request))])
+        assert key not in bench.plane.peers()
+        bench.agree()
+
+    def test_stays_where_it_was_only_late(
+        self, bench: Bench, answered: tuple[str, str, dict[str, Any], dict[str, Any]]
+    ) -> None:
+        """Who still waits for it cancels it at its deadline; who does not has been told."""
+        key, request, wish, _ = answered
+        for record in ("", commit_record.late(request)):
+            end_struck_out(bench.writer, [(request, message_of(request, wish), record)])
+        with pytest.raises(TimedOut):
+            carry_out(bench.writer, names.CREATE_PEER, request, {**wish, "deadline": 1}, redelivered=True)
+        assert key in bench.plane.peers()
+
     def test_goes_where_it_is_refused(
         self, bench: Bench, answered: tuple[str, str, dict[str, Any], dict[str, Any]]
     ) -> None:
@@ -237,3 +271,24 @@ class TestACreateInHandWhenRedisLostData:
             carry_out(bench.writer, names.CREATE_PEER, request, wish, redelivered=True)
         assert key not in bench.plane.peers()
         bench.agree()
+
+
+def test_what_was_begun_goes_once_its_cancelled_message_is_struck_out_of_the_lane(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    lane = GroupedLane(redis_server, tmp_path)
+    try:
+        begun = DevicePeer(some_key(), None, 0, frozenset({Prefix.host(4, POOLS[0].network + 9)}))
+        lane.writer.plane.apply([SetPeer(begun.public_key, begun.allowed_ips)])
+        keep(lane.writer.table, begun, "it was being created")
+        lane.writer.table.begun.add(begun.public_key)
+        cancelled, other = lane.send({"public_key": begun.public_key}, {}, redelivered=True)
+        lane.redis.set(names.result_key(cancelled), commit_record.tombstone(cancelled))
+        lane.wake()
+        if lane.redis.llen(lane.queue):
+            lane.wake()
+        assert lane.kinds([other]) == ["created"]
+        assert begun.public_key not in lane.writer.plane.peers()
+        assert begun.public_key not in lane.writer.table.peers
+    finally:
+        lane.close()

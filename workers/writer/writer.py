@@ -176,7 +176,8 @@ class Writer(Agreement):
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
             answer = self._commit(request, decision.deadline, answer.stored)
             return self._not_committed(request, answer, decision, applied=False)
-        return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
+        begun = any(plan.public_key in self.table.begun for plan in decision.plans)
+        return self._not_committed(request, answer, decision, applied=begun, acknowledged=False)
 
     def apply(self, request: Request, decision: Decision) -> None:
         """Apply a decision to the device. Raises KernelError if the device refuses; what was begun is undone."""
