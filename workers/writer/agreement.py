@@ -69,6 +69,8 @@ class Agreement:
         self.spec = spec
         #: Plans whose creates are in the table and not committed yet.
         self.uncommitted: Sequence[Plan] = ()
+        #: The plans that were applied to the device last: where they were not committed, a recovery undoes them.
+        self.applied: Sequence[Plan] = ()
         self._unknown: Unknown = unknown
 
     @property
@@ -116,7 +118,7 @@ class Agreement:
             raise
         if lost.incomplete:
             self.until_answered(self.store.sequence.made_up_for)
-        self.table, self.uncommitted = done.table, ()
+        self.table, self.uncommitted, self.applied = done.table, (), ()
         self.state = self.until_answered(self.store.state)
         self.recovery_needed = None
         self.measurements.recovered(began)
@@ -137,14 +139,18 @@ class Agreement:
             differing = loss.differences(self.table, loaded, lost.keys)
             loss.make_up_for(self.store, lost, differing, self._commit_at_startup, self.until_answered)
             loaded = self.until_answered(lambda: self.store.load(loading, page=LARGE_PAGE))
+        unsure = starting and lost.incomplete
+        begun = {plan.public_key for plan in self.applied if plan.before is None and plan.after is not None}
         done = recover(
             self.policy,
             loaded,
             self.plane,
             unknown=self._unknown,
             first_start=starting and not self.until_answered(self.store.has_served),
-            lost_data=starting and lost.incomplete,
-            in_hand=in_hand,
+            lost_data=unsure or (starting and self.until_answered(lambda: loss.is_told(self.store))),
+            in_hand=begun if unsure else begun.union(in_hand),
+            begun=in_hand if unsure else (),
+            kept_before=self.table.foreign,
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
@@ -196,7 +202,9 @@ class Agreement:
             return
         try:
             stored = self.until_answered(lambda: self.store.peers([plan.public_key for plan in plans]))
-            changes = [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
+            truths = {plan.public_key: plan.before for plan in plans if not plan.stored}
+            truths |= {key: peer for key, peer in stored.items() if peer is not None or key not in truths}
+            changes = [change for plan in plans for change in settling(self.table, plan, truths[plan.public_key])]
             self.plane.apply(changes)
             self.table.coming.made(changes)
         except (KernelError, StorageError, RedisError) as error:
@@ -205,7 +213,8 @@ class Agreement:
             return
         for key, peer in stored.items():
             if peer is None:
-                self.table.drop(key)
+                if truths[key] is None:
+                    self.table.drop(key)
             elif self.table.peers.get(key) != peer:
                 self.recovery_needed = CHANGED
 

@@ -186,6 +186,7 @@ class Writer(Agreement):
                 self.plane.open(self.spec)
             failpoints.reach("before_apply", outcome)
             request.times.planned = time.monotonic()
+            self.applied = decision.plans
             self.plane.apply(decision.changes)
             self.table.coming.made(decision.changes)
             request.times.applied = time.monotonic()
