@@ -113,7 +113,8 @@ class Lanes:
         """Look at a lane now."""
         pipe = self.redis.pipeline(transaction=False)
         self.ask_of(gateway, pipe)
-        return self.answered(gateway, pipe.execute())
+        asked = time.monotonic()
+        return self.answered(gateway, pipe.execute(), asked)
 
     @staticmethod
     def ask_of(gateway: str, pipe: Any) -> None:
@@ -123,12 +124,12 @@ class Lanes:
         pipe.llen(names.lane_queue(gateway))
         pipe.llen(names.bulk_queue(gateway))
 
-    def answered(self, gateway: str, answers: Sequence[Any]) -> LaneState:
-        """The lane, from the answers to ``ask_of``."""
+    def answered(self, gateway: str, answers: Sequence[Any], asked: float) -> LaneState:
+        """The lane, from the answers to ``ask_of``; ``asked`` is when they were asked for, on the monotonic clock."""
         raw, time_reply, waiting, bulk = cast("tuple[dict[bytes, bytes], tuple[int, int], int, int]", tuple(answers))
         now = milliseconds(time_reply)
         lane = LaneState.of(gateway, raw, waiting, bulk, now=now)
-        self._believed[gateway] = Believed(lane, self.clock.heard(now))
+        self._believed[gateway] = Believed(lane, self.clock.heard(now, asked))
         return lane
 
     def believe(self, lane: LaneState) -> None:

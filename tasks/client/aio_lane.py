@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -166,7 +167,8 @@ class AsyncLane:
             try:
                 pipe = self._listener.redis.pipeline(transaction=False)
                 self._lanes.ask_of(self._gateway, pipe)
-                self._lanes.answered(self._gateway, await pipe.execute())
+                asked = time.monotonic()
+                self._lanes.answered(self._gateway, await pipe.execute(), asked)
             except (RedisError, OSError) as error:
                 queued, self._queued = self._queued, []
                 for turn, _ in queued:

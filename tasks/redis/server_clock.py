@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 #: Seconds after which the difference is measured anew.
 RESYNC = 30.0
-#: Milliseconds by which an answer may say less than expected because it was long on its way; more is another clock.
-DELAYED = 1000
+#: Seconds that an answer may have been on its way if nobody knows; one that says still less is of another clock.
+DELAYED = 1.0
+#: Milliseconds by which two readings of one clock may differ.
+ROUNDED = 2
 
 
 def milliseconds(time_reply: tuple[int, int]) -> int:
@@ -43,21 +45,24 @@ class ServerClock:
         """
         offset = self._offset
         if offset is None or time.monotonic() - self._asked_at > RESYNC:
-            offset = self.heard(milliseconds(self._ask()))
+            asked = time.monotonic()
+            offset = self.heard(milliseconds(self._ask()), asked)
         return offset
 
     def at(self, moment: float) -> float | None:
         """The server's time at a moment of this host's monotonic clock, in ms; None before the server was asked."""
         return None if self._offset is None else moment * 1000 + self._offset
 
-    def heard(self, server_ms: int) -> float:
-        """The server said just now that it is ``server_ms``; its lead over this host's monotonic clock in ms.
+    def heard(self, server_ms: int, asked: float | None = None) -> float:
+        """The server said that it is ``server_ms``; its lead over this host's monotonic clock in ms.
 
-        Of the answers of the last ``RESYNC`` seconds the one counts that was on its way for the shortest time.
+        ``asked``: when it was asked, on the monotonic clock. The answer may have come long after the server gave it, as
+        when this process was stopped meanwhile: what was known before stays, if the answer can be as old.
         """
         local = time.monotonic()
         offset = server_ms - local * 1000
-        if self._offset is not None and self.fresh and 0 < self._offset - offset < DELAYED:
-            return self._offset
+        on_its_way = DELAYED if asked is None else local - asked
+        if self._offset is not None and 0 < self._offset - offset <= on_its_way * 1000 + ROUNDED:
+            offset = self._offset
         self._asked_at, self._offset = local, offset
         return offset

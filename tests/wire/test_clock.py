@@ -64,6 +64,36 @@ class TestTheClock:
         read.heard(server.now_ms() - 400)
         assert abs(read.now_ms() - server.now_ms()) < 200
 
+    def test_passes_over_an_answer_that_came_while_this_process_was_stopped(self) -> None:
+        server = Server(0)
+        read = ServerClock(server.time)
+        read.heard(server.now_ms())
+        read.heard(server.now_ms() - 2_500, asked=time.monotonic() - 3.0)
+        assert abs(read.now_ms() - server.now_ms()) < 200
+
+    def test_does_so_too_where_it_had_asked_because_the_last_answer_was_old(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = Server(0)
+
+        def stopped_meanwhile() -> tuple[int, int]:
+            answer = server.time()
+            time.sleep(0.6)
+            return answer
+
+        read = ServerClock(stopped_meanwhile)
+        read.heard(server.now_ms())
+        monkeypatch.setattr(clock, "RESYNC", -1.0)
+        assert abs(read.now_ms() - server.now_ms()) < 200
+        assert server.asked == 1
+
+    def test_follows_a_clock_that_was_set_back_by_more_than_the_answer_was_on_its_way(self) -> None:
+        server = Server(0)
+        read = ServerClock(server.time)
+        read.heard(server.now_ms())
+        read.heard(server.now_ms() - 900, asked=time.monotonic() - 0.3)
+        assert abs(read.now_ms() - server.now_ms() + 900) < 200
+
     def test_follows_a_server_whose_clock_is_another(self) -> None:
         server = Server(0)
         read = ServerClock(server.time)

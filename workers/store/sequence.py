@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -164,7 +165,7 @@ class CommitSequence:
             args += [outcome.deadline, outcome.result, commit_record.late(outcome.request_id), outcome.changes]
             args += [int(outcome.creates), outcome.tag, outcome.request_id]
         procedure = self._release if all(outcome.removes for outcome in made) else self._commit
-        answers, seq = self._answers(procedure(keys=keys, args=args))
+        answers, seq = self._call(procedure, keys, args)
         if all(answer.verdict not in ("behind", "fenced") for answer in answers):
             self.known = max(self.known, seq)
             kept = [n for n, answer in enumerate(answers) if _is_own(answer, made[n])]
@@ -268,11 +269,15 @@ class CommitSequence:
 
     def _ask(self, requests: Sequence[tuple[str, int]]) -> tuple[list[Answer], int]:
         keys = [self._epoch_key, self._gateway_key, *(names.result_key(request_id) for request_id, _ in requests)]
-        return self._answers(self._check(keys=keys, args=[*self._fence, *(deadline for _, deadline in requests)]))
+        return self._call(self._check, keys, [*self._fence, *(deadline for _, deadline in requests)])
 
-    def _answers(self, raw: object) -> tuple[list[Answer], int]:
+    def _call(
+        self, procedure: Procedure, keys: Sequence[str], args: Sequence[str | int | bytes]
+    ) -> tuple[list[Answer], int]:
+        asked = time.monotonic()
+        raw = procedure(keys=keys, args=args)
         now, seq, *answers = cast("tuple[int, int, *tuple[tuple[bytes, bytes], ...]]", raw)
-        self.clock.heard(now)
+        self.clock.heard(now, asked)
         verdicts = [
             Answer(cast("Verdict", verdict.decode()), stored.decode(errors="replace")) for verdict, stored in answers
         ]
