@@ -847,6 +847,42 @@ class TestTheRedoFile:
         assert key in bench.plane.peers()
         assert bench.alarm == {"outcomes": 1, "creates": 1, "deletes_at_most": 0}
 
+    @pytest.mark.parametrize("fails", ["unheard", "later"])
+    def test_of_another_redis_is_told_by_the_next_start_where_this_one_fails(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, fails: str
+    ) -> None:
+        """Somebody has restored an old copy of Redis' data."""
+        old = bench.moment()
+        bench.keep_file()
+        key = some_key()
+        bench.create(key)
+        old.come_back()
+        bench.raw.hset(names.gateway_key(bench.name), "writer", "of long ago")
+        begin = sequence.CommitSequence.begin
+
+        def unheard(*arguments: Any) -> object:
+            begin(*arguments)
+            raise RedisConnectionError("the answer is lost")
+
+        def no_device(*_: object) -> None:
+            raise RedisConnectionError("gone")
+
+        with monkeypatch.context() as failing:
+            if fails == "unheard":
+                failing.setattr(sequence.CommitSequence, "begin", unheard)
+            else:
+                failing.setattr(type(bench.writer), "recover", no_device)
+            with pytest.raises(RedisConnectionError):
+                bench.succeed()
+        bench.succeed()
+        assert bench.records == {}, "nothing is repeated on other data"
+        assert key in bench.plane.peers(), "what the device holds stays"
+        assert bench.alarm is not None
+        assert (bench.alarm["outcomes"], bench.alarm["creates"]) == (1, 1)
+        clear_alarm(bench.bytes, bench.name, LOST_DATA)
+        bench.succeed()
+        assert key not in bench.plane.peers(), "once a person has seen to it, Redis is followed"
+
     @pytest.mark.parametrize(
         "damage",
         ["truncated_line", "flipped_bit", "foreign", "not_a_file", "others_may_write", "another_gateway", "no_start"],

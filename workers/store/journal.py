@@ -89,11 +89,11 @@ class RedoFile:
         self._bytes = self._outcomes = 0
         self._begun: dict[str, Any] = {}
 
-    def announce(self, writer: str, *, torn: int) -> None:
+    def announce(self, writer: str, follows: tuple[int, str], *, torn: int) -> None:
         """Note a writer that is about to start; ``torn`` are the last line's bytes if its writer was killed in it."""
         with self._or_give_up():
             self._open(torn)
-        self._write({"next": writer})
+        self._write({"next": writer, "after": list(follows)})
 
     def begin(self, epoch: int, writer: str, seq: int, followed: tuple[int, str], *, anew: bool = False) -> None:
         """Note a writer that starts at ``seq`` and follows ``followed``. ``anew``: delete what is there."""

@@ -44,8 +44,6 @@ class Kept:
     steps: list[Step] = field(default_factory=list[Step])
     #: The writers that wrote them and those they followed: (epoch, token). Redis has to know the last of one of these.
     writers: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
-    #: The tokens of writers that were about to start. One that died before it had noted that committed nothing.
-    announced: set[str] = field(default_factory=set[str])
     #: The sequence after the last step, and the epoch of the last writer.
     seq: int = 0
     epoch: int = 0
@@ -127,7 +125,7 @@ class _Reader:
             elif not self._begun:
                 raise Unusable("it does not begin with the start of a writer")
             elif "next" in entry:
-                self._kept.announced.add(_token(entry["next"]))
+                self._announcement(entry)
             elif "made" in entry:
                 self._step(entry)
             elif "unanswered" in entry:
@@ -147,6 +145,13 @@ class _Reader:
         kept.epoch = max(kept.epoch, epoch)
         self._ends_at(seq)
         self._begun = True
+
+    def _announcement(self, entry: dict[str, Any]) -> None:
+        """A writer that may have died before it had noted its start: it is known if the one that it followed is."""
+        epoch, followed = entry["after"]
+        before = _number(epoch), _token(followed)
+        if before in self._kept.writers:
+            self._kept.writers.add((before[0] + 1, _token(entry["next"])))
 
     def _ends_at(self, seq: int) -> None:
         steps = self._kept.steps

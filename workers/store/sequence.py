@@ -80,7 +80,7 @@ class CommitSequence:
         kept, token = read_redo(self.gateway, file.paths), secrets.token_hex(8)
         if kept.writers:
             # First: where the answer to the start is lost, Redis knows a writer that the next one has to know too.
-            file.announce(token, torn=kept.torn)
+            file.announce(token, self._newest(), torn=kept.torn)
         self._follow(self.begin(token), kept, file)
 
     def begin(self, token: str | None = None) -> Predecessor:
@@ -95,7 +95,9 @@ class CommitSequence:
 
     def _follow(self, predecessor: Predecessor, kept: Kept, file: RedoFile) -> None:
         before = predecessor.epoch, predecessor.writer
-        usable = before in kept.writers or predecessor.writer in kept.announced
+        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
+        self.lost.outcomes += int(stored) if stored.isdigit() and len(stored) < 16 else 0
+        usable = before in kept.writers
         if usable:
             self.journal.keep_all(kept.steps)
             self.known = max(self.known, kept.seq)
@@ -104,11 +106,16 @@ class CommitSequence:
             why = "another writer has served the gateway since" if newer else "this Redis knows none of its writers"
             log.warning("gateway %s: the redo file is ignored: %s", self.gateway, why)
             self.lost.unknown = 0 if newer else kept.seq
+            if self.lost.unknown:  # before the file is deleted: this start may fail before it has told anybody
+                self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + self.lost.unknown)
         file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
         self.journal.record = file
-        # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
-        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
-        self.lost.outcomes += int(stored) if stored.isdigit() and len(stored) < 16 else 0
+
+    def _newest(self) -> tuple[int, str]:
+        """The epoch and token of the writer that started last."""
+        epoch = cast("bytes | None", self._redis.get(self._epoch_key)) or b""
+        (writer,) = cast("list[bytes | None]", self._redis.hmget(self._gateway_key, ["writer"]))
+        return int(epoch) if epoch.isdigit() and len(epoch) < 16 else 0, (writer or b"").decode(errors="replace")
 
     def made_up_for(self) -> None:
         """Note in Redis that all that was lost is made up for, or that an alarm tells of it."""
