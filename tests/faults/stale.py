@@ -18,6 +18,7 @@ from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.wire.commit_record import decode
 from peerlane.workers.store.activity import StoredActivity, encode
+from peerlane.workers.upkeep.activity_tracker import KEPT_SINCE
 
 DAY = 86_400
 #: For the writer and the observer: counters count at once, peers go after a day without a handshake or 30 days idle.
@@ -72,6 +73,7 @@ def crowd(redis: Redis, gateway: str, count: int, *, stale: float = 0.9) -> Crow
         items = list(mapping.items())
         for start in range(0, len(items), 5_000):
             redis.hset(name, mapping=dict(items[start : start + 5_000]))
+    redis.hset(names.observer_key(gateway), KEPT_SINCE, now - 90 * DAY)
     return Crowd(frozenset(going), frozenset(staying))
 
 

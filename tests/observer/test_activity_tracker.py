@@ -164,6 +164,21 @@ def test_a_peer_that_is_gone_is_forgotten_only_after_a_while(watched: Watched, m
         assert counted.forget(frozenset[str]()) == 0, "the device has it still"
 
 
+def test_since_when_activity_is_kept_begins_anew_where_redis_has_lost_it(watched: Watched) -> None:
+    def kept_since(counted: ActivityTracker, now: int) -> int:
+        counted.read(now)
+        assert counted.sight is not None
+        return counted.sight.kept_since
+
+    first = watched.counted()
+    assert [kept_since(first, NOW), kept_since(first, NOW + 60)] == [NOW, NOW]
+    assert kept_since(watched.counted(), NOW + 90) == NOW, "another observer goes on"
+    watched.redis.delete(names.observer_key(watched.name), names.seen_key(watched.name))
+    assert kept_since(first, NOW + 120) == NOW + 120
+    watched.redis.hset(names.observer_key(watched.name), watching.KEPT_SINCE, NOW + 9_999)
+    assert kept_since(first, NOW + 150) == NOW + 150, "Redis' clock was set back"
+
+
 def test_a_look_for_peers_that_are_gone_gives_signs_of_life(watched: Watched) -> None:
     """It reads an entry of each peer that there ever was; the observer counts as gone after a few silent seconds."""
     counted, signs = watched.counted(), list[int]()

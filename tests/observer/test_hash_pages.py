@@ -53,7 +53,8 @@ class TestAPage:
 
     def test_is_of_the_size_that_is_asked_for(self, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(paging, "NEAR", 1e-9)
-        assert all(len(page) < 20 for page in hash_pages(redis, KEY, count=10))
+        # One step of the server may give a whole bucket more than it was asked for.
+        assert all(len(page) < PAGE for page in hash_pages(redis, KEY, count=10))
 
     def test_of_chosen_fields_is_sized_alike(self, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
         names = [f"field-{number}" for number in range(-10, FIELDS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -91,6 +92,12 @@ def test_after_a_start_only_expired_peers_are_stale() -> None:
     assert reasons(Lifetime(1, None, pinned=False), None, sight=fresh) == []
     assert reasons(Lifetime(1, NOW, pinned=False), None, sight=fresh) == ["expired"]
     assert reasons(Lifetime(1, None, pinned=False), None, sight=watched(ONE, since=NOW - 600)) == ["never"]
+
+
+def test_a_peer_whose_activity_redis_has_lost_is_not_one_that_never_came() -> None:
+    for ago, expected in ((DAY, []), (DAY + 1, ["never"])):
+        sight = replace(watched(ONE), kept_since=NOW - ago)
+        assert reasons(Lifetime(1, None, pinned=False), None, sight=sight) == expected
 
 
 def test_a_peer_that_the_reading_does_not_show_is_judged_by_its_expiry_only() -> None:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Entries read and written per round trip to a Redis nearby, few as those of a page are (``hash_pages``).
 SLICE = 100
+#: The field of the observer's hash that says since when activity is kept, in seconds on Redis' clock.
+KEPT_SINCE = "activity_since"
 #: Seconds for which the activity of a peer that is gone is kept at least: one that comes back keeps its totals.
 FORGET_AFTER = 3600.0
 
@@ -32,7 +34,7 @@ class ActivityTracker:
 
     def __init__(self, redis: Redis, gateway: str, source: CounterSource, index: Callable[[], int]) -> None:
         """``index`` returns the device's number, which changes when the device is created again."""
-        self._redis, self._key = redis, names.seen_key(gateway)
+        self._redis, self._key, self._own_key = redis, names.seen_key(gateway), names.observer_key(gateway)
         self._gateway = gateway
         self._source, self._index = source, index
         self._device = 0
@@ -98,9 +100,18 @@ class ActivityTracker:
         if unreadable:
             log.warning("gateway %s: %d entries of activity are not readable and begin anew", self._gateway, unreadable)
         self.trouble = None
-        self.sight = Sight(shown, self._source.complete, self._since, now)
+        kept_since = now if failure is not None else self._kept_since(now)
+        self.sight = Sight(shown, self._source.complete, self._since, now, kept_since)
         if failure is not None:
             raise failure
+
+    def _kept_since(self, now: int) -> int:
+        """Since when activity is kept in Redis: since the first reading, or the first after Redis had lost its data."""
+        stored = cast("bytes | None", self._redis.hget(self._own_key, KEPT_SINCE)) or b""
+        if stored.isdigit() and len(stored) < 16 and 0 < int(stored) <= now:
+            return int(stored)
+        self._redis.hset(self._own_key, KEPT_SINCE, now)
+        return now
 
     def _advance(self, part: Sequence[PeerCounters], now: int, size: PageSize) -> int:
         """Store the activity that some counters have changed; returns how many entries were not readable."""

@@ -2,7 +2,8 @@
 
 The rules, in order: a pinned peer is never stale. An expired peer is. The others are judged by the device's counters,
 if these are known, were watched for some time (they start again with the device), and contain the peer: it is stale if
-it had no handshake for some time after it was created or imported, or if it was not seen for a long time. "Never
+it had no handshake for some time after it was created or imported, or after Redis began to keep activity (it may have
+lost that), or if it was not seen for a long time. "Never
 handshaked" is a separate state, not timestamp 0.
 """
 
@@ -77,6 +78,8 @@ class Sight:
     since: int
     #: When the reading began, in seconds on Redis' clock: a peer made later may be missing from it. None: no peer is.
     at: int | None = None
+    #: Since when activity is kept in Redis, in seconds on its clock: a handshake before that may be forgotten.
+    kept_since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def decide(
             at = known.last_seen if known is not None and known.last_seen >= peer.created_at else 0
             if at == 0:
                 since = max(peer.created_at, peer.imported_at or 0)
-                if limits.never_after and now - since > limits.never_after:
+                if limits.never_after and now - max(since, sight.kept_since) > limits.never_after:
                     victims.append(StalePeer(key, "never", peer.created_at, since))
             elif limits.idle_after and now - at > limits.idle_after:
                 victims.append(StalePeer(key, "idle", peer.created_at, at))
