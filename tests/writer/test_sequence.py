@@ -879,8 +879,9 @@ class TestTheRedoFile:
         assert key in bench.plane.peers(), "what the device holds stays"
         assert bench.alarm is not None
         assert (bench.alarm["outcomes"], bench.alarm["creates"]) == (1, 1)
+        clear_alarm(bench.bytes, bench.name, LOST_DATA)
         bench.succeed()
-        assert key not in bench.plane.peers(), "once a person was told, Redis is followed"
+        assert key not in bench.plane.peers(), "once a person has seen to it, Redis is followed"
 
     @pytest.mark.parametrize(
         "damage",
