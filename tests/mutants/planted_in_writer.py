@@ -247,4 +247,20 @@ IN_WRITER = (
         "record, plans, drains=True)",
         (ADOPTION,),
     ),
+    Mutant(
+        "strays-by-their-number-alone",
+        "an address that no peer has makes each create fail where another peer lacks its entry",
+        "workers/writer/agreement.py",
+        "suspected = self.recovery_needed == CHANGED",
+        "suspected = False",
+        ("tests/writer/test_stray_addresses.py",),
+    ),
+    Mutant(
+        "strays-of-broken-records",
+        "the addresses of a record that does not parse are freed",
+        "workers/start/stray_addresses.py",
+        " or owner in table.broken or owner in adopted",
+        " or owner in adopted",
+        ("tests/writer/test_stray_addresses.py",),
+    ),
 )

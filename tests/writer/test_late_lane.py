@@ -431,3 +431,18 @@ class TestWhatIsNearlyLate:
         assert lane.kinds(sent) == [TimedOut, "created", "created", "created"]
         assert lane.applied == [3]
         lane.check()
+
+
+@pytest.mark.parametrize("order", ["late_first", "late_last"])
+def test_a_request_that_was_asked_again_with_time_left_is_carried_out_though_an_earlier_message_is_late(
+    lane: GroupedLane, order: str
+) -> None:
+    """Its caller had chosen its id, and the lane stood still until nothing was known of the first try any more."""
+    wish = {"public_key": some_key(), "id": f"again-{order}", "unheard": True}
+    late, timely = {**wish, "deadline": 1}, {**wish, "deadline": lane.writer.store.clock.now_ms() + 600_000}
+    both = (late, timely) if order == "late_first" else (timely, late)
+    other, *messages = lane.send({"public_key": some_key()}, *both, {"public_key": some_key()})
+    lane.wake()
+    assert lane.kinds([other, *messages]) == ["created"] * 4
+    assert not lane.redis.exists(names.unacked_key(lane.name), names.unacked_key(lane.name, "_index"))
+    lane.check()

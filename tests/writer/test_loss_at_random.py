@@ -21,9 +21,12 @@ from writer_alone import WriterAlone, carry_out
 
 from peerlane.config import names
 from peerlane.tasks.errors import PeerlaneError
+from peerlane.tasks.status.alarms import read_alarms
 from peerlane.tasks.wire import commit_record
+from peerlane.workers.start.loss import LOST_DATA
 from peerlane.workers.store import journal, sequence
 from peerlane.workers.store.journal import RedoFile
+from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.store.store import Store
 
 #: More of them: LOSSES=2000 pytest tests/writer/test_loss_at_random.py
@@ -106,9 +109,9 @@ class Play(WriterAlone):
             self.bytes.set(names.result_key(each.request_id), commit_record.tombstone(each.request_id), ex=600)
         return cancelled
 
-    def break_redis(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A few commands fail from now on; half of them have been carried out."""
-        redis: Any = self.writer.store.redis
+    def break_redis(self, monkeypatch: pytest.MonkeyPatch, redis: Any = None) -> None:
+        """A few commands fail from now on; half of them have been carried out. ``redis`` is the writer's if None."""
+        redis = redis or self.writer.store.redis
         left, real = [self.chance.randint(0, 4)], redis.execute_command
 
         def broken(*words: Any, **options: Any) -> Any:
@@ -154,12 +157,35 @@ class Play(WriterAlone):
     def succeed(self) -> None:
         """The writer dies; the next one starts."""
         self.end_file()
+        self._start(self._client())
+
+    def fail_to_succeed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The writer dies, and so do those that follow, at any moment of their starts."""
+        for _ in range(self.chance.randint(1, 3)):
+            self.end_file()
+            redis = self._client()
+            with monkeypatch.context() as failing, suppress(RedisConnectionError, ShutdownRequested):
+                self.break_redis(failing, redis)
+                self.stopping = True
+                self._start(redis)
+        self.stopping = False
+
+    def _client(self) -> Redis:
         redis = Redis.from_url(self.server.url)
         self._clients.append(redis)
+        return redis
+
+    def _start(self, redis: Redis) -> None:
         store = Store(redis, self.name, result_ttl=600)
+        facts, stopping = self.writer.facts, lambda: self.stopping
+        self.writer = type(self.writer)(self.policy, store, self.plane, facts, shutdown_requested=stopping)
         store.sequence.start(RedoFile(self.directory, self.name))
-        self.writer = type(self.writer)(self.policy, store, self.plane, self.writer.facts)
         self.writer.recover()
+
+    @property
+    def told(self) -> bool:
+        """Whether a person was told that data is lost."""
+        return any(alarm.kind == LOST_DATA for alarm in read_alarms(self.bytes, self.name))
 
 
 def _at_once(_seconds: float) -> None:
@@ -199,6 +225,17 @@ def test_the_device_of_a_dead_one_keeps_what_was_confirmed(play: Play) -> None:
     play.lose()
     play.succeed()
     assert before.keys() <= play.plane.peers().keys()
+
+
+def test_starts_that_fail_lose_nothing_that_nobody_is_told_of(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    play.keep_file()
+    play.live()
+    before = play.peers
+    play.lose()
+    play.fail_to_succeed(monkeypatch)
+    play.succeed()
+    assert play.told or play.peers == before
+    assert play.told or before.keys() <= play.plane.peers().keys()
 
 
 def test_what_callers_cancel_meanwhile_costs_no_other_peer(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

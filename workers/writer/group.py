@@ -21,6 +21,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 
 from redis.exceptions import ResponseError
 
@@ -55,7 +57,7 @@ def carry_out_many(writer: Writer, requests: Sequence[Request]) -> list[Outcome 
         ShutdownRequested: the worker is to stop, and Redis is away; what has no outcome is still open.
     """
     outcomes = _strike_out(writer, _late(writer, requests))
-    todo = [request for request in requests if request.delivery.tag not in outcomes]
+    todo = _outlived_last(writer, [request for request in requests if request.delivery.tag not in outcomes])
     while todo:
         group = _plan(writer, todo)
         if len(group) > 1:
@@ -197,12 +199,30 @@ def _late(writer: Writer, requests: Sequence[Request]) -> list[tuple[Request, in
         return []
     late_before = writer.until_answered(writer.store.clock.now_ms) - NEARLY_LATE
     messages = Counter(request.id for request in requests)
-    deadlines = [(request, request.arguments.get("deadline")) for request in requests if messages[request.id] == 1]
     return [
-        (request, deadline)
-        for request, deadline in deadlines
-        if isinstance(deadline, int) and not isinstance(deadline, bool) and 0 < deadline < late_before
+        (request, request.arguments["deadline"])
+        for request in requests
+        if messages[request.id] == 1 and _is_late(request, late_before)
     ]
+
+
+def _outlived_last(writer: Writer, requests: list[Request]) -> list[Request]:
+    """The requests in their order, but late messages last where another of the same request has time left.
+
+    In their order, the late one would end the request as TimedOut, though its caller has asked again.
+    """
+    if len({request.id for request in requests}) == len(requests):
+        return requests
+    late_before = writer.until_answered(writer.store.clock.now_ms) - NEARLY_LATE
+    late = [_is_late(request, late_before) for request in requests]
+    timely = {request.id for request, is_late in zip(requests, late, strict=True) if not is_late}
+    outlived = [is_late and request.id in timely for request, is_late in zip(requests, late, strict=True)]
+    return [*compress(requests, map(not_, outlived)), *compress(requests, outlived)]
+
+
+def _is_late(request: Request, late_before: int) -> bool:
+    deadline = request.arguments.get("deadline")
+    return isinstance(deadline, int) and not isinstance(deadline, bool) and 0 < deadline < late_before
 
 
 def _strike_out(writer: Writer, requests: Sequence[tuple[Request, int]]) -> dict[str, Outcome | None]:
