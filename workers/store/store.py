@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
+from redis.exceptions import NoPermissionError
 
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.redis.hash_pages import LARGE_PAGE, hash_pages, some_fields
+from peerlane.tasks.redis.hash_pages import LARGE_PAGE, Entry, hash_pages, some_fields
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.commit_record import compact_json
@@ -197,6 +198,17 @@ class Store:
         pages = some_fields(self.redis, self._addresses, texts)
         return {texts[name.decode()] for page in pages for name, _ in page}
 
+    def address_count(self) -> int:
+        """How many addresses are assigned; 0 if this Redis user may not ask, as those of earlier versions."""
+        try:
+            return self.redis.hlen(self._addresses)
+        except NoPermissionError:
+            return 0
+
+    def addresses(self) -> Iterator[list[Entry]]:
+        """All addresses with the keys that they are assigned to, page by page."""
+        return hash_pages(self.redis, self._addresses, count=LARGE_PAGE)
+
     def coming(self) -> int:
         """How many peers the writer still has to add to its device, as its heartbeat says."""
         return self._number("recovering")
@@ -271,8 +283,8 @@ def _change(plan: Plan, record: str | None) -> dict[str, Any]:
     change: dict[str, Any] = {
         "key": plan.public_key,
         "before": plan.before is not None and plan.stored,
-        "gone": [str(prefix) for prefix in old if prefix not in new],
-        "taken": [str(prefix) for prefix in new if prefix not in old],
+        "gone": [str(prefix) for prefix in (*old, *plan.freed) if prefix not in new],
+        "taken": [str(prefix) for prefix in new if prefix not in old or not plan.stored],
     }
     if plan.before is plan.after:
         change["kept"] = True

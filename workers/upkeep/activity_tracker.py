@@ -42,7 +42,7 @@ class ActivityTracker:
         self._gone, self._looked_at = KeySet(), float("-inf")
         #: The last reading, or None where there was none or it failed.
         self.sight: Sight | None = None
-        #: Called between two slices of a reading, which may take long.
+        #: Called between two slices of a reading, or of a look for what is to be forgotten: both may take long.
         self.between: Callable[[], object] = lambda: None
         #: Why the last reading failed.
         self.trouble: str | None = None
@@ -153,6 +153,7 @@ class ActivityTracker:
                 dropped += self._redis.hdel(self._key, *old)
             for key in keys:
                 gone.add(key)
+            self.between()
         self._gone, self._looked_at = gone, now
         return dropped
 
