@@ -21,6 +21,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.config.redis.client import connect
+from peerlane.config.redis.failures import reason
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class GatewayScheduler(Scheduler):  # pyright: ignore[reportUntypedBaseClass] - 
                     self._send(due, due.slot(now))
         except (RedisError, OperationalError, OSError, RuntimeError) as error:
             if not self._away:
-                log.warning("Redis is away (%s); asking again", type(error).__name__)
+                log.warning("Redis is away (%s); asking again", reason(error))
             self._away = True
             return 1.0
         if self._away:

@@ -153,6 +153,7 @@ _REPLIES = {
     "DENIED": "DENIED: in protected mode it serves its own host alone; give its users passwords",
     "UNBLOCKED": "UNBLOCKED: it became a replica meanwhile",
     "WRONGTYPE": "WRONGTYPE: a key of Peerlane's holds what somebody else has put there",
+    "Connection closed by server": "it closed the connection",
     _MAXCLIENTS: "it serves as many clients as it may: raise maxclients",
     "unknown command": "it does not know a command of Peerlane's: is it older than Redis 7, or has it renamed one?",
 }

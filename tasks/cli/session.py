@@ -48,9 +48,12 @@ class Session:
         return Gateway(name, app=self.app)
 
     def name_redis(self) -> None:
-        """Tell people which Redis was meant, and what names it: below an error of one that cannot be used."""
-        if "settings" not in self.__dict__:  # nothing was asked of it
-            return
+        """Tell people which Redis was meant, below an error of one that cannot be used."""
+        if "settings" in self.__dict__:  # else nothing was asked of it
+            self.output.note(self.redis_named())
+
+    def redis_named(self) -> str:
+        """Which Redis is meant, without passwords, and what names it."""
         from peerlane.config.redis.url import shown_url
 
         url = shown_url(self.settings.redis_url.get_secret_value())
@@ -62,7 +65,7 @@ class Session:
             source = "as the settings file says"
         else:
             source = f"the default; {_URL_VARIABLE} or --redis names another"
-        self.output.note(f"Redis is {url}, {source}")
+        return f"Redis is {url}, {source}"
 
     def start_log(self, process: str, level: str | None = None) -> None:
         """Log in the format of the settings, for a command that keeps running; its other output too."""

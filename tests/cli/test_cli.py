@@ -190,7 +190,11 @@ def test_where_redis_is_not_the_outcome_is_unknown_and_a_fresh_key_is_not_lost()
     assert error["request_id"].startswith("iad.")
 
 
-@pytest.mark.parametrize("words", [("gateway", "list"), ("peer", "create", "iad")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [("gateway", "list"), ("peer", "create", "iad"), ("peer", "delete", "iad", some_key(), some_key())],
+    ids=lambda words: " ".join(words[:2]),
+)
 def test_where_redis_cannot_be_reached_people_are_told_which_one(words: tuple[str, ...]) -> None:
     url = "redis://ada:hidden-word@127.0.0.1:1/3"
     result = peerlane(*words, redis=url)

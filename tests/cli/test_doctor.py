@@ -36,6 +36,7 @@ class TestWhatIsWrong:
         ((verdict, sentence),) = checks_of(document(result), "Redis")
         assert verdict == "failed"
         assert "PEERLANE_REDIS_URL" in sentence
+        assert sentence.startswith("unix:///nonexistent/redis.sock cannot be used: there is no such socket")
 
     def test_is_a_redis_that_may_lose_peers(self, own_redis: RedisServer) -> None:
         own_redis.redis.config_set("appendfsync", "everysec")

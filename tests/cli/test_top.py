@@ -283,6 +283,19 @@ def test_once_without_redis_ends_with_3() -> None:
     assert document(result)["error"]["code"] == "outcome_unknown"
 
 
+def test_without_redis_it_does_not_tell_of_a_fleet_without_gateways() -> None:
+    process = spawned("top", "--interval", "0.3", redis="redis://ada:hidden-word@127.0.0.1:1/0")
+    try:
+        said = _until(process, r"^Redis could not be reached .*\n\d\d:\d\d:\d\d UTC")
+    finally:
+        process.send_signal(signal.SIGINT)
+        status, out, err = ended(process)
+    assert (status, err) == (0, "")
+    assert "; Redis is redis://ada:(hidden)@127.0.0.1:1/0, as PEERLANE_REDIS_URL says\n" in said
+    assert "gateways" not in said + out
+    assert "no gateway is registered" not in said + out
+
+
 @pytest.mark.usefixtures("iad")
 def test_redis_going_away_is_a_line_and_it_goes_on(own_redis: RedisServer) -> None:
     process = spawned("top", "--interval", "0.3", redis=own_redis.url)
@@ -302,13 +315,13 @@ def test_redis_going_away_is_a_line_and_it_goes_on(own_redis: RedisServer) -> No
     assert "\x1b" not in out, "no terminal, no escape codes"
 
 
-def _until(process: subprocess.Popen[str], pattern: str) -> None:
+def _until(process: subprocess.Popen[str], pattern: str) -> str:
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
         said += line
         if re.search(pattern, said, flags=re.MULTILINE):
-            return
+            return said
     raise AssertionError(f"it ended without saying {pattern}: {said}")
 
 

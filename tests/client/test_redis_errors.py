@@ -220,3 +220,7 @@ def test_an_asyncio_connection_is_closed_where_its_server_is_no_primary(own_redi
         await client.connection_pool.disconnect()
 
     asyncio.run(ask())
+
+
+def test_a_connection_that_redis_closed_is_told_in_words() -> None:
+    assert failure(exceptions.ConnectionError("Connection closed by server.")).endswith("(it closed the connection)")

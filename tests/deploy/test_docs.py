@@ -38,6 +38,18 @@ def test_where_the_key_of_a_device_is_kept_is_told(document: str) -> None:
     assert "`PEERLANE_PRIVATE_KEY_FILE`" in told
 
 
+def test_no_page_and_no_message_installs_peerlane_from_an_index_that_does_not_have_it() -> None:
+    told = [ROOT / document for document in DOCUMENTS]
+    told += [path for room in ("config", "tasks", "workers") for path in (ROOT / room).rglob("*.py")]
+    assert [str(path) for path in told if re.search(r"pip install [\"']?peerlane", path.read_text())] == []
+
+
+def test_the_readme_names_each_variable_without_which_compose_does_not_start() -> None:
+    needed = re.findall(r"\$\{([A-Z_]+):?\?", (ROOT / "compose.yaml").read_text())
+    assert needed
+    assert [name for name in needed if f"`{name}=" not in README] == []
+
+
 def test_every_make_target_the_documents_name_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     pages = "\n".join((ROOT / document).read_text() for document in DOCUMENTS)

@@ -99,7 +99,8 @@ def test_a_beat_outlives_an_outage_of_redis(own_redis: RedisServer, tmp_path: Pa
     with ending(process := beat(own_redis.url, tmp_path / "beat.log")):
         eventually(lambda: slots(process, name), "a first slot")
         own_redis.stop()
-        process.says("Redis is away")
+        process.says("Redis is away (")
+        assert "Redis is away (ConnectionError)" not in process.log, "a class is no reason"
         own_redis.start()
         process.says("Redis is back")
         count, queue = len(slots(process, name)), names.observer_queue(name)

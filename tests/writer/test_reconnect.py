@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -86,6 +87,7 @@ def started_without_redis(gateway: MakeGateway, server: RedisServer, role: str) 
     site.program += ["--loglevel"]
     site.start(wait=False)
     eventually(lambda: "Redis is away (" in site.log, "it waiting")
+    assert re.search(r"Redis is away \(.+\): \w+://", site.log), "it names the Redis that it waits for"
     return site
 
 

@@ -12,6 +12,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from peerlane.config.redis.client import connect
 from peerlane.config.redis.failures import reason
+from peerlane.config.redis.url import shown_url
 from peerlane.config.settings import Settings
 from peerlane.tasks.admission.lane_state import number
 from peerlane.tasks.admission.lanes import Lanes
@@ -39,7 +40,8 @@ def examine(settings: Settings) -> Iterator[Check]:
             facts = Lanes(redis, result_ttl=settings.result_ttl).look(settings.gateway).facts
             yield from on_this_host(settings, facts, redis)
     except (RedisError, OSError) as error:
-        yield Check("Redis", "failed", f"cannot be used: {reason(error)}; see PEERLANE_REDIS_URL")
+        url = shown_url(settings.redis_url.get_secret_value())
+        yield Check("Redis", "failed", f"{url} cannot be used: {reason(error)}; see PEERLANE_REDIS_URL")
     finally:
         redis.close()
 

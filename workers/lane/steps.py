@@ -15,9 +15,10 @@ from celery.worker import state as worker_state
 from redis.exceptions import AuthenticationError, RedisError
 
 from peerlane.config.redis.client import connect
+from peerlane.config.redis.url import shown_url
 from peerlane.tasks.errors import PeerlaneError, RedisAway
 from peerlane.workers.host.pulse import PULSE
-from peerlane.workers.store.retry import AWAY, RetryUntilShutdown, ShutdownRequested
+from peerlane.workers.store.retry import AWAY, OUTAGE, RetryUntilShutdown, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class ServeStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:
+        url = shown_url(parent.app.settings.redis_url.get_secret_value())
+        OUTAGE.place = url
         try:
             if parent.awaits_redis:
                 _await_redis(parent)
@@ -42,7 +45,7 @@ class ServeStep(bootsteps.StartStopStep):
         except PeerlaneError as error:
             if isinstance(error, RedisAway) and _is_to_stop():
                 raise SystemExit(0) from None
-            log.critical("%s", error)
+            log.critical("%s%s", error, f"; Redis is {url}" if isinstance(error, RedisAway) else "")
             parent.refusal = error
             raise SystemExit(error.exit_code) from None
 

@@ -39,6 +39,8 @@ class Outage:
         self._lock = threading.Lock()
         self._began: float | None = None
         self._said = 0.0
+        #: Which Redis, as a URL without passwords; the first line names it.
+        self.place = ""
 
     def failed(self, why: str) -> None:
         """Count a failure."""
@@ -46,7 +48,7 @@ class Outage:
             now = time.monotonic()
             if self._began is None:
                 self._began = self._said = now
-                log.warning("%s (%s)", self._begins, why)
+                log.warning("%s (%s)%s", self._begins, why, f": {self.place}" if self.place else "")
             elif now - self._said >= AGAIN:
                 self._said = now
                 log.warning("%s, for %.0f s (%s)", self._lasts, now - self._began, why)

@@ -19,7 +19,7 @@ from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.client.fleet import Fleet
 from peerlane.tasks.client.placement import ListAnswer
-from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.slices import PeerAnswer, ask_list
 from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.model import PeerResult
@@ -172,7 +172,7 @@ def create_many(session: Session, target: Target, lines: Sequence[Line], batch: 
     Raises:
         Exit: some failed; all has been said.
     """
-    tell(session.output, target, ask_many(session, names.CREATE_PEERS, target, lines, batch), numbered=True)
+    _tell_all(session, target, ask_many(session, names.CREATE_PEERS, target, lines, batch), numbered=True)
 
 
 def delete_many(session: Session, target: Target, lines: Sequence[Line], batch: Batch, *, numbered: bool) -> None:
@@ -181,7 +181,15 @@ def delete_many(session: Session, target: Target, lines: Sequence[Line], batch: 
     Raises:
         Exit: some failed; all has been said.
     """
-    tell(session.output, target, ask_many(session, names.DELETE_PEERS, target, lines, batch), numbered=numbered)
+    _tell_all(session, target, ask_many(session, names.DELETE_PEERS, target, lines, batch), numbered=numbered)
+
+
+def _tell_all(session: Session, target: Target, done: Answered, *, numbered: bool) -> None:
+    try:
+        tell(session.output, target, done, numbered=numbered)
+    finally:
+        if any(isinstance(reply.answer, OutcomeUnknown) for reply in done.by_place.values()):
+            session.name_redis()
 
 
 def tell(output: Output, target: Target, done: Answered, *, numbered: bool) -> None:

@@ -67,6 +67,7 @@ class Watch:
     """The rows of the last successful look, and the error since."""
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
+        self._session = session
         self._reader = FleetReader(lanes_of(session.app).redis, names)
         self._rates = FleetRates()
         self.rows: list[Row] = []
@@ -91,8 +92,9 @@ class Watch:
         """The error since the last look, for people."""
         if self.away is None:
             return None
-        since = f"; this is {time.monotonic() - self._looked:.0f} s old" if self.at else ""
-        return f"{self.away.message}{since}"
+        if not self.at:
+            return f"{self.away.message}; {self._session.redis_named()}"
+        return f"{self.away.message}; this is {time.monotonic() - self._looked:.0f} s old"
 
     def frame(self, width: int, height: int | None = None) -> RenderableType:
         """The table and the lines above it."""

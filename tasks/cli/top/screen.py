@@ -33,7 +33,8 @@ def frame(
 
     ``trouble`` says why these rows are not of this moment.
     """
-    above = _summary(rows, at, width)
+    read = bool(rows) or trouble is None
+    above = _summary(rows, at, width) if read else [_clock(at)]
     if trouble is not None:
         above += [Text(line, "bold red") for line in wrap(trouble, width)]
     if hidden := sum(not row.visible for row in rows):
@@ -42,6 +43,8 @@ def frame(
     for sentence in _troubles(rows):
         above += [Text(line, "yellow") for line in wrap(sentence, width)]
     above += _alarms(rows, at, width, None if height is None else height // 2)
+    if not read:
+        return Group(*above)
     if not rows:
         return Group(*above, Text("no gateway is registered; `peerlane gateway run NAME` starts one", "dim"))
     left_out = _fitting(rows, width).left_out
@@ -98,7 +101,7 @@ def table(rows: Sequence[Row], width: int) -> Table:
 
 def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
     """The fleet in a line, or in two where there is no room."""
-    fleet = Text(time.strftime("%H:%M:%S UTC  ", time.gmtime(at)), "bold")
+    fleet = _clock(at)
     fleet.append(f"{len(rows):,} gateway{'' if len(rows) == 1 else 's'}", "not bold")
     counts = Counter("stopped" if row.stopped else row.state for row in rows)
     shown = [name for name in ("down", "stopped", "stuck", "recovering", "draining", "active") if counts[name]]
@@ -111,6 +114,10 @@ def _summary(rows: Sequence[Row], at: float, width: int) -> list[Text]:
     made, gone = (sum(row.created_per_second or 0 for row in rows), sum(row.deleted_per_second or 0 for row in rows))
     sums = Text(f"{sum(row.peers for row in rows):,} peers, +{made:,.0f}/s -{gone:,.0f}/s, {waiting:,} waiting")
     return [Text("; ").join([fleet, sums])] if fleet.cell_len + sums.cell_len + 2 <= width else [fleet, sums]
+
+
+def _clock(at: float) -> Text:
+    return Text(time.strftime("%H:%M:%S UTC  ", time.gmtime(at)), "bold")
 
 
 def _troubles(rows: Sequence[Row]) -> list[str]:
