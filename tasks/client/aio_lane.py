@@ -15,7 +15,6 @@ from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission import list_quota, quota
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_cancel import Canceller
-from peerlane.tasks.client.aio_connections import is_silent
 from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
 from peerlane.tasks.client.aio_waits import Deadlines
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
@@ -23,7 +22,7 @@ from peerlane.tasks.lane.ask import watched
 from peerlane.tasks.lane.request import Request
 from peerlane.tasks.lane.result import GRACE
 from peerlane.tasks.lane.tasks import LaneTask
-from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, may_not_send, unknown
+from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, is_silent, may_not_send, unknown
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 
@@ -42,7 +41,7 @@ class AsyncLane:
         self._canceller = Canceller(self._listener.redis)
         self._deadlines = Deadlines(self._listener.loop)
         #: The calls that wait for a look at the lane, in their order, and for which queue.
-        self._queued: list[tuple[asyncio.Future[None], bool]] = []
+        self._queued: list[tuple[asyncio.Future[bool], bool]] = []
         self._looking: asyncio.Task[None] | None = None
         #: The thread in which Celery sends, if a receiver is connected to its signals.
         self._sender: ThreadPoolExecutor | None = None
@@ -132,7 +131,7 @@ class AsyncLane:
         if not self._queued:
             admitted = lanes.believed(self._gateway, bulk=bulk, create=create, within=within)
         if admitted is None:
-            await self._look(until, bulk=bulk)
+            await self._look(request, until)
             admitted = lanes.admit(self._gateway, bulk=bulk, create=create, within=within)
         lane = admitted.lane
         if (share := request.enter(admitted)) is not None:
@@ -146,18 +145,26 @@ class AsyncLane:
             joined = partial(list_quota.join, lanes, lane, request.id, request.arguments, deadline=request.deadline)
             await self.loop.run_in_executor(None, joined)
 
-    async def _look(self, until: float, *, bulk: bool) -> None:
-        """Wait for a look at the lane that has room for this request; one look admits a limited number."""
+    async def _look(self, request: Request, until: float) -> None:
+        """Wait for a look at the lane that has room for this request; one look admits a limited number.
+
+        Raises:
+            redis.RedisError, OSError: Redis cannot be reached, or there was none ``until`` then.
+            TimedOut: there was none, and the request's id is new.
+        """
         while True:
             turn = self.loop.create_future()
-            self._queued.append((turn, bulk))
+            self._queued.append((turn, request.bulk))
             if self._looking is None or self._looking.done():
                 self._looking = self.loop.create_task(self._see())
             try:
-                await turn
+                await self._deadlines.by(until, turn)
                 return
             except (RedisError, OSError) as error:
-                if not is_silent(error) or self.loop.time() >= until:
+                over = self.loop.time() >= until
+                if over and isinstance(error, TimeoutError) and not request.given:
+                    raise timed_out(request.within) from None  # nothing was sent under its id, now or before
+                if over or not is_silent(error):
                     raise
 
     async def _see(self) -> None:
@@ -180,7 +187,7 @@ class AsyncLane:
                     continue  # its caller has ended
                 if left[bulk] > 0:
                     left[bulk] -= 1
-                    turn.set_result(None)
+                    turn.set_result(True)
                 else:
                     self._queued.append((turn, bulk))
 
