@@ -93,11 +93,11 @@ def test_callers_of_a_burst_do_not_queue_for_longer_than_their_timeout(
     async def burst() -> list[tuple[object, float]]:
         async with AsyncGateway(site.name, app=linked_app) as lane:
             await lane.create_peer(some_key(), timeout=PATIENCE)
-            link.latency = 0.2
-            return await asyncio.gather(*(end_of(lane.create_peer(some_key(), timeout=1)) for _ in range(100)))
+            link.latency = 0.1
+            return await asyncio.gather(*(end_of(lane.create_peer(some_key(), timeout=1)) for _ in range(200)))
 
     ends = run_and_leave_nothing(burst)
-    assert {end for end, _ in ends[16:]} == {TimedOut}, "nothing was sent for them"
+    assert {end for end, _ in ends[60:]} == {TimedOut}, "nothing was sent for them"
     # With a look for every two of them they would be at it for twenty seconds.
     assert max(seconds for _, seconds in ends) < 10
 
@@ -173,3 +173,18 @@ def test_of_an_asyncio_fleets_callers_one_with_a_bad_wish_is_told_alone(
         "AttributeError",
         "Unavailable",
     ]
+
+
+def test_a_burst_of_creates_that_count_in_a_share_needs_few_connections(
+    gateway: MakeGateway, link: FaultProxy, linked_app: PeerlaneApp
+) -> None:
+    site = gateway(fair_label="tenant", fair_share=1.0)
+
+    async def burst() -> list[tuple[object, float]]:
+        async with AsyncGateway(site.name, app=linked_app) as lane:
+            await lane.create_peer(some_key(), timeout=PATIENCE)
+            link.latency = 0.05
+            calls = (lane.create_peer(some_key(), labels={"tenant": "a"}, timeout=PATIENCE) for _ in range(400))
+            return await asyncio.gather(*(end_of(call) for call in calls))
+
+    assert {end for end, _ in run_and_leave_nothing(burst)} == {"created"}
