@@ -121,7 +121,7 @@ class GatewayService:
         known = registered_key(store)
         if known is not None and not settings.accept_new_key:
             self.spec = replace(self.spec, public_key=known)
-        store.sequence.follow(store.open_epoch(), RedoFile(settings.state_directory, self.name))
+        store.sequence.start(RedoFile(settings.state_directory, self.name))
         device = self._plane.writer.open(self.spec)
         if known not in (None, "", device.public_key):
             tell_of_new_key(store, str(known), device.public_key)

@@ -132,7 +132,7 @@ def _writer(gateway: str, events: str) -> tuple[Selector, ...]:
         *_sets_aside(gateway),
         # The functions touch all of these in one step; each of their commands is checked as well.
         Selector(("fcall",), (state, results, *queues)),
-        Selector(("hset", "hget", "hmget", "hgetall", "hdel", "hexists", "hscan"), (state,)),
+        Selector(("hset", "hget", "hmget", "hgetall", "hdel", "hexists", "hlen", "hscan"), (state,)),
         Selector(("get", "set"), (results,)),
         Selector(("get", "incrby"), (names.epoch_key(gateway),)),
         Selector(("lrange",), (f"R:{names.staged_key(gateway, '*')}",)),

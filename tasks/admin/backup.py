@@ -238,8 +238,9 @@ def _swap(lanes: Lanes, header: Header, staged: dict[Part, str], *, force: bool)
             _exchange(pipe, header, staged, live)
             # One more than any: a writer that was frozen all the while is refused when it wakes.
             pipe.set(names.epoch_key(gateway), max(int(epoch) if epoch.isdecimal() else 0, header.epoch) + 1)
-            if not registered:
-                pipe.hset(names.gateway_key(gateway), mapping=cast("Any", {**_own(header.facts), "phase": "stopped"}))
+            # Until a writer's heartbeat counts them, this is what `gateway show` and `gateway list` tell.
+            facts = {} if registered else {**_own(header.facts), "phase": "stopped"}
+            pipe.hset(names.gateway_key(gateway), mapping=cast("Any", facts | {"peers": header.count["peers"]}))
             pipe.sadd(names.GATEWAYS_KEY, gateway)
             pipe.execute()
         except WatchError:

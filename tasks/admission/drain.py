@@ -29,6 +29,7 @@ def switch(lanes: Lanes, gateway: str, state: State) -> Switched:
 
     Raises:
         Unavailable: no such gateway is registered.
+        StorageError: Redis refuses, as where this user may not do it; nothing was changed.
         OutcomeUnknown: Redis could not be reached; doing it again is harmless.
     """
     key = names.gateway_key(gateway)
@@ -42,7 +43,7 @@ def switch(lanes: Lanes, gateway: str, state: State) -> Switched:
         pipe.hset(key, "state", state)
         return "active" if before is None else before.decode(errors="replace")
 
-    with reaching(f"whether {gateway} is {state} is unknown; ask again"):
+    with reaching(f"whether {gateway} is {state} is unknown; ask again", refused="nothing was changed"):
         before = cast("str | None", lanes.redis.transaction(flip, key, value_from_callable=True))
         lanes.look(gateway)  # what this process believes of the lane is older
     if before is None:

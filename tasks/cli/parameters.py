@@ -42,13 +42,19 @@ class Duration(click.ParamType[int]):
 
 
 class Seconds(click.FloatRange):
-    """Seconds in a range; click's own type accepts nan in any range."""
+    """Seconds in a range, ``0.5``, or as ``parse_duration`` has them; click's own type accepts nan in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
+        try:
+            seconds = float(value)
+        except ValueError:
+            try:
+                seconds = parse_duration(str(value))
+            except ValueError as error:
+                self.fail(str(error), param, ctx)
         if math.isnan(seconds):
             self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return seconds
+        return float(super().convert(seconds, param, ctx))
 
 
 class GatewayName(click.ParamType[str]):

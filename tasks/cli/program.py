@@ -17,7 +17,7 @@ from peerlane.config.bad_settings import BadSettings
 from peerlane.tasks.cli.output import Output, as_document
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.cli.stdio import abandon_output, prepare, without_surrogates
-from peerlane.tasks.errors import PeerlaneError, SettingsError
+from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError, SettingsError
 
 INTERRUPTED = 130
 #: What writing to a standard stream fails with, besides a closed pipe.
@@ -158,8 +158,7 @@ class Program(Group):
             _show_usage_error(output, error)
             return error.exit_code
         except PeerlaneError as error:
-            output.error(as_document(error))
-            return error.exit_code
+            return _show_error(session, error)
         except (click.Abort, KeyboardInterrupt):
             output.error({"code": "interrupted", "message": "interrupted", "retryable": True})
             return INTERRUPTED
@@ -173,6 +172,13 @@ class Program(Group):
         except Exception as error:  # noqa: BLE001 - the last door: people get a sentence, whatever it was
             output.error(_unforeseen(error))
             return 1
+
+
+def _show_error(session: Session, error: PeerlaneError) -> int:
+    session.output.error(as_document(error))
+    if isinstance(error, OutcomeUnknown):
+        session.name_redis()
+    return error.exit_code
 
 
 def _unforeseen(error: Exception) -> dict[str, Any]:

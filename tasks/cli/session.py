@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:  # Celery, Redis and pydantic are loaded by the commands that 
     from peerlane.config.celery.app import PeerlaneApp
     from peerlane.config.settings import Settings
     from peerlane.tasks.client.gateway import Gateway
+
+_URL_VARIABLE = "PEERLANE_REDIS_URL"
 
 
 class Session:
@@ -43,6 +46,23 @@ class Session:
         from peerlane.tasks.client.gateway import Gateway
 
         return Gateway(name, app=self.app)
+
+    def name_redis(self) -> None:
+        """Tell people which Redis was meant, and what names it: below an error of one that cannot be used."""
+        if "settings" not in self.__dict__:  # nothing was asked of it
+            return
+        from peerlane.config.redis.url import shown_url
+
+        url = shown_url(self.settings.redis_url.get_secret_value())
+        if "redis_url" in self.overrides:
+            source = "as --redis says"
+        elif any(name.upper() == _URL_VARIABLE for name in os.environ):
+            source = f"as {_URL_VARIABLE} says"
+        elif "redis_url" in self.settings.model_fields_set:
+            source = "as the settings file says"
+        else:
+            source = f"the default; {_URL_VARIABLE} or --redis names another"
+        self.output.note(f"Redis is {url}, {source}")
 
     def start_log(self, process: str, level: str | None = None) -> None:
         """Log in the format of the settings, for a command that keeps running; its other output too."""

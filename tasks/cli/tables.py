@@ -244,8 +244,14 @@ def gateway_facts(info: GatewayInfo, *, now: float) -> dict[str, object]:
         "peers": f"{info.peers:,} of at most {info.max_peers:,}",
         "waiting": f"{info.waiting:,}, and {info.waiting_bulk:,} in bulk",
         "device": f"{info.interface}, {info.dataplane} data plane, UDP port {info.listen_port}",
-        "writer": f"{info.holder}, {_since(info, now)}epoch {info.epoch}, version {info.version}",
+        "writer": _writer(info, now),
     }
+
+
+def _writer(info: GatewayInfo, now: float) -> str:
+    if not info.epoch:  # as after a restore on another Redis
+        return "none has started yet"
+    return f"{info.holder}, {_since(info, now)}epoch {info.epoch}, version {info.version}"
 
 
 def _since(info: GatewayInfo, now: float) -> str:

@@ -24,7 +24,9 @@ from keys import some_key
 from servers import RedisServer
 from waiting import Stopwatch, eventually
 
-from peerlane.tasks.cli.parameters import parse_duration
+from peerlane.tasks.cli.output import Output
+from peerlane.tasks.cli.parameters import Seconds, parse_duration
+from peerlane.tasks.cli.session import Session
 from peerlane.tasks.client.gateway import Gateway
 
 PUBLIC = re.compile(r"[A-Za-z0-9+/]{43}=")
@@ -84,6 +86,11 @@ def test_a_duration_is_a_number_with_a_unit(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("0.5", 0.5), ("5", 5.0), ("5s", 5.0), ("2m", 120.0)])
+def test_a_timeout_may_have_a_unit_too(text: str, seconds: float) -> None:
+    assert Seconds(0, 600, min_open=True).convert(text, None, None) == seconds
+
+
 @pytest.mark.parametrize("text", ["", "h", "1.5h", "-1h", "1 h", "1H", "1y", "٣h", "1h30m"])
 def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="no duration"):
@@ -96,6 +103,8 @@ USAGE = [
     (("peer", "create", "iad", "--label", "ada"), "no label"),
     (("peer", "create", "iad", "--label", "a=1", "--label", "a=2"), "twice"),
     (("peer", "create", "iad", "--timeout", "0"), "--timeout"),
+    (("peer", "create", "iad", "--timeout", "soon"), "no duration"),
+    (("peer", "create", "iad", "--timeout", "1h"), "not in the range"),
     (("peer", "create", "iad", "--from", "/nonexistent"), "No such file"),
     (("peer", "create", "iad", "--from", "-", "--qr"), "--from"),
     (("peer", "create", "iad", "--from", "-", "--allowed-ip", "10.8.0.9"), "--allowed-ip is for one peer"),
@@ -181,6 +190,37 @@ def test_where_redis_is_not_the_outcome_is_unknown_and_a_fresh_key_is_not_lost()
     assert error["request_id"].startswith("iad.")
 
 
+@pytest.mark.parametrize("words", [("gateway", "list"), ("peer", "create", "iad")], ids=" ".join)
+def test_where_redis_cannot_be_reached_people_are_told_which_one(words: tuple[str, ...]) -> None:
+    url = "redis://ada:hidden-word@127.0.0.1:1/3"
+    result = peerlane(*words, redis=url)
+    assert result.exit_code == 3
+    assert "Redis is redis://ada:(hidden)@127.0.0.1:1/3, as --redis says\n" in result.stderr
+    assert "hidden-word" not in result.output
+    assert not peerlane(*words, "--json", redis=url).stderr
+
+
+def test_what_names_redis_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def told() -> str:
+        session = Session(Output(json=False))
+        session.name_redis()
+        assert not capsys.readouterr().err, "it says nothing before the settings were read"
+        assert session.settings
+        session.name_redis()
+        return capsys.readouterr().err
+
+    monkeypatch.delenv("PEERLANE_REDIS_URL", raising=False)
+    assert told() == "Redis is redis://127.0.0.1:6379/0, the default; PEERLANE_REDIS_URL or --redis names another\n"
+    file = tmp_path / "peerlane.toml"
+    file.write_text('redis_url = "redis://:hidden-word@db.example:6379/1"\n')
+    monkeypatch.setenv("PEERLANE_SETTINGS", str(file))
+    assert told() == "Redis is redis://:(hidden)@db.example:6379/1, as the settings file says\n"
+    monkeypatch.setenv("PEERLANE_REDIS_URL", "redis://db.example:6379/2")
+    assert told() == "Redis is redis://db.example:6379/2, as PEERLANE_REDIS_URL says\n"
+
+
 def test_where_the_outcome_is_unknown_the_advice_repeats_the_whole_wish(tmp_path: Path) -> None:
     secret, key = tmp_path / "psk", some_key()
     secret.write_text(psk := some_key())
@@ -242,8 +282,15 @@ def test_json_may_stand_before_the_command_or_behind_it(iad: GatewayProcess, she
 
 
 def test_a_gateway_that_nobody_registered_is_unavailable(shell: Shell) -> None:
-    for words in (("gateway", "show"), ("gateway", "export"), ("peer", "list"), ("peer", "create")):
+    for words in (
+        ("gateway", "show"),
+        ("gateway", "export"),
+        ("gateway", "poison"),
+        ("peer", "list"),
+        ("peer", "create"),
+    ):
         assert shell.ask(*words, "nowhere", status=3)["error"]["code"] == "unavailable"
+    assert shell.ask("gateway", "clear-alarm", "nowhere", "clock", status=3)["error"]["code"] == "unavailable"
 
 
 def test_a_gateway_without_a_live_writer_is_down_and_refuses_at_once(gateway: MakeGateway) -> None:

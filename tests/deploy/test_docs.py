@@ -31,6 +31,13 @@ def test_every_setting_the_readme_names_exists() -> None:
     assert {name.lower() for name in named} <= set(Settings.model_fields)
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/runbooks.md"])
+def test_where_the_key_of_a_device_is_kept_is_told(document: str) -> None:
+    told = (ROOT / document).read_text()
+    assert f"`{Settings.model_construct(interface='wg0').key_file}`" in told
+    assert "`PEERLANE_PRIVATE_KEY_FILE`" in told
+
+
 def test_every_make_target_the_documents_name_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     pages = "\n".join((ROOT / document).read_text() for document in DOCUMENTS)

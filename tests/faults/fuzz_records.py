@@ -80,7 +80,13 @@ class FuzzedRecords:
             assert peer.allowed_ips <= frozenset(parsed.allowed_ips), "the device holds what no record says"
             for prefix in peer.allowed_ips:
                 assert owners.setdefault(prefix, key) == key, "two peers have one address"
-        assert self._state() == before, "a start changes no record"
+        records, addresses = self._state()
+        assert records == before[0], "a start changes no record"
+        assert addresses.items() <= before[1].items(), "a start assigns no address"
+        for prefix, owner in before[1].items() - addresses.items():
+            if owner in records:
+                peer = Peer.from_record(owner.decode(), records[owner])
+                assert Prefix.parse(prefix.decode()) not in peer.allowed_ips, "a start frees what a peer has"
         wish = {"gateway": self.name, "public_key": some_key()}
         with suppress(PoolExhausted):  # one strange record may hold all addresses there are
             made = create_peer(writer, f"{self.name}.r{seed}", wish)

@@ -87,6 +87,14 @@ IN_LANE = (
         (f"{SEQUENCE}::TestTheRedoFile",),
     ),
     Mutant(
+        "redo-file-of-a-start-that-was-not-heard",
+        "a redo file is ignored though the writer that started last has done nothing",
+        "workers/store/sequence.py",
+        "            file.announce(token, self._newest(), torn=kept.torn)\n",
+        "            pass\n",
+        (f"{SEQUENCE}::TestTheRedoFile",),
+    ),
+    Mutant(
         "unanswered-commit-forgotten",
         "a commit whose answer did not come is not kept",
         "workers/store/sequence.py",

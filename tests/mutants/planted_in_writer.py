@@ -131,8 +131,8 @@ IN_WRITER = (
         "settled-peer-kept",
         "a peer that Redis has not stays in the table",
         "workers/writer/agreement.py",
-        "            if peer is None:\n                self.table.drop(key)\n",
-        "            if peer is None:\n                pass\n",
+        "                if truths[key] is None:\n                    self.table.drop(key)\n",
+        "                pass\n",
         (AGREEMENT,),
     ),
     Mutant(

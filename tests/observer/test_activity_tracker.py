@@ -164,6 +164,15 @@ def test_a_peer_that_is_gone_is_forgotten_only_after_a_while(watched: Watched, m
         assert counted.forget(frozenset[str]()) == 0, "the device has it still"
 
 
+def test_a_look_for_peers_that_are_gone_gives_signs_of_life(watched: Watched) -> None:
+    """It reads an entry of each peer that there ever was; the observer counts as gone after a few silent seconds."""
+    counted, signs = watched.counted(), list[int]()
+    counted.read(NOW)
+    counted.between = lambda: signs.append(1)
+    counted.forget(frozenset[str]())
+    assert signs
+
+
 def test_a_reading_gives_a_sign_of_life_between_two_slices(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "SLICE", 1)
     counted, signs = watched.counted(), list[int]()

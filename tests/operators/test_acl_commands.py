@@ -115,7 +115,26 @@ def test_what_a_reader_is_refused_is_not_told_as_an_outage(
     for command in ("gateway clear-alarm iad clock", "gateway poison iad", "gateway poison iad --drop-all"):
         status, said = run(server, directory, command, "beat")
         assert (status, json.loads(said)["error"]["code"]) == (1, "storage_error"), said
+    for command in ("gateway drain iad", "gateway resume iad"):
+        status, said = run(server, directory, command, "api")
+        error = json.loads(said)["error"]
+        assert (status, error["code"]) == (1, "storage_error"), said
+        assert error["message"].endswith("nothing was changed")
     assert writer.status is None
+
+
+@pytest.mark.usefixtures("writer")
+def test_a_doctor_that_may_not_ask_redis_everything_does_not_call_it_unusable(
+    server: FencedServer, directory: Path
+) -> None:
+    status, said = run(server, directory, "doctor", "api")
+    verdicts = {check["what"]: (check["verdict"], check["sentence"]) for check in json.loads(said)["checks"]}
+    assert status == 0, said
+    assert verdicts["Redis"][0] == "ok"
+    assert verdicts["Redis"][1].startswith("answers in ")
+    assert verdicts["durability"][0] == "warning"
+    assert "may not call INFO" in verdicts["durability"][1]
+    assert "gateway iad" in verdicts
 
 
 def test_a_stopped_gateway_is_restored_and_removed_by_those_who_may(

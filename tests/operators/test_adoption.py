@@ -144,16 +144,24 @@ def test_peers_of_the_device_are_adopted_by_a_gateway_that_is_being_drained(alon
         alone.create()
 
 
-@pytest.mark.parametrize("verdict", ["stale", "failed"])
-def test_peers_whose_adoption_redis_refuses_keep_their_addresses(alone: WriterAlone, verdict: str) -> None:
+def test_peers_are_adopted_though_redis_assigns_their_addresses_to_peers_that_it_does_not_know(
+    alone: WriterAlone,
+) -> None:
+    first = Prefix.host(4, POOLS[0].network + 2)
+    alone.plane.apply([SetPeer(key_number(1), frozenset({first}))])
+    alone.raw.hset(names.addresses_key(alone.name), str(first), key_number(7))
+    alone.unknown = "adopt"
+    alone.writer = alone.new_writer()
+    assert alone.addresses == {str(first): key_number(1)}
+    alone.agree()
+
+
+def test_peers_whose_adoption_redis_refuses_keep_their_addresses(alone: WriterAlone) -> None:
     first = Prefix.host(4, POOLS[0].network + 2)
     alone.plane.apply([SetPeer(key_number(1), frozenset({first}))])
     spoiled = (names.addresses_key(alone.name), str(first), key_number(7))
-    if verdict == "stale":  # somebody else has written to Redis
-        alone.raw.hset(*spoiled)
-    else:
-        alone.raw.hset(alone.peers_key, key_number(7), "{}")
-        alone.raw.hset(*spoiled)
+    alone.raw.hset(alone.peers_key, key_number(7), "{}")
+    alone.raw.hset(*spoiled)
     alone.unknown = "adopt"
     alone.writer = alone.new_writer()
     assert key_number(1) not in alone.records

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import asked
+from commands import asked, peerlane
 from gateways import GatewayProcess, MakeClient, MakeGateway, MakeSettings, close, new_name
 from keys import some_key
 from servers import RedisServer
@@ -123,7 +123,10 @@ def test_a_fresh_server_takes_over_with_the_state_that_operators_had_set(
     restore_state(settings(redis_url=own_redis.url), stopped.name, file)
     there = client(stopped.name, redis=own_redis).info()
     assert (there.public_key, there.pools, there.endpoint) == (here.public_key, here.pools, here.endpoint)
-    assert (there.state, there.peers) == ("down", 0)
+    assert (there.state, there.peers) == ("down", 6)
+    shown = peerlane("gateway", "show", stopped.name, redis=own_redis.url).stdout
+    assert "6 of at most" in shown
+    assert "none has started yet" in shown
     # The private key is no part of a backup: its file moves with the gateway.
     moved = gateway(stopped.name, redis=own_redis, private_key_file=stopped.settings["private_key_file"])
     assert client(moved).info().state == "draining"
@@ -386,3 +389,6 @@ def test_both_are_one_command_each(stopped: GatewayProcess, redis_server: RedisS
     answer = asked("gateway", "restore", stopped.name, str(file), "--force", redis_url=redis_server.url)
     assert answer["peers"] == 6
     assert len(peers(redis_server, stopped.name)) == 6
+    redis_server.redis.hset(names.gateway_key(stopped.name), "peers", 9)
+    asked("gateway", "restore", stopped.name, str(file), "--force", redis_url=redis_server.url)
+    assert asked("gateway", "show", stopped.name, redis_url=redis_server.url)["peers"] == 6

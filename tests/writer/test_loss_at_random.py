@@ -58,7 +58,7 @@ class Play(WriterAlone):
 
     def keep_file(self) -> None:
         store = self.writer.store
-        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+        store.sequence.start(RedoFile(self.directory, self.name))
         self.writer.recover()
 
     def live(self) -> None:
@@ -157,7 +157,7 @@ class Play(WriterAlone):
         redis = Redis.from_url(self.server.url)
         self._clients.append(redis)
         store = Store(redis, self.name, result_ttl=600)
-        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+        store.sequence.start(RedoFile(self.directory, self.name))
         self.writer = type(self.writer)(self.policy, store, self.plane, self.writer.facts)
         self.writer.recover()
 

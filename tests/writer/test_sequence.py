@@ -22,7 +22,7 @@ from writer_alone import WriterAlone, carry_out
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import Lanes
 from peerlane.tasks.errors import Conflict, Fenced, Invalid, TimedOut
-from peerlane.tasks.status.alarms import read_alarms
+from peerlane.tasks.status.alarms import clear_alarm, read_alarms
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire import commit_record
 from peerlane.workers.dataplane import SetPeer
@@ -50,7 +50,7 @@ class Bench(WriterAlone):
     def keep_file(self) -> None:
         """As a gateway does at its start."""
         store = self.writer.store
-        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+        store.sequence.start(RedoFile(self.directory, self.name))
 
     def succeed(self) -> None:
         """The writer dies without a word; the next one on this host starts."""
@@ -60,7 +60,7 @@ class Bench(WriterAlone):
         redis = Redis.from_url(self.server.url, socket_timeout=2)
         self._clients.append(redis)
         store = Store(redis, self.name, result_ttl=600)
-        store.sequence.follow(store.open_epoch(), RedoFile(self.directory, self.name))
+        store.sequence.start(RedoFile(self.directory, self.name))
         self.writer = type(self.writer)(self.policy, store, self.plane, self.writer.facts)
         self.writer.recover()
 
@@ -457,7 +457,10 @@ class TestMoreIsLostThanIsKept:
         assert {*there, *lost} == set(bench.plane.peers()), "confirmed peers stay on the device"
         assert bench.alarm is not None
         bench.succeed()
-        assert set(bench.plane.peers()) == kept, "once a person was told, Redis is followed"
+        assert {*there, *lost} == set(bench.plane.peers()), "nobody has cleared the alarm, which says that they stay"
+        clear_alarm(bench.bytes, bench.name, LOST_DATA)
+        bench.succeed()
+        assert set(bench.plane.peers()) == kept, "once a person has looked, Redis is followed"
 
     @pytest.mark.parametrize("asked", ["alone", "in a list"])
     def test_a_peer_that_was_asked_for_again_meanwhile_is_put_back_too(self, bench: Bench, asked: str) -> None:
@@ -796,6 +799,33 @@ class TestTheRedoFile:
         assert key in bench.records
         assert bench.alarm is None
 
+    def test_is_used_by_the_next_start_where_the_answers_to_two_starts_are_lost(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Redis has lost its last second, and is slow to answer whoever comes first."""
+        bench.keep_file()
+        before, kept, gone = bench.moment(), some_key(), some_key()
+        bench.create(gone)
+        bench.create(kept)
+        bench.delete(gone)
+        before.come_back()
+        begin = sequence.CommitSequence.begin
+
+        def unheard(*arguments: Any) -> object:
+            begin(*arguments)
+            raise RedisConnectionError("the answer is lost")
+
+        with monkeypatch.context() as slow:
+            slow.setattr(sequence.CommitSequence, "begin", unheard)
+            for _ in range(2):
+                with pytest.raises(RedisConnectionError):
+                    bench.succeed()
+        bench.succeed()
+        assert "is ignored" not in caplog.text
+        assert list(bench.records) == [kept]
+        assert bench.alarm is None
+        bench.agree()
+
     @pytest.mark.parametrize("stored", ["-1", "many", "9" * 5_000, ""])
     def test_of_a_start_is_used_whatever_somebody_has_written_beside_it(self, bench: Bench, stored: str) -> None:
         bench.keep_file()
@@ -816,6 +846,42 @@ class TestTheRedoFile:
         assert bench.records == {}
         assert key in bench.plane.peers()
         assert bench.alarm == {"outcomes": 1, "creates": 1, "deletes_at_most": 0}
+
+    @pytest.mark.parametrize("fails", ["unheard", "later"])
+    def test_of_another_redis_is_told_by_the_next_start_where_this_one_fails(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, fails: str
+    ) -> None:
+        """Somebody has restored an old copy of Redis' data."""
+        old = bench.moment()
+        bench.keep_file()
+        key = some_key()
+        bench.create(key)
+        old.come_back()
+        bench.raw.hset(names.gateway_key(bench.name), "writer", "of long ago")
+        begin = sequence.CommitSequence.begin
+
+        def unheard(*arguments: Any) -> object:
+            begin(*arguments)
+            raise RedisConnectionError("the answer is lost")
+
+        def no_device(*_: object) -> None:
+            raise RedisConnectionError("gone")
+
+        with monkeypatch.context() as failing:
+            if fails == "unheard":
+                failing.setattr(sequence.CommitSequence, "begin", unheard)
+            else:
+                failing.setattr(type(bench.writer), "recover", no_device)
+            with pytest.raises(RedisConnectionError):
+                bench.succeed()
+        bench.succeed()
+        assert bench.records == {}, "nothing is repeated on other data"
+        assert key in bench.plane.peers(), "what the device holds stays"
+        assert bench.alarm is not None
+        assert (bench.alarm["outcomes"], bench.alarm["creates"]) == (1, 1)
+        clear_alarm(bench.bytes, bench.name, LOST_DATA)
+        bench.succeed()
+        assert key not in bench.plane.peers(), "once a person has seen to it, Redis is followed"
 
     @pytest.mark.parametrize(
         "damage",

@@ -328,12 +328,20 @@ class TestRedisWasChangedByAnotherHand:
         assert bench.delete(key)["outcome"] == "absent"
         bench.agree()
 
-    def test_an_address_that_was_taken_is_told_and_left_to_its_holder(self, bench: WriterAlone) -> None:
-        other = some_key()
-        bench.raw.hset(names.addresses_key(bench.name), "10.8.0.2/32", other)
+    def test_an_address_that_is_taken_again_and_again_is_told_and_left_to_its_holder(
+        self, bench: WriterAlone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other, apply = some_key(), bench.plane.apply
+
+        def while_somebody_takes_it(changes: Sequence[Change]) -> None:
+            bench.raw.hset(names.addresses_key(bench.name), "10.8.0.2/32", other)
+            apply(changes)
+
+        monkeypatch.setattr(bench.plane, "apply", while_somebody_takes_it)
         with pytest.raises(WriterError, match="ask again"):
             bench.create()
         assert bench.plane.peers() == {}
+        assert bench.addresses == {"10.8.0.2/32": other}
 
     def test_all_of_it_was_lost(self, bench: WriterAlone) -> None:
         for _ in range(3):

@@ -28,7 +28,7 @@ from peerlane.workers.lane.taking import Dead, TakenMessage
 from peerlane.workers.request.request import Outcome
 from peerlane.workers.store.retry import ShutdownRequested
 from peerlane.workers.writer.group import carry_out_many
-from peerlane.workers.writer.shares import leave_shares
+from peerlane.workers.writer.struck_out import end_struck_out
 from peerlane.workers.writer.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -232,10 +232,10 @@ class LaneWriter:
             return [None]
 
     def strike_out(self, dead: Sequence[Dead]) -> None:
-        """Count requests that were struck out of the lane, and remove them from their shares."""
+        """Count requests that were struck out of the lane, and end what is left of them."""
         self._writer.answered += len(dead)
         try:
-            leave_shares(self._writer, [(request.request_id, request.message) for request in dead])
+            end_struck_out(self._writer, [(request.request_id, request.message, request.record) for request in dead])
         except ShutdownRequested:
             raise WorkerShutdown(0) from None
 

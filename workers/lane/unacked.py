@@ -13,9 +13,8 @@ from redis.exceptions import ResponseError, WatchError
 
 from peerlane.config import names
 from peerlane.config.redis.failures import reason
-from peerlane.tasks.wire.psk_cipher import PskCipher
-from peerlane.tasks.wire.set_aside import read_request
 from peerlane.workers.lane.poison import set_aside
+from peerlane.workers.writer.struck_out import created_by
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +40,7 @@ def _created_by(noted: bytes) -> list[str]:
         message = json.dumps(json.loads(noted)[0]).encode()
     except (ValueError, TypeError, LookupError, RecursionError):
         return []
-    asked = read_request(message, PskCipher())
-    if asked is None or asked.task not in (names.CREATE_PEER, names.CREATE_PEERS):
-        return []
-    return [part["public_key"] for part in asked.arguments.get("wishes", [asked.arguments])]
+    return created_by(message)
 
 
 def take_back(redis: Redis, gateway: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from peerlane.tasks.errors import Invalid, PeerlaneError
 from peerlane.tasks.wire.bulk import LISTED
 from peerlane.tasks.wire.model import CreatePeer, parse
+from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import DevicePeer
 from peerlane.workers.peers.plan import Plan
 from peerlane.workers.peers.table import PeerTable
@@ -64,6 +65,12 @@ def adoptable(gateway: str, peer: DevicePeer) -> CreatePeer:
             "keepalive": peer.keepalive,
         },
     )
+
+
+def as_stored(on_device: DevicePeer) -> StoredPeer:
+    """The device's peer as it would be stored, without what a device does not know."""
+    addresses = tuple(sorted(on_device.allowed_ips))
+    return StoredPeer(on_device.public_key, addresses, on_device.preshared_key, on_device.keepalive)
 
 
 def summary(

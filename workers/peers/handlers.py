@@ -19,7 +19,7 @@ from peerlane.tasks.wire.model import CreatePeer, DeletePeer, parse
 from peerlane.tasks.wire.registry import LANE_TASKS
 from peerlane.tasks.wire.stored_peer import StoredPeer
 from peerlane.workers.dataplane import AddRoute, Change, DevicePeer, RemovePeer, RemoveRoute, SetPeer
-from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, strangers, summary
+from peerlane.workers.peers.adoption import NO_ALLOWED_IPS, as_stored, strangers, summary
 from peerlane.workers.peers.lists import create_peers, delete_peers
 from peerlane.workers.peers.plan import (
     Decision,
@@ -137,6 +137,7 @@ def import_peers(context: PlanningContext, wish: ImportPeers) -> Decision:
         if not wish.leave_out:
             refused |= dict.fromkeys(unlisted.left_out, Invalid(NO_ALLOWED_IPS))
     plans = [_dated(plan, staged.get(plan.public_key), refused, context.now) for plan in plans]
+    plans = [_of_the_device(plan, device) for plan in plans]
     for error in refused.values():
         if isinstance(error, (Draining, PoolExhausted)):
             raise type(error)(f"nothing was imported: {error}")
@@ -187,6 +188,14 @@ def _holds(device: Mapping[str, DevicePeer], wanted: SetPeer) -> bool:
     return on_device is not None and wanted == SetPeer(
         on_device.public_key, on_device.allowed_ips, on_device.preshared_key, on_device.keepalive
     )
+
+
+def _of_the_device(plan: Plan, device: Mapping[str, DevicePeer]) -> Plan:
+    """The plan, which names what the device holds of the peer already, though Redis does not know it."""
+    on_device = device.get(plan.public_key)
+    if plan.before is not None or on_device is None:
+        return plan
+    return replace(plan, before=as_stored(on_device), stored=False)
 
 
 def _dated(plan: Plan, entry: StagedPeer | None, refused: dict[str, PeerlaneError], now: int) -> Plan:

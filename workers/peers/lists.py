@@ -66,7 +66,8 @@ def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
             try:
                 answers.open(context)
                 peer_wish = context.opened(wish_of(wish.gateway, fields))
-                if peer_wish.public_key in table.foreign:
+                begun = peer_wish.public_key in table.begun
+                if peer_wish.public_key in table.foreign and not begun:
                     raise Conflict("the device has a peer of this key that Redis does not know: import or delete it")
                 plan = plan_create(table, peer_wish, now=context.now, state=context.state)
             except PeerlaneError as error:
@@ -76,7 +77,7 @@ def create_peers(context: PlanningContext, wish: CreatePeers) -> Decision:
                 continue  # of a create there is none
             answers.add(plan, _granted(plan, peer_wish, plan.after))
             if plan.before is not plan.after:
-                enter = table.add if plan.before is None else table.put
+                enter = table.add if plan.before is None and not begun else table.put
                 enter(plan.after, plan.record)
                 entered.append(plan)
     except BaseException:

@@ -35,10 +35,13 @@ class Plan:
     before: StoredPeer | None
     after: StoredPeer | None
     changes: tuple[Change, ...] = field(default=())
-    #: Whether Redis holds a record of ``before``; a foreign peer has none.
+    #: Whether Redis holds a record of ``before``. Of a peer that only the device has there is none: undoing the plan
+    #: leaves it on the device.
     stored: bool = True
     #: The record of ``after``, with its preshared key in clear, where it has been made already.
     record: str | None = field(default=None, repr=False)
+    #: Addresses that Redis assigns to the peer and that it does not have; the commit frees them.
+    freed: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
     """Plan a create. ``now`` is in seconds; ``state`` is the gateway's.
 
     A peer that has expired is made anew, with another wish too; it keeps its addresses where none are asked for.
+    So does one that was ``begun``: its caller may have been told them.
 
     Raises:
         Invalid: the gateway's own key, or addresses that the gateway does not serve.
@@ -144,9 +148,11 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
     check_lane(policy, wish.gateway)
     if wish.public_key == policy.public_key:
         raise Invalid(f"that is the public key of the gateway {policy.gateway} itself; make a key pair for the peer")
-    if (reason := table.broken.get(wish.public_key)) is not None:
+    begun = wish.public_key in table.begun
+    if not begun and (reason := table.broken.get(wish.public_key)) is not None:
         raise StorageError(f"{reason}; delete the peer to be rid of it, or mend the record and reconcile")
-    present = table.peers.get(wish.public_key)
+    holder = table.peers.get(wish.public_key)
+    present = None if begun else holder
     # An expired peer counts as gone before a sweep has removed it: no caller is answered ``existing`` for it.
     if present is not None and not _over(present, now):
         if differs := _differences(present, wish):
@@ -157,14 +163,16 @@ def plan_create(table: PeerTable, wish: CreatePeer, *, now: int, state: str = "a
         return Plan("existing", wish.public_key, present, present, settled)
     if state != "active":
         raise draining(policy)
-    if present is None and len(table.peers) >= policy.max_peers:
+    if holder is None and len(table.peers) >= policy.max_peers:
         raise PoolExhausted(f"the gateway {policy.gateway} is full: it holds {len(table.peers)} peers, its limit")
     if wish.allowed_ips is not None:
         allowed_ips = wish.allowed_ips
         for prefix in allowed_ips:
             _check_served(table, prefix, wish.public_key)
     else:
-        allowed_ips = present.allowed_ips if present is not None else _allocate(table)
+        # Of what was begun, Redis may have given an address to another peer since.
+        whole = holder is not None and (not begun or len(holder.allowed_ips) >= len(table.pools_of))
+        allowed_ips = holder.allowed_ips if holder is not None and whole else _allocate(table)
     peer = StoredPeer(
         public_key=wish.public_key,
         allowed_ips=allowed_ips,

@@ -114,6 +114,8 @@ class PeerTable:
         self.broken: dict[str, str] = {}
         #: Keys that the device holds and Redis does not; kept in ``peers`` so that no other peer gets their addresses.
         self.foreign: set[str] = set()
+        #: Those of ``foreign`` that an earlier writer was creating when Redis lost data: a create of one takes it over.
+        self.begun: set[str] = set()
         #: Peers that the device is still to be given.
         self.coming = Coming()
         self._hold(PrefixIndex())
@@ -142,7 +144,7 @@ class PeerTable:
         """A table to try plans on."""
         other = PeerTable(self.policy)
         other.peers, other.coming = self.peers.copy(), self.coming
-        other.broken, other.foreign = dict(self.broken), set(self.foreign)
+        other.broken, other.foreign, other.begun = dict(self.broken), set(self.foreign), set(self.begun)
         other._hold(self.index.copy())
         return other
 
@@ -185,6 +187,7 @@ class PeerTable:
             return False
         self.broken.pop(public_key, None)
         self.foreign.discard(public_key)
+        self.begun.discard(public_key)
         for prefix in peer.allowed_ips:
             self.index.remove(prefix)
             for pool in self.pools:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from peerlane.config import names
 from peerlane.tasks.status.alarms import raise_alarm
 from peerlane.tasks.wire.stored_peer import text_key
 from peerlane.workers.peers.plan import Plan
@@ -113,6 +114,11 @@ def tell_at_start(store: Store, lost: Lost, done: Recovered, until_answered: Ret
         {"outcomes": lost.outcomes or lost.unknown, "creates": creates, "deletes_at_most": deletes},
         until_answered,
     )
+
+
+def is_told(store: Store) -> bool:
+    """Whether the alarm of an earlier loss stands: no person has looked yet at what was kept then."""
+    return bool(store.redis.hexists(names.alarms_key(store.gateway), LOST_DATA))
 
 
 def _raise(store: Store, message: str, detail: Mapping[str, int], until_answered: RetryUntilShutdown) -> None:

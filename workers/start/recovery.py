@@ -31,6 +31,10 @@ BATCH = 256
 #: So many peers are back before the lane is served, those that were seen last. It is some tenths of a second's work.
 AT_ONCE = 4_096
 
+#: Reasons for which a peer is kept.
+_KEPT_BEFORE = "Redis does not know it, and this writer has kept it before"
+_PERHAPS_CONFIRMED = "Redis does not know it, and has lost data while it was being created"
+
 #: Fills in when each of these keys (of 32 bytes) was last seen, in seconds.
 Seen = Callable[[dict[bytes, int]], None]
 
@@ -60,6 +64,8 @@ def recover(
     first_start: bool = False,
     lost_data: bool = False,
     in_hand: Collection[str] = (),
+    begun: Collection[str] = (),
+    kept_before: Collection[str] = (),
     seen: Seen | None = None,
     progress: Progress | None = None,
     at_once: int | None = None,
@@ -67,10 +73,11 @@ def recover(
     """Make the device equal to Redis by the smallest changes; peers that are not changed keep their sessions.
 
     ``unknown`` says what becomes of peers that only the device knows; at a gateway's ``first_start`` none is removed:
-    another program may have used the device before. ``in_hand`` are keys that an earlier writer was about to create
-    when it died: where only the device knows them, they go, however many they are. ``seen`` tells when each peer was
-    last seen: those seen last come back first. Peers beyond ``at_once`` (``AT_ONCE``) are not added yet, but in the
-    table's ``coming``.
+    another program may have used the device before. ``in_hand`` are keys that a writer was about to create: where only
+    the device knows them, they go, however many they are. ``begun`` are such keys if Redis has lost data: they may have
+    been confirmed, so they stay, and the table's ``begun`` has them. ``kept_before`` are peers that this writer kept at
+    an earlier recovery: they stay. ``seen`` tells when each peer was last seen: those seen last come back first.
+    Peers beyond ``at_once`` (``AT_ONCE``) are not added yet, but in the table's ``coming``.
 
     Raises:
         KernelError: the device could not be read or changed. Not where a peer's route leads elsewhere: that is logged.
@@ -79,7 +86,8 @@ def recover(
     device = plane.peers()
     routes = plane.routes()
     differing = differences(table, device.values(), frozenset(table.broken))
-    strangers = [drift.subject for drift in differing.first if drift.kind == "unknown" and drift.subject not in in_hand]
+    unknown_keys = [drift.subject for drift in differing.first if drift.kind == "unknown"]
+    strangers = [key for key in unknown_keys if key not in in_hand and key not in begun]
     kept: dict[str, str] = {}
     adopted: Sequence[Plan] = ()
     if unknown == "adopt":
@@ -92,6 +100,9 @@ def recover(
         kept = dict.fromkeys(strangers, "Redis does not know it, and has lost data")
     elif len(strangers) > MANY_UNKNOWN and len(strangers) * 2 > len(device):
         kept = dict.fromkeys(strangers, "Redis does not know it, nor most others: has Redis lost its data?")
+    if not kept and unknown != "adopt":
+        kept = {key: _KEPT_BEFORE for key in strangers if key in kept_before}
+    kept |= {key: _PERHAPS_CONFIRMED for key in unknown_keys if key in begun}
     staying = {*kept, *(plan.public_key for plan in adopted)}
     # Kept peers keep their routes: those of single peers were made by an earlier writer for them.
     theirs = {str(prefix) for key in staying for prefix in device[key].allowed_ips}
@@ -118,6 +129,7 @@ def recover(
     table.coming = Coming(cold)
     for key in kept:
         keep(table, device[key], kept[key])
+    table.begun.update(key for key in kept if key in begun)
     return Recovered(table, mended, kept, adopted)
 
 
@@ -162,7 +174,10 @@ def settling(table: PeerTable, plan: Plan, truth: StoredPeer | None) -> list[Cha
     routed = {p for p in prefixes if table.needs_route(p)}
     wanted = {p for p in truth.allowed_ips if table.needs_route(p)} if truth else set[Prefix]()
     changes: list[Change] = [RemoveRoute(prefix) for prefix in sorted(routed - wanted)]
-    changes.append(as_set_peer(truth) if truth else RemovePeer(plan.public_key))
+    if truth is None:
+        changes.append(RemovePeer(plan.public_key))
+    elif plan.stored or plan.after is None or as_set_peer(plan.after) != as_set_peer(truth):
+        changes.append(as_set_peer(truth))
     return [*changes, *(AddRoute(prefix) for prefix in sorted(wanted))]
 
 

@@ -1,4 +1,4 @@
-"""Commits made without a client request: adopting unknown peers, sealing preshared keys anew, restoring lost peers."""
+"""Commits without a client request: adopting unknown peers, sealing keys anew, restoring peers, freeing addresses."""
 
 from __future__ import annotations
 
@@ -57,13 +57,22 @@ def reseal(gateway: str, done: Recovered, outdated: Sequence[str], commit: Commi
 
 def restore_lost(gateway: str, plans: Sequence[Plan], commit: Commit) -> int:
     """Store lost peers in Redis again; returns how many Redis did not take."""
-    failed = 0
+    return len(_commit_each(gateway, "restored", plans, commit))
+
+
+def free_addresses(gateway: str, plans: Sequence[Plan], commit: Commit) -> list[Plan]:
+    """Free addresses that peers do not have; returns the plans that Redis refused."""
+    return _commit_each(gateway, "freed", plans, commit)
+
+
+def _commit_each(gateway: str, outcome: str, plans: Sequence[Plan], commit: Commit) -> list[Plan]:
+    """Commit plans slice by slice, and those of a refused slice one by one; returns the refused ones."""
+    refused: list[Plan] = []
     for start in range(0, len(plans), SLICE):
         part = plans[start : start + SLICE]
-        if _commit_slice(gateway, "restored", part, commit).verdict != "committed":
-            alone = [_commit_slice(gateway, "restored", [plan], commit).verdict for plan in part]
-            failed += len(part) - alone.count("committed")
-    return failed
+        if _commit_slice(gateway, outcome, part, commit).verdict != "committed":
+            refused += [p for p in part if _commit_slice(gateway, outcome, [p], commit).verdict != "committed"]
+    return refused
 
 
 def _commit_slice(gateway: str, outcome: str, plans: Sequence[Plan], commit: Commit) -> Answer:

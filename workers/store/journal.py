@@ -11,7 +11,8 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -74,7 +75,8 @@ class RedoFile:
 
     The file must survive the process, not the host, so it is not synced: a host that loses power has lost its device's
     peers anyway. There are two files of limited size, used in turn. Each line is a checksum and a JSON object: the
-    start of a writer, a step that it is about to send, that no answer to it came, the part of it that became true.
+    token of a writer about to start, its start, a step that it is about to send, that no answer to it came, the part of
+    it that became true.
     Sealed preshared keys are in the file as in Redis; a change with a key in clear is left out. If a file cannot be
     written, it logs a warning and writes no more.
     """
@@ -87,22 +89,21 @@ class RedoFile:
         self._bytes = self._outcomes = 0
         self._begun: dict[str, Any] = {}
 
-    def begin(
-        self, epoch: int, writer: str, seq: int, followed: tuple[int, str], *, anew: bool = False, torn: int = 0
-    ) -> None:
-        """Note a writer that starts at ``seq`` and follows ``followed``.
+    def announce(self, writer: str, follows: tuple[int, str], *, torn: int) -> None:
+        """Note a writer that is about to start; ``torn`` are the last line's bytes if its writer was killed in it."""
+        with self._or_give_up():
+            self._open(torn)
+        self._write({"next": writer, "after": list(follows)})
 
-        ``anew``: delete what is there. ``torn`` are the bytes of the last line if its writer was killed in it.
-        """
+    def begin(self, epoch: int, writer: str, seq: int, followed: tuple[int, str], *, anew: bool = False) -> None:
+        """Note a writer that starts at ``seq`` and follows ``followed``. ``anew``: delete what is there."""
         self._begun = {"gateway": self._gateway, "epoch": epoch, "writer": writer, "after": list(followed)}
-        try:
-            if anew:
+        if anew:
+            self.close()
+            with self._or_give_up():
                 self._before.unlink(missing_ok=True)
                 self._path.unlink(missing_ok=True)
-            self._open(0 if anew else torn)
-        except OSError as error:
-            self._give_up(error)
-            return
+                self._open()
         self._write({**self._begun, "seq": seq})
 
     def _open(self, torn: int = 0) -> None:
@@ -131,13 +132,10 @@ class RedoFile:
         self._write({"kept": list(kept), "late": list(late)})
 
     def _turn(self, base: int) -> None:
-        try:
+        with self._or_give_up():
             self.close()
             self._path.replace(self._before)
             self._open()
-        except OSError as error:
-            self._give_up(error)
-            return
         self._write({**self._begun, "seq": base})
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -145,21 +143,22 @@ class RedoFile:
             return
         text = json.dumps(entry, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
-        try:
+        self._bytes += len(line)
+        with self._or_give_up():
             if os.write(self._file, line) < len(line):
                 raise OSError(28, "no room")
-        except OSError as error:
-            self._give_up(error)
-            return
-        self._bytes += len(line)
 
-    def _give_up(self, error: OSError) -> None:
-        log.warning(
-            "gateway %s: %s cannot be written (%s): commits that Redis loses when this writer dies at the same moment "
-            "cannot be made true again",
-            *(self._gateway, self._path, error.strerror),
-        )
-        self.close()
+    @contextmanager
+    def _or_give_up(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.warning(
+                "gateway %s: %s cannot be written (%s): commits that Redis loses when this writer dies at the same "
+                "moment cannot be made true again",
+                *(self._gateway, self._path, error.strerror),
+            )
+            self.close()
 
     def close(self) -> None:
         """Close the file; it is not deleted."""

@@ -124,6 +124,8 @@ class _Reader:
                 self._start(entry)
             elif not self._begun:
                 raise Unusable("it does not begin with the start of a writer")
+            elif "next" in entry:
+                self._announcement(entry)
             elif "made" in entry:
                 self._step(entry)
             elif "unanswered" in entry:
@@ -143,6 +145,13 @@ class _Reader:
         kept.epoch = max(kept.epoch, epoch)
         self._ends_at(seq)
         self._begun = True
+
+    def _announcement(self, entry: dict[str, Any]) -> None:
+        """A writer that may have died before it had noted its start: it is known if the one that it followed is."""
+        epoch, followed = entry["after"]
+        before = _number(epoch), _token(followed)
+        if before in self._kept.writers:
+            self._kept.writers.add((before[0] + 1, _token(entry["next"])))
 
     def _ends_at(self, seq: int) -> None:
         steps = self._kept.steps

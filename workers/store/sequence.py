@@ -23,7 +23,7 @@ from peerlane.tasks.wire import commit_record
 from peerlane.workers.host.pulse import LONG, PULSE
 from peerlane.workers.store.journal import LOST, Journal, Lost, Made, RedoFile, Step
 from peerlane.workers.store.procedures import Answer, Procedure, Verdict
-from peerlane.workers.store.redo_reader import read_redo, unrepeatable
+from peerlane.workers.store.redo_reader import Kept, read_redo, unrepeatable
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,17 @@ class CommitSequence:
     def _fence(self) -> tuple[int, str, int]:
         return self.epoch, self.writer, self.known
 
-    def begin(self) -> Predecessor:
+    def start(self, file: RedoFile) -> None:
+        """Begin a new epoch, take over the commits of earlier writers from a file, and continue the file."""
+        kept, token = read_redo(self.gateway, file.paths), secrets.token_hex(8)
+        if kept.writers:
+            # First: where the answer to the start is lost, Redis knows a writer that the next one has to know too.
+            file.announce(token, self._newest(), torn=kept.torn)
+        self._follow(self.begin(token), kept, file)
+
+    def begin(self, token: str | None = None) -> Predecessor:
         """Begin a new epoch: every earlier writer of this gateway is refused from now on."""
-        token = secrets.token_hex(8)
+        token = token or secrets.token_hex(8)
         epoch, seq, before, writer = cast(
             "tuple[int, int, int, bytes]",
             tuple(cast("list[object]", self._begin(keys=[self._epoch_key, self._gateway_key], args=[token]))),
@@ -85,10 +93,10 @@ class CommitSequence:
         self.epoch, self.writer, self.known = epoch, token, seq
         return Predecessor(before, writer.decode(errors="replace"), seq)
 
-    def follow(self, predecessor: Predecessor, file: RedoFile) -> None:
-        """Take over the commits of earlier writers from a file, and continue the file."""
-        kept = read_redo(self.gateway, file.paths)
+    def _follow(self, predecessor: Predecessor, kept: Kept, file: RedoFile) -> None:
         before = predecessor.epoch, predecessor.writer
+        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
+        self.lost.outcomes += int(stored) if stored.isdigit() and len(stored) < 16 else 0
         usable = before in kept.writers
         if usable:
             self.journal.keep_all(kept.steps)
@@ -98,11 +106,16 @@ class CommitSequence:
             why = "another writer has served the gateway since" if newer else "this Redis knows none of its writers"
             log.warning("gateway %s: the redo file is ignored: %s", self.gateway, why)
             self.lost.unknown = 0 if newer else kept.seq
-        file.begin(self.epoch, self.writer, self.known, before, anew=not usable, torn=kept.torn)
+            if self.lost.unknown:  # before the file is deleted: this start may fail before it has told anybody
+                self._redis.hset(self._gateway_key, LOST, self.lost.outcomes + self.lost.unknown)
+        file.begin(self.epoch, self.writer, self.known, before, anew=not usable)
         self.journal.record = file
-        # Last: if Redis is away now, the file knows this writer, and the next start goes on from it.
-        stored = cast("bytes | None", self._redis.hget(self._gateway_key, LOST)) or b""
-        self.lost.outcomes += int(stored) if stored.isdigit() and len(stored) < 16 else 0
+
+    def _newest(self) -> tuple[int, str]:
+        """The epoch and token of the writer that started last."""
+        epoch = cast("bytes | None", self._redis.get(self._epoch_key)) or b""
+        (writer,) = cast("list[bytes | None]", self._redis.hmget(self._gateway_key, ["writer"]))
+        return int(epoch) if epoch.isdigit() and len(epoch) < 16 else 0, (writer or b"").decode(errors="replace")
 
     def made_up_for(self) -> None:
         """Note in Redis that all that was lost is made up for, or that an alarm tells of it."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
+from redis.exceptions import NoPermissionError
 
 from peerlane.config import names
 from peerlane.tasks.errors import StorageError
-from peerlane.tasks.redis.hash_pages import LARGE_PAGE, PAGE, hash_pages, some_fields
+from peerlane.tasks.redis.hash_pages import LARGE_PAGE, Entry, hash_pages, some_fields
 from peerlane.tasks.redis.server_clock import ServerClock
 from peerlane.tasks.values.prefix import Prefix
 from peerlane.tasks.wire.commit_record import compact_json
@@ -167,11 +168,12 @@ class Store:
         *,
         into: Loaded | None = None,
         only: Collection[str] | None = None,
-        page: int = PAGE,
+        page: int | None = None,
     ) -> Loaded:
-        """Load all peers, or ``only`` these, so many at a time. A record that does not parse is kept as broken.
+        """Load all peers, or ``only`` these, page by page. A record that does not parse is kept as broken.
 
         A writer's first makes true again what Redis has lost: the device never follows a Redis that is behind.
+        ``page``: so many records a page of all.
         """
         self.sequence.catch_up()
         loading = Loading(self.gateway, self.cipher, into or Loaded())
@@ -180,7 +182,7 @@ class Store:
         if only is None:
             pages = hash_pages(self.redis, self._peers, count=page)
         else:
-            pages = some_fields(self.redis, self._peers, only, count=page)
+            pages = some_fields(self.redis, self._peers, only)
         for records in pages:
             loading.take(records)
             if progress is not None:
@@ -195,6 +197,17 @@ class Store:
         texts = {str(prefix): prefix for prefix in prefixes}
         pages = some_fields(self.redis, self._addresses, texts)
         return {texts[name.decode()] for page in pages for name, _ in page}
+
+    def address_count(self) -> int:
+        """How many addresses are assigned; 0 if this Redis user may not ask, as those of earlier versions."""
+        try:
+            return self.redis.hlen(self._addresses)
+        except NoPermissionError:
+            return 0
+
+    def addresses(self) -> Iterator[list[Entry]]:
+        """All addresses with the keys that they are assigned to, page by page."""
+        return hash_pages(self.redis, self._addresses, count=LARGE_PAGE)
 
     def coming(self) -> int:
         """How many peers the writer still has to add to its device, as its heartbeat says."""
@@ -270,8 +283,8 @@ def _change(plan: Plan, record: str | None) -> dict[str, Any]:
     change: dict[str, Any] = {
         "key": plan.public_key,
         "before": plan.before is not None and plan.stored,
-        "gone": [str(prefix) for prefix in old if prefix not in new],
-        "taken": [str(prefix) for prefix in new if prefix not in old],
+        "gone": [str(prefix) for prefix in (*old, *plan.freed) if prefix not in new],
+        "taken": [str(prefix) for prefix in new if prefix not in old or not plan.stored],
     }
     if plan.before is plan.after:
         change["kept"] = True

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.tasks.errors import KernelError
-from peerlane.tasks.redis.hash_pages import hash_pages
+from peerlane.tasks.redis.hash_pages import PageSize, hash_pages
 from peerlane.tasks.values.key_set import KeySet
 from peerlane.workers.dataplane.counters import CounterSource, PeerCounters
 from peerlane.workers.store.activity import StoredActivity, advance, decode, encode
@@ -21,7 +21,7 @@ from peerlane.workers.upkeep.sweep_policy import Keys, Sight
 
 log = logging.getLogger(__name__)
 
-#: Entries read, written or dropped per round trip, few for the same reason as those of a page (``hash_pages``).
+#: Entries read and written per round trip to a Redis nearby, few as those of a page are (``hash_pages``).
 SLICE = 100
 #: Seconds for which the activity of a peer that is gone is kept at least: one that comes back keeps its totals.
 FORGET_AFTER = 3600.0
@@ -42,7 +42,7 @@ class ActivityTracker:
         self._gone, self._looked_at = KeySet(), float("-inf")
         #: The last reading, or None where there was none or it failed.
         self.sight: Sight | None = None
-        #: Called between two slices of a reading, which may take long.
+        #: Called between two slices of a reading, or of a look for what is to be forgotten: both may take long.
         self.between: Callable[[], object] = lambda: None
         #: Why the last reading failed.
         self.trouble: str | None = None
@@ -81,12 +81,12 @@ class ActivityTracker:
         shown, unreadable = KeySet(), 0
         failure: RedisError | None = None
         try:
-            for part in _parts(self._source.counters()):
+            for part in _parts(self._source.counters(), size := PageSize(SLICE)):
                 for raw in part:
                     shown.add(raw.public_key)
                 if failure is None:  # a dump is read to its end in any case
                     try:
-                        unreadable += self._advance(part, now)
+                        unreadable += self._advance(part, now, size)
                         self.between()
                     except RedisError as error:
                         failure = error
@@ -102,9 +102,11 @@ class ActivityTracker:
         if failure is not None:
             raise failure
 
-    def _advance(self, part: Sequence[PeerCounters], now: int) -> int:
+    def _advance(self, part: Sequence[PeerCounters], now: int, size: PageSize) -> int:
         """Store the activity that some counters have changed; returns how many entries were not readable."""
+        asked = time.monotonic()
         known, unreadable = self._known([raw.public_key for raw in part])
+        size.took(time.monotonic() - asked)
         changed: dict[str, str] = {}
         rx, tx = self._moved
         for raw in part:
@@ -145,22 +147,23 @@ class ActivityTracker:
             return 0
         shown: Keys = self.sight.shown if self.sight is not None else KeySet()
         gone, dropped = KeySet(), 0
-        for page in hash_pages(self._redis, self._key, count=SLICE):
+        for page in hash_pages(self._redis, self._key):
             keys = [key for name, _ in page if (key := name.decode(errors="replace")) not in peers and key not in shown]
             if old := [key for key in keys if key in self._gone]:
                 dropped += self._redis.hdel(self._key, *old)
             for key in keys:
                 gone.add(key)
+            self.between()
         self._gone, self._looked_at = gone, now
         return dropped
 
 
-def _parts(batches: Iterator[list[PeerCounters]]) -> Iterator[list[PeerCounters]]:
-    """The same counters, some ``SLICE`` at a time."""
+def _parts(batches: Iterator[list[PeerCounters]], size: PageSize) -> Iterator[list[PeerCounters]]:
+    """The same counters, ``size`` at a time."""
     part: list[PeerCounters] = []
     for raw in chain.from_iterable(batches):
         part.append(raw)
-        if len(part) >= SLICE:
+        if len(part) >= size.fields:
             yield part
             part = []
     if part:

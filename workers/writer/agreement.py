@@ -23,6 +23,7 @@ from peerlane.workers.request.request import Measurements
 from peerlane.workers.start import loss
 from peerlane.workers.start.recovery import Progress, Recovered, recover, settling
 from peerlane.workers.start.startup_commits import adopt, reseal
+from peerlane.workers.start.stray_addresses import free_strays
 from peerlane.workers.store.journal import Lost
 from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.retry import RetryUntilShutdown
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Peers of an undone request that are settled one by one; beyond it everything is read anew.
 SETTLED_ONE_BY_ONE = 64
+#: Why everything is read anew where a commit was refused: addresses may be assigned that no peer has.
+CHANGED = "Redis was changed by somebody else"
 
 
 class Agreement:
@@ -66,6 +69,8 @@ class Agreement:
         self.spec = spec
         #: Plans whose creates are in the table and not committed yet.
         self.uncommitted: Sequence[Plan] = ()
+        #: The plans that were applied to the device last: where they were not committed, a recovery undoes them.
+        self.applied: Sequence[Plan] = ()
         self._unknown: Unknown = unknown
 
     @property
@@ -113,7 +118,7 @@ class Agreement:
             raise
         if lost.incomplete:
             self.until_answered(self.store.sequence.made_up_for)
-        self.table, self.uncommitted = done.table, ()
+        self.table, self.uncommitted, self.applied = done.table, (), ()
         self.state = self.until_answered(self.store.state)
         self.recovery_needed = None
         self.measurements.recovered(began)
@@ -134,17 +139,23 @@ class Agreement:
             differing = loss.differences(self.table, loaded, lost.keys)
             loss.make_up_for(self.store, lost, differing, self._commit_at_startup, self.until_answered)
             loaded = self.until_answered(lambda: self.store.load(loading, page=LARGE_PAGE))
+        unsure = starting and lost.incomplete
+        begun = {plan.public_key for plan in self.applied if plan.before is None and plan.after is not None}
         done = recover(
             self.policy,
             loaded,
             self.plane,
             unknown=self._unknown,
             first_start=starting and not self.until_answered(self.store.has_served),
-            lost_data=starting and lost.incomplete,
-            in_hand=in_hand,
+            lost_data=unsure or (starting and self.until_answered(lambda: loss.is_told(self.store))),
+            in_hand=begun if unsure else begun.union(in_hand),
+            begun=in_hand if unsure else (),
+            kept_before=self.table.foreign,
             seen=lambda of: self.until_answered(lambda: self.store.last_seen(of)),
             progress=progress,
         )
+        suspected = self.recovery_needed == CHANGED
+        done = free_strays(self.store, done, self._commit_at_startup, self.until_answered, suspected=suspected)
         done = adopt(self.policy.gateway, done, self._commit_at_startup)
         reseal(self.policy.gateway, done, loaded.outdated, self._commit_at_startup)
         if starting and lost.incomplete:
@@ -191,7 +202,9 @@ class Agreement:
             return
         try:
             stored = self.until_answered(lambda: self.store.peers([plan.public_key for plan in plans]))
-            changes = [change for plan in plans for change in settling(self.table, plan, stored[plan.public_key])]
+            truths = {plan.public_key: plan.before for plan in plans if not plan.stored}
+            truths |= {key: peer for key, peer in stored.items() if peer is not None or key not in truths}
+            changes = [change for plan in plans for change in settling(self.table, plan, truths[plan.public_key])]
             self.plane.apply(changes)
             self.table.coming.made(changes)
         except (KernelError, StorageError, RedisError) as error:
@@ -200,9 +213,10 @@ class Agreement:
             return
         for key, peer in stored.items():
             if peer is None:
-                self.table.drop(key)
+                if truths[key] is None:
+                    self.table.drop(key)
             elif self.table.peers.get(key) != peer:
-                self.recovery_needed = "Redis was changed by somebody else"
+                self.recovery_needed = CHANGED
 
     def refuse_if_fenced(self) -> None:
         """Raises Fenced where a newer writer has taken over."""

@@ -231,6 +231,7 @@ def _apply_and_commit(writer: Writer, group: Sequence[_Planned]) -> list[Answer]
     failpoints.reach("before_apply", "group")
     changes = [change for planned in group for change in planned.decision.changes]
     began = time.monotonic()
+    writer.applied = [plan for planned in group for plan in planned.decision.plans]
     writer.plane.apply(changes)
     writer.table.coming.made(changes)
     applied = time.monotonic()

@@ -34,7 +34,7 @@ from peerlane.workers.peers.table import Policy
 from peerlane.workers.request.request import Delivery, Outcome, Pace, Request, error_code
 from peerlane.workers.store.procedures import Answer
 from peerlane.workers.store.store import Store
-from peerlane.workers.writer.agreement import Agreement
+from peerlane.workers.writer.agreement import CHANGED, Agreement
 from peerlane.workers.writer.apply_list import apply_others
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,8 @@ class Writer(Agreement):
             # Asking changes nothing, so it would count on in its share of the lane; a commit leaves that.
             answer = self._commit(request, decision.deadline, answer.stored)
             return self._not_committed(request, answer, decision, applied=False)
-        return self._not_committed(request, answer, decision, applied=False, acknowledged=False)
+        begun = any(plan.public_key in self.table.begun for plan in decision.plans)
+        return self._not_committed(request, answer, decision, applied=begun, acknowledged=False)
 
     def apply(self, request: Request, decision: Decision) -> None:
         """Apply a decision to the device. Raises KernelError if the device refuses; what was begun is undone."""
@@ -186,6 +187,7 @@ class Writer(Agreement):
                 self.plane.open(self.spec)
             failpoints.reach("before_apply", outcome)
             request.times.planned = time.monotonic()
+            self.applied = decision.plans
             self.plane.apply(decision.changes)
             self.table.coming.made(decision.changes)
             request.times.applied = time.monotonic()
@@ -225,7 +227,7 @@ class Writer(Agreement):
                 raise _Stale  # wishes of a list that exist already are still answered
             raise draining(self.policy)
         if answer.verdict == "stale":
-            self.recovery_needed = "Redis was changed by somebody else"
+            self.recovery_needed = CHANGED
             raise _Stale
         return Outcome(request.recorded(answer.stored), acknowledged=acknowledged)
 

@@ -25,6 +25,7 @@ def clear_alarm(session: Session, name: str, kind: str) -> None:
     with reaching("doing it again is harmless", refused="nothing was changed"):
         cleared = alarms.clear_alarm(lanes_of(session.app).redis, name, kind, "a person has cleared it")
     if not cleared:
+        session.gateway(name).info()  # raises where no such gateway is registered
         raise Invalid(f"the gateway {name} has no alarm {kind}; `peerlane gateway show {name}` lists those it has")
     if session.output.json:
         session.output.document({"gateway": name, "alarm": kind, "outcome": "cleared"})

@@ -83,6 +83,8 @@ def _show(session: Session, lanes: Lanes, name: str, wanted: str) -> None:
 def _list(session: Session, lanes: Lanes, name: str) -> None:
     with reading():
         messages = poison_messages.set_aside_messages(lanes.redis, name)
+    if not messages:
+        session.gateway(name).info()  # raises where no such gateway is registered
     if session.output.json:
         documents = [
             {

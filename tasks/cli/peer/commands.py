@@ -210,7 +210,7 @@ def delete(session: Session, words: Sequence[str], *, source: TextIO | None, **o
         result = ask(session, request_id, lambda: client.delete_peer(key, timeout=batch.timeout, request_id=request_id))
     except PeerlaneError as error:
         again = shlex.join(["peerlane", "peer", "delete", gateway, key])
-        raise fail(session.output, error, {}, again, gateway=gateway, public_key=key, request_id=request_id) from None
+        raise fail(session, error, {}, again, gateway=gateway, public_key=key, request_id=request_id) from None
     if session.output.json:
         session.output.document({**result.model_dump(mode="json", exclude_none=True), "request_id": request_id})
     else:

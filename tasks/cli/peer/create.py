@@ -93,7 +93,7 @@ def create_one(session: Session, order: Order) -> None:
         if result.public_key != keys.public:
             raise Conflict(f"the request id {request_id} was used before, for the peer {result.public_key}")
     except PeerlaneError as error:
-        raise fail(session.output, error, _to_show(order, keys), _again(order, about), **about) from None
+        raise fail(session, error, _to_show(order, keys), _again(order, about), **about) from None
     made = Made(order, keys, result, request_id, time.monotonic() - began)
     if wants_configuration:
         made.configure(lambda: info or session.gateway(result.gateway).info())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from peerlane.config import names
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.cli.interrupts import undisturbed
-from peerlane.tasks.cli.output import Output, as_document
+from peerlane.tasks.cli.output import as_document
 from peerlane.tasks.cli.program import INTERRUPTED, Exit
 from peerlane.tasks.cli.session import Session
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
@@ -52,7 +52,7 @@ def ask(session: Session, request_id: str, send: Callable[[], PeerResult]) -> Pe
     return peer_result(result_of(record, interrupted))
 
 
-def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], again: str, **about: object) -> Exit:
+def fail(session: Session, error: PeerlaneError, secrets: dict[str, str | None], again: str, **about: object) -> Exit:
     """Print an error. ``secrets`` are shown if they may still be needed, because only the caller has them.
 
     ``again`` is the command that asks for the same again, which settles an unknown outcome.
@@ -60,8 +60,10 @@ def fail(output: Output, error: PeerlaneError, secrets: dict[str, str | None], a
     kept = {name: value for name, value in secrets.items() if value is not None}
     if not isinstance(error, OutcomeUnknown):
         kept = {}
+    output = session.output
     output.error(as_document(error, **about, **kept))
     if isinstance(error, OutcomeUnknown):
+        session.name_redis()
         if again:
             output.note(f"to settle it, ask again: {again}")
         for name, value in kept.items():
