@@ -97,7 +97,8 @@ def test_callers_of_a_burst_do_not_queue_for_longer_than_their_timeout(
             return await asyncio.gather(*(end_of(lane.create_peer(some_key(), timeout=1)) for _ in range(200)))
 
     ends = run_and_leave_nothing(burst)
-    assert {end for end, _ in ends[60:]} == {TimedOut}, "nothing was sent for them"
+    assert {end for end, _ in ends} <= {"created", TimedOut, OutcomeUnknown}
+    assert [end for end, _ in ends].count(TimedOut) > 100, "nothing was sent for them"
     # With a look for every two of them they would be at it for twenty seconds.
     assert max(seconds for _, seconds in ends) < 10
 
