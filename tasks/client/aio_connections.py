@@ -10,7 +10,6 @@ from typing import Any, cast
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config.redis.async_tls import AbruptTLS
 from peerlane.config.redis.connections import noticing_async
@@ -58,11 +57,6 @@ async def read(connection: AbstractConnection) -> object:
         )
     except ResponseError as error:
         return error
-
-
-def is_silent(error: BaseException) -> bool:
-    """Whether Redis did not answer at all. On a unix socket redis-py wraps that in another error."""
-    return any(isinstance(cause, (TimeoutError, RedisTimeoutError)) for cause in (error, error.__cause__))
 
 
 def over(task: asyncio.Task[Any]) -> None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import Any, Self, TypeVar, Unpack
 
 from peerlane.config.celery.app import PeerlaneApp
+from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_gateway import AsyncGateway
 from peerlane.tasks.client.fleet import Fleet, Wish
-from peerlane.tasks.client.placement import RETRY_ELSEWHERE
+from peerlane.tasks.client.placement import RETRY_ELSEWHERE, Placement, Placing
+from peerlane.tasks.errors import TimedOut
 from peerlane.tasks.lane import tasks
-from peerlane.tasks.lane.request import Timeout
+from peerlane.tasks.lane.request import Timeout, seconds_of
 from peerlane.tasks.lane.slices import PeerAnswer, PeerWish
 from peerlane.tasks.status.gateway_info import GatewayInfo
 from peerlane.tasks.wire.model import PeerResult
 
+#: Threads that read what the fleet looks like.
+READERS = 4
+
+_CLOSED = "this fleet is closed"
 _T = TypeVar("_T")
+#: A call's request, and a future of the gateways to ask for it.
+_Placing = tuple[Placing, "asyncio.Future[Placement]"]
 
 
 class AsyncFleet:
@@ -27,7 +37,11 @@ class AsyncFleet:
         self._app = app or tasks.app
         self._timeout = timeout
         self._sync = Fleet(self._app)
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="peerlane-fleet")
+        # A long list that is being placed keeps no other call waiting.
+        self._reader = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="peerlane-fleet")
+        #: The calls whose gateways are to be chosen, and what chooses them.
+        self._placings: list[_Placing] = []
+        self._choosing: asyncio.Task[None] | None = None
         self._clients: dict[str, AsyncGateway] = {}
         self._closed = False
 
@@ -41,6 +55,10 @@ class AsyncFleet:
         """End the threads and close the connections. Calls that still wait are cancelled."""
         self._closed = True
         self._reader.shutdown(wait=False, cancel_futures=True)
+        for _, chosen in self._placings:
+            chosen.cancel()
+        if self._choosing is not None:
+            await end([self._choosing])
         clients, self._clients = list(self._clients.values()), {}
         await asyncio.gather(*(client.close() for client in clients))
 
@@ -58,9 +76,7 @@ class AsyncFleet:
         **wish: Unpack[Wish],
     ) -> PeerResult:
         """As Fleet.create_peer."""
-        turns = await self._in_thread(
-            self._sync.turns, public_key, region, where, self._timeout if timeout is None else timeout
-        )
+        turns = await self._turns(public_key, region, where, timeout)
         for gateway, left in turns:
             try:
                 return await self._client(gateway).create_peer(public_key, timeout=left, **wish)
@@ -109,6 +125,47 @@ class AsyncFleet:
             removal.heard(gateway, places, answers)
         return removal.answers(no_gateway)
 
+    async def _turns(
+        self,
+        public_key: str,
+        region: str | None,
+        where: Mapping[str, str] | None,
+        timeout: Timeout | None,  # noqa: ASYNC109 - as above
+    ) -> Placement:
+        """As Fleet.turns, within the caller's time. Those of all calls that wait are read together."""
+        if self._closed:
+            raise RuntimeError(_CLOSED)
+        within = seconds_of(timeout, self._timeout, self._app.settings.timeout)
+        loop = asyncio.get_running_loop()
+        chosen: asyncio.Future[Placement] = loop.create_future()
+        self._placings.append((Placing(public_key, region, where, within, time.monotonic() + within), chosen))
+        if self._choosing is None or self._choosing.done():
+            self._choosing = loop.create_task(self._choose())
+        try:
+            async with asyncio.timeout(within):
+                return await chosen
+        except TimeoutError:
+            raise TimedOut(f"no gateway was chosen within {within:g} s; nothing was sent") from None
+
+    async def _choose(self) -> None:
+        while waiting := [placing for placing in self._placings if not placing[1].done()]:
+            self._placings = []
+            try:
+                outcomes = await self._in_thread(self._sync.turns_of, [placing for placing, _ in waiting])
+            except asyncio.CancelledError:
+                for _, chosen in waiting:
+                    chosen.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001 - each caller gets it
+                outcomes = [copy(error) for _ in waiting]
+            for (_, chosen), outcome in zip(waiting, outcomes, strict=True):
+                if chosen.done():
+                    continue  # its caller has ended
+                if isinstance(outcome, Exception):
+                    chosen.set_exception(outcome)
+                else:
+                    chosen.set_result(outcome)
+
     def _client(self, gateway: str) -> AsyncGateway:
         if self._closed:  # meanwhile: a client made now would never be closed
             raise asyncio.CancelledError
@@ -118,7 +175,7 @@ class AsyncFleet:
 
     async def _in_thread(self, act: Callable[..., _T], *arguments: Any) -> _T:
         if self._closed:
-            raise RuntimeError("this fleet is closed")
+            raise RuntimeError(_CLOSED)
         return await asyncio.get_running_loop().run_in_executor(self._reader, act, *arguments)
 
 

@@ -7,16 +7,18 @@ import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
 from peerlane.tasks.admission import list_quota, quota
+from peerlane.tasks.admission.lane_state import LaneState
 from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.aio_cancel import Canceller
-from peerlane.tasks.client.aio_connections import is_silent
+from peerlane.tasks.client.aio_connections import end
 from peerlane.tasks.client.aio_subscription import ResultListener, Waiter
 from peerlane.tasks.client.aio_waits import Deadlines
 from peerlane.tasks.errors import OutcomeUnknown, PeerlaneError
@@ -24,12 +26,24 @@ from peerlane.tasks.lane.ask import watched
 from peerlane.tasks.lane.request import Request
 from peerlane.tasks.lane.result import GRACE
 from peerlane.tasks.lane.tasks import LaneTask
-from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, may_not_send, unknown
+from peerlane.tasks.redis.errors import SEND_ERRORS, is_refused, is_silent, may_not_send, unknown
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.cancel import Cancel, result_of, timed_out
 
 #: Seconds beyond a caller's timeout for which its turn to be sent by Celery is waited for.
 _SENT_WITHIN = 0.3
+#: Requests that are counted in their shares in one round trip.
+JOINED_AT_ONCE = 64
+
+
+class _Joining(NamedTuple):
+    """A request that is to be counted in a share of its lane."""
+
+    share: str
+    request: Request
+    lane: LaneState
+    #: Is done when it is counted; holds the refusal where its share is used up.
+    counted: asyncio.Future[bool]
 
 
 class AsyncLane:
@@ -43,8 +57,13 @@ class AsyncLane:
         self._canceller = Canceller(self._listener.redis)
         self._deadlines = Deadlines(self._listener.loop)
         #: The calls that wait for a look at the lane, in their order, and for which queue.
-        self._queued: list[tuple[asyncio.Future[None], bool]] = []
+        self._queued: list[tuple[asyncio.Future[bool], bool]] = []
         self._looking: asyncio.Task[None] | None = None
+        #: The admitted requests that are to be counted in a share of the lane, and what counts them.
+        self._joining: list[_Joining] = []
+        self._counting: asyncio.Task[None] | None = None
+        #: When Redis has last answered to either, on the loop's clock.
+        self._answered_at = 0.0
         #: The thread in which Celery sends, if a receiver is connected to its signals.
         self._sender: ThreadPoolExecutor | None = None
 
@@ -133,33 +152,79 @@ class AsyncLane:
         if not self._queued:
             admitted = lanes.believed(self._gateway, bulk=bulk, create=create, within=within)
         if admitted is None:
-            await self._look(until, bulk=bulk)
+            await self._look(request, until)
             admitted = lanes.admit(self._gateway, bulk=bulk, create=create, within=within)
         lane = admitted.lane
         if (share := request.enter(admitted)) is not None:
-            labels = request.labels or {}
-            pipe = self._listener.redis.pipeline(transaction=True)
-            quota.count(pipe, share, request.id, now=request.sent_at, deadline=request.deadline)
-            if (refusal := quota.verdict(lane, labels, await pipe.execute())) is not None:
-                await self._listener.redis.zrem(share, request.id)
-                raise refusal
+            counted = self.loop.create_future()
+            self._joining.append(_Joining(share, request, lane, counted))
+            if self._counting is None or self._counting.done():
+                self._counting = self.loop.create_task(self._count())
+            await self._turn(request, until, counted)
         elif request.listed and lane.facts.get("fair_label"):
             joined = partial(list_quota.join, lanes, lane, request.id, request.arguments, deadline=request.deadline)
             await self.loop.run_in_executor(None, joined)
 
-    async def _look(self, until: float, *, bulk: bool) -> None:
-        """Wait for a look at the lane that has room for this request; one look admits a limited number."""
+    async def _look(self, request: Request, until: float) -> None:
+        """Wait for a look at the lane that has room for this request; one look admits a limited number.
+
+        Raises:
+            redis.RedisError, OSError: Redis cannot be reached, or there was none ``until`` then.
+            TimedOut: there was none, and the request's id is new.
+        """
         while True:
             turn = self.loop.create_future()
-            self._queued.append((turn, bulk))
+            self._queued.append((turn, request.bulk))
             if self._looking is None or self._looking.done():
                 self._looking = self.loop.create_task(self._see())
             try:
-                await turn
+                await self._turn(request, until, turn)
                 return
             except (RedisError, OSError) as error:
                 if not is_silent(error) or self.loop.time() >= until:
                     raise
+
+    async def _turn(self, request: Request, until: float, turn: asyncio.Future[bool]) -> None:
+        """Wait for a request's turn to go on, as ``Deadlines.by``.
+
+        Raises:
+            TimedOut: it has not come ``until`` then though Redis answers, and nothing was sent under the request's id.
+        """
+        began = self.loop.time()
+        try:
+            await self._deadlines.by(until, turn)
+        except TimeoutError:
+            if request.given or self._answered_at < began:
+                raise
+            raise timed_out(request.within) from None
+
+    async def _count(self) -> None:
+        """Count requests in their shares, and refuse those whose share is used up: all that wait in one round trip."""
+        while self._joining:
+            batch, self._joining = self._joining[:JOINED_AT_ONCE], self._joining[JOINED_AT_ONCE:]
+            batch = [joining for joining in batch if not joining.counted.done()]  # else its caller has ended
+            try:
+                pipe = self._listener.redis.pipeline(transaction=True)
+                for share, request, _, _ in batch:
+                    quota.count(pipe, share, request.id, now=request.sent_at, deadline=request.deadline)
+                answers = iter(await pipe.execute())
+                self._answered_at = self.loop.time()
+                verdicts = [
+                    quota.verdict(lane, request.labels or {}, list(islice(answers, 4))) for _, request, lane, _ in batch
+                ]
+                for (share, request, _, _), refusal in zip(batch, verdicts, strict=True):
+                    if refusal is not None:
+                        pipe.zrem(share, request.id)
+                await pipe.execute()
+            except (RedisError, OSError) as error:
+                verdicts = [error] * len(batch)
+            for joining, refusal in zip(batch, verdicts, strict=True):
+                if joining.counted.done():
+                    continue
+                if refusal is None:
+                    joining.counted.set_result(True)
+                else:
+                    joining.counted.set_exception(refusal)
 
     async def _see(self) -> None:
         """Look at the lane, and again while requests wait for it."""
@@ -169,6 +234,7 @@ class AsyncLane:
                 self._lanes.ask_of(self._gateway, pipe)
                 asked = time.monotonic()
                 self._lanes.answered(self._gateway, await pipe.execute(), asked)
+                self._answered_at = self.loop.time()
             except (RedisError, OSError) as error:
                 queued, self._queued = self._queued, []
                 for turn, _ in queued:
@@ -182,7 +248,7 @@ class AsyncLane:
                     continue  # its caller has ended
                 if left[bulk] > 0:
                     left[bulk] -= 1
-                    turn.set_result(None)
+                    turn.set_result(True)
                 else:
                     self._queued.append((turn, bulk))
 
@@ -190,9 +256,7 @@ class AsyncLane:
         """Send the requested cancels; then close all connections. No call may be waiting any more."""
         if self._sender is not None:
             self._sender.shutdown(wait=False, cancel_futures=True)
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        await end(task for task in (self._looking, self._counting) if task is not None)
         self._deadlines.close()
         await self._canceller.close()
         await self._listener.close()

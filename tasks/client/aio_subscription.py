@@ -23,7 +23,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from peerlane.config import names
 from peerlane.config.settings import Settings
-from peerlane.tasks.client.aio_connections import ANSWERED_WITHIN, connections, end, is_silent, over, read, unlogged
+from peerlane.tasks.client.aio_connections import ANSWERED_WITHIN, connections, end, over, read, unlogged
+from peerlane.tasks.redis.errors import is_silent
 
 #: Requests in one push.
 PUSHED_AT_ONCE = 128
@@ -117,8 +118,7 @@ class ResultListener:
                 if not is_silent(error) or self.loop.time() >= until:
                     raise
             finally:
-                if entering in self._entering:
-                    self._entering.remove(entering)
+                self._entering.remove(entering)
                 self._want()
 
     def expect(self, request_id: str, *, given: bool, queue: str = "", message: str = "") -> Waiter:
@@ -127,7 +127,7 @@ class ResultListener:
         self._waiters.setdefault(request_id, []).append(waiter)
         self._wanted.set()
         self._watch()
-        if self.up:
+        if self._connection is not None:  # what is new sends all that wait; it may have done so, and not be up yet
             self._subscribe(waiter)
             self._push(waiter)
             if given:
@@ -144,7 +144,7 @@ class ResultListener:
             return False
         del self._waiters[waiter.id]
         self._want()
-        if waiter.given and self.up:
+        if waiter.given and self._connection is not None:
             self._tell(_Command(("UNSUBSCRIBE", names.result_key(waiter.id))))
         return True
 

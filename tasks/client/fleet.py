@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
@@ -15,11 +16,11 @@ from peerlane.tasks.admission.lanes import lanes_of
 from peerlane.tasks.client.gateway import Gateway, gateways
 from peerlane.tasks.client.placement import (
     RETRY_ELSEWHERE,
-    Choice,
     ListAnswer,
     ListPlacement,
     ListRemoval,
     Placement,
+    Placing,
     Round,
     asked_for,
     binds,
@@ -239,25 +240,48 @@ class Fleet:
             OutcomeUnknown: Redis could not be reached; nothing was sent.
         """
         within = self._within(timeout)
-        fleet = self.gateways()
-        choice = choose(fleet, region, where)
-        matching = [info for info in fleet if matches(info, region, where or {}) is None]
-        if holders := self._holders(public_key, [info.name for info in matching]):
-            choice = Choice(tuple(info for info in matching if info.name == holders[0]), {}, {}, bound=True)
-        return Placement(choice, within, asked_for(region, where))
+        (turns,) = self.turns_of([Placing(public_key, region, where, within, time.monotonic() + within)])
+        if isinstance(turns, Exception):
+            raise turns
+        return turns
 
-    def _holders(self, public_key: str, among: Sequence[str]) -> list[str]:
-        """The gateways of ``among`` that have this peer, unless it has expired there."""
-        if not among:
-            return []
-        parse(DeletePeer, {"gateway": among[0], "public_key": public_key})
+    def turns_of(self, placings: Sequence[Placing]) -> list[Placement | Exception]:
+        """The gateways to ask for each of these, or why there are none. All are read together.
+
+        Raises:
+            OutcomeUnknown: Redis could not be reached; nothing was sent.
+        """
+        fleet = self.gateways()
+        return [
+            turns
+            for start in range(0, len(placings), LOOKED_UP)
+            for turns in self._turns_of(placings[start : start + LOOKED_UP], fleet)
+        ]
+
+    def _turns_of(self, placings: Sequence[Placing], fleet: Sequence[GatewayInfo]) -> list[Placement | Exception]:
         pipe = lanes_of(self._app).redis.pipeline(transaction=False)
-        for name in among:
-            pipe.hget(names.peers_key(name), public_key)
         pipe.time()
+        asked: list[list[GatewayInfo] | Exception] = []
+        for placing in placings:
+            try:
+                matching = [info for info in fleet if matches(info, placing.region, placing.where or {}) is None]
+                if matching:
+                    parse(DeletePeer, {"gateway": matching[0].name, "public_key": placing.public_key})
+            except Exception as error:  # noqa: BLE001 - it is that caller's alone
+                asked.append(error)
+                continue
+            for info in matching:
+                pipe.hget(names.peers_key(info.name), placing.public_key)
+            asked.append(matching)
         with reaching("nothing was sent"):
-            *records, (now, _) = pipe.execute()
-        return [name for name, record in zip(among, records, strict=True) if record and binds(public_key, record, now)]
+            (now, _), *records = pipe.execute()
+        left = iter(records)
+        return [
+            matching
+            if isinstance(matching, Exception)
+            else placing.turns(fleet, matching, list(islice(left, len(matching))), now)
+            for placing, matching in zip(placings, asked, strict=True)
+        ]
 
 
 def _in_order(answers: Iterable[ListAnswer]) -> list[PeerAnswer]:

@@ -68,11 +68,12 @@ def choose(fleet: Iterable[GatewayInfo], region: str | None = None, where: Mappi
 class Placement:
     """Iterates over the candidates of one request while time is left, and collects why each refused."""
 
-    def __init__(self, choice: Choice, within: float, asked_for: str = "") -> None:
+    def __init__(self, choice: Choice, within: float, asked_for: str = "", *, until: float | None = None) -> None:
+        """``until``: when the time is up, on the monotonic clock; ``within`` seconds from now if it is not given."""
         self._choice = choice
         self._asked_for = asked_for
         self._within = within
-        self._until = time.monotonic() + within
+        self._until = time.monotonic() + within if until is None else until
         self._reasons = dict(choice.passed)
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
@@ -119,6 +120,29 @@ def binds(public_key: str, record: bytes, now: int) -> bool:
     except (ValueError, StorageError):
         return True  # its gateway has to refuse what it cannot read
     return peer.pinned or peer.expires_at is None or peer.expires_at > now
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """A request for a peer on any gateway."""
+
+    public_key: str
+    region: str | None
+    where: Mapping[str, str] | None
+    #: Seconds that its caller waits, and until when, on the monotonic clock.
+    within: float
+    until: float
+
+    def turns(
+        self, fleet: Sequence[GatewayInfo], matching: Sequence[GatewayInfo], records: Sequence[bytes | None], now: int
+    ) -> Placement:
+        """The gateways to ask; ``records`` are the peer's on those that match, and ``now`` is in s on Redis' clock."""
+        choice = choose(fleet, self.region, self.where)
+        for info, record in zip(matching, records, strict=True):
+            if record and binds(self.public_key, record, now):
+                choice = Choice((info,), {}, {}, bound=True)
+                break
+        return Placement(choice, self.within, asked_for(self.region, self.where), until=self.until)
 
 
 @dataclass(frozen=True, slots=True)

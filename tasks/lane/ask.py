@@ -22,7 +22,7 @@ from peerlane.tasks.admission.waits import Wait
 from peerlane.tasks.errors import PeerlaneError
 from peerlane.tasks.lane.request import Request, admit, checked
 from peerlane.tasks.lane.result import decided, leave, outcome_by, settle_unsent, withdraw
-from peerlane.tasks.redis.errors import SEND_ERRORS, unknown
+from peerlane.tasks.redis.errors import SEND_ERRORS, is_silent, unknown
 from peerlane.tasks.redis.subscription import Listening
 from peerlane.tasks.wire import commit_record
 from peerlane.tasks.wire.psk_cipher import cipher_of
@@ -64,15 +64,32 @@ def ask(
     )
     request.id = request_id or ""
     try:
-        listeners = lanes.listeners
-        listening = listeners.reply(request.gateway) if request_id is None else listeners.listen(request_id)
-        request.id = listening.request_id
-        with listening:
-            admit(lanes, request)
+        with _admitted(lanes, request, until, request_id) as listening:
             return _sent(lanes, task, request, listening, until, new=request_id is None)
     except RedisError as error:
         identity = request.id or names.request_id(request.gateway, str(uuid.uuid4()))
         raise unknown(error, "nothing was sent", identity) from error
+
+
+def _admitted(lanes: Lanes, request: Request, until: float, request_id: str | None) -> Listening:
+    """The connection of a request that its lane admits. While Redis is silent and time is left, it is asked again.
+
+    A single lost packet makes it silent for as long as it may take to answer. Raises redis.RedisError.
+    """
+    listeners = lanes.listeners
+    while True:
+        listening: Listening | None = None
+        try:
+            listening = listeners.reply(request.gateway) if request_id is None else listeners.listen(request_id)
+            request.id = listening.request_id
+            admit(lanes, request)
+        except BaseException as error:
+            if listening is not None:
+                listening.close()
+            if not isinstance(error, RedisError) or not is_silent(error) or time.monotonic() + AGAIN_AFTER >= until:
+                raise
+        else:
+            return listening
 
 
 def _sent(

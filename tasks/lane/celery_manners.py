@@ -11,9 +11,12 @@ from celery.canvas import Signature
 from celery.result import GroupResult
 
 from peerlane.config import names
-from peerlane.tasks.errors import Invalid, PeerlaneError
+from peerlane.tasks.errors import Invalid, OutcomeUnknown, PeerlaneError
 from peerlane.tasks.lane.result import LaneResult, withdraw_all
 from peerlane.tasks.wire.registry import LANE_TASKS
+
+#: Seconds beyond its timeout after which a group looks for no more outcomes where Redis cannot be reached.
+LATEST = 2.0
 
 _CALLBACKS = "a gateway runs no callbacks: get() the outcome, then go on"
 _QUEUE = "the queue is the gateway's, which the argument gateway names; bulk=True takes the lane's bulk queue"
@@ -150,6 +153,12 @@ class LaneGroupResult(GroupResult):
             except PeerlaneError as refusal:
                 first = first or refusal
                 outcomes.append(refusal)
+                if isinstance(refusal, OutcomeUnknown) and until is not None and time.monotonic() > until + LATEST:
+                    # Redis is away: each of the others would take as long to say so.
+                    unasked = results[len(outcomes) :]
+                    withdraw_all(unasked)
+                    outcomes += [each.refusal or OutcomeUnknown(refusal.message, str(each.id)) for each in unasked]
+                    break
         return first
 
 

@@ -9,6 +9,7 @@ from typing import cast
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from peerlane.config.redis.failures import failure, reason
 from peerlane.tasks.errors import OutcomeUnknown, StorageError
@@ -66,6 +67,11 @@ def scan(redis: Redis, key: str) -> Iterator[tuple[bytes, bytes]]:
             except StopIteration:
                 return
         yield entry
+
+
+def is_silent(error: BaseException) -> bool:
+    """Whether Redis did not answer at all. On a unix socket redis-py wraps that in another error."""
+    return any(isinstance(cause, (TimeoutError, RedisTimeoutError)) for cause in (error, error.__cause__))
 
 
 def is_refused(error: BaseException) -> bool:

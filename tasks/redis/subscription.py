@@ -33,6 +33,8 @@ DOUBTED_AFTER = 2.0
 IDLE_FOR = 60.0
 #: Messages of others that are read after the time for an answer is up, as the answer may lie behind them.
 MOST_LATE = 1_000
+#: Channels of a kept connection: one for each gateway that was asked, and the names are the caller's to choose.
+MOST_CHANNELS = 1_000
 
 _T = TypeVar("_T")
 #: Makes a connection ready for a request, in so many seconds.
@@ -47,7 +49,7 @@ class Link:
         self._pool = redis.connection_pool
         # RESP3: commands are taken on a connection that is subscribed too.
         self._connection = cast("Any", self._pool.get_connection())
-        self._channels: set[bytes] = set()
+        self.channels: set[bytes] = set()
         self._token = uuid.uuid4().hex
         self._asked = 0
         #: Is given what comes while something else is waited for.
@@ -63,19 +65,19 @@ class Link:
     def hear_replies(self, gateway: str, within: float) -> None:
         """Subscribe to the outcomes of all ids of ``new_id``. Raises redis.RedisError."""
         channel = f"{names.RESULT_PREFIX}{gateway}.{self._token}".encode()
-        if channel not in self._channels:
+        if channel not in self.channels:
             self.subscribe(channel, within)
 
     def subscribe(self, channel: bytes, within: float = ANSWERED_WITHIN) -> None:
         """Once this returns, nothing that is published on the channel can be missed. Raises redis.RedisError."""
         self._send("SUBSCRIBE", channel)
         self._until(time.monotonic() + within, lambda message: _confirms(message, channel))
-        self._channels.add(channel)
+        self.channels.add(channel)
 
     def unsubscribe(self, channel: bytes) -> None:
         """Unsubscribe from a channel. Raises redis.RedisError."""
         self._send("UNSUBSCRIBE", channel)
-        self._channels.discard(channel)
+        self.channels.discard(channel)
 
     def push(self, queue: str, message: str) -> int:
         """Push a message into a queue; returns the queue's length. Raises redis.RedisError."""
@@ -257,23 +259,21 @@ class Listeners:
         return self._new(prepare, within)
 
     def _new(self, prepare: _Prepare, within: float) -> Link:
+        link: Link | None = None
         try:
             link = Link(self._redis)
-        except OSError as error:
-            raise RedisConnectionError(type(error).__name__) from error
-        try:
             prepare(link, within)
-        except OSError as error:
-            link.close()
-            raise RedisConnectionError(type(error).__name__) from error
-        except BaseException:
-            link.close()
+        except BaseException as error:
+            if link is not None:
+                link.close()
+            if isinstance(error, OSError):
+                raise RedisConnectionError(type(error).__name__) from error
             raise
         return link
 
     def give_back(self, link: Link, channel: bytes | None, *, sound: bool) -> None:
         """Keep a connection for another request; a broken one is closed."""
-        if not sound:
+        if not sound or len(link.channels) > MOST_CHANNELS:
             link.close()
             return
         try:

@@ -15,7 +15,16 @@ from pydantic import BaseModel, Field, ValidationError
 from peerlane.tasks.errors import Invalid, PeerlaneError, WriterError
 from peerlane.tasks.wire.bulk import SLICE
 from peerlane.tasks.wire.commit_record import error_from_dict
-from peerlane.tasks.wire.model import CreatePeer, Deadline, DeletePeer, GatewayName, PeerResult, Wire, parse
+from peerlane.tasks.wire.model import (
+    CreatePeer,
+    Deadline,
+    DeletePeer,
+    GatewayName,
+    PeerResult,
+    Wire,
+    parse,
+    read_result,
+)
 
 _Wish = TypeVar("_Wish", CreatePeer, DeletePeer)
 
@@ -114,6 +123,6 @@ def _read(answer: object, wish: CreatePeer | DeletePeer, about: Mapping[str, Any
             "pinned": wish.pinned,
         }
     try:
-        return PeerResult.model_validate(granted | fields)
+        return read_result(granted | fields)
     except ValidationError:
         return WriterError("the answer to this wish of the list does not parse")

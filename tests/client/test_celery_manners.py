@@ -13,11 +13,12 @@ import pytest
 from celery import chain, chord, group
 from gateways import GatewayProcess, MakeGateway, MakeSettings, close
 from keys import some_key
-from waiting import PATIENCE
+from servers import RedisServer
+from waiting import PATIENCE, Stopwatch
 
 from peerlane.config import names
 from peerlane.config.celery.app import PeerlaneApp
-from peerlane.tasks.errors import Conflict, Invalid, TimedOut, Unavailable, WriterError
+from peerlane.tasks.errors import Conflict, Invalid, OutcomeUnknown, TimedOut, Unavailable, WriterError
 from peerlane.tasks.lane import result
 from peerlane.tasks.lane.result import LaneResult
 from peerlane.tasks.lane.tasks import task_of
@@ -70,6 +71,24 @@ class TestAGroup:
         outcomes = getattr(sent, wait)(timeout=0.5, propagate=False)
         site.resume()
         assert [type(each) for each in outcomes] == [TimedOut] * 3
+
+    def test_does_not_look_for_each_of_its_outcomes_where_redis_is_away(
+        self, own_redis: RedisServer, gateway: MakeGateway, settings: MakeSettings, request: pytest.FixtureRequest
+    ) -> None:
+        site, app = gateway(redis=own_redis), PeerlaneApp(settings(redis_url=own_redis.url))
+        request.addfinalizer(lambda: close(app))
+        site.hold()
+        create: Any = task_of(app, names.CREATE_PEER)
+        sent: Any = group(create.s(gateway=site.name, public_key=some_key()) for _ in range(40)).apply_async()
+        own_redis.pause()
+        watch = Stopwatch()
+        outcomes = sent.get(timeout=0.5, propagate=False)
+        taken = watch.seconds
+        own_redis.resume()
+        site.resume()
+        assert {type(each) for each in outcomes} == {OutcomeUnknown}
+        assert [each.request_id for each in outcomes] == [each.id for each in sent.results]
+        assert taken < 20, "one after the other they would take forty seconds"
 
     def test_is_revoked_as_a_whole(self, site: GatewayProcess, create: Any) -> None:
         site.hold()

@@ -349,3 +349,16 @@ def test_many_gateways_are_asked_on_one_connection(gateway: MakeGateway, client:
     for api in clients * 3:
         assert api.create_peer(some_key()).outcome == "created"
     assert link.accepted == before
+
+
+def test_a_connection_has_no_end_of_channels_where_callers_choose_the_names(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peerlane.tasks.redis.subscription.MOST_CHANNELS", 3)
+    redis = Redis.from_url(own_redis.url, socket_timeout=PATIENCE)
+    listeners = Listeners(redis)
+    for number in range(10):
+        with listeners.reply(f"iad-{number}"):
+            assert len(cast("list[bytes]", own_redis.redis.pubsub_channels())) <= 4
+    listeners.close()
+    redis.close()

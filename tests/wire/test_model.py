@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,16 @@ from pydantic import ValidationError
 
 from peerlane.tasks.errors import Invalid, StorageError
 from peerlane.tasks.values.prefix import Prefix
-from peerlane.tasks.wire.model import MAX_LABELS, MAX_PREFIXES, MAX_TTL, CreatePeer, DeletePeer, PeerResult, parse
+from peerlane.tasks.wire.model import (
+    MAX_LABELS,
+    MAX_PREFIXES,
+    MAX_TTL,
+    CreatePeer,
+    DeletePeer,
+    PeerResult,
+    parse,
+    peer_result,
+)
 from peerlane.tasks.wire.stored_peer import Peer
 
 KEY = key_number(1)
@@ -321,3 +331,19 @@ def test_a_result_tells_all_but_the_secret() -> None:
     assert (result.public_key, result.allowed_ips, result.labels) == (peer.public_key, ("10.8.0.2/32",), {"a": "b"})
     assert result.has_preshared_key
     assert SECRET not in result.model_dump_json()
+
+
+def test_results_share_what_they_have_in_common_and_stay_apart_all_the_same() -> None:
+    made: dict[str, Any] = {"outcome": "created", "gateway": "iad", "public_key": KEY, "labels": {}}
+    first, second = peer_result(made), peer_result({**made, "labels": {"build": "17"}})
+    plain = PeerResult.model_validate(made)
+    assert first.model_fields_set is second.model_fields_set, "each set of its own takes as much as all else"
+    assert (first, second.labels) == (plain, {"build": "17"})
+    assert first.model_dump(exclude_unset=True) == plain.model_dump(exclude_unset=True)
+    changed = first.model_copy(update={"keepalive": 25})
+    assert "keepalive" in changed.model_dump(exclude_unset=True)
+    assert first.model_fields_set == second.model_fields_set == plain.model_fields_set
+    again = pickle.loads(pickle.dumps(first))  # noqa: S301 - made here
+    assert (again, again.model_fields_set) == (first, first.model_fields_set)
+    deleted = peer_result({"outcome": "deleted", "gateway": "iad", "public_key": KEY})
+    assert deleted.model_fields_set == {"outcome", "gateway", "public_key"}
