@@ -205,7 +205,10 @@ class Lanes:
         if before is None:
             with suppress(RedisError):
                 for channel in names.result_channels(cancel.key):
-                    self.redis.publish(channel, cancel.tombstone)
+                    if by is None:
+                        self.redis.publish(channel, cancel.tombstone)
+                    else:
+                        by.command("PUBLISH", channel, cancel.tombstone)
         return cast("str", cancel.decide(cast("bytes | None", before), written=True))
 
     def cancel_many(self, requests: Sequence[tuple[str, int]]) -> None:

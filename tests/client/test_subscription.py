@@ -180,12 +180,14 @@ class TestThreads:
 
         with ThreadPoolExecutor(8) as threads:
             assert {*threads.map(ask, [PATIENCE] * 8)} == {"created"}
-            connected = link.accepted
             site.hold()
-            assert {*threads.map(ask, [0.5] * 8)} == {"timed_out"}
+            asking = [threads.submit(ask, 1.5) for _ in range(8)]
+            eventually(lambda: site.look().waiting == 8, "all have sent their requests")
+            connected = link.accepted
+            assert {future.result(PATIENCE) for future in asking} == {"timed_out"}
+            assert link.accepted == connected
             site.resume()
             assert {*threads.map(ask, [PATIENCE] * 8)} == {"created"}
-        assert link.accepted == connected
 
 
 class TestAfterAFork:
