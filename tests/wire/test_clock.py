@@ -78,7 +78,7 @@ class TestTheClock:
 
         def stopped_meanwhile() -> tuple[int, int]:
             answer = server.time()
-            time.sleep(0.6)
+            time.sleep(0.6)  # how long the answer is on its way is what is tested
             return answer
 
         read = ServerClock(stopped_meanwhile)
